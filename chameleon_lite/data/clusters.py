@@ -1,0 +1,141 @@
+"""Vectors become clusters: k-means fitted on one set of documents, everything else assigned.
+
+    x (N, C) ── fit_clusters ─▶ centroids (K, C) ── assign: nearest centroid ─▶ label of any other vector
+    labels ── merge_small ─▶ no group smaller than the minimum: its rows go to the nearest centroid that remains
+
+Released code: k-means of its own, 10 Lloyd steps from random rows, the evaluation set clustered on itself.
+Here: scikit-learn's k-means (k-means++ start) on the training set only.
+"""
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..ops import nearest_centroid
+
+
+@dataclass(frozen=True, eq=False)
+class Clustering:
+    """K centroids (K, C) and, for the N rows they were fitted on, label (N,) and distance (N,).
+
+    `inertia` is the sum of squared distances over all N rows. A cluster is empty only where fewer than K
+    rows are distinct; its centroid stays and is counted by `cluster_quality`.
+    """
+
+    centroids: Tensor
+    labels: Tensor
+    distance: Tensor
+    inertia: float
+
+    def assign(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors (M, C) to the label (M,) int64 of the nearest centroid and the distance (M,) to it."""
+        return nearest_centroid(x.to(self.centroids), self.centroids)
+
+    @property
+    def sizes(self) -> Tensor:
+        """Rows a cluster, (K,) int64."""
+        return torch.bincount(self.labels, minlength=len(self.centroids))
+
+
+def fit_clusters(x: Tensor, k: int, *, seed: int, n_init: int = 1, sample: int = 100_000) -> Clustering:
+    """k-means of x (N, C) into k clusters; the same seed gives the same labels, bit for bit.
+
+    Fits on at most `sample` rows, drawn by the seed, and assigns the rest. Raises UserError when k is not
+    between 1 and the number of rows, or when x holds NaN or infinity.
+    """
+    if not 1 <= k <= len(x):
+        raise UserError(f"cannot make {k} clusters of {len(x)} documents; choose between 1 and {len(x)}")
+    if k > sample:
+        raise UserError(f"cannot fit {k} clusters on a sample of {sample} documents; raise sample or lower k")
+    if not torch.isfinite(x).all():
+        raise UserError("cannot cluster vectors with NaN or infinity; check the embedding matrix")
+    rows = x.detach().float()
+    if len(x) > sample:
+        chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:sample]
+        rows = rows[chosen.sort().values.to(x.device)]
+    centroids = torch.from_numpy(_kmeans(rows.cpu().numpy(), k, seed, n_init)).to(x.device)
+    labels, distance = nearest_centroid(x.detach().float(), centroids)
+    return Clustering(centroids, labels, distance, float(distance.double().square().sum()))
+
+
+def _kmeans(rows: np.ndarray, k: int, seed: int, n_init: int) -> np.ndarray:
+    """Centroids (k, C) float32; on one thread, because the order of a parallel sum is not fixed."""
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than k: see Clustering
+        fit = KMeans(k, n_init=n_init, max_iter=100, random_state=seed).fit(rows)
+    return fit.cluster_centers_.astype(np.float32)
+
+
+def merge_small(x: Tensor, labels: Tensor, centroids: Tensor, minimum: int = 4) -> Tensor:
+    """Labels (N,) in which each row of a group smaller than `minimum` joined the nearest centroid that remains.
+
+    x (N, C), labels (N,) int64, centroids (K, C). Label numbers stay those of the centroids. Where no group
+    is large enough, all rows join the largest one (the lowest label among equals).
+    """
+    sizes = torch.bincount(labels, minlength=len(centroids))  # (K,)
+    remaining = torch.nonzero(sizes >= minimum).flatten()
+    if not len(remaining):
+        return torch.full_like(labels, int(sizes.argmax()))
+    small = torch.nonzero(sizes[labels] < minimum).flatten()
+    merged = labels.clone()
+    merged[small] = remaining[nearest_centroid(x[small].to(centroids), centroids[remaining])[0]]
+    return merged
+
+
+def cluster_quality(clustering: Clustering, *, groups: Sequence[str], lengths: Sequence[int] | np.ndarray) -> dict:
+    """Numbers on the fitted rows: what the clusters are made of, beside what they are hoped to be made of.
+
+    groups (N,) and lengths (N,) are the documents' origins and token counts. `adjusted_mutual_information` is
+    1 for clusters that are the groups, about 0 for chance, None with fewer than two groups;
+    `length_variance_explained` is η²: the share of the variance of length that lies between clusters.
+    """
+    sizes = clustering.sizes
+    filled = sizes[sizes > 0].double()
+    return {
+        "clusters": len(sizes),
+        "empty": int((sizes == 0).sum()),
+        "inertia": clustering.inertia,
+        "sizes": {"min": int(filled.min()), "median": float(filled.quantile(0.5)), "max": int(filled.max())},
+        "adjusted_mutual_information": _mutual_information(clustering.labels, groups),
+        "length_variance_explained": _variance_explained(clustering.labels.cpu().numpy(), np.asarray(lengths, float)),
+    }
+
+
+def worst_cluster(clustering: Clustering, groups: Sequence[str]) -> int:
+    """The cluster whose largest group has the smallest share; among equals the larger, then the lower label."""
+    counts = _contingency(clustering, groups)  # (K, groups)
+    sizes = counts.sum(1)
+    purity = np.where(sizes > 0, counts.max(1) / np.maximum(sizes, 1), np.inf)
+    return int(np.lexsort((-sizes, purity))[0])
+
+
+def _contingency(clustering: Clustering, groups: Sequence[str]) -> np.ndarray:
+    """Rows of cluster k that belong to group g, (K, groups) int64."""
+    names, group = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    flat = clustering.labels.cpu().numpy() * len(names) + group
+    return np.bincount(flat, minlength=len(clustering.centroids) * len(names)).reshape(-1, len(names))
+
+
+def _mutual_information(labels: Tensor, groups: Sequence[str]) -> float | None:
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    if len(set(groups)) < 2:
+        return None
+    return float(adjusted_mutual_info_score(list(groups), labels.cpu().numpy()))
+
+
+def _variance_explained(labels: np.ndarray, values: np.ndarray) -> float:
+    """η² of values (N,) by labels (N,): between-cluster over total sum of squares; 0 where values are equal."""
+    centred = values - values.mean()
+    total = float(centred @ centred)
+    sizes = np.bincount(labels)
+    sums = np.bincount(labels, weights=centred)
+    return float((sums**2 / np.maximum(sizes, 1)).sum() / total) if total else 0.0

@@ -1,0 +1,228 @@
+"""Documents become one flat table of token ids.
+
+    document n:  ids[offsets[n] : offsets[n + 1]]  =  prefix[n] tokens that are never scored, then scored ones
+                 plain text: the first m tokens are the prefix · prompt and response: the prompt is the prefix
+
+No padding is stored; `padded` makes it for the rows of one batch, with a mask, so that a pad token is never
+confused with an ordinary token of the same id. No token is added at either end.
+"""
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .corpora.documents import Document
+
+IGNORED = -100  # the label of a position that is not scored
+CHUNK = 4096  # documents given to the tokenizer at once
+SHORT = "shorter than prefix + scored"
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTable:
+    """N documents as flat token ids; L is the number of all tokens."""
+
+    ids: np.ndarray  # (L,) int32
+    offsets: np.ndarray  # (N + 1,) int64
+    prefix: np.ndarray  # (N,) int32: tokens at the start that are never scored, at least 1
+    condition: np.ndarray  # (N, 2) int32: span [start, stop) inside the document that the condition may read
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+    scored_bytes: np.ndarray  # (N,) int64: UTF-8 bytes of the scored text
+    dropped: dict[str, int] = field(default_factory=dict)  # why ▶ documents; also how many were truncated
+    pad_id: int = 0
+
+    def __len__(self) -> int:
+        return len(self.prefix)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens a document, (N,) int64."""
+        return np.diff(self.offsets)
+
+    @property
+    def n_scored(self) -> np.ndarray:
+        """Scored tokens a document, (N,) int64."""
+        return self.lengths - self.prefix
+
+    @property
+    def hash(self) -> str:
+        """Hex sha256 of everything that changes a loss or a condition."""
+        digest = hashlib.sha256()
+        for array in (self.ids, self.offsets, self.prefix, self.condition):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update("\n".join(self.names).encode())
+        return digest.hexdigest()
+
+    def take(self, index: Sequence[int] | np.ndarray | Tensor) -> "TokenTable":
+        """The documents at `index`, in that order, as a table of their own."""
+        index = np.asarray(index, dtype=np.int64)
+        lengths = self.lengths[index]
+        return TokenTable(
+            ids=self.ids[ragged(self.offsets[index], lengths)],
+            offsets=cumulative(lengths),
+            prefix=self.prefix[index],
+            condition=self.condition[index],
+            names=tuple(self.names[i] for i in index),
+            groups=tuple(self.groups[i] for i in index),
+            scored_bytes=self.scored_bytes[index],
+            dropped=self.dropped,
+            pad_id=self.pad_id,
+        )
+
+    def padded(self, rows: Sequence[int] | np.ndarray | Tensor, length: int | None = None) -> tuple[Tensor, Tensor]:
+        """Documents `rows` (B,) as ids (B, T) int64 and mask (B, T) bool, padded on the right.
+
+        T is `length` (longer documents are cut there), or the longest of the rows.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        lengths = self.lengths[rows]
+        time = np.arange(length or lengths.max(initial=1))  # (T,)
+        mask = time < lengths[:, None]  # (B, T)
+        index = np.where(mask, self.offsets[rows][:, None] + time, 0)
+        ids = np.where(mask, self.ids[index], self.pad_id).astype(np.int64)  # (B, T)
+        return torch.from_numpy(ids), torch.from_numpy(mask)
+
+    def targets(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All S scored tokens: flat position of the state that predicts each, its id, its document; each (S,) int64.
+
+        The prediction is shifted: the state at position t - 1 predicts the token at t.
+        """
+        flat = ragged(self.offsets[:-1] + self.prefix, self.n_scored)  # (S,)
+        return flat - 1, self.ids[flat].astype(np.int64), np.repeat(np.arange(len(self)), self.n_scored)
+
+
+def cumulative(lengths: np.ndarray) -> np.ndarray:
+    """Lengths (N,) to offsets (N + 1,) int64."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+def ragged(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Flat indices of N runs: starts (N,), lengths (N,) to (lengths.sum(),) int64, run after run."""
+    lengths = np.asarray(lengths, dtype=np.int64)
+    run = cumulative(lengths)
+    return np.arange(run[-1]) + np.repeat(np.asarray(starts, dtype=np.int64) - run[:-1], lengths)
+
+
+def tokenise(
+    documents: Sequence[Document],
+    tokenizer: Callable,
+    *,
+    max_length: int = 256,
+    prefix_tokens: int = 16,
+    min_scored: int = 8,
+    condition_on: str = "prompt",
+) -> TokenTable:
+    """Documents to a TokenTable; the tokenizer is called on lists of texts and adds nothing at the ends.
+
+    Prompt and response are tokenised apart and joined. A document longer than `max_length` tokens loses the
+    start of its prompt, down to what leaves room for `min_scored` response tokens, then the end of its text.
+    Documents with fewer than `min_scored` scored tokens are dropped and counted. `condition_on` chooses what
+    the condition reads where a prompt has an instruction: the whole "prompt" or the "instruction" alone.
+    Raises UserError for settings that cannot be met and when nothing remains.
+    """
+    _check(max_length, prefix_tokens, min_scored, condition_on)
+    prompt, prompt_at, _ = _encode([d.prompt for d in documents], tokenizer)
+    text, text_at, ends = _encode([d.text for d in documents], tokenizer)
+    n_prompt = np.minimum(np.diff(prompt_at), max_length - min_scored)
+    n_text = np.minimum(np.diff(text_at), max_length - n_prompt)
+    prefix = np.where(n_prompt > 0, n_prompt, prefix_tokens)  # (N,)
+    keep = np.flatnonzero(n_prompt + n_text - prefix >= min_scored)
+    cut = np.diff(prompt_at) - n_prompt  # (N,) prompt tokens lost on the left
+    dropped = {
+        SHORT: len(documents) - len(keep),
+        "truncated": int((n_text < np.diff(text_at))[keep].sum()),
+        "prompt truncated": int((cut > 0)[keep].sum()),
+    }
+    if not len(keep):
+        need = f"{prefix_tokens} prefix (or a prompt) + {min_scored} scored tokens"
+        raise UserError(f"no document of {len(documents)} has {need}; lower prefix_tokens or min_scored, or add text")
+    kept = [documents[i] for i in keep]
+    n_prompt, n_text, prefix, cut = n_prompt[keep], n_text[keep], prefix[keep], cut[keep]
+    span = np.stack([np.zeros_like(prefix), prefix], axis=1)  # (N, 2)
+    if condition_on == "instruction":
+        span = _instruction_spans(kept, tokenizer, cut, span)
+    skipped = np.where(n_prompt > 0, 0, prefix)  # (N,) text tokens that are prefix, not scored
+    return TokenTable(
+        ids=_joined(prompt, prompt_at[keep] + cut, n_prompt, text, text_at[keep], n_text),
+        offsets=cumulative(n_prompt + n_text),
+        prefix=prefix.astype(np.int32),
+        condition=span.astype(np.int32),
+        names=tuple(d.id for d in kept),
+        groups=tuple(d.group for d in kept),
+        scored_bytes=_scored_bytes(kept, ends, text_at[keep], np.diff(text_at)[keep], skipped, n_text),
+        dropped=dropped,
+        pad_id=_pad_id(tokenizer),
+    )
+
+
+def _check(max_length: int, prefix_tokens: int, min_scored: int, condition_on: str) -> None:
+    if condition_on not in ("prompt", "instruction"):
+        raise UserError(f"condition_on is 'prompt' or 'instruction', not {condition_on!r}")
+    if prefix_tokens < 1 or min_scored < 0:
+        raise UserError("prefix_tokens must be at least 1 (nothing predicts a first token) and min_scored at least 0")
+    if max_length < prefix_tokens + max(min_scored, 1):
+        need = f"{prefix_tokens} prefix and {min_scored} scored tokens"
+        raise UserError(f"max_length {max_length} has no room for {need}; raise it")
+
+
+def _encode(texts: list[str], tokenizer: Callable) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Texts to flat ids (L,), offsets (N + 1,) and, from a fast tokenizer, each token's end character (L,)."""
+    fast = getattr(tokenizer, "is_fast", False)
+    options = {"return_offsets_mapping": True, "return_attention_mask": False, "verbose": False} if fast else {}
+    ids, ends, lengths = [], [], []
+    for start in range(0, len(texts), CHUNK):
+        part = tokenizer(texts[start : start + CHUNK], add_special_tokens=False, **options)
+        lengths += [len(row) for row in part["input_ids"]]
+        ids.append(np.fromiter(chain.from_iterable(part["input_ids"]), dtype=np.int32))
+        if fast:
+            spans = chain.from_iterable(part["offset_mapping"])
+            ends.append(np.fromiter((stop for _, stop in spans), dtype=np.int64))
+    flat = np.concatenate(ids) if ids else np.empty(0, dtype=np.int32)
+    return flat, cumulative(np.asarray(lengths, dtype=np.int64)), np.concatenate(ends) if ends else None
+
+
+def _joined(prompt, prompt_from, n_prompt, text, text_from, n_text) -> np.ndarray:
+    """Of each document n_prompt ids of `prompt`, then n_text ids of `text`, all flat: (L,) int32."""
+    starts = cumulative(n_prompt + n_text)
+    ids = np.empty(starts[-1], dtype=np.int32)
+    ids[ragged(starts[:-1], n_prompt)] = prompt[ragged(prompt_from, n_prompt)]
+    ids[ragged(starts[:-1] + n_prompt, n_text)] = text[ragged(text_from, n_text)]
+    return ids
+
+
+def _scored_bytes(kept, ends, starts, n_tokens, skipped, n_text) -> np.ndarray:
+    """UTF-8 bytes of each document's scored text, (N,) int64.
+
+    Exact with a fast tokenizer; others don't say which characters a token covers, and the text's bytes are
+    shared out evenly over its tokens (exact where every token has as many bytes).
+    """
+    if ends is None:
+        total = np.array([len(d.text.encode()) for d in kept], dtype=np.int64)
+        return total * (n_text - skipped) // np.maximum(n_tokens, 1)
+    last = np.append(ends, 0)  # a document may have no text tokens at all
+    first = np.where(skipped > 0, last[np.maximum(starts + skipped - 1, 0)], 0)
+    stop = np.where(n_text > 0, last[starts + n_text - 1], 0)
+    return np.array([len(d.text[a:b].encode()) for d, a, b in zip(kept, first, stop)], dtype=np.int64)
+
+
+def _instruction_spans(kept: list[Document], tokenizer: Callable, cut: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Where in each document (N, 2) the instruction lies; the whole prefix where there is none left to read."""
+    at = [d.prompt.find(d.instruction) if d.instruction else -1 for d in kept]
+    before = _encode([d.prompt[: max(a, 0)] for d, a in zip(kept, at)], tokenizer)[1]
+    until = _encode([d.prompt[: max(a, 0) + len(d.instruction)] for d, a in zip(kept, at)], tokenizer)[1]
+    span = np.stack([np.diff(before) - cut, np.diff(until) - cut], axis=1).clip(0, whole[:, 1:])  # (N, 2)
+    found = (np.array(at) >= 0) & (span[:, 1] > span[:, 0])
+    return np.where(found[:, None], span, whole)
+
+
+def _pad_id(tokenizer: Callable) -> int:
+    for name in ("pad_token_id", "eos_token_id"):
+        if getattr(tokenizer, name, None) is not None:
+            return int(getattr(tokenizer, name))
+    return 0
