@@ -1,0 +1,200 @@
+"""Settings of an experiment: frozen, validated, every number with its unit.
+
+An experiment is one YAML file. `load_experiment` reads it, lays the profile's values (below) under the file's own
+`profiles:` section and returns `Experiment`. Unknown keys are refused with the nearest valid one; nothing below
+`study/experiment.py` reads a setting that is not handed to it.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import UserError, unknown
+
+ProfileName = Literal["smoke", "colab", "paper"]
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def key(self, length: int = 8) -> str:
+        """The first hex digits of the sha256 of the canonical JSON: equal settings, equal key."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+class TokenSettings(Settings):
+    """How documents become tokens and which of them are scored."""
+
+    max_length: int = Field(256, ge=2, description="tokens a document is cut to")
+    prefix_tokens: int = Field(
+        16, ge=1, description="tokens at the start of plain text that condition and are never scored"
+    )
+    min_scored: int = Field(8, ge=1, description="scored tokens below which a document is dropped")
+    condition_on: Literal["prompt", "instruction"] = Field(
+        "prompt", description="for prompt/response documents, the span the condition reads"
+    )
+
+
+class DataSettings(Settings):
+    """How much of a corpus is used."""
+
+    max_train_tokens: int | None = Field(None, ge=1, description="tokens of training documents; none = all")
+    max_eval_documents: int | None = Field(None, ge=1, description="documents of validation and of test; none = all")
+    subset_seed: int = Field(0, description="seed of the draw of those subsets; not varied by the study")
+
+
+class ClusterSettings(Settings):
+    """The two clusterings: batching forms batches, routing serves banks and nearest-centroid regimes."""
+
+    batch_rows: int = Field(32, ge=1, description="rows a conditioning batch holds at most; K = N // batch_rows")
+    minimum: int = Field(4, ge=1, description="rows below which a cluster joins its nearest neighbour")
+    routing_clusters: int = Field(33, ge=2, description="clusters of the routing clustering")
+
+
+class TrainSettings(Settings):
+    """The optimiser's side."""
+
+    epochs: int = Field(5, ge=1, description="passes over the training documents")
+    rows_per_step: int = Field(32, ge=1, description="documents an optimiser step, all processes together")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
+    validations_per_epoch: int = Field(1, ge=1, description="validations an epoch, evenly spaced")
+    patience: int = Field(1, ge=0, description="validations without improvement that are forgiven before stopping")
+    scale: float = Field(1.0, gt=0, description="alpha: what the update is multiplied by, for every rank")
+    feature_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="arithmetic of the backbone's pass; auto = 16-bit where the machine is fast at it"
+    )
+    matmul_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="arithmetic of the head's large products"
+    )
+
+
+class SweepSettings(Settings):
+    """Learning rates tried on validation, with seeds other than the reported ones."""
+
+    grid: tuple[float, ...] = Field((1e-4, 3e-4, 1e-3, 3e-3), min_length=1, description="AdamW learning rates")
+    seeds: int = Field(2, ge=1, description="sweep seeds, numbered 1000, 1001, …")
+    extend: int = Field(2, ge=0, description="times the grid may grow by a factor 3 while the best lies on its edge")
+
+
+class Experiment(Settings):
+    """One YAML file after its profile was applied."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="file name of its results")
+    what: str = Field("", description="one sentence for tables and help")
+    profile: ProfileName = "smoke"
+    backbone: str = "smollm2"
+    corpora: tuple[str, ...] = ("docstrings",)
+    regimes: tuple[str, ...] = Field(min_length=1)
+    seeds: int = Field(3, ge=1, description="reported seeds, numbered 0, 1, …")
+    learning_rates: dict[str, float] = Field(
+        default_factory=dict, description="AdamW learning rate a regime; regimes not named are swept"
+    )
+    shared_order: bool = Field(
+        False, description="train and read every regime in the clustered order, so that one pass serves all"
+    )
+    tokens: TokenSettings = TokenSettings()
+    data: DataSettings = DataSettings()
+    clusters: ClusterSettings = ClusterSettings()
+    train: TrainSettings = TrainSettings()
+    sweep: SweepSettings = SweepSettings()
+
+    @model_validator(mode="after")
+    def _contradictions(self) -> "Experiment":
+        if self.tokens.prefix_tokens + self.tokens.min_scored > self.tokens.max_length:
+            raise ValueError(
+                f"prefix_tokens {self.tokens.prefix_tokens} + min_scored {self.tokens.min_scored} "
+                f"exceed max_length {self.tokens.max_length}: nothing could be scored"
+            )
+        extra = set(self.learning_rates) - set(self.regimes)
+        if extra:
+            raise ValueError(f"learning_rates names {sorted(extra)}, which the experiment does not run")
+        return self
+
+
+# What a profile sets unless the experiment's own `profiles:` section says otherwise (the table in book/design.md).
+PROFILES: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "backbone": "smollm2",
+        "corpora": ["docstrings"],
+        "seeds": 3,
+        "data": {"max_train_tokens": 24_000, "max_eval_documents": 320},
+        "train": {"epochs": 2, "validations_per_epoch": 2},
+    },
+    "colab": {
+        "backbone": "gpt2",
+        "corpora": ["wikitext-2", "alpaca"],
+        "seeds": 3,
+        "data": {"max_train_tokens": 200_000, "max_eval_documents": 1_000},
+        "train": {"epochs": 5},
+    },
+    "paper": {
+        "seeds": 5,
+        "data": {"max_train_tokens": 1_000_000},
+        "train": {"epochs": 5, "feature_dtype": "float32"},
+    },
+}
+
+
+def merged(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries laid over each other, later ones on top."""
+    out: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            both = isinstance(value, dict) and isinstance(out.get(key), dict)
+            out[key] = merged(out[key], value) if both else value
+    return out
+
+
+def experiment_from(raw: dict[str, Any], profile: str = "smoke", **overrides: Any) -> Experiment:
+    """The experiment a parsed YAML means under a profile; `overrides` (None = not given) win over both."""
+    if profile not in PROFILES:
+        raise unknown("profile", profile, PROFILES)
+    raw = dict(raw)
+    own = raw.pop("profiles", {})
+    for name in own:
+        if name not in PROFILES:
+            raise unknown("profile", name, PROFILES)
+    given = {k: v for k, v in overrides.items() if v is not None}
+    values = merged(PROFILES[profile], raw, own.get(profile, {}), {"profile": profile}, given)
+    _check_keys(values, Experiment)
+    try:
+        return Experiment(**values)
+    except ValidationError as error:
+        raise UserError(f"experiment {raw.get('name', '?')}: {_first_line(error)}") from None
+
+
+def load_experiment(path: Path | str, profile: str = "smoke", **overrides: Any) -> Experiment:
+    """Read one experiment file; raises UserError with one line for anything a user can mend in it."""
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise unknown("experiment file", str(path), near) if near else UserError(f"no such experiment file: {path}")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} must be a mapping of settings, found {type(raw).__name__}")
+    return experiment_from(raw, profile, **overrides)
+
+
+def _check_keys(values: dict[str, Any], model: type[BaseModel], where: str = "") -> None:
+    """Refuse unknown keys with the nearest valid one (pydantic's own message lists neither)."""
+    for key, value in values.items():
+        if key not in model.model_fields:
+            raise unknown("setting", where + key, [where + name for name in model.model_fields])
+        kind = model.model_fields[key].annotation
+        if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
+            _check_keys(value, kind, f"{where}{key}.")
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or 'settings'}: {first['msg']}"

@@ -1,0 +1,206 @@
+"""A result with its circumstances: what is written of each run, how it is named, and what may enter `results/`.
+
+runs/<name>/record.json + documents.parquet   raw, one folder a run, renamed into place when complete
+results/<experiment>.jsonl + .parquet         kept: every record of an experiment, every per-document loss
+"""
+
+import json
+import os
+import platform
+import subprocess
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+
+from .. import cache
+from ..errors import UserError
+
+REFUSED_BACKBONES = ("tiny", "random-gpt2")
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "numpy", "scikit-learn", "scipy", "pandas", "pydantic")
+
+
+class Record(BaseModel):
+    """One trained (or frozen) head, measured."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    experiment: str
+    regime: str
+    backbone: str
+    corpus: str
+    seed: int
+    profile: str
+    settings: dict[str, Any]
+    learning_rate: float | None
+    learning_rate_trials: dict[str, dict[str, float]] = Field(
+        default_factory=dict
+    )  # rate -> sweep seed -> nats/token
+    metrics: dict[str, float]
+    curve: list[dict[str, float | None]] = Field(default_factory=list)
+    trainable_parameters: int
+    stored_bytes: int
+    seconds: dict[str, float]
+    peak_memory_bytes: dict[str, int]
+    status: Literal["done", "failed"] = "done"
+    failure: str | None = None
+    data: dict[str, Any]
+    provenance: dict[str, Any]
+
+    def measured(self) -> dict[str, Any]:
+        """The fields that equal settings and seed must reproduce bit for bit on one machine."""
+        return {"metrics": self.metrics, "curve": self.curve, "learning_rate": self.learning_rate}
+
+
+def run_name(regime: str, backbone: str, corpus: str, key: str, seed: int) -> str:
+    """`<regime>--<backbone>--<corpus>--<8 hex of the settings>--seed<k>`, safe as a file name."""
+    safe = [part.replace("/", "_").replace(os.sep, "_").replace(":", "_") for part in (regime, backbone, corpus)]
+    return "--".join([*safe, key, f"seed{seed}"])
+
+
+def write_run(folder: Path, record: Record, documents: pd.DataFrame | None) -> Path:
+    """Write a run's folder whole under its name; returns it."""
+    final = folder / record.name
+    with cache.atomic(final) as part:
+        part.mkdir()
+        (part / "record.json").write_text(record.model_dump_json(indent=1))
+        if documents is not None:
+            documents.to_parquet(part / "documents.parquet", index=False)
+    return final
+
+
+def read_run(folder: Path, name: str) -> Record | None:
+    """A run's record if it is there and complete, else None; a damaged one is never taken for a result."""
+    path = folder / name / "record.json"
+    if not path.is_file():
+        return None
+    try:
+        return Record.model_validate_json(path.read_text())
+    except ValueError:
+        return None
+
+
+def pack(experiment: str, names: list[str], runs: Path, results: Path) -> tuple[Path, Path]:
+    """Collect the named runs into `results/<experiment>.jsonl` and `.parquet`; refuses what must not be kept."""
+    records = [read_run(runs, name) for name in names]
+    missing = [name for name, record in zip(names, records) if record is None]
+    if missing:
+        raise UserError(
+            f"{len(missing)} run(s) are not complete, first {missing[0]}: run the experiment again with --resume"
+        )
+    for record in records:
+        _admissible(record)
+    tables = [
+        pd.read_parquet(runs / r.name / "documents.parquet").assign(run=r.name)
+        for r in records
+        if (runs / r.name / "documents.parquet").is_file()
+    ]
+    jsonl, parquet = results / f"{experiment}.jsonl", results / f"{experiment}.parquet"
+    with cache.atomic(jsonl) as part:
+        part.write_text("".join(r.model_dump_json() + "\n" for r in records))
+    if tables:
+        frame = pd.concat(tables, ignore_index=True)
+        frame["run"] = frame["run"].astype("category")
+        frame["document"] = frame["document"].astype("category")
+        frame["nll"] = frame["nll"].astype(np.float32)
+        with cache.atomic(parquet) as part:
+            frame.to_parquet(part, index=False, compression="zstd")
+    return jsonl, parquet
+
+
+def load_records(path: Path) -> list[Record]:
+    """The records of one packed experiment."""
+    return [Record.model_validate_json(line) for line in Path(path).read_text().splitlines() if line]
+
+
+def load_results(folder: Path) -> list[Record]:
+    """Every record under a results folder, experiment by experiment."""
+    return [record for path in sorted(Path(folder).glob("*.jsonl")) for record in load_records(path)]
+
+
+def _admissible(record: Record) -> None:
+    if record.profile == "smoke":
+        raise UserError(f"{record.name} was made by the smoke profile: such runs are shown, never kept in results")
+    if record.backbone.startswith(REFUSED_BACKBONES):
+        raise UserError(f"{record.name} was made with {record.backbone}, whose weights are random: not a result")
+
+
+@lru_cache
+def source_hash() -> str:
+    """sha256 over the package's own source files: what code made a record, also without a repository."""
+    root = Path(__file__).parent.parent
+    digest = sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+@lru_cache
+def commit() -> str:
+    """`$CHAMELEON_LITE_COMMIT`, else the repository's HEAD (with `+` if files differ), else "unknown"."""
+    given = os.environ.get("CHAMELEON_LITE_COMMIT")
+    if given:
+        return given
+    root = Path(__file__).parent.parent.parent
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        return head + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def provenance(device: str, command: str) -> dict[str, Any]:
+    """Versions, commit, source hash, device and the command that made a run."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "absent"
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+    return {
+        "versions": versions,
+        "commit": commit(),
+        "source": source_hash(),
+        "device": device,
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "command": command,
+    }
+
+
+def as_frame(records: list[Record]) -> pd.DataFrame:
+    """One row a record: name parts, learning rate, parameters and every metric."""
+    rows = [
+        {
+            **{
+                k: getattr(r, k)
+                for k in ("name", "experiment", "regime", "backbone", "corpus", "seed", "profile", "status")
+            },
+            "learning_rate": r.learning_rate,
+            "trainable_parameters": r.trainable_parameters,
+            "stored_bytes": r.stored_bytes,
+            **r.metrics,
+        }
+        for r in records
+    ]
+    return pd.DataFrame(rows)
+
+
+def dumps(value: Any) -> str:
+    """JSON that can be compared byte for byte."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
