@@ -62,5 +62,7 @@ def verified(path: Path | str, expected: str) -> Path:
     """`path` if its sha256 is `expected`; raises DamagedFile, naming the file, if not."""
     found = sha256(path)
     if found != expected:
-        raise DamagedFile(f"{path} is damaged: sha256 {found[:12]}…, expected {expected[:12]}…; remove it and fetch it again")
+        raise DamagedFile(
+            f"{path} is damaged: sha256 {found[:12]}…, expected {expected[:12]}…; remove it and fetch it again"
+        )
     return Path(path)

