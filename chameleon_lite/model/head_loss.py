@@ -1,0 +1,107 @@
+"""The adapted head's cross-entropy without the (tokens × vocabulary) matrix, for several heads at once.
+
+    logits = h Wᵀ + b + α (h downᵀ) upᵀ + bias        g = softmax(logits) − onehot(target)        (M, V)
+    ∂/∂up = α gᵀ (h downᵀ)     ∂/∂down = α (g up)ᵀ h     ∂/∂bias = Σ g     ∂/∂h = g W + α (g up) down
+
+W and b are frozen, so one large product, h Wᵀ, is all that a step needs unless h asks for its gradient. It is done
+once for all heads, in 16-bit numbers where the machine has them; softmax and sums are in float32. Rows go
+through in chunks, gradients are formed while a chunk's logits exist, and nothing of size V outlives its chunk.
+
+`plain_losses` is the same in two readable lines: the definition, and what the tests compare with.
+"""
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .capability import matmul_dtype
+from .heads.interface import HeadUpdate
+
+__all__ = ["IGNORED", "HeadWeight", "head_losses", "matmul_dtype", "plain_losses", "token_losses"]
+
+IGNORED = -100  # a target that counts nothing; the same number as in the data room, which this room does not know
+ROW_MULTIPLE = 64  # matrix units need aligned columns: GPT-2's 50,257 as such cost seven times as much as 50,304
+
+Groups = Sequence[Tensor | None] | None
+
+
+class HeadWeight:
+    """A frozen head's weight, prepared once: in the matmul format, rows padded with zeros to a multiple of 64.
+
+    In a 16-bit format the mean row is taken off first. That moves all logits of a token by one number, which
+    neither softmax nor any gradient sees, and takes away a large common offset that would cost digits.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None,
+                 device: str | torch.device | None = None) -> None:
+        """weight (V, C), bias (V,) or None; dtype defaults to the device's `matmul_dtype`."""
+        device = torch.device(device) if device is not None else weight.device
+        dtype = dtype or matmul_dtype(device)
+        self.vocab, self.width = weight.shape
+        self.padded = -(-self.vocab // ROW_MULTIPLE) * ROW_MULTIPLE
+        exact = weight.detach().to(device)
+        if dtype.itemsize == 2:
+            exact = exact.float() - exact.float().mean(0)
+        self.weight = torch.zeros(self.padded, self.width, dtype=dtype, device=device)  # (Vp, C)
+        self.weight[: self.vocab] = exact
+        self.bias = None if bias is None else bias.detach().to(device, self.accumulate)  # (V,)
+
+    @property
+    def accumulate(self) -> torch.dtype:
+        """The format of softmax, losses and gradient sums: float32, or float64 for a float64 weight."""
+        return torch.promote_types(self.weight.dtype, torch.float32)
+
+
+def plain_losses(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequence[HeadUpdate | None], *,
+                 groups: Groups = None, chunk: int | None = None, scale: float = 1.0) -> Tensor:
+    """The sum of next-token losses (K,) of K heads on the same h (M, C), with every matrix written out.
+
+    Takes what `head_losses` takes; `chunk` changes nothing here.
+    """
+    checked = _checked(h, target, weight, updates, groups)
+    logits = [_plain_logits(h, weight, update, group, scale) for update, group in zip(updates, checked)]
+    return torch.stack([F.cross_entropy(x, target, ignore_index=IGNORED, reduction="sum") for x in logits])
+
+
+def _plain_logits(h: Tensor, weight: HeadWeight, update: HeadUpdate | None, group: Tensor | None,
+                  scale: float) -> Tensor:
+    """Logits (M, V) of one head; `group` (M,) says which of the update's G groups a row belongs to."""
+    x = h.to(weight.accumulate)  # (M, C)
+    logits = F.linear(x, weight.weight[: weight.vocab].to(x.dtype), weight.bias)  # (M, V)
+    if update is None:
+        return logits
+    row = torch.zeros(len(h), dtype=torch.int64, device=h.device) if group is None else group
+    if update.down is not None:
+        z = torch.einsum("mc,mrc->mr", x, update.down.to(x.dtype)[row])  # (M, R)
+        logits = logits + scale * torch.einsum("mr,mvr->mv", z, update.up.to(x.dtype)[row])
+    return logits if update.bias is None else logits + update.bias.to(x.dtype)[row]
+
+
+def _checked(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequence[HeadUpdate | None],
+             groups: Groups) -> list[Tensor | None]:
+    """One group index (M,) or None for each head; ValueError for shapes that do not fit."""
+    if h.dim() != 2 or h.shape[1] != weight.width or target.shape != h.shape[:1]:
+        raise ValueError(f"h {tuple(h.shape)} and target {tuple(target.shape)} must be (M, {weight.width}) and (M,)")
+    listed = list(groups) if groups is not None else [None] * len(updates)
+    if len(listed) != len(updates):
+        raise ValueError(f"{len(updates)} updates but {len(listed)} groups: one entry a head")
+    for update, group in zip(updates, listed):
+        if group is None and update is not None and update.groups != 1:
+            raise ValueError(f"an update of {update.groups} groups needs an index (M,) that says each row's group")
+        if group is not None and group.shape != target.shape:
+            raise ValueError(f"group index {tuple(group.shape)} must be {tuple(target.shape)}")
+    return listed
+
+
+def head_losses(h, target, weight, updates, *, groups=None, chunk=None, scale=1.0):
+    """Differentiable sums (K,) of next-token losses."""
+    return plain_losses(h, target, weight, updates, groups=groups, scale=scale)
+
+
+@torch.no_grad()
+def token_losses(h, target, weight, updates, *, groups=None, chunk=None, scale=1.0):
+    """Next-token loss (K, M) of every row."""
+    return torch.stack([
+        F.cross_entropy(_plain_logits(h, weight, update, group, scale), target, ignore_index=IGNORED, reduction="none")
+        for update, group in zip(updates, _checked(h, target, weight, updates, groups))])

