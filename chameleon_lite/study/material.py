@@ -55,7 +55,7 @@ class Material:
             "notes": self.corpus.notes,
             "backbone_hash": self.backbone.hash,
             "feature_dtype": self.feature_dtype,
-            "matmul_dtype": str(self.weight.padded.dtype).removeprefix("torch."),
+            "matmul_dtype": str(self.weight.weight.dtype).removeprefix("torch."),
             "documents": {s: len(t) for s, t in self.tables.items()},
             "tokens": {s: int(t.lengths.sum()) for s, t in self.tables.items()},
             "scored_tokens": {s: int(t.n_scored.sum()) for s, t in self.tables.items()},
