@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..errors import UserError, unknown
 from ..ops import normalise
-from .tokens import TokenTable, cumulative, ragged
+from .ragged import cumulative, ragged
+from .tokens import TokenTable
 
 SPANS = ("condition", "row", "padded")
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .corpora.documents import Document
+from .ragged import cumulative, ragged
 
 IGNORED = -100  # the label of a position that is not scored
 CHUNK = 4096  # documents given to the tokenizer at once
@@ -95,18 +96,6 @@ class TokenTable:
         """
         flat = ragged(self.offsets[:-1] + self.prefix, self.n_scored)  # (S,)
         return flat - 1, self.ids[flat].astype(np.int64), np.repeat(np.arange(len(self)), self.n_scored)
-
-
-def cumulative(lengths: np.ndarray) -> np.ndarray:
-    """Lengths (N,) to offsets (N + 1,) int64."""
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-
-
-def ragged(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Flat indices of N runs: starts (N,), lengths (N,) to (lengths.sum(),) int64, run after run."""
-    lengths = np.asarray(lengths, dtype=np.int64)
-    run = cumulative(lengths)
-    return np.arange(run[-1]) + np.repeat(np.asarray(starts, dtype=np.int64) - run[:-1], lengths)
 
 
 def tokenise(

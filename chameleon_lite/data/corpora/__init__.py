@@ -1,0 +1,67 @@
+"""Corpora by name: what a command line's --corpus may say."""
+import hashlib
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from ... import cache
+from ...errors import DamagedFile, UserError, unknown
+from . import alpaca, docstrings, hub, local, prose, splits, wikitext
+from .documents import SPLITS, Corpus, Document
+from .jsonl import read_jsonl, write_jsonl
+
+__all__ = ["NAMES", "SPLITS", "Corpus", "Document", "load_corpus", "read_jsonl", "write_jsonl"]
+
+
+def load_corpus(name: str, *, data_dir: Path | str | None = None, seed: int = 0) -> Corpus:
+    """A corpus by its name, a path, or hub:owner/name.
+
+    Names are in `NAMES`; a path is a .jsonl (an exported corpus too), .json, .csv or a folder of .txt.
+    `data_dir` is the folder with WikiText's or Alpaca's files, or its parent. `seed` deals out the splits.
+    Raises UserError for what does not exist and Unreachable when only the hub has it and it cannot be reached.
+    """
+    if name in NAMES:
+        if data_dir is not None and not Path(data_dir).exists():
+            raise UserError(f"no folder at {data_dir}; correct --data-dir or leave it out")
+        return NAMES[name](data_dir=data_dir and Path(data_dir), seed=seed)
+    if name.startswith("hub:"):
+        return hub.load(name.removeprefix("hub:"), seed=seed)
+    if Path(name).exists() or "/" in name or Path(name).suffix:
+        return local.load(name, seed=seed)
+    raise unknown("corpus", name, [*NAMES, "hub:owner/name", "a path"])
+
+
+def _docstrings(form: str, *, data_dir: Path | None = None, seed: int = 0) -> Corpus:
+    """The embedded corpus, kept in the cache: reading six libraries' sources takes seconds."""
+    kept = cache.home() / "corpora" / f"docstrings-{form}-{_docstrings_key(seed)}.jsonl"
+    with cache.locked(kept):
+        if kept.is_file():
+            try:
+                return read_jsonl(kept)
+            except DamagedFile:
+                kept.unlink()  # made again below
+        corpus = docstrings.build(form, seed=seed)
+        write_jsonl(corpus, kept)
+    return corpus
+
+
+def _docstrings_key(seed: int) -> str:
+    """Everything the corpus depends on: library versions, Python, the code that reads them, the seed."""
+    parts = [sys.version, str(seed)]
+    for install in docstrings.LIBRARIES.values():
+        try:
+            parts.append(f"{install} {version(install)}")
+        except PackageNotFoundError:
+            parts.append(f"{install} missing")  # build() says so
+    parts += [Path(module.__file__).read_text(encoding="utf-8") for module in (docstrings, prose, splits)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+NAMES: dict[str, Callable[..., Corpus]] = {
+    "docstrings": partial(_docstrings, "paragraphs"),
+    "docstrings-instructions": partial(_docstrings, "instructions"),
+    **{name: partial(wikitext.load, name) for name in ("wikitext-2", "wikitext-2-lite", "wikitext-2-lite-released")},
+    **{name: partial(alpaca.load, name) for name in alpaca.REPOSITORIES},
+}
