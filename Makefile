@@ -1,0 +1,87 @@
+# chameleon-lite: `make` lists the targets. Everything is written below this folder, except the backbone,
+# which lies once in the user's cache (~/.cache/chameleon-lite, or $CHAMELEON_LITE_HOME).
+
+PYTHON      ?= python3
+# On Linux pip takes PyTorch's CUDA build (several GB) by default. For the CPU build:
+#   make book TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+PROFILE     ?= $(if $(filter reproduce,$(MAKECMDGOALS)),colab,smoke)
+# ONLY=03 rebuilds the pages whose file name contains 03 and takes the others from the last run.
+ONLY        ?=
+
+VENV := .venv
+BIN  := $(VENV)/bin
+PIP  := $(BIN)/python -m pip install --disable-pip-version-check -qq $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt
+
+export HF_HUB_DISABLE_PROGRESS_BARS ?= 1
+export TRANSFORMERS_VERBOSITY ?= error
+
+.DEFAULT_GOAL := help
+.PHONY: help book test reproduce browser serve lint install clean-book clean-runs clean-venv clean
+
+help:
+	@echo "make book       install if needed, run every notebook (PROFILE=$(PROFILE)), build the book into _build/site"
+	@echo "make test       install if needed, run the test suite"
+	@echo "make reproduce  the paper's tables and the study (PROFILE=colab or paper) into results/, then the book"
+	@echo "make serve      show the built book at http://localhost:8000 (Ctrl-C ends it)"
+	@echo "make browser    open every page of the built book in Chromium and check it"
+	@echo "make lint       ruff over package, tests, notebooks and book"
+	@echo "make clean-book | clean-runs | clean-venv | clean   remove _build | runs | .venv | all three"
+	@echo "variables: PYTHON=$(PYTHON)  PROFILE=smoke|colab|paper  ONLY=03"
+	@echo "           TORCH_INDEX=https://download.pytorch.org/whl/cpu   PyTorch without CUDA on Linux"
+
+# A half-made environment (interrupted, or without pip) has no stamp and is made again.
+$(VENV)/.stamp-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than 3.11; use: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	@echo "[install] making $(VENV) with $$($(PYTHON) --version) (about 10 s)"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
+	  { echo "python's venv module does not work here; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@touch $@
+
+$(VENV)/.stamp-book: $(VENV)/.stamp-venv pyproject.toml constraints.txt
+	@echo "[install] the package and the book's tools; the first time takes 1-10 minutes, most of it PyTorch's download"
+	@start=$$(date +%s); $(PIP) -e '.[book]' && echo "[install] done in $$(( $$(date +%s) - start )) s"
+	@touch $@
+
+$(VENV)/.stamp-test: $(VENV)/.stamp-venv pyproject.toml constraints.txt
+	@echo "[install] the package, the book's tools and the test tools; the first time takes 1-10 minutes, most of it PyTorch's download"
+	@start=$$(date +%s); $(PIP) -e '.[book,dev]' && echo "[install] done in $$(( $$(date +%s) - start )) s"
+	@touch $@ $(VENV)/.stamp-book
+
+install: $(VENV)/.stamp-test
+
+book: $(VENV)/.stamp-book
+	@$(BIN)/python book/build.py --profile $(PROFILE) $(if $(ONLY),--only $(ONLY))
+
+test: $(VENV)/.stamp-test
+	@echo "[test] the whole suite, without the browser (minutes; no network)"
+	@HF_HUB_OFFLINE=1 TQDM_DISABLE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+browser: $(VENV)/.stamp-test
+	@echo "[browser] every page at two widths and two themes (about a minute)"
+	@$(BIN)/python -m pytest -m browser tests/book/test_site.py $(PYTEST_ARGS)
+
+# A run whose record is already there is skipped, so an interrupted reproduction continues where it stopped.
+reproduce: $(VENV)/.stamp-book
+	@for file in experiments/*.yaml; do \
+	  echo "[reproduce] $$file at PROFILE=$(PROFILE)"; \
+	  $(BIN)/chameleon-lite run $$file --profile $(PROFILE) --resume || exit 1; \
+	done
+	@$(BIN)/chameleon-lite tables && $(BIN)/chameleon-lite claims
+	@$(BIN)/python book/build.py --profile $(PROFILE)
+
+serve:
+	@test -f _build/site/index.html || { echo "there is no book yet; run: make book"; exit 1; }
+	@echo "http://localhost:8000 (Ctrl-C ends it)"; $(PYTHON) -m http.server --directory _build/site 8000
+
+lint: $(VENV)/.stamp-test
+	@$(BIN)/ruff check .
+
+clean-book:
+	rm -rf _build
+clean-runs:
+	rm -rf runs
+clean-venv:
+	rm -rf $(VENV)
+clean: clean-book clean-runs clean-venv
