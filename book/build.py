@@ -137,11 +137,30 @@ def stage(results: list[Executed], profile: str) -> Path:
     (target / "notebooks").mkdir()
     for path in toc_notebooks():
         shutil.copy2(OUT / "executed" / path.name, target / "notebooks" / path.name)
+    (target / "book" / "api_modules.md").write_text(api_page(ROOT / "chameleon_lite"), encoding="utf-8")
     copy_mathjax(target / "book" / "_static" / "mathjax")
     rows = [(r.name, profile, f"{r.seconds:.1f}", r.cells) for r in results]
     write_csv(target / "book" / "status_notebooks.csv", [("notebook", "profile", "seconds", "code cells"), *rows])
     write_csv(target / "book" / "status_machine.csv", [("what", "value"), *machine()])
     return target
+
+
+def api_page(package: Path) -> str:
+    """Markdown with one heading a room and one a file, each documented from its docstrings."""
+    rooms: dict[str, list[str]] = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package.parent).with_suffix("").parts
+        if path.name == "cli.py" or path.stat().st_size == 0 or parts == (package.name, "__init__"):
+            continue
+        module = ".".join(parts).removesuffix(".__init__")
+        rooms.setdefault(parts[1] + "/" if len(parts) > 2 else "At the top", []).append(module)
+    text = []
+    for room in sorted(rooms, key=lambda name: (name != "At the top", name)):
+        text.append(f"## {room}\n")
+        for module in rooms[room]:
+            text.append(f"### {module.partition('.')[2]}\n\n```{{eval-rst}}\n.. automodule:: {module}\n"
+                        "   :members:\n   :ignore-module-all:\n```\n")
+    return "\n".join(text)
 
 
 def copy_mathjax(target: Path) -> None:

@@ -1,8 +1,15 @@
-"""A repair of the pages' scripts, without which every page reports an error in the browser's console."""
+"""Two repairs of what Sphinx is given.
+
+The pages' scripts: sphinx-thebe adds its inline script twice, also when it is off, and the second declaration
+is an error in every page's console. The docstrings: ours are plain text with drawings, not reStructuredText.
+"""
+import re
+
+DRAWN = re.compile(r"^[ \t]|─|▶", re.M)  # an indented block, or one with drawn arrows
 
 
 def drop_repeated_scripts(app, pagename, templatename, context, doctree) -> None:
-    """sphinx-thebe adds its inline script twice, also when it is off; the second declaration is an error."""
+    """Keep the first of equal inline scripts."""
     seen, kept = set(), []
     for script in context.get("script_files", []):
         body = getattr(script, "attributes", {}).get("body")
@@ -12,7 +19,28 @@ def drop_repeated_scripts(app, pagename, templatename, context, doctree) -> None
     context["script_files"] = kept
 
 
+def plain_docstring(app, what, name, obj, options, lines: list[str]) -> None:
+    """Rewrite a docstring in place: indented and drawn blocks stay as they are, the rest is escaped text."""
+    out = []
+    for block in re.split(r"\n[ \t]*\n", "\n".join(lines).strip("\n")):
+        rows = block.split("\n")
+        if DRAWN.search(block) and not rows[0].startswith("- "):
+            out += ["::", "", *("    " + row for row in rows), ""]
+        else:
+            out += [*(escaped(row) for row in rows), ""]
+    lines[:] = out
+
+
+def escaped(row: str) -> str:
+    """A line of text with `code` as literals and every other sign meaning itself."""
+    parts = re.split(r"`+([^`]+)`+", row)
+    text = [re.sub(r"([*|_\\<>])", r"\\\1", part) for part in parts[::2]]
+    code = [f"``{part.strip()}``\\ " for part in parts[1::2]]
+    return "".join(a + b for a, b in zip(text, [*code, ""], strict=True))
+
+
 def setup(app) -> dict:
     """Called by Sphinx; a late priority, so that every extension has added its scripts."""
     app.connect("html-page-context", drop_repeated_scripts, priority=900)
+    app.connect("autodoc-process-docstring", plain_docstring)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,34 @@
+"""The scoreboard of the book's first page: the paper's claims, and the verdicts stored beside the results.
+
+    study/paper.json (claims) + <results>/verdicts.json ─▶ one row a claim
+"""
+import json
+from pathlib import Path
+
+from ..errors import DamagedFile
+from .paper import claims
+
+OPEN = "not measured yet"
+
+
+def stored_verdicts(results: Path) -> dict[int, dict]:
+    """`verdicts.json` of a results folder by claim number; {} where there is none.
+
+    The file is a list of objects with `claim`, `status` and `number` (the deciding number as text). Raises
+    DamagedFile when it is anything else: a scoreboard must not quietly show less than was measured.
+    """
+    path = Path(results) / "verdicts.json"
+    if not path.exists():
+        return {}
+    try:
+        return {int(row["claim"]): {"status": row["status"], "number": row["number"]}
+                for row in json.loads(path.read_text(encoding="utf-8"))}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFile(f"{path} is not a list of verdicts ({error}); write it again from the records") from error
+
+
+def scoreboard(results: Path) -> list[dict]:
+    """One row a claim: `claim`, `says`, `decided by`, `status`, `number`; OPEN and a dash where nothing is stored."""
+    found = stored_verdicts(results)
+    return [{"claim": c["claim"], "says": c["says"], "decided by": c["decided_by"],
+             "status": OPEN, "number": "–", **found.get(c["claim"], {})} for c in claims()]

@@ -1,0 +1,90 @@
+"""The book's machinery: what must stop a build does stop it, and what is staged is what was run."""
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from chameleon_lite.errors import RunFailed, UserError
+
+
+def written(path, *code, parameters='profile = "smoke"'):
+    """A runnable notebook at `path` with a parameters cell and the given code cells."""
+    book = new_notebook(cells=[new_markdown_cell("# Title"), new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+                               *(new_code_cell(c) for c in code)])
+    book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(book, path)
+    return path
+
+
+@pytest.fixture
+def run(book_tools, tmp_path):
+    def call(*code, parameters=None, timeout=60):
+        source = written(tmp_path / "x.ipynb", *code)
+        return book_tools["execute"].run_notebook(source, tmp_path / "done" / "x.ipynb", tmp_path / "failed" / "x.ipynb",
+                                                  parameters or {}, timeout=timeout, log=tmp_path / "x.log")
+    return call
+
+
+@pytest.mark.filterwarnings("default")  # the notebook client warns about event loops on some versions
+def test_a_good_run_is_published_with_its_parameters(run, tmp_path):
+    done = run("print(profile * 2)", parameters={"profile": "paper"})
+    book = nbformat.read(tmp_path / "done" / "x.ipynb", as_version=4)
+    assert book.cells[-1].outputs[0].text == "paperpaper\n" and done.cells == 3
+    (injected,) = [c for c in book.cells if "injected-parameters" in c.metadata.get("tags", [])]
+    assert "hide-input" in injected.metadata.tags
+    assert "profile = paper" in book.cells[0].source
+    assert not (tmp_path / "failed" / "x.ipynb").exists()
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("code, says", [("1 / 0", "ZeroDivisionError"), ("import time; time.sleep(60)", "longer than"),
+                                        ("import sys; print('careful', file=sys.stderr)", "stderr")])
+def test_a_bad_run_is_kept_apart_and_replaces_no_good_page(run, tmp_path, code, says):
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "x.ipynb").write_text("an older page")
+    with pytest.raises(RunFailed, match=says):
+        run(code, timeout=4)
+    assert (tmp_path / "failed" / "x.ipynb").exists() and not (tmp_path / "done" / "x.ipynb").exists()
+
+
+def test_unknown_parameter_is_refused_before_anything_runs(run, tmp_path):
+    with pytest.raises(UserError, match="did you mean 'profile'"):
+        run("print(1)", parameters={"profil": "paper"})
+    assert not (tmp_path / "done").exists()
+
+
+@pytest.mark.parametrize("output, says", [
+    (new_output("error", ename="E", evalue="", traceback=[]), "shows an error"),
+    (new_output("stream", name="stdout", text="Traceback (most recent call last):\n  …"), "shows an error"),
+    (new_output("display_data", data={"image/png": "aGk="}), "mystnb.image.alt")])
+def test_faults_name_what_is_unfit(book_tools, output, says):
+    book = new_notebook(cells=[new_code_cell("x", outputs=[output])])
+    (fault,) = book_tools["execute"].faults(book)
+    assert says in fault
+    book.cells[0].outputs = [new_output("stream", name="stdout", text="fine")]
+    assert book_tools["execute"].faults(book) == []
+
+
+def test_parameters_are_yaml_values_and_need_an_owner(book_tools, tmp_path):
+    build = book_tools["build"]
+    assert build.parse_parameters(["n=40", "seeds=[0, 1]", "s=a=b"]) == {"n": 40, "seeds": [0, 1], "s": "a=b"}
+    with pytest.raises(UserError, match="NAME=VALUE"):
+        build.parse_parameters(["n"])
+    one, two = (written(tmp_path / f"{n}.ipynb", parameters=f'profile = "smoke"\n{n} = 1') for n in "ab")
+    assert build.parameters_of([one, two], {"profile": "paper", "b": 2}) == {
+        one: {"profile": "paper"}, two: {"profile": "paper", "b": 2}}
+    with pytest.raises(UserError, match="unknown notebook parameter"):
+        build.parameters_of([one, two], {"c": 3})
+
+
+def test_api_page_names_every_module_with_code(book_tools, repository):
+    page = book_tools["build"].api_page(repository / "chameleon_lite")
+    for path in (repository / "chameleon_lite").rglob("*.py"):
+        if path.name not in ("__init__.py", "cli.py"):
+            name = ".".join(path.relative_to(repository).with_suffix("").parts)
+            assert f".. automodule:: {name}\n" in page
+
+
+def test_mathjax_comes_from_the_installed_package(book_tools, tmp_path):
+    book_tools["build"].copy_mathjax(tmp_path / "mathjax")
+    size = sum(p.stat().st_size for p in (tmp_path / "mathjax").rglob("*") if p.is_file())
+    assert (tmp_path / "mathjax" / "tex-mml-chtml.js").exists() and 1e6 < size < 3e6

@@ -1,0 +1,112 @@
+"""What every notebook of the repository keeps to, so that it reads, runs and renders like the others."""
+import ast
+import re
+
+import nbformat
+import pytest
+
+MOST_CELLS, MOST_LINES = 15, 20
+COLAB = "https://colab.research.google.com/github/chameleon-lite/chameleon-lite/blob/main/notebooks/"
+DRAWS = re.compile(r"\bplt\.|\.plot\(|\.imshow\(|\.scatter\(|\bfigures\.\w+\(")
+
+
+@pytest.fixture
+def cells(notebook_path):
+    return nbformat.read(notebook_path, as_version=4).cells
+
+
+def code_cells(cells):
+    return [c for c in cells if c.cell_type == "code"]
+
+
+def tagged(cells, tag):
+    return [c for c in cells if tag in c.metadata.get("tags", [])]
+
+
+def python_of(cell) -> ast.Module:
+    """The cell's syntax tree, with lines for IPython (`!`, `%`) turned into `pass`."""
+    return ast.parse(re.sub(r"^(\s*)[!%].*$", r"\1pass", cell.source, flags=re.M))
+
+
+def test_there_are_notebooks(repository):
+    assert list((repository / "notebooks").glob("*.ipynb"))
+
+
+def test_valid_without_outputs_and_with_unique_ids(notebook_path):
+    book = nbformat.read(notebook_path, as_version=4)
+    nbformat.validate(book)
+    ids = [c["id"] for c in book.cells]
+    assert len(set(ids)) == len(ids)
+    for cell in code_cells(book.cells):
+        assert cell.outputs == [] and cell.execution_count is None
+    assert book.metadata.kernelspec.name == "python3"
+    assert not {"papermill", "widgets"} & set(book.metadata)
+
+
+def test_first_cell_has_title_and_a_badge_that_opens_this_file(cells, notebook_path):
+    assert cells[0].cell_type == "markdown" and cells[0].source.startswith("# ")
+    assert f"]({COLAB}{notebook_path.name})" in cells[0].source
+    assert COLAB not in "".join(c.source for c in cells[1:])
+
+
+def test_second_cell_is_the_same_installation_everywhere(cells, repository):
+    first = nbformat.read(repository / "notebooks" / "00_map.ipynb", as_version=4).cells[1]
+    assert "install" in cells[1].metadata.tags and "hide-input" in cells[1].metadata.tags
+    assert cells[1].source == first.source
+
+
+def test_one_parameters_cell_of_plain_literals(cells):
+    (cell,) = tagged(cells, "parameters")
+    names = []
+    for statement in ast.parse(cell.source).body:
+        assert isinstance(statement, ast.Assign), ast.unparse(statement)
+        ast.literal_eval(statement.value)  # raises for anything that is computed
+        names += [target.id for target in statement.targets]
+    assert "profile" in names
+
+
+def test_size(cells):
+    assert len(code_cells(cells)) <= MOST_CELLS
+    for cell in code_cells(cells):
+        assert len(cell.source.splitlines()) <= MOST_LINES, cell.source.splitlines()[0]
+
+
+def test_defines_nothing_outside_the_by_hand_cell(cells):
+    by_hand = tagged(cells, "by-hand")
+    assert len(by_hand) <= 1
+    for cell in by_hand:
+        assert any(isinstance(node, ast.Assert) for node in python_of(cell).body), "must end by asserting equality"
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    for cell in code_cells(cells):
+        if cell not in by_hand:
+            assert not [n.name for n in ast.walk(python_of(cell)) if isinstance(n, kinds)]
+
+
+def test_cells_that_draw_say_what_is_seen(cells):
+    for cell in code_cells(cells):
+        image = cell.metadata.get("mystnb", {}).get("image", {})
+        figure = cell.metadata.get("mystnb", {}).get("figure")
+        if figure or DRAWS.search(cell.source):
+            assert len(image.get("alt", "")) > 20, cell.source.splitlines()[0]
+        if figure:
+            assert figure["name"].startswith("fig-") and figure["caption"]
+
+
+def test_images_in_the_text_have_alternative_text(cells):
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            for alt in re.findall(r"!\[([^\]]*)\]\(", cell.source):
+                assert len(alt) > 10, cell.source[:60]
+
+
+def test_says_its_run_time_and_offers_exercises(cells):
+    text = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+    assert re.search(r"^Run time: ", text, re.M)
+    assert re.search(r"^## Exercises", text, re.M) and "{admonition} Solution" in text
+
+
+def test_transformers_is_imported_before_datasets(cells):
+    source = "\n".join(c.source for c in code_cells(cells))
+    if re.search(r"^(import|from) datasets", source, re.M):
+        before = source[: re.search(r"^(import|from) datasets", source, re.M).start()]
+        assert re.search(r"^(import|from) transformers", before, re.M)
