@@ -66,9 +66,9 @@ browser: $(VENV)/.stamp-test
 reproduce: $(VENV)/.stamp-book
 	@for file in experiments/*.yaml; do \
 	  echo "[reproduce] $$file at PROFILE=$(PROFILE)"; \
-	  $(BIN)/chameleon-lite run $$file --profile $(PROFILE) --resume || exit 1; \
+	  $(BIN)/chameleon-lite run $$file --profile $(PROFILE) --resume --results results || exit 1; \
 	done
-	@$(BIN)/chameleon-lite tables && $(BIN)/chameleon-lite claims
+	@$(BIN)/chameleon-lite tables --results results
 	@$(BIN)/python book/build.py --profile $(PROFILE)
 
 serve:

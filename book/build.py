@@ -108,9 +108,10 @@ def machine() -> list[tuple[str, str]]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    rows = [("date", date.today().isoformat()), ("commit", commit.stdout.strip() or os.environ.get("COMMIT", "unknown")),
-            ("system", f"{platform.system()} {platform.machine()}"), ("CPU cores", str(os.cpu_count())),
-            ("memory", f"{memory:.0f} GiB"), ("GPU", device), ("Python", platform.python_version())]
+    commit = commit.stdout.strip() or os.environ.get("CHAMELEON_LITE_COMMIT", "unknown")
+    rows = [("date", date.today().isoformat()), ("commit", commit), ("CPU cores", str(os.cpu_count())),
+            ("system", f"{platform.system()} {platform.machine()}"), ("memory", f"{memory:.0f} GiB"),
+            ("GPU", device), ("Python", platform.python_version())]
     return rows + [(name, version(name)) for name in SHOWN_VERSIONS]
 
 
@@ -187,7 +188,7 @@ def build_site(staged: Path) -> Path:
     log.write_text(run.stdout)
     if run.returncode:
         lines = [line for line in run.stdout.splitlines() if "WARNING" in line or "ERROR" in line]
-        raise RunFailed("\n".join([*(lines or run.stdout.splitlines()[-20:]), f"the book did not build; all of it: {log}"]))
+        raise RunFailed("\n".join([*(lines or run.stdout.splitlines()[-20:]), f"the book did not build; see {log}"]))
     with cache.atomic(OUT / "site") as site:
         shutil.copytree(OUT / "jupyter-book" / "_build" / "html", site)
     return OUT / "site"

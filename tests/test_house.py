@@ -18,8 +18,8 @@ MAY_IMPORT["training"] = BASE | {"data", "model"}
 MAY_IMPORT["study"] = MAY_IMPORT["adapt"] = MAY_IMPORT["training"] | {"training"}
 MAY_IMPORT["bench"] = MAY_IMPORT["study"] | {"study", "adapt"}
 MAY_IMPORT["cli"] = MAY_IMPORT["bench"] | {"bench"}
-HEAVY = ("torch", "transformers", "datasets", "umap", "numpy", "pandas", "sklearn", "scipy", "matplotlib", "peft", "gguf",
-         "accelerate", "pydantic")
+HEAVY = ("torch", "transformers", "datasets", "umap", "numpy", "pandas", "sklearn", "scipy", "matplotlib", "peft",
+         "gguf", "accelerate", "pydantic")
 LATE = {"transformers", "datasets", "umap", "gguf", "matplotlib", "peft", "accelerate"}  # inside functions only
 # machine paths of any one person, and words that belong to no reader of this project
 FORBIDDEN = re.compile(r"(?<![\w.~])/(?:home|root|tmp|work|Users|mnt)/\w|\.\./shared\b")
@@ -58,7 +58,8 @@ def test_rooms_import_only_from_rooms_before_them(path):
 
 
 def test_the_reader_of_imports_sees_every_form():
-    tree = ast.parse("import chameleon_lite.model.lora\nfrom ..tokens import x\nfrom ... import ops\nfrom ...study import y")
+    tree = ast.parse("import chameleon_lite.model.lora\nfrom ..tokens import x\nfrom ... import ops\n"
+                     "from ...study import y")
     assert imported_rooms(PACKAGE / "data" / "corpora" / "x.py", tree) == {"model", "data", "ops", "study"}
     tree = ast.parse("def f():\n    from ..model.heads import static\n    from chameleon_lite import training")
     assert imported_rooms(PACKAGE / "data" / "x.py", tree) == {"model", "training"}

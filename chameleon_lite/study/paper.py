@@ -30,6 +30,12 @@ def published(table: int, regime: str, field: str) -> float:
     return rows[regime][field]
 
 
+def published_parameters() -> dict[str, int]:
+    """The parameter column of both tables by part: the whole GPT-2, the head's LoRA, the hyper-network head."""
+    parts = {"R0": "backbone", "R1": "head LoRA r = 4", "R4": "hyper-network head"}
+    return {part: int(published(1, regime, "parameters")) for regime, part in parts.items()}
+
+
 def claims() -> list[dict]:
     """The ledger's questions: `claim` (number), `says` (our short form), `decided_by`."""
     return paper()["claims"]

@@ -8,8 +8,8 @@ from chameleon_lite.errors import RunFailed, UserError
 
 def written(path, *code, parameters='profile = "smoke"'):
     """A runnable notebook at `path` with a parameters cell and the given code cells."""
-    book = new_notebook(cells=[new_markdown_cell("# Title"), new_code_cell(parameters, metadata={"tags": ["parameters"]}),
-                               *(new_code_cell(c) for c in code)])
+    first = new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    book = new_notebook(cells=[new_markdown_cell("# Title"), first, *(new_code_cell(c) for c in code)])
     book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(book, path)
     return path
@@ -19,8 +19,9 @@ def written(path, *code, parameters='profile = "smoke"'):
 def run(book_tools, tmp_path):
     def call(*code, parameters=None, timeout=60):
         source = written(tmp_path / "x.ipynb", *code)
-        return book_tools["execute"].run_notebook(source, tmp_path / "done" / "x.ipynb", tmp_path / "failed" / "x.ipynb",
-                                                  parameters or {}, timeout=timeout, log=tmp_path / "x.log")
+        done, failed = (tmp_path / folder / "x.ipynb" for folder in ("done", "failed"))
+        return book_tools["execute"].run_notebook(source, done, failed, parameters or {}, timeout=timeout,
+                                                  log=tmp_path / "x.log")
     return call
 
 

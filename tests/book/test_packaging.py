@@ -108,7 +108,8 @@ def test_readme_names_targets_the_makefile_has(repository):
 
 def test_readme_names_commands_the_cli_has(repository):
     readme = (repository / "README.md").read_text()
-    commands = set(re.findall(r"^(?:\.venv/bin/)?chameleon-lite ([a-z]+)", "\n".join(fenced(readme, "sh", "bash")), re.M))
+    shown = "\n".join(fenced(readme, "sh", "bash"))
+    commands = set(re.findall(r"^(?:\.venv/bin/)?chameleon-lite ([a-z]+)", shown, re.M))
     if not commands:
         pytest.fail("the README shows no command")
     from typer.main import get_command
@@ -135,3 +136,10 @@ def test_workflows_are_yaml_and_call_the_makefile_or_ci(repository):
         assert yaml.safe_load(text)["jobs"]
         for target in re.findall(r"\bmake ([a-z][\w-]*)", text):
             assert re.search(rf"^{target}:", (repository / "Makefile").read_text(), re.M), target
+
+
+def test_readme_example_runs_and_prints_what_it_says(repository, capsys):
+    (example,) = fenced((repository / "README.md").read_text(), "python")
+    assert 'load_backbone("smollm2")' in example
+    exec(example.replace('"smollm2"', '"tiny"'), {})
+    assert capsys.readouterr().out.startswith("torch.Size([1, 4, ")

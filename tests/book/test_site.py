@@ -1,0 +1,170 @@
+"""The built site in a real browser: every page at two widths and two themes, then search, theme and sidebar.
+
+Run it after `make book` (`make browser`). Without a site or a browser the tests are skipped on a laptop; under
+CI=true they fail, since there a skip would be a check that never ran.
+"""
+import functools
+import http.server
+import os
+import shutil
+import threading
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urljoin, urlparse
+
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("default")]
+SITE = Path(__file__).resolve().parents[2] / "_build" / "site"
+WIDTHS, THEMES = (1280, 360), ("light", "dark")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]
+FACTS = """() => ({
+  wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  images: [...document.images].filter(i => i.offsetParent).map(i => [i.src, i.alt, i.complete && i.naturalWidth > 0]),
+  math: document.querySelectorAll('.math').length, set: document.querySelectorAll('mjx-container').length,
+  merror: document.querySelectorAll('mjx-merror').length, theme: document.documentElement.dataset.theme,
+  traceback: [...document.querySelectorAll('.cell_output')].some(o => o.innerText.includes('Traceback (most recent')),
+})"""
+
+
+def missing(what: str):
+    """Skip on a laptop, fail in CI."""
+    (pytest.fail if os.environ.get("CI", "").lower() in ("1", "true") else pytest.skip)(what)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address():
+    if not (SITE / "index.html").exists():
+        missing("there is no site: run make book")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(SITE)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        missing("no chromium: apt install chromium")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Open a page with given width and theme; collects what the browser complains about."""
+    contexts = []
+
+    def call(name, width=1280, theme="light"):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
+        contexts.append(context)
+        page, problems = context.new_page(), []
+        page.on("pageerror", lambda error: problems.append(f"script error: {error}"))
+        page.on("console", lambda m: m.type in ("error", "warning") and problems.append(f"console {m.type}: {m.text}"))
+        page.on("response", lambda r: r.status >= 400 and problems.append(f"{r.status} {r.url}"))
+
+        def inside(route):
+            if route.request.url.startswith((address, "data:", "blob:")):
+                return route.continue_()
+            problems.append(f"asks another host: {route.request.url}")
+            return route.abort()
+
+        page.route("**/*", inside)
+        page.goto(address + name, wait_until="networkidle")
+        return page, problems
+
+    yield call
+    for context in contexts:
+        context.close()
+
+
+def toc_pages():
+    """(docname, is a notebook) of every page of the toc."""
+    root = SITE.parents[1]
+    toc = yaml.safe_load((root / "_toc.yml").read_text())
+    names = [toc["root"]] + [c["file"] for part in toc["parts"] for c in part["chapters"]]
+    return [(name, (root / f"{name}.ipynb").exists()) for name in names]
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", [name for name, _ in toc_pages()])
+def test_page_is_whole(visit, name, width, theme):
+    page, problems = visit(f"{name}.html", width, theme)
+    if page.locator(".math").count():
+        page.wait_for_selector("mjx-container", state="attached", timeout=10_000)
+    facts = page.evaluate(FACTS)
+    assert problems == []
+    assert facts["theme"] == theme
+    assert facts["wide"] <= 0, f"{facts['wide']} px wider than the window"
+    for source, alt, loaded in facts["images"]:
+        assert loaded, source
+        assert alt.strip() and "/" not in alt and not alt.endswith((".png", ".svg")), f"alt text of {source}: {alt!r}"
+    assert facts["merror"] == 0 and facts["set"] >= facts["math"]
+    assert not facts["traceback"]
+
+
+def test_links_lead_somewhere(address):
+    from bs4 import BeautifulSoup
+
+    pages = {p.relative_to(SITE).as_posix(): BeautifulSoup(p.read_text(), "html.parser") for p in SITE.rglob("*.html")}
+    ids = {name: {tag["id"] for tag in soup.find_all(id=True)} for name, soup in pages.items()}
+    broken = []
+    for name, soup in pages.items():
+        for tag in soup.find_all(["a", "img", "link", "script", "iframe"]):
+            link, anchor = urldefrag(tag.get("href") or tag.get("src") or "")
+            if urlparse(link).scheme or link.startswith("//"):
+                continue
+            target = unquote(urlparse(urljoin(f"/{name}", link)).path).lstrip("/") or "index.html"
+            if not (SITE / target).exists():
+                broken.append(f"{name}: {link}")
+            elif anchor and target in ids and target != "index.html" and unquote(anchor) not in ids[target]:
+                broken.append(f"{name}: {link}#{anchor}")
+    assert len(pages) >= len(toc_pages()) and broken == []
+
+
+@pytest.mark.parametrize("name", [name for name, is_notebook in toc_pages() if is_notebook])
+def test_colab_button_opens_this_notebook(visit, name):
+    page, _ = visit(f"{name}.html")
+    links = page.eval_on_selector_all("a[href*='colab.research']", "links => links.map(link => link.href)")
+    path = f"https://colab.research.google.com/github/chameleon-lite/chameleon-lite/blob/main/{name}.ipynb"
+    assert len(links) >= 2 and set(links) == {path}  # the badge and the launch button
+
+
+def test_theme_button_changes_the_theme(visit):
+    page, _ = visit("book/index.html")
+    seen = set()
+    for _ in range(3):  # light, dark, auto
+        seen.add(page.evaluate("document.documentElement.dataset.theme"))
+        page.locator("button.theme-switch-button:visible").first.click()
+    assert seen == {"light", "dark"}
+
+
+def test_sidebar_opens_on_a_phone(visit):
+    page, _ = visit("book/index.html", 360)
+    chapter = page.locator(".bd-sidebar-primary a[href$='00_map.html'], dialog a[href$='00_map.html']")
+    assert not any(item.is_visible() for item in chapter.all())
+    page.locator("button.primary-toggle:visible").first.click()
+    page.wait_for_timeout(500)
+    (shown,) = [item for item in chapter.all() if item.is_visible()]
+    assert shown.bounding_box()["x"] >= 0
+
+
+def test_search_finds_a_word_of_the_text(visit):
+    page, problems = visit("search.html?q=perplexity")
+    page.wait_for_selector("#search-results li a", timeout=10_000)
+    assert any("glossary" in link.get_attribute("href") for link in page.locator("#search-results li a").all())
+    assert problems == []
