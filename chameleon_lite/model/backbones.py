@@ -71,8 +71,7 @@ def load_backbone(
     body, embedding, head = head_access(lm, name)
     lm.to(device)
     return Backbone(
-        name=name, revision=found_revision, lm=lm, tokenizer=tokenizer, body=body,
-        embedding=lm.get_input_embeddings().weight, head=head,
+        name=name, revision=found_revision, lm=lm, tokenizer=tokenizer, body=body, embedding=embedding, head=head,
         width=head.weight.shape[1], vocab=head.weight.shape[0], pad_id=_pad_id(tokenizer),
         hash=hashlib.sha256(f"{weights}:{dtype}".encode()).hexdigest(),
         parameters=sum(p.numel() for p in lm.parameters()),  # parameters() yields a tied matrix once

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .capability import matmul_dtype
-from .heads.interface import HeadUpdate
+from .head_loss_pass import IGNORED, HeadLossFunction, HeadTask, forward_pass
+from .heads.interface import HeadUpdate, apply_update
 
 __all__ = ["IGNORED", "HeadWeight", "head_losses", "matmul_dtype", "plain_losses", "token_losses"]
 
-IGNORED = -100  # a target that counts nothing; the same number as in the data room, which this room does not know
 ROW_MULTIPLE = 64  # matrix units need aligned columns: GPT-2's 50,257 as such cost seven times as much as 50,304
 
 Groups = Sequence[Tensor | None] | None
@@ -45,12 +45,67 @@ class HeadWeight:
             exact = exact.float() - exact.float().mean(0)
         self.weight = torch.zeros(self.padded, self.width, dtype=dtype, device=device)  # (Vp, C)
         self.weight[: self.vocab] = exact
-        self.bias = None if bias is None else bias.detach().to(device, self.accumulate)  # (V,)
+        self.bias = self.padded_bias = None
+        if bias is not None:
+            self.padded_bias = torch.zeros(self.padded, dtype=self.accumulate, device=device)  # (Vp,)
+            self.bias = self.padded_bias[: self.vocab]
+            self.bias.copy_(bias.detach())
 
     @property
     def accumulate(self) -> torch.dtype:
         """The format of softmax, losses and gradient sums: float32, or float64 for a float64 weight."""
         return torch.promote_types(self.weight.dtype, torch.float32)
+
+
+def head_losses(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequence[HeadUpdate | None], *,
+                groups: Groups = None, chunk: int | None = None, scale: float = 1.0,
+                kernel: str | None = None) -> Tensor:
+    """The sum of next-token losses (K,) of K heads on the same h (M, C), differentiable.
+
+    target (M,) int64, IGNORED where a row counts nothing; updates: one a head, None for the frozen one;
+    groups: for a head with G > 1 updates the index (M,) of each row's own; chunk: rows at a time; scale: α;
+    kernel: "torch" or "triton", by default the faster one that the device has.
+    """
+    h, target, listed, _ = _in_group_order(h, target, weight, updates, groups)
+    factors = [tensor for update in updates for tensor in _tensors(update)]
+    if not torch.is_grad_enabled():
+        h, factors = h.detach(), [None if x is None else x.detach() for x in factors]
+    return HeadLossFunction.apply(h, target, weight, listed, chunk, scale, kernel, *factors)
+
+
+@torch.no_grad()
+def token_losses(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequence[HeadUpdate | None], *,
+                 groups: Groups = None, chunk: int | None = None, scale: float = 1.0,
+                 kernel: str | None = None) -> Tensor:
+    """The next-token loss (K, M) of every row under each of K heads; arguments as for `head_losses`."""
+    h, target, listed, order = _in_group_order(h, target, weight, updates, groups)
+    tasks = [HeadTask(*_tensors(update), group, weight, scale) for update, group in zip(updates, listed)]
+    nll, _ = forward_pass(h, target, weight, tasks, chunk, kernel)
+    if order is None:
+        return nll
+    return torch.empty_like(nll).index_copy_(1, order, nll)
+
+
+def _tensors(update: HeadUpdate | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(down, up, bias) with what adds nothing, rank-0 factors too, as None."""
+    if update is None:
+        return None, None, None
+    low_rank = update.down is not None and update.down.shape[1] > 0
+    return (update.down, update.up, update.bias) if low_rank else (None, None, update.bias)
+
+
+def _in_group_order(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequence[HeadUpdate | None],
+                    groups: Groups) -> tuple[Tensor, Tensor, list[Tensor | None], Tensor | None]:
+    """The rows, target and groups with rows of one group side by side, and the order (M,) if that moved any.
+
+    Correct in any order; but the fewer groups a chunk holds, the smaller its products.
+    """
+    listed = _checked(h, target, weight, updates, groups)
+    first = next((group for group in listed if group is not None), None)
+    if first is None or bool((first[1:] >= first[:-1]).all()):
+        return h, target, listed, None
+    order = first.argsort(stable=True)
+    return h[order], target[order], [None if group is None else group[order] for group in listed], order
 
 
 def plain_losses(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequence[HeadUpdate | None], *,
@@ -71,11 +126,12 @@ def _plain_logits(h: Tensor, weight: HeadWeight, update: HeadUpdate | None, grou
     logits = F.linear(x, weight.weight[: weight.vocab].to(x.dtype), weight.bias)  # (M, V)
     if update is None:
         return logits
-    row = torch.zeros(len(h), dtype=torch.int64, device=h.device) if group is None else group
+    if group is None:
+        return logits + apply_update(x, update, scale)
     if update.down is not None:
-        z = torch.einsum("mc,mrc->mr", x, update.down.to(x.dtype)[row])  # (M, R)
-        logits = logits + scale * torch.einsum("mr,mvr->mv", z, update.up.to(x.dtype)[row])
-    return logits if update.bias is None else logits + update.bias.to(x.dtype)[row]
+        z = torch.einsum("mc,mrc->mr", x, update.down.to(x.dtype)[group])  # (M, R)
+        logits = logits + scale * torch.einsum("mr,mvr->mv", z, update.up.to(x.dtype)[group])
+    return logits if update.bias is None else logits + update.bias.to(x.dtype)[group]
 
 
 def _checked(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequence[HeadUpdate | None],
@@ -93,15 +149,3 @@ def _checked(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequence[He
             raise ValueError(f"group index {tuple(group.shape)} must be {tuple(target.shape)}")
     return listed
 
-
-def head_losses(h, target, weight, updates, *, groups=None, chunk=None, scale=1.0):
-    """Differentiable sums (K,) of next-token losses."""
-    return plain_losses(h, target, weight, updates, groups=groups, scale=scale)
-
-
-@torch.no_grad()
-def token_losses(h, target, weight, updates, *, groups=None, chunk=None, scale=1.0):
-    """Next-token loss (K, M) of every row."""
-    return torch.stack([
-        F.cross_entropy(_plain_logits(h, weight, update, group, scale), target, ignore_index=IGNORED, reduction="none")
-        for update, group in zip(updates, _checked(h, target, weight, updates, groups))])

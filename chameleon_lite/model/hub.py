@@ -93,7 +93,7 @@ def load_checkpoint(source: str, dtype: torch.dtype, **options):
     lm, info = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
     if info["missing_keys"]:
         raise errors.DamagedFile(f"{source} lacks weights for {len(info['missing_keys'])} tensors, "
-                                 f"for example {sorted(info['missing_keys'])[0]}: fetch it again")
+                                 f"for example {min(info['missing_keys'])}: fetch it again")
     return lm, tokenizer
 
 

@@ -1,0 +1,226 @@
+"""One pass over the rows for all heads: loss and, while a chunk's logits exist, gradients (see `head_loss.py`).
+
+    chunk of n rows ─ one product h Wᵀ (n, Vp) ─┬─ head 1: + z upᵀ ─ softmax ─ loss, gradients
+                                                └─ head 2: …               z = α h downᵀ (n, R)
+
+A head with G updates is done as one head of a larger rank: the factors of the groups present in the chunk are laid
+side by side, R' = groups · R, and z is zero but in the slots of the row's own group. No loop over groups or rows.
+"""
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+IGNORED = -100  # a target that counts nothing; the same number as in the data room, which this room does not know
+CPU_ROWS, CUDA_ROWS, TRITON_ROWS = 128, 510, 1_020  # rows a chunk: last-level cache; memory; memory
+# Probabilities below 6e-8 vanish in float16 and those below 6e-5 lose digits; this shift by 2^10 keeps them.
+FP16_SHIFT = 1_024.0
+
+
+@dataclass
+class ChunkFactors:
+    """What one head adds to one chunk's logits, in the matmul format; R' = R × groups present."""
+
+    down: Tensor | None  # (R', C)
+    up: Tensor | None  # (Vp, R')
+    own: Tensor | None  # (n, R') one in the slots of the row's group; None where there is one group
+    bias: Tensor | None  # (n, Vp), or (1, Vp) where there is one group
+    ids: Tensor | None  # (groups present,) their indices
+    local: Tensor | None  # (n,) each row's position in ids
+
+
+class HeadTask:
+    """One head during one pass: its factors chunk by chunk, and the sums of its gradients."""
+
+    def __init__(self, down: Tensor | None, up: Tensor | None, bias: Tensor | None, group: Tensor | None,
+                 weight, scale: float) -> None:
+        self.down, self.up, self.bias, self.scale, self.weight = down, up, bias, scale, weight
+        self.group = None if group is None or (down is None and bias is None) else group.cpu()  # one wait a pass
+        self.whole = self._lay_out(down, up, bias) if self.group is None else None
+        self.gradients: list[Tensor | None] = [None, None, None]  # of down (G, R, C), up (G, R, V), bias (G, V)
+
+    def want_gradients(self, wanted: tuple[bool, bool, bool]) -> None:
+        """Start the sums of those of (down, up, bias) that are wanted."""
+        shapes = (self.down, None if self.up is None else self.up.transpose(1, 2), self.bias)
+        self.gradients = [torch.zeros(x.shape, dtype=self.weight.accumulate, device=x.device) if want else None
+                          for x, want in zip(shapes, wanted)]
+
+    def _lay_out(self, down: Tensor | None, up: Tensor | None, bias: Tensor | None) -> ChunkFactors:
+        """The factors of some groups, (g, R, C), (g, V, R), (g, V), side by side and padded."""
+        weight, laid = self.weight, ChunkFactors(None, None, None, None, None, None)
+        if down is not None:
+            laid.down = down.to(weight.weight.dtype).flatten(0, 1)  # (g·R, C)
+            laid.up = weight.weight.new_zeros(weight.padded, laid.down.shape[0])  # (Vp, g·R)
+            laid.up[: weight.vocab].unflatten(1, down.shape[:2]).copy_(up.transpose(0, 1))
+        if bias is not None:
+            laid.bias = torch.zeros(len(bias), weight.padded, dtype=weight.accumulate, device=bias.device)
+            laid.bias[:, : weight.vocab] = bias
+        return laid
+
+    def factors(self, rows: slice) -> ChunkFactors:
+        """The factors that the chunk's rows need."""
+        if self.whole is not None:
+            return self.whole
+        ids, local = torch.unique(self.group[rows], return_inverse=True)
+        device = self.weight.weight.device
+        ids, local = ids.to(device), local.to(device)
+        laid = self._lay_out(*(None if x is None else x[ids] for x in (self.down, self.up, self.bias)))
+        laid.ids, laid.local = ids, local
+        if laid.down is not None:
+            own = torch.nn.functional.one_hot(local, len(ids)).to(laid.down.dtype)  # (n, groups)
+            laid.own = own.repeat_interleave(self.down.shape[1], dim=1)  # (n, R')
+        laid.bias = None if laid.bias is None else laid.bias[local]
+        return laid
+
+    def add(self, which: int, part: Tensor, ids: Tensor | None) -> None:
+        """Add a chunk's gradient of down (R', C), up (R', V) or bias (groups, V) to its sum."""
+        total = self.gradients[which]
+        part = part.reshape(-1, *total.shape[1:])
+        total.add_(part) if ids is None else total.index_add_(0, ids, part)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, with the result in float32 at least."""
+    if a.dtype.itemsize > 2:
+        return a @ b
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return (a @ b).float() if a.dtype == torch.bfloat16 else a.float() @ b.float()
+
+
+def low_rank_states(hc: Tensor, part: ChunkFactors, scale: float) -> Tensor | None:
+    """z = α h downᵀ (n, R'), zero outside the row's own group."""
+    if part.down is None:
+        return None
+    z = hc @ part.down.T  # (n, R')
+    if scale != 1.0:
+        z = z * scale
+    return z if part.own is None else z * part.own
+
+
+def torch_step(hc: Tensor, base: Tensor, target: Tensor, task: HeadTask, rows: slice, gh: Tensor | None,
+               reuse: bool) -> Tensor:
+    """Losses (n,) of one head on one chunk; adds its gradients to the task's and writes gh (n, C) if given.
+
+    base (n, Vp) is overwritten only if `reuse`.
+    """
+    weight, part = task.weight, task.factors(rows)
+    logits = base.to(weight.accumulate, copy=not reuse)  # (n, Vp)
+    logits[:, weight.vocab :] = -torch.inf
+    z = low_rank_states(hc, part, task.scale)
+    if z is not None:
+        logits += z @ part.up.T
+    for bias in (weight.padded_bias, part.bias):
+        if bias is not None:
+            logits += bias
+    p = torch.softmax(logits, dim=1)
+    # On a CPU logsumexp over this many columns takes ten times as long as softmax, so it is had from the maximum.
+    index = target.clamp_min(0).unsqueeze(1)  # (n, 1)
+    nll = logits.amax(1) - p.amax(1).log() - logits.gather(1, index).squeeze(1)
+    if gh is not None or any(g is not None for g in task.gradients):
+        p.scatter_add_(1, index, p.new_full(index.shape, -1.0))  # now dloss/dlogits
+        gradients_by_product(hc, p, z, part, target, task, gh)
+    return nll.masked_fill(target == IGNORED, 0.0)
+
+
+def gradients_by_product(hc: Tensor, p: Tensor, z: Tensor | None, part: ChunkFactors, target: Tensor,
+                         task: HeadTask, gh: Tensor | None) -> None:
+    """From dloss/dlogits p (n, Vp), which it may overwrite, add up the head's gradients and write gh (n, C)."""
+    weight, dtype = task.weight, task.weight.weight.dtype
+    shift = FP16_SHIFT if dtype == torch.float16 else 1.0
+    g = (p.mul_(shift) if shift != 1.0 else p).to(dtype)  # (n, Vp)
+    add_gradients(hc, g, z, part, target, task, gh, shift)
+    if task.gradients[2] is not None:
+        counts = (target != IGNORED).to(p.dtype).unsqueeze(0)  # (1, n)
+        if part.ids is not None:
+            counts = counts * torch.nn.functional.one_hot(part.local, len(part.ids)).T  # (groups, n)
+        task.add(2, (counts @ p)[:, : weight.vocab] / shift, part.ids)
+
+
+def add_gradients(hc: Tensor, g: Tensor, z: Tensor | None, part: ChunkFactors, target: Tensor, task: HeadTask,
+                  gh: Tensor | None, shift: float) -> None:
+    """The products of g (n, Vp) = shift · dloss/dlogits; ignored rows are taken out of the small factors, not of g."""
+    counts = (target != IGNORED).unsqueeze(1)  # (n, 1)
+    if z is not None:
+        if task.gradients[1] is not None:
+            up = product((z * counts).T, g)[:, : task.weight.vocab]  # (R', V)
+            task.add(1, up / shift, part.ids)
+        gz = product(g, part.up)  # (n, R')
+        down_gradients(hc, gz * counts, part, task, gh, shift)
+    if gh is not None:
+        gh += product(g, task.weight.weight) * counts / shift
+
+
+def down_gradients(hc: Tensor, gz: Tensor, part: ChunkFactors, task: HeadTask, gh: Tensor | None,
+                   shift: float) -> None:
+    """From gz (n, R') = shift · dloss/dz / α: the gradient of down, and its part of gh (n, C)."""
+    gz = gz if part.own is None else gz * part.own
+    gz = gz * (task.scale / shift)
+    if task.gradients[0] is not None:
+        task.add(0, gz.T @ hc.to(gz.dtype), part.ids)
+    if gh is not None:
+        gh += gz @ part.down.to(gz.dtype)
+
+
+def forward_pass(h: Tensor, target: Tensor, weight, tasks: list[HeadTask], chunk: int | None, kernel: str | None,
+                 want_h: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Losses (K, M) of K heads, and dloss/dh (K, M, C) if wanted; other gradients are left in the tasks."""
+    step, rows_at_once = _step(weight, kernel)
+    rows_at_once = chunk or rows_at_once
+    nll = torch.zeros(len(tasks), len(h), dtype=weight.accumulate, device=h.device)
+    gh = torch.zeros(len(tasks), *h.shape, dtype=weight.accumulate, device=h.device) if want_h else None
+    for start in range(0, len(h), rows_at_once):
+        rows = slice(start, start + rows_at_once)
+        hc = h[rows].to(weight.weight.dtype)  # (n, C)
+        base = hc @ weight.weight.T  # (n, Vp), shared by all heads
+        for k, task in enumerate(tasks):
+            part = None if gh is None else gh[k, rows]
+            nll[k, rows] = step(hc, base, target[rows], task, rows, part, k == len(tasks) - 1)
+    return nll, gh
+
+
+def _step(weight, kernel: str | None):
+    """The function that does one head on one chunk, and the rows of its chunks."""
+    if kernel not in (None, "torch", "triton"):
+        raise ValueError(f"kernel {kernel!r} must be 'torch', 'triton' or None")
+    device = weight.weight.device
+    if kernel == "triton" or (kernel is None and device.type == "cuda" and weight.weight.dtype.itemsize == 2):
+        try:
+            from .head_loss_triton import triton_step
+        except ImportError:
+            if kernel == "triton":
+                raise
+        else:
+            return triton_step, TRITON_ROWS
+    return torch_step, CPU_ROWS if device.type == "cpu" else CUDA_ROWS
+
+
+class HeadLossFunction(torch.autograd.Function):
+    """Sums of losses (K,); all gradients are computed in forward and only scaled in backward."""
+
+    @staticmethod
+    def forward(ctx, h, target, weight, groups, chunk, scale, kernel, *factors):
+        """factors: down, up, bias of head 1, of head 2, …; groups: one index (M,) or None a head."""
+        triples = [factors[i : i + 3] for i in range(0, len(factors), 3)]
+        tasks = [HeadTask(*triple, group, weight, scale) for triple, group in zip(triples, groups)]
+        wanted = ctx.needs_input_grad[7:]
+        for k, task in enumerate(tasks):
+            task.want_gradients(wanted[3 * k : 3 * k + 3])
+        nll, gh = forward_pass(h, target, weight, tasks, chunk, kernel, want_h=ctx.needs_input_grad[0])
+        ctx.save_for_backward(gh, *(g for task in tasks for g in task.gradients))
+        ctx.dtypes = (h.dtype, *(None if x is None else x.dtype for x in factors))
+        return nll.sum(dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        """grad (K,) of the losses to gradients of h and of each head's factors."""
+        gh, *sums = ctx.saved_tensors
+        out = []
+        for i, total in enumerate(sums):
+            if total is not None:
+                total = (total * grad[i // 3]).to(ctx.dtypes[1 + i])
+            out.append(total.transpose(1, 2) if total is not None and i % 3 == 1 else total)
+        h_grad = None if gh is None else torch.einsum("k,kmc->mc", grad, gh).to(ctx.dtypes[0])
+        return (h_grad, *[None] * 6, *out)
