@@ -35,6 +35,7 @@ SKIPPED = re.compile(
     r"|_?array_api\w*|onnx|fx|ao)(/|\.py$)|(^|/)test_|_test\.py$|^torch/_\w+/|/_internal/"
 )
 ADDED_LATER = ("add_newdoc", "add_docstr", "add_docstr_all", "add_newdoc_for_scalar_type")  # text of compiled functions
+ADDED_TO_ARRAY = "_array_method_doc"  # numpy's short form for methods of ndarray
 IDENTIFIER = re.compile(r"`[^`]*`|\b\w*[\d_]\w*\b|\b\w+(?:\.\w+)+\b|\b\w*[a-z][A-Z]\w*\b")
 LONGEST = 2_000  # characters of one explanation, in whole paragraphs
 
@@ -139,9 +140,9 @@ def _of_source(source: str) -> Iterator[tuple[tuple[str, ...], str]]:
     if tree is None:
         return
     yield from _of_node(tree, ())
-    if any(call in source for call in ADDED_LATER):
+    if any(call in source for call in (*ADDED_LATER, ADDED_TO_ARRAY)):
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in ADDED_LATER:
+            if isinstance(node, ast.Call):
                 yield from _of_call(node)
 
 
@@ -161,13 +162,20 @@ def _of_node(node: ast.AST, names: tuple[str, ...]) -> Iterator[tuple[tuple[str,
 
 
 def _of_call(node: ast.Call) -> Iterator[tuple[tuple[str, ...], str]]:
-    """add_newdoc("numpy._core.umath", "add", text) and add_docstr(torch.abs, text): the last name and the text."""
-    names = [_name(a) for a in node.args[:2]]
+    """The name and text of add_newdoc("numpy._core", "add", text), add_newdoc(…, "ndarray", ("sort", text))
+    and add_docstr(torch.abs, text)."""
+    called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+    if called == ADDED_TO_ARRAY:
+        names = ["ndarray", *(_name(a) for a in node.args[:1])]
+    elif called in ADDED_LATER:
+        names = [name for a in node.args[:2] if (name := _name(a))][-1:]
+        names += [_name(a.elts[0]) for a in node.args[2:] if isinstance(a, ast.Tuple) and a.elts]
+    else:
+        return
     constants = (c.value for a in node.args for c in ast.walk(a) if isinstance(c, ast.Constant))
-    docstring = next((text for text in constants if isinstance(text, str) and len(text) >= 60), None)
-    name = next((name for name in reversed(names) if name), None)
-    if docstring and name:
-        yield (name,), inspect.cleandoc(docstring)
+    docstring = max((text for text in constants if isinstance(text, str)), key=len, default="")
+    if docstring and names and all(names):
+        yield tuple(names), inspect.cleandoc(docstring)
 
 
 def _name(argument: ast.expr) -> str | None:
