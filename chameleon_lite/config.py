@@ -46,7 +46,8 @@ class DataSettings(Settings):
     """How much of a corpus is used."""
 
     max_train_tokens: int | None = Field(None, ge=1, description="tokens of training documents; none = all")
-    max_eval_documents: int | None = Field(None, ge=1, description="documents of validation and of test; none = all")
+    max_validation_documents: int | None = Field(None, ge=1, description="documents of validation; none = all")
+    max_test_documents: int | None = Field(None, ge=1, description="documents of test; none = all")
     subset_seed: int = Field(0, description="seed of the draw of those subsets; not varied by the study")
 
 
@@ -124,14 +125,15 @@ PROFILES: dict[str, dict[str, Any]] = {
         "backbone": "smollm2",
         "corpora": ["docstrings"],
         "seeds": 3,
-        "data": {"max_train_tokens": 24_000, "max_eval_documents": 320},
-        "train": {"epochs": 2, "validations_per_epoch": 2},
+        "tokens": {"max_length": 128},
+        "data": {"max_train_tokens": 20_000, "max_validation_documents": 80, "max_test_documents": 320},
+        "train": {"epochs": 2},
     },
     "colab": {
         "backbone": "gpt2",
         "corpora": ["wikitext-2", "alpaca"],
         "seeds": 3,
-        "data": {"max_train_tokens": 200_000, "max_eval_documents": 1_000},
+        "data": {"max_train_tokens": 200_000, "max_validation_documents": 1_000, "max_test_documents": 1_000},
         "train": {"epochs": 5},
     },
     "paper": {

@@ -116,8 +116,8 @@ def tables_of(settings: Experiment, backbone: Backbone, corpus: Corpus) -> dict[
         if split == "train" and settings.data.max_train_tokens is not None:
             within = np.cumsum(table.lengths[order]) <= settings.data.max_train_tokens
             order = order[: max(1, int(within.sum()))]
-        elif split != "train" and settings.data.max_eval_documents is not None:
-            order = order[: settings.data.max_eval_documents]
+        elif split != "train":
+            order = order[: getattr(settings.data, f"max_{split}_documents")]
         tables[split] = table.take(np.sort(order))
     return tables
 
