@@ -86,12 +86,13 @@ def token_losses(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequenc
     return torch.empty_like(nll).index_copy_(1, order, nll)
 
 
-def _tensors(update: HeadUpdate | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(down, up, bias) with what adds nothing, rank-0 factors too, as None."""
+def _tensors(update: HeadUpdate | None) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """(down, up, bias, mix) with what adds nothing, rank-0 factors too, as None."""
     if update is None:
-        return None, None, None
-    low_rank = update.down is not None and update.down.shape[1] > 0
-    return (update.down, update.up, update.bias) if low_rank else (None, None, update.bias)
+        return None, None, None, None
+    if update.down is not None and update.down.shape[1] > 0:
+        return update.down, update.up, update.bias, update.mix
+    return None, None, update.bias, None
 
 
 def _in_group_order(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequence[HeadUpdate | None],
@@ -129,6 +130,9 @@ def _plain_logits(h: Tensor, weight: HeadWeight, update: HeadUpdate | None, grou
     if group is None:
         return logits + apply_update(x, update, scale)
     if update.down is not None:
+        if update.mix is not None:  # one pair of factors for all groups
+            z = (x @ update.down[0].to(x.dtype).T) * update.mix.to(x.dtype)[group]  # (M, R)
+            return logits + scale * z @ update.up[0].to(x.dtype).T
         z = torch.einsum("mc,mrc->mr", x, update.down.to(x.dtype)[group])  # (M, R)
         logits = logits + scale * torch.einsum("mr,mvr->mv", z, update.up.to(x.dtype)[group])
     return logits if update.bias is None else logits + update.bias.to(x.dtype)[group]

@@ -5,8 +5,9 @@
 
 A head with G updates is done as one head of a larger rank: the factors of the groups present in the chunk are laid
 side by side, R' = groups · R, and z is zero but in the slots of the row's own group. No loop over groups or rows.
+A head with one pair of factors and G mixtures of their R slots does the same with the row's own mixture: z ∘ mix.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ class ChunkFactors:
 
     down: Tensor | None  # (R', C)
     up: Tensor | None  # (Vp, R')
-    own: Tensor | None  # (n, R') one in the slots of the row's group; None where there is one group
+    own: Tensor | None  # (n, R') one in the slots of the row's group, or its mixture; None where all rows are alike
     bias: Tensor | None  # (n, Vp), or (1, Vp) where there is one group
     ids: Tensor | None  # (groups present,) their indices
     local: Tensor | None  # (n,) each row's position in ids
@@ -33,16 +34,19 @@ class ChunkFactors:
 class HeadTask:
     """One head during one pass: its factors chunk by chunk, and the sums of its gradients."""
 
-    def __init__(self, down: Tensor | None, up: Tensor | None, bias: Tensor | None, group: Tensor | None,
-                 weight, scale: float) -> None:
-        self.down, self.up, self.bias, self.scale, self.weight = down, up, bias, scale, weight
-        self.group = None if group is None or (down is None and bias is None) else group.cpu()  # one wait a pass
+    def __init__(self, down: Tensor | None, up: Tensor | None, bias: Tensor | None, mix: Tensor | None,
+                 group: Tensor | None, weight, scale: float) -> None:
+        self.down, self.up, self.bias, self.mix, self.scale, self.weight = down, up, bias, mix, scale, weight
+        self.mix_of = group if mix is not None else None  # (M,) the mixture that each row uses; None: all the first
+        self.group = None
+        if group is not None and mix is None and not (down is None and bias is None):
+            self.group = group.cpu()  # one wait a pass
         self.whole = self._lay_out(down, up, bias) if self.group is None else None
-        self.gradients: list[Tensor | None] = [None, None, None]  # of down (G, R, C), up (G, R, V), bias (G, V)
+        self.gradients: list[Tensor | None] = [None] * 4  # of down (G, R, C), up (G, R, V), bias (G, V), mix (G, R)
 
-    def want_gradients(self, wanted: tuple[bool, bool, bool]) -> None:
-        """Start the sums of those of (down, up, bias) that are wanted."""
-        shapes = (self.down, None if self.up is None else self.up.transpose(1, 2), self.bias)
+    def want_gradients(self, wanted: tuple[bool, bool, bool, bool]) -> None:
+        """Start the sums of those of (down, up, bias, mix) that are wanted."""
+        shapes = (self.down, None if self.up is None else self.up.transpose(1, 2), self.bias, self.mix)
         self.gradients = [torch.zeros(x.shape, dtype=self.weight.accumulate, device=x.device) if want else None
                           for x, want in zip(shapes, wanted)]
 
@@ -60,6 +64,9 @@ class HeadTask:
 
     def factors(self, rows: slice) -> ChunkFactors:
         """The factors that the chunk's rows need."""
+        if self.mix is not None:
+            own = self.mix.to(self.weight.weight.dtype)  # (G, R)
+            return replace(self.whole, own=own if self.mix_of is None else own[self.mix_of[rows]])  # (n, R)
         if self.whole is not None:
             return self.whole
         ids, local = torch.unique(self.group[rows], return_inverse=True)
@@ -74,7 +81,7 @@ class HeadTask:
         return laid
 
     def add(self, which: int, part: Tensor, ids: Tensor | None) -> None:
-        """Add a chunk's gradient of down (R', C), up (R', V) or bias (groups, V) to its sum."""
+        """Add a chunk's gradient of down (R', C), up (R', V), bias (groups, V) or mix (n, R) to its sum."""
         total = self.gradients[which]
         part = part.reshape(-1, *total.shape[1:])
         total.add_(part) if ids is None else total.index_add_(0, ids, part)
@@ -120,17 +127,17 @@ def torch_step(hc: Tensor, base: Tensor, target: Tensor, task: HeadTask, rows: s
     nll = logits.amax(1) - p.amax(1).log() - logits.gather(1, index).squeeze(1)
     if gh is not None or any(g is not None for g in task.gradients):
         p.scatter_add_(1, index, p.new_full(index.shape, -1.0))  # now dloss/dlogits
-        gradients_by_product(hc, p, z, part, target, task, gh)
+        gradients_by_product(hc, p, z, part, target, task, rows, gh)
     return nll.masked_fill(target == IGNORED, 0.0)
 
 
 def gradients_by_product(hc: Tensor, p: Tensor, z: Tensor | None, part: ChunkFactors, target: Tensor,
-                         task: HeadTask, gh: Tensor | None) -> None:
+                         task: HeadTask, rows: slice, gh: Tensor | None) -> None:
     """From dloss/dlogits p (n, Vp), which it may overwrite, add up the head's gradients and write gh (n, C)."""
     weight, dtype = task.weight, task.weight.weight.dtype
     shift = FP16_SHIFT if dtype == torch.float16 else 1.0
     g = (p.mul_(shift) if shift != 1.0 else p).to(dtype)  # (n, Vp)
-    add_gradients(hc, g, z, part, target, task, gh, shift)
+    add_gradients(hc, g, z, part, target, task, rows, gh, shift)
     if task.gradients[2] is not None:
         counts = (target != IGNORED).to(p.dtype).unsqueeze(0)  # (1, n)
         if part.ids is not None:
@@ -139,7 +146,7 @@ def gradients_by_product(hc: Tensor, p: Tensor, z: Tensor | None, part: ChunkFac
 
 
 def add_gradients(hc: Tensor, g: Tensor, z: Tensor | None, part: ChunkFactors, target: Tensor, task: HeadTask,
-                  gh: Tensor | None, shift: float) -> None:
+                  rows: slice, gh: Tensor | None, shift: float) -> None:
     """The products of g (n, Vp) = shift · dloss/dlogits; ignored rows are taken out of the small factors, not of g."""
     counts = (target != IGNORED).unsqueeze(1)  # (n, 1)
     if z is not None:
@@ -147,14 +154,18 @@ def add_gradients(hc: Tensor, g: Tensor, z: Tensor | None, part: ChunkFactors, t
             up = product((z * counts).T, g)[:, : task.weight.vocab]  # (R', V)
             task.add(1, up / shift, part.ids)
         gz = product(g, part.up)  # (n, R')
-        down_gradients(hc, gz * counts, part, task, gh, shift)
+        down_gradients(hc, gz * counts, part, task, rows, gh, shift)
     if gh is not None:
         gh += product(g, task.weight.weight) * counts / shift
 
 
-def down_gradients(hc: Tensor, gz: Tensor, part: ChunkFactors, task: HeadTask, gh: Tensor | None,
+def down_gradients(hc: Tensor, gz: Tensor, part: ChunkFactors, task: HeadTask, rows: slice, gh: Tensor | None,
                    shift: float) -> None:
-    """From gz (n, R') = shift · dloss/dz / α: the gradient of down, and its part of gh (n, C)."""
+    """From gz (n, R') = shift · dloss/dz / α: the gradients of down and mix, and their part of gh (n, C)."""
+    if task.gradients[3] is not None:
+        by_row = (hc @ part.down.T).to(gz.dtype) * gz * (task.scale / shift)  # (n, R)
+        of = task.mix_of
+        task.add(3, by_row.sum(0, True) if of is None else by_row, None if of is None else of[rows])
     gz = gz if part.own is None else gz * part.own
     gz = gz * (task.scale / shift)
     if task.gradients[0] is not None:
@@ -201,12 +212,12 @@ class HeadLossFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, h, target, weight, groups, chunk, scale, kernel, *factors):
-        """factors: down, up, bias of head 1, of head 2, …; groups: one index (M,) or None a head."""
-        triples = [factors[i : i + 3] for i in range(0, len(factors), 3)]
-        tasks = [HeadTask(*triple, group, weight, scale) for triple, group in zip(triples, groups)]
+        """factors: down, up, bias, mix of head 1, of head 2, …; groups: one index (M,) or None a head."""
+        own = [factors[i : i + 4] for i in range(0, len(factors), 4)]
+        tasks = [HeadTask(*four, group, weight, scale) for four, group in zip(own, groups)]
         wanted = ctx.needs_input_grad[7:]
         for k, task in enumerate(tasks):
-            task.want_gradients(wanted[3 * k : 3 * k + 3])
+            task.want_gradients(wanted[4 * k : 4 * k + 4])
         nll, gh = forward_pass(h, target, weight, tasks, chunk, kernel, want_h=ctx.needs_input_grad[0])
         ctx.save_for_backward(gh, *(g for task in tasks for g in task.gradients))
         ctx.dtypes = (h.dtype, *(None if x is None else x.dtype for x in factors))
@@ -220,7 +231,7 @@ class HeadLossFunction(torch.autograd.Function):
         out = []
         for i, total in enumerate(sums):
             if total is not None:
-                total = (total * grad[i // 3]).to(ctx.dtypes[1 + i])
-            out.append(total.transpose(1, 2) if total is not None and i % 3 == 1 else total)
+                total = (total * grad[i // 4]).to(ctx.dtypes[1 + i])
+            out.append(total.transpose(1, 2) if total is not None and i % 4 == 1 else total)
         h_grad = None if gh is None else torch.einsum("k,kmc->mc", grad, gh).to(ctx.dtypes[0])
         return (h_grad, *[None] * 6, *out)

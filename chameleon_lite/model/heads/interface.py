@@ -32,18 +32,27 @@ class Condition:
 
 @dataclass(frozen=True)
 class HeadUpdate:
-    """The update of the head's weight for each of G groups; `down`/`up` may be absent (a bias-only head)."""
+    """The update of the head's weight for each of G groups; `down`/`up` may be absent (a bias-only head).
+
+    With `mix` (G, R) there is one pair of factors, (1, R, C) and (1, V, R), and group g uses R slots of it weighted
+    with mix[g]: a bank of experts, or of scaled singular directions, costs one product whatever G is. No bias then.
+    """
 
     down: Tensor | None  # (G, R, C), the paper's A
     up: Tensor | None  # (G, V, R), the paper's B
     bias: Tensor | None = None  # (G, V)
+    mix: Tensor | None = None  # (G, R)
 
     @property
     def groups(self) -> int:
+        if self.mix is not None:
+            return self.mix.shape[0]
         return (self.down if self.down is not None else self.bias).shape[0]
 
     def dense(self, group: int = 0) -> Tensor:
         """The update of the weight (V, C) for one group; large, meant for merging and for tests."""
+        if self.mix is not None:
+            return (self.up[0] * self.mix[group]) @ self.down[0]  # (V, C)
         return self.up[group] @ self.down[group]  # (V, C)
 
 
@@ -72,6 +81,8 @@ def apply_update(h: Tensor, update: HeadUpdate, scale: float = 1.0) -> Tensor:
     out = torch.zeros((), dtype=h.dtype, device=h.device)
     if update.down is not None:
         z = x @ update.down.to(h.dtype).transpose(1, 2)  # (G, M, R)
+        if update.mix is not None:
+            z = z * update.mix.to(h.dtype).unsqueeze(1)
         out = scale * (z @ update.up.to(h.dtype).transpose(1, 2))  # (G, M, V)
     if update.bias is not None:
         out = out + update.bias.to(h.dtype).unsqueeze(1)
