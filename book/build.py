@@ -18,8 +18,9 @@ import time
 from datetime import date
 from pathlib import Path
 
+import nbformat
 import yaml
-from execute import Executed, parameter_names, run_notebook
+from execute import parameter_names, run_notebook
 
 from chameleon_lite import cache
 from chameleon_lite.errors import RunFailed, UserError, unknown
@@ -69,7 +70,7 @@ def parameters_of(notebooks: list[Path], given: dict) -> dict[Path, dict]:
     return {path: {k: v for k, v in given.items() if k in names[path]} for path in notebooks}
 
 
-def execute_all(args: argparse.Namespace) -> list[Executed]:
+def execute_all(args: argparse.Namespace) -> None:
     """Run the notebooks the arguments select; the others keep the copy of an earlier run."""
     notebooks = toc_notebooks()
     wanted = [] if args.pages_only else [n for n in notebooks if args.only in n.stem]
@@ -79,20 +80,18 @@ def execute_all(args: argparse.Namespace) -> list[Executed]:
     todo = [n for n in notebooks if n in wanted or not (OUT / "executed" / n.name).exists()]
     say(f"{len(todo)} of {len(notebooks)} notebooks to run, profile {args.profile}"
         + (", up to 10 minutes on 2 CPU cores" if len(todo) > 1 and args.profile == "smoke" else ""))
-    results, failures = [], []
+    failures = []
     for number, path in enumerate(todo, start=1):
         print(f"[book]   {number}/{len(todo)} {path.relative_to(ROOT)} … ", end="", flush=True)
         try:
-            done = run_notebook(path, OUT / "executed" / path.name, OUT / "failed" / path.name, parameters[path],
-                                timeout=args.timeout, log=OUT / "logs" / f"{path.stem}.log")
-            print(f"{done.seconds:.1f} s", flush=True)
-            results.append(done)
+            seconds = run_notebook(path, OUT / "executed" / path.name, OUT / "failed" / path.name, parameters[path],
+                                   timeout=args.timeout, log=OUT / "logs" / f"{path.stem}.log")
+            print(f"{seconds:.1f} s", flush=True)
         except RunFailed as error:  # the others still run: one broken chapter should not hide a second
             print("failed", flush=True)
             failures.append(str(error))
     if failures:
         raise RunFailed("\n".join(failures))
-    return results
 
 
 def write_csv(path: Path, rows: list[tuple]) -> None:
@@ -123,7 +122,18 @@ def version(name: str) -> str:
         return "not installed"
 
 
-def stage(results: list[Executed], profile: str) -> Path:
+def notebook_status(executed: list[Path]) -> list[tuple]:
+    """A header and one row an executed notebook, from what papermill wrote into it."""
+    rows = [("notebook", "profile", "seconds", "code cells", "run on")]
+    for path in executed:
+        book = nbformat.read(path, as_version=4)
+        run = book.metadata.papermill
+        cells = sum(cell.cell_type == "code" for cell in book.cells)
+        rows.append((path.stem, run.parameters.get("profile", "–"), f"{run.duration:.1f}", cells, run.end_time[:10]))
+    return rows
+
+
+def stage() -> Path:
     """A fresh `_build/stage` with sources, executed notebooks, MathJax and the status tables; its path."""
     target = OUT / "stage"
     shutil.rmtree(target, ignore_errors=True)
@@ -140,8 +150,7 @@ def stage(results: list[Executed], profile: str) -> Path:
         shutil.copy2(OUT / "executed" / path.name, target / "notebooks" / path.name)
     (target / "book" / "api_modules.md").write_text(api_page(ROOT / "chameleon_lite"), encoding="utf-8")
     copy_mathjax(target / "book" / "_static" / "mathjax")
-    rows = [(r.name, profile, f"{r.seconds:.1f}", r.cells) for r in results]
-    write_csv(target / "book" / "status_notebooks.csv", [("notebook", "profile", "seconds", "code cells"), *rows])
+    write_csv(target / "book" / "status_notebooks.csv", notebook_status(sorted((target / "notebooks").glob("*.ipynb"))))
     write_csv(target / "book" / "status_machine.csv", [("what", "value"), *machine()])
     return target
 
@@ -160,7 +169,7 @@ def api_page(package: Path) -> str:
         text.append(f"## {room}\n")
         for module in rooms[room]:
             text.append(f"### {module.partition('.')[2]}\n\n```{{eval-rst}}\n.. automodule:: {module}\n"
-                        "   :members:\n   :ignore-module-all:\n```\n")
+                        "   :members:\n   :exclude-members: model_config\n   :ignore-module-all:\n```\n")
     return "\n".join(text)
 
 
@@ -214,9 +223,9 @@ def main() -> int:
     if args.profile == "smoke":  # smoke needs no model hub; a forgotten hub call fails at once, not after retries
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
-        results = execute_all(args)
+        execute_all(args)
         say("building the pages (strictly: any warning is an error), about 10 s")
-        site = build_site(stage(results, args.profile))
+        site = build_site(stage())
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code

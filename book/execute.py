@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
@@ -22,15 +21,6 @@ from chameleon_lite.errors import RunFailed, unknown
 
 TRACEBACK = re.compile(r"Traceback \(most recent call last\)")
 INJECTED = "injected-parameters"  # papermill's tag for the cell it adds
-
-
-@dataclass(frozen=True)
-class Executed:
-    """What a finished notebook leaves besides its pages: its name, seconds, and number of code cells run."""
-
-    name: str
-    seconds: float
-    cells: int
 
 
 def parameter_names(path: Path) -> set[str]:
@@ -50,8 +40,8 @@ def checked_parameters(path: Path, given: dict) -> dict:
     return given
 
 
-def run_notebook(source: Path, done: Path, failed: Path, parameters: dict, *, timeout: int, log: Path) -> Executed:
-    """Run `source` in its own folder and put the copy at `done`, or at `failed` with RunFailed raised.
+def run_notebook(source: Path, done: Path, failed: Path, parameters: dict, *, timeout: int, log: Path) -> float:
+    """Run `source` in its own folder; its copy goes to `done` and its seconds are returned, or to `failed` (RunFailed).
 
     `timeout` is seconds a cell; what the kernel writes to its own stderr goes to `log`.
     """
@@ -84,7 +74,7 @@ def run_notebook(source: Path, done: Path, failed: Path, parameters: dict, *, ti
     seconds = float(book.metadata.papermill.duration)
     with cache.atomic(done) as temporary:
         nbformat.write(presentable(book, parameters, seconds), temporary)
-    return Executed(source.stem, seconds, sum(c.cell_type == "code" for c in book.cells))
+    return seconds
 
 
 def faults(book: nbformat.NotebookNode) -> list[str]:

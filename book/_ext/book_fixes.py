@@ -28,7 +28,15 @@ def plain_docstring(app, what, name, obj, options, lines: list[str]) -> None:
             out += ["::", "", *("    " + row for row in rows), ""]
         else:
             out += [*(escaped(row) for row in rows), ""]
-    lines[:] = out
+    for field, info in (getattr(obj, "model_fields", None) or {}).items() if what == "class" else ():
+        start = "required" if info.is_required() else f"default {info.get_default(call_default_factory=True)!r}"
+        out.append(f"- ``{field}``: {escaped(info.description or '')} ({escaped(start)})")
+    lines[:] = [*out, ""]
+
+
+def short_signature(app, what, name, obj, options, signature, annotation):
+    """A settings class lists its fields below; all of them again as arguments would fill a screen."""
+    return ("(…)", annotation) if what == "class" and hasattr(obj, "model_fields") else None
 
 
 def escaped(row: str) -> str:
@@ -43,4 +51,5 @@ def setup(app) -> dict:
     """Called by Sphinx; a late priority, so that every extension has added its scripts."""
     app.connect("html-page-context", drop_repeated_scripts, priority=900)
     app.connect("autodoc-process-docstring", plain_docstring)
+    app.connect("autodoc-process-signature", short_signature)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -26,10 +26,13 @@ def run(book_tools, tmp_path):
 
 
 @pytest.mark.filterwarnings("default")  # the notebook client warns about event loops on some versions
-def test_a_good_run_is_published_with_its_parameters(run, tmp_path):
-    done = run("print(profile * 2)", parameters={"profile": "paper"})
+def test_a_good_run_is_published_with_its_parameters(run, book_tools, tmp_path):
+    seconds = run("print(profile * 2)", parameters={"profile": "paper"})
     book = nbformat.read(tmp_path / "done" / "x.ipynb", as_version=4)
-    assert book.cells[-1].outputs[0].text == "paperpaper\n" and done.cells == 3
+    assert book.cells[-1].outputs[0].text == "paperpaper\n" and seconds > 0
+    header, row = book_tools["build"].notebook_status([tmp_path / "done" / "x.ipynb"])
+    assert dict(zip(header, row, strict=True)) | {"seconds": 0, "run on": ""} == {
+        "notebook": "x", "profile": "paper", "seconds": 0, "code cells": 3, "run on": ""}
     (injected,) = [c for c in book.cells if "injected-parameters" in c.metadata.get("tags", [])]
     assert "hide-input" in injected.metadata.tags
     assert "profile = paper" in book.cells[0].source
