@@ -31,8 +31,8 @@ def published(table: int, regime: str, field: str) -> float:
 
 
 def published_parameters() -> dict[str, int]:
-    """The parameter column of both tables by part: the whole GPT-2, the head's LoRA, the hyper-network head."""
-    parts = {"R0": "backbone", "R1": "head LoRA r = 4", "R4": "hyper-network head"}
+    """The parameter column of both tables, under the names of `model.parameters.parameter_table`."""
+    parts = {"R0": "total", "R1": "lora_head", "R4": "hyper_head"}
     return {part: int(published(1, regime, "parameters")) for regime, part in parts.items()}
 
 
