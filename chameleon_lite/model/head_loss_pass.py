@@ -29,6 +29,7 @@ class ChunkFactors:
     bias: Tensor | None  # (n, Vp), or (1, Vp) where there is one group
     ids: Tensor | None  # (groups present,) their indices
     local: Tensor | None  # (n,) each row's position in ids
+    fused_up: Tensor | None = None  # (Vp, 16 or 32) up with zero columns, as the GPU kernels take it
 
 
 class HeadTask:
