@@ -104,7 +104,8 @@ def test_padding_rows_change_neither_loss_nor_gradient():
         loss = head_losses(rows, labels, weight, [head.factors()], chunk=5)
         loss.backward()
         results.append((loss.detach(), head.down.grad.clone(), head.up.grad.clone()))
-    assert all(torch.equal(a, b) for a, b in zip(*results))
+    for without, with_padding in zip(*results):
+        torch.testing.assert_close(with_padding, without, rtol=1e-6, atol=1e-6)
 
 
 def test_heads_are_exactly_the_frozen_one_at_the_start_and_learn():
