@@ -1,78 +1,213 @@
 """The regimes by name: which head, in which order it is trained, and what it is told.
 
 A regime is data, not a branch: adding one means adding an entry here and, if it knows something new, a class in
-`conditions.py`.
+`conditions.py`. Regimes that need the backbone un-cached (R14, R16, R17) name a procedure of `uncached.py` instead.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
 from ..errors import unknown
-from ..model.heads.hyper import HyperHead, matched_rank
-from ..model.heads.interface import Head
-from ..model.heads.static import LoraHead
-from .conditions import Constant, GroupMean, Split
+from ..model.heads import (
+    BankHead,
+    FactorBankHead,
+    Head,
+    HyperHead,
+    LoraHead,
+    RoutedHead,
+    SvfBank,
+    UnigramBias,
+    matched_rank,
+)
+from .conditions import (
+    Constant,
+    Counted,
+    GroupMean,
+    LeaveOneOut,
+    Oracle,
+    OtherCluster,
+    Own,
+    Routed,
+    Split,
+    TrainCentroid,
+)
 
 RANK = 4  # the paper's, for every low-rank regime but the matched one
 GROUP = 32  # rows a conditioning batch holds at most (paper: batch 32 on WikiText-2)
+EXPERTS = 33  # pairs of factors that the paper's hyper-network stores
+GROUP_SIZES = (2, 4, 8, 16)  # besides 1 and GROUP (claim 6)
+BANK_SIZES = (2, 4, 8, 16)  # besides EXPERTS (claim 10)
+CLUSTERED, RANDOM = "clustered", "random"
 
-MakeHead = Callable[[int, int], Head]  # width C, vocabulary V
-MakeSource = Callable[[Split, Split], Callable]  # the split to condition, the training split
+
+@dataclass(frozen=True)
+class Parts:
+    """What a head may be built from: the frozen head's geometry and weight, and the training split."""
+
+    width: int  # C
+    vocab: int  # V
+    weight: Tensor  # (V, C)
+    train: Split
+
+
+MakeHead = Callable[[Parts], Head]
+MakeSource = Callable[[Split, Split, int], Callable]  # the split to condition, the training split, the vocabulary
 
 
 @dataclass(frozen=True)
 class Regime:
-    """One row of the study's table. `order` is how training documents are arranged: "random" or "clustered"."""
+    """One row of the study's table. `order` is how training documents are arranged: "random" or "clustered".
+
+    `weights_of`: no training of its own, another regime's head under this one's condition.
+    `rate_of`: takes the learning rate found for another regime (the same head and optimiser, another group size).
+    `leak`: breaks the information rule on purpose and is marked wherever it appears.
+    `procedure`: a function's name in uncached.py, for what cached hidden states cannot serve.
+    """
 
     name: str
     title: str
     conditioned_on: str
-    head: MakeHead | None
-    order: str = "random"
+    head: MakeHead | None = None
+    order: str = RANDOM
     source: MakeSource | None = None
+    weights_of: str | None = None
+    rate_of: str | None = None
+    leak: bool = False
+    procedure: str | None = None
 
     @property
     def trained(self) -> bool:
+        """Whether a head on cached states is trained for this regime."""
         return self.head is not None
 
 
-def _hyper(width: int, vocab: int) -> HyperHead:
-    return HyperHead(width, vocab, RANK)
+def _hyper(parts: Parts, dropout: float = 0.5) -> Head:
+    return HyperHead(parts.width, parts.vocab, RANK, dropout=dropout)
 
 
-def _lora(width: int, vocab: int) -> LoraHead:
-    return LoraHead(width, vocab, RANK)
+def _lora(parts: Parts) -> Head:
+    return LoraHead(parts.width, parts.vocab, RANK)
 
 
-def _matched(width: int, vocab: int) -> LoraHead:
-    return LoraHead(width, vocab, matched_rank(width, vocab, RANK))
+def _matched(parts: Parts) -> Head:
+    return LoraHead(parts.width, parts.vocab, matched_rank(parts.width, parts.vocab, RANK))
 
 
-def _group(size: int) -> MakeSource:
-    return lambda split, train: GroupMean(split, size)
+def _bank(parts: Parts, experts: int = EXPERTS) -> Head:
+    return BankHead(parts.width, parts.vocab, experts, RANK)
 
 
-def _constant(split: Split, train: Split) -> Constant:
-    mean: Tensor = train.vectors.mean(0)
-    return Constant(split, mean)
+def _factor_bank(parts: Parts) -> Head:
+    return FactorBankHead(parts.width, parts.vocab, EXPERTS, RANK)
 
+
+def _routed(parts: Parts) -> Head:
+    return RoutedHead(parts.width, parts.vocab, int(parts.train.routing.max()) + 1, RANK)
+
+
+def _oracle(parts: Parts) -> Head:
+    return RoutedHead(parts.width, parts.vocab, int(parts.train.domain.max()) + 1, RANK)
+
+
+def _svf(parts: Parts) -> Head:
+    return SvfBank(parts.weight, EXPERTS)
+
+
+def _unigram(parts: Parts) -> Head:
+    tokens = parts.train.tokens.flatten().cpu()
+    return UnigramBias(tokens.bincount(minlength=parts.vocab + 1)[: parts.vocab].float())
+
+
+def _group(size: int = GROUP, view: str = "prefix", kind: type = GroupMean) -> MakeSource:
+    return lambda split, train, vocab: kind(split, size, view)
+
+
+def _own(view: str = "prefix", kind: type = Own) -> MakeSource:
+    return lambda split, train, vocab: kind(split, view)
+
+
+def _constant(split: Split, train: Split, vocab: int) -> Constant:
+    return Constant(train.vectors.mean(0))
+
+
+def _centroid(split: Split, train: Split, vocab: int) -> TrainCentroid:
+    return TrainCentroid(split)
+
+
+def _counted(split: Split, train: Split, vocab: int) -> Counted:
+    return Counted(split, vocab)
+
+
+def _sizes() -> list[Regime]:
+    """R4 and R5 with smaller conditioning groups, always 32 rows an optimiser step (claim 6)."""
+    clustered = [
+        Regime(f"R4-g{g}", f"hyper-network, cluster groups of {g}", f"prefixes of {g} rows of a cluster",
+               _hyper, CLUSTERED, _group(g), rate_of="R4") for g in GROUP_SIZES
+    ]  # fmt: skip
+    return clustered + [
+        Regime(f"R5-g{g}", f"hyper-network, random groups of {g}", f"prefixes of {g} random rows",
+               _hyper, RANDOM, _group(g), rate_of="R5") for g in (1, *GROUP_SIZES)
+    ]  # fmt: skip
+
+
+def _banks() -> list[Regime]:
+    """R11 with fewer experts (claim 10's Pareto front)."""
+    return [
+        Regime(f"R11-K{k}", f"softmax bank of {k}", "the row's own prefix", partial(_bank, experts=k), RANDOM, _own(),
+               rate_of="R11") for k in BANK_SIZES
+    ]  # fmt: skip
+
+
+OWN, BATCH = "the row's own prefix", "prefixes of a cluster batch"
 
 REGIMES: dict[str, Regime] = {
     r.name: r
     for r in (
-        Regime("R0", "frozen", "nothing", None),
+        Regime("R0", "frozen", "nothing"),
         Regime("R1", "LoRA head, rank 4", "nothing", _lora),
         Regime("R2", "LoRA head, parameter-matched", "nothing", _matched),
-        Regime("R3", "hyper-network, constant input", "a constant", _hyper, "random", _constant),
-        Regime(
-            "R4", "hyper-network, cluster batch", "prefixes of a cluster batch", _hyper, "clustered", _group(GROUP)
-        ),
-        Regime("R5", "hyper-network, random batch", "prefixes of a random batch", _hyper, "random", _group(GROUP)),
-        Regime("R6", "hyper-network, per sample", "the row's own prefix", _hyper, "clustered", _group(1)),
+        Regime("R3", "hyper-network, constant input", "a constant", _hyper, RANDOM, _constant),
+        Regime("R4", "hyper-network, cluster batch", BATCH, _hyper, CLUSTERED, _group()),
+        Regime("R5", "hyper-network, random batch", "prefixes of a random batch", _hyper, RANDOM, _group()),
+        Regime("R6", "hyper-network, per sample", OWN, _hyper, CLUSTERED, _own()),
+        Regime("R7", "R4's weights, another cluster's condition", "prefixes of another cluster", None, CLUSTERED,
+               _group(kind=OtherCluster), weights_of="R4"),
+        Regime("R7b", "hyper-network trained on another cluster's condition", "prefixes of another cluster", _hyper,
+               CLUSTERED, _group(kind=OtherCluster)),
+        Regime("R8", "hyper-network, length only (leak)", "mean length and padding of a cluster batch", _hyper,
+               CLUSTERED, _group(view="length"), leak=True),
+        Regime("R9", "hyper-network, whole rows (leak)", "whole rows of a cluster batch", _hyper, CLUSTERED,
+               _group(view="row"), leak=True),
+        Regime("R10", "hyper-network, leave-one-out", "prefixes of the batch's other rows", _hyper, CLUSTERED,
+               _group(kind=LeaveOneOut)),
+        Regime("R11", "softmax bank of 33, blended as updates", OWN, _bank, RANDOM, _own()),
+        Regime("R11b", "softmax bank of 33, blended in factor space", OWN, _factor_bank, RANDOM, _own()),
+        Regime("R12", "one LoRA a cluster, nearest centroid", "the row's routing cluster", _routed, RANDOM,
+               _own(kind=Routed)),
+        Regime("R12-oracle", "one LoRA a source, told which", "the row's source", _oracle, RANDOM, _own(kind=Oracle),
+               rate_of="R12"),
+        Regime("R13", "hyper-network, mean final hidden state", "hidden states of the row's prefix", _hyper, RANDOM,
+               _own("states")),
+        Regime("R14", "no adapter, prefixes of the batch in context", BATCH, order=CLUSTERED, procedure="in_context"),
+        Regime("R15", "context-unigram bias", "token counts of the row's prefix", _unigram, RANDOM, _counted),
+        Regime("R16", "LoRA in the layers and on the head", "nothing", procedure="layers_static"),
+        Regime("R17", "LoRA in the layers, hyper-network head", BATCH, order=CLUSTERED, procedure="layers_hyper"),
+        Regime("R18", "hyper-network, train centroid, random batches", "the row's training cluster", _hyper, RANDOM,
+               _centroid),
+        Regime("R19-R1", "R1 trained in clustered order", "nothing", _lora, CLUSTERED, rate_of="R1"),
+        Regime("R19-R2", "R2 trained in clustered order", "nothing", _matched, CLUSTERED, rate_of="R2"),
+        Regime("R20", "bank of singular-value masks", OWN, _svf, RANDOM, _own()),
+        Regime("R4-nodrop", "R4 without dropout", BATCH, partial(_hyper, dropout=0.0), CLUSTERED, _group()),
+        Regime("R4-padded", "R4, pad embedding in the mean", BATCH, _hyper, CLUSTERED, _group(view="padded")),
+        Regime("R3-clustered", "R3 trained in clustered order", "a constant", _hyper, CLUSTERED, _constant,
+               rate_of="R3"),
+        *_sizes(),
+        *_banks(),
     )
-}
+}  # fmt: skip
 
 
 def regime(name: str) -> Regime:

@@ -1,0 +1,125 @@
+"""Vectors of documents by name: what a condition may be made of, computed when a regime first asks.
+
+    prefix  mean token embedding of the condition span                 every honest regime
+    padded  the same with the pad embedding of all other positions     the released scripts' mean, honest span
+    row     mean token embedding of the whole row                      R9, a declared leak
+    length  the row's length and its share of padding, nothing else    R8, a declared leak
+    states  mean final hidden state over the condition span            R13
+    noisy-P the prefix view with P % of the rows' vectors replaced by foreign documents' (claim 7)
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.embeddings import mean_embeddings
+from ..data.ragged import ragged
+from ..data.tokens import TokenTable
+from ..errors import unknown
+from ..ops import normalise
+from ..training.features import FeatureStore
+
+LEAKS = ("row", "length")  # views that read what is scored
+CHUNK = 4_096  # documents whose hidden states are averaged at once
+
+
+class Views(Mapping):
+    """The views of one split, each computed once and kept on the device."""
+
+    def __init__(self, table: TokenTable, store: FeatureStore, embedding: Tensor, device, length: int) -> None:
+        self.table, self.store, self.embedding, self.device, self.length = table, store, embedding, device, length
+        self._made: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._made:
+            if name not in MAKERS:
+                raise unknown("view", name, MAKERS)
+            self._made[name] = MAKERS[name](self).to(self.device)
+        return self._made[name]
+
+    def __iter__(self):
+        return iter(MAKERS)
+
+    def __len__(self) -> int:
+        return len(MAKERS)
+
+    def put(self, name: str, vectors: Tensor) -> None:
+        """Add a view made elsewhere."""
+        self._made[name] = vectors.to(self.device)
+
+
+class Replaced(Mapping):
+    """Views of which the prefix view is another one: the same documents, told something else."""
+
+    def __init__(self, views: Mapping, prefix: Tensor) -> None:
+        self.views, self.prefix = views, prefix
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.prefix if name == "prefix" else self.views[name]
+
+    def __iter__(self):
+        return iter(self.views)
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+
+def with_foreign(own: Tensor, foreign: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """own (N, C) with round(share · N) rows replaced by rows of foreign (F, C): outliers in what a condition reads."""
+    count = round(share * len(own))
+    out, place = own.clone(), torch.randperm(len(own), generator=generator)[:count].to(own.device)
+    pick = torch.randint(len(foreign), (count,), generator=generator).to(foreign.device)
+    out[place] = foreign[pick].to(out)
+    return out
+
+
+def condition_tokens(table: TokenTable, vocab: int) -> Tensor:
+    """Ids of each document's condition span, (N, P) int64, padded with `vocab`."""
+    start, stop = (table.condition[:, i].astype(np.int64) for i in (0, 1))
+    width = int((stop - start).max(initial=1))
+    at = table.offsets[:-1, None] + start[:, None] + np.arange(width)  # (N, P)
+    inside = np.arange(width) < (stop - start)[:, None]
+    ids = table.ids[np.where(inside, at, 0)].astype(np.int64)
+    return torch.from_numpy(np.where(inside, ids, vocab))
+
+
+def _prefix(views: Views) -> Tensor:
+    return mean_embeddings(views.table, views.embedding)
+
+
+def _padded(views: Views) -> Tensor:
+    span = torch.from_numpy((views.table.condition[:, 1] - views.table.condition[:, 0]).astype(np.float32))
+    total = mean_embeddings(views.table, views.embedding, normalised=False) * span.unsqueeze(1).to(views.embedding)
+    pads = (views.length - span).clamp_min(0).unsqueeze(1).to(views.embedding)
+    return normalise(total + pads * views.embedding[views.table.pad_id].float())
+
+
+def _row(views: Views) -> Tensor:
+    return mean_embeddings(views.table, views.embedding, span="row")
+
+
+def _length(views: Views) -> Tensor:
+    share = torch.from_numpy(views.table.lengths / views.length).float()  # (N,) of a padded row that is text
+    out = torch.zeros(len(share), views.embedding.shape[1])
+    out[:, 0], out[:, 1] = share, 1 - share
+    return out
+
+
+def _states(views: Views) -> Tensor:
+    start = views.store.start + views.table.condition[:, 0]
+    count = (views.table.condition[:, 1] - views.table.condition[:, 0]).astype(np.int64)
+    parts = []
+    for low in range(0, len(count), CHUNK):
+        piece = slice(low, low + CHUNK)
+        place = ragged(start[piece], count[piece])
+        states = views.store.gather(place, torch.empty(len(place), views.store.width, dtype=torch.float16))
+        lengths = torch.from_numpy(count[piece])
+        parts.append(torch.segment_reduce(states.float(), "mean", lengths=lengths, axis=0, unsafe=True))
+    return normalise(torch.cat(parts))
+
+
+MAKERS: dict[str, Callable[[Views], Tensor]] = {
+    "prefix": _prefix, "padded": _padded, "row": _row, "length": _length, "states": _states,
+}  # fmt: skip
