@@ -82,7 +82,7 @@ class HeadTask:
         return laid
 
     def add(self, which: int, part: Tensor, ids: Tensor | None) -> None:
-        """Add a chunk's gradient of down (R', C), up (R', V), bias (groups, V) or mix (n, R) to its sum."""
+        """Add a chunk's gradient of down (R', C), up (R', V), bias (groups, V) or mix (G, R) to its sum."""
         total = self.gradients[which]
         part = part.reshape(-1, *total.shape[1:])
         total.add_(part) if ids is None else total.index_add_(0, ids, part)
@@ -165,8 +165,9 @@ def down_gradients(hc: Tensor, gz: Tensor, part: ChunkFactors, task: HeadTask, r
     """From gz (n, R') = shift · dloss/dz / α: the gradients of down and mix, and their part of gh (n, C)."""
     if task.gradients[3] is not None:
         by_row = (hc @ part.down.T).to(gz.dtype) * gz * (task.scale / shift)  # (n, R)
-        of = task.mix_of
-        task.add(3, by_row.sum(0, True) if of is None else by_row, None if of is None else of[rows])
+        if task.mix_of is not None:  # summed by a product: adding at an index would not repeat itself on a GPU
+            by_row = torch.nn.functional.one_hot(task.mix_of[rows], len(task.mix)).to(by_row.dtype).T @ by_row
+        task.add(3, by_row if task.mix_of is not None else by_row.sum(0, True), None)
     gz = gz if part.own is None else gz * part.own
     gz = gz * (task.scale / shift)
     if task.gradients[0] is not None:

@@ -150,7 +150,7 @@ def triton_step(hc: Tensor, base: Tensor, target: Tensor, task: HeadTask, rows: 
     small = (_padded(z, rank), part.fused_up) if rank else (logits, logits)
     nll, lse = _losses(logits, small, bias, target, task.weight.vocab, rank)
     if gh is not None or any(g is not None for g in task.gradients):
-        _gradients(hc, logits, small, bias, target, lse, z, part, task, gh, rank, reuse)
+        _gradients(hc, logits, small, bias, target, lse, z, part, task, rows, gh, rank, reuse)
     return nll
 
 
@@ -182,8 +182,8 @@ def _losses(logits: Tensor, small: tuple[Tensor, Tensor], bias: Tensor | None, t
 
 
 def _gradients(hc: Tensor, logits: Tensor, small: tuple[Tensor, Tensor], bias: Tensor | None, target: Tensor,
-               lse: Tensor, z: Tensor | None, part: ChunkFactors, task: HeadTask, gh: Tensor | None, rank: int,
-               reuse: bool) -> None:
+               lse: Tensor, z: Tensor | None, part: ChunkFactors, task: HeadTask, rows: slice, gh: Tensor | None,
+               rank: int, reuse: bool) -> None:
     """Add the head's gradients to the task's sums and to gh (n, C)."""
     n, stride = logits.shape
     vocab, blocks = task.weight.vocab, triton.cdiv(stride, COLUMNS)
@@ -203,7 +203,7 @@ def _gradients(hc: Tensor, logits: Tensor, small: tuple[Tensor, Tensor], bias: T
         own = z.shape[1]
         if task.gradients[1] is not None:
             task.add(1, gu[:vocab, :own].T / shift, part.ids)
-        down_gradients(hc, gz_parts.sum(0)[:, :own], part, task, gh, shift)
+        down_gradients(hc, gz_parts.sum(0)[:, :own], part, task, rows, gh, shift)
         z = None  # done; what remains is the frozen weight's share of gh
     if write:
-        add_gradients(hc, g, z, part, target, task, gh, shift)
+        add_gradients(hc, g, z, part, target, task, rows, gh, shift)

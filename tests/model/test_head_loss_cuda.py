@@ -16,11 +16,12 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.skipif(not (CUDA or INTERPRETED), reason="needs a CUDA device, or TRITON_INTERPRET=1")
 on_gpu = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 
-# A head is (groups or 0 for one update of all rows, rank, bias); rank 0 without bias is the frozen head.
+# A head is (groups or 0 for one update of all rows, rank, bias or "mix"); rank 0 without bias is the frozen head.
 SMALL = {
     "one": [(0, 4, False)],
     "shared base": [(0, 4, False), (0, 0, False), (0, 1, True), (0, 0, True)],
     "large rank": [(0, 40, False), (0, 20, True)],
+    "mixtures": [(5, 4, "mix"), (7, 40, "mix"), (0, 4, "mix")],
     "groups": [(3, 4, False), (12, 4, False), (2, 2, True), (0, 4, False)],
 }
 
@@ -37,12 +38,13 @@ def setting(rows, width, vocab, spec, *, base_bias=False, want_h=False, seed=0):
     target[rows // 2] = IGNORED
     updates, groups = [], []
     for g, rank, with_bias in spec:
-        n = max(g, 1)
+        n = 1 if with_bias == "mix" else max(g, 1)
         down, up = (draw(n, rank, width, size=width**-0.5), draw(n, vocab, rank, size=0.3)) if rank else (None, None)
-        update = HeadUpdate(down, up, draw(n, vocab, size=0.3) if with_bias else None)
+        update = HeadUpdate(down, up, draw(n, vocab, size=0.3) if with_bias is True else None,
+                            draw(max(g, 1), rank) if with_bias == "mix" else None)
         updates.append(update if rank or with_bias else None)
         groups.append(torch.randint(g, (rows,), generator=gen).to(DEVICE) if g else None)
-    leaves = [x for u in updates if u is not None for x in (u.down, u.up, u.bias) if x is not None]
+    leaves = [x for u in updates if u is not None for x in (u.down, u.up, u.bias, u.mix) if x is not None]
     for leaf in leaves + ([h] if want_h else []):
         leaf.requires_grad_()
     return h, target, weight, bias, updates, groups, leaves + ([h] if want_h else [])
