@@ -13,7 +13,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 IMPORT_NAMES = {"sklearn": "scikit-learn", "yaml": "pyyaml", "umap": "umap-learn", "huggingface_hub": "transformers",
-                "tokenizers": "transformers", "myst_nb": "myst-nb", "mpl_toolkits": "matplotlib"}
+                "tokenizers": "transformers", "myst_nb": "myst-nb", "mpl_toolkits": "matplotlib",
+                "triton": "torch"}  # comes with torch where torch has a GPU
 
 
 @pytest.fixture(scope="module")
