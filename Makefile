@@ -52,6 +52,8 @@ $(VENV)/.stamp-test: $(VENV)/.stamp-venv pyproject.toml constraints.txt
 install: $(VENV)/.stamp-test
 
 book: $(VENV)/.stamp-book
+	@echo "[book] the model: downloaded once (93 MB), unpacked to 540 MB, then reused"
+	@$(BIN)/chameleon-lite fetch smollm2
 	@$(BIN)/python book/build.py --profile $(PROFILE) $(if $(ONLY),--only $(ONLY))
 
 test: $(VENV)/.stamp-test

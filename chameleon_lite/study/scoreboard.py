@@ -30,5 +30,5 @@ def stored_verdicts(results: Path) -> dict[int, dict]:
 def scoreboard(results: Path) -> list[dict]:
     """One row a claim: `claim`, `says`, `decided by`, `status`, `number`; OPEN and a dash where nothing is stored."""
     found = stored_verdicts(results)
-    return [{"claim": c["claim"], "says": c["says"], "decided by": c["decided_by"],
-             "status": OPEN, "number": "–", **found.get(c["claim"], {})} for c in claims()]
+    return [{"claim": c["claim"], "says": c["says"], "status": OPEN, "number": "–",
+             **found.get(c["claim"], {}), "decided by": c["decided_by"]} for c in claims()]
