@@ -97,6 +97,7 @@ def run(
     out: Annotated[Path, typer.Option("--out", help="Folder of raw runs.")] = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume/--again", help="Keep complete runs, or run all again.")] = True,
     results: Annotated[Path | None, typer.Option("--results", help="Also pack the records into this folder.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop before a seed that would not end in time.")] = None,
 ) -> None:
     """Run an experiment: every regime × corpus × seed it names that is not there yet.
 
@@ -108,7 +109,8 @@ def run(
     from .study.tables import summary_frame
 
     settings = load_experiment(experiment, profile, backbone=backbone, corpora=corpus or None, seeds=seeds)
-    records = run_experiment(settings, runs=out, data_dir=data_dir, device=device, resume=resume, say=_say)
+    records = run_experiment(settings, runs=out, data_dir=data_dir, device=device, resume=resume,
+                             minutes=minutes, say=_say)
     typer.echo(summary_frame(records, out).to_string(index=False))
     if results is not None:
         jsonl, _ = pack(settings.name, expected_names(settings), out, results)

@@ -84,6 +84,18 @@ class SweepSettings(Settings):
     extend: int = Field(2, ge=0, description="times the grid may grow by a factor 3 while the best lies on its edge")
 
 
+class ProbeSettings(Settings):
+    """What trained heads are asked beyond the test split."""
+
+    corpora: tuple[str, ...] = Field((), description="corpora whose test documents are read too (claim 8)")
+    foreign_shares: tuple[float, ...] = Field(
+        (), description="shares of condition vectors replaced by those corpora's (claim 7)"
+    )
+    foreign_regimes: tuple[str, ...] = Field((), description="regimes that are read with foreign condition vectors")
+    seen_documents: int = Field(0, ge=0, description="training documents read in evaluation mode; 0 = none")
+    position_bins: int = Field(0, ge=0, description="bins of 16 scored positions whose loss is kept; 0 = none")
+
+
 class Experiment(Settings):
     """One YAML file after its profile was applied."""
 
@@ -105,6 +117,7 @@ class Experiment(Settings):
     clusters: ClusterSettings = ClusterSettings()
     train: TrainSettings = TrainSettings()
     sweep: SweepSettings = SweepSettings()
+    probes: ProbeSettings = ProbeSettings()
 
     @model_validator(mode="after")
     def _contradictions(self) -> "Experiment":

@@ -1,21 +1,25 @@
 """Cohorts: the heads of one seed trained side by side, swept for a learning rate, and measured.
 
 Trial (regime, learning rate) ─ train_seed: one cohort an order of documents ─▶ trained members
-  ├ choose_rates: best on validation, sweep seeds ─▶ a rate a regime
-  └ measure_split ─▶ per-document nll of every regime
+  └ choose_rates: best on validation, sweep seeds ─▶ a rate a regime
+
+Every result of a sweep is kept under `sweeps/` as soon as its seed is through, so that a killed sweep goes on.
 """
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from .. import cache
 from ..config import Experiment
 from ..model.heads.interface import Head
-from ..training.loop import Member, Processes, evaluate, fit
-from .material import Material, Seeded, seed_material, split_view
-from .regimes import Regime
+from ..training.loop import Member, Processes, fit
+from .material import Material, seed_material, split_view
+from .regimes import REGIMES, Parts, Regime
 
 SWEEP_SEEDS_FROM = 1_000
 Say = Callable[[str], None]
@@ -47,25 +51,51 @@ class Context:
 
 
 def choose_rates(context: Context, regimes: list[Regime]) -> tuple[dict[str, float], dict[str, dict]]:
-    """A learning rate for each regime: the given one, or the best of the sweep on validation (mean over its seeds)."""
+    """A learning rate for each regime: the given one, or the best of the sweep on validation (mean over its seeds).
+
+    A regime with `rate_of` takes the other's, which is swept for it where it is not among `regimes`.
+    """
     settings, sweep = context.settings, context.settings.sweep
     rates = dict(settings.learning_rates)
-    open_regimes = [r for r in regimes if r.name not in rates]
+    asked = {r.rate_of or r.name: REGIMES[r.rate_of] if r.rate_of else r for r in regimes if r.name not in rates}
+    open_regimes = [r for r in asked.values() if r.name not in rates]
     results: dict[str, dict[float, dict[str, float]]] = {r.name: {} for r in open_regimes}
     pending = {r.name: list(sweep.grid) for r in open_regimes}
     for _ in range(sweep.extend + 1):
         wanted = [(r, lr) for r in open_regimes for lr in pending[r.name]]
         if not wanted:
             break
-        context.say(f"learning rates: {len(wanted)} heads × {sweep.seeds} sweep seeds")
         for seed in range(SWEEP_SEEDS_FROM, SWEEP_SEEDS_FROM + sweep.seeds):
-            for trial in train_seed(context, [Trial(r, lr) for r, lr in wanted], seed):
-                results[trial.regime.name].setdefault(trial.learning_rate, {})[str(seed)] = trial.member.best
+            for r, lr, best in _swept(context, wanted, seed):
+                results[r.name].setdefault(lr, {})[str(seed)] = best
         pending = {r.name: _beyond_edge(results[r.name]) for r in open_regimes}
     for r in open_regimes:
         rates[r.name] = min(results[r.name], key=lambda lr: _mean(results[r.name][lr].values()))
+    rates |= {r.name: rates[r.rate_of] for r in regimes if r.name not in rates}
     trials = {name: {f"{lr:g}": by_seed for lr, by_seed in sorted(found.items())} for name, found in results.items()}
     return rates, trials
+
+
+def _swept(context: Context, wanted: list[tuple[Regime, float]], seed: int) -> list[tuple[Regime, float, float]]:
+    """Best validation losses of (regime, rate) pairs under one sweep seed, from disk where they are known."""
+    kept = {pair: _sweep_file(context, *pair, seed) for pair in wanted}
+    missing = [pair for pair, path in kept.items() if not path.is_file()]
+    for order in sorted({order_of(context.settings, r) for r, _ in missing}):
+        trials = [Trial(r, lr) for r, lr in missing if order_of(context.settings, r) == order]
+        context.say(f"learning rates, seed {seed}, {order} order: {len(trials)} heads")
+        for trial in train_seed(context, trials, seed):
+            with cache.atomic(kept[trial.regime, trial.learning_rate]) as part:
+                part.write_text(json.dumps({"trial": trial.label, "seed": seed, "best": trial.member.best}))
+    return [(r, lr, json.loads(path.read_text())["best"]) for (r, lr), path in kept.items()]
+
+
+def _sweep_file(context: Context, r: Regime, lr: float, seed: int) -> Path:
+    """Named after everything a trial's result depends on."""
+    settings = context.settings
+    parts = [part.key() for part in (settings.tokens, settings.data, settings.clusters, settings.train)]
+    parts += [context.material.corpus.hash, context.material.backbone.hash, str(order_of(settings, r))]
+    key = hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]
+    return context.runs / "sweeps" / f"{r.name}--{context.material.corpus.name}--{key}--{lr:g}--seed{seed}.json"
 
 
 def train_seed(context: Context, trials: list[Trial], seed: int) -> list[Trial]:
@@ -74,9 +104,10 @@ def train_seed(context: Context, trials: list[Trial], seed: int) -> list[Trial]:
     seeded = seed_material(settings, material, seed)
     for order in sorted({order_of(settings, t.regime) for t in trials}):
         cohort = [t for t in trials if order_of(settings, t.regime) == order]
-        train, valid = split_view(material, "train"), split_view(material, "validation")
+        train, valid = split_view(material, seeded, "train"), split_view(material, seeded, "validation")
+        sources: dict[str, list] = {}  # one pair a regime, shared by its learning rates
         for trial in cohort:
-            trial.member = _member(trial, context, seed, train, valid)
+            trial.member = _member(trial, context, seed, train, valid, sources)
         valid.arrangement = seeded.epoch("validation", order, 0)
 
         def epochs(number: int, order=order, train=train):
@@ -96,46 +127,22 @@ def train_seed(context: Context, trials: list[Trial], seed: int) -> list[Trial]:
     return trials
 
 
-def measure_split(
-    context: Context, seeded: Seeded, regimes: list[Regime], members: dict[str, Member], split: str
-) -> dict[str, torch.Tensor]:
-    """Per-document nll (N,) of every regime on one split, in float64 on the host; one pass an order of documents."""
-    material, settings = context.material, context.settings
-    out = {}
-    for order in sorted({order_of(settings, r) for r in regimes}):
-        cohort = [r for r in regimes if order_of(settings, r) == order]
-        view, train = split_view(material, split), split_view(material, "train")
-        view.arrangement = seeded.epoch(split, order, 0)
-        heads = [
-            (members[r.name].head if r.name in members else None, r.source(view, train) if r.source else None)
-            for r in cohort
-        ]
-        nll = evaluate(
-            heads,
-            material.scored[split],
-            view.arrangement.steps(settings.train.rows_per_step),
-            material.weight,
-            scale=settings.train.scale,
-            processes=context.processes,
-        )
-        out |= {r.name: values.cpu() for r, values in zip(cohort, nll)}
-    return out
-
-
 def order_of(settings: Experiment, r: Regime) -> str:
     """The order a regime's documents are trained and read in: its own, or the clustered one shared by all."""
     return "clustered" if settings.shared_order else r.order
 
 
-def _member(trial: Trial, context: Context, seed: int, train, valid) -> Member:
+def _member(trial: Trial, context: Context, seed: int, train, valid, sources: dict[str, list]) -> Member:
     """A freshly initialised head with its condition sources; the seed is of the head alone, whatever the cohort."""
     r, backbone = trial.regime, context.material.backbone
+    parts = Parts(backbone.width, backbone.vocab, backbone.head.weight, train)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head: Head = r.head(backbone.width, backbone.vocab)
+        head: Head = r.head(parts)
     head.to(context.material.scored["train"].device)
-    sources = [r.source(split, train) if r.source else None for split in (train, valid)]
-    return Member(trial.label, head, *sources, trial.learning_rate, seed=seed * 1_000_003)
+    if r.name not in sources:
+        sources[r.name] = [r.source(split, train, backbone.vocab) if r.source else None for split in (train, valid)]
+    return Member(trial.label, head, *sources[r.name], trial.learning_rate, seed=seed * 1_000_003)
 
 
 def _beyond_edge(found: dict[float, dict[str, float]]) -> list[float]:

@@ -3,12 +3,15 @@
     load_corpus ─ tokenise ─▶ TokenTable a split ─ features ─▶ ScoredStates a split
                                      └ mean_embeddings ─▶ vectors ─ fit on train, assign elsewhere ─▶ labels a split
 
-Made once a (backbone, corpus, settings) and shared by all regimes and seeds; only the batching clustering and
-the arrangements belong to a seed.
+Made once a (backbone, corpus, settings) and shared by all regimes and seeds; only the clusterings and the
+arrangements belong to a seed. Besides train, validation and test there are probes, read like a test set:
+`seen` (training documents, for the generalisation gap) and `transfer:<corpus>` (another corpus's test documents).
 """
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +24,6 @@ from ..data.arrangement import Arrangement, arrange
 from ..data.clusters import fit_clusters, merge_small
 from ..data.corpora import load_corpus
 from ..data.corpora.documents import Corpus
-from ..data.embeddings import mean_embeddings
 from ..data.tokens import TokenTable, tokenise
 from ..errors import UserError
 from ..model.backbones import Backbone
@@ -29,8 +31,11 @@ from ..model.head_loss import HeadWeight, matmul_dtype
 from ..training.features import features
 from ..training.scored import ScoredStates, scored_states
 from .conditions import Split
+from .mixed import MIXED, mixed_corpus
+from .views import Replaced, Views, condition_tokens, with_foreign
 
 SPLITS = ("train", "validation", "test")
+SEEN, TRANSFER = "seen", "transfer:"
 
 
 @dataclass
@@ -41,10 +46,18 @@ class Material:
     corpus: Corpus
     tables: dict[str, TokenTable]
     scored: dict[str, ScoredStates]
-    vectors: dict[str, Tensor]  # (N, C) on the device
+    views: dict[str, Views]  # vectors (N, C) on the device, by name
     weight: HeadWeight
     feature_dtype: str
     seconds: dict[str, float] = field(default_factory=dict)
+    foreign: Tensor | None = None  # (F, C) vectors of another corpus's training documents (claim 7)
+    tokens: dict[str, Tensor] = field(default_factory=dict)  # (N, P) ids of the condition spans
+    seeds: dict[int, "Seeded"] = field(default_factory=dict)
+
+    @property
+    def probes(self) -> list[str]:
+        """Splits that are read like the test split, beyond it."""
+        return [s for s in self.tables if s not in SPLITS]
 
     def facts(self) -> dict:
         """What a record says of its data."""
@@ -65,9 +78,12 @@ class Material:
 
 @dataclass
 class Seeded:
-    """What belongs to one seed: labels of the batching clustering, and the fixed arrangements of evaluation."""
+    """What belongs to one seed: its clusterings' labels a split, and the fixed arrangements of evaluation."""
 
-    labels: dict[str, Tensor]
+    labels: dict[str, Tensor]  # (N,) batching clusters, small ones merged: who stands beside whom
+    nearest: dict[str, Tensor]  # (N,) nearest centroid of the batching clustering
+    centroids: Tensor  # (K, C)
+    routing: dict[str, Tensor]  # (N,) nearest centroid of the routing clustering
     seed: int
 
     def epoch(self, split: str, order: str, number: int) -> Arrangement:
@@ -87,22 +103,36 @@ def prepare(
 ) -> Material:
     """Build a corpus's material on the backbone's device; stages are timed and said through `say`."""
     seconds: dict[str, float] = {}
-    corpus = _timed(seconds, "corpus", lambda: load_corpus(corpus_name, data_dir=data_dir))
+    corpus = _timed(seconds, "corpus", lambda: corpus_by_name(corpus_name, data_dir))
     say(f"{corpus.name}: {corpus.counts()['train']['documents']} training documents from {corpus.source}")
     tables = _timed(seconds, "tokens", lambda: tables_of(settings, backbone, corpus))
     device = backbone.head.weight.device
     dtype = _dtype(settings.train.feature_dtype, device)
+    others = {name: tables_of(settings, backbone, corpus_by_name(name, data_dir)) for name in settings.probes.corpora
+              if name != corpus_name}  # fmt: skip
+    tables |= {TRANSFER + name: other["test"] for name, other in others.items()}
+    if settings.probes.seen_documents:
+        tables[SEEN] = tables["train"].take(np.arange(len(tables["train"]))[: settings.probes.seen_documents])
     scored: dict[str, ScoredStates] = {}
     started = time.perf_counter()
     for split, table in tables.items():
         say(f"hidden states of {split}: {int(table.lengths.sum()):,} tokens in {str(dtype).removeprefix('torch.')}")
         scored[split] = scored_states(features(backbone, table, dtype=dtype), table, device=device)
     seconds["features"] = time.perf_counter() - started
-    vectors = {
-        s: mean_embeddings(t, backbone.embedding.cpu(), span="condition").to(device) for s, t in tables.items()
-    }
+    embedding, length = backbone.embedding.cpu(), settings.tokens.max_length
+    views = {s: Views(t, scored[s].store, embedding, device, length) for s, t in tables.items()}
     weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=_dtype(settings.train.matmul_dtype, device))
-    return Material(backbone, corpus, tables, scored, vectors, weight, str(dtype).removeprefix("torch."), seconds)
+    material = Material(backbone, corpus, tables, scored, views, weight, str(dtype).removeprefix("torch."), seconds)
+    if others and settings.probes.foreign_shares:
+        material.foreign = torch.cat([Views(o["train"].take(np.arange(min(2_000, len(o["train"])))), None, embedding,
+                                            device, length)["prefix"] for o in others.values()])  # fmt: skip
+    material.tokens = {s: condition_tokens(t, backbone.vocab).to(device) for s, t in tables.items()}
+    return material
+
+
+def corpus_by_name(name: str, data_dir: Path | None) -> Corpus:
+    """A corpus of the data room, or the mixed stream of three of them."""
+    return mixed_corpus(data_dir) if name == MIXED else load_corpus(name, data_dir=data_dir)
 
 
 def tables_of(settings: Experiment, backbone: Backbone, corpus: Corpus) -> dict[str, TokenTable]:
@@ -123,26 +153,52 @@ def tables_of(settings: Experiment, backbone: Backbone, corpus: Corpus) -> dict[
 
 
 def seed_material(settings: Experiment, material: Material, seed: int) -> Seeded:
-    """Fit the batching clustering on train with this seed and assign the other splits to its centroids."""
-    rows, minimum = settings.clusters.batch_rows, settings.clusters.minimum
-    train = material.vectors["train"].cpu()
+    """Fit both clusterings on train with this seed and assign the other splits to their centroids; kept."""
+    if seed not in material.seeds:
+        material.seeds[seed] = _fit_seed(settings, {s: v["prefix"].cpu() for s, v in material.views.items()},
+                                         material.corpus.name, seed)  # fmt: skip
+    return material.seeds[seed]
+
+
+def seed_materials(settings: Experiment, material: Material, seeds: Sequence[int]) -> None:
+    """The same for several seeds side by side: k-means is on one thread each, so that it repeats itself."""
+    from threadpoolctl import threadpool_limits
+
+    missing = [s for s in seeds if s not in material.seeds]
+    [views["prefix"] for views in material.views.values()]  # made once, before threads ask
+    # The outer limit keeps one thread's exit from lifting another's.
+    with threadpool_limits(limits=1), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        list(pool.map(lambda seed: seed_material(settings, material, seed), missing))
+
+
+def _fit_seed(settings: Experiment, vectors: dict[str, Tensor], corpus: str, seed: int) -> Seeded:
+    rows, minimum, train = settings.clusters.batch_rows, settings.clusters.minimum, vectors["train"]
     if len(train) < rows:
         raise UserError(
-            f"{material.corpus.name} has {len(train)} training documents, fewer than one batch of {rows}: "
+            f"{corpus} has {len(train)} training documents, fewer than one batch of {rows}: "
             "use more text or a smaller clusters.batch_rows"
         )
-    clustering = fit_clusters(train, max(1, len(train) // rows), seed=seed)
-    labels = {}
-    for split, vectors in material.vectors.items():
-        vectors = vectors.cpu()
-        nearest = clustering.labels if split == "train" else clustering.assign(vectors)[0]
-        labels[split] = merge_small(vectors, nearest, clustering.centroids, minimum=minimum)
-    return Seeded(labels, seed)
+    batching = fit_clusters(train, max(1, len(train) // rows), seed=seed)
+    router = fit_clusters(train, min(settings.clusters.routing_clusters, len(train) // rows + 1), seed=seed)
+    nearest, labels, routing = {}, {}, {}
+    for split, x in vectors.items():
+        nearest[split] = batching.labels if split == "train" else batching.assign(x)[0]
+        labels[split] = merge_small(x, nearest[split], batching.centroids, minimum=minimum)
+        routing[split] = router.labels if split == "train" else router.assign(x)[0]
+    return Seeded(labels, nearest, batching.centroids, routing, seed)
 
 
-def split_view(material: Material, split: str) -> Split:
-    """What condition sources see of a split."""
-    return Split(material.vectors[split])
+def split_view(material: Material, seeded: Seeded, split: str, foreign_share: float = 0.0) -> Split:
+    """What condition sources see of a split; with `foreign_share` of its vectors replaced by foreign ones."""
+    views = material.views[split]
+    if foreign_share:
+        generator = torch.Generator().manual_seed(seeded.seed)
+        views = Replaced(views, with_foreign(views["prefix"], material.foreign, foreign_share, generator))
+    domains = sorted(set(material.tables["train"].groups))
+    number = {name: i for i, name in enumerate(domains)}
+    domain = torch.tensor([number.get(g, 0) for g in material.tables[split].groups])
+    centroids = seeded.centroids.to(views["prefix"].device)
+    return Split(views, None, seeded.nearest[split], centroids, seeded.routing[split], domain, material.tokens[split])
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

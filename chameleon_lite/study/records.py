@@ -43,6 +43,7 @@ class Record(BaseModel):
     )  # rate -> sweep seed -> nats/token
     metrics: dict[str, float]
     curve: list[dict[str, float | None]] = Field(default_factory=list)
+    positions: list[dict[str, float]] = Field(default_factory=list)  # test nll sums by scored position
     trainable_parameters: int
     stored_bytes: int
     seconds: dict[str, float]

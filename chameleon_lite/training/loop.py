@@ -116,8 +116,11 @@ def evaluate(
     *,
     scale: float = 1.0,
     processes: Processes | None = None,
+    watch: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """Per-document nll sums (heads, N) in float64 nats; a head of None is the frozen model.
+
+    `watch` is shown every batch's token losses (heads, M) and their document numbers (M,), ascending in the batch.
 
     A head that ignores its condition gets the same numbers from any batches; documents in no batch stay 0.
     """
@@ -131,6 +134,8 @@ def evaluate(
             h, target, row = data.batch(batch)
             updates, groups = _updates([(head, c) for head, c in heads], batch, row)
             nll = token_losses(h, target, weight, updates, groups=groups, scale=scale)  # (heads, M)
+            if watch is not None:
+                watch(nll, batch.to(row.device)[row])
             out[:, batch.to(out.device)] = _by_row(nll.double(), data.counts[batch].to(out.device))
     for head, mode in modes:
         head.train(mode)

@@ -1,0 +1,70 @@
+"""What a corpus of an experiment will cost, said before it is spent, and a stop before a limit is passed.
+
+    steps × heads × seconds a head and step, timed on a few steps of this corpus on this device
+"""
+
+import time
+
+import torch
+
+from ..errors import RunFailed
+from ..model.head_loss import head_losses
+from ..model.heads import LoraHead
+from .cohort import Context
+from .regimes import Regime
+
+PROBES = 3  # timed steps, after one that warms up
+HEADS = 4  # heads in the timed steps
+
+
+class Deadline:
+    """Stops before the seed that would not end within `minutes`, judged by the longest so far; None = never."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self.limit = None if minutes is None else 60 * minutes
+        self.started = self.last = time.perf_counter()
+        self.longest = 0.0
+
+    def check(self, what: str) -> None:
+        """Raise RunFailed if one more seed would pass the limit."""
+        self.last = time.perf_counter()
+        if self.limit is not None and self.last - self.started + self.longest > self.limit:
+            raise RunFailed(f"time is up before {what}; what is done is kept, run the same command again to go on")
+
+    def done(self) -> None:
+        """A seed is through."""
+        self.longest = max(self.longest, time.perf_counter() - self.last)
+
+
+def estimate(context: Context, regimes: list[Regime]) -> str:
+    """One line: steps, heads of sweep and reported seeds, and the minutes they take at the measured speed."""
+    settings = context.settings
+    rows = settings.train.rows_per_step
+    steps = -(-len(context.material.tables["train"]) // rows) * settings.train.epochs
+    swept = {r.rate_of or r.name for r in regimes} - set(settings.learning_rates)
+    sweep = len(swept) * len(settings.sweep.grid) * settings.sweep.seeds
+    heads = sweep + len(regimes) * settings.seeds
+    each = seconds_a_head(context)
+    return (f"cost: {steps} steps × {heads} heads ({sweep} of the sweep) × {1000 * each:.1f} ms = "
+            f"{steps * heads * each / 60:.1f} minutes at most, before early stopping")  # fmt: skip
+
+
+def seconds_a_head(context: Context) -> float:
+    """Seconds of one optimiser step of one rank-4 head in a cohort, forward and backward."""
+    material, scored = context.material, context.material.scored["train"]
+    backbone, device = material.backbone, scored.device
+    heads = [LoraHead(backbone.width, backbone.vocab).to(device) for _ in range(HEADS)]
+    batch = torch.arange(min(context.settings.train.rows_per_step, scored.documents))
+    for index in range(PROBES + 1):
+        if index == 1:
+            _wait(device)
+            started = time.perf_counter()
+        h, target, _ = scored.batch(batch)
+        head_losses(h, target, material.weight, [head.factors() for head in heads]).sum().backward()
+    _wait(device)
+    return (time.perf_counter() - started) / PROBES / HEADS
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
