@@ -19,7 +19,8 @@ def load_corpus(name: str, *, data_dir: Path | str | None = None, seed: int = 0)
     """A corpus by its name, a path, or hub:owner/name.
 
     Names are in `NAMES`; a path is a .jsonl (an exported corpus too), .json, .csv or a folder of .txt.
-    `data_dir` is the folder with WikiText's or Alpaca's files, or its parent. `seed` deals out the splits.
+    `data_dir` is the folder with WikiText's or Alpaca's files, or its parent, or one with an exported docstrings
+    corpus (docstrings.jsonl), which is then read instead of made. `seed` deals out the splits.
     Raises UserError for what does not exist and Unreachable when only the hub has it and it cannot be reached.
     """
     if name in NAMES:
@@ -34,7 +35,13 @@ def load_corpus(name: str, *, data_dir: Path | str | None = None, seed: int = 0)
 
 
 def _docstrings(form: str, *, data_dir: Path | None = None, seed: int = 0) -> Corpus:
-    """The embedded corpus, kept in the cache: reading six libraries' sources takes seconds."""
+    """The embedded corpus: an export in `data_dir`, else made of this machine's libraries and kept in the cache.
+
+    The export lets a machine with other library versions run on the very same text.
+    """
+    name = "docstrings" if form == "paragraphs" else f"docstrings-{form}"
+    if data_dir is not None and (data_dir / f"{name}.jsonl").is_file():
+        return read_jsonl(data_dir / f"{name}.jsonl")
     kept = cache.home() / "corpora" / f"docstrings-{form}-{_docstrings_key(seed)}.jsonl"
     with cache.locked(kept):
         if kept.is_file():

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from chameleon_lite.data.corpora import docstrings, load_corpus
+from chameleon_lite.data.corpora import docstrings, load_corpus, write_jsonl
 from chameleon_lite.data.corpora.docstrings import IDENTIFIER, build
 from chameleon_lite.errors import UserError
 
@@ -76,3 +76,9 @@ def test_the_whole_corpus_by_name_is_kept_and_read_back(monkeypatch, tmp_path):
     (kept,) = (tmp_path / "corpora").glob("docstrings-*.jsonl")
     written = kept.stat().st_mtime_ns
     assert load_corpus("docstrings") == built and kept.stat().st_mtime_ns == written
+
+
+def test_an_export_in_the_data_folder_is_read_instead(paragraphs, tmp_path):
+    write_jsonl(paragraphs, tmp_path / "docstrings.jsonl")
+    again = load_corpus("docstrings", data_dir=tmp_path)
+    assert again.hash == paragraphs.hash and again.name == "docstrings"
