@@ -1,0 +1,96 @@
+"""Several conditions in one batch: the large product once, each group's own low-rank update on top of it.
+
+    h (B, T, C) ── frozen head ─▶ base (B, T, V)                   one product for all rows
+    rows of one group ── (h downᵀ) upᵀ ─▶ added to their base       groups of equal size in one baddbmm
+
+Which rows belong together is laid out once; decoding then repeats nothing but the arithmetic. A condition for
+every row, or one for all, are the two ends of the same thing.
+"""
+import torch
+from torch import Tensor
+
+from .interface import HeadUpdate
+
+
+class MixedUpdate:
+    """An update of G groups, ready for batches whose row b belongs to group `group[b]`.
+
+    Rows that are repeated one after another (beams, several samples a prompt) need no new layout: a batch of
+    k · B rows is taken as k copies of each. Groups that own no row are left out.
+    """
+
+    def __init__(self, update: HeadUpdate, group: Tensor | None = None, dtype: torch.dtype | None = None,
+                 rows: int | None = None) -> None:
+        """update: factors (G, …); group (B,) int64, or None where row b has update b, or all rows the only one."""
+        if group is None:
+            group = torch.arange(update.groups) if rows in (None, update.groups) else torch.zeros(rows).long()
+            if update.groups not in (1, len(group)):
+                raise ValueError(f"{update.groups} updates for {rows} rows: say in `group` which row takes which")
+        ids, local, sizes = torch.unique(group.cpu(), return_inverse=True, return_counts=True)
+        if int(ids.max()) >= update.groups or int(ids.min()) < 0:
+            raise ValueError(f"group must lie in 0 … {update.groups - 1}, the update's groups")
+        by_size = torch.argsort(sizes, stable=True)  # (G',) groups of equal size side by side
+        place = torch.argsort(torch.argsort(by_size)[local], stable=True)  # (B,) rows, group after group
+        counts, groups = torch.unique_consecutive(sizes[by_size], return_counts=True)
+        self.rows = len(group)
+        self.runs = list(zip(groups.tolist(), counts.tolist()))  # (groups, rows in each)
+        sorted_already = torch.equal(place, torch.arange(self.rows))
+        device = (update.down if update.down is not None else update.bias).device
+        self.place = None if sorted_already else place.to(device)
+        self.back = None if sorted_already else torch.argsort(place).to(device)
+        ids = ids[by_size].to(device)
+        self.down, self.up, self.bias = (self._take(x, ids, dtype) for x in (update.down, update.up, update.bias))
+
+    @staticmethod
+    def _take(x: Tensor | None, ids: Tensor, dtype: torch.dtype | None) -> Tensor | None:
+        """The groups `ids` of x (G, …) in the wanted format, copied only where that is not what x already is."""
+        if x is None:
+            return None
+        same = len(ids) == len(x) and torch.equal(ids, torch.arange(len(x), device=x.device))
+        return (x if same else x[ids]).to(dtype or x.dtype)
+
+    def logits(self, head: torch.nn.Module, h: Tensor, scale: float = 1.0) -> Tensor:
+        """h (B, T, C) to the adapted logits (B, T, V); `head` is the frozen one.
+
+        Raises ValueError where the number of rows is not a multiple of the layout's.
+        """
+        if len(h) % self.rows:
+            raise ValueError(f"{len(h)} rows, but the conditions are for {self.rows}")
+        copies, place, back = len(h) // self.rows, self.place, self.back
+        if place is not None and copies > 1:
+            inner = torch.arange(copies, device=h.device)
+            place, back = ((x[:, None] * copies + inner).flatten() for x in (place, back))
+        h = h if place is None else h[place]
+        out = self._add(head(h), h, copies, scale)  # (B, T, V), rows in the layout's order
+        return out if back is None else out[back]
+
+    def _add(self, base: Tensor, h: Tensor, copies: int, scale: float) -> Tensor:
+        """base (B, T, V) plus each run's updates; in place unless gradients are recorded."""
+        in_place, parts, row, first = not torch.is_grad_enabled(), [], 0, 0
+        for groups, size in self.runs:
+            rows, own = slice(row, row + groups * size * copies), slice(first, first + groups)
+            x = h[rows].reshape(groups, -1, h.shape[-1])  # (g, M, C)
+            part = base[rows].view(groups, -1, base.shape[-1])  # (g, M, V)
+            if self.down is not None:
+                z = torch.bmm(x, self.down[own].to(h.dtype).transpose(1, 2))  # (g, M, R)
+                up = self.up[own].to(part.dtype).transpose(1, 2)  # (g, R, V)
+                add = part.baddbmm_ if in_place else part.baddbmm
+                part = add(z, up, alpha=scale)
+            if self.bias is not None:
+                part = part + self.bias[own].to(part.dtype).unsqueeze(1)
+                if in_place:
+                    base[rows] = part.view_as(base[rows])
+            parts.append(part.view(-1, *base.shape[1:]))
+            row, first = rows.stop, own.stop
+        return base if in_place else torch.cat(parts)
+
+
+def one_by_one(update: HeadUpdate, group: Tensor, head: torch.nn.Module, h: Tensor, scale: float = 1.0) -> Tensor:
+    """The same logits (B, T, V) with every row by itself: the plain form, for tests and as a benchmark's peer."""
+    from .interface import apply_update
+
+    rows = []
+    for b, g in enumerate(group.tolist()):
+        part = HeadUpdate(*(None if x is None else x[g : g + 1] for x in (update.down, update.up, update.bias)))
+        rows.append(head(h[b]) + apply_update(h[b], part, scale))  # (T, V)
+    return torch.stack(rows)
