@@ -12,6 +12,8 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOME = {  # public name -> the file it lives in
+    "ChameleonLiteConfig": "model.chameleon_config",
+    "ChameleonLiteForCausalLM": "model.chameleon",
     "Condition": "model.heads.interface",
     "Head": "model.heads.interface",
     "HeadUpdate": "model.heads.interface",

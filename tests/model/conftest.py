@@ -63,6 +63,6 @@ def small_kinds():
 
 
 def pytest_generate_tests(metafunc):
-    """A test that takes `kind` runs once for every architecture."""
-    if "kind" in metafunc.fixturenames:
-        metafunc.parametrize("kind", list(KINDS))
+    """A test that takes `architecture` runs once for every architecture."""
+    if "architecture" in metafunc.fixturenames:
+        metafunc.parametrize("architecture", list(KINDS))

@@ -37,8 +37,8 @@ def new_tokens(model, ids, mask, **options):
     return model.generate(input_ids=ids, attention_mask=mask, **options)[:, ids.shape[1]:]
 
 
-def test_starts_as_the_backbone_in_logits_and_in_generation(kind, small_backbone):
-    backbone = small_backbone(kind)
+def test_starts_as_the_backbone_in_logits_and_in_generation(architecture, small_backbone):
+    backbone = small_backbone(architecture)
     model = ChameleonLiteForCausalLM.from_backbone(backbone, rank=2)
     ids, mask = batch(backbone)
     plain = backbone.lm(ids, attention_mask=mask, use_cache=False).logits
@@ -50,8 +50,8 @@ def test_starts_as_the_backbone_in_logits_and_in_generation(kind, small_backbone
     assert torch.equal(new_tokens(model, ids, mask), frozen)
 
 
-def test_cache_padding_and_batching_change_no_token(kind, small_backbone):
-    backbone = small_backbone(kind)
+def test_cache_padding_and_batching_change_no_token(architecture, small_backbone):
+    backbone = small_backbone(architecture)
     model = adapted(backbone)
     ids, mask = batch(backbone)
     condition = torch.randn(3, backbone.width)
@@ -128,8 +128,8 @@ def test_wrong_keyword_is_refused(small_backbone):
         adapted(backbone).generate(input_ids=ids, attention_mask=mask, conditon=1)
 
 
-def test_saved_adapter_is_small_and_comes_back_exactly(kind, small_folder, tmp_path):
-    backbone = load_backbone(str(small_folder(kind)))
+def test_saved_adapter_is_small_and_comes_back_exactly(architecture, small_folder, tmp_path):
+    backbone = load_backbone(str(small_folder(architecture)))
     model = adapted(backbone, notes={"held_out": 1.5})
     model.save_pretrained(tmp_path / "adapter")
     names = {p.name for p in (tmp_path / "adapter").iterdir()}
@@ -231,10 +231,10 @@ def test_missing_tensor_is_no_silent_random_value(small_backbone, tmp_path):
         ChameleonLiteForCausalLM.from_pretrained(tmp_path)
 
 
-def test_merged_model_is_plain_and_survives_saving(kind, small_backbone, tmp_path):
+def test_merged_model_is_plain_and_survives_saving(architecture, small_backbone, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    backbone = small_backbone(kind)
+    backbone = small_backbone(architecture)
     model = adapted(backbone)
     ids, mask = batch(backbone)
     plain = model.merge_for(1)

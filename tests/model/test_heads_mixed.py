@@ -44,6 +44,17 @@ def test_head_bias_and_update_bias(grad):
         assert close(MixedUpdate(only_bias, group).logits(head, h), one_by_one(only_bias, group, head, h))
 
 
+def test_mixture_of_shared_slots():
+    head, update, h = made(1, 4)
+    mixed = HeadUpdate(update.down, update.up, mix=torch.randn(3, RANK))
+    group = torch.tensor([2, 0, 1, 0])
+    for copies in (1, 2):
+        many = h.repeat_interleave(copies, 0)
+        with torch.no_grad():
+            found = MixedUpdate(mixed, group).logits(head, many)
+        assert close(found, one_by_one(mixed, group.repeat_interleave(copies), head, many))
+
+
 @pytest.mark.parametrize("copies", [1, 2, 3])
 def test_repeated_rows_need_no_new_layout(copies):
     head, update, h = made(3, 5)

@@ -19,6 +19,8 @@ class MixedUpdate:
     k · B rows is taken as k copies of each. Groups that own no row are left out.
     """
 
+    mix: Tensor | None = None  # (B, R) a row's weights of the shared slots, in the rows' order
+
     def __init__(self, update: HeadUpdate, group: Tensor | None = None, dtype: torch.dtype | None = None,
                  rows: int | None = None) -> None:
         """update: factors (G, …); group (B,) int64, or None where row b has update b, or all rows the only one."""
@@ -26,8 +28,11 @@ class MixedUpdate:
             group = torch.arange(update.groups) if rows in (None, update.groups) else torch.zeros(rows).long()
             if update.groups not in (1, len(group)):
                 raise ValueError(f"{update.groups} updates for {rows} rows: say in `group` which row takes which")
+        if update.mix is not None:  # one shared pair of factors: a row's own part is R numbers, nothing to group
+            self.mix, update = update.mix[group.to(update.mix.device)], HeadUpdate(update.down, update.up)  # (B, R)
+            group = torch.zeros_like(group)
         ids, local, sizes = torch.unique(group.cpu(), return_inverse=True, return_counts=True)
-        if int(ids.max()) >= update.groups or int(ids.min()) < 0:
+        if ids[0] < 0 or ids[-1] >= update.groups:
             raise ValueError(f"group must lie in 0 … {update.groups - 1}, the update's groups")
         by_size = torch.argsort(sizes, stable=True)  # (G',) groups of equal size side by side
         place = torch.argsort(torch.argsort(by_size)[local], stable=True)  # (B,) rows, group after group
@@ -73,6 +78,9 @@ class MixedUpdate:
             part = base[rows].view(groups, -1, base.shape[-1])  # (g, M, V)
             if self.down is not None:
                 z = torch.bmm(x, self.down[own].to(h.dtype).transpose(1, 2))  # (g, M, R)
+                if self.mix is not None:  # then there is one run, of all rows
+                    weights = self.mix.to(z.dtype).repeat_interleave(z.shape[1] // self.rows, dim=0)
+                    z = z * weights
                 up = self.up[own].to(part.dtype).transpose(1, 2)  # (g, R, V)
                 add = part.baddbmm_ if in_place else part.baddbmm
                 part = add(z, up, alpha=scale)
@@ -90,7 +98,9 @@ def one_by_one(update: HeadUpdate, group: Tensor, head: torch.nn.Module, h: Tens
     from .interface import apply_update
 
     rows = []
+    fields = vars(update)
     for b, g in enumerate(group.tolist()):
-        part = HeadUpdate(*(None if x is None else x[g : g + 1] for x in (update.down, update.up, update.bias)))
+        own = {name: x[g : g + 1] if x is not None and len(x) == update.groups else x for name, x in fields.items()}
+        part = HeadUpdate(**own)
         rows.append(head(h[b]) + apply_update(h[b], part, scale))  # (T, V)
     return torch.stack(rows)
