@@ -128,7 +128,7 @@ def _compute(backbone, table, store, pieces, dtype, progress) -> None:
         disable=None if progress else True,
         leave=False,
     )
-    with bar, _arithmetic(backbone, dtype):
+    with bar, arithmetic(backbone, dtype):
         for index, piece in enumerate(pieces):
             path = _shard(store.folder, index)
             rows = store.order[piece]
@@ -143,7 +143,7 @@ def _compute(backbone, table, store, pieces, dtype, progress) -> None:
         part.write_text(json.dumps({"bytes": sizes, "width": backbone.width, "dtype": str(dtype), "format": FORMAT}))
 
 
-class _arithmetic:
+class arithmetic:
     """Hold the backbone's body in `dtype` for the pass and give it back as it was."""
 
     def __init__(self, backbone, dtype: torch.dtype) -> None:

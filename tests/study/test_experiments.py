@@ -1,0 +1,38 @@
+"""Every experiment file loads under every profile and names only what exists."""
+
+from pathlib import Path
+
+import pytest
+
+from chameleon_lite.config import PROFILES, load_experiment
+from chameleon_lite.study.experiment import expected_names
+from chameleon_lite.study.regimes import REGIMES
+
+FOLDER = Path(__file__).resolve().parents[2] / "experiments"
+HONEST = sorted(FOLDER.glob("honest-*.yaml"))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("path", HONEST, ids=lambda p: p.stem)
+def test_loads_under_every_profile(path, profile):
+    settings = load_experiment(path, profile)
+    assert settings.name == path.stem
+    assert set(settings.regimes) | set(settings.probes.foreign_regimes) <= set(REGIMES)
+    names = expected_names(settings)
+    assert len(names) == len(set(names)) == len(settings.regimes) * len(settings.corpora) * settings.seeds
+
+
+def test_every_regime_is_run_by_some_experiment():
+    run = {name for path in HONEST for name in load_experiment(path, "paper").regimes}
+    assert run == set(REGIMES)
+
+
+def test_reported_seeds_are_five_but_for_the_layers():
+    seeds = {path.stem: load_experiment(path, "paper").seeds for path in HONEST}
+    assert seeds.pop("honest-layers") == 3 and set(seeds.values()) == {5}
+
+
+def test_a_borrowed_rate_or_head_belongs_to_a_regime_of_the_same_kind():
+    for r in REGIMES.values():
+        for other in (r.rate_of, r.weights_of):
+            assert other is None or (REGIMES[other].trained and REGIMES[other].rate_of is None)
