@@ -2,8 +2,8 @@
 
     stats   (row blocks × column parts)   running maximum and sum of exp, and the target's logit: reads only
     merge   (row blocks)                  the parts of a row to its loss and its log-sum-exp
-    grads   (column blocks, over rows)    g = exp(logit − lse) − onehot in registers; gᵀ z summed over rows there,
-                                          g up by column block; g itself is written only where a product needs it
+    grads   (column blocks × row parts)   g = exp(logit − lse) − onehot in registers; gᵀ z summed over a part's rows
+                                          there, g up by column block; g is written only where a product needs it
 
 The update z upᵀ is added in registers, float32, while its rank is at most 32; a larger one (rank 133, or many
 groups side by side) is first added to a copy of the logits by an ordinary product. All sums are in a fixed order:
@@ -25,8 +25,11 @@ from .head_loss_pass import (
     torch_step,
 )
 
-ROWS, COLUMNS = 32, 128  # a tile of logits: 8 KB; 50,304 columns make 393 programs, three for each of 132 processors
-PARTS = 16  # of a row in `stats`: with 1,020 rows, 512 programs
+# Tiles of logits and how often an axis is cut; the H100 wants several programs a processor (132 of them) in flight.
+STATS = {"BM": 32, "BV": 128, "num_warps": 4}
+GRADS = {"BM": 32, "BV": 128, "num_warps": 4}
+PARTS = 16  # parts of a row in `stats`
+ROW_PARTS = 4  # parts of the rows in `grads`
 FUSED_RANKS = (16, 32)  # inner sizes that the matrix units take; smaller ranks are padded with zeros
 
 
@@ -90,23 +93,24 @@ def _merge(part_max, part_sum, part_hit, target, nll, lse, n, ignored,
 
 
 @triton.jit
-def _grads(base, z, up, bias, target, lse, out, gu, gz_parts, g_bias, n, vocab, stride, ignored, shift,
+def _grads(base, z, up, bias, target, lse, out, gu, gz_parts, g_bias, n, part_rows, vocab, stride, ignored, shift,
            RANK: tl.constexpr, HAS_BIAS: tl.constexpr, WRITE: tl.constexpr, BIAS_GRAD: tl.constexpr,
            BM: tl.constexpr, BV: tl.constexpr):
-    """For one block of columns and all n rows, with g = shift · (softmax − onehot), 0 in ignored rows:
+    """For one block of columns and one part of the n rows, with g = shift · (softmax − onehot), 0 in ignored rows:
 
-    gu (Vp, RANK) = gᵀ z, gz_parts (column blocks, n, RANK) = g up, g_bias (Vp,) = Σ g, out (n, Vp) = g.
+    gu (parts, Vp, RANK) = gᵀ z, gz_parts (column blocks, n, RANK) = g up, g_bias (parts, Vp) = Σ g, out (n, Vp) = g.
     """
-    block = tl.program_id(0)
+    block, part = tl.program_id(0), tl.program_id(1)
     cols = block * BV + tl.arange(0, BV)
     ranks = tl.arange(0, RANK if RANK > 0 else 16)
     if RANK > 0:
         up_rows = tl.load(up + cols[:, None] * RANK + ranks[None, :], mask=(cols < vocab)[:, None], other=0.0)
         gu_sum = tl.zeros((BV, RANK), tl.float32)
     bias_sum = tl.zeros((BV,), tl.float32)
-    for start in range(0, n, BM):
+    last = tl.minimum((part + 1) * part_rows, n)
+    for start in range(part * part_rows, last, BM):
         rows = start + tl.arange(0, BM)
-        row_ok = rows < n
+        row_ok = rows < last
         y = tl.load(target + rows, mask=row_ok, other=ignored)
         if RANK > 0:
             zt = tl.load(z + rows[:, None] * RANK + ranks[None, :], mask=row_ok[:, None], other=0.0)
@@ -128,9 +132,10 @@ def _grads(base, z, up, bias, target, lse, out, gu, gz_parts, g_bias, n, vocab, 
             where = out + rows[:, None].to(tl.int64) * stride + cols[None, :]
             tl.store(where, short, mask=row_ok[:, None] & (cols < stride)[None, :])
     if RANK > 0:
-        tl.store(gu + cols[:, None] * RANK + ranks[None, :], gu_sum, mask=(cols < stride)[:, None])
+        to = gu + (part.to(tl.int64) * stride + cols[:, None]) * RANK + ranks[None, :]
+        tl.store(to, gu_sum, mask=(cols < stride)[:, None])
     if BIAS_GRAD:
-        tl.store(g_bias + cols, bias_sum, mask=cols < stride)
+        tl.store(g_bias + part * stride + cols, bias_sum, mask=cols < stride)
 
 
 def triton_step(hc: Tensor, base: Tensor, target: Tensor, task: HeadTask, rows: slice, gh: Tensor | None,
@@ -172,12 +177,12 @@ def _losses(logits: Tensor, small: tuple[Tensor, Tensor], bias: Tensor | None, t
     n, stride = logits.shape
     parts = logits.new_empty(3, n, PARTS, dtype=torch.float32)
     nll, lse = logits.new_empty(2, n, dtype=torch.float32)
-    part_columns = triton.cdiv(triton.cdiv(vocab, PARTS), COLUMNS) * COLUMNS
-    blocks = triton.cdiv(n, ROWS)
+    part_columns = triton.cdiv(triton.cdiv(vocab, PARTS), STATS["BV"]) * STATS["BV"]
+    blocks = triton.cdiv(n, STATS["BM"])
     _stats[(blocks, PARTS)](
         logits, *small, logits if bias is None else bias, target, *parts, n, vocab, stride, part_columns,
-        RANK=rank, HAS_BIAS=bias is not None, PARTS=PARTS, BM=ROWS, BV=COLUMNS)
-    _merge[(blocks,)](*parts, target, nll, lse, n, IGNORED, PARTS=PARTS, BM=ROWS)
+        RANK=rank, HAS_BIAS=bias is not None, PARTS=PARTS, **STATS)
+    _merge[(blocks,)](*parts, target, nll, lse, n, IGNORED, PARTS=PARTS, BM=STATS["BM"])
     return nll, lse
 
 
@@ -186,23 +191,25 @@ def _gradients(hc: Tensor, logits: Tensor, small: tuple[Tensor, Tensor], bias: T
                rank: int, reuse: bool) -> None:
     """Add the head's gradients to the task's sums and to gh (n, C)."""
     n, stride = logits.shape
-    vocab, blocks = task.weight.vocab, triton.cdiv(stride, COLUMNS)
+    vocab, blocks = task.weight.vocab, triton.cdiv(stride, GRADS["BV"])
+    row_parts = max(1, min(ROW_PARTS, triton.cdiv(n, GRADS["BM"])))
+    part_rows = triton.cdiv(triton.cdiv(n, row_parts), GRADS["BM"]) * GRADS["BM"]
     shift = FP16_SHIFT if logits.dtype == torch.float16 else 1.0
     write = gh is not None or (z is not None and not rank)
     want_bias = task.gradients[2] is not None
     g = (logits if reuse else torch.empty_like(logits)) if write else logits
-    gu = logits.new_empty(stride, rank, dtype=torch.float32) if rank else lse
+    gu = logits.new_empty(row_parts, stride, rank, dtype=torch.float32) if rank else lse
     gz_parts = logits.new_empty(blocks, n, rank, dtype=torch.float32) if rank else lse
-    g_bias = logits.new_empty(stride, dtype=torch.float32) if want_bias else lse
-    _grads[(blocks,)](
-        logits, *small, logits if bias is None else bias, target, lse, g, gu, gz_parts, g_bias, n, vocab, stride,
-        IGNORED, shift, RANK=rank, HAS_BIAS=bias is not None, WRITE=write, BIAS_GRAD=want_bias, BM=ROWS, BV=COLUMNS)
+    g_bias = logits.new_empty(row_parts, stride, dtype=torch.float32) if want_bias else lse
+    _grads[(blocks, row_parts)](
+        logits, *small, logits if bias is None else bias, target, lse, g, gu, gz_parts, g_bias, n, part_rows, vocab,
+        stride, IGNORED, shift, RANK=rank, HAS_BIAS=bias is not None, WRITE=write, BIAS_GRAD=want_bias, **GRADS)
     if want_bias:
-        task.add(2, g_bias[:vocab] / shift, part.ids)
+        task.add(2, g_bias.sum(0)[:vocab] / shift, part.ids)
     if rank:
         own = z.shape[1]
         if task.gradients[1] is not None:
-            task.add(1, gu[:vocab, :own].T / shift, part.ids)
+            task.add(1, gu.sum(0)[:vocab, :own].T / shift, part.ids)
         down_gradients(hc, gz_parts.sum(0)[:, :own], part, task, rows, gh, shift)
         z = None  # done; what remains is the frozen weight's share of gh
     if write:
