@@ -19,7 +19,7 @@ def root() -> Path:
 
 
 def start(profile: str, seed: int = 0) -> str:
-    """Check the profile, seed torch and numpy, print one line on the machine; returns the device, cpu or cuda."""
+    """Check the profile, seed torch and numpy, say on which machine; returns the device, cpu or cuda."""
     import random
     from importlib.metadata import version
 
@@ -33,8 +33,8 @@ def start(profile: str, seed: int = 0) -> str:
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"profile {profile} · {device} ({name}) · torch {torch.__version__} · "
-          f"transformers {version('transformers')} · seed {seed}")
+    print(f"profile {profile}, seed {seed}, {device} ({name})")
+    print(f"torch {torch.__version__}, transformers {version('transformers')}")
     return device
 
 
