@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from . import cli_adapt
 from .errors import UserError, unknown
 
 # Set before any model library is imported: bars are this package's own, logs are for errors.
@@ -134,6 +135,10 @@ def tables(
     typer.echo(frame.to_string(index=False))
     if csv is not None:
         frame.to_csv(csv, index=False)
+
+
+app.command()(cli_adapt.fit)
+app.command()(cli_adapt.adapt)
 
 
 def _say(text: str) -> None:

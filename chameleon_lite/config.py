@@ -76,6 +76,23 @@ class TrainSettings(Settings):
     )
 
 
+class FitSettings(Settings):
+    """How an adapter is fitted on one's own texts."""
+
+    rank: int = Field(4, ge=1, description="rank of the head's update")
+    dropout: float = Field(0.5, ge=0, lt=1, description="dropout inside the hyper-network, as released")
+    condition: Literal["cluster", "centroid", "row"] = Field(
+        "cluster", description="what texts are told at inference, see model/conditions.py; training uses groups"
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="AdamW's learning rate")
+    max_train_tokens: int | None = Field(200_000, ge=1, description="tokens of training texts; none = all")
+    max_held_out: int | None = Field(500, ge=1, description="texts of validation and of the held-out part; none = all")
+    seed: int = Field(0, ge=0, description="of initialisation, order, clustering and the choice of texts")
+    tokens: TokenSettings = TokenSettings()
+    clusters: ClusterSettings = ClusterSettings()
+    train: TrainSettings = TrainSettings(epochs=3)
+
+
 class SweepSettings(Settings):
     """Learning rates tried on validation, with seeds other than the reported ones."""
 

@@ -17,7 +17,8 @@ MAY_IMPORT = {room: BASE - {room} for room in BASE} | {"data": BASE, "model": BA
 MAY_IMPORT["training"] = BASE | {"data", "model"}
 MAY_IMPORT["study"] = MAY_IMPORT["adapt"] = MAY_IMPORT["training"] | {"training"}
 MAY_IMPORT["bench"] = MAY_IMPORT["study"] | {"study", "adapt"}
-MAY_IMPORT["cli"] = MAY_IMPORT["bench"] | {"bench"}
+MAY_IMPORT["cli"] = MAY_IMPORT["bench"] | {"bench", "cli_adapt"}
+MAY_IMPORT["cli_adapt"] = MAY_IMPORT["bench"] | {"bench"}
 HEAVY = ("torch", "transformers", "datasets", "umap", "numpy", "pandas", "sklearn", "scipy", "matplotlib", "peft",
          "gguf", "accelerate", "pydantic")
 LATE = {"transformers", "datasets", "umap", "gguf", "matplotlib", "peft", "accelerate"}  # inside functions only

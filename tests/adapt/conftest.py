@@ -21,9 +21,9 @@ def adapter():
         model = ChameleonLiteForCausalLM.from_backbone(
             backbone, rank=2, dropout=0.0, centroids=centroids,
             prompts={"max_length": 128, "prefix_tokens": 16, "min_scored": 8, "condition_on": "prompt"})
-        for parameter in model.head.parameters():
-            torch.nn.init.normal_(parameter, std=0.5)
-        torch.nn.init.normal_(model.head.last.bias, std=0.1)
+        for layer, spread in ((model.head.net[0], 3.0), (model.head.net[3], 0.5), (model.head.last, 0.1)):
+            torch.nn.init.normal_(layer.weight, std=spread)
+            torch.nn.init.normal_(layer.bias, std=0.05)
     return model.eval()
 
 
@@ -38,5 +38,5 @@ def adapter_folder(adapter, tmp_path_factory):
 def some_texts():
     """n texts in three manners, all different."""
     def make(n: int) -> list[str]:
-        return [f"{TEXTS[i % 3][: 30 + i % 31]} number {i}" for i in range(n)]
+        return [f"{TEXTS[i % 3][i % 5 : 35 + i % 31]} number {i}" for i in range(n)]
     return make
