@@ -5,6 +5,7 @@ CI=true they fail, since there a skip would be a check that never ran.
 """
 import functools
 import http.server
+import importlib.util
 import os
 import shutil
 import threading
@@ -56,7 +57,10 @@ def browser():
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
         missing("no chromium: apt install chromium")
-    api = pytest.importorskip("playwright.sync_api")
+    if importlib.util.find_spec("playwright") is None:
+        missing('playwright is not installed: pip install -e ".[dev]"')
+    from playwright import sync_api as api
+
     with api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield chromium
