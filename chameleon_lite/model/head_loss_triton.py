@@ -27,9 +27,9 @@ from .head_loss_pass import (
 
 # Tiles of logits and how often an axis is cut; the H100 wants several programs a processor (132 of them) in flight.
 STATS = {"BM": 32, "BV": 128, "num_warps": 4}
-GRADS = {"BM": 32, "BV": 128, "num_warps": 4}
+GRADS = {"BM": 128, "BV": 128, "num_warps": 8}
 PARTS = 16  # parts of a row in `stats`
-ROW_PARTS = 4  # parts of the rows in `grads`
+ROW_PARTS = 2  # parts of the rows in `grads`
 FUSED_RANKS = (16, 32)  # inner sizes that the matrix units take; smaller ranks are padded with zeros
 
 
