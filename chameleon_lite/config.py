@@ -113,6 +113,19 @@ class ProbeSettings(Settings):
     position_bins: int = Field(0, ge=0, description="bins of 16 scored positions whose loss is kept; 0 = none")
 
 
+class ProtocolSettings(Settings):
+    """What is scored and how it is trained: a preset of `study/protocol.py` and the switches that differ from it."""
+
+    preset: Literal["honest", "as_released", "as_described"] = Field("honest", description="all switches at once")
+    switches: dict[str, str | bool] = Field(default_factory=dict, description="switch: value, over the preset")
+    mend: tuple[str, ...] = Field(
+        (), description="switches turned to honest one after the other; the experiment runs once after each"
+    )
+    held_out: float = Field(
+        0.1, gt=0, le=1, description="share of an instruction corpus that validates, where it lies inside training"
+    )
+
+
 class Experiment(Settings):
     """One YAML file after its profile was applied."""
 
@@ -135,6 +148,7 @@ class Experiment(Settings):
     train: TrainSettings = TrainSettings()
     sweep: SweepSettings = SweepSettings()
     probes: ProbeSettings = ProbeSettings()
+    protocol: ProtocolSettings = ProtocolSettings()
 
     @model_validator(mode="after")
     def _contradictions(self) -> "Experiment":
