@@ -107,15 +107,48 @@ def run(
     from .config import load_experiment
     from .study.experiment import expected_names, run_experiment
     from .study.records import pack
+    from .study.released_tables import is_released, released_frame
     from .study.tables import summary_frame
 
     settings = load_experiment(experiment, profile, backbone=backbone, corpora=corpus or None, seeds=seeds)
     records = run_experiment(settings, runs=out, data_dir=data_dir, device=device, resume=resume,
                              minutes=minutes, say=_say)
-    typer.echo(summary_frame(records, out).to_string(index=False))
+    released = [r for r in records if is_released(r)]
+    frame = released_frame(released) if released else summary_frame(records, out)
+    typer.echo(frame.drop(columns="command", errors="ignore").to_string(index=False))
     if results is not None:
         jsonl, _ = pack(settings.name, expected_names(settings), out, results)
         typer.echo(f"packed into {jsonl}")
+
+
+@app.command()
+def prove(
+    experiment: Annotated[Path, typer.Argument(help="An experiment's YAML file, protocol as_released.")],
+    profile: Annotated[str, typer.Option(help="smoke, colab or paper.")] = "smoke",
+    backbone: Annotated[str | None, typer.Option(help="Use this backbone instead of the file's.")] = None,
+    data_dir: DataDir = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: what is there.")] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Make this proof alone (repeatable).")] = None,
+    results: Annotated[Path | None, typer.Option("--results", help="Also keep the proofs in this folder.")] = None,
+) -> None:
+    """Make the twelve proofs of what the released tables measure, on an experiment's corpus and backbone.
+
+    Example: chameleon-lite prove experiments/table1-released-lite.yaml --profile smoke
+    """
+    from .config import load_experiment
+    from .model.backbones import load_backbone
+    from .study.outcome import default_command
+    from .study.proofs import Subject, prove_all, store_proofs
+    from .training.loop import Processes
+
+    settings = load_experiment(experiment, profile, backbone=backbone)
+    model = load_backbone(settings.backbone, device=device or str(Processes().device))
+    for name in settings.corpora:
+        found = prove_all(Subject(settings, model, name, data_dir, say=_say), default_command(), only or None)
+        for proof in found:
+            typer.echo(f"{proof.proof:22} {proof.shows}")
+        if results is not None:
+            typer.echo(f"kept in {store_proofs(found, results)[0]}")
 
 
 @app.command()

@@ -23,8 +23,10 @@ from .cost import Deadline, estimate
 from .material import prepare, seed_material, seed_materials
 from .measure import measure
 from .outcome import Outcome, default_command, documents_frame, name_of, record_of, reset_peak
+from .protocol import mended
 from .records import Record, read_run, write_run
 from .regimes import REGIMES, Regime, regime
+from .released import run_released
 
 
 def run_experiment(
@@ -43,17 +45,24 @@ def run_experiment(
 
     `resume=True` keeps runs that are complete; False runs everything again. `minutes` stops before a seed that
     would not end in time. Raises UserError for settings that cannot be run, RunFailed when a whole cohort
-    diverges or time is up; what was finished before stays on disk.
+    diverges or time is up; what was finished before stays on disk. An experiment whose protocol has a `mend` list
+    runs once for each of its stops, the records of a stop together.
     """
     deadline = Deadline(minutes)
     regimes = [regime(name) for name in settings.regimes]
     processes = Processes()
     device = device or str(processes.device)
     backbone = backbone or load_backbone(settings.backbone, device=device)
-    records = []
-    for corpus in settings.corpora:
+    records: list[Record] = []
+    for settings, corpus in [(stop, corpus) for stop in stops(settings) for corpus in settings.corpora]:
         found = _found(settings, regimes, corpus, runs) if resume else {}
-        if len(found) < len(regimes) * settings.seeds:
+        if len(found) < len(regimes) * settings.seeds and not is_honest(settings):
+            missing = {s: [r.name for r in regimes if (r.name, s) not in found] for s in range(settings.seeds)}
+            found |= run_released(
+                settings, backbone, corpus, missing, lambda r, s: name_of(settings, regime(r), corpus, s), runs=runs,
+                data_dir=data_dir, processes=processes, command=command or default_command(), deadline=deadline, say=say,
+            )  # fmt: skip
+        elif len(found) < len(regimes) * settings.seeds:
             material = prepare(settings, backbone, corpus, data_dir=data_dir, say=say)
             context = Context(settings, material, runs, processes, command or default_command(), say)
             found |= _run_corpus(context, regimes, found, corpus, deadline)
@@ -64,11 +73,22 @@ def run_experiment(
 def expected_names(settings: Experiment) -> list[str]:
     """The names of all runs an experiment consists of, in its records' order."""
     return [
-        name_of(settings, regime(r), c, s)
+        name_of(stop, regime(r), c, s)
+        for stop in stops(settings)
         for c in settings.corpora
         for r in settings.regimes
         for s in range(settings.seeds)
     ]
+
+
+def stops(settings: Experiment) -> list[Experiment]:
+    """The experiment at each stop of its protocol's `mend` list; the experiment itself where there is none."""
+    return [settings.model_copy(update={"protocol": step}) for _, step in mended(settings.protocol)]
+
+
+def is_honest(settings: Experiment) -> bool:
+    """Whether this is the honest study's own line; anything else goes through `released.py`."""
+    return settings.protocol.preset == "honest" and not settings.protocol.switches
 
 
 def _run_corpus(context: Context, regimes: list[Regime], found: dict, corpus: str, deadline: Deadline) -> dict:

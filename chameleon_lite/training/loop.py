@@ -81,19 +81,21 @@ def fit(
     settings: TrainSettings,
     processes: Processes | None = None,
     progress: bool = True,
+    over: str = "token",
 ) -> None:
     """Train every member in place and leave each with its best validation state.
 
+    `over` is how losses are averaged, "token" or "batch" (see `average`), in training and in validation.
     Raises nothing for a member whose loss stops being finite: it is stopped and its `failure` says at which step.
     """
     processes = processes or Processes()
     optimisers = {m.name: _optimiser(m, settings) for m in members}
-    _validate(members, validation, validation_batches, weight, settings, processes, epoch=0.0, train_nll={})
+    _validate(members, validation, validation_batches, weight, settings, processes, 0.0, {}, over)
     number = 0
     for epoch in range(settings.epochs):
         batches = epochs(epoch)
         stops = _validation_steps(len(batches), settings.validations_per_epoch)
-        sums = _Sums(members)
+        sums = _Sums(members, over)
         for step, rows in enumerate(
             _bar(batches, f"epoch {epoch + 1}/{settings.epochs}", progress, processes), start=1
         ):
@@ -104,7 +106,7 @@ def fit(
             _step(live, optimisers, train, rows, weight, settings, processes, sums, number)
             if step in stops:
                 at = epoch + step / len(batches)
-                _validate(live, validation, validation_batches, weight, settings, processes, at, sums.take())
+                _validate(live, validation, validation_batches, weight, settings, processes, at, sums.take(), over)
     _restore(members)
 
 
@@ -160,12 +162,14 @@ def average(nll: Tensor, counts: Tensor, over: str = "token", batches: Sequence[
 class _Sums:
     """Training nll and tokens a head since the last validation, kept on the device: no wait in a step."""
 
-    def __init__(self, members: Sequence[Member]) -> None:
-        self.names = [m.name for m in members]
+    def __init__(self, members: Sequence[Member], over: str = "token") -> None:
+        self.names, self.over = [m.name for m in members], over
         self.nll: dict[str, Tensor] = {}
         self.tokens: dict[str, int] = {}
 
     def add(self, names: list[str], nll: Tensor, tokens: int) -> None:
+        if self.over == "batch":  # a batch counts once, as its mean
+            nll, tokens = nll / tokens, 1
         for name, value in zip(names, nll.detach()):
             self.nll[name] = self.nll.get(name, 0) + value
             self.tokens[name] = self.tokens.get(name, 0) + tokens
@@ -238,7 +242,9 @@ def _optimiser(member: Member, settings: TrainSettings) -> torch.optim.Optimizer
     return torch.optim.AdamW(parameters, lr=member.learning_rate, weight_decay=settings.weight_decay, fused=fused)
 
 
-def _validate(members, data, batches, weight, settings, processes, epoch: float, train_nll: dict[str, float]) -> None:
+def _validate(
+    members, data, batches, weight, settings, processes, epoch: float, train_nll: dict[str, float], over: str = "token"
+) -> None:
     """Measure every member, keep the best state, and stop those that ran out of patience or left the numbers."""
     nll = evaluate(
         [(m.head, m.validation_condition) for m in members],
@@ -248,7 +254,7 @@ def _validate(members, data, batches, weight, settings, processes, epoch: float,
         scale=settings.scale,
         processes=processes,
     )
-    means = average(nll, data.counts).tolist()
+    means = average(nll, data.counts, over, batches).tolist()
     for member, value in zip(members, means):
         training = train_nll.get(member.name)
         member.curve.append({"epoch": epoch, "train_nll": training, "validation_nll": value})

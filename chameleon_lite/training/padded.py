@@ -46,8 +46,7 @@ class Scoring:
 
     def mask(self, ids: Tensor, real: Tensor) -> Tensor:
         """The attention mask (B, T) the backbone gets."""
-        return (released_mask(ids) & (real if self.objective == "next_token" else True)) if (
-            self.released_attention) else real  # fmt: skip
+        return released_mask(ids) if self.released_attention else real
 
     def pick(self, ids: Tensor, real: Tensor, prefix: Tensor) -> Pick:
         """Rows, columns and targets (M,) of the scored positions."""

@@ -1,0 +1,116 @@
+"""Tables 1 and 2: published rows beside re-derived ones, and the walk from the released to the honest procedure."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .figures.curves import mean_and_span
+from .paper import published
+from .protocol import PRESETS, Protocol
+from .records import Record, load_records
+
+NOT_MEASURED = "not measured yet"
+COLUMNS = {"R0": "R0", "R1": "R1", "R4": "R4"}  # the rows that the paper has
+
+
+def is_released(record: Record) -> bool:
+    """Whether a record was made under a protocol of `released.py`."""
+    return "protocol" in record.data
+
+
+def released_frame(records: list[Record]) -> pd.DataFrame:
+    """One row a protocol, backbone, corpus, length and regime: parameters, losses with 95 % t intervals over seeds.
+
+    The published columns stand where the paper has the row, whatever the backbone; `backbone` says whose ours are.
+    """
+    groups: dict[tuple, list[Record]] = {}
+    for record in filter(is_released, records):
+        length = record.settings["tokens"]["max_length"]
+        key = (protocol_label(record), record.backbone, record.corpus, length, record.regime)
+        groups.setdefault(key, []).append(record)
+    return pd.DataFrame([_row(key, own) for key, own in groups.items()])
+
+
+def protocol_label(record: Record) -> str:
+    """The preset's name, and the switches that differ from it."""
+    chosen = record.settings["protocol"]
+    own, base = record.data["protocol"], PRESETS[chosen["preset"]].model_dump()
+    changed = [f"{name}={own[name]}" for name in Protocol.model_fields if own[name] != base[name]]
+    return " + ".join([chosen["preset"], *changed])
+
+
+def table_of(record: Record) -> int:
+    """Which of the paper's tables a record's corpus belongs to: instructions are Table 2."""
+    return 2 if "alpaca" in record.corpus or "instructions" in record.corpus else 1
+
+
+def _row(key: tuple, own: list[Record]) -> dict:
+    protocol, backbone, corpus, length, regime = key
+    done = [r for r in own if r.status == "done"]
+    table = table_of(own[0])
+    row = {"table": table, "protocol": protocol, "backbone": backbone, "corpus": corpus, "length": length,
+           "regime": regime, "n seeds": len(done)}  # fmt: skip
+    row["published parameters"] = published(table, regime, "parameters") if regime in COLUMNS else None
+    row["parameters"] = own[0].trainable_parameters or own[0].data["backbone_parameters"]
+    row["published train loss"] = published(table, regime, "train_loss") if regime in COLUMNS else None
+    row["train loss"] = _text(done, "train_nll" if regime != "R0" else "train_eval_nll")
+    row["published loss"] = published(table, regime, "validation_loss") if regime in COLUMNS else None
+    row["loss"] = _text(done, "reported_nll")
+    row["perplexity"] = f"{math.exp(min(_mean(done, 'reported_nll'), 700)):,.4f}" if done else "–"
+    row["full rows"] = int(_mean(done, "full_rows")) if done else 0
+    row["loss of full rows"] = _text(done, "full_nll", 2)
+    row["loss of padded rows"] = _text(done, "padded_nll", 4)
+    row["profile"], row["command"] = own[0].profile, own[0].provenance["command"]
+    return row
+
+
+def walk_frame(records: list[Record]) -> pd.DataFrame:
+    """The stops of a walk in order: step number, the switch just mended, regime, seed, loss and scored tokens."""
+    rows = []
+    for record in filter(is_released, records):
+        switches = record.settings["protocol"]["switches"]
+        rows.append(
+            {"step": len(switches), "mended": list(switches)[-1] if switches else "", "corpus": record.corpus,
+             "backbone": record.backbone, "regime": record.regime, "seed": record.seed,
+             "loss": record.metrics["reported_nll"], "validation loss": record.metrics["validation_nll"],
+             "scored": record.data["scored_tokens"]["validation"]}
+        )  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["step", "mended", "corpus", "backbone", "regime", "seed", "loss",
+                                        "validation loss", "scored"])  # fmt: skip
+    return frame.sort_values(["step", "regime", "seed"], ignore_index=True)
+
+
+def stored_table(results: Path, names: list[str]) -> pd.DataFrame:
+    """The released tables of the named experiments in a results folder, with a row that says what is missing.
+
+    An experiment that was not run keeps its place as one row of "not measured yet".
+    """
+    frames = []
+    for name in names:
+        path = Path(results) / f"{name}.jsonl"
+        if path.is_file():
+            frame = released_frame(load_records(path))
+        else:
+            frame = pd.DataFrame([{"loss": NOT_MEASURED}])
+        frame.insert(0, "experiment", name)
+        frames.append(frame)
+    return pd.concat([f.dropna(axis=1, how="all") for f in frames], ignore_index=True).fillna("–")
+
+
+def _values(records: list[Record], metric: str) -> np.ndarray:
+    return np.array([r.metrics[metric] for r in records if r.metrics.get(metric) is not None])
+
+
+def _mean(records: list[Record], metric: str) -> float:
+    return float(_values(records, metric).mean())
+
+
+def _text(records: list[Record], metric: str, digits: int = 4) -> str:
+    """Mean ± half of the 95 % t interval over seeds; the mean alone for one seed, a dash for none."""
+    values = _values(records, metric)
+    if not len(values):
+        return "–"
+    mean, span = mean_and_span(values)
+    return f"{mean:.{digits}f} ± {span:.{digits}f}" if len(values) > 1 else f"{mean:.{digits}f}"
