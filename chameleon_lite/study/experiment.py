@@ -59,8 +59,9 @@ def run_experiment(
         if len(found) < len(regimes) * settings.seeds and not is_honest(settings):
             missing = {s: [r.name for r in regimes if (r.name, s) not in found] for s in range(settings.seeds)}
             found |= run_released(
-                settings, backbone, corpus, missing, lambda r, s: name_of(settings, regime(r), corpus, s), runs=runs,
-                data_dir=data_dir, processes=processes, command=command or default_command(), deadline=deadline, say=say,
+                settings, backbone, corpus, missing, lambda r, s: name_of(settings, regime(r), corpus, s),
+                runs=runs, data_dir=data_dir, processes=processes, command=command or default_command(),
+                deadline=deadline, say=say,
             )  # fmt: skip
         elif len(found) < len(regimes) * settings.seeds:
             material = prepare(settings, backbone, corpus, data_dir=data_dir, say=say)

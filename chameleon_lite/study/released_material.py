@@ -170,8 +170,8 @@ def _tables(settings, protocol, backbone, documents) -> dict[str, TokenTable]:
         if split == "train" and settings.data.max_train_tokens is not None:
             within = np.cumsum(table.lengths[order]) <= settings.data.max_train_tokens
             order = order[: max(1, int(within.sum()))]
-        elif split != "train" and settings.data.max_eval_documents is not None:
-            order = order[: settings.data.max_eval_documents]
+        elif split != "train":
+            order = order[: getattr(settings.data, f"max_{split}_documents")]
         tables[split] = table.take(np.sort(order))
     return tables
 
@@ -205,7 +205,7 @@ def span_vectors(table: TokenTable, weight: Tensor, length: int | None) -> Tenso
 def labels_of(material: ReleasedMaterial, seed: int) -> dict[str, Tensor]:
     """Cluster labels (N,) of every split for one seed."""
     rows, protocol = material.settings.clusters.batch_rows, material.protocol
-    x = {split: v.cpu() for split, v in material.cluster_vectors.items()}
+    x = material.cluster_vectors  # ten steps stay on the device; scikit-learn's k-means takes what it needs itself
     train = _clusters(protocol, x["train"], rows, seed)
     found = {}
     for split, vectors in x.items():
@@ -215,7 +215,7 @@ def labels_of(material: ReleasedMaterial, seed: int) -> dict[str, Tensor]:
         centroids = own.centroids
         if protocol.kmeans == "plusplus":
             found[split] = merge_small(vectors, found[split], centroids, material.settings.clusters.minimum)
-    return found
+    return {split: labels.cpu() for split, labels in found.items()}
 
 
 def _clusters(protocol: Protocol, vectors: Tensor, rows: int, seed: int):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import cache
 from ..errors import RunFailed, unknown
-from .features import BATCH_TOKENS, _arithmetic
+from .features import BATCH_TOKENS, arithmetic
 from .objectives import IGNORED_BY_RELEASED, Pick, pick_full, pick_last, pick_next_token, released_mask
 from .scored import ScoredStates
 
@@ -121,20 +121,21 @@ def _whole(path: Path, shape: tuple[int, int]) -> bool:
     return path.is_file() and np.load(path, mmap_mode="r").shape == shape
 
 
-@torch.inference_mode()
 def _compute(backbone, table, scoring: Scoring, offsets: np.ndarray, dtype, path: Path, progress: bool) -> None:
     """Write the states (S, C) fp16 of every scored pair under `path`, whole or not at all."""
     from tqdm import tqdm
 
     device = backbone.head.weight.device
     bar = tqdm(total=len(table), unit="row", desc="states", disable=None if progress else True, leave=False)
-    with cache.atomic(path) as part, bar, _arithmetic(backbone, dtype):
+    with cache.atomic(path) as part, bar, arithmetic(backbone, dtype):
         out = np.lib.format.open_memmap(part, "w+", np.float16, (int(offsets[-1]), backbone.width))
         for rows in _batches(table, scoring, device):
             ids, real = scoring.rows(table, rows)
             row, column, _ = scoring.pick(ids, real, torch.from_numpy(table.prefix[rows]))
             mask = scoring.mask(ids, real).long()
-            states = backbone.hidden(ids.to(device), mask.to(device))[row.to(device), column.to(device)]  # (M, C)
+            with torch.inference_mode():
+                hidden = backbone.hidden(ids.to(device), mask.to(device))  # (B, T, C)
+                states = hidden[row.to(device), column.to(device)]  # (M, C)
             if not torch.isfinite(states).all():
                 raise RunFailed(f"{backbone.name}: hidden states are not finite; try feature_dtype: float32")
             place = np.concatenate([np.arange(offsets[n], offsets[n + 1]) for n in rows])

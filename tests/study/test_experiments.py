@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from chameleon_lite.config import PROFILES, load_experiment
-from chameleon_lite.study.experiment import expected_names
+from chameleon_lite.study.experiment import expected_names, is_honest, stops
 from chameleon_lite.study.regimes import REGIMES
+from chameleon_lite.study.released import check_released
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments"
 HONEST = sorted(FOLDER.glob("honest-*.yaml"))
@@ -36,3 +37,20 @@ def test_a_borrowed_rate_or_head_belongs_to_a_regime_of_the_same_kind():
     for r in REGIMES.values():
         for other in (r.rate_of, r.weights_of):
             assert other is None or (REGIMES[other].trained and REGIMES[other].rate_of is None)
+
+
+TABLES = sorted(path for path in FOLDER.glob("*.yaml") if path.stem.startswith(("table", "waterfall")))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("path", TABLES, ids=lambda p: p.stem)
+def test_tables_load_under_every_profile_and_their_protocols_hold(path, profile):
+    settings = load_experiment(path, profile)
+    assert settings.name == path.stem and not is_honest(settings)
+    check_released(settings)
+    names = expected_names(settings)
+    assert len(names) == len(set(names)) == len(stops(settings)) * len(settings.regimes) * settings.seeds
+    if profile != "smoke":
+        full = settings.data.max_train_tokens is None
+        assert full or "described" in path.stem  # the released tables are whole in every profile but smoke
+        assert settings.train.patience >= settings.train.epochs  # nothing stops early in the released procedure

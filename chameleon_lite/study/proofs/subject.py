@@ -35,7 +35,7 @@ class Subject:
     def material(self) -> ReleasedMaterial:
         """The corpus as the released procedure sees it."""
         protocol = self.settings.protocol
-        if protocol.preset != "as_released" or protocol.switches or protocol.mend:
+        if protocol.preset != "as_released" or set(protocol.switches) - {"initialisation"} or protocol.mend:
             raise UserError(f"{self.settings.name}: proofs are made of the released procedure, protocol as_released")
         return prepare_released(self.settings, self.backbone, self.corpus, data_dir=self.data_dir, say=self.say)
 

@@ -1,0 +1,58 @@
+"""Small corpora as files and the settings of a released table on the tiny backbone."""
+
+import pytest
+import torch
+
+from chameleon_lite.config import experiment_from
+from chameleon_lite.data.corpora import write_jsonl
+from chameleon_lite.data.corpora.documents import Corpus, Document
+from chameleon_lite.model.backbones import load_backbone
+
+WORDS = "a model of short texts reads some words and then it writes others of the same kind".split()
+RELEASED = dict(
+    name="released-test", regimes=["R0", "R1", "R4"], learning_rates={"R1": 1e-2, "R4": 1e-3}, seeds=1,
+    tokens={"max_length": 48, "prefix_tokens": 8, "min_scored": 4}, clusters={"batch_rows": 8, "minimum": 2},
+    data={"max_train_tokens": None, "max_validation_documents": None, "max_test_documents": None},
+    train={"epochs": 2, "patience": 2, "validations_per_epoch": 1, "feature_dtype": "float32",
+           "matmul_dtype": "float32"},
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone():
+    return load_backbone("tiny")
+
+
+@pytest.fixture(scope="session")
+def small_corpora(tmp_path_factory):
+    """Paths of a plain corpus and of one of instructions, 40 + 24 + 16 documents each."""
+    generator = torch.Generator().manual_seed(0)
+
+    def text(low, high):
+        n = int(torch.randint(low, high, (1,), generator=generator))
+        return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (n,), generator=generator))
+
+    folder, made = tmp_path_factory.mktemp("corpora"), {}
+    for name, prompts in (("plain", False), ("alpaca-like", True)):
+        splits = {}
+        for split, size in (("train", 40), ("validation", 24), ("test", 16)):
+            asked = [text(1, 4) for _ in range(size)]
+            splits[split] = tuple(
+                Document(f"{split}-{i}", text(3, 14), f"g{i % 4}", f"Q: {a}\n" if prompts else "", a if prompts else "")
+                for i, a in enumerate(asked)
+            )
+        made[name] = str(folder / f"{name}.jsonl")
+        write_jsonl(Corpus(name, splits, "made in the test"), folder / f"{name}.jsonl")
+    return made
+
+
+@pytest.fixture
+def released_settings(small_corpora, tmp_path, monkeypatch):
+    """released_settings(corpus, protocol, **settings): an experiment on the tiny backbone, one seed, own cache."""
+    monkeypatch.setenv("CHAMELEON_LITE_HOME", str(tmp_path / "home"))
+
+    def make(corpus, protocol, **settings):
+        raw = {**RELEASED, **settings, "corpora": [small_corpora[corpus]], "protocol": protocol}
+        return experiment_from(raw, "paper", backbone="tiny").model_copy(update={"seeds": 1})
+
+    return make

@@ -1,0 +1,105 @@
+"""The twelve proofs on the tiny backbone, their parts by hand, and what may be stored of them."""
+
+import math
+
+import pytest
+import torch
+
+from chameleon_lite.errors import UserError
+from chameleon_lite.model.heads import Condition, HyperHead
+from chameleon_lite.study.proofs import PROOFS, Subject, load_proofs, prove_all, store_proofs
+from chameleon_lite.study.proofs.adapter_bank import rebuilt
+from chameleon_lite.study.proofs.full_mode import call_as_released
+from chameleon_lite.study.proofs.instruction_vectors import mean_cosine
+from chameleon_lite.study.proofs.length_clusters import first_component
+from chameleon_lite.study.proofs.model_free import unigram_nll
+from chameleon_lite.study.proofs.store import proof_frame
+
+
+@pytest.fixture
+def proofs_of(tiny_backbone, released_settings):
+    def make(corpus, **protocol):
+        settings = released_settings(corpus, {"preset": "as_released", **protocol})
+        return {p.proof: p for p in prove_all(Subject(settings, tiny_backbone, settings.corpora[0]), "test")}
+
+    return make
+
+
+def test_all_twelve_on_instructions(proofs_of):
+    found = proofs_of("alpaca-like", switches={"initialisation": "alpaca"})
+    assert len(PROOFS) == 12 and set(found) == set(PROOFS)
+    for proof in found.values():
+        assert proof.shows.endswith(".") and proof.audit and proof.where
+        assert all(math.isfinite(value) for value in proof.numbers.values()), proof.proof
+    assert found["decomposition"].numbers["largest_error_of_the_identity"] < 1e-9
+    assert found["alpaca_overlap"].numbers["as_released_rows_also_trained_on"] == 1.0
+    assert found["full_mode"].numbers["fails"] == 1.0
+    counts = found["untouched_layers"].numbers
+    assert (counts["gpt2_linear_modules"], counts["gpt2_conv1d_modules"]) == (0, 48)
+    assert counts["head_LoRA_parameters"] == counts["published_LoRA_parameters"] == 204_100
+    assert counts["hyper_network_parameters"] == counts["published_hyper_network_parameters"] == 6_786_596
+    assert counts["layer_LoRA_parameters"] == 589_824
+    bank = found["adapter_bank"].numbers
+    assert bank["stored_adapters"] == 33 and bank["relative_error"] < 1e-6
+    vectors = found["instruction_vectors"].numbers
+    assert vectors["padded_mean_cosine"] > vectors["unpadded_mean_cosine"]
+
+
+def test_plain_text_leaves_out_what_needs_instructions(proofs_of):
+    found = proofs_of("plain")
+    assert set(PROOFS) - set(found) == {"instruction_vectors", "alpaca_overlap"}
+    numbers = found["length_clusters"].numbers
+    assert numbers["padded_length_variance_explained"] > numbers["unpadded_length_variance_explained"]
+    spread = found["clustering_spread"].numbers
+    assert spread["R1_min"] < spread["R1_mean"] < spread["R1_max"]
+    assert "published_frozen_inside_spread" not in spread  # the published number is GPT-2's
+
+
+def test_unigram_and_cosine_by_hand():
+    nll = unigram_nll(torch.tensor([1, 1, 2]), torch.tensor([1, 0]), vocab=3, added=0.5)
+    assert nll.tolist() == pytest.approx([-math.log(2.5 / 4.5), -math.log(0.5 / 4.5)])
+    x = torch.nn.functional.normalize(torch.tensor([[1.0, 0], [1, 1], [0, 1]]), dim=1)
+    assert mean_cosine(x) == pytest.approx((2 * math.sqrt(0.5) + 0) / 3)
+
+
+def test_first_component_finds_length():
+    values = torch.arange(30.0)
+    x = torch.stack([values, 0.01 * torch.randn(30, generator=torch.Generator().manual_seed(0))], 1)
+    share, correlation = first_component(x, values.numpy())
+    assert share > 0.99 and correlation == pytest.approx(1)
+
+
+@pytest.mark.parametrize("initialisation", ["wikitext", "alpaca"])
+@torch.no_grad()
+def test_factors_are_a_gated_sum_of_33_stored_pairs(initialisation):
+    torch.manual_seed(0)
+    head = HyperHead(16, 50, released_init=initialisation).double().eval()
+    error, cross = rebuilt(head, Condition(torch.randn(3, 16).double()))
+    assert error < 1e-12
+    assert cross > 1e-3  # blending updates is another function: a bank by storage only
+
+
+def test_the_call_of_mode_full_fails():
+    assert "IndexError" in call_as_released()
+
+
+def test_smoke_and_random_weights_are_not_kept(proofs_of, tmp_path):
+    (proof,) = [p for name, p in proofs_of("plain").items() if name == "padding_share"]
+    with pytest.raises(UserError, match="whose weights are random"):
+        store_proofs([proof], tmp_path)
+    real = proof.model_copy(update={"backbone": "smollm2"})
+    with pytest.raises(UserError, match="smoke profile are shown, never kept"):
+        store_proofs([real.model_copy(update={"profile": "smoke"})], tmp_path)
+    with pytest.raises(UserError, match="is not finite"):
+        store_proofs([real.model_copy(update={"numbers": {"x": math.nan}})], tmp_path)
+
+
+def test_stored_proofs_replace_those_of_the_same_key(proofs_of, tmp_path):
+    (proof,) = [p for name, p in proofs_of("plain").items() if name == "padding_share"]
+    first = proof.model_copy(update={"backbone": "smollm2"})
+    other = first.model_copy(update={"corpus": "another"})
+    store_proofs([first, other], tmp_path)
+    store_proofs([first.model_copy(update={"shows": "again."})], tmp_path)
+    kept = load_proofs(tmp_path)
+    assert sorted(p.shows == "again." for p in kept) == [False, True]
+    assert len(proof_frame(kept)) == 2 * len(first.numbers) and (tmp_path / "proofs.csv").is_file()

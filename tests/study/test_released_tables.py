@@ -1,0 +1,56 @@
+"""The tables: published beside re-derived, what is missing said in place, and the published improvements."""
+
+import pytest
+
+from chameleon_lite.study.figures.style import figure
+from chameleon_lite.study.figures.waterfall import LABELS, waterfall
+from chameleon_lite.study.paper import paper, published
+from chameleon_lite.study.protocol import Protocol
+from chameleon_lite.study.released_tables import NOT_MEASURED, stored_table, table_of, walk_frame
+
+
+def test_published_improvements_follow_from_the_tables():
+    exact = {(1, "validation_loss"): 0.2528, (1, "validation_perplexity"): 0.1193, (2, "validation_loss"): 0.2914}
+    for (table, field), share in exact.items():
+        found = 1 - published(table, "R4", field) / published(table, "R1", field)
+        assert round(found, 4) == share
+    for gain in paper()["improvements"]:
+        assert gain["published"] == pytest.approx(exact[gain["table"], gain["metric"]], abs=0.01)
+
+
+def test_what_was_not_measured_keeps_its_place(tmp_path):
+    frame = stored_table(tmp_path, ["table1-released", "table1-released-lite"])
+    assert frame["experiment"].tolist() == ["table1-released", "table1-released-lite"]
+    assert set(frame["loss"]) == {NOT_MEASURED}
+
+
+class Made:
+    """As much of a record as `walk_frame` and `table_of` read."""
+
+    def __init__(self, switches, regime, loss, corpus="wikitext-2-lite"):
+        self.settings = {"protocol": {"switches": switches}}
+        self.corpus, self.backbone, self.regime, self.seed = corpus, "smollm2", regime, 0
+        self.metrics = {"reported_nll": loss, "validation_nll": loss}
+        self.data = {"protocol": {}, "scored_tokens": {"validation": 10}}
+
+
+def test_walk_in_order_and_its_figure():
+    import matplotlib.pyplot as plt
+
+    switches = {"average": "token", "ignored": "padding"}
+    stops = [dict(list(switches.items())[:n]) for n in (2, 0, 1)]
+    walk = walk_frame([Made(s, regime, 1.0 + len(s)) for s in stops for regime in ("R1", "R4")])
+    assert walk["mended"].tolist() == ["", "", "average", "average", "ignored", "ignored"]
+    fig, ax = figure()
+    waterfall(ax, walk, {"R1": "LoRA", "R4": "hyper-network"})
+    assert [t.get_text() for t in ax.get_yticklabels()] == [LABELS[m] for m in ("", "average", "ignored")]
+    assert len(ax.patches) == 6
+    plt.close(fig)
+
+
+def test_every_switch_of_a_walk_has_a_label():
+    assert set(Protocol.model_fields) - set(LABELS) == {"layers", "backbone"}
+
+
+def test_instructions_belong_to_table_2():
+    assert table_of(Made({}, "R1", 1.0, "alpaca-cleaned")) == 2 and table_of(Made({}, "R1", 1.0)) == 1
