@@ -174,6 +174,34 @@ app.command()(cli_adapt.fit)
 app.command()(cli_adapt.adapt)
 
 
+@app.command()
+def claims(
+    results: Results = Path("results"),
+    backbone: Annotated[str, typer.Option("--backbone", help="The backbone whose records decide.")] = "smollm2",
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write the ledger to this CSV file.")] = None,
+    contrasts: Annotated[Path | None, typer.Option("--contrasts", help="Write all contrasts to this CSV file.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="Also keep the verdicts in the results folder.")] = False,
+) -> None:
+    """The ledger: claim, evidence and verdict, each verdict made by its rule from the records.
+
+    Example: chameleon-lite claims --results results
+    """
+    from .study.evidence import Evidence
+    from .study.ledger import ledger, ledger_frame, write_verdicts
+
+    found = ledger(results, backbone)
+    frame = ledger_frame(found)
+    for row in frame.to_dict("records"):
+        typer.echo(f"{row['claim']:>2}  {row['verdict']:<19} {row['says']}")
+        typer.echo(f"      {row['confirmed if']}: {row['number']}")
+    if csv is not None:
+        frame.to_csv(csv, index=False)
+    if contrasts is not None:
+        Evidence(results, backbone).family_frame().to_csv(contrasts, index=False)
+    if write:
+        write_verdicts(found, results / "verdicts.json")
+
+
 def _say(text: str) -> None:
     typer.echo(text, err=True)
 

@@ -150,6 +150,19 @@ class Counted(Own):
         return Condition(own.vector, counts=counts[:, : self.vocab]), group
 
 
+class StreamMean(Own):
+    """The mean over the rows of the same cluster that arrived in the same step: nothing is waited for (claim 15)."""
+
+    def __call__(self, rows: Tensor) -> tuple[Condition, Tensor | None]:
+        cluster, row_group = torch.unique(self.split.cluster[rows], return_inverse=True)
+        vectors = self.split.views[self.view]
+        place = torch.argsort(row_group, stable=True)
+        lengths = torch.bincount(row_group).to(vectors.device)
+        own = vectors[rows[place].to(vectors.device)]
+        means = torch.segment_reduce(own, "mean", lengths=lengths, axis=0)  # (G, C)
+        return Condition(means), row_group if len(cluster) > 1 else None
+
+
 class TrainCentroid:
     """The centroid of the row's training cluster: a cluster's information without its batch (R18)."""
 

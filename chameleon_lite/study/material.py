@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..config import Experiment
 from ..data.arrangement import Arrangement, arrange
-from ..data.clusters import fit_clusters, merge_small
+from ..data.clusters import cluster_quality, fit_clusters, merge_small
 from ..data.corpora import load_corpus
 from ..data.corpora.documents import Corpus
 from ..data.tokens import TokenTable, tokenise
@@ -84,6 +84,7 @@ class Seeded:
     nearest: dict[str, Tensor]  # (N,) nearest centroid of the batching clustering
     centroids: Tensor  # (K, C)
     routing: dict[str, Tensor]  # (N,) nearest centroid of the routing clustering
+    quality: dict  # of the batching clustering, see data.clusters.cluster_quality
     seed: int
 
     def epoch(self, split: str, order: str, number: int) -> Arrangement:
@@ -155,8 +156,8 @@ def tables_of(settings: Experiment, backbone: Backbone, corpus: Corpus) -> dict[
 def seed_material(settings: Experiment, material: Material, seed: int) -> Seeded:
     """Fit both clusterings on train with this seed and assign the other splits to their centroids; kept."""
     if seed not in material.seeds:
-        material.seeds[seed] = _fit_seed(settings, {s: v["prefix"].cpu() for s, v in material.views.items()},
-                                         material.corpus.name, seed)  # fmt: skip
+        vectors = {s: v["prefix"].cpu() for s, v in material.views.items()}
+        material.seeds[seed] = _fit_seed(settings, vectors, material.tables["train"], material.corpus.name, seed)
     return material.seeds[seed]
 
 
@@ -171,7 +172,7 @@ def seed_materials(settings: Experiment, material: Material, seeds: Sequence[int
         list(pool.map(lambda seed: seed_material(settings, material, seed), missing))
 
 
-def _fit_seed(settings: Experiment, vectors: dict[str, Tensor], corpus: str, seed: int) -> Seeded:
+def _fit_seed(settings: Experiment, vectors: dict[str, Tensor], table: TokenTable, corpus: str, seed: int) -> Seeded:
     rows, minimum, train = settings.clusters.batch_rows, settings.clusters.minimum, vectors["train"]
     if len(train) < rows:
         raise UserError(
@@ -185,7 +186,8 @@ def _fit_seed(settings: Experiment, vectors: dict[str, Tensor], corpus: str, see
         nearest[split] = batching.labels if split == "train" else batching.assign(x)[0]
         labels[split] = merge_small(x, nearest[split], batching.centroids, minimum=minimum)
         routing[split] = router.labels if split == "train" else router.assign(x)[0]
-    return Seeded(labels, nearest, batching.centroids, routing, seed)
+    quality = cluster_quality(batching, groups=table.groups, lengths=table.lengths)
+    return Seeded(labels, nearest, batching.centroids, routing, quality, seed)
 
 
 def split_view(material: Material, seeded: Seeded, split: str, foreign_share: float = 0.0) -> Split:

@@ -76,7 +76,7 @@ def record_of(context: Context, r: Regime, found: Outcome, seed: int, corpus: st
         peak_memory_bytes=peak_memory(device),
         status="failed" if found.failure else "done",
         failure=found.failure,
-        data=material.facts(),
+        data=material.facts() | {"clusters": material.seeds[seed].quality if seed in material.seeds else None},
         provenance=provenance(str(device), context.command),
     )
 

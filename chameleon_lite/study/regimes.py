@@ -32,6 +32,7 @@ from .conditions import (
     Own,
     Routed,
     Split,
+    StreamMean,
     TrainCentroid,
 )
 
@@ -202,6 +203,8 @@ REGIMES: dict[str, Regime] = {
         Regime("R20", "bank of singular-value masks", OWN, _svf, RANDOM, _own()),
         Regime("R4-nodrop", "R4 without dropout", BATCH, partial(_hyper, dropout=0.0), CLUSTERED, _group()),
         Regime("R4-padded", "R4, pad embedding in the mean", BATCH, _hyper, CLUSTERED, _group(view="padded")),
+        Regime("R4-stream", "R4's weights, rows in order of arrival", "prefixes of the step's rows of a cluster", None,
+               RANDOM, _own(kind=StreamMean), weights_of="R4"),
         Regime("R3-clustered", "R3 trained in clustered order", "a constant", _hyper, CLUSTERED, _constant,
                rate_of="R3"),
         *_sizes(),

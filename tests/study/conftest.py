@@ -1,5 +1,6 @@
-"""Small corpora as files and the settings of a released table on the tiny backbone."""
+"""Small corpora as files; settings of a released table and of an honest experiment on the tiny backbone."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,5 +55,41 @@ def released_settings(small_corpora, tmp_path, monkeypatch):
     def make(corpus, protocol, **settings):
         raw = {**RELEASED, **settings, "corpora": [small_corpora[corpus]], "protocol": protocol}
         return experiment_from(raw, "paper", backbone="tiny").model_copy(update={"seeds": 1})
+
+    return make
+
+
+TOPICS = {"sea": "wave salt tide boat gull", "wood": "oak fern moss root deer", "city": "tram roof lamp shop queue"}
+COUNTS = {"train": 160, "validation": 40, "test": 48}
+
+
+@pytest.fixture(scope="session")
+def made_up(tmp_path_factory):
+    """Path of an exported corpus of three topics."""
+    generator = np.random.default_rng(0)
+    splits = {}
+    for split, count in COUNTS.items():
+        topics = generator.choice(list(TOPICS), size=count)
+        texts = [" ".join(generator.choice(TOPICS[t].split(), size=generator.integers(6, 12))) for t in topics]
+        splits[split] = tuple(Document(f"{split}-{i}", x, group=t) for i, (t, x) in enumerate(zip(topics, texts)))
+    path = tmp_path_factory.mktemp("corpus") / "made-up.jsonl"
+    write_jsonl(Corpus("made-up", splits, "made for tests"), path)
+    return str(path)
+
+
+@pytest.fixture
+def small(made_up, monkeypatch, tmp_path):
+    """Makes an experiment on `tiny`: small(regimes=[…], seeds=…, **settings)."""
+    monkeypatch.setenv("CHAMELEON_LITE_HOME", str(tmp_path / "home"))
+
+    def make(regimes, seeds=1, **more):
+        raw = {
+            "name": "honest-small", "backbone": "tiny", "corpora": [made_up], "regimes": regimes, "seeds": seeds,
+            "tokens": {"max_length": 64, "prefix_tokens": 10, "min_scored": 4},
+            "data": {"max_train_tokens": 20_000}, "clusters": {"batch_rows": 8, "routing_clusters": 3},
+            "train": {"epochs": 1, "rows_per_step": 16, "feature_dtype": "float32", "matmul_dtype": "float32"},
+            "learning_rates": {r: 1e-2 for r in regimes},
+        }  # fmt: skip
+        return experiment_from(raw | more, "paper")
 
     return make

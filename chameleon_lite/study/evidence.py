@@ -1,0 +1,131 @@
+"""What the honest runs say: contrasts of regimes on a corpus, registered ones as one Holm family.
+
+    results/honest-*.jsonl + .parquet ─▶ Evidence ─ contrast(corpus, first, second) ─▶ difference, intervals, p
+                                              └ family(corpus) ─▶ every registered contrast with its verdict
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from ..errors import UserError
+from .records import Record, load_records
+from .statistics import Contrast, contrast, holm, verdict
+
+HONEST = "honest-"
+REGISTERED = Path(__file__).resolve().parents[2] / "experiments" / "registered.yaml"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A registered contrast on one corpus."""
+
+    name: str
+    found: Contrast
+    adjusted_p: float
+    verdict: str
+
+
+def registered(path: Path = REGISTERED) -> dict:
+    """The registered file: `contrasts` and `predictions` by name."""
+    if not path.is_file():
+        raise UserError(f"no registered contrasts at {path}: run from a clone of the project")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+class Evidence:
+    """The records and per-document losses of all honest experiments of one backbone in a results folder."""
+
+    def __init__(self, results: Path, backbone: str = "smollm2", draws: int = 10_000) -> None:
+        self.folder, self.backbone, self.draws = Path(results), backbone, draws
+        found = [r for path in sorted(self.folder.glob(f"{HONEST}*.jsonl")) for r in load_records(path)]
+        self.all_records: list[Record] = [r for r in found if r.status == "done"]
+        self.failed: list[Record] = [r for r in found if r.status == "failed"]
+        self._families: dict[str, dict[str, Judged]] = {}
+
+    @cached_property
+    def records(self) -> dict[tuple[str, str], list[Record]]:
+        """(corpus, regime) to its records of this backbone, by seed."""
+        out: dict[tuple[str, str], list[Record]] = {}
+        for r in sorted(self.all_records, key=lambda r: r.seed):
+            if r.backbone == self.backbone:
+                out.setdefault((r.corpus, r.regime), []).append(r)
+        return out
+
+    @property
+    def corpora(self) -> list[str]:
+        """Corpora with at least one record, in a fixed order."""
+        return sorted({corpus for corpus, _ in self.records})
+
+    @cached_property
+    def losses(self) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+        """(run, reading) to nll (N,) and tokens (N,), documents in the order of their names."""
+        out = {}
+        for path in sorted(self.folder.glob(f"{HONEST}*.parquet")):
+            frame = pd.read_parquet(path).sort_values("document", kind="stable")
+            for key, own in frame.groupby(["run", "split"], observed=True, sort=False):
+                out[key] = own["nll"].to_numpy(float), own["tokens"].to_numpy(float)
+        return out
+
+    def nll(self, corpus: str, regime: str, reading: str = "test") -> tuple[dict[int, np.ndarray], np.ndarray] | None:
+        """nll sums (N,) by seed and tokens (N,), or None where there is no such run or reading."""
+        own = [r for r in self.records.get((corpus, regime), []) if (r.name, reading) in self.losses]
+        if not own:
+            return None
+        return {r.seed: self.losses[r.name, reading][0] for r in own}, self.losses[own[0].name, reading][1]
+
+    def contrast(self, corpus: str, first: str, second: str, reading: str = "test") -> Contrast | None:
+        """first − second in nats a token over the seeds and documents both have; None where one is missing."""
+        return self.combination(corpus, {first: 1.0, second: -1.0}, reading)
+
+    def combination(self, corpus: str, weights: dict[str, float], reading: str = "test") -> Contrast | None:
+        """A weighted sum of regimes' losses, in nats a token, with its intervals."""
+        return self.sum_of([(corpus, regime, reading, w) for regime, w in weights.items()])
+
+    def sum_of(self, terms: list[tuple[str, str, str, float]]) -> Contrast | None:
+        """The weighted sum of (corpus, regime, reading, weight) over the same documents, seed by seed."""
+        parts = [(self.nll(corpus, regime, reading), w) for corpus, regime, reading, w in terms]
+        if any(part is None for part, _ in parts):
+            return None
+        seeds = sorted(set.intersection(*(set(part[0]) for part, _ in parts)))
+        tokens = parts[0][0][1]
+        if not seeds or any(len(part[1]) != len(tokens) for part, _ in parts):
+            return None
+        total = np.stack([sum(w * part[0][s] for part, w in parts) for s in seeds])  # (S, N)
+        return contrast(total, np.zeros_like(total), tokens, draws=self.draws)
+
+    def over_seeds(self, corpus: str, value, weights: dict[str, float]) -> Contrast | None:
+        """A weighted sum of `value(record)`, one number a seed, with an interval over seeds alone."""
+        parts = {regime: {r.seed: value(r) for r in self.records.get((corpus, regime), [])} for regime in weights}
+        parts = {name: {s: v for s, v in by.items() if v is not None} for name, by in parts.items()}
+        seeds = sorted(set.intersection(*(set(by) for by in parts.values())))
+        if not seeds:
+            return None
+        total = np.array([[sum(w * parts[name][s] for name, w in weights.items())] for s in seeds])  # (S, 1)
+        return contrast(total, np.zeros_like(total), np.ones(1), draws=min(self.draws, 2_000))
+
+    def family(self, corpus: str) -> dict[str, Judged]:
+        """Every registered contrast that can be made on a corpus, Holm-adjusted together."""
+        if corpus not in self._families:
+            found = {name: self.contrast(corpus, c["first"], c["second"])
+                     for name, c in registered()["contrasts"].items()}  # fmt: skip
+            found = {name: c for name, c in found.items() if c is not None}
+            adjusted = holm({name: c.p for name, c in found.items()})
+            self._families[corpus] = {name: Judged(name, c, adjusted[name], verdict(c, adjusted[name]))
+                                      for name, c in found.items()}  # fmt: skip
+        return self._families[corpus]
+
+    def family_frame(self) -> pd.DataFrame:
+        """One row a registered contrast and corpus, with n, interval, adjusted p and verdict."""
+        rows = [
+            {"corpus": corpus, "contrast": j.name, "registered": True, "difference": j.found.difference,
+             "low": j.found.low, "high": j.found.high, "low90": j.found.low90, "high90": j.found.high90,
+             "adjusted p": j.adjusted_p, "n seeds": j.found.n, "documents": j.found.documents,
+             "interval by": j.found.decided_by, "verdict": j.verdict}
+            for corpus in self.corpora for j in self.family(corpus).values()
+        ]  # fmt: skip
+        return pd.DataFrame(rows)

@@ -1,0 +1,223 @@
+"""How a claim is decided: rules that turn evidence into a finding (`ledger.py` says which claim has which).
+
+    Evidence ── rule ─▶ Finding(verdict, number, by corpus)
+
+A claim about the method in general must hold on every corpus it was tested on: `worst` says how verdicts combine.
+Where the records a rule needs are absent the verdict is "not tested".
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .evidence import Evidence
+from .statistics import Contrast, verdict
+
+CONFIRMED, EQUIVALENT, REFUTED = "confirmed", "equivalent", "refuted"
+UNDECIDED, UNTESTED = "not decidable here", "not tested"
+VERDICTS = (CONFIRMED, EQUIVALENT, REFUTED, UNDECIDED, UNTESTED)
+SIZES = ("R6", "R4-g2", "R4-g4", "R4-g8", "R4-g16", "R4")  # conditioning groups of 1, 2, … 32 rows of a cluster
+FEW = 2.0  # times the baseline's parameters that still count as few (claim 12)
+AGREES = 0.1  # adjusted mutual information with the source above which clusters follow content (claim 5)
+MINIMUM = 4  # rows of a cluster large enough for a mean (claim 18)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule found: the verdict, the deciding number as text, and the verdict of each corpus."""
+
+    verdict: str = UNTESTED
+    number: str = "–"
+    corpora: dict[str, str] = field(default_factory=dict)
+
+
+Rule = Callable[[Evidence], Finding]
+
+
+def worst(verdicts: Sequence[str]) -> str:
+    """One verdict of several that must all hold: refuted before equivalent before undecided before confirmed."""
+    if not verdicts or UNTESTED in verdicts:
+        return UNTESTED
+    return next((v for v in (REFUTED, EQUIVALENT, UNDECIDED) if v in verdicts), CONFIRMED)
+
+
+def text(name: str, found: Contrast) -> str:
+    """A contrast as the ledger prints it."""
+    return f"{name} {found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+
+
+def _over(evidence: Evidence, corpora: Sequence[str] | None, judge: Callable[[str], tuple[str, str]]) -> Finding:
+    """The finding of `judge(corpus) ─▶ (verdict, number)` over the corpora that have what it needs."""
+    found = {c: judge(c) for c in evidence.corpora if corpora is None or c in corpora}
+    found = {c: f for c, f in found.items() if f[0] != UNTESTED}
+    if not found:
+        return Finding()
+    numbers = "; ".join(f"{corpus}: {number}" for corpus, (_, number) in found.items())
+    return Finding(worst([v for v, _ in found.values()]), numbers, {c: v for c, (v, _) in found.items()})
+
+
+def lower(evidence: Evidence, *names: str, corpora=None, then: Callable | None = None) -> Finding:
+    """All named registered contrasts hold; `then(evidence, corpus, verdict)` may still change a corpus's verdict."""
+
+    def judge(corpus: str) -> tuple[str, str]:
+        family = evidence.family(corpus)
+        if any(name not in family for name in names):
+            return UNTESTED, ""
+        found = worst([family[name].verdict for name in names])
+        found = then(evidence, corpus, found) if then else found
+        return found, ", ".join(text(name, family[name].found) for name in names)
+
+    return _over(evidence, corpora, judge)
+
+
+def unregistered(evidence: Evidence, make: Callable[[str], dict[str, Contrast | None]], corpora=None) -> Finding:
+    """Contrasts made for one claim alone: no family, so their own p decides."""
+
+    def judge(corpus: str) -> tuple[str, str]:
+        found = make(corpus)
+        if not found or any(c is None for c in found.values()):
+            return UNTESTED, ""
+        verdicts = [verdict(c, c.p) for c in found.values()]
+        return worst(verdicts), ", ".join(text(name, c) for name, c in found.items())
+
+    return _over(evidence, corpora, judge)
+
+
+def monotone(evidence: Evidence, corpus: str, found: str) -> str:
+    """Confirmed only if the mean loss falls with every larger conditioning group."""
+    records = [evidence.records.get((corpus, name)) for name in SIZES]
+    if not all(records):
+        return UNTESTED
+    means = [float(np.mean([r.metrics["test_nll"] for r in own])) for own in records]
+    falls = all(a > b for a, b in zip(means, means[1:]))
+    return found if falls or found != CONFIRMED else UNDECIDED
+
+
+def slopes(evidence: Evidence) -> Finding:
+    """What half foreign rows cost R4, less what they cost R6, on the same clean rows."""
+
+    def make(corpus: str):
+        terms = [(corpus, r, reading, w * sign) for r, w in (("R4", 1.0), ("R6", -1.0))
+                 for reading, sign in (("foreign-50", 1.0), ("test", -1.0))]  # fmt: skip
+        return {"cost of 50 % foreign rows, R4 − R6": evidence.sum_of(terms)}
+
+    return unregistered(evidence, make)
+
+
+def generalisation(evidence: Evidence) -> Finding:
+    """R4's gap between test and seen documents below R1's and R2's, and its loss on other corpora below R1's."""
+
+    def gap(r):
+        return r.metrics["test_nll"] - r.metrics["seen_nll"] if "seen_nll" in r.metrics else None
+
+    def make(corpus: str):
+        out = {f"gap R4 − {other}": evidence.over_seeds(corpus, gap, {"R4": 1, other: -1}) for other in ("R1", "R2")}
+        others = sorted({s for _, s in evidence.losses if s.startswith("transfer:")})
+        moved = {f"{s} R4 − R1": evidence.contrast(corpus, "R4", "R1", s) for s in others}
+        return out | {name: c for name, c in moved.items() if c is not None}
+
+    return unregistered(evidence, make)
+
+
+def area(record) -> float | None:
+    """Mean validation loss over the epochs of the settings; after an early stop the best counts on."""
+    if not record.curve:
+        return None
+    epochs = record.settings["train"]["epochs"]
+    points = [(p["epoch"], p["validation_nll"]) for p in record.curve]
+    points.append((float(epochs), min(v for _, v in points)))
+    at, values = zip(*points)
+    return float(np.trapezoid(values, at) / epochs)
+
+
+def convergence(evidence: Evidence) -> Finding:
+    """The area under the validation curve, each regime at its best rate: R4 below R1 and below R3."""
+    return unregistered(evidence, lambda corpus: {
+        f"area R4 − {other}": evidence.over_seeds(corpus, area, {"R4": 1, other: -1}) for other in ("R1", "R3")
+    })  # fmt: skip
+
+
+def half_way_to_the_oracle(evidence: Evidence) -> Finding:
+    """In the mixed stream R4 lies below the middle between R1 and the LoRA that is told the source."""
+
+    def judge(corpus: str) -> tuple[str, str]:
+        room = evidence.contrast(corpus, "R12-oracle", "R1")
+        half = evidence.combination(corpus, {"R4": 1.0, "R1": -0.5, "R12-oracle": -0.5})
+        if room is None or half is None:
+            return UNTESTED, ""
+        number = f"{text('oracle − R1', room)}, {text('R4 − middle', half)}"
+        if room.high >= 0:
+            return UNDECIDED, number + " (being told the source gains nothing here)"
+        return (CONFIRMED if half.high < 0 else REFUTED if half.low > 0 else UNDECIDED), number
+
+    return _over(evidence, ("mixed",), judge)
+
+
+def fairness(evidence: Evidence) -> Finding:
+    """A leak that pays, reversed: if reading whole rows lowers the loss, an evaluation that does so is not fair."""
+    turned = {CONFIRMED: REFUTED, REFUTED: CONFIRMED}
+    found = lower(evidence, "R9<R4")
+    by_corpus = {corpus: turned.get(v, v) for corpus, v in found.corpora.items()}
+    return Finding(worst(list(by_corpus.values())), found.number, by_corpus)
+
+
+def content(evidence: Evidence) -> Finding:
+    """Clusters of prefixes agree with the documents' sources beyond chance in every seed, where sources are known."""
+
+    def judge(corpus: str) -> tuple[str, str]:
+        own = [r.data["clusters"] for r in evidence.records.get((corpus, "R4"), []) if r.data.get("clusters")]
+        values = [c["adjusted_mutual_information"] for c in own if c["adjusted_mutual_information"] is not None]
+        if not values:
+            return UNTESTED, ""
+        length = np.mean([c["length_variance_explained"] for c in own])
+        number = (f"adjusted mutual information {min(values):.2f} … {max(values):.2f}, "
+                  f"length variance explained {length:.2f} (n = {len(values)})")  # fmt: skip
+        return (CONFIRMED if min(values) > AGREES else REFUTED if max(values) <= AGREES else UNDECIDED), number
+
+    return _over(evidence, None, judge)
+
+
+def sizes(evidence: Evidence) -> Finding:
+    """The smallest cluster that k-means with K = N // 32 leaves, before small ones are merged."""
+
+    def judge(corpus: str) -> tuple[str, str]:
+        own = [r.data["clusters"]["sizes"] for r in evidence.records.get((corpus, "R4"), []) if r.data.get("clusters")]
+        if not own:
+            return UNTESTED, ""
+        least = [s["min"] for s in own]
+        number = f"smallest {min(least)} … {max(least)} rows, median {np.median([s['median'] for s in own]):.0f}"
+        return (CONFIRMED if min(least) >= MINIMUM else REFUTED if max(least) < MINIMUM else UNDECIDED), number
+
+    return _over(evidence, None, judge)
+
+
+def parameters(evidence: Evidence) -> Finding:
+    """Trainable parameters of R4 as a multiple of R1's."""
+    own = [evidence.records.get((c, r)) for c in evidence.corpora[:1] for r in ("R4", "R1")]
+    if not own or not all(own):
+        return Finding()
+    ratio = own[0][0].trainable_parameters / own[1][0].trainable_parameters
+    number = f"{own[0][0].trainable_parameters:,} against {own[1][0].trainable_parameters:,}: {ratio:.1f} times"
+    return Finding(CONFIRMED if ratio <= FEW else REFUTED, number)
+
+
+def any_model(evidence: Evidence) -> Finding:
+    """R4 below R1 on more than one backbone; one alone cannot decide it."""
+    names = sorted({r.backbone for r in evidence.all_records})
+    found = {n: lower(Evidence(evidence.folder, n, evidence.draws), "R4<R1") for n in names}
+    found = {n: f for n, f in found.items() if f.verdict != UNTESTED}
+    if not found:
+        return Finding()
+    number = "; ".join(f"{n}: {f.verdict}" for n, f in found.items())
+    return Finding(worst([f.verdict for f in found.values()]) if len(found) > 1 else UNDECIDED, number)
+
+
+def nothing(evidence: Evidence) -> Finding:
+    """No experiment of the study decides this claim."""
+    return Finding()
+
+
+def holds(*names: str, **options) -> Rule:
+    """The rule that all named registered contrasts are confirmed."""
+    return lambda evidence: lower(evidence, *names, **options)

@@ -1,0 +1,120 @@
+import json
+import shutil
+
+import pytest
+import torch
+
+from chameleon_lite.errors import RunFailed
+from chameleon_lite.model.backbones import load_backbone
+from chameleon_lite.study import cohort, experiment
+from chameleon_lite.study.cohort import Context, Trial, train_seed
+from chameleon_lite.study.experiment import expected_names, run_experiment
+from chameleon_lite.study.material import prepare, seed_material, split_view
+from chameleon_lite.study.measure import measure
+from chameleon_lite.study.records import pack, read_run
+from chameleon_lite.study.regimes import REGIMES, regime
+from chameleon_lite.training.loop import Processes, evaluate
+
+FEW = ["R0", "R1", "R4", "R7", "R15"]
+
+
+def test_a_run_repeats_itself_exactly(small, tmp_path):
+    first = run_experiment(small(FEW), runs=tmp_path / "a")
+    alone = run_experiment(small(["R4"]), runs=tmp_path / "b")  # from its own settings, in another company
+    (again,) = [r for r in alone if r.regime == "R4"]
+    (before,) = [r for r in first if r.regime == "R4"]
+    assert before.name == again.name and before.measured() == again.measured()
+    assert before.metrics["test_nll"] < [r for r in first if r.regime == "R0"][0].metrics["test_nll"]
+
+
+def test_resume_after_a_kill_loses_only_the_run_in_progress(small, tmp_path, monkeypatch):
+    settings = small(["R0", "R1", "R14"], seeds=2)
+    whole = {r.name: r.measured() for r in run_experiment(settings, runs=tmp_path / "whole")}
+    written, write = [], experiment.write_run
+
+    def killed(folder, record, documents):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(record.name)
+        return write(folder, record, documents)
+
+    monkeypatch.setattr(experiment, "write_run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(settings, runs=tmp_path / "runs")
+    monkeypatch.setattr(experiment, "write_run", write)
+    assert [read_run(tmp_path / "runs", name) is not None for name in written] == [True] * 3
+    said = []
+    found = run_experiment(settings, runs=tmp_path / "runs", say=said.append)
+    assert {r.name: r.measured() for r in found} == whole
+    assert not [line for line in said if "seed 0" in line]  # seed 0 was complete
+
+
+def test_a_sweep_is_kept_and_not_repeated(small, tmp_path, monkeypatch):
+    sweep = {"grid": [1e-3, 1e-2], "seeds": 1, "extend": 0}
+    settings = small(["R1", "R5", "R5-g4"], learning_rates={}, sweep=sweep)
+    (record, *_) = run_experiment(settings, runs=tmp_path)
+    assert set(record.learning_rate_trials) == {"0.001", "0.01"}
+    kept = sorted(p.name for p in (tmp_path / "sweeps").iterdir() if p.suffix == ".json")
+    assert len(kept) == 4  # R5-g4 takes R5's rate
+    assert json.loads((tmp_path / "sweeps" / kept[0]).read_text())["seed"] == 1000
+    monkeypatch.setattr(cohort, "train_seed", lambda *_: pytest.fail("the sweep ran again"))
+    monkeypatch.setattr(experiment, "_cached_outcomes", lambda *_: {})
+    context = _context(settings, tmp_path)
+    assert experiment._run_corpus(context, [regime("R1")], {}, "x", experiment.Deadline(None)) == {}
+
+
+def test_time_is_kept(small, tmp_path):
+    with pytest.raises(RunFailed, match="time is up"):
+        run_experiment(small(["R1"]), runs=tmp_path, minutes=0)
+
+
+def test_readings_beyond_the_test_split_are_recorded(small, tmp_path, made_up, monkeypatch):
+    other = shutil.copy(made_up, tmp_path / "other.jsonl").name
+    monkeypatch.chdir(tmp_path)  # so that the other corpus has a short name
+    probes = {"seen_documents": 20, "position_bins": 3, "corpora": [other]}
+    probes |= {"foreign_shares": [0.5], "foreign_regimes": ["R4"]}
+    settings = small(["R1", "R4"], probes=probes, data={"max_train_tokens": 5_000, "max_test_documents": 30})
+    one, four = run_experiment(settings, runs=tmp_path)
+    assert {"seen_nll", "transfer:other.jsonl_nll", "test_nll", "validation_nll"} <= set(one.metrics)
+    assert "foreign-50_nll" in four.metrics and "foreign-50_nll" not in one.metrics
+    tokens = sum(p["tokens"] for p in four.positions)
+    assert tokens == four.data["scored_tokens"]["test"]
+    assert sum(p["nll"] for p in four.positions) / tokens == pytest.approx(four.metrics["test_nll"], rel=1e-6)
+    settings = settings.model_copy(update={"profile": "colab", "backbone": "tiny"})
+    assert len(expected_names(settings)) == 2
+    with pytest.raises(Exception, match="random"):
+        pack("x", [four.name], tmp_path, tmp_path / "results")
+
+
+def _context(settings, runs):
+    material = prepare(settings, load_backbone("tiny"), settings.corpora[0])
+    return Context(settings, material, runs, Processes(), "test", lambda text: None)
+
+
+def test_constant_input_is_a_static_adapter(small, tmp_path):
+    """R3 trained, then folded into a LoRA head: the same losses, since nothing it is told varies."""
+    context = _context(small(["R3"]), tmp_path)
+    (trial,) = train_seed(context, [Trial(regime("R3"), 1e-2)], 0)
+    seeded = seed_material(context.settings, context.material, 0)
+    view, train = split_view(context.material, seeded, "test"), split_view(context.material, seeded, "train")
+    view.arrangement = seeded.epoch("test", "random", 0)
+    source = regime("R3").source(view, train, 257)
+    folded = trial.member.head.fold(source(torch.arange(4))[0])
+    steps = view.arrangement.steps(16)
+    scored, weight = context.material.scored["test"], context.material.weight
+    hyper, static = evaluate([(trial.member.head, source), (folded, None)], scored, steps, weight)
+    assert hyper.sum() < evaluate([(None, None)], scored, steps, weight)[0].sum()  # it learned something
+    assert torch.allclose(hyper / scored.counts, static / scored.counts, atol=1e-5)
+
+
+def test_every_regime_on_cached_states_is_measured(small, tmp_path):
+    names = [n for n, r in REGIMES.items() if r.procedure is None]
+    context = _context(small(names), tmp_path)
+    trained = [r for r in REGIMES.values() if r.trained]
+    members = {t.regime.name: t.member for t in train_seed(context, [Trial(r, 1e-2) for r in trained], 0)}
+    seeded = seed_material(context.settings, context.material, 0)
+    found = measure(context, seeded, [REGIMES[n] for n in names], members)
+    frozen = found["R0"].nll["test"].sum()
+    for r in trained:
+        assert torch.isfinite(found[r.name].nll["test"]).all()
+        assert found[r.name].nll["test"].sum() < frozen, r.name
