@@ -56,9 +56,10 @@ book: $(VENV)/.stamp-book
 	@$(BIN)/chameleon-lite fetch smollm2
 	@$(BIN)/python book/build.py --profile $(PROFILE) $(if $(ONLY),--only $(ONLY))
 
+# One thread: the tests' models are so small that more threads only wait for each other.
 test: $(VENV)/.stamp-test
 	@echo "[test] the whole suite, without the browser (minutes; no network)"
-	@HF_HUB_OFFLINE=1 TQDM_DISABLE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 TQDM_DISABLE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 browser: $(VENV)/.stamp-test
 	@echo "[browser] every page at two widths and two themes (about a minute)"
