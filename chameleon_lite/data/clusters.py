@@ -4,7 +4,8 @@
     labels ── merge_small ─▶ no group smaller than the minimum: its rows go to the nearest centroid that remains
 
 Released code: k-means of its own, 10 Lloyd steps from random rows, the evaluation set clustered on itself.
-Here: scikit-learn's k-means (k-means++ start) on the training set only.
+Here: k-means with a k-means++ start on the training set only: scikit-learn's on the host, `lloyd.py` where the
+vectors lie on a GPU and there are many.
 """
 import warnings
 from collections.abc import Sequence
@@ -16,6 +17,10 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..ops import nearest_centroid
+from . import lloyd
+
+MAX_CLUSTERS = 4_096
+DEVICE_PRODUCTS = 1 << 20  # rows × clusters from which a GPU is worth its start
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +54,8 @@ def fit_clusters(x: Tensor, k: int, *, seed: int, n_init: int = 1, sample: int =
     """
     if not 1 <= k <= len(x):
         raise UserError(f"cannot make {k} clusters of {len(x)} documents; choose between 1 and {len(x)}")
+    if k > MAX_CLUSTERS:
+        raise UserError(f"cannot make {k} clusters: {MAX_CLUSTERS} at most; use larger batches")
     if k > sample:
         raise UserError(f"cannot fit {k} clusters on a sample of {sample} documents; raise sample or lower k")
     if not torch.isfinite(x).all():
@@ -57,12 +64,27 @@ def fit_clusters(x: Tensor, k: int, *, seed: int, n_init: int = 1, sample: int =
     if len(x) > sample:
         chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:sample]
         rows = rows[chosen.sort().values.to(x.device)]
-    centroids = torch.from_numpy(_kmeans(rows.cpu().numpy(), k, seed, n_init)).to(x.device)
+    if _on_device(rows, k):
+        centroids = lloyd.kmeans(rows, k, seed=seed, n_init=n_init)
+    else:
+        centroids = torch.from_numpy(_kmeans(rows.cpu().numpy(), k, seed, n_init)).to(x.device)
     labels, distance = nearest_centroid(x.detach().float(), centroids)
     return Clustering(centroids, labels, distance, float(distance.double().square().sum()))
 
 
-def _kmeans(rows: np.ndarray, k: int, seed: int, n_init: int) -> np.ndarray:
+def steps_from(x: Tensor, start: Tensor, steps: int) -> Tensor:
+    """Centroids (K, C) after exactly `steps` Lloyd steps from start (K, C), by what `fit_clusters` uses here."""
+    if _on_device(x, len(start)):
+        return lloyd.lloyd(x, start, steps, tolerance=-1.0)[0]
+    found = _kmeans(x.cpu().numpy(), len(start), 0, 1, init=start.cpu().numpy(), max_iter=steps, tol=0)
+    return torch.from_numpy(found).to(x.device)
+
+
+def _on_device(x: Tensor, k: int) -> bool:
+    return x.is_cuda and len(x) * k >= DEVICE_PRODUCTS
+
+
+def _kmeans(rows: np.ndarray, k: int, seed: int, n_init: int, **options) -> np.ndarray:
     """Centroids (k, C) float32; on one thread, because the order of a parallel sum is not fixed."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
@@ -70,7 +92,8 @@ def _kmeans(rows: np.ndarray, k: int, seed: int, n_init: int) -> np.ndarray:
 
     with threadpool_limits(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than k: see Clustering
-        fit = KMeans(k, n_init=n_init, max_iter=100, random_state=seed).fit(rows)
+        options = {"max_iter": 100} | options
+        fit = KMeans(k, n_init=n_init, random_state=seed, **options).fit(rows)
     return fit.cluster_centers_.astype(np.float32)
 
 

@@ -1,10 +1,11 @@
 """Scored positions of a corpus, ready to be drawn by document: what head training and evaluation read.
 
-    FeatureStore + TokenTable ─▶ ScoredStates: h (S, C), target (S,), offsets (N + 1)
+    FeatureStore + TokenTable ─▶ ScoredStates
     rows (B,) ─ batch ─▶ h (M, C), target (M,), row (M,)      row[m] in 0 … B − 1, ascending
 
-The states live on the device where they fit its budget; otherwise each batch is read from the memory map, so
-neither host nor device memory grows with the corpus.
+A document's states lie together in the store and its targets together in the table, so two numbers a document say
+where all its pairs are. The states live on the device where they fit its budget; otherwise each batch is read
+from the memory map, and device memory holds one batch whatever the corpus holds. What grows on the host is ids.
 """
 
 from dataclasses import dataclass
@@ -20,39 +21,51 @@ RESIDENT_BYTES = {"cpu": 1 << 30, "cuda": 24 << 30}
 
 @dataclass(frozen=True)
 class ScoredStates:
-    """The scored (state, target) pairs of N documents, document after document."""
+    """The scored (state, target) pairs of N documents, document after document.
 
-    target: Tensor  # (S,) int64, on the device
-    offsets: Tensor  # (N + 1,) int64 on the device: document n owns pairs offsets[n] … offsets[n + 1]
+    `first_state`, `first_target` (N,) and `ids` (L,) lie beside the states: on the device where those are
+    resident, on the host where they are read from disk.
+    """
+
     counts: Tensor  # (N,) int64 scored tokens of each document, on the host: asking for a total waits for nothing
-    states: Tensor | None  # (S, C) fp16 on the device, or None: read from the store
-    store: FeatureStore
-    stored: np.ndarray  # (S,) where each state lies in the store
+    first_state: Tensor  # (N,) int64 where a document's first predicting state lies in the store
+    first_target: Tensor  # (N,) int64 where its first target lies in ids
+    ids: Tensor  # (L,) int32 token ids of all documents
+    states: Tensor | None  # (tokens, C) fp16 on the device in the store's order, or None: read from the store
+    store: FeatureStore | None
+    device: torch.device
+
+    @classmethod
+    def resident(cls, states: Tensor, target: Tensor, counts: Tensor) -> "ScoredStates":
+        """Pairs that are in memory already: states (S, C), target (S,), and counts (N,) that say whose they are."""
+        first = (counts.cumsum(0) - counts).to(states.device)
+        return cls(counts.cpu(), first, first, target.int(), states, None, states.device)
 
     @property
     def documents(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.counts)
 
     @property
-    def device(self) -> torch.device:
-        return self.target.device
+    def total(self) -> int:
+        """Scored tokens of all documents."""
+        return int(self.counts.sum())
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Documents rows (B,) to their states (M, C), targets (M,) and row numbers (M,) in 0 … B − 1."""
-        total = int(self.counts[rows].sum())
-        rows = rows.to(self.device)
-        counts = self.offsets[rows + 1] - self.offsets[rows]  # (B,)
-        index = torch.arange(len(rows), device=self.device)
+        counts = self.counts[rows]  # (B,)
+        total = int(counts.sum())
+        place = self.ids.device
+        rows, counts = rows.to(place), counts.to(place)
+        index = torch.arange(len(rows), device=place)
         row = torch.repeat_interleave(index, counts, output_size=total)  # (M,)
-        within = torch.arange(len(row), device=self.device) - (counts.cumsum(0) - counts)[row]
-        pair = self.offsets[rows][row] + within  # (M,)
-        return self._states(pair), self.target[pair], row
-
-    def _states(self, pair: Tensor) -> Tensor:
+        within = torch.arange(total, device=place) - (counts.cumsum(0) - counts)[row]
+        target = self.ids[self.first_target[rows][row] + within].long()  # (M,)
+        state = self.first_state[rows][row] + within  # (M,)
         if self.states is not None:
-            return self.states[pair]
-        out = torch.empty(len(pair), self.store.width, dtype=torch.float16, device=self.device)
-        return self.store.gather(self.stored[pair.cpu().numpy()], out)
+            return self.states[state], target, row
+        h = torch.empty(total, self.store.width, dtype=torch.float16)
+        self.store.gather(state.numpy(), h)
+        return h.to(self.device), target.to(self.device), row.to(self.device)
 
 
 def scored_states(
@@ -60,19 +73,21 @@ def scored_states(
 ) -> ScoredStates:
     """Pair a table's targets with its stored states; resident on `device` when they take at most `budget` bytes."""
     device = torch.device(device)
-    position, target, document = table.targets()  # (S,) each; position counts in the table's own order
-    offset_in_document = position - table.offsets[document]
-    stored = store.start[document] + offset_in_document
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(document, minlength=len(table)))])
     limit = RESIDENT_BYTES.get(device.type, RESIDENT_BYTES["cpu"]) if budget is None else budget
     states = None
-    if len(stored) * store.width * 2 <= limit:
-        states = store.gather(stored, torch.empty(len(stored), store.width, dtype=torch.float16, device=device))
+    if int(store.bounds[-1]) * store.width * 2 <= limit:
+        states = torch.empty(int(store.bounds[-1]), store.width, dtype=torch.float16, device=device)
+        for first, shard in store.shards():
+            states[first : first + len(shard)] = torch.from_numpy(np.array(shard)).to(device)
+    place = device if states is not None else torch.device("cpu")
+    prefix = table.prefix.astype(np.int64)
+    first_target = table.offsets[:-1] + prefix
     return ScoredStates(
-        torch.from_numpy(target.astype(np.int64)).to(device),
-        torch.from_numpy(offsets).to(device),
-        torch.from_numpy(np.diff(offsets)),
-        states,
-        store,
-        stored,
+        counts=torch.from_numpy(table.n_scored.astype(np.int64)),
+        first_state=torch.from_numpy(store.start + prefix - 1).to(place),
+        first_target=torch.from_numpy(first_target).to(place),
+        ids=torch.from_numpy(table.ids).to(place),
+        states=states,
+        store=store,
+        device=device,
     )

@@ -50,7 +50,7 @@ def test_an_interrupted_pass_resumes_and_a_truncated_shard_is_made_again(tiny, t
     monkeypatch.setattr(module, "SHARD_TOKENS", 300)
     whole = features(tiny, tiny_table, dtype=torch.float32, folder=tmp_path / "whole")
     calls = []
-    real = module._hidden_rows
+    real = module.hidden_rows
 
     def dies_at_third(backbone, table, rows):
         calls.append(len(rows))
@@ -58,7 +58,7 @@ def test_an_interrupted_pass_resumes_and_a_truncated_shard_is_made_again(tiny, t
             raise KeyboardInterrupt
         return real(backbone, table, rows)
 
-    monkeypatch.setattr(module, "_hidden_rows", dies_at_third)
+    monkeypatch.setattr(module, "hidden_rows", dies_at_third)
     with pytest.raises(KeyboardInterrupt):
         features(tiny, tiny_table, dtype=torch.float32, folder=tmp_path / "killed")
     made = features(tiny, tiny_table, dtype=torch.float32, folder=tmp_path / "killed")
@@ -76,7 +76,7 @@ def test_the_second_call_runs_nothing(tiny, tiny_table, tmp_path, monkeypatch):
     def never(*_):
         raise AssertionError("the backbone ran again")
 
-    monkeypatch.setattr(module, "_hidden_rows", never)
+    monkeypatch.setattr(module, "hidden_rows", never)
     store = features(tiny, tiny_table, dtype=torch.float32, folder=tmp_path)
     assert json.loads((store.folder / "manifest.json").read_text())["width"] == tiny.width
 

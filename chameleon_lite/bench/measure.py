@@ -1,0 +1,200 @@
+"""How a row is measured: contenders take turns, the median counts, and nothing counts that is not correct.
+
+    contenders ─ warm up once ─▶ a, b, a, b, … (interleaved) ─▶ Sample (median, low, high, repetitions)
+    Comparison = our sample, the peer's, how many times better, the goal · Gate = a number and its limit
+"""
+
+import math
+import statistics
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+MINIMUM_SECONDS = 0.02  # shorter work is repeated within one measurement, or the clock would be measured
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Repeated measurements of one contender."""
+
+    median: float
+    low: float
+    high: float
+    repetitions: int
+    unit: str = "s"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ours against one peer in one quantity, smaller being better; `peer` absent where it could not run."""
+
+    peer: str
+    quantity: str
+    ours: Sample
+    theirs: Sample | None
+    goal: float | None  # times better that is asked for on this kind of machine; None: shown without a goal
+    absent: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times better ours is."""
+        return self.theirs.median / self.ours.median if self.theirs else None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal is reached; None without a goal or a peer."""
+        return None if self.goal is None or self.ratio is None else self.ratio >= self.goal
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A correctness condition: the row fails unless value ≤ limit."""
+
+    what: str
+    value: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        return math.isfinite(self.value) and self.value <= self.limit
+
+
+@dataclass
+class Row:
+    """One row of the benchmark, complete enough to be judged without its code."""
+
+    name: str
+    what: str
+    comparisons: list[Comparison] = field(default_factory=list)
+    gates: list[Gate] = field(default_factory=list)
+    limit: str = ""  # what no implementation could beat
+    workload: dict[str, Any] = field(default_factory=dict)
+    profile: dict[str, float] = field(default_factory=dict)  # seconds by stage of ours
+    reason: str = ""  # of a missed goal
+    unavailable: str = ""  # why the row could not run at all
+    seconds: float = 0.0  # the whole row took
+
+    @property
+    def status(self) -> str:
+        """met · missed · shown (no goal here) · gate failed · not available."""
+        if self.unavailable:
+            return "not available"
+        if not all(gate.passed for gate in self.gates):
+            return "gate failed"
+        verdicts = [c.met for c in self.comparisons if c.met is not None]
+        return "shown" if not verdicts else "met" if all(verdicts) else "missed"
+
+    def as_json(self) -> dict[str, Any]:
+        """The row with everything derived spelled out."""
+        out = asdict(self) | {"status": self.status}
+        for entry, c in zip(out["comparisons"], self.comparisons):
+            entry |= {"ratio": c.ratio, "met": c.met}
+        for entry, gate in zip(out["gates"], self.gates):
+            entry["passed"] = gate.passed
+        if self.status == "missed" and not self.reason:
+            out["reason"] = _from_profile(self.profile)
+        return out
+
+
+def _from_profile(profile: Mapping[str, float]) -> str:
+    """One line on where ours spends its time, for a row that missed its goal."""
+    total = sum(profile.values())
+    if not total:
+        return "no profile was taken"
+    shares = sorted(profile.items(), key=lambda item: -item[1])
+    return "ours by stage: " + ", ".join(f"{name} {value / total:.0%}" for name, value in shares)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(work: Callable[[], Any], device: torch.device, times: int = 1) -> float:
+    """Seconds one call takes, the device's work included, averaged over `times` calls in a row."""
+    synchronise(device)
+    started = time.perf_counter()
+    for _ in range(times):
+        work()
+    synchronise(device)
+    return (time.perf_counter() - started) / times
+
+
+def interleaved(
+    contenders: Mapping[str, Callable[[], Any]], device: torch.device, repetitions: int, warm_up: bool = True
+) -> dict[str, Sample]:
+    """Time every contender `repetitions` times, taking turns, so that a change of the machine's load meets all."""
+    times = {name: 1 for name in contenders}
+    if warm_up:
+        for name, work in contenders.items():
+            work()
+            once = seconds_of(work, device)
+            times[name] = max(1, math.ceil(MINIMUM_SECONDS / max(once, 1e-7)))
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(repetitions):
+        for name, work in contenders.items():
+            found[name].append(seconds_of(work, device, times[name]))
+    return {name: sample(values) for name, values in found.items()}
+
+
+def sample(values: list[float], unit: str = "s") -> Sample:
+    """Median and spread of measurements."""
+    return Sample(statistics.median(values), min(values), max(values), len(values), unit)
+
+
+def scaled(found: Sample, factor: float) -> Sample:
+    """The same measurements in another amount of work, for work that repeats itself exactly."""
+    return Sample(found.median * factor, found.low * factor, found.high * factor, found.repetitions, found.unit)
+
+
+def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
+    """The most memory `work` holds at one time beyond what was held before it."""
+    if device.type == "cuda":
+        synchronise(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        synchronise(device)
+        return max(1, torch.cuda.max_memory_allocated(device) - before)
+    with _ResidentPeak() as peak:
+        work()
+    return max(1, peak.bytes)
+
+
+class _ResidentPeak:
+    """Peak growth of the process's resident memory, looked at every millisecond from a thread beside the work."""
+
+    def __enter__(self) -> "_ResidentPeak":
+        self.before, self.bytes, self.done = resident_bytes(), 0, threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self.done.wait(0.001):
+            self.bytes = max(self.bytes, resident_bytes() - self.before)
+
+    def __exit__(self, *_) -> None:
+        self.bytes = max(self.bytes, resident_bytes() - self.before)
+        self.done.set()
+        self.thread.join()
+
+
+def resident_bytes() -> int:
+    """Bytes of the process in memory now (0 where the system does not say)."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+    except OSError:
+        return 0
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """‖found − expected‖ / ‖expected‖, in float64."""
+    found, expected = found.detach().double(), expected.detach().double()
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-300))
