@@ -4,9 +4,9 @@
     Comparison = our sample, the peer's, how many times better, the goal · Gate = a number and its limit
 """
 
+import ctypes
 import math
 import statistics
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -132,8 +132,8 @@ def interleaved(
     times = {name: 1 for name in contenders}
     if warm_up:
         for name, work in contenders.items():
-            work()
             once = seconds_of(work, device)
+            once = seconds_of(work, device) if once < 1 else once  # the first call may have loaded or compiled
             times[name] = max(1, math.ceil(MINIMUM_SECONDS / max(once, 1e-7)))
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repetitions):
@@ -161,36 +161,36 @@ def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
         work()
         synchronise(device)
         return max(1, torch.cuda.max_memory_allocated(device) - before)
-    with _ResidentPeak() as peak:
-        work()
-    return max(1, peak.bytes)
+    _give_back_freed()
+    _restart_peak()
+    before = _status_bytes("VmRSS")
+    work()
+    return max(1, _status_bytes("VmHWM") - before)
 
 
-class _ResidentPeak:
-    """Peak growth of the process's resident memory, looked at every millisecond from a thread beside the work."""
-
-    def __enter__(self) -> "_ResidentPeak":
-        self.before, self.bytes, self.done = resident_bytes(), 0, threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self.done.wait(0.001):
-            self.bytes = max(self.bytes, resident_bytes() - self.before)
-
-    def __exit__(self, *_) -> None:
-        self.bytes = max(self.bytes, resident_bytes() - self.before)
-        self.done.set()
-        self.thread.join()
-
-
-def resident_bytes() -> int:
-    """Bytes of the process in memory now (0 where the system does not say)."""
+def _give_back_freed() -> None:
+    """Let the C library return freed memory to the system, so that reusing it shows as growth."""
     try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * 4096
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        pass  # another C library: growth may be understated
+
+
+def _restart_peak() -> None:
+    """Forget the process's highest memory so far (Linux; elsewhere the peak is the process's whole life's)."""
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
     except OSError:
+        pass
+
+
+def _status_bytes(name: str) -> int:
+    """A line of the process's memory accounts in bytes; 0 where the system keeps none."""
+    try:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name + ":"))
+    except (OSError, StopIteration):
         return 0
 
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from ..data.corpora.documents import Document
 from ..data.clusters import steps_from
+from ..data.corpora.documents import Document
 from ..data.embeddings import mean_embeddings
 from ..data.tokens import tokenise
 from ..ops import nearest_centroid, normalise

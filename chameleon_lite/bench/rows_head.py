@@ -65,7 +65,7 @@ class HeadWork:
         """The summed loss and both gradients, flat."""
         value = loss()
         grads = torch.autograd.grad(value, (self.down, self.up))
-        return float(value), torch.cat([g.flatten() for g in grads])
+        return float(value.detach()), torch.cat([g.flatten() for g in grads])
 
     def step(self, loss: Callable[[], Tensor]) -> Callable[[], None]:
         """Forward and backward as timed: gradients land where an optimiser reads them."""

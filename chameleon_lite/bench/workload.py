@@ -5,7 +5,7 @@
 Where the weights' values do not matter for speed, the backbone is `random-gpt2`: GPT-2's geometry, no download.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -26,7 +26,7 @@ class Bench:
 
     device: torch.device
     quick: bool = False
-    notes: list[str] = field(default_factory=list)
+    model: str = "random-gpt2"
 
     @property
     def gpu(self) -> bool:
@@ -51,8 +51,8 @@ class Bench:
 
     @cached_property
     def backbone(self) -> Backbone:
-        """random-gpt2 in float32 on the device."""
-        return load_backbone("random-gpt2", device=self.device)
+        """The backbone in float32 on the device."""
+        return load_backbone(self.model, device=self.device)
 
     @property
     def gate(self) -> float:
