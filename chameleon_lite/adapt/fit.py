@@ -153,7 +153,7 @@ def _parts(corpus: Corpus, backbone: Backbone, settings: FitSettings, progress: 
     dtype = _format(settings.train.feature_dtype, backbone.device)
     embedding, rows = backbone.embedding.detach().cpu(), settings.clusters.batch_rows
     vectors = {split: mean_embeddings(table, embedding) for split, table in tables.items()}
-    clustering = fit_clusters(vectors["train"], max(1, len(tables["train"]) // rows), seed=settings.seed)
+    clustering = fit_clusters(vectors["train"], cluster_count(len(tables["train"]), rows), seed=settings.seed)
     parts = {}
     for split, table in tables.items():
         scored = scored_states(features(backbone, table, dtype=dtype, progress=progress), table, device=backbone.device)

@@ -46,6 +46,14 @@ class Clustering:
         return torch.bincount(self.labels, minlength=len(self.centroids))
 
 
+def cluster_count(n: int, rows: int) -> int:
+    """Clusters for n documents in batches of about `rows`: n // rows, between 1 and MAX_CLUSTERS.
+
+    The ceiling keeps fitting from growing with the square of n; larger clusters are cut into several batches.
+    """
+    return max(1, min(MAX_CLUSTERS, n // rows))
+
+
 def fit_clusters(x: Tensor, k: int, *, seed: int, n_init: int = 1, sample: int = 100_000) -> Clustering:
     """k-means of x (N, C) into k clusters; the same seed gives the same labels, bit for bit.
 
@@ -54,8 +62,6 @@ def fit_clusters(x: Tensor, k: int, *, seed: int, n_init: int = 1, sample: int =
     """
     if not 1 <= k <= len(x):
         raise UserError(f"cannot make {k} clusters of {len(x)} documents; choose between 1 and {len(x)}")
-    if k > MAX_CLUSTERS:
-        raise UserError(f"cannot make {k} clusters: {MAX_CLUSTERS} at most; use larger batches")
     if k > sample:
         raise UserError(f"cannot fit {k} clusters on a sample of {sample} documents; raise sample or lower k")
     if not torch.isfinite(x).all():

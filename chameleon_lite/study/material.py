@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..config import Experiment
 from ..data.arrangement import Arrangement, arrange
-from ..data.clusters import cluster_quality, fit_clusters, merge_small
+from ..data.clusters import cluster_count, cluster_quality, fit_clusters, merge_small
 from ..data.corpora import load_corpus
 from ..data.corpora.documents import Corpus
 from ..data.tokens import TokenTable, tokenise
@@ -179,7 +179,7 @@ def _fit_seed(settings: Experiment, vectors: dict[str, Tensor], table: TokenTabl
             f"{corpus} has {len(train)} training documents, fewer than one batch of {rows}: "
             "use more text or a smaller clusters.batch_rows"
         )
-    batching = fit_clusters(train, max(1, len(train) // rows), seed=seed)
+    batching = fit_clusters(train, cluster_count(len(train), rows), seed=seed)
     router = fit_clusters(train, min(settings.clusters.routing_clusters, len(train) // rows + 1), seed=seed)
     nearest, labels, routing = {}, {}, {}
     for split, x in vectors.items():

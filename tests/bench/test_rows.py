@@ -1,0 +1,70 @@
+"""Every row on the tiny backbone: it runs, its gates hold, its JSON is complete. Nothing here looks at a time."""
+import json
+
+import pytest
+
+from chameleon_lite.bench import rows_head
+from chameleon_lite.bench.report import EXTRAS, ROWS, line, run_rows
+from chameleon_lite.errors import RunFailed, UserError
+
+HEAVY = {"B3"}  # its size does not follow the backbone's
+
+
+@pytest.mark.parametrize("name", sorted(set(ROWS) - HEAVY))
+@pytest.mark.filterwarnings("ignore")  # peers' own
+def test_a_row_runs_and_its_gates_hold(name, small_bench):
+    row = ROWS[name](small_bench)
+    assert row.name == name and row.comparisons and row.limit
+    assert [gate for gate in row.gates if not gate.passed] == []
+    assert row.status == "shown"  # quick runs are held to no goal
+    entry = json.loads(json.dumps(row.as_json()))
+    assert entry["workload"] and line(entry | {"seconds": 1.0}).startswith(name)
+
+
+@pytest.mark.slow
+def test_clusters_row():
+    import torch
+
+    from chameleon_lite.bench.workload import Bench
+
+    row = ROWS["B3"](Bench(torch.device("cpu"), quick=True))
+    assert all(gate.passed for gate in row.gates)
+
+
+def test_ladder_goes_from_the_released_way_to_ours(small_bench):
+    found = EXTRAS["ladder"](small_bench)
+    assert [s["step"] for s in found["steps"]][0] == "released way"
+    assert all(s["seconds"] > 0 for s in found["steps"])
+
+
+def test_a_result_is_kept_row_by_row_and_replaced_when_run_again(tmp_path, monkeypatch, small_bench):
+    path = tmp_path / "results" / "machine.json"
+    monkeypatch.setitem(ROWS, "B14", lambda bench: rows_head.shared_pass(small_bench))
+
+    def broken(bench):
+        raise ValueError("no such thing")
+
+    monkeypatch.setitem(ROWS, "B5", broken)
+    run_rows(["B14"], device="cpu", quick=True, out=path)
+    said = []
+    with pytest.raises(RunFailed, match="B5"):
+        run_rows(["B5", "B14"], device="cpu", quick=True, out=path, say=said.append)
+    kept = json.loads(path.read_text())
+    assert set(kept["rows"]) == {"B5", "B14"}
+    assert kept["rows"]["B5"]["status"] == "failed" and "no such thing" in kept["rows"]["B5"]["unavailable"]
+    assert kept["rows"]["B14"]["conditions"]["versions"]["torch"]
+    assert any("B14" in text for text in said)
+
+
+def test_a_row_whose_library_is_missing_is_not_available(tmp_path, monkeypatch):
+    def missing(bench):
+        raise ImportError("no module named peft")
+
+    monkeypatch.setitem(ROWS, "B10", missing)
+    kept = run_rows(["B10"], device="cpu", quick=True, out=tmp_path / "x.json")
+    assert kept["rows"]["B10"]["status"] == "not available"
+
+
+def test_an_unknown_row_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match="B15"):
+        run_rows(["B51"])
