@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..config import FitSettings
 from ..data.arrangement import Arrangement, arrange
-from ..data.clusters import Clustering, fit_clusters, merge_small
+from ..data.clusters import Clustering, cluster_count, fit_clusters, merge_small
 from ..data.corpora import load_corpus
 from ..data.corpora.documents import SPLITS, Corpus, Document
 from ..data.corpora.splits import split_documents

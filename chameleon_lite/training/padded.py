@@ -23,7 +23,7 @@ from .features import BATCH_TOKENS, arithmetic
 from .objectives import IGNORED_BY_RELEASED, Pick, pick_full, pick_last, pick_next_token, released_mask
 from .scored import ScoredStates
 
-FORMAT = 1  # raised whenever a stored value would change
+FORMAT = 2  # raised whenever a stored value would change
 OBJECTIVES = ("last", "full", "next_token")
 
 
@@ -71,7 +71,7 @@ def padded_states(
             _compute(backbone, table, scoring, offsets, dtype, path, progress)
     states = torch.from_numpy(np.load(path)).to(device)  # (S, C)
     to = torch.from_numpy
-    return ScoredStates(to(target).to(device), to(offsets).to(device), to(counts), states, None, np.arange(len(target)))
+    return ScoredStates.resident(states, to(target).to(device), to(counts))
 
 
 def full_rows(table, length: int) -> Tensor:
