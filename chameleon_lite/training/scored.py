@@ -50,6 +50,19 @@ class ScoredStates:
         """Scored tokens of all documents."""
         return int(self.counts.sum())
 
+    @property
+    def offsets(self) -> Tensor:
+        """(N + 1,) int64 on the device: of all pairs, document n owns offsets[n] … offsets[n + 1]."""
+        return torch.cat([self.counts.new_zeros(1), self.counts.cumsum(0)]).to(self.device)
+
+    @property
+    def target(self) -> Tensor:
+        """All targets (S,) int64 on the device, document after document; made anew at each call."""
+        first = self.first_target.cpu()
+        within = torch.arange(self.total) - (self.counts.cumsum(0) - self.counts).repeat_interleave(self.counts)
+        place = first.repeat_interleave(self.counts) + within  # (S,)
+        return self.ids[place.to(self.ids.device)].long().to(self.device)
+
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Documents rows (B,) to their states (M, C), targets (M,) and row numbers (M,) in 0 … B − 1."""
         counts = self.counts[rows]  # (B,)
