@@ -99,18 +99,24 @@ def run(
     resume: Annotated[bool, typer.Option("--resume/--again", help="Keep complete runs, or run all again.")] = True,
     results: Annotated[Path | None, typer.Option("--results", help="Also pack the records into this folder.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop before a seed that would not end in time.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes sharing the work; default: one a GPU.")] = None,
 ) -> None:
     """Run an experiment: every regime × corpus × seed it names that is not there yet.
 
     Example: chameleon-lite run experiments/four-regimes.yaml --profile smoke
     """
     from .config import load_experiment
+    from .study import workers as work
     from .study.experiment import expected_names, run_experiment
     from .study.records import pack
     from .study.released_tables import is_released, released_frame
     from .study.tables import summary_frame
 
     settings = load_experiment(experiment, profile, backbone=backbone, corpora=corpus or None, seeds=seeds)
+    if resume and (count := work.wanted(workers if device is None else workers or 1)):
+        work.start(count, sys.argv[1:])  # what they leave, nothing as a rule, is done here
+    if work.MARK in os.environ:
+        results = None
     records = run_experiment(settings, runs=out, data_dir=data_dir, device=device, resume=resume,
                              minutes=minutes, say=_say)
     released = [r for r in records if is_released(r)]

@@ -8,7 +8,7 @@ Every result of a sweep is kept under `sweeps/` as soon as its seed is through, 
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from .material import Material, seed_material, split_view
 from .regimes import REGIMES, Parts, Regime
 
 SWEEP_SEEDS_FROM = 1_000
+COHORT = 24  # heads trained side by side in a sweep
 Say = Callable[[str], None]
 
 
@@ -48,6 +49,7 @@ class Context:
     processes: Processes
     command: str
     say: Say
+    resume: bool = True
 
 
 def choose_rates(context: Context, regimes: list[Regime]) -> tuple[dict[str, float], dict[str, dict]]:
@@ -65,9 +67,9 @@ def choose_rates(context: Context, regimes: list[Regime]) -> tuple[dict[str, flo
         wanted = [(r, lr) for r in open_regimes for lr in pending[r.name]]
         if not wanted:
             break
-        for seed in range(SWEEP_SEEDS_FROM, SWEEP_SEEDS_FROM + sweep.seeds):
-            for r, lr, best in _swept(context, wanted, seed):
-                results[r.name].setdefault(lr, {})[str(seed)] = best
+        seeds = range(SWEEP_SEEDS_FROM, SWEEP_SEEDS_FROM + sweep.seeds)
+        for r, lr, seed, best in _swept(context, wanted, seeds):
+            results[r.name].setdefault(lr, {})[str(seed)] = best
         pending = {r.name: _beyond_edge(results[r.name]) for r in open_regimes}
     for r in open_regimes:
         rates[r.name] = min(results[r.name], key=lambda lr: _mean(results[r.name][lr].values()))
@@ -76,17 +78,36 @@ def choose_rates(context: Context, regimes: list[Regime]) -> tuple[dict[str, flo
     return rates, trials
 
 
-def _swept(context: Context, wanted: list[tuple[Regime, float]], seed: int) -> list[tuple[Regime, float, float]]:
-    """Best validation losses of (regime, rate) pairs under one sweep seed, from disk where they are known."""
-    kept = {pair: _sweep_file(context, *pair, seed) for pair in wanted}
-    missing = [pair for pair, path in kept.items() if not path.is_file()]
-    for order in sorted({order_of(context.settings, r) for r, _ in missing}):
-        trials = [Trial(r, lr) for r, lr in missing if order_of(context.settings, r) == order]
-        context.say(f"learning rates, seed {seed}, {order} order: {len(trials)} heads")
-        for trial in train_seed(context, trials, seed):
-            with cache.atomic(kept[trial.regime, trial.learning_rate]) as part:
-                part.write_text(json.dumps({"trial": trial.label, "seed": seed, "best": trial.member.best}))
-    return [(r, lr, json.loads(path.read_text())["best"]) for (r, lr), path in kept.items()]
+def _swept(context: Context, wanted: list[tuple[Regime, float]], seeds: Iterable[int]) -> list[tuple]:
+    """(regime, rate, sweep seed, best validation loss) of every pair and seed, from disk where it is known.
+
+    A job is a seed and at most COHORT heads of one order: enough to share a product, few enough to share out.
+    """
+    jobs = []
+    for order in sorted({order_of(context.settings, r) for r, _ in wanted}):
+        pairs = [(r, lr) for r, lr in wanted if order_of(context.settings, r) == order]
+        cohorts = [pairs[i : i + COHORT] for i in range(0, len(pairs), COHORT)]
+        jobs += [[(*pair, seed) for pair in cohort] for seed in seeds for cohort in cohorts]
+    for job in shared(context, jobs, lambda job: f"{_sweep_file(context, *job[0]).stem}-and-{len(job) - 1}"):
+        todo = [trial for trial in job if not _sweep_file(context, *trial).is_file()]
+        if not todo:
+            continue
+        order = order_of(context.settings, todo[0][0])
+        context.say(f"learning rates, seed {todo[0][2]}, {order} order: {len(todo)} heads")
+        for trial in train_seed(context, [Trial(r, lr) for r, lr, _ in todo], todo[0][2]):
+            with cache.atomic(_sweep_file(context, trial.regime, trial.learning_rate, todo[0][2])) as part:
+                part.write_text(json.dumps({"trial": trial.label, "best": trial.member.best}))
+    return [(*trial, json.loads(_sweep_file(context, *trial).read_text())["best"]) for job in jobs for trial in job]
+
+
+def shared(context: Context, jobs: list, name: Callable) -> Iterable:
+    """The jobs, shared out among processes that run the same experiment into the same folder.
+
+    Processes that compute together (torchrun) walk all jobs side by side instead.
+    """
+    if context.processes.count > 1:
+        return iter(jobs)
+    return cache.turns(jobs, lambda job: context.runs / "locks" / name(job))
 
 
 def _sweep_file(context: Context, r: Regime, lr: float, seed: int) -> Path:

@@ -18,7 +18,7 @@ from ..config import Experiment
 from ..errors import RunFailed
 from ..model.backbones import Backbone, load_backbone
 from ..training.loop import Processes
-from .cohort import SWEEP_SEEDS_FROM, Context, Say, Trial, choose_rates, train_seed
+from .cohort import SWEEP_SEEDS_FROM, Context, Say, Trial, choose_rates, shared, train_seed
 from .cost import Deadline, estimate
 from .material import prepare, seed_material, seed_materials
 from .measure import measure
@@ -65,7 +65,7 @@ def run_experiment(
             )  # fmt: skip
         elif len(found) < len(regimes) * settings.seeds:
             material = prepare(settings, backbone, corpus, data_dir=data_dir, say=say)
-            context = Context(settings, material, runs, processes, command or default_command(), say)
+            context = Context(settings, material, runs, processes, command or default_command(), say, resume)
             found |= _run_corpus(context, regimes, found, corpus, deadline)
         records += [found[r.name, seed] for r in regimes for seed in range(settings.seeds)]
     return records
@@ -104,8 +104,10 @@ def _run_corpus(context: Context, regimes: list[Regime], found: dict, corpus: st
         seed_materials(settings, context.material, [*seeds, *sweeps])
     rates, trials = choose_rates(context, trained)
     out = {}
-    for seed in seeds:
-        todo = [r for r in missing if (r.name, seed) not in found]
+    job = name_of(settings, regimes[0], corpus, 0)
+    for seed in shared(context, list(seeds), lambda seed: f"{job}-{len(regimes)}-of-{seed}"):
+        out |= _found(settings, missing, corpus, context.runs, [seed]) if context.resume else {}
+        todo = [r for r in missing if (r.name, seed) not in found and (r.name, seed) not in out]
         if not todo:
             continue
         deadline.check(f"{corpus}, seed {seed}")
@@ -163,7 +165,7 @@ def _cached_outcomes(context: Context, regimes: list[Regime], rates: dict[str, f
     return out
 
 
-def _found(settings: Experiment, regimes: list[Regime], corpus: str, runs: Path) -> dict:
+def _found(settings: Experiment, regimes: list[Regime], corpus: str, runs: Path, seeds: Iterable | None = None) -> dict:
     records = {(r.name, s): read_run(runs, name_of(settings, r, corpus, s))
-               for r in regimes for s in range(settings.seeds)}  # fmt: skip
+               for r in regimes for s in (range(settings.seeds) if seeds is None else seeds)}  # fmt: skip
     return {key: record for key, record in records.items() if record is not None}

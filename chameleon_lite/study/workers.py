@@ -1,0 +1,38 @@
+"""The same experiment in several processes that share one folder of runs, dealt out over the visible GPUs.
+
+Each worker is the same command; `cache.turns` lets them split sweeps and seeds between them, so nothing is sent
+from one to another and a worker that dies costs the job it had in hand.
+"""
+
+import os
+import subprocess
+import sys
+
+from ..errors import RunFailed
+
+MARK = "CHAMELEON_LITE_WORKER"
+
+
+def wanted(workers: int | None) -> int:
+    """How many workers to start: as asked, else one a visible GPU; 0 inside a worker or under torchrun."""
+    import torch
+
+    if MARK in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return 0
+    count = torch.cuda.device_count() if workers is None else workers
+    return count if count > 1 else 0
+
+
+def start(workers: int, arguments: list[str]) -> None:
+    """Run `chameleon-lite ARGUMENTS` in `workers` processes and wait; raises RunFailed if none of them succeeds."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    running = []
+    for index in range(workers):
+        own = {MARK: str(index), **({"CUDA_VISIBLE_DEVICES": str(index % gpus)} if gpus else {})}
+        command = [sys.executable, "-m", "chameleon_lite.cli", *arguments]
+        running.append(subprocess.Popen(command, env=os.environ | own, stdout=subprocess.DEVNULL))
+    codes = [process.wait() for process in running]
+    if all(codes):
+        raise RunFailed(f"all {workers} workers failed, the first with exit code {codes[0]}; their messages are above")

@@ -1,0 +1,58 @@
+import json
+import os
+import subprocess
+import sys
+
+import yaml
+
+from chameleon_lite import cache
+from chameleon_lite.study import workers
+
+SMALL = {
+    "name": "shared-work", "regimes": ["R0", "R1", "R4"], "seeds": 2,
+    "tokens": {"max_length": 64, "prefix_tokens": 8, "min_scored": 4},
+    "clusters": {"batch_rows": 16, "minimum": 2, "routing_clusters": 4},
+    "data": {"max_train_tokens": None, "max_validation_documents": None, "max_test_documents": None},
+    "train": {"epochs": 1, "feature_dtype": "float32", "matmul_dtype": "float32"},
+    "sweep": {"grid": [1e-3, 1e-2], "seeds": 2, "extend": 0},
+}  # fmt: skip
+
+
+def run(folder, made_up, *more):
+    path = folder / "shared.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, "corpora": [made_up]}))
+    command = [sys.executable, "-m", "chameleon_lite.cli", "run", str(path), "--profile", "paper", "--backbone", "tiny",
+               "--device", "cpu", "--seeds", "2", "--out", str(folder / "runs"), *more]  # fmt: skip
+    own = {"CHAMELEON_LITE_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = {p.parent.name: json.loads(p.read_text()) for p in (folder / "runs").glob("*/record.json")}
+    return {name: (r["metrics"], r["curve"], r["learning_rate_trials"]) for name, r in found.items()}, done.stderr
+
+
+def test_two_workers_leave_the_records_of_one_process(made_up, tmp_path):
+    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
+    alone, _ = run(tmp_path / "one", made_up)
+    together, said = run(tmp_path / "two", made_up, "--workers", "2")
+    assert len(alone) == 6 and together == alone
+    jobs = [line for line in said.splitlines() if ", seed " in line]
+    assert len(jobs) == len(set(jobs))  # no sweep and no seed was computed twice
+
+
+def test_free_jobs_come_first_and_each_once(tmp_path):
+    mine = cache.turns(["a", "b"], lambda job: tmp_path / job)
+    assert next(mine) == "a"
+    theirs = []
+    for job in cache.turns(["a", "b"], lambda job: tmp_path / job):  # "a" is held above
+        theirs.append(job)
+        mine.close()  # gives "a" back, for which the second walk would wait
+    assert theirs == ["b", "a"]
+
+
+def test_no_workers_inside_a_worker_or_under_torchrun(monkeypatch):
+    assert workers.wanted(3) == 3 and workers.wanted(1) == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert workers.wanted(3) == 0
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv(workers.MARK, "0")
+    assert workers.wanted(3) == 0
