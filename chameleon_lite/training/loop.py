@@ -231,8 +231,11 @@ def _dropout_seed(head: Head, seed: int | None, device: torch.device) -> Iterato
     if seed is None or not any(isinstance(m, nn.Dropout) and m.p > 0 for m in head.modules()):
         yield
         return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        # Not torch.manual_seed: without a GPU that keeps a stack trace of every call for a later start of CUDA.
+        generator = torch.cuda.default_generators[device.index or 0] if cuda else torch.default_generator
+        generator.manual_seed(seed)
         yield
 
 
