@@ -17,10 +17,18 @@ import torch
 from torch import Tensor
 
 from ..data.clusters import Clustering, fit_clusters
+from ..data.corpora.documents import Document
+from ..data.embeddings import mean_embeddings
+from ..data.tokens import tokenise
 from ..errors import UserError
 from ..model.conditions import group_means
+from ..model.head_loss import HeadWeight, matmul_dtype
 from ..model.heads.interface import Condition
+from ..ops import nearest_centroid
+from ..training.features import features
 from ..training.loop import evaluate
+from ..training.scored import scored_states
+from .window import Adapter
 
 KNOWN = ("current", "past", "offline", "whole rows")
 LEAKS = ("whole rows",)
@@ -104,6 +112,30 @@ def evaluate_stream(head, scored, arriving: Arrivals, weight, *, known: Sequence
     heads = [(None, None), *((head, arriving.source(name, scored.device)) for name in known)]
     nll = evaluate(heads, scored, arriving.batches(), weight, scale=scale)
     return dict(zip(("frozen", *known), nll.cpu()))
+
+
+def on_the_fly(model, documents: Sequence[Document], *, batch: int = 16, seed: int = 0, progress: bool = True):
+    """An adapter on documents that arrive in batches: a DataFrame with one row for each state of knowledge.
+
+    Columns known, possible (in a stream), loss (nats a token), and against_frozen (the difference).
+    """
+    import pandas as pd
+
+    backbone, settings = model.backbone, Adapter(model).prompts
+    table = tokenise(documents, model.tokenizer, **settings)
+    store = features(backbone, table, dtype=matmul_dtype(backbone.device), progress=progress)
+    scored = scored_states(store, table, device=backbone.device)
+    embedding = backbone.embedding.detach().cpu()
+    prefixes, rows = (mean_embeddings(table, embedding, span=span) for span in ("condition", "row"))
+    labels, distance = nearest_centroid(prefixes, model.centroids.cpu())
+    clustering = Clustering(model.centroids.cpu(), labels, distance, float(distance.square().sum()))
+    arriving = arrivals(prefixes, clustering, min(batch, len(table)), seed, rows)
+    weight = HeadWeight(backbone.head.weight, backbone.head.bias)
+    found = evaluate_stream(model.head, scored, arriving, weight, scale=model.config.scale)
+    losses = {name: float(nll.sum()) / int(table.n_scored.sum()) for name, nll in found.items()}
+    possible = {name: name in ("frozen", "current", "past") for name in losses}
+    rows = [(name, possible[name], loss, loss - losses["frozen"]) for name, loss in losses.items()]
+    return pd.DataFrame(rows, columns=["known", "possible", "loss", "against_frozen"])
 
 
 @dataclass(frozen=True)

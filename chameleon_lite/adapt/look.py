@@ -42,6 +42,10 @@ def extreme_tokens(model, shift: Tensor, count: int = 8) -> tuple[list[tuple[str
 
 
 def token_text(tokenizer, token: int) -> str:
-    """A token as a reader should see it: spaces and line ends made visible."""
+    """A token as a reader should see it: spaces and line ends made visible, letters beyond Latin as their codes."""
     text = tokenizer.decode([token])
-    return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") or f"#{token}"
+    if not text or "\ufffd" in text:  # part of a character
+        return f"#{token}"
+    seen = text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
+    plain = (c if c in "␣⏎⇥" or (c.isprintable() and ord(c) < 0x250) else f"U+{ord(c):04X}" for c in seen)
+    return "".join(plain)

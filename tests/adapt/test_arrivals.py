@@ -62,6 +62,21 @@ def test_stream_is_scored_on_the_same_positions_whatever_is_known(adapter, some_
     assert not torch.equal(found["past"], found["offline"])
 
 
+def test_on_the_fly_is_a_table_of_what_may_be_known(adapter, some_texts, tmp_path, monkeypatch):
+    from chameleon_lite.adapt.arrivals import on_the_fly
+    from chameleon_lite.adapt.stream import adapt
+    from chameleon_lite.data.corpora.documents import Document
+
+    monkeypatch.setenv("CHAMELEON_LITE_HOME", str(tmp_path))
+    texts = some_texts(24)
+    table = on_the_fly(adapter, [Document(str(i), t) for i, t in enumerate(texts)], batch=8).set_index("known")
+    assert list(table.index) == ["frozen", "current", "past", "offline", "whole rows"]
+    assert table["possible"].tolist() == [True, True, True, False, False] and table["against_frozen"]["frozen"] == 0
+    rows = adapt(adapter, texts)  # one window: what `offline` knows
+    tokens = sum(r["tokens"] for r in rows)
+    assert table["loss"]["offline"] == pytest.approx(sum(r["loss"] * r["tokens"] for r in rows) / tokens, rel=2e-2)
+
+
 def test_one_row_a_batch_waits_for_nothing_but_the_worker():
     times = waiting_times(np.array([0, 1, 0, 1]), rate=1e-3, batch=1, service=Service(0.5, 0.25), seed=0)
     assert times == pytest.approx([0.75] * 4)

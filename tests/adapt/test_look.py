@@ -24,4 +24,5 @@ def test_most_raised_and_most_lowered(adapter):
     shift[ord("a")], shift[ord(" ")], shift[ord("z")] = 2.0, 1.0, -3.0
     raised, lowered = extreme_tokens(adapter, shift, count=2)
     assert raised == [("a", 2.0), ("␣", 1.0)] and lowered[0] == ("z", -3.0)
-    assert token_text(adapter.tokenizer, 10) == "⏎"
+    assert token_text(adapter.tokenizer, 10) == "⏎" and token_text(adapter.tokenizer, 7) == "U+0007"
+    assert token_text(adapter.tokenizer, 200) == "#200"  # half a character
