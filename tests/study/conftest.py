@@ -1,6 +1,7 @@
 """Small corpora as files; settings of a released table and of an honest experiment on the tiny backbone."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -8,6 +9,8 @@ from chameleon_lite.config import experiment_from
 from chameleon_lite.data.corpora import write_jsonl
 from chameleon_lite.data.corpora.documents import Corpus, Document
 from chameleon_lite.model.backbones import load_backbone
+from chameleon_lite.study.records import Record
+from chameleon_lite.study.regimes import REGIMES
 
 WORDS = "a model of short texts reads some words and then it writes others of the same kind".split()
 RELEASED = dict(
@@ -93,3 +96,48 @@ def small(made_up, monkeypatch, tmp_path):
         return experiment_from(raw | more, "paper")
 
     return make
+
+
+LOSS = {name: 3.5 for name in REGIMES} | {
+    "R0": 3.7, "R1": 3.5, "R2": 3.40, "R3": 3.451, "R4": 3.45, "R5": 3.45, "R6": 3.50, "R8": 3.49, "R9": 3.35,
+    "R4-g2": 3.49, "R4-g4": 3.48, "R4-g8": 3.47, "R4-g16": 3.46, "R11": 3.42, "R12-oracle": 3.30, "R4-stream": 3.46,
+}  # fmt: skip
+DOCUMENTS, SEEDS = 60, 5
+
+
+def write_study(folder, corpus="mixed", regimes=LOSS, backbone="smollm2"):
+    """Records and losses of one corpus in which regime r has LOSS[r] nats a token, give or take a little."""
+    generator = np.random.default_rng(0)
+    tokens = generator.integers(20, 60, DOCUMENTS)
+    hard = generator.normal(0, 0.3, DOCUMENTS)
+    records, frames = [], []
+    for regime, loss in regimes.items():
+        for seed in range(SEEDS):
+            name = f"{regime}--{backbone}--{corpus}--00000000--seed{seed}"
+            noise = generator.normal(0, 0.001) + generator.normal(0, 0.004, DOCUMENTS)
+            for reading, more in (("test", 0.0), ("foreign-50", 0.02 if regime == "R4" else 0.2)):
+                frames.append(pd.DataFrame({
+                    "split": reading, "document": [f"d{i:03d}" for i in range(DOCUMENTS)], "group": "g",
+                    "tokens": tokens, "nll": (loss + more + hard + noise) * tokens, "run": name}))  # fmt: skip
+            metrics = {"test_nll": loss, "seen_nll": loss - 0.05, "validation_nll": loss}
+            curve = [{"epoch": e, "train_nll": loss, "validation_nll": loss + 0.5 / (1 + e)} for e in (0.0, 1.0, 2.0)]
+            clusters = {"adjusted_mutual_information": 0.4, "length_variance_explained": 0.1,
+                        "sizes": {"min": 1, "median": 20.0, "max": 90}}  # fmt: skip
+            records.append(Record(
+                name=name, experiment=f"honest-{corpus}", regime=regime, backbone=backbone, corpus=corpus, seed=seed,
+                profile="paper", settings={"train": {"epochs": 2}}, learning_rate=1e-3, metrics=metrics, curve=curve,
+                positions=[{"position": 16 * i, "nll": loss * 90, "tokens": 90} for i in range(3)],
+                trainable_parameters={"R1": 200_000}.get(regime, 6_600_000), stored_bytes=4, seconds={},
+                peak_memory_bytes={}, data={"clusters": clusters}, provenance={"command": "made up"}))  # fmt: skip
+    lines = "".join(r.model_dump_json() + "\n" for r in records)
+    (folder / f"honest-{corpus}-{backbone}.jsonl").write_text(lines)
+    pd.concat(frames).to_parquet(folder / f"honest-{corpus}-{backbone}.parquet", index=False)
+
+
+@pytest.fixture(scope="session")
+def made_up_results(tmp_path_factory):
+    """A results folder of two corpora with known losses."""
+    folder = tmp_path_factory.mktemp("results")
+    write_study(folder)
+    write_study(folder, "docstrings", {k: v for k, v in LOSS.items() if k != "R12-oracle"})
+    return folder

@@ -2,65 +2,20 @@
 
 import json
 
-import numpy as np
-import pandas as pd
 import pytest
 
 from chameleon_lite.config import load_experiment
 from chameleon_lite.study.evidence import REGISTERED, Evidence, registered
 from chameleon_lite.study.ledger import RULES, ledger, ledger_frame, predictions, write_verdicts
 from chameleon_lite.study.paper import claims
-from chameleon_lite.study.records import Record
 from chameleon_lite.study.regimes import REGIMES
 from chameleon_lite.study.rules import VERDICTS, worst
 from chameleon_lite.study.scoreboard import scoreboard
 
-LOSS = {name: 3.5 for name in REGIMES} | {
-    "R0": 3.7, "R1": 3.5, "R2": 3.40, "R3": 3.451, "R4": 3.45, "R5": 3.45, "R6": 3.50, "R8": 3.49, "R9": 3.35,
-    "R4-g2": 3.49, "R4-g4": 3.48, "R4-g8": 3.47, "R4-g16": 3.46, "R11": 3.42, "R12-oracle": 3.30, "R4-stream": 3.46,
-}  # fmt: skip
-DOCUMENTS, SEEDS = 60, 5
-
-
-def write_study(folder, corpus="mixed", regimes=LOSS, backbone="smollm2"):
-    """Records and losses of one corpus in which regime r has LOSS[r] nats a token, give or take a little."""
-    generator = np.random.default_rng(0)
-    tokens = generator.integers(20, 60, DOCUMENTS)
-    hard = generator.normal(0, 0.3, DOCUMENTS)
-    records, frames = [], []
-    for regime, loss in regimes.items():
-        for seed in range(SEEDS):
-            name = f"{regime}--{backbone}--{corpus}--00000000--seed{seed}"
-            noise = generator.normal(0, 0.001) + generator.normal(0, 0.004, DOCUMENTS)
-            for reading, more in (("test", 0.0), ("foreign-50", 0.02 if regime == "R4" else 0.2)):
-                frames.append(pd.DataFrame({
-                    "split": reading, "document": [f"d{i:03d}" for i in range(DOCUMENTS)], "group": "g",
-                    "tokens": tokens, "nll": (loss + more + hard + noise) * tokens, "run": name}))  # fmt: skip
-            metrics = {"test_nll": loss, "seen_nll": loss - 0.05, "validation_nll": loss}
-            curve = [{"epoch": e, "train_nll": loss, "validation_nll": loss + 0.5 / (1 + e)} for e in (0.0, 1.0, 2.0)]
-            clusters = {"adjusted_mutual_information": 0.4, "length_variance_explained": 0.1,
-                        "sizes": {"min": 1, "median": 20.0, "max": 90}}  # fmt: skip
-            records.append(Record(
-                name=name, experiment=f"honest-{corpus}", regime=regime, backbone=backbone, corpus=corpus, seed=seed,
-                profile="paper", settings={"train": {"epochs": 2}}, learning_rate=1e-3, metrics=metrics, curve=curve,
-                trainable_parameters={"R1": 200_000}.get(regime, 6_600_000), stored_bytes=4, seconds={},
-                peak_memory_bytes={}, data={"clusters": clusters}, provenance={"command": "made up"}))  # fmt: skip
-    lines = "".join(r.model_dump_json() + "\n" for r in records)
-    (folder / f"honest-{corpus}-{backbone}.jsonl").write_text(lines)
-    pd.concat(frames).to_parquet(folder / f"honest-{corpus}-{backbone}.parquet", index=False)
-
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("results")
-    write_study(folder)
-    write_study(folder, "docstrings", {k: v for k, v in LOSS.items() if k != "R12-oracle"})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def found(results):
-    return ledger(results, draws=500)
+def found(made_up_results):
+    return ledger(made_up_results, draws=500)
 
 
 @pytest.mark.parametrize(("claim", "expected"), [
@@ -113,16 +68,16 @@ def test_a_claim_holds_only_if_it_holds_everywhere():
     assert worst([]) == worst(["confirmed", "not tested"]) == "not tested"
 
 
-def test_a_family_is_adjusted_together(results):
-    evidence = Evidence(results, draws=500)
+def test_a_family_is_adjusted_together(made_up_results):
+    evidence = Evidence(made_up_results, draws=500)
     family = evidence.family("docstrings")
     assert set(family) <= set(registered()["contrasts"])
     assert all(j.adjusted_p >= j.found.p for j in family.values())
-    assert evidence.family_frame()["n seeds"].eq(SEEDS).all()
+    assert evidence.family_frame()["n seeds"].eq(5).all()
 
 
-def test_predictions_are_judged(results):
-    frame = predictions(Evidence(results, draws=500)).set_index(["prediction", "corpus"])
+def test_predictions_are_judged(made_up_results):
+    frame = predictions(Evidence(made_up_results, draws=500)).set_index(["prediction", "corpus"])
     assert bool(frame.loc[("b", "docstrings"), "as expected"])  # R3 has 98 % of the advantage
     assert bool(frame.loc[("c", "docstrings"), "as expected"])
 

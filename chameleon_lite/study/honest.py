@@ -1,0 +1,133 @@
+"""The honest study's tables: every mean with its n and interval, one frame a question, each downloadable as CSV.
+
+    Evidence ─▶ regimes_frame · group_frame · pareto_frame · position_frame · foreign_frame · accounting_frame
+"""
+
+import base64
+
+import numpy as np
+import pandas as pd
+
+from ..model.heads import matched_rank
+from .evidence import Evidence
+from .regimes import REGIMES
+from .statistics import mean_interval
+
+CLUSTERED_SIZES = {"R6": 1, "R4-g2": 2, "R4-g4": 4, "R4-g8": 8, "R4-g16": 16, "R4": 32}
+RANDOM_SIZES = {"R5-g1": 1, "R5-g2": 2, "R5-g4": 4, "R5-g8": 8, "R5-g16": 16, "R5": 32}
+STORED = ("R1", "R2", "R4", "R11-K2", "R11-K4", "R11-K8", "R11-K16", "R11", "R11b", "R12", "R15", "R20")
+
+
+def regimes_frame(evidence: Evidence, corpus: str) -> pd.DataFrame:
+    """One row a regime: nats a token with its 95 % interval, n, the difference from R0, parameters and the rate."""
+    rows = []
+    for name, r in REGIMES.items():
+        own = evidence.records.get((corpus, name))
+        mean = _mean(evidence, corpus, name)
+        if own is None or mean is None:
+            continue
+        against = evidence.contrast(corpus, name, "R0") if name != "R0" else None
+        rows.append({
+            "regime": name + (" (leak)" if r.leak else ""), "what": r.title, "conditioned on": r.conditioned_on,
+            "nats a token": mean.difference, "low": mean.low, "high": mean.high, "n seeds": mean.n,
+            "documents": mean.documents, "difference from R0": against.difference if against else None,
+            "difference low": against.low if against else None, "difference high": against.high if against else None,
+            "parameters": own[0].trainable_parameters, "stored bytes": own[0].stored_bytes,
+            "learning rate": own[0].learning_rate,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def group_frame(evidence: Evidence, corpus: str) -> pd.DataFrame:
+    """Loss against the size of the conditioning group, clustered and random, and leave-one-out."""
+    kinds = {"clustered": CLUSTERED_SIZES, "random": RANDOM_SIZES, "leave-one-out": {"R10": 32}}
+    rows = [{"order": kind, "rows in a group": size, **_row(evidence, corpus, name)}
+            for kind, sizes in kinds.items() for name, size in sizes.items()]  # fmt: skip
+    return pd.DataFrame([row for row in rows if "nll" in row])
+
+
+def pareto_frame(evidence: Evidence, corpus: str) -> pd.DataFrame:
+    """Loss against stored bytes."""
+    rows = [{"stored bytes": evidence.records[corpus, name][0].stored_bytes, **_row(evidence, corpus, name)}
+            for name in STORED if (corpus, name) in evidence.records]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def position_frame(evidence: Evidence, corpus: str, regimes=("R0", "R1", "R3", "R4", "R6")) -> pd.DataFrame:
+    """Loss by scored position, a bin of 16 tokens a row: the mean over seeds and its 95 % t interval."""
+    rows = []
+    for name in regimes:
+        by_bin: dict[float, list[float]] = {}
+        for record in evidence.records.get((corpus, name), []):
+            for p in record.positions:
+                by_bin.setdefault(p["position"], []).append(p["nll"] / p["tokens"])
+        rows += [{"regime": name, "position": at, "nll": float(np.mean(v)), "half": _half(v), "n seeds": len(v)}
+                 for at, v in by_bin.items()]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def foreign_frame(evidence: Evidence, corpus: str, regimes=("R1", "R4", "R5", "R6", "R10")) -> pd.DataFrame:
+    """What foreign rows cost: loss with a share of foreign condition vectors, less the loss without."""
+    rows = []
+    for name in regimes:
+        readings = sorted({reading for run, reading in evidence.losses if reading.startswith("foreign-")},
+                          key=lambda reading: int(reading.split("-")[1]))  # fmt: skip
+        for reading in readings:
+            cost = evidence.sum_of([(corpus, name, reading, 1.0), (corpus, name, "test", -1.0)])
+            if cost is not None:
+                rows.append({"regime": name, "foreign rows, %": int(reading.split("-")[1]), "cost": cost.difference,
+                             "low": cost.low, "high": cost.high, "n seeds": cost.n})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def accounting_frame(evidence: Evidence, corpus: str) -> pd.DataFrame:
+    """Bytes kept, seconds of training and of reading all held-out text, a regime: means over seeds."""
+    rows = []
+    for (where, name), own in evidence.records.items():
+        if where == corpus:
+            rows.append({
+                "regime": name, "stored bytes": own[0].stored_bytes, "trainable": own[0].trainable_parameters,
+                "training s": float(np.mean([r.seconds.get("training", 0.0) for r in own])),
+                "reading s": float(np.mean([r.seconds.get("evaluation", 0.0) for r in own])), "n seeds": len(own),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def matched_frame() -> pd.DataFrame:
+    """R2's rank and what it differs by from the hyper-network's parameters, for both backbones of the study."""
+    rows = []
+    for backbone, width, vocab in (("gpt2", 768, 50_257), ("smollm2", 576, 49_152)):
+        rank = matched_rank(width, vocab)
+        hyper = width * 64 + 64 + 64 * 32 + 32 + 33 * 4 * (width + vocab)
+        static = rank * (width + vocab)
+        rows.append({"backbone": backbone, "hyper-network": hyper, "R2's rank": rank, "R2": static,
+                     "difference": static - hyper})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def csv_link(frame: pd.DataFrame, name: str):
+    """A link under a table that saves it as `name`.csv, without a server."""
+    from IPython.display import HTML
+
+    data = base64.b64encode(frame.to_csv(index=False).encode()).decode()
+    return HTML(f'<a download="{name}.csv" href="data:text/csv;base64,{data}">Download as CSV</a>')
+
+
+def _mean(evidence: Evidence, corpus: str, regime: str):
+    found = evidence.nll(corpus, regime)
+    if found is None:
+        return None
+    by_seed, tokens = found
+    return mean_interval(np.stack([by_seed[s] for s in sorted(by_seed)]), tokens, draws=min(evidence.draws, 2_000))
+
+
+def _row(evidence: Evidence, corpus: str, regime: str) -> dict:
+    """Loss over seeds of one regime with the half width of its t interval: regimes share their documents."""
+    own = [r.metrics["test_nll"] for r in evidence.records.get((corpus, regime), [])]
+    return {"regime": regime, "nll": float(np.mean(own)), "half": _half(own), "n seeds": len(own)} if own else {}
+
+
+def _half(values) -> float:
+    from .figures.curves import mean_and_span
+
+    return mean_and_span(np.asarray(values))[1]

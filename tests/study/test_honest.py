@@ -1,0 +1,52 @@
+import matplotlib
+import pytest
+
+from chameleon_lite.study import honest
+from chameleon_lite.study.evidence import Evidence
+from chameleon_lite.study.figures import honest as figures
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture
+def evidence(made_up_results):
+    return Evidence(made_up_results, draws=300)
+
+
+def test_no_mean_without_n_and_interval(evidence):
+    frame = honest.regimes_frame(evidence, "docstrings")
+    assert (frame["n seeds"] == 5).all() and (frame["low"] < frame["high"]).all()
+    assert set(frame.loc[frame["regime"].str.contains("leak"), "regime"]) == {"R8 (leak)", "R9 (leak)"}
+
+
+def test_loss_falls_along_the_group_sizes_that_were_made_so(evidence):
+    frame = honest.group_frame(evidence, "docstrings").set_index(["order", "rows in a group"])["nll"]
+    assert list(frame["clustered"].index) == [1, 2, 4, 8, 16, 32] and frame["clustered"].is_monotonic_decreasing
+
+
+def test_foreign_rows_cost_what_was_put_in(evidence):
+    frame = honest.foreign_frame(evidence, "docstrings").set_index("regime")["cost"]
+    assert frame["R4"] == pytest.approx(0.02, abs=1e-6) and frame["R6"] == pytest.approx(0.2, abs=1e-6)
+
+
+def test_matched_rank_and_its_difference():
+    frame = honest.matched_frame().set_index("backbone")
+    assert list(frame["R2's rank"]) == [133, 133]
+    assert frame.loc["gpt2", "difference"] == -271 and frame.loc["smollm2", "difference"] == 10_720
+
+
+@pytest.mark.parametrize(("draw", "frame"), [
+    ("group_sizes", "group_frame"), ("pareto", "pareto_frame"), ("by_position", "position_frame"),
+    ("foreign_rows", "foreign_frame"),
+])  # fmt: skip
+def test_pictures_draw_their_frame_and_name_their_axes(draw, frame, evidence):
+    import matplotlib.pyplot as plt
+
+    ax = getattr(figures, draw)(plt.subplots()[1], getattr(honest, frame)(evidence, "docstrings"))
+    assert ax.get_xlabel() and "nats" in ax.get_ylabel()
+    plt.close("all")
+
+
+def test_a_table_can_be_saved(evidence):
+    link = honest.csv_link(honest.accounting_frame(evidence, "docstrings"), "accounting").data
+    assert 'download="accounting.csv"' in link and "base64," in link
