@@ -21,6 +21,7 @@ from ..config import TrainSettings
 from ..errors import RunFailed
 from ..model.head_loss import HeadWeight, head_losses, token_losses
 from ..model.heads.interface import Condition, Head, HeadUpdate
+from .processes import Processes
 from .scored import ScoredStates
 
 # rows (B,) in the order of the step ─▶ the condition's groups and each row's group (B,), or None for one group
@@ -45,30 +46,6 @@ class Member:
     state: dict[str, Tensor] = field(default_factory=dict)
     curve: list[dict] = field(default_factory=list)  # one entry a validation
     failure: str | None = None
-
-
-class Processes:
-    """How a step is shared over processes, on Accelerate; one process needs none of it."""
-
-    def __init__(self, accelerator=None) -> None:
-        from accelerate import Accelerator
-
-        self.accelerator = accelerator or Accelerator()
-        self.index, self.count = self.accelerator.process_index, self.accelerator.num_processes
-        self.device = self.accelerator.device
-
-    def sum_gradients(self, parameters: list[Tensor]) -> None:
-        """Add gradients over processes in one flat message."""
-        if self.count == 1 or not parameters:
-            return
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        flat = self.accelerator.reduce(torch.cat([g.flatten() for g in grads]), "sum")
-        for p, g in zip(parameters, flat.split([g.numel() for g in grads])):
-            p.grad = g.view_as(p)
-
-    def sum(self, value: Tensor) -> Tensor:
-        """A tensor added over processes."""
-        return value if self.count == 1 else self.accelerator.reduce(value, "sum")
 
 
 def fit(
@@ -106,7 +83,8 @@ def fit(
             _step(live, optimisers, train, rows, weight, settings, processes, sums, number)
             if step in stops:
                 at = epoch + step / len(batches)
-                _validate(live, validation, validation_batches, weight, settings, processes, at, sums.take(), over)
+                means = sums.take(processes)
+                _validate(live, validation, validation_batches, weight, settings, processes, at, means, over)
     _restore(members)
 
 
@@ -174,8 +152,12 @@ class _Sums:
             self.nll[name] = self.nll.get(name, 0) + value
             self.tokens[name] = self.tokens.get(name, 0) + tokens
 
-    def take(self) -> dict[str, float]:
-        out = {name: float(value) / self.tokens[name] for name, value in self.nll.items()}
+    def take(self, processes: Processes) -> dict[str, float]:
+        """Mean nll by member, over the tokens of all processes; starts anew."""
+        if not self.nll:
+            return {}
+        sums = processes.sum(torch.stack([*self.nll.values()])).tolist()
+        out = {name: value / self.tokens[name] for name, value in zip(self.nll, sums)}
         self.nll, self.tokens = {}, {}
         return out
 
@@ -204,7 +186,7 @@ def _step(
     processes.sum_gradients([p for m in live for p in m.head.parameters() if p.requires_grad])
     for member in live:
         optimisers[member.name].step()
-    sums.add([m.name for m in live], processes.sum(nll.detach().clone()), total)
+    sums.add([m.name for m in live], nll, total)
 
 
 def _updates(
