@@ -111,6 +111,7 @@ def run(
     from .study.records import pack
     from .study.released_tables import is_released, released_frame
     from .study.tables import summary_frame
+    from .training.processes import leave
 
     settings = load_experiment(experiment, profile, backbone=backbone, corpora=corpus or None, seeds=seeds)
     if resume and (count := work.wanted(workers if device is None else workers or 1)):
@@ -119,6 +120,9 @@ def run(
         results = None
     records = run_experiment(settings, runs=out, data_dir=data_dir, device=device, resume=resume,
                              minutes=minutes, say=_say)
+    leave()
+    if _others_speak():
+        return
     released = [r for r in records if is_released(r)]
     frame = released_frame(released) if released else summary_frame(records, out)
     typer.echo(frame.drop(columns="command", errors="ignore").to_string(index=False))
@@ -224,8 +228,14 @@ def bench(
     run_rows(rows or [], device=device, quick=quick, out=out, say=typer.echo)
 
 
+def _others_speak() -> bool:
+    """Whether this is one of several processes of a launcher and not the first, which speaks for all."""
+    return os.environ.get("RANK", "0") != "0"
+
+
 def _say(text: str) -> None:
-    typer.echo(text, err=True)
+    if not _others_speak():
+        typer.echo(text, err=True)
 
 
 def main() -> None:

@@ -26,10 +26,13 @@ class Processes:
     def __init__(self, accelerator=None) -> None:
         from accelerate import Accelerator, InitProcessGroupKwargs
 
-        self.accelerator = accelerator or Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+        started = int(os.environ.get("WORLD_SIZE", 1))
+        # Without a GPU the library must be told, or every process believes to be the only one.
+        told = {"cpu": True} if started > 1 and not torch.cuda.is_available() else {}
+        handlers = [InitProcessGroupKwargs(timeout=PATIENCE)]
+        self.accelerator = accelerator or Accelerator(kwargs_handlers=handlers, **told)
         self.index, self.count = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
-        started = int(os.environ.get("WORLD_SIZE", 1))
         if started != self.count:
             raise RunFailed(f"{started} processes were started but {self.count} take part: start with "
                             f"torchrun --nproc_per_node {started}")  # fmt: skip
