@@ -1,11 +1,13 @@
 """B11, B12 and B13: generation, one prompt at a time, adapted, and for many clusters in one batch."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from ..model.formats import in_format
 from ..model.heads.interface import HeadUpdate
 from .measure import Comparison, Gate, Row, interleaved, seconds_of
 from .workload import RANK, Bench
@@ -137,22 +139,12 @@ def mixed_clusters(bench: Bench) -> Row:
     )  # fmt: skip
 
 
-class _format:
+@contextmanager
+def _format(bench: Bench) -> Iterator[torch.dtype]:
     """The backbone in the format it is served in, 16 bits on a GPU, and back in float32 afterwards."""
-
-    def __init__(self, bench: Bench) -> None:
-        self.lm, self.dtype = bench.backbone.lm, torch.bfloat16 if bench.gpu else torch.float32
-
-    def __enter__(self) -> torch.dtype:
-        if self.dtype != torch.float32:
-            self.kept = {name: value.detach() for name, value in self.lm.state_dict().items()}
-            self.lm.to(self.dtype)
-        return self.dtype
-
-    def __exit__(self, *_) -> None:
-        if self.dtype != torch.float32:
-            self.lm.to(torch.float32)
-            self.lm.load_state_dict(self.kept)
+    dtype = torch.bfloat16 if bench.gpu else torch.float32
+    with in_format(bench.backbone.lm, dtype):
+        yield dtype
 
 
 def _adapted(bench: Bench, groups: int):

@@ -22,6 +22,7 @@ from . import hub
 from .backbones import Backbone, load_backbone
 from .chameleon_config import ChameleonLiteConfig, check_backbone, identity
 from .conditions import Grouped, grouped, prompt_vectors
+from .formats import set_format
 from .heads.hyper import HyperHead
 from .heads.interface import Condition, HeadUpdate
 from .heads.mixed import MixedUpdate
@@ -47,10 +48,6 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.backbone, self.tokenizer, self.lm = backbone, backbone.tokenizer, backbone.lm
         self.lm.requires_grad_(False)
-        if config.lora_rank:
-            from .lora import add_lora
-
-            add_lora(self.lm, rank=config.lora_rank, alpha=config.lora_alpha)
         sizes = (config.width, config.vocabulary, config.rank)
         self.head = HyperHead(*sizes, config.dropout, hidden=tuple(config.hidden)) if config.head == "hyper" \
             else LoraHead(*sizes)
@@ -59,6 +56,10 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         self.centroids = self.centroids.to(backbone.device)
         self._body_arguments = set(inspect.signature(self.lm.base_model.forward).parameters)
         self.post_init()
+        if config.lora_rank:  # after post_init, which would give new layers the backbone's random initialisation
+            from .lora import add_lora
+
+            add_lora(self.lm, rank=config.lora_rank, alpha=config.lora_alpha)
         self.generation_config = copy.deepcopy(self.lm.generation_config)
         if self.generation_config.pad_token_id is None:
             self.generation_config.pad_token_id = backbone.pad_id
@@ -105,7 +106,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         model = cls(config, backbone)
         model._load_adapter(folder / WEIGHTS)
         if dtype not in (None, "auto"):
-            model.lm.to(dtype)
+            set_format(model.lm, dtype)
         return model.eval()
 
     def adapter_state(self) -> dict[str, Tensor]:

@@ -86,11 +86,16 @@ def load_folder(folder: Path, dtype: torch.dtype):
 
 
 def load_checkpoint(source: str, dtype: torch.dtype, **options):
-    """Model and tokenizer; a checkpoint that leaves any weight at its random initial value is refused."""
+    """Model and tokenizer; a checkpoint that leaves any weight at its random initial value is refused.
+
+    Weights are read from safetensors (or .gguf) only: other formats can run code when they are opened.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    lm, info = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
+    safe = None if "gguf_file" in options else True
+    lm, info = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True,
+                                                    use_safetensors=safe, **options)
     if info["missing_keys"]:
         raise errors.DamagedFile(f"{source} lacks weights for {len(info['missing_keys'])} tensors, "
                                  f"for example {min(info['missing_keys'])}: fetch it again")

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from .. import cache
 from ..errors import RunFailed
+from ..model.formats import in_format
 
-FORMAT = 2  # raised whenever a stored value would change
+FORMAT = 3  # raised whenever a stored value would change
 SHARD_TOKENS = 65_536
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 32_768}
 
@@ -160,26 +161,21 @@ def _write_shard(path: Path, states: np.ndarray) -> None:
 @contextmanager
 def arithmetic(backbone, dtype: torch.dtype) -> Iterator[None]:
     """Hold the backbone in `dtype`, its activations fused, and give it back as it was."""
-    lm, before = backbone.lm, backbone.head.weight.dtype
+    lm = backbone.lm
     slow = [
         (module, name, child)
         for module in lm.modules()
         for name, child in module.named_children()
         if type(child).__name__ == "NewGELUActivation"  # GPT-2's, spelled out in eight elementwise passes
     ]
-    # A 16-bit copy would lose the fp32 weights for good: keep them and put them back afterwards.
-    kept = {name: value.detach() for name, value in lm.state_dict().items()} if dtype != before else None
     try:
         for module, name, _ in slow:
             setattr(module, name, nn.GELU(approximate="tanh"))
-        lm.to(dtype)
-        yield
+        with in_format(lm, dtype):
+            yield
     finally:
         for module, name, child in slow:
             setattr(module, name, child)
-        if kept is not None:
-            lm.to(before)
-            lm.load_state_dict(kept)
 
 
 @torch.inference_mode()

@@ -62,6 +62,48 @@ def small_kinds():
     return list(KINDS)
 
 
+def _adapted(backbone, clusters=3, **settings):
+    """An adapter whose update is far from zero, with centroids."""
+    from chameleon_lite.model.chameleon import ChameleonLiteForCausalLM
+
+    torch.manual_seed(1)
+    centroids = torch.nn.functional.normalize(torch.randn(clusters, backbone.width), dim=1)
+    model = ChameleonLiteForCausalLM.from_backbone(backbone, rank=2, dropout=0.0, centroids=centroids, **settings)
+    for parameter in model.head.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    torch.nn.init.normal_(model.head.last.bias, std=0.1)  # so that the condition matters more than the constant
+    return model.eval()
+
+
+def _batch(backbone, texts=("a short one", "a second prompt, quite a bit longer", "three")):
+    """Left-padded ids and mask, as generation wants them."""
+    rows = [backbone.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+    longest = max(map(len, rows))
+    ids = torch.tensor([[backbone.pad_id] * (longest - len(r)) + r for r in rows])
+    mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows])
+    return ids, mask
+
+
+def _new_tokens(model, ids, mask, **options):
+    options = {"max_new_tokens": 8, "do_sample": False} | options
+    return model.generate(input_ids=ids, attention_mask=mask, **options)[:, ids.shape[1]:]
+
+
+@pytest.fixture
+def adapted():
+    return _adapted
+
+
+@pytest.fixture
+def batch():
+    return _batch
+
+
+@pytest.fixture
+def new_tokens():
+    return _new_tokens
+
+
 def pytest_generate_tests(metafunc):
     """A test that takes `architecture` runs once for every architecture."""
     if "architecture" in metafunc.fixturenames:

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from chameleon_lite.data.tokens import tokenise
 from chameleon_lite.errors import RunFailed
+from chameleon_lite.model.backbones import load_backbone
 from chameleon_lite.training import features as module
 from chameleon_lite.training.features import feature_key, features
 from chameleon_lite.training.scored import scored_states
@@ -109,3 +111,13 @@ def test_states_that_are_not_finite_are_refused(tiny, tiny_table, tmp_path, monk
     with pytest.raises(RunFailed, match="not finite"):
         features(Broken, tiny_table, dtype=torch.float32, folder=tmp_path)
     assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_a_pass_in_16_bits_leaves_the_backbone_as_it_was(some_documents, tmp_path):
+    """Rotary frequencies are no weights: rounded in the pass, they would stay rounded after it."""
+    llama = load_backbone("tiny-llama")
+    table = tokenise(some_documents, llama.tokenizer, max_length=96, prefix_tokens=8, min_scored=4)
+    ids = torch.arange(80)[None]
+    before = llama.lm(ids).logits
+    features(llama, table, dtype=torch.bfloat16, folder=tmp_path, progress=False)
+    assert torch.equal(llama.lm(ids).logits, before)
