@@ -13,8 +13,8 @@ from ..model.heads import LoraHead
 from .cohort import Context
 from .regimes import Regime
 
-PROBES = 3  # timed steps, after one that warms up
-HEADS = 4  # heads in the timed steps
+PROBES, HEADS = 3, 4  # timed steps, after one that warms up, and heads in them, on a GPU; one of each on a CPU
+SMALL = 100  # steps × heads that are not worth timing
 
 
 class Deadline:
@@ -44,6 +44,8 @@ def estimate(context: Context, regimes: list[Regime]) -> str:
     swept = {r.rate_of or r.name for r in regimes} - set(settings.learning_rates)
     sweep = len(swept) * len(settings.sweep.grid) * settings.sweep.seeds
     heads = sweep + len(regimes) * settings.seeds
+    if steps * heads < SMALL:
+        return f"cost: {steps} steps × {heads} heads, a small run"
     each = seconds_a_head(context)
     return (f"cost: {steps} steps × {heads} heads ({sweep} of the sweep) × {1000 * each:.1f} ms = "
             f"{steps * heads * each / 60:.1f} minutes at most, before early stopping")  # fmt: skip
@@ -53,16 +55,17 @@ def seconds_a_head(context: Context) -> float:
     """Seconds of one optimiser step of one rank-4 head in a cohort, forward and backward."""
     material, scored = context.material, context.material.scored["train"]
     backbone, device = material.backbone, scored.device
-    heads = [LoraHead(backbone.width, backbone.vocab).to(device) for _ in range(HEADS)]
+    steps, count = (PROBES, HEADS) if device.type == "cuda" else (1, 1)
+    heads = [LoraHead(backbone.width, backbone.vocab).to(device) for _ in range(count)]
     batch = torch.arange(min(context.settings.train.rows_per_step, scored.documents))
-    for index in range(PROBES + 1):
+    for index in range(steps + 1):
         if index == 1:
             _wait(device)
             started = time.perf_counter()
         h, target, _ = scored.batch(batch)
         head_losses(h, target, material.weight, [head.factors() for head in heads]).sum().backward()
     _wait(device)
-    return (time.perf_counter() - started) / PROBES / HEADS
+    return (time.perf_counter() - started) / steps / count
 
 
 def _wait(device: torch.device) -> None:

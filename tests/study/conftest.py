@@ -103,6 +103,7 @@ LOSS = {name: 3.5 for name in REGIMES} | {
     "R4-g2": 3.49, "R4-g4": 3.48, "R4-g8": 3.47, "R4-g16": 3.46, "R11": 3.42, "R12-oracle": 3.30, "R4-stream": 3.46,
 }  # fmt: skip
 DOCUMENTS, SEEDS = 60, 5
+MADE_UP = {"command": "made up", "device_name": "none", "commit": "none", "source": "none"}
 
 
 def write_study(folder, corpus="mixed", regimes=LOSS, backbone="smollm2"):
@@ -128,7 +129,7 @@ def write_study(folder, corpus="mixed", regimes=LOSS, backbone="smollm2"):
                 profile="paper", settings={"train": {"epochs": 2}}, learning_rate=1e-3, metrics=metrics, curve=curve,
                 positions=[{"position": 16 * i, "nll": loss * 90, "tokens": 90} for i in range(3)],
                 trainable_parameters={"R1": 200_000}.get(regime, 6_600_000), stored_bytes=4, seconds={},
-                peak_memory_bytes={}, data={"clusters": clusters}, provenance={"command": "made up"}))  # fmt: skip
+                peak_memory_bytes={}, data={"clusters": clusters}, provenance=MADE_UP))  # fmt: skip
     lines = "".join(r.model_dump_json() + "\n" for r in records)
     (folder / f"honest-{corpus}-{backbone}.jsonl").write_text(lines)
     pd.concat(frames).to_parquet(folder / f"honest-{corpus}-{backbone}.parquet", index=False)
