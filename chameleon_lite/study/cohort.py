@@ -9,7 +9,7 @@ Every result of a sweep is kept under `sweeps/` as soon as its seed is through, 
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from .. import cache
 from ..config import Experiment
 from ..model.heads.interface import Head
 from ..training.loop import Member, Processes, fit
+from .deadline import Deadline
 from .material import Material, seed_material, split_view
 from .regimes import REGIMES, Parts, Regime
 
@@ -50,6 +51,7 @@ class Context:
     command: str
     say: Say
     resume: bool = True
+    deadline: Deadline = field(default_factory=lambda: Deadline(None))
 
 
 def choose_rates(context: Context, regimes: list[Regime]) -> tuple[dict[str, float], dict[str, dict]]:
@@ -93,10 +95,12 @@ def _swept(context: Context, wanted: list[tuple[Regime, float]], seeds: Iterable
         if not todo:
             continue
         order = order_of(context.settings, todo[0][0])
+        context.deadline.check(f"the sweep's seed {todo[0][2]} in {order} order")
         context.say(f"learning rates, seed {todo[0][2]}, {order} order: {len(todo)} heads")
         for trial in train_seed(context, [Trial(r, lr) for r, lr, _ in todo], todo[0][2]):
             with cache.atomic(_sweep_file(context, trial.regime, trial.learning_rate, todo[0][2])) as part:
                 part.write_text(json.dumps({"trial": trial.label, "best": trial.member.best}))
+        context.deadline.done()
     return [(*trial, json.loads(_sweep_file(context, *trial).read_text())["best"]) for job in jobs for trial in job]
 
 

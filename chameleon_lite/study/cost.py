@@ -1,4 +1,4 @@
-"""What a corpus of an experiment will cost, said before it is spent, and a stop before a limit is passed.
+"""What a corpus of an experiment will cost, said before it is spent.
 
     steps × heads × seconds a head and step, timed on a few steps of this corpus on this device
 """
@@ -7,7 +7,6 @@ import time
 
 import torch
 
-from ..errors import RunFailed
 from ..model.head_loss import head_losses
 from ..model.heads import LoraHead
 from .cohort import Context
@@ -15,25 +14,6 @@ from .regimes import Regime
 
 PROBES, HEADS = 3, 4  # timed steps, after one that warms up, and heads in them, on a GPU; one of each on a CPU
 SMALL = 100  # steps × heads that are not worth timing
-
-
-class Deadline:
-    """Stops before the seed that would not end within `minutes`, judged by the longest so far; None = never."""
-
-    def __init__(self, minutes: float | None) -> None:
-        self.limit = None if minutes is None else 60 * minutes
-        self.started = self.last = time.perf_counter()
-        self.longest = 0.0
-
-    def check(self, what: str) -> None:
-        """Raise RunFailed if one more seed would pass the limit."""
-        self.last = time.perf_counter()
-        if self.limit is not None and self.last - self.started + self.longest > self.limit:
-            raise RunFailed(f"time is up before {what}; what is done is kept, run the same command again to go on")
-
-    def done(self) -> None:
-        """A seed is through."""
-        self.longest = max(self.longest, time.perf_counter() - self.last)
 
 
 def estimate(context: Context, regimes: list[Regime]) -> str:

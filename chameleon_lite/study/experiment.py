@@ -19,7 +19,8 @@ from ..errors import RunFailed
 from ..model.backbones import Backbone, load_backbone
 from ..training.loop import Processes
 from .cohort import SWEEP_SEEDS_FROM, Context, Say, Trial, choose_rates, shared, train_seed
-from .cost import Deadline, estimate
+from .cost import estimate
+from .deadline import Deadline
 from .material import prepare, seed_material, seed_materials
 from .measure import measure
 from .outcome import Outcome, default_command, documents_frame, name_of, record_of, reset_peak
@@ -65,8 +66,9 @@ def run_experiment(
             )  # fmt: skip
         elif len(found) < len(regimes) * settings.seeds:
             material = prepare(settings, backbone, corpus, data_dir=data_dir, say=say)
-            context = Context(settings, material, runs, processes, command or default_command(), say, resume)
-            found |= _run_corpus(context, regimes, found, corpus, deadline)
+            context = Context(settings, material, runs, processes, command or default_command(), say, resume,
+                              deadline)
+            found |= _run_corpus(context, regimes, found, corpus)
         records += [found[r.name, seed] for r in regimes for seed in range(settings.seeds)]
     return records
 
@@ -92,7 +94,7 @@ def is_honest(settings: Experiment) -> bool:
     return settings.protocol.preset == "honest" and not settings.protocol.switches
 
 
-def _run_corpus(context: Context, regimes: list[Regime], found: dict, corpus: str, deadline: Deadline) -> dict:
+def _run_corpus(context: Context, regimes: list[Regime], found: dict, corpus: str) -> dict:
     """Sweep what needs sweeping, then train and measure the missing runs seed by seed."""
     settings = context.settings
     seeds = range(settings.seeds)
@@ -110,14 +112,14 @@ def _run_corpus(context: Context, regimes: list[Regime], found: dict, corpus: st
         todo = [r for r in missing if (r.name, seed) not in found and (r.name, seed) not in out]
         if not todo:
             continue
-        deadline.check(f"{corpus}, seed {seed}")
+        context.deadline.check(f"{corpus}, seed {seed}")
         context.say(f"{corpus}, seed {seed}: {', '.join(r.name for r in todo)}")
         for record, documents in measure_seed(context, todo, rates, seed, corpus):
             record.learning_rate_trials = trials.get(REGIMES[record.regime].rate_of or record.regime, {})
             if context.processes.index == 0:
                 write_run(context.runs, record, documents)
             out[record.regime, seed] = record
-        deadline.done()
+        context.deadline.done()
     return out
 
 

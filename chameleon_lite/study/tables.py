@@ -37,7 +37,8 @@ def documents_of(records: list[Record], folder: Path) -> pd.DataFrame:
             frames.append(pd.read_parquet(raw).assign(run=record.name))
     if not frames:
         raise UserError(f"no per-document losses in {folder}: run the experiment there first")
-    return pd.concat(frames, ignore_index=True)
+    joined = pd.concat(frames, ignore_index=True)
+    return joined.astype({"run": "category", "split": "category"})  # compared once a record, not once a row
 
 
 def loss_matrix(records: list[Record], documents: pd.DataFrame, split: str = "test") -> tuple[np.ndarray, np.ndarray]:

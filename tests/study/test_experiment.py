@@ -56,11 +56,11 @@ def test_a_sweep_is_kept_and_not_repeated(small, tmp_path, monkeypatch):
     assert set(record.learning_rate_trials) == {"0.001", "0.01"}
     kept = sorted(p.name for p in (tmp_path / "sweeps").iterdir() if p.suffix == ".json")
     assert len(kept) == 4  # R5-g4 takes R5's rate
-    assert json.loads((tmp_path / "sweeps" / kept[0]).read_text())["seed"] == 1000
+    assert json.loads((tmp_path / "sweeps" / kept[0]).read_text())["trial"].startswith("R1@")
     monkeypatch.setattr(cohort, "train_seed", lambda *_: pytest.fail("the sweep ran again"))
     monkeypatch.setattr(experiment, "_cached_outcomes", lambda *_: {})
     context = _context(settings, tmp_path)
-    assert experiment._run_corpus(context, [regime("R1")], {}, "x", experiment.Deadline(None)) == {}
+    assert experiment._run_corpus(context, [regime("R1")], {}, "x") == {}
 
 
 def test_time_is_kept(small, tmp_path):
