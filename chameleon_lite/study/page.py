@@ -21,6 +21,7 @@ def root() -> Path:
 def start(profile: str, seed: int = 0) -> str:
     """Check the profile, seed torch and numpy, say on which machine; returns the device, cpu or cuda."""
     import random
+    import warnings
     from importlib.metadata import version
 
     import numpy
@@ -28,6 +29,7 @@ def start(profile: str, seed: int = 0) -> str:
 
     if profile not in PROFILES:
         raise unknown("profile", profile, PROFILES)
+    warnings.filterwarnings("ignore", message="IProgress not found")  # bars in a page are not wanted anyway
     random.seed(seed)
     numpy.random.seed(seed)
     torch.manual_seed(seed)
