@@ -50,4 +50,4 @@ def keep(**values: float | int | str) -> None:
     except ImportError:
         return
     for name, value in values.items():
-        glue(name, value, display=False)
+        glue(name, value.item() if hasattr(value, "item") else value, display=False)  # numpy's and torch's scalars
