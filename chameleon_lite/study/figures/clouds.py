@@ -14,7 +14,7 @@ def group_map(ax, xy, groups: Sequence[str]):
         own, style = xy[groups == name], look(index)
         ax.plot(own[:, 0], own[:, 1], color=style["color"], marker=style["marker"], linestyle="none",
                 markersize=3.5, alpha=0.55, markeredgewidth=0, label=name)
-    ax.legend(frameon=False, markerscale=2, ncols=4, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.02),
+    ax.legend(frameon=False, markerscale=2, ncols=3, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, 0),
               columnspacing=1, handletextpad=0.2)
     return bare(ax)
 
