@@ -1,0 +1,22 @@
+"""The paper's text beside the released scripts, 48 rows in our own words (`audit.csv`), and how each row is decided.
+
+The scripts are those of the paper's repository, ChamaleonLLM, at commit f163587 unless a row names another commit.
+"""
+
+from importlib.resources import files
+
+import pandas as pd
+
+from .proofs.store import COMMIT, Proof
+
+
+def audit_frame(found: list[Proof] = ()) -> pd.DataFrame:
+    """One row a difference: paper, released code, where (file and function), what decides it; `shown` = has a proof.
+
+    `found` are proofs at hand: the rows they decide are marked.
+    """
+    frame = pd.read_csv(files(__package__) / "audit.csv").set_index("row")
+    shown = {row for proof in found for row in proof.audit}
+    frame["shown"] = ["yes" if row in shown else "" for row in frame.index]
+    frame.attrs["commit"] = COMMIT
+    return frame
