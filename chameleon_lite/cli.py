@@ -170,14 +170,19 @@ def tables(
 
     Example: chameleon-lite tables --results results
     """
+    import pandas as pd
+
+    from .study.records import load_results
+    from .study.released_tables import released_frame
     from .study.tables import results_frame
 
-    frame = results_frame(results)
-    if frame.empty:
+    frames = [f for f in (released_frame(load_results(results)), results_frame(results)) if not f.empty]
+    if not frames:
         raise UserError(f"no records in {results}/: run an experiment with --results {results}")
-    typer.echo(frame.to_string(index=False))
+    for frame in frames:
+        typer.echo(frame.to_string(index=False) + "\n")
     if csv is not None:
-        frame.to_csv(csv, index=False)
+        pd.concat(frames, ignore_index=True).to_csv(csv, index=False)
 
 
 app.command()(cli_adapt.fit)

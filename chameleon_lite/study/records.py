@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from .. import cache
 from ..errors import UserError
 
+NOT_RECORDS = ("proofs",)
 REFUSED_BACKBONES = ("tiny", "random-gpt2")
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "numpy", "scikit-learn", "scipy", "pandas", "pydantic")
 
@@ -119,9 +120,14 @@ def load_records(path: Path) -> list[Record]:
     return [Record.model_validate_json(line) for line in Path(path).read_text().splitlines() if line]
 
 
+def record_files(folder: Path) -> list[Path]:
+    """The packed experiments of a results folder; other files there (proofs.jsonl) hold no records."""
+    return [path for path in sorted(Path(folder).glob("*.jsonl")) if path.stem not in NOT_RECORDS]
+
+
 def load_results(folder: Path) -> list[Record]:
     """Every record under a results folder, experiment by experiment."""
-    return [record for path in sorted(Path(folder).glob("*.jsonl")) for record in load_records(path)]
+    return [record for path in record_files(folder) for record in load_records(path)]
 
 
 def _admissible(record: Record) -> None:

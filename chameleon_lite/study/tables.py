@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import UserError
-from .records import Record, load_records
+from .records import Record, load_records, record_files
 from .regimes import REGIMES
 from .statistics import Contrast, contrast, mean_interval
 
@@ -70,10 +70,15 @@ def summary_frame(records: list[Record], folder: Path, split: str = "test") -> p
 
 
 def results_frame(results: Path) -> pd.DataFrame:
-    """The summary of every packed experiment, with profile and command (`chameleon-lite tables`)."""
+    """The summary of every packed experiment of the honest study, with profile and command.
+
+    Experiments under another protocol have tables of their own, `released_tables.released_frame`.
+    """
     frames = []
-    for path in sorted(Path(results).glob("*.jsonl")):
+    for path in record_files(results):
         records = load_records(path)
+        if "protocol" in records[0].data:
+            continue
         frame = summary_frame(records, Path(results))
         frame.insert(0, "experiment", path.stem)
         frame["command"] = records[0].provenance["command"]
