@@ -165,15 +165,23 @@ def _tables(settings, protocol, backbone, documents) -> dict[str, TokenTable]:
     generator = np.random.default_rng(settings.data.subset_seed)
     tables = {}
     for split, part in documents.items():
-        table = tokenise(part, backbone.tokenizer, **words)
-        order = generator.permutation(len(table))
-        if split == "train" and settings.data.max_train_tokens is not None:
-            within = np.cumsum(table.lengths[order]) <= settings.data.max_train_tokens
-            order = order[: max(1, int(within.sum()))]
-        elif split != "train":
-            order = order[: getattr(settings.data, f"max_{split}_documents")]
-        tables[split] = table.take(np.sort(order))
+        limit = getattr(settings.data, "max_train_tokens" if split == "train" else f"max_{split}_documents")
+        tables[split] = _subset(part, backbone.tokenizer, words, limit, split == "train", generator)
     return tables
+
+
+def _subset(part, tokenizer, words: dict, limit: int | None, by_tokens: bool, generator) -> TokenTable:
+    """The table of at most `limit` tokens or documents, drawn; no more of the corpus is tokenised than is needed."""
+    if limit is None:
+        return tokenise(part, tokenizer, **words)
+    order = generator.permutation(len(part))
+    size = limit // 16 + 64 if by_tokens else limit
+    while True:
+        table = tokenise([part[i] for i in order[:size]], tokenizer, **words)
+        used = np.cumsum(table.lengths) if by_tokens else np.arange(1, len(table) + 1)
+        if used[-1] >= limit or size >= len(part):
+            return table.take(np.arange(max(1, int((used <= limit).sum()))))
+        size *= 2
 
 
 def _vectors(settings, protocol, backbone, table: TokenTable) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,8 @@ def released_frame(records: list[Record]) -> pd.DataFrame:
         length = record.settings["tokens"]["max_length"]
         key = (protocol_label(record), record.backbone, record.corpus, length, record.regime)
         groups.setdefault(key, []).append(record)
-    return pd.DataFrame([_row(key, own) for key, own in groups.items()])
+    frame = pd.DataFrame([_row(key, own) for key, own in groups.items()])
+    return frame.astype({"published parameters": "Int64"}) if len(frame) else frame
 
 
 def protocol_label(record: Record) -> str:

@@ -11,7 +11,7 @@ from ..released_material import scoring_of
 from .store import Proof
 from .subject import Subject
 
-ROWS = 512  # training rows read again with the backbone's dropout on
+ROWS = {"cuda": 512, "cpu": 64}  # training rows read again with the backbone's dropout on
 
 
 def prove(subject: Subject) -> Proof:
@@ -48,12 +48,13 @@ def _backbone_dropout(subject: Subject) -> dict[str, float]:
     out = {"backbone_dropout_applies": float(found["applies"]), "backbone_dropout_configured": found["configured"],
            "backbone_dropout_set": float(found["set"] or found["configured"])}  # fmt: skip
     table = material.tables["train"]
-    rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(subject.seed))[:ROWS].sort().values
+    rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(subject.seed))
+    rows = rows[: ROWS.get(backbone.device.type, ROWS["cpu"])].sort().values
     table, batches = table.take(rows), list(torch.arange(len(rows)).split(32))
     head = [(subject.trained["R1"][0].head, None)]
     for name, train_mode in (("R1_dropout_off", False), ("R1_dropout_on", True)):
-        states = LiveStates(backbone, table, scoring_of(material.settings, material.protocol), dtype=torch.float32,
-                            train_mode=train_mode)  # fmt: skip
+        states = LiveStates(backbone, table, scoring_of(material.settings, material.protocol),
+                            dtype=getattr(torch, material.feature_dtype), train_mode=train_mode)  # fmt: skip
         with torch.random.fork_rng():
             torch.manual_seed(subject.seed)
             nll = evaluate(head, states, batches, material.weight)[0].cpu()
