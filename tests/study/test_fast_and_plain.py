@@ -1,0 +1,69 @@
+"""No speed-up moves a recorded loss: the whole line on the fast path and on the readable one, records compared."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from chameleon_lite.model.head_loss import IGNORED, HeadWeight, plain_losses
+from chameleon_lite.study.experiment import run_experiment
+from chameleon_lite.training import features, loop
+
+REGIMES = ["R0", "R1", "R2", "R4", "R6"]
+EXACT, SIXTEEN, BETWEEN = 1e-5, 2e-3, 5e-4  # nats a token: float32, 16 bits, differences between regimes
+
+
+def plain_token_losses(h, target, weight: HeadWeight, updates, *, groups=None, scale=1.0):
+    """Every row's loss under every head, with all logits formed and every row's own factors written out."""
+    x, out = h.float(), []
+    for k, update in enumerate(updates):
+        logits = F.linear(x, weight.weight[: weight.vocab].float(), weight.bias)
+        if update is not None and update.down is not None:
+            row = groups[k] if groups is not None and groups[k] is not None else torch.zeros(len(h), dtype=torch.int64)
+            z = torch.einsum("mc,mrc->mr", x, update.down[row])
+            logits = logits + scale * torch.einsum("mr,mvr->mv", z, update.up[row])
+        out.append(F.cross_entropy(logits, target, reduction="none", ignore_index=IGNORED))
+    return torch.stack(out)
+
+
+def one_document_at_a_time(lengths, budget):
+    """The feature pass without any batching, so without any padding."""
+    return ([i] for i in range(len(lengths)))
+
+
+@pytest.fixture
+def losses(small, tmp_path, monkeypatch):
+    """losses(name, **train): regime to (validation, test) loss of a run of the grid."""
+
+    def run(name, **train):
+        monkeypatch.setenv("CHAMELEON_LITE_HOME", str(tmp_path / name))
+        base = {"epochs": 2, "rows_per_step": 16, "feature_dtype": "float32", "matmul_dtype": "float32"}
+        settings = small(REGIMES, learning_rates={r: 1e-3 for r in REGIMES if r != "R0"}, train=base | train)
+        records = run_experiment(settings, runs=tmp_path / f"runs-{name}")
+        return {r.regime: [r.metrics["validation_nll"], r.metrics["test_nll"]] for r in records}
+
+    return run
+
+
+@pytest.fixture
+def plain(losses, monkeypatch):
+    """The grid on the readable path."""
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "head_losses", plain_losses)
+        patch.setattr(loop, "token_losses", plain_token_losses)
+        patch.setattr(features, "_by_budget", one_document_at_a_time)
+        return losses("plain")
+
+
+def test_the_fast_path_in_float32_records_the_plain_paths_losses(losses, plain):
+    fast = losses("fast")
+    assert set(fast) == set(plain) == set(REGIMES)
+    for regime, expected in plain.items():
+        assert fast[regime] == pytest.approx(expected, abs=EXACT)
+
+
+def test_sixteen_bits_stay_within_their_gate_and_move_all_regimes_alike(losses, plain):
+    sixteen = losses("sixteen", feature_dtype="bfloat16", matmul_dtype="bfloat16")
+    gaps = {regime: [a - b for a, b in zip(sixteen[regime], plain[regime])] for regime in plain}
+    for regime, gap in gaps.items():
+        assert max(map(abs, gap)) <= SIXTEEN, regime
+        assert max(abs(a - b) for a, b in zip(gap, gaps["R0"])) <= BETWEEN, regime
