@@ -18,7 +18,7 @@ import torch
 from .. import cache
 from ..errors import RunFailed, unknown
 from ..model.capability import cpu_flags
-from . import growth, ladder, rows_data, rows_features, rows_generate, rows_head, rows_train
+from . import growth, ladder, roofline, rows_data, rows_features, rows_generate, rows_head, rows_train, scaling, tried
 from .measure import Comparison, Row
 from .workload import Bench
 
@@ -38,8 +38,13 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "B14": rows_head.shared_pass,
     "B15": rows_features.share_of_products,
 }
-EXTRAS: dict[str, Callable[[Bench], dict]] = {"ladder": ladder.ladder, "growth": growth.growth}
-SHOWN = ("time", "memory")
+EXTRAS: dict[str, Callable[[Bench], dict]] = {
+    "ladder": ladder.ladder,
+    "roofline": roofline.roofline,
+    "tried": tried.tried,
+    "growth": growth.growth,
+    "scaling": scaling.scaling,  # run when asked for: it is about more than one GPU
+}
 
 
 def run_rows(
@@ -59,7 +64,7 @@ def run_rows(
     kept = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
     kept["machine"] = found
     failed = []
-    for name in names or [*ROWS, *EXTRAS]:
+    for name in names or [name for name in (*ROWS, *EXTRAS) if name != "scaling"]:
         say(f"{name} …")
         kept["rows"][name] = entry = _run(name, bench, failed) | {"conditions": conditions(quick)}
         with cache.atomic(path) as part:
@@ -95,6 +100,7 @@ def machine(bench: Bench) -> dict:
     name = f"cpu-{cores}core"
     if bench.gpu:
         name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(bench.device).lower()).strip("-")
+        name += f"-x{torch.cuda.device_count()}" if torch.cuda.device_count() > 1 else ""
     return {
         "name": name,
         "device": torch.cuda.get_device_name(bench.device) if bench.gpu else _cpu_name(),

@@ -68,3 +68,18 @@ def test_a_row_whose_library_is_missing_is_not_available(tmp_path, monkeypatch):
 def test_an_unknown_row_is_refused_with_the_nearest():
     with pytest.raises(UserError, match="B15"):
         run_rows(["B51"])
+
+
+def test_roofline_points_are_complete(small_bench):
+    found = EXTRAS["roofline"](small_bench)
+    assert all(rate > 0 for rate in found["rates"].values())
+    for point in found["points"]:
+        assert point["operations"] > 0 and point["bytes"] > 0 and point["seconds"] > 0
+        assert point["format"] in found["rates"]
+
+
+@pytest.mark.slow
+def test_scaling_runs_as_two_processes_that_train_as_one(small_bench):
+    found = EXTRAS["scaling"](small_bench)
+    assert found["processes"] == {"1": 1, "2": 2} and found["status"] == "shown"
+    assert found["gates"][0]["value"] < 1e-4

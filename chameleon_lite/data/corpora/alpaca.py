@@ -30,7 +30,7 @@ def load(name: str = "alpaca", *, data_dir: Path | None = None, seed: int = 0) -
 def _file(data_dir: Path, name: str) -> Path:
     if data_dir.is_file():
         return data_dir
-    for folder in (data_dir, data_dir / name, data_dir / "alpaca"):
+    for folder in (data_dir / name, data_dir / "alpaca", data_dir):  # its own folder first: others may lie beside it
         files = sorted([*folder.glob("*.jsonl"), *folder.glob("*.json")])
         named = [f for f in files if f.stem.replace("_", "-") in (name, f"{name}-data", name.replace("-", "-data-"))]
         if len(named or files) == 1:

@@ -33,3 +33,11 @@ def test_no_file_or_too_many(tmp_path):
         (tmp_path / name).write_text("[]")
     with pytest.raises(UserError, match="2 .json or .jsonl files"):
         load_corpus("alpaca", data_dir=tmp_path)
+
+
+def test_other_corpora_may_lie_beside_its_folder(tmp_path):
+    (tmp_path / "alpaca").mkdir()
+    (tmp_path / "alpaca" / "alpaca.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    (tmp_path / "docstrings.jsonl").write_text("{}\n")
+    (tmp_path / "docstrings-instructions.jsonl").write_text("{}\n")
+    assert load_corpus("alpaca", data_dir=tmp_path).source == "file alpaca.jsonl"

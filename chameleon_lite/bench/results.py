@@ -1,0 +1,82 @@
+"""What was timed, as tables: every number of the chapters on speed comes from here.
+
+benchmarks/results/<machine>.json ─ load ─▶ {machine: file} ─ goals_frame, tried_frame, … ─▶ data frames
+"""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from .report import ROWS
+
+
+def load(folder: Path) -> dict[str, dict]:
+    """The results files of a folder by machine, quick runs left out."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))}
+    return {name: kept for name, kept in found.items() if not name.endswith("-quick")}
+
+
+def entry(found: dict[str, dict], name: str, prefer: str = "") -> tuple[str, dict] | None:
+    """(machine, entry) of a row, from the machine whose name holds `prefer` where there is one; None if nowhere."""
+    holding = [(machine, kept["rows"][name]) for machine, kept in found.items() if usable(kept["rows"].get(name))]
+    return next((pair for pair in holding if prefer and prefer in pair[0]), holding[0] if holding else None)
+
+
+def usable(row: dict | None) -> bool:
+    """Whether a row was measured."""
+    return row is not None and row["status"] not in ("failed", "not available")
+
+
+def goals_frame(kept: dict) -> pd.DataFrame:
+    """One line a comparison of a machine: what, peer, times better (with its spread), goal, met."""
+    lines = []
+    for name in ROWS:
+        row = kept["rows"].get(name)
+        if row is None:
+            continue
+        if not row["comparisons"]:
+            lines.append({"row": name, "what": row["what"], "verdict": row["status"]})
+        for c in row["comparisons"]:
+            verdict = "gate failed" if row["status"] == "gate failed" else {True: "met", False: "missed"}.get(c["met"])
+            lines.append({"row": name, "what": row["what"], "against": c["peer"], "quantity": c["quantity"],
+                          "times better": _times(c), "goal": c["goal"],
+                          "verdict": verdict or c["absent"] or "shown"})  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def _times(c: dict) -> str:
+    """The ratio and its spread: worst against best repetition of both, and the other way round."""
+    if not c["theirs"]:
+        return "–"
+    ours, theirs = c["ours"], c["theirs"]
+    return f"{c['ratio']:.3g} [{theirs['low'] / ours['high']:.3g}, {theirs['high'] / ours['low']:.3g}]"
+
+
+def missed_frame(found: dict[str, dict]) -> pd.DataFrame:
+    """Every missed goal of every machine with its reason, and every gate that failed."""
+    lines = [
+        {"machine": machine, "row": name, "what": row["what"], "reason": row["reason"] or row["unavailable"]}
+        for machine, kept in found.items()
+        for name, row in kept["rows"].items()
+        if name in ROWS and row["status"] in ("missed", "gate failed", "failed")
+    ]
+    return pd.DataFrame(lines, columns=["machine", "row", "what", "reason"])
+
+
+def tried_frame(kept: dict) -> pd.DataFrame:
+    """Ideas with their gain on one machine."""
+    lines = [
+        {"idea": t["idea"], "gain": f"{t['gain']:.2g} ×", "kept": "yes" if t["kept"] else "no", "why": t["why"]}
+        for t in kept["rows"]["tried"]["tried"]
+    ]
+    return pd.DataFrame(lines)
+
+
+def growth_frame(row: dict) -> pd.DataFrame:
+    """Slopes beside the slopes expected."""
+    return pd.DataFrame([
+        {"stage": c["stage"], "against": c["against"], "from": c["sizes"][0], "to": c["sizes"][-1],
+         "slope": round(c["slope"], 2), "expected": c["expected"]}
+        for c in row["curves"]
+    ])  # fmt: skip

@@ -1,0 +1,96 @@
+"""What was tried beside what was kept: small timings, most of which say why something is *not* done here.
+
+Each entry: the idea, seconds with it and without it, and whether it was kept on this kind of machine.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from ..data import lloyd
+from ..data.clusters import steps_from
+from ..model.head_loss import HeadWeight
+from ..training.features import arithmetic
+from .measure import interleaved
+from .workload import Bench, random_table
+
+
+def tried(bench: Bench) -> dict:
+    """All entries, {idea, with, without, gain, kept, why}."""
+    found = [_logsumexp(bench), _odd_vocabulary(bench), _mask(bench), _own_clusters(bench), _low_bits(bench),
+             _sixteen_decode(bench)]  # fmt: skip
+    return {"what": "tried, kept or not", "status": "shown", "tried": found}
+
+
+def _entry(bench: Bench, idea: str, kept: bool, why: str, using: Callable, instead: Callable) -> dict:
+    times = interleaved({"with": using, "without": instead}, bench.device, bench.repetitions())
+    return {"idea": idea, "with": times["with"].median, "without": times["without"].median,
+            "gain": times["without"].median / times["with"].median, "kept": kept, "why": why}  # fmt: skip
+
+
+def _logsumexp(bench: Bench) -> dict:
+    x = torch.randn(bench.size(256, 2_040, 64), bench.backbone.vocab, device=bench.device)
+    return _entry(bench, "logsumexp instead of softmax", False, "the gradient needs the probabilities anyway",
+                  lambda: torch.logsumexp(x, 1), lambda: torch.softmax(x, 1))  # fmt: skip
+
+
+def _odd_vocabulary(bench: Bench) -> dict:
+    weight = HeadWeight(bench.backbone.head.weight, dtype=bench.fast)
+    odd = weight.weight[: weight.vocab].clone()
+    h = torch.randn(bench.size(256, 8_160, 64), weight.width, device=bench.device).to(bench.fast)
+    return _entry(bench, "vocabulary padded to a multiple of 64", True, "matrix units want aligned columns",
+                  lambda: h @ weight.weight.T, lambda: h @ odd.T)  # fmt: skip
+
+
+@torch.inference_mode()
+def _mask(bench: Bench) -> dict:
+    backbone = bench.backbone
+    table = random_table(np.full(bench.size(8, 128, 4), 96), backbone.vocab, backbone.pad_id)
+    ids, mask = (x.to(bench.device) for x in table.padded(range(len(table))))
+    with arithmetic(backbone, bench.fast):
+        return _entry(bench, "no attention mask in the feature pass", True,
+                      "padding stands on the right, where no real token looks",
+                      lambda: backbone.hidden(ids), lambda: backbone.hidden(ids, mask))  # fmt: skip
+
+
+def _own_clusters(bench: Bench) -> dict:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(bench.size(8_192, 23_767, 1_024), 256, generator=g)
+    start = x[: bench.size(256, 742, 32)].clone()
+    own, own_start = x.to(bench.device), start.to(bench.device)
+    return _entry(bench, "own k-means instead of scikit-learn on the host", bench.gpu,
+                  "worth it where the products run on a GPU",
+                  lambda: lloyd.lloyd(own, own_start, 2, -1.0), lambda: steps_from(x, start, 2))  # fmt: skip
+
+
+def _low_bits(bench: Bench) -> dict:
+    """Labels that 16-bit distances would move are the reason; the time is what they would save."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(bench.size(8_192, 23_767, 1_024), 768, generator=g).to(bench.device)
+    c = x[: bench.size(256, 742, 32)] * 0.1
+    low, low_c = x.to(bench.fast), c.to(bench.fast)
+    norms, half = x.square().sum(1), -0.5 * c.square().sum(1)
+
+    def low_labels():
+        return ((low @ low_c.T).float() + half).argmax(1)
+
+    moved = float((low_labels() != lloyd.assign(x, c, norms)[0]).float().mean())
+    return _entry(bench, "16-bit distances in k-means", False, f"{moved:.1%} of the rows would change their cluster",
+                  low_labels, lambda: lloyd.assign(x, c, norms)[0])  # fmt: skip
+
+
+@torch.inference_mode()
+def _sixteen_decode(bench: Bench) -> dict:
+    backbone = bench.backbone
+    table = random_table(np.full(bench.size(16, 64, 4), 1 + 1), backbone.vocab, backbone.pad_id)
+    ids = table.padded(range(len(table)))[0].to(bench.device)
+    lm, kept = backbone.lm, {name: value.detach() for name, value in backbone.lm.state_dict().items()}
+    exact = interleaved({"it": lambda: lm(input_ids=ids, logits_to_keep=1)}, bench.device, bench.repetitions())["it"]
+    lm.to(torch.bfloat16)
+    low = interleaved({"it": lambda: lm(input_ids=ids, logits_to_keep=1)}, bench.device, bench.repetitions())["it"]
+    lm.to(torch.float32)
+    lm.load_state_dict(kept)
+    return {"idea": "bfloat16 weights while decoding", "with": low.median, "without": exact.median,
+            "gain": exact.median / low.median, "kept": bench.gpu,
+            "why": "tokens must be those of float32 on a CPU; a GPU serves in 16 bits"}  # fmt: skip
