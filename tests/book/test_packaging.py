@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 IMPORT_NAMES = {"sklearn": "scikit-learn", "yaml": "pyyaml", "umap": "umap-learn", "huggingface_hub": "transformers",
                 "tokenizers": "transformers", "myst_nb": "myst-nb", "mpl_toolkits": "matplotlib",
-                "triton": "torch"}  # comes with torch where torch has a GPU
+                "IPython": "ipykernel", "triton": "torch"}  # comes with torch where torch has a GPU
 
 
 @pytest.fixture(scope="module")
