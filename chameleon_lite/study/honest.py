@@ -4,6 +4,7 @@
 """
 
 import base64
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -105,12 +106,20 @@ def matched_frame() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def csv_link(frame: pd.DataFrame, name: str):
-    """A link under a table that saves it as `name`.csv, without a server."""
-    from IPython.display import HTML
+@dataclass(frozen=True)
+class CsvLink:
+    """A link under a table that saves it as `name`.csv; notebooks show it, and it needs no server."""
 
-    data = base64.b64encode(frame.to_csv(index=False).encode()).decode()
-    return HTML(f'<a download="{name}.csv" href="data:text/csv;base64,{data}">Download as CSV</a>')
+    name: str
+    data: str  # the file, base64
+
+    def _repr_html_(self) -> str:
+        return f'<a download="{self.name}.csv" href="data:text/csv;base64,{self.data}">Download as CSV</a>'
+
+
+def csv_link(frame: pd.DataFrame, name: str) -> CsvLink:
+    """The link for a frame."""
+    return CsvLink(name, base64.b64encode(frame.to_csv(index=False).encode()).decode())
 
 
 def _mean(evidence: Evidence, corpus: str, regime: str):

@@ -48,5 +48,5 @@ def test_pictures_draw_their_frame_and_name_their_axes(draw, frame, evidence):
 
 
 def test_a_table_can_be_saved(evidence):
-    link = honest.csv_link(honest.accounting_frame(evidence, "docstrings"), "accounting").data
+    link = honest.csv_link(honest.accounting_frame(evidence, "docstrings"), "accounting")._repr_html_()
     assert 'download="accounting.csv"' in link and "base64," in link
