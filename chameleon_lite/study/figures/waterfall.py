@@ -17,7 +17,7 @@ LABELS = {
 def waterfall(ax, walk: pd.DataFrame, regimes: dict[str, str] | None = None):
     """Draw `walk` (columns step, mended, regime, loss; several seeds are averaged) from top to bottom.
 
-    A bar reaches from the loss before a switch was mended to the loss after; the number is the loss after.
+    A bar reaches from the loss before a switch was mended to the loss after, which the tick marks and the number says.
     `regimes` maps the regimes to draw to their names.
     """
     regimes = regimes or {name: name for name in sorted(walk["regime"].unique())}
@@ -31,10 +31,11 @@ def waterfall(ax, walk: pd.DataFrame, regimes: dict[str, str] | None = None):
             ax.barh(y, after - before, left=before, height=height * 0.9, color=style["color"],
                     alpha=1.0 if place in (0, len(own) - 1) else 0.6, label=name if place == 0 else None)  # fmt: skip
             ax.text(max(before, after), y, f" {after:.3f}", va="center", fontsize=8)
+            ax.plot([after], [y], color="black", marker="|", markersize=9, linestyle="none")
             before = after
     ax.set_yticks(range(len(steps)), [LABELS.get(m, m) for m in steps["mended"]])
     ax.invert_yaxis()
-    ax.margins(x=0.12)
+    ax.set_xlim(0, 1.15 * float(walk.groupby(["step", "regime"])["loss"].mean().max()))
     ax.set_xlabel("loss that the procedure reports (nats a scored position)")
-    ax.legend(frameon=False, loc="lower right")
+    ax.figure.legend(frameon=False, loc="outside lower center", ncols=len(regimes))  # bars leave no corner free
     return ax
