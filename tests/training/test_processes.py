@@ -36,7 +36,10 @@ def curves(states, weight, processes):
 
 
 def two(states, weight, out):
-    """What each of the two processes runs."""
+    """What each of the two processes runs; it must not inherit what an earlier test told the library."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
     torch.set_num_threads(1)
     processes = Processes()
     assert processes.count == 2
