@@ -12,7 +12,7 @@ from ..model.heads.static import LoraHead
 from ..training.loop import evaluate
 from ..training.scored import ScoredStates
 from . import peers
-from .measure import Comparison, Gate, Row, interleaved, peak_bytes, relative_error, sample
+from .measure import Comparison, Gate, Row, interleaved, peak_bytes, relative_error, sample, seconds_of
 from .workload import Bench, head_inputs
 
 
@@ -130,7 +130,7 @@ def head_memory(bench: Bench) -> Row:
     found = {}
     for name, loss in {"ours": work.ours, "released way": work.released}.items():
         step = work.step(loss)
-        step() if bench.gpu or name == "ours" else None  # gradients' own memory is asked for once
+        step() if bench.gpu else None  # gradients' own memory is asked for once; a CPU keeps buffers: count them
         found[name] = sample([float(peak_bytes(step, bench.device))], "bytes")
     value, expected = work.gradients(work.released)
     loss, gradient = work.gradients(work.ours)
@@ -167,6 +167,9 @@ def head_kernels(bench: Bench) -> Row:
     goal = bench.goal(2, 4)
     row.comparisons = [Comparison(name, "time", times["ours"], times[name], goal) for name in times if name != "ours"]
     row.comparisons += [Comparison(name, "time", times["ours"], None, goal, why) for name, why in absent.items()]
+    product = seconds_of(lambda: work.compact @ work.weight.weight.T, bench.device)
+    rest = max(0.0, times["ours"].median - product)
+    row.profile = {"one product h·Wᵀ": product, "softmax, update and gradients": rest}
     return row
 
 
@@ -212,8 +215,6 @@ def _drawn_head(bench: Bench, seed: int) -> LoraHead:
 
 
 def _shared_profile(bench: Bench, scored: ScoredStates, weight: HeadWeight, total: float) -> dict[str, float]:
-    from .measure import seconds_of
-
     h = scored.batch(torch.arange(min(32, scored.documents)))[0].to(weight.weight.dtype)
     product = seconds_of(lambda: h @ weight.weight.T, bench.device, 3) * scored.total / len(h)
     return {"the shared product h·Wᵀ": product, "updates, softmax and the rest": max(0.0, total - product)}

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .scratch import Scratch
+
 IGNORED = -100  # a target that counts nothing; the same number as in the data room, which this room does not know
 CPU_ROWS, CUDA_ROWS, TRITON_ROWS = 128, 510, 2_040  # rows a chunk: last-level cache; memory; memory
 # Probabilities below 6e-8 vanish in float16 and those below 6e-5 lose digits; this shift by 2^10 keeps them.
 FP16_SHIFT = 1_024.0
+DIGITS_FROM = 1e-30  # of a float32 probability; below 1e-38 it loses digits, below 1e-45 it is zero
 
 
 @dataclass
@@ -38,6 +41,7 @@ class HeadTask:
     def __init__(self, down: Tensor | None, up: Tensor | None, bias: Tensor | None, mix: Tensor | None,
                  group: Tensor | None, weight, scale: float) -> None:
         self.down, self.up, self.bias, self.mix, self.scale, self.weight = down, up, bias, mix, scale, weight
+        self.scratch: Scratch | None = None  # set by the pass
         self.mix_of = group if mix is not None else None  # (M,) the mixture that each row uses; None: all the first
         self.group = None
         if group is not None and mix is None and not (down is None and bias is None):
@@ -114,22 +118,35 @@ def torch_step(hc: Tensor, base: Tensor, target: Tensor, task: HeadTask, rows: s
     base (n, Vp) is overwritten only if `reuse`.
     """
     weight, part = task.weight, task.factors(rows)
-    logits = base.to(weight.accumulate, copy=not reuse)  # (n, Vp)
+    if reuse and base.dtype == weight.accumulate:
+        logits = base
+    else:
+        logits = task.scratch("logits", len(hc), weight.accumulate).copy_(base)  # (n, Vp)
     logits[:, weight.vocab :] = -torch.inf
     z = low_rank_states(hc, part, task.scale)
     if z is not None:
-        logits += z @ part.up.T
+        logits += torch.mm(z, part.up.T, out=task.scratch("update", len(hc), z.dtype))
     for bias in (weight.padded_bias, part.bias):
         if bias is not None:
             logits += bias
-    p = torch.softmax(logits, dim=1)
-    # On a CPU logsumexp over this many columns takes ten times as long as softmax, so it is had from the maximum.
+    p = torch.softmax(logits, dim=1, out=task.scratch("p", len(hc), weight.accumulate))
     index = target.clamp_min(0).unsqueeze(1)  # (n, 1)
-    nll = logits.amax(1) - p.amax(1).log() - logits.gather(1, index).squeeze(1)
+    nll = _nll(logits, p, index)
     if gh is not None or any(g is not None for g in task.gradients):
         p.scatter_add_(1, index, p.new_full(index.shape, -1.0))  # now dloss/dlogits
         gradients_by_product(hc, p, z, part, target, task, rows, gh)
     return nll.masked_fill(target == IGNORED, 0.0)
+
+
+def _nll(logits: Tensor, p: Tensor, index: Tensor) -> Tensor:
+    """−log p of the targets (n,), from p itself, or from the row's maximum where p is too small to have digits.
+
+    On a CPU logsumexp over this many columns takes ten times as long as softmax, and even a maximum shows.
+    """
+    picked = p.gather(1, index).squeeze(1)
+    if p.device.type == "cpu" and bool((picked > DIGITS_FROM).all()):
+        return -picked.log()
+    return logits.amax(1) - p.amax(1).log() - logits.gather(1, index).squeeze(1)
 
 
 def gradients_by_product(hc: Tensor, p: Tensor, z: Tensor | None, part: ChunkFactors, target: Tensor,
@@ -137,7 +154,9 @@ def gradients_by_product(hc: Tensor, p: Tensor, z: Tensor | None, part: ChunkFac
     """From dloss/dlogits p (n, Vp), which it may overwrite, add up the head's gradients and write gh (n, C)."""
     weight, dtype = task.weight, task.weight.weight.dtype
     shift = FP16_SHIFT if dtype == torch.float16 else 1.0
-    g = (p.mul_(shift) if shift != 1.0 else p).to(dtype)  # (n, Vp)
+    g = p.mul_(shift) if shift != 1.0 else p
+    if g.dtype != dtype:
+        g = task.scratch("g", len(hc), dtype).copy_(g)  # (n, Vp)
     add_gradients(hc, g, z, part, target, task, rows, gh, shift)
     if task.gradients[2] is not None:
         counts = (target != IGNORED).to(p.dtype).unsqueeze(0)  # (1, n)
@@ -183,10 +202,14 @@ def forward_pass(h: Tensor, target: Tensor, weight, tasks: list[HeadTask], chunk
     rows_at_once = chunk or rows_at_once
     nll = torch.zeros(len(tasks), len(h), dtype=weight.accumulate, device=h.device)
     gh = torch.zeros(len(tasks), *h.shape, dtype=weight.accumulate, device=h.device) if want_h else None
+    scratch = Scratch.of(weight, min(rows_at_once, len(h)))
+    for task in tasks:
+        task.scratch = scratch
     for start in range(0, len(h), rows_at_once):
         rows = slice(start, start + rows_at_once)
         hc = h[rows].to(weight.weight.dtype)  # (n, C)
-        base = hc @ weight.weight.T  # (n, Vp), shared by all heads
+        out = scratch("base", len(hc), hc.dtype) if h.device.type == "cpu" else None
+        base = torch.mm(hc, weight.weight.T, out=out)  # (n, Vp), shared by all heads
         for k, task in enumerate(tasks):
             part = None if gh is None else gh[k, rows]
             nll[k, rows] = step(hc, base, target[rows], task, rows, part, k == len(tasks) - 1)
