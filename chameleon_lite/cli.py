@@ -21,6 +21,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="ChameleonLLM re-derived, measured, and made usable.")  # fmt: skip
 
+INTERRUPTED = 130
+
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Folder that holds the corpus's files.")]
 Results = Annotated[Path, typer.Option("--results", help="Folder of packed records.")]
 
@@ -246,7 +248,8 @@ def _say(text: str) -> None:
 def main() -> None:
     """Entry point: turn errors a user can mend into one line and an exit code."""
     try:
-        app(standalone_mode=False)
+        if app(standalone_mode=False) == INTERRUPTED:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
     except UserError as error:
         typer.echo(f"chameleon-lite: {error}", err=True)
         sys.exit(error.exit_code)

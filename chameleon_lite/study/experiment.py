@@ -119,6 +119,9 @@ def _run_corpus(context: Context, regimes: list[Regime], found: dict, corpus: st
             if context.processes.index == 0:
                 write_run(context.runs, record, documents)
             out[record.regime, seed] = record
+            if record.failure:
+                left = "its best state before that is kept" if record.status == "done" else "lower its learning rate"
+                context.say(f"{record.regime}, seed {seed}: {record.failure}; {left}")
         context.deadline.done()
     return out
 
@@ -159,10 +162,11 @@ def _cached_outcomes(context: Context, regimes: list[Regime], rates: dict[str, f
             measured[r.name].nll, measured[r.name].positions,
             member.learning_rate if member else None, own.curve if own else [],
             own.head.trainable_parameters() if own else 0, member.head.stored_bytes() if member else 0,
-            member.failure if member and not member.state else None,
-            {"training": (trained - started) / max(1, len(trials)) if own else 0.0, "evaluation": seconds},
+            member.failure if member else None,
+            kept=member is None or not member.failure or member.best_epoch > 0,
+            seconds={"training": (trained - started) / max(1, len(trials)) if own else 0.0, "evaluation": seconds},
         )  # fmt: skip
-    if all(found.failure for found in out.values()) and members:
+    if members and not any(found.kept for found in out.values()):
         raise RunFailed("every head of the cohort diverged: lower the learning rates")
     return out
 

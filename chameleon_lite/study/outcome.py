@@ -37,6 +37,7 @@ class Outcome:
     trainable_parameters: int = 0
     stored_bytes: int = 0
     failure: str | None = None
+    kept: bool = True  # whether a state from before the failure is left, and was measured
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -74,7 +75,7 @@ def record_of(context: Context, r: Regime, found: Outcome, seed: int, corpus: st
         stored_bytes=found.stored_bytes,
         seconds={**material.seconds, **found.seconds},
         peak_memory_bytes=peak_memory(device),
-        status="failed" if found.failure else "done",
+        status="done" if found.kept else "failed",
         failure=found.failure,
         data=material.facts() | {"clusters": material.seeds[seed].quality if seed in material.seeds else None},
         provenance=provenance(str(device), context.command),

@@ -135,7 +135,7 @@ def _trained(context: Context, seeded: Seeded, r: Regime, make, source, lr: floa
         head.load_state_dict(state[1])
     nll = {s: _read(context, seeded, r, adapted, head, views, sources, s) for s in ("validation", "test")}
     count = sum(p.numel() for p in parameters)
-    return Outcome(nll, [], lr, curve, count, 4 * count, failure)
+    return Outcome(nll, [], lr, curve, count, 4 * count, failure, kept=failure is None)
 
 
 def _epoch(context, seeded, r: Regime, adapted: Backbone, head: Head, view: Split, sources, optimiser,
