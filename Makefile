@@ -9,6 +9,15 @@ PROFILE     ?= $(if $(filter reproduce,$(MAKECMDGOALS)),colab,smoke)
 # ONLY=03 rebuilds the pages whose file name contains 03 and takes the others from the last run.
 ONLY        ?=
 
+# `make reproduce`: the paper's tables, the honest study, and the tables on data at hand.
+DATA_DIR    ?=
+TABLES      ?= table1-released table2-released table1-described table2-described
+STUDY       ?= four-regimes $(patsubst experiments/%.yaml,%,$(wildcard experiments/honest-*.yaml))
+LITE        ?= table1-released-lite table2-released-lite table2-released-lite-512 waterfall-lite waterfall-alpaca-lite \
+               table1-released-dropout-lite table1-described-lite table2-described-lite
+PROVED      ?= table1-released table2-released
+PROVED_LITE ?= table1-released-lite table2-released-lite
+
 VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip install --disable-pip-version-check -qq $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt
@@ -27,7 +36,7 @@ help:
 	@echo "make browser    open every page of the built book in Chromium and check it"
 	@echo "make lint       ruff over package, tests, notebooks and book"
 	@echo "make clean-book | clean-runs | clean-venv | clean   remove _build | runs | .venv | all three"
-	@echo "variables: PYTHON=$(PYTHON)  PROFILE=smoke|colab|paper  ONLY=03"
+	@echo "variables: PYTHON=$(PYTHON)  PROFILE=smoke|colab|paper  ONLY=03  DATA_DIR=FOLDER (reproduce)"
 	@echo "           TORCH_INDEX=https://download.pytorch.org/whl/cpu   PyTorch without CUDA on Linux"
 
 # A half-made environment (interrupted, or without pip) has no stamp and is made again.
@@ -66,12 +75,19 @@ browser: $(VENV)/.stamp-test
 	@$(BIN)/python -m pytest -m browser tests/book/test_site.py $(PYTEST_ARGS)
 
 # A run whose record is already there is skipped, so an interrupted reproduction continues where it stopped.
+# gpt2, WikiText-2 and Alpaca come from the model hub; with DATA_DIR=FOLDER holding wikitext-2/ and alpaca/ the
+# tables on data at hand are made too.
+RUN_ON := --profile $(PROFILE) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) --results results
 reproduce: $(VENV)/.stamp-book
-	@for file in experiments/*.yaml; do \
-	  echo "[reproduce] $$file at PROFILE=$(PROFILE)"; \
-	  $(BIN)/chameleon-lite run $$file --profile $(PROFILE) --resume --results results || exit 1; \
+	@for name in $(TABLES) $(STUDY) $(if $(DATA_DIR),$(LITE)); do \
+	  echo "[reproduce] experiments/$$name.yaml at PROFILE=$(PROFILE)"; \
+	  $(BIN)/chameleon-lite run experiments/$$name.yaml $(RUN_ON) --resume || exit 1; \
+	done
+	@for name in $(PROVED) $(if $(DATA_DIR),$(PROVED_LITE)); do \
+	  $(BIN)/chameleon-lite prove experiments/$$name.yaml $(RUN_ON) || exit 1; \
 	done
 	@$(BIN)/chameleon-lite tables --results results
+	@$(BIN)/chameleon-lite claims --results results --write
 	@$(BIN)/python book/build.py --profile $(PROFILE)
 
 serve:
