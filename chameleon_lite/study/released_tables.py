@@ -96,8 +96,9 @@ def stored_table(results: Path, names: list[str]) -> pd.DataFrame:
         else:
             frame = pd.DataFrame([{"loss": NOT_MEASURED}])
         frame.insert(0, "experiment", name)
-        frames.append(frame)
-    return pd.concat([f.dropna(axis=1, how="all") for f in frames], ignore_index=True).fillna("–")
+        frames.append(frame.astype(object))  # a whole number stays one where another row has nothing
+    table = pd.concat([f.dropna(axis=1, how="all") for f in frames], ignore_index=True)
+    return table.where(table.notna(), "–")
 
 
 def _values(records: list[Record], metric: str) -> np.ndarray:

@@ -1,5 +1,7 @@
 """The tables: published beside re-derived, what is missing said in place, and the published improvements."""
 
+from pathlib import Path
+
 import pytest
 
 from chameleon_lite.study.figures.style import figure
@@ -54,3 +56,13 @@ def test_every_switch_of_a_walk_has_a_label():
 
 def test_instructions_belong_to_table_2():
     assert table_of(Made({}, "R1", 1.0, "alpaca-cleaned")) == 2 and table_of(Made({}, "R1", 1.0)) == 1
+
+
+def test_the_stored_table_says_what_was_run_and_what_was_not():
+    results = Path(__file__).parents[2] / "results"
+    table = stored_table(results, ["table1-released-lite", "no-such-run"])
+    run = table[table["experiment"] == "table1-released-lite"]
+    assert set(run["regime"]) == {"R0", "R1", "R2", "R3", "R4"} and all(n >= 4 for n in run["n seeds"])
+    assert all(isinstance(n, int) for n in run["n seeds"])
+    missing = table[table["experiment"] == "no-such-run"]
+    assert missing["loss"].tolist() == [NOT_MEASURED] and missing["n seeds"].tolist() == ["–"]
