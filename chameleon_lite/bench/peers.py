@@ -24,15 +24,15 @@ def prepare_one_by_one(
 ) -> tuple[Tensor, Tensor]:
     """Each text by itself: padded ids (N, T), and the normalised mean embedding (N, C) over all T positions.
 
-    Token plus position embeddings are formed a row as well, as the scripts do without using them (audit, row 20).
+    Token plus position embeddings (T, C) are looked up and kept for every row as well: the scripts carry them along
+    without using them (audit, row 20).
     """
-    ids, vectors = [], []
+    ids, vectors, carried = [], [], []
     for text in texts:
         row = tokenizer(text, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         row = row["input_ids"].to(embedding.device)  # (1, T)
-        embedded = embedding[row]  # (1, T, C)
-        _ = embedded + positions[:length]
-        vectors.append(F.normalize(embedded.mean(1), dim=1))
+        vectors.append(F.normalize(embedding[row].mean(1), dim=1))
+        carried.append(embedding[row] + positions[:length])  # (1, T, C)
         ids.append(row)
     return torch.cat(ids), torch.cat(vectors)
 

@@ -14,7 +14,7 @@ from .workload import LENGTH, Bench, texts, trained_tokenizer
 
 def prepare(bench: Bench) -> Row:
     """B1: tokenising and mean embeddings, batched and flat, against one row at a time."""
-    rows = bench.size(cpu=1_500, gpu=3_000, quick=400)
+    rows = bench.size(cpu=1_000, gpu=3_000, quick=400)
     words, tokenizer = texts(rows), trained_tokenizer()
     documents = [Document(str(i), text) for i, text in enumerate(words)]
     g = torch.Generator().manual_seed(0)

@@ -54,7 +54,7 @@ class Prompts:
 
 def one_at_a_time(bench: Bench) -> Row:
     """B11: 64 prompts in one left-padded batch, against one after another as released; float32 on both sides."""
-    prompts = Prompts(bench, 64, bench.size(cpu=8, gpu=64, quick=2))
+    prompts = Prompts(bench, 64, bench.size(cpu=8, gpu=32, quick=2))
     model, factors = _adapted(bench, groups=1)
     update = _laid_out(factors, None, torch.float32)
 

@@ -141,7 +141,7 @@ def _workers(bench: Bench, folder: Path) -> dict:
                    "text": " ".join(words[i * 11 % 60_000 :][:40]), "prompt": "", "instruction": ""}  # fmt: skip
             file.write(json.dumps(row) + "\n")
     settings = {
-        "name": "workers", "backbone": "random-gpt2", "corpora": [str(folder / "texts.jsonl")], "seeds": 4,
+        "name": "workers", "backbone": bench.model, "corpora": [str(folder / "texts.jsonl")], "seeds": 4,
         "regimes": ["R1", "R2", "R4"], "learning_rates": {"R1": 1e-3, "R2": 1e-3, "R4": 1e-3},
         "data": {"max_train_tokens": None}, "train": {"epochs": 5, "patience": 99},
     }  # fmt: skip

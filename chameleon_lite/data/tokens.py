@@ -9,6 +9,7 @@ confused with an ordinary token of the same id. No token is added at either end.
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -41,12 +42,12 @@ class TokenTable:
     def __len__(self) -> int:
         return len(self.prefix)
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens a document, (N,) int64."""
+        """Tokens a document, (N,) int64; kept, because every batch asks for some of them."""
         return np.diff(self.offsets)
 
-    @property
+    @cached_property
     def n_scored(self) -> np.ndarray:
         """Scored tokens a document, (N,) int64."""
         return self.lengths - self.prefix
