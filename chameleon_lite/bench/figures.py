@@ -14,7 +14,7 @@ def ladder(ax, entry: dict):
     ax.set_yticks(place, [f"{s['step']}\n{s['idea']}" for s in steps], fontsize=9)
     ax.invert_yaxis()
     ax.set_xscale("log")
-    ax.set_xlim(right=max(seconds) * 4)
+    ax.set_xlim(min(seconds) / 3, max(seconds) * 4)
     for y, value in zip(place, seconds):
         ax.text(value * 1.08, y, f"{_seconds(value)}   {seconds[0] / value:.1f} ×", va="center", fontsize=9)
     ax.set_xlabel("seconds for five epochs of two regimes")
@@ -53,6 +53,9 @@ def growth(ax, entry: dict, against: str):
         ax.plot(curve["sizes"], curve["values"], label=label, **look(i))
     unit = "seconds" if {c["unit"] for c in curves} == {"s"} else "bytes"
     ax.set(xscale="log", yscale="log", xlabel=against, ylabel=unit)
+    values = [v for c in curves for v in c["values"]]
+    if max(values) < 10 * min(values):
+        ax.set_ylim(min(values) / 10, max(values) * 10)  # a flat curve should look flat
     ax.legend(fontsize=8)
     return ax
 

@@ -25,6 +25,7 @@ from ..training.scored import scored_states
 from .measure import peak_bytes, seconds_of
 from .workload import Bench, topic_words
 
+RESOLUTION = 16 << 20  # bytes; less is lost in the system's own accounts of a process, and is shown as this much
 # Slopes one expects. Clusters are fitted on at most 100,000 rows; above that only assigning the others grows.
 EXPECTED = {"tokenise": 1, "mean embedding": 1, "fit clusters": 0, "hidden states": 1, "arrange": 1, "draw a batch": 0,
             "feature memory": 0}  # fmt: skip
@@ -87,7 +88,7 @@ def measure_rows(bench: Bench, backbone, n: int) -> dict[str, float]:
         # which grow with the ids and are counted with them.
         places = peak_bytes(lambda: features(backbone, table, dtype=torch.float32, folder=Path(folder),
                                              progress=False), bench.device)  # fmt: skip
-        out["feature memory"] = max(peak - places, 1 << 20)
+        out["feature memory"] = max(peak - places, RESOLUTION)
         scored = scored_states(stores[0], table, device=bench.device, budget=0)
         rows = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:32]
         scored.batch(rows)

@@ -18,7 +18,7 @@ PADDED_ROWS = 32  # rows a padded batch, as released
 
 def feature_pass(bench: Bench) -> Row:
     """B4: the whole feature store, on disk at the end, against the padded float32 pass that keeps nothing."""
-    rows = bench.size(cpu=12, gpu=2_048, quick=4)
+    rows = bench.size(cpu=32, gpu=2_048, quick=4)
     backbone, dtype = bench.backbone, bench.fast
     table = random_table(row_lengths(rows), backbone.vocab, backbone.pad_id)
     ids, labels = peers.padded_rows(table, LENGTH, bench.device)
