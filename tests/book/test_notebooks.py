@@ -92,6 +92,12 @@ def test_cells_that_draw_say_what_is_seen(cells):
             assert figure["name"].startswith("fig-") and figure["caption"]
 
 
+def test_a_numbered_figure_is_its_cells_only_output(cells):
+    for cell in cells:  # a second output would get the same label, which the strict build refuses
+        if "figure" in cell.metadata.get("mystnb", {}):
+            assert "display(" not in cell.source, cell.source.splitlines()[0]
+
+
 def test_images_in_the_text_have_alternative_text(cells):
     for cell in cells:
         if cell.cell_type == "markdown":
