@@ -16,14 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .capability import matmul_dtype
-from .head_loss_pass import IGNORED, HeadLossFunction, HeadTask, forward_pass
+from .head_loss_pass import IGNORED, HeadLossFunction, HeadTask, forward_pass, uses_triton
 from .heads.interface import HeadUpdate, apply_update
+from .row_groups import Groups, RowGroups
 
-__all__ = ["IGNORED", "HeadWeight", "head_losses", "matmul_dtype", "plain_losses", "token_losses"]
+__all__ = ["IGNORED", "HeadWeight", "RowGroups", "head_losses", "matmul_dtype", "plain_losses", "token_losses"]
 
 ROW_MULTIPLE = 64  # matrix units need aligned columns: GPT-2's 50,257 as such cost seven times as much as 50,304
-
-Groups = Sequence[Tensor | None] | None
 
 
 class HeadWeight:
@@ -63,10 +62,10 @@ def head_losses(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequence
     """The sum of next-token losses (K,) of K heads on the same h (M, C), differentiable.
 
     target (M,) int64, IGNORED where a row counts nothing; updates: one a head, None for the frozen one;
-    groups: for a head with G > 1 updates the index (M,) of each row's own; chunk: rows at a time; scale: α;
-    kernel: "torch" or "triton", by default the faster one that the device has.
+    groups: for a head with G > 1 updates each row's own, as `RowGroups` or as an index (M,); chunk: rows at a time;
+    scale: α; kernel: "torch" or "triton", by default the faster one that the device has.
     """
-    h, target, listed, _ = _in_group_order(h, target, weight, updates, groups)
+    h, target, listed, _ = _laid_out(h, target, weight, updates, groups, kernel)
     factors = [tensor for update in updates for tensor in _tensors(update)]
     if not torch.is_grad_enabled():
         h, factors = h.detach(), [None if x is None else x.detach() for x in factors]
@@ -78,7 +77,7 @@ def token_losses(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequenc
                  groups: Groups = None, chunk: int | None = None, scale: float = 1.0,
                  kernel: str | None = None) -> Tensor:
     """The next-token loss (K, M) of every row under each of K heads; arguments as for `head_losses`."""
-    h, target, listed, order = _in_group_order(h, target, weight, updates, groups)
+    h, target, listed, order = _laid_out(h, target, weight, updates, groups, kernel)
     tasks = [HeadTask(*_tensors(update), group, weight, scale) for update, group in zip(updates, listed)]
     nll, _ = forward_pass(h, target, weight, tasks, chunk, kernel)
     if order is None:
@@ -95,18 +94,18 @@ def _tensors(update: HeadUpdate | None) -> tuple[Tensor | None, Tensor | None, T
     return None, None, update.bias, None
 
 
-def _in_group_order(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequence[HeadUpdate | None],
-                    groups: Groups) -> tuple[Tensor, Tensor, list[Tensor | None], Tensor | None]:
+def _laid_out(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequence[HeadUpdate | None], groups: Groups,
+              kernel: str | None) -> tuple[Tensor, Tensor, list[RowGroups | None], Tensor | None]:
     """The rows, target and groups with rows of one group side by side, and the order (M,) if that moved any.
 
-    Correct in any order; but the fewer groups a chunk holds, the smaller its products.
+    Correct in any order; but without the GPU kernels, the fewer groups a chunk holds, the smaller its products.
     """
     listed = _checked(h, target, weight, updates, groups)
     first = next((group for group in listed if group is not None), None)
-    if first is None or bool((first[1:] >= first[:-1]).all()):
+    if first is None or first.ordered or uses_triton(weight, kernel):
         return h, target, listed, None
-    order = first.argsort(stable=True)
-    return h[order], target[order], [None if group is None else group[order] for group in listed], order
+    _, order = first.sorted()
+    return h[order], target[order], [None if g is None else RowGroups.of(g.index[order]) for g in listed], order
 
 
 def plain_losses(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequence[HeadUpdate | None], *,
@@ -115,8 +114,8 @@ def plain_losses(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequenc
 
     Takes what `head_losses` takes; `chunk` changes nothing here.
     """
-    checked = _checked(h, target, weight, updates, groups)
-    logits = [_plain_logits(h, weight, update, group, scale) for update, group in zip(updates, checked)]
+    listed = [None if g is None else g.index for g in _checked(h, target, weight, updates, groups)]
+    logits = [_plain_logits(h, weight, update, group, scale) for update, group in zip(updates, listed)]
     return torch.stack([F.cross_entropy(x, target, ignore_index=IGNORED, reduction="sum") for x in logits])
 
 
@@ -139,8 +138,8 @@ def _plain_logits(h: Tensor, weight: HeadWeight, update: HeadUpdate | None, grou
 
 
 def _checked(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequence[HeadUpdate | None],
-             groups: Groups) -> list[Tensor | None]:
-    """One group index (M,) or None for each head; ValueError for shapes that do not fit."""
+             groups: Groups) -> list[RowGroups | None]:
+    """Each head's groups of the M rows, or None; ValueError for shapes that do not fit."""
     if h.dim() != 2 or h.shape[1] != weight.width or target.shape != h.shape[:1]:
         raise ValueError(f"h {tuple(h.shape)} and target {tuple(target.shape)} must be (M, {weight.width}) and (M,)")
     listed = list(groups) if groups is not None else [None] * len(updates)
@@ -149,7 +148,8 @@ def _checked(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequence[He
     for update, group in zip(updates, listed):
         if group is None and update is not None and update.groups != 1:
             raise ValueError(f"an update of {update.groups} groups needs an index (M,) that says each row's group")
-        if group is not None and group.shape != target.shape:
-            raise ValueError(f"group index {tuple(group.shape)} must be {tuple(target.shape)}")
-    return listed
-
+        index = group.index if isinstance(group, RowGroups) else group
+        if index is not None and index.shape != target.shape:
+            raise ValueError(f"group index {tuple(index.shape)} must be {tuple(target.shape)}")
+    known = {id(g): RowGroups.of(g) for g in listed if isinstance(g, Tensor)}  # heads often share one index
+    return [known.get(id(g), g) for g in listed]

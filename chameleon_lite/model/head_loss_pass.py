@@ -7,16 +7,19 @@ A head with G updates is done as one head of a larger rank: the factors of the g
 side by side, R' = groups · R, and z is zero but in the slots of the row's own group. No loop over groups or rows.
 A head with one pair of factors and G mixtures of their R slots does the same with the row's own mixture: z ∘ mix.
 """
+import importlib.util
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .row_groups import RowGroups
 from .scratch import Scratch
 
 IGNORED = -100  # a target that counts nothing; the same number as in the data room, which this room does not know
-CPU_ROWS, CUDA_ROWS, TRITON_ROWS = 128, 510, 2_040  # rows a chunk: last-level cache; memory; memory
+CPU_ROWS, CUDA_ROWS = 128, 510  # rows a chunk: last-level cache; memory
 # Probabilities below 6e-8 vanish in float16 and those below 6e-5 lose digits; this shift by 2^10 keeps them.
 FP16_SHIFT = 1_024.0
 DIGITS_FROM = 1e-30  # of a float32 probability; below 1e-38 it loses digits, below 1e-45 it is zero
@@ -32,28 +35,34 @@ class ChunkFactors:
     bias: Tensor | None  # (n, Vp), or (1, Vp) where there is one group
     ids: Tensor | None  # (groups present,) their indices
     local: Tensor | None  # (n,) each row's position in ids
-    fused_up: Tensor | None = None  # (Vp, 16 or 32) up with zero columns, as the GPU kernels take it
+    aligned_up: Tensor | None = None  # (Vp, a multiple of 8) up with zero columns, as GPU products want it
 
 
 class HeadTask:
     """One head during one pass: its factors chunk by chunk, and the sums of its gradients."""
 
     def __init__(self, down: Tensor | None, up: Tensor | None, bias: Tensor | None, mix: Tensor | None,
-                 group: Tensor | None, weight, scale: float) -> None:
+                 group: RowGroups | None, weight, scale: float) -> None:
         self.down, self.up, self.bias, self.mix, self.scale, self.weight = down, up, bias, mix, scale, weight
         self.scratch: Scratch | None = None  # set by the pass
-        self.mix_of = group if mix is not None else None  # (M,) the mixture that each row uses; None: all the first
-        self.group = None
-        if group is not None and mix is None and not (down is None and bias is None):
-            self.group = group.cpu()  # one wait a pass
-        self.whole = self._lay_out(down, up, bias) if self.group is None else None
+        self.mix_of = group.index if group is not None and mix is not None else None  # (M,) each row's mixture
+        self.group = None if mix is not None or (down is None and bias is None) else group
+        self._whole: ChunkFactors | None = None
+        self.wanted = (False,) * 4  # which of the four are
         self.gradients: list[Tensor | None] = [None] * 4  # of down (G, R, C), up (G, R, V), bias (G, V), mix (G, R)
 
-    def want_gradients(self, wanted: tuple[bool, bool, bool, bool]) -> None:
-        """Start the sums of those of (down, up, bias, mix) that are wanted."""
+    @property
+    def whole(self) -> ChunkFactors:
+        """The factors of a head whose rows all use the same ones, laid out once a pass."""
+        if self._whole is None:
+            self._whole = self._lay_out(self.down, self.up, self.bias)
+        return self._whole
+
+    def start_sums(self) -> None:
+        """Zeros for the gradients that are `wanted`."""
         shapes = (self.down, None if self.up is None else self.up.transpose(1, 2), self.bias, self.mix)
         self.gradients = [torch.zeros(x.shape, dtype=self.weight.accumulate, device=x.device) if want else None
-                          for x, want in zip(shapes, wanted)]
+                          for x, want in zip(shapes, self.wanted)]
 
     def _lay_out(self, down: Tensor | None, up: Tensor | None, bias: Tensor | None) -> ChunkFactors:
         """The factors of some groups, (g, R, C), (g, V, R), (g, V), side by side and padded."""
@@ -72,9 +81,9 @@ class HeadTask:
         if self.mix is not None:
             own = self.mix.to(self.weight.weight.dtype)  # (G, R)
             return replace(self.whole, own=own if self.mix_of is None else own[self.mix_of[rows]])  # (n, R)
-        if self.whole is not None:
+        if self.group is None:
             return self.whole
-        ids, local = torch.unique(self.group[rows], return_inverse=True)
+        ids, local = torch.unique(self.group.index[rows], return_inverse=True)
         device = self.weight.weight.device
         ids, local = ids.to(device), local.to(device)
         laid = self._lay_out(*(None if x is None else x[ids] for x in (self.down, self.up, self.bias)))
@@ -170,10 +179,11 @@ def add_gradients(hc: Tensor, g: Tensor, z: Tensor | None, part: ChunkFactors, t
     """The products of g (n, Vp) = shift · dloss/dlogits; ignored rows are taken out of the small factors, not of g."""
     counts = (target != IGNORED).unsqueeze(1)  # (n, 1)
     if z is not None:
+        rank = part.down.shape[0]  # R'; z and the aligned up may be wider by columns of zeros
         if task.gradients[1] is not None:
-            up = product((z * counts).T, g)[:, : task.weight.vocab]  # (R', V)
+            up = product((z * counts).T, g)[:rank, : task.weight.vocab]  # (R', V)
             task.add(1, up / shift, part.ids)
-        gz = product(g, part.up)  # (n, R')
+        gz = product(g, part.up if part.aligned_up is None else part.aligned_up)[:, :rank]  # (n, R')
         down_gradients(hc, gz * counts, part, task, rows, gh, shift)
     if gh is not None:
         gh += product(g, task.weight.weight) * counts / shift
@@ -195,11 +205,35 @@ def down_gradients(hc: Tensor, gz: Tensor, part: ChunkFactors, task: HeadTask, r
         gh += gz @ part.down.to(gz.dtype)
 
 
+class TorchPass:
+    """A pass by PyTorch's own operations, one head after the other; runs anywhere."""
+
+    def __init__(self, weight, tasks: list[HeadTask]) -> None:
+        self.tasks, self.rows = tasks, CPU_ROWS if weight.weight.device.type == "cpu" else CUDA_ROWS
+        for task in tasks:
+            task.start_sums()
+
+    def chunk(self, hc: Tensor, base: Tensor, target: Tensor, rows: slice, gh: Tensor | None) -> Tensor:
+        """Losses (K, n) of a chunk's rows with base logits (n, Vp), which it may overwrite; gh (K, n, C) is set."""
+        last = len(self.tasks) - 1
+        return torch.stack([
+            torch_step(hc, base, target, task, rows, None if gh is None else gh[k], reuse=k == last)
+            for k, task in enumerate(self.tasks)
+        ])
+
+    def finish(self) -> None:
+        """All chunks are through: the tasks hold their gradients."""
+
+
 def forward_pass(h: Tensor, target: Tensor, weight, tasks: list[HeadTask], chunk: int | None, kernel: str | None,
                  want_h: bool = False) -> tuple[Tensor, Tensor | None]:
     """Losses (K, M) of K heads, and dloss/dh (K, M, C) if wanted; other gradients are left in the tasks."""
-    step, rows_at_once = _step(weight, kernel)
-    rows_at_once = chunk or rows_at_once
+    if uses_triton(weight, kernel):
+        from .head_loss_triton import TritonPass as Pass
+    else:
+        Pass = TorchPass
+    one = Pass(weight, tasks)
+    rows_at_once = chunk or one.rows
     nll = torch.zeros(len(tasks), len(h), dtype=weight.accumulate, device=h.device)
     gh = torch.zeros(len(tasks), *h.shape, dtype=weight.accumulate, device=h.device) if want_h else None
     scratch = Scratch.of(weight, min(rows_at_once, len(h)))
@@ -210,26 +244,23 @@ def forward_pass(h: Tensor, target: Tensor, weight, tasks: list[HeadTask], chunk
         hc = h[rows].to(weight.weight.dtype)  # (n, C)
         out = scratch("base", len(hc), hc.dtype) if h.device.type == "cpu" else None
         base = torch.mm(hc, weight.weight.T, out=out)  # (n, Vp), shared by all heads
-        for k, task in enumerate(tasks):
-            part = None if gh is None else gh[k, rows]
-            nll[k, rows] = step(hc, base, target[rows], task, rows, part, k == len(tasks) - 1)
+        nll[:, rows] = one.chunk(hc, base, target[rows], rows, None if gh is None else gh[:, rows])
+    one.finish()
     return nll, gh
 
 
-def _step(weight, kernel: str | None):
-    """The function that does one head on one chunk, and the rows of its chunks."""
+def uses_triton(weight, kernel: str | None) -> bool:
+    """Whether the GPU kernels do the pass: if asked for, or on a GPU with 16-bit numbers where Triton is installed."""
     if kernel not in (None, "torch", "triton"):
         raise ValueError(f"kernel {kernel!r} must be 'torch', 'triton' or None")
-    device = weight.weight.device
-    if kernel == "triton" or (kernel is None and device.type == "cuda" and weight.weight.dtype.itemsize == 2):
-        try:
-            from .head_loss_triton import triton_step
-        except ImportError:
-            if kernel == "triton":
-                raise
-        else:
-            return triton_step, TRITON_ROWS
-    return torch_step, CPU_ROWS if device.type == "cpu" else CUDA_ROWS
+    if kernel is None and weight.weight.device.type == "cuda" and weight.weight.dtype.itemsize == 2:
+        return _has_triton()
+    return kernel == "triton"
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 class HeadLossFunction(torch.autograd.Function):
@@ -242,7 +273,7 @@ class HeadLossFunction(torch.autograd.Function):
         tasks = [HeadTask(*four, group, weight, scale) for four, group in zip(own, groups)]
         wanted = ctx.needs_input_grad[7:]
         for k, task in enumerate(tasks):
-            task.want_gradients(wanted[4 * k : 4 * k + 4])
+            task.wanted = wanted[4 * k : 4 * k + 4]
         nll, gh = forward_pass(h, target, weight, tasks, chunk, kernel, want_h=ctx.needs_input_grad[0])
         ctx.save_for_backward(gh, *(g for task in tasks for g in task.gradients))
         ctx.dtypes = (h.dtype, *(None if x is None else x.dtype for x in factors))

@@ -1,216 +1,221 @@
-"""The chunk step of the head loss as three GPU kernels that read 16-bit logits where they lie (see `head_loss.py`).
+"""The head loss on a GPU: heads of a small rank share their launches, others go one by one (see `head_loss.py`).
 
-    stats   (row blocks × column parts)   running maximum and sum of exp, and the target's logit: reads only
-    merge   (row blocks)                  the parts of a row to its loss and its log-sum-exp
-    grads   (column blocks × row parts)   g = exp(logit − lse) − onehot in registers; gᵀ z summed over a part's rows
-                                          there, g up by column block; g is written only where a product needs it
-
-The update z upᵀ is added in registers, float32, while its rank is at most 32; a larger one (rank 133, or many
-groups side by side) is first added to a copy of the logits by an ordinary product. All sums are in a fixed order:
-the same inputs give the same bits.
+    tasks ─┬ rank ≤ 32, factors of its own a group ─▶ Bundle: S slots side by side, one launch for all its heads
+           └ larger, or a mixture of shared slots  ─▶ wide: z upᵀ added to a copy of the logits, g written, two products
 """
+import numpy as np
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from .head_loss_pass import (
-    FP16_SHIFT,
-    IGNORED,
-    ChunkFactors,
-    HeadTask,
-    add_gradients,
-    down_gradients,
-    low_rank_states,
-    torch_step,
-)
+from .head_loss_kernels import LONG, STATS, Many, gradients, losses
+from .head_loss_pass import FP16_SHIFT, HeadTask, add_gradients, low_rank_states, product, torch_step
 
-# Tiles of logits and how often an axis is cut; the H100 wants several programs a processor (132 of them) in flight.
-STATS = {"BM": 32, "BV": 128, "num_warps": 4}
-GRADS = {"BM": 128, "BV": 128, "num_warps": 8}
-PARTS = 16  # parts of a row in `stats`
-ROW_PARTS = 2  # parts of the rows in `grads`
-FUSED_RANKS = (16, 32)  # inner sizes that the matrix units take; smaller ranks are padded with zeros
+ROWS = 2_040  # rows a chunk: memory
+SMALL_RANK = 32  # what the kernels add in registers
+PROGRAMS = 1_024  # of `grads` that keep a large GPU busy; an only head's rows are cut in two below that
+PARTIAL_BYTES = 256 << 20  # of a bundle's sums by column block; more heads go into another bundle
 
 
-@triton.jit
-def _tile(base, zt, up, bias, rows, cols, row_ok, vocab, stride,
-          RANK: tl.constexpr, HAS_BIAS: tl.constexpr):
-    """Adapted logits of one tile in float32, minus infinity beyond the vocabulary; zt (rows, RANK)."""
-    ok = row_ok[:, None] & (cols[None, :] < vocab)
-    x = tl.load(base + rows[:, None].to(tl.int64) * stride + cols[None, :], mask=ok, other=0.0).to(tl.float32)
-    if RANK > 0:
-        ranks = tl.arange(0, RANK)
-        up_t = tl.load(up + cols[None, :] * RANK + ranks[:, None], mask=(cols < vocab)[None, :], other=0.0)
-        x += tl.dot(zt, up_t)
-    if HAS_BIAS:
-        x += tl.load(bias + cols, mask=cols < vocab, other=0.0)[None, :]
-    return tl.where((cols < vocab)[None, :], x, float("-inf"))
+class TritonPass:
+    """A pass by GPU kernels; the same results whatever heads share it."""
+
+    rows = ROWS
+
+    def __init__(self, weight, tasks: list[HeadTask]) -> None:
+        self.weight, self.tasks = weight, tasks
+        self.bundles: list[Bundle] = []
+        self.wide: list[int] = []
+        self.heads: dict[tuple, list[int]] = {}
+        for k, task in enumerate(tasks):
+            rank = 0 if task.down is None else task.down.shape[1]
+            if task.mix is not None or rank > SMALL_RANK:
+                self.wide.append(k)
+                task.start_sums()
+            else:
+                self.heads.setdefault((rank, task.bias is not None, task.wanted), []).append(k)
+
+    def _bundles(self, n: int, alone: bool) -> "list[Bundle]":
+        """The bundles, made when the first chunk's rows are known."""
+        if not self.bundles:
+            for (rank, *_), heads in self.heads.items():
+                a_head = 4 * n * rank * self.weight.padded // LONG["BV"] + 1
+                size = 1 if alone else max(1, PARTIAL_BYTES // a_head)
+                self.bundles += [Bundle(self.weight, [(k, self.tasks[k]) for k in heads[i : i + size]])
+                                 for i in range(0, len(heads), size)]  # fmt: skip
+        return self.bundles
+
+    def chunk(self, hc: Tensor, base: Tensor, target: Tensor, rows: slice, gh: Tensor | None) -> Tensor:
+        """Losses (K, n) of a chunk's rows with base logits (n, Vp); gh (K, n, C) is set."""
+        base[:, self.weight.vocab :] = -torch.inf
+        nll = hc.new_empty(len(self.tasks), len(hc), dtype=torch.float32)
+        for bundle in self._bundles(len(hc), alone=gh is not None):
+            found = bundle.chunk(hc, base, target, rows, None if gh is None else gh[bundle.heads[0]])
+            if bundle.heads == list(range(len(self.tasks))):
+                nll = found
+            else:
+                for k, values in zip(bundle.heads, found):
+                    nll[k] = values
+        for k in self.wide:
+            nll[k] = wide_step(hc, base, target, self.tasks[k], rows, None if gh is None else gh[k])
+        return nll
+
+    def finish(self) -> None:
+        """Hand the bundles' sums to their tasks."""
+        for bundle in self.bundles:
+            bundle.finish()
 
 
-@triton.jit
-def _stats(base, z, up, bias, target, part_max, part_sum, part_hit, n, vocab, stride, part_columns,
-           RANK: tl.constexpr, HAS_BIAS: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr):
-    """part_max, part_sum, part_hit (n, PARTS): maximum, sum of exp(· − maximum), target's logit of a row's part."""
-    rows, part = tl.program_id(0) * BM + tl.arange(0, BM), tl.program_id(1)
-    row_ok = rows < n
-    y = tl.load(target + rows, mask=row_ok, other=-1)
-    if RANK > 0:
-        zt = tl.load(z + rows[:, None] * RANK + tl.arange(0, RANK)[None, :], mask=row_ok[:, None], other=0.0)
-    else:
-        zt = y  # any value: _tile reads it for RANK > 0 only
-    top = tl.full((BM,), -1e30, tl.float32)  # finite, so that an empty part gives 0 and not NaN
-    total = tl.zeros((BM,), tl.float32)
-    hit = tl.zeros((BM,), tl.float32)
-    first = part * part_columns
-    for start in range(first, tl.minimum(first + part_columns, vocab), BV):
-        cols = start + tl.arange(0, BV)
-        x = _tile(base, zt, up, bias, rows, cols, row_ok, vocab, stride, RANK, HAS_BIAS)
-        new = tl.maximum(top, tl.max(x, 1))
-        total = total * tl.exp(top - new) + tl.sum(tl.exp(x - new[:, None]), 1)
-        top = new
-        hit += tl.sum(tl.where(cols[None, :] == y[:, None], x, 0.0), 1)
-    tl.store(part_max + rows * PARTS + part, top, mask=row_ok)
-    tl.store(part_sum + rows * PARTS + part, total, mask=row_ok)
-    tl.store(part_hit + rows * PARTS + part, hit, mask=row_ok)
+class Bundle:
+    """Heads of one small rank, packed: their factors side by side in S slots, one a head and group."""
+
+    def __init__(self, weight, members: list[tuple[int, HeadTask]]) -> None:
+        self.weight, self.heads, self.tasks = weight, [k for k, _ in members], [t for _, t in members]
+        one = self.tasks[0]
+        sizes = [1 if x is None else len(x) for x in (t.bias if t.down is None else t.down for t in self.tasks)]
+        self.first = np.cumsum([0, *sizes])  # (K + 1,) each head's first slot
+        self.down, self.up, self.bias = None, None, None
+        if one.down is not None:
+            self.down = torch.cat([t.down for t in self.tasks]).to(weight.weight.dtype)  # (S, R, C)
+            self.up = self.down.new_empty(int(self.first[-1]), weight.vocab, one.down.shape[1])
+            torch._foreach_copy_(list(self.up.split(sizes)), [t.up for t in self.tasks])
+        if one.bias is not None:
+            self.bias = torch.cat([t.bias for t in self.tasks]).float()  # (S, V)
+        self.sums: list[Tensor | None] = [None] * 3  # of down (S, R, C), up (S, V, R), bias (S, V)
+
+    def chunk(self, hc: Tensor, base: Tensor, target: Tensor, rows: slice, gh: Tensor | None) -> Tensor:
+        """Losses (heads, n); gradients are added to the sums, and gh (n, C) of an only head is set."""
+        slot, runs = self._slots(rows, len(hc))
+        many = Many(self._states(hc, slot), self.up, self.bias, slot, self.weight.padded_bias, self.weight.vocab)
+        tiles = _cut(runs, STATS["BM"])
+        tiles = tiles[np.argsort(tiles[:, 2], kind="stable")]  # heads that read the same logits side by side
+        nll, lse = losses(base, many, _table(tiles, hc.device), target)
+        if gh is not None or any(self.tasks[0].wanted):
+            self._add_gradients(hc, base, many, runs, target, lse, gh)
+        return nll
+
+    def _slots(self, rows: slice, n: int) -> tuple[Tensor, np.ndarray]:
+        """The slot (K, n) of each head's row, and the runs (·, 4) of rows of one slot: head, slot, first, end."""
+        device, runs, column, index = self.weight.weight.device, [], [], {}
+        for k, (task, first) in enumerate(zip(self.tasks, self.first)):
+            group = task.group
+            start, end, own = ([0], [n], [0]) if group is None else group.within(rows, n)
+            runs.append(np.stack([np.full(len(own), k), first + np.asarray(own), start, end], axis=1))
+            column.append(list(index).index(id(group)) if id(group) in index else len(index))
+            index.setdefault(id(group), group)
+        offset = torch.from_numpy(np.stack([self.first[:-1], column])).to(device, non_blocking=True)  # (2, K)
+        if all(group is None for group in index.values()):
+            return offset[0][:, None].expand(-1, n), np.concatenate(runs)
+        columns = torch.stack([offset.new_zeros(n) if g is None else g.index[rows] for g in index.values()])
+        return columns[offset[1]] + offset[0][:, None], np.concatenate(runs)
+
+    def _states(self, hc: Tensor, slot: Tensor) -> Tensor | None:
+        """z = α h downᵀ (n, K, R), each row under its own slots."""
+        if self.down is None:
+            return None
+        slots, rank, _ = self.down.shape
+        z = (hc @ self.down.flatten(0, 1).T).view(len(hc), slots, rank)
+        if self.tasks[0].scale != 1.0:
+            z = z * self.tasks[0].scale
+        if slots == len(self.tasks):
+            return z
+        return z.gather(1, slot.T.unsqueeze(2).expand(-1, -1, rank))
+
+    def _add_gradients(self, hc: Tensor, base: Tensor, many: Many, runs: np.ndarray, target: Tensor, lse: Tensor,
+                       gh: Tensor | None) -> None:
+        down, up, bias, _ = self.tasks[0].wanted
+        dtype = base.dtype
+        shift = FP16_SHIFT if dtype == torch.float16 else 1.0
+        blocks = -(-base.shape[1] // LONG["BV"])
+        items = runs[np.argsort(runs[:, 1], kind="stable")]
+        if len(items) * blocks < PROGRAMS:
+            items = _cut(items, -(-int((items[:, 3] - items[:, 2]).max()) // (2 * LONG["BM"])) * LONG["BM"])
+        longest = int((items[:, 3] - items[:, 2]).max())
+        g = None if gh is None else torch.empty_like(base)
+        gu, gz, g_bias = gradients(base, many, _table(items, hc.device), longest, target, lse, shift, out=g,
+                                   want_bias=bias)
+        if up:
+            self._add(1, self._by_slot(gu, items), shift)
+        if bias:
+            self._add(2, self._by_slot(g_bias, items), shift)
+        if gz is not None:
+            self._down(hc, gz * (self.tasks[0].scale / shift), many.slot, down, gh)
+        if gh is not None:
+            gh += product(g, self.weight.weight) / shift
+
+    def _down(self, hc: Tensor, gz: Tensor, slot: Tensor, wanted: bool, gh: Tensor | None) -> None:
+        """From gz (K, n, R) = dloss/dz · α: the gradient of down, and its part of gh (n, C)."""
+        (slots, rank, width), (heads, n, _) = self.down.shape, gz.shape
+        by_slot = gz.transpose(0, 1)  # (n, K, R)
+        if slots != heads:  # each row in the slots of its own groups, zero elsewhere
+            own = slot.T.unsqueeze(2).expand(-1, -1, rank)
+            by_slot = gz.new_zeros(n, slots, rank).scatter_(1, own, by_slot)
+        flat = by_slot.reshape(n, slots * rank)
+        if wanted:
+            self._add(0, (flat.T @ hc.to(flat.dtype)).view(slots, rank, width), 1.0)
+        if gh is not None:
+            gh += flat @ self.down.flatten(0, 1).to(flat.dtype)
+
+    def _by_slot(self, parts: Tensor, items: np.ndarray) -> Tensor:
+        """The items' sums (I, …) to the slots' (S, …)."""
+        counts = np.bincount(items[:, 1], minlength=int(self.first[-1]))
+        if (counts == 1).all():
+            return parts
+        lengths = torch.from_numpy(counts).to(parts.device, non_blocking=True)
+        # unsafe: without looking at the lengths, for which the host would wait
+        return torch.segment_reduce(parts, "sum", lengths=lengths, axis=0, unsafe=True)
+
+    def _add(self, which: int, part: Tensor, shift: float) -> None:
+        part = part / shift if shift != 1.0 else part
+        self.sums[which] = part if self.sums[which] is None else self.sums[which].add_(part)
+
+    def finish(self) -> None:
+        """Give each task the gradients of its own slots, as it keeps them."""
+        for task, first, end in zip(self.tasks, self.first, self.first[1:]):
+            own = [None if x is None else x[first:end] for x in self.sums]
+            task.gradients = [own[0], None if own[1] is None else own[1].transpose(1, 2), own[2], None]
 
 
-@triton.jit
-def _merge(part_max, part_sum, part_hit, target, nll, lse, n, ignored,
-           PARTS: tl.constexpr, BM: tl.constexpr):
-    """The parts (n, PARTS) of each row to its log-sum-exp and its loss (n,), 0 where the target is ignored."""
-    rows = tl.program_id(0) * BM + tl.arange(0, BM)
-    row_ok = rows < n
-    at = rows[:, None] * PARTS + tl.arange(0, PARTS)[None, :]
-    tops = tl.load(part_max + at, mask=row_ok[:, None], other=0.0)
-    sums = tl.load(part_sum + at, mask=row_ok[:, None], other=1.0)
-    hits = tl.load(part_hit + at, mask=row_ok[:, None], other=0.0)
-    top = tl.max(tops, 1)
-    total = top + tl.log(tl.sum(sums * tl.exp(tops - top[:, None]), 1))
-    y = tl.load(target + rows, mask=row_ok, other=0)
-    tl.store(lse + rows, total, mask=row_ok)
-    tl.store(nll + rows, tl.where(y == ignored, 0.0, total - tl.sum(hits, 1)), mask=row_ok)
+def _cut(runs: np.ndarray, size: int) -> np.ndarray:
+    """Runs (·, 4) cut into pieces of at most `size` rows."""
+    parts = -(-(runs[:, 3] - runs[:, 2]) // size)
+    out = runs.repeat(parts, axis=0)
+    within = np.arange(len(out)) - (np.cumsum(parts) - parts).repeat(parts)
+    out[:, 2] += within * size
+    out[:, 3] = np.minimum(out[:, 3], out[:, 2] + size)
+    return out
 
 
-@triton.jit
-def _grads(base, z, up, bias, target, lse, out, gu, gz_parts, g_bias, n, part_rows, vocab, stride, ignored, shift,
-           RANK: tl.constexpr, HAS_BIAS: tl.constexpr, WRITE: tl.constexpr, BIAS_GRAD: tl.constexpr,
-           BM: tl.constexpr, BV: tl.constexpr):
-    """For one block of columns and one part of the n rows, with g = shift · (softmax − onehot), 0 in ignored rows:
-
-    gu (parts, Vp, RANK) = gᵀ z, gz_parts (column blocks, n, RANK) = g up, g_bias (parts, Vp) = Σ g, out (n, Vp) = g.
-    """
-    block, part = tl.program_id(0), tl.program_id(1)
-    cols = block * BV + tl.arange(0, BV)
-    ranks = tl.arange(0, RANK if RANK > 0 else 16)
-    if RANK > 0:
-        up_rows = tl.load(up + cols[:, None] * RANK + ranks[None, :], mask=(cols < vocab)[:, None], other=0.0)
-        gu_sum = tl.zeros((BV, RANK), tl.float32)
-    bias_sum = tl.zeros((BV,), tl.float32)
-    last = tl.minimum((part + 1) * part_rows, n)
-    for start in range(part * part_rows, last, BM):
-        rows = start + tl.arange(0, BM)
-        row_ok = rows < last
-        y = tl.load(target + rows, mask=row_ok, other=ignored)
-        if RANK > 0:
-            zt = tl.load(z + rows[:, None] * RANK + ranks[None, :], mask=row_ok[:, None], other=0.0)
-        else:
-            zt = y
-        x = _tile(base, zt, up, bias, rows, cols, row_ok, vocab, stride, RANK, HAS_BIAS)
-        top = tl.load(lse + rows, mask=row_ok, other=0.0)
-        g = tl.exp(x - top[:, None]) - tl.where(cols[None, :] == y[:, None], 1.0, 0.0)
-        g = tl.where((y != ignored)[:, None], g, 0.0) * shift
-        short = g.to(base.dtype.element_ty)
-        if RANK > 0:
-            gu_sum += tl.dot(tl.trans(short), zt)
-            gz = tl.dot(short, up_rows)
-            to = gz_parts + (block.to(tl.int64) * n + rows[:, None]) * RANK + ranks[None, :]
-            tl.store(to, gz, mask=row_ok[:, None])
-        if BIAS_GRAD:
-            bias_sum += tl.sum(g, 0)
-        if WRITE:
-            where = out + rows[:, None].to(tl.int64) * stride + cols[None, :]
-            tl.store(where, short, mask=row_ok[:, None] & (cols < stride)[None, :])
-    if RANK > 0:
-        to = gu + (part.to(tl.int64) * stride + cols[:, None]) * RANK + ranks[None, :]
-        tl.store(to, gu_sum, mask=(cols < stride)[:, None])
-    if BIAS_GRAD:
-        tl.store(g_bias + part * stride + cols, bias_sum, mask=cols < stride)
+def _table(rows: np.ndarray, device: torch.device) -> Tensor:
+    """A table (·, 4) for the kernels."""
+    return torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int32)).to(device, non_blocking=True)
 
 
-def triton_step(hc: Tensor, base: Tensor, target: Tensor, task: HeadTask, rows: slice, gh: Tensor | None,
-                reuse: bool) -> Tensor:
-    """As `torch_step`: losses (n,) of one head on one chunk, gradients added; base (n, Vp) overwritten if `reuse`."""
+def wide_step(hc: Tensor, base: Tensor, target: Tensor, task: HeadTask, rows: slice, gh: Tensor | None) -> Tensor:
+    """Losses (n,) of one head of a large rank or with mixtures; gradients are added to the task's and to gh (n, C)."""
     if task.bias is not None and task.group is not None:
-        return torch_step(hc, base, target, task, rows, gh, reuse)  # a bias a row has no place in the kernels
+        return torch_step(hc, base, target, task, rows, gh, reuse=False)  # a bias a row has no place here
     part = task.factors(rows)
     z = low_rank_states(hc, part, task.scale)  # (n, R')
-    logits, rank = base, next((r for r in FUSED_RANKS if z is not None and z.shape[1] <= r), 0)
-    if z is not None and not rank:
-        logits = torch.addmm(base, z, part.up.T, out=base) if reuse else torch.addmm(base, z, part.up.T)
-        reuse = True  # the copy is ours
-    bias = _sum_of_biases(task, part)
-    if rank and part.fused_up is None:
-        part.fused_up = _padded(part.up, rank)  # kept: one head's factors serve all chunks
-    small = (_padded(z, rank), part.fused_up) if rank else (logits, logits)
-    nll, lse = _losses(logits, small, bias, target, task.weight.vocab, rank)
-    if gh is not None or any(g is not None for g in task.gradients):
-        _gradients(hc, logits, small, bias, target, lse, z, part, task, rows, gh, rank, reuse)
-    return nll
-
-
-def _sum_of_biases(task: HeadTask, part: ChunkFactors) -> Tensor | None:
-    """The frozen head's bias and the update's, (Vp,) float32, or None."""
-    own = None if part.bias is None else part.bias[0]
-    frozen = task.weight.padded_bias
-    return own if frozen is None else frozen if own is None else own + frozen
-
-
-def _padded(x: Tensor, rank: int) -> Tensor:
-    """x (m, R) with zero columns up to the kernel's rank."""
-    return torch.nn.functional.pad(x, (0, rank - x.shape[1])).contiguous()
-
-
-def _losses(logits: Tensor, small: tuple[Tensor, Tensor], bias: Tensor | None, target: Tensor, vocab: int,
-            rank: int) -> tuple[Tensor, Tensor]:
-    """Loss and log-sum-exp (n,) of each row."""
-    n, stride = logits.shape
-    parts = logits.new_empty(3, n, PARTS, dtype=torch.float32)
-    nll, lse = logits.new_empty(2, n, dtype=torch.float32)
-    part_columns = triton.cdiv(triton.cdiv(vocab, PARTS), STATS["BV"]) * STATS["BV"]
-    blocks = triton.cdiv(n, STATS["BM"])
-    _stats[(blocks, PARTS)](
-        logits, *small, logits if bias is None else bias, target, *parts, n, vocab, stride, part_columns,
-        RANK=rank, HAS_BIAS=bias is not None, PARTS=PARTS, **STATS)
-    _merge[(blocks,)](*parts, target, nll, lse, n, IGNORED, PARTS=PARTS, BM=STATS["BM"])
-    return nll, lse
-
-
-def _gradients(hc: Tensor, logits: Tensor, small: tuple[Tensor, Tensor], bias: Tensor | None, target: Tensor,
-               lse: Tensor, z: Tensor | None, part: ChunkFactors, task: HeadTask, rows: slice, gh: Tensor | None,
-               rank: int, reuse: bool) -> None:
-    """Add the head's gradients to the task's sums and to gh (n, C)."""
-    n, stride = logits.shape
-    vocab, blocks = task.weight.vocab, triton.cdiv(stride, GRADS["BV"])
-    row_parts = max(1, min(ROW_PARTS, triton.cdiv(n, GRADS["BM"])))
-    part_rows = triton.cdiv(triton.cdiv(n, row_parts), GRADS["BM"]) * GRADS["BM"]
+    if part.aligned_up is None:
+        part.aligned_up = _aligned(part.up)  # kept: one head's factors serve all chunks
+    z = _aligned(z)
+    logits = torch.addmm(base, z, part.aligned_up.T)
+    bias = None if part.bias is None else part.bias[:, : task.weight.vocab].contiguous()  # (1, V)
+    slot = torch.zeros(1, 1, dtype=torch.int64, device=hc.device).expand(1, len(hc))
+    many = Many(None, None, bias, slot, task.weight.padded_bias, task.weight.vocab)
+    run = np.array([[0, 0, 0, len(hc)]])
+    nll, lse = losses(logits, many, _table(_cut(run, STATS["BM"]), hc.device), target)
+    if gh is None and not any(task.wanted):
+        return nll[0]
     shift = FP16_SHIFT if logits.dtype == torch.float16 else 1.0
-    write = gh is not None or (z is not None and not rank)
-    want_bias = task.gradients[2] is not None
-    g = (logits if reuse else torch.empty_like(logits)) if write else logits
-    gu = logits.new_empty(row_parts, stride, rank, dtype=torch.float32) if rank else lse
-    gz_parts = logits.new_empty(blocks, n, rank, dtype=torch.float32) if rank else lse
-    g_bias = logits.new_empty(row_parts, stride, dtype=torch.float32) if want_bias else lse
-    _grads[(blocks, row_parts)](
-        logits, *small, logits if bias is None else bias, target, lse, g, gu, gz_parts, g_bias, n, part_rows, vocab,
-        stride, IGNORED, shift, RANK=rank, HAS_BIAS=bias is not None, WRITE=write, BIAS_GRAD=want_bias, **GRADS)
-    if want_bias:
-        task.add(2, g_bias.sum(0)[:vocab] / shift, part.ids)
-    if rank:
-        own = z.shape[1]
-        if task.gradients[1] is not None:
-            task.add(1, gu.sum(0)[:vocab, :own].T / shift, part.ids)
-        down_gradients(hc, gz_parts.sum(0)[:, :own], part, task, rows, gh, shift)
-        z = None  # done; what remains is the frozen weight's share of gh
-    if write:
-        add_gradients(hc, g, z, part, target, task, rows, gh, shift)
+    *_, g_bias = gradients(logits, many, _table(_cut(run, LONG["BM"]), hc.device), LONG["BM"], target, lse, shift,
+                           out=logits, want_bias=task.wanted[2])
+    if task.wanted[2]:
+        task.add(2, g_bias.sum(0, True) / shift, None)
+    add_gradients(hc, logits, z, part, target, task, rows, gh, shift)
+    return nll[0]
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """x (m, R) with zero columns up to a multiple of 8: matrix units are several times slower on odd widths."""
+    return torch.nn.functional.pad(x, (0, -x.shape[1] % 8))

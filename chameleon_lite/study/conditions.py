@@ -159,7 +159,7 @@ class StreamMean(Own):
         place = torch.argsort(row_group, stable=True)
         lengths = torch.bincount(row_group).to(vectors.device)
         own = vectors[rows[place].to(vectors.device)]
-        means = torch.segment_reduce(own, "mean", lengths=lengths, axis=0)  # (G, C)
+        means = torch.segment_reduce(own, "mean", lengths=lengths, axis=0, unsafe=True)  # (G, C); right by construction
         return Condition(means), row_group if len(cluster) > 1 else None
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..config import TrainSettings
 from ..errors import RunFailed
-from ..model.head_loss import HeadWeight, head_losses, token_losses
+from ..model.head_loss import HeadWeight, RowGroups, head_losses, token_losses
 from ..model.heads.interface import Condition, Head, HeadUpdate
 from .processes import Processes
 from .scored import ScoredStates
@@ -112,7 +112,7 @@ def evaluate(
     with torch.no_grad():
         for batch in batches[processes.index :: processes.count]:
             h, target, row = data.batch(batch)
-            updates, groups = _updates([(head, c) for head, c in heads], batch, row)
+            updates, groups = _updates(heads, batch, data)
             nll = token_losses(h, target, weight, updates, groups=groups, scale=scale)  # (heads, M)
             if watch is not None:
                 watch(nll, batch.to(row.device)[row])
@@ -175,12 +175,13 @@ def _step(
 ) -> None:
     """One optimiser step of every live member on one batch of documents."""
     total = int(train.counts[rows].sum())
-    h, target, row = train.batch(rows[processes.index :: processes.count])
-    place = row * processes.count + processes.index  # (M,) row number within the whole batch
+    share = slice(processes.index, None, processes.count)
+    h, target, _ = train.batch(rows[share])
     for member in live:
         member.head.train()
         optimisers[member.name].zero_grad(set_to_none=True)
-    updates, groups = _updates([(m.head, m.condition) for m in live], rows, place, [m.seed + number for m in live])
+    heads = [(m.head, m.condition) for m in live]
+    updates, groups = _updates(heads, rows, train, [m.seed + number for m in live], share)
     nll = head_losses(h, target, weight, updates, groups=groups, scale=settings.scale)  # (heads,)
     (nll / total).sum().backward()
     processes.sum_gradients([p for m in live for p in m.head.parameters() if p.requires_grad])
@@ -190,35 +191,50 @@ def _step(
 
 
 def _updates(
-    heads, rows: Tensor, row: Tensor, seeds: Sequence[int] | None = None
-) -> tuple[list[HeadUpdate | None], list[Tensor | None]]:
-    """Each head's update for a batch, and each scored position's group (M,) where there are several."""
+    heads, rows: Tensor, data: ScoredStates, seeds: Sequence[int] | None = None, share: slice = slice(None)
+) -> tuple[list[HeadUpdate | None], list[RowGroups | None]]:
+    """Each head's update for a batch of documents, and the groups of the positions where there are several.
+
+    `share`: those of the documents whose positions this process computes. Heads that share a condition source, as one regime's learning rates do, ask it once.
+    """
+    told: dict[int, tuple] = {}
     updates, groups = [], []
-    for index, (head, condition_of) in enumerate(heads):
-        if head is None:
-            updates.append(None)
-            groups.append(None)
-            continue
-        condition, group = condition_of(rows) if condition_of is not None else (None, None)
-        with _dropout_seed(head, seeds[index] if seeds else None, row.device):
+    with _own_dropout(seeds is not None, data.device) as seed_dropout:
+        for index, (head, condition_of) in enumerate(heads):
+            if id(condition_of) not in told:
+                condition, group = condition_of(rows) if condition_of is not None else (None, None)
+                if group is not None:
+                    group = RowGroups.of_documents(group[share], data.counts[rows[share]], data.device)
+                told[id(condition_of)] = condition, group
+            condition, group = told[id(condition_of)]
+            if head is None:
+                updates.append(None)
+                groups.append(None)
+                continue
+            if seeds is not None:
+                seed_dropout(head, seeds[index])
             update = head.factors(condition)
-        updates.append(update)
-        groups.append(group.to(row.device)[row] if group is not None and update.groups > 1 else None)
+            updates.append(update)
+            groups.append(group if update.groups > 1 else None)
     return updates, groups
 
 
 @contextmanager
-def _dropout_seed(head: Head, seed: int | None, device: torch.device) -> Iterator[None]:
-    """Seed a head's dropout for one step and leave the global generators as they were."""
-    if seed is None or not any(isinstance(m, nn.Dropout) and m.p > 0 for m in head.modules()):
-        yield
+def _own_dropout(active: bool, device: torch.device) -> Iterator[Callable[[Head, int], None]]:
+    """A function that seeds a head's dropout; the global generators are left as they were."""
+
+    def seed_dropout(head: Head, seed: int) -> None:
+        if any(isinstance(m, nn.Dropout) and m.p > 0 for m in head.modules()):
+            generator.manual_seed(seed)
+
+    if not active:
+        yield seed_dropout
         return
     cuda = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if cuda else []):
         # Not torch.manual_seed: without a GPU that keeps a stack trace of every call for a later start of CUDA.
         generator = torch.cuda.default_generators[device.index or 0] if cuda else torch.default_generator
-        generator.manual_seed(seed)
-        yield
+        yield seed_dropout
 
 
 def _optimiser(member: Member, settings: TrainSettings) -> torch.optim.Optimizer:
@@ -267,8 +283,11 @@ def _validation_steps(steps: int, times: int) -> set[int]:
 
 
 def _by_row(nll: Tensor, lengths: Tensor) -> Tensor:
-    """nll (heads, M), rows one after another, summed by row (B,) to (heads, B); no atomics, so a GPU repeats itself."""
-    return torch.segment_reduce(nll.T.contiguous(), "sum", lengths=lengths, axis=0).T
+    """nll (heads, M), rows one after another, summed by row (B,) to (heads, B); no atomics, so a GPU repeats itself.
+
+    unsafe: the lengths are right, and looking at them would make the host wait for the device.
+    """
+    return torch.segment_reduce(nll.T.contiguous(), "sum", lengths=lengths, axis=0, unsafe=True).T
 
 
 def _bar(batches, text: str, progress: bool, processes: Processes) -> Iterator[Tensor]:
