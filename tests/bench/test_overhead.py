@@ -52,3 +52,8 @@ def test_ratios_are_paired_over_batches():
     found = ratios(slow_at_times, [1.0] * 200)
     assert found["p95"]["low"] > 1.1 > found["p50"]["high"]
     assert quantiles([1.0, 2.0, 3.0]) == {"p50": 2.0, "p95": pytest.approx(2.9)}
+
+
+def test_rows_that_train_can_use_the_backbone_afterwards(small_bench):
+    overhead(small_bench)
+    assert not any(p.is_inference() or p.dtype != torch.float32 for p in small_bench.backbone.lm.parameters())
