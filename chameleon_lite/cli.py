@@ -195,6 +195,7 @@ app.command()(cli_adapt.adapt)
 def claims(
     results: Results = Path("results"),
     backbone: Annotated[str, typer.Option("--backbone", help="The backbone whose records decide.")] = "smollm2",
+    benchmarks: Annotated[Path | None, typer.Option(help="Timings; default: beside the results.")] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Write the ledger to this CSV file.")] = None,
     contrasts: Annotated[Path | None, typer.Option("--contrasts", help="Write all contrasts to this CSV file.")] = None,
     write: Annotated[bool, typer.Option("--write", help="Also keep the verdicts in the results folder.")] = False,
@@ -206,7 +207,7 @@ def claims(
     from .study.evidence import Evidence
     from .study.ledger import ledger, ledger_frame, write_verdicts
 
-    found = ledger(results, backbone)
+    found = ledger(results, backbone, benchmarks=benchmarks)
     frame = ledger_frame(found)
     for row in frame.to_dict("records"):
         typer.echo(f"{row['claim']:>2}  {row['verdict']:<19} {row['says']}")
@@ -221,7 +222,7 @@ def claims(
 
 @app.command()
 def bench(
-    rows: Annotated[list[str] | None, typer.Argument(help="B1, B3 … B15, ladder, roofline, tried, growth.")] = None,
+    rows: Annotated[list[str] | None, typer.Argument(help="B1 … B15, ladder, roofline, growth, overhead …")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small workloads: about two minutes on two cores.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: what is there.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Default: benchmarks/results/<machine>.json.")] = None,

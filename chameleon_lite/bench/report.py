@@ -18,7 +18,19 @@ import torch
 from .. import cache
 from ..errors import RunFailed, unknown
 from ..model.capability import cpu_flags
-from . import growth, ladder, roofline, rows_data, rows_features, rows_generate, rows_head, rows_train, scaling, tried
+from . import (
+    growth,
+    ladder,
+    overhead,
+    roofline,
+    rows_data,
+    rows_features,
+    rows_generate,
+    rows_head,
+    rows_train,
+    scaling,
+    tried,
+)
 from .measure import Comparison, Row
 from .workload import Bench
 
@@ -43,6 +55,7 @@ EXTRAS: dict[str, Callable[[Bench], dict]] = {
     "roofline": roofline.roofline,
     "tried": tried.tried,
     "growth": growth.growth,
+    "overhead": overhead.overhead,
     "scaling": scaling.scaling,  # run when asked for: it is about more than one GPU
 }
 

@@ -38,10 +38,20 @@ def registered(path: Path = REGISTERED) -> dict:
 
 
 class Evidence:
-    """The records and per-document losses of all honest experiments of one backbone in a results folder."""
+    """The records and per-document losses of all honest experiments of one backbone in a results folder.
 
-    def __init__(self, results: Path, backbone: str = "smollm2", draws: int = 10_000) -> None:
+    Experiments are picked by name: `honest-*`, nothing else. `four-regimes`, chapter 05's, has regimes and a corpus
+    in common with honest-docstrings; its runs stop by settings of their own (validations an epoch, patience), so a
+    contrast across both would compare settings, and alone it has few of the registered contrasts, with which the
+    Holm adjustment would shrink. So it decides no claim, also where no other record of its corpus is stored.
+    benchmarks: the folder of stored timings, `benchmarks/results` beside the results folder unless given.
+    """
+
+    def __init__(
+        self, results: Path, backbone: str = "smollm2", draws: int = 10_000, benchmarks: Path | None = None
+    ) -> None:
         self.folder, self.backbone, self.draws = Path(results), backbone, draws
+        self.benchmarks = Path(benchmarks or self.folder.parent / "benchmarks" / "results")
         found = [r for path in sorted(self.folder.glob(f"{HONEST}*.jsonl")) for r in load_records(path)]
         self.all_records: list[Record] = [r for r in found if r.status == "done"]
         self.failed: list[Record] = [r for r in found if r.status == "failed"]

@@ -25,7 +25,10 @@ MINIMUM = 4  # rows of a cluster large enough for a mean (claim 18)
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule found: the verdict, the deciding number as text, and the verdict of each corpus."""
+    """What a rule found: the verdict, the deciding number as text, and the verdict of each corpus.
+
+    Where a rule asks models or machines, `corpora` holds the verdict of each of those.
+    """
 
     verdict: str = UNTESTED
     number: str = "–"
@@ -210,7 +213,8 @@ def any_model(evidence: Evidence) -> Finding:
     if not found:
         return Finding()
     number = "; ".join(f"{n}: {f.verdict}" for n, f in found.items())
-    return Finding(worst([f.verdict for f in found.values()]) if len(found) > 1 else UNDECIDED, number)
+    verdicts = {n: f.verdict for n, f in found.items()}
+    return Finding(worst(list(verdicts.values())) if len(found) > 1 else UNDECIDED, number, verdicts)
 
 
 def nothing(evidence: Evidence) -> Finding:

@@ -142,3 +142,9 @@ def made_up_results(tmp_path_factory):
     write_study(folder)
     write_study(folder, "docstrings", {k: v for k, v in LOSS.items() if k != "R12-oracle"})
     return folder
+
+
+@pytest.fixture
+def study_of():
+    """write_study, for tests that make a results folder of their own."""
+    return write_study

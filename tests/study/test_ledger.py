@@ -90,3 +90,28 @@ def test_registered_contrasts_name_what_is_run():
         assert bool(leaks) == contrast.get("leak", False)
     for prediction in registered()["predictions"].values():
         assert prediction.get("contrast", "R4<R1") in registered()["contrasts"]
+
+
+@pytest.mark.parametrize(("other", "verdict"), [
+    ({"R1": 3.50, "R4": 3.45}, "confirmed"),
+    ({"R1": 3.50, "R4": 3.55}, "refuted"),
+    ({"R1": 3.50}, "not decidable here"),  # the second model has no such contrast: one alone decides nothing
+])  # fmt: skip
+def test_claim_13_needs_two_backbones(tmp_path, study_of, other, verdict):
+    study_of(tmp_path, "docstrings", {"R1": 3.50, "R4": 3.45})
+    study_of(tmp_path, "docstrings", other, backbone="gpt2")
+    found = ledger(tmp_path, draws=500)[13]
+    assert found.verdict == verdict and found.corpora["smollm2"] == "confirmed"
+    assert ledger(tmp_path, "gpt2", draws=500)[13].verdict == verdict  # whichever backbone the ledger is asked for
+
+
+def test_other_experiments_decide_nothing_alone_and_are_never_mixed_in(tmp_path, study_of):
+    study_of(tmp_path, "docstrings", {"R1": 3.50, "R2": 3.50, "R4": 3.60})
+    for kind in ("jsonl", "parquet"):
+        (tmp_path / f"honest-docstrings-smollm2.{kind}").rename(tmp_path / f"four-regimes.{kind}")
+    assert Evidence(tmp_path).corpora == []
+    assert {f.verdict for f in ledger(tmp_path, draws=500).values()} == {"not tested"}
+    study_of(tmp_path, "docstrings", {"R1": 3.50, "R2": 3.50, "R4": 3.45})
+    evidence = Evidence(tmp_path, draws=500)
+    assert len(evidence.records["docstrings", "R4"]) == 5
+    assert ledger(tmp_path, draws=500)[1].verdict == "confirmed"
