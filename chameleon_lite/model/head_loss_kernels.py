@@ -25,15 +25,16 @@ PARTS = 16  # parts of a row in `stats`
 LONG = {"BM": 128, "BV": 128, "num_warps": 8}  # `grads` for items of many rows
 SHORT = {"BM": 64, "BV": 128, "num_warps": 4}  # and for items of a document each
 MERGE = {"BM": 64, "num_warps": 4}
-VARYING = ["n", "heads"]  # from step to step; a kernel compiled for each kind of number would not pay
+VARYING = ["n"]  # from step to step; a kernel compiled for each kind of number would not pay
+ROW_ALIGNED = 16  # z's rows are padded to a multiple: a vector load needs to know where rows begin
 
 
 @dataclass
 class Many:
     """What K heads add to n rows of base logits, packed; see `Bundle`. Absent factors are None."""
 
-    z: Tensor | None  # (n, K, R) α h downᵀ, in the matmul format
-    up: Tensor | None  # (S, V, R)
+    z: Tensor | None  # (K, R, Np) α h downᵀ in the matmul format, rows padded to a multiple of 16: read whole
+    up: Tensor | None  # (S, R, V)
     bias: Tensor | None  # (S, V) float32
     slot: Tensor  # (K, n) int64, any strides: the slot each head's row uses
     frozen: Tensor | None  # (Vp,) the base weight's own bias, float32
@@ -48,40 +49,50 @@ class Many:
         return tuple(nothing if x is None else x for x in (self.z, self.up, self.bias, self.frozen))
 
     @property
+    def padded(self) -> int:
+        """Np, the rows of z with padding."""
+        return ROW_ALIGNED if self.z is None else self.z.shape[2]
+
+    @property
     def switches(self) -> dict:
-        rank = 0 if self.z is None else self.z.shape[2]
+        rank = 0 if self.z is None else self.z.shape[1]
         return {"RANK": rank, "INNER": 16 if rank <= 16 else 32, "HAS_BIAS": self.bias is not None,
                 "HAS_FROZEN": self.frozen is not None}
 
 
 @triton.jit
-def _tile(base, zt, up, bias, frozen, rows, row_ok, cols, slot, vocab, stride,
-          RANK: tl.constexpr, INNER: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_FROZEN: tl.constexpr):
-    """Adapted logits of one tile in float32; beyond the vocabulary the base holds minus infinity."""
-    inside = cols < vocab
-    where = rows[:, None].to(tl.int64) * stride + cols[None, :]
-    x = tl.load(base + where, mask=row_ok[:, None] & (cols < stride)[None, :], other=float("-inf")).to(tl.float32)
-    if RANK > 0:
-        ranks = tl.arange(0, INNER)
-        at = (slot * vocab + cols[None, :]) * RANK + ranks[:, None]
-        x += tl.dot(zt, tl.load(up + at, mask=inside[None, :] & (ranks < RANK)[:, None], other=0.0))
-    if HAS_BIAS:
-        x += tl.load(bias + slot * vocab + cols, mask=inside, other=0.0)[None, :]
-    if HAS_FROZEN:
-        x += tl.load(frozen + cols, mask=inside, other=0.0)[None, :]
-    return x
+def _up(up, cols, slot, vocab, RANK: tl.constexpr, INNER: tl.constexpr):
+    """Columns of one slot's up (INNER, BV), zero beyond rank and vocabulary."""
+    ranks = tl.arange(0, INNER)
+    at = (slot * RANK + ranks[:, None]) * vocab + cols[None, :]
+    return tl.load(up + at, mask=(cols < vocab)[None, :] & (ranks < RANK)[:, None], other=0.0)
 
 
 @triton.jit
-def _low_rank(z, rows, row_ok, head, heads, RANK: tl.constexpr, INNER: tl.constexpr):
+def _low_rank(z, rows, row_ok, head, padded, RANK: tl.constexpr, INNER: tl.constexpr):
     """z of one head's rows (BM, INNER), zero beyond the rank."""
     ranks = tl.arange(0, INNER)
-    at = (rows[:, None].to(tl.int64) * heads + head) * RANK + ranks[None, :]
+    at = (head * RANK + ranks[None, :]) * padded + rows[:, None]
     return tl.load(z + at, mask=row_ok[:, None] & (ranks < RANK)[None, :], other=0.0)
 
 
+@triton.jit
+def _tile(base, zt, up_t, bias, frozen, rows, row_ok, cols, slot, vocab, stride,
+          RANK: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_FROZEN: tl.constexpr):
+    """Adapted logits of one tile in float32; beyond the vocabulary the base holds minus infinity."""
+    where = rows[:, None].to(tl.int64) * stride + cols[None, :]
+    x = tl.load(base + where, mask=row_ok[:, None] & (cols < stride)[None, :], other=float("-inf")).to(tl.float32)
+    if RANK > 0:
+        x += tl.dot(zt, up_t)
+    if HAS_BIAS:
+        x += tl.load(bias + slot * vocab + cols, mask=cols < vocab, other=0.0)[None, :]
+    if HAS_FROZEN:
+        x += tl.load(frozen + cols, mask=cols < vocab, other=0.0)[None, :]
+    return x
+
+
 @triton.jit(do_not_specialize=VARYING)
-def _stats(base, z, up, bias, frozen, tiles, part_max, part_sum, n, heads, vocab, stride, part_columns,
+def _stats(base, z, up, bias, frozen, tiles, part_max, part_sum, n, padded, vocab, stride, part_columns,
            RANK: tl.constexpr, INNER: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_FROZEN: tl.constexpr,
            PARTS: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr):
     """part_max, part_sum (K, n, PARTS): maximum and sum of exp(· − maximum) of a row's part."""
@@ -89,15 +100,18 @@ def _stats(base, z, up, bias, frozen, tiles, part_max, part_sum, n, heads, vocab
     head, slot = tl.load(tile), tl.load(tile + 1).to(tl.int64)
     rows = tl.load(tile + 2) + tl.arange(0, BM)
     row_ok = rows < tl.load(tile + 3)
-    zt = rows  # any value: _tile reads it for RANK > 0 only
+    zt = rows  # any value: _tile reads it for RANK > 0 only, and up_t
     if RANK > 0:
-        zt = _low_rank(z, rows, row_ok, head, heads, RANK, INNER)
+        zt = _low_rank(z, rows, row_ok, head, padded, RANK, INNER)
     top = tl.full((BM,), -1e30, tl.float32)  # finite, so that an empty part gives 0 and not NaN
     total = tl.zeros((BM,), tl.float32)
     first = part * part_columns
     for start in range(first, tl.minimum(first + part_columns, vocab), BV):
-        x = _tile(base, zt, up, bias, frozen, rows, row_ok, start + tl.arange(0, BV), slot, vocab, stride,
-                  RANK, INNER, HAS_BIAS, HAS_FROZEN)
+        cols = start + tl.arange(0, BV)
+        up_t = cols
+        if RANK > 0:
+            up_t = _up(up, cols, slot, vocab, RANK, INNER)
+        x = _tile(base, zt, up_t, bias, frozen, rows, row_ok, cols, slot, vocab, stride, RANK, HAS_BIAS, HAS_FROZEN)
         new = tl.maximum(top, tl.max(x, 1))
         total = total * tl.exp(top - new) + tl.sum(tl.exp(x - new[:, None]), 1)
         top = new
@@ -107,7 +121,7 @@ def _stats(base, z, up, bias, frozen, tiles, part_max, part_sum, n, heads, vocab
 
 
 @triton.jit(do_not_specialize=VARYING)
-def _merge(part_max, part_sum, base, z, up, bias, frozen, slots, target, nll, lse, n, heads, vocab, stride,
+def _merge(part_max, part_sum, base, z, up, bias, frozen, slots, target, nll, lse, n, padded, vocab, stride,
            slot_head, slot_row, ignored, RANK: tl.constexpr, INNER: tl.constexpr, HAS_BIAS: tl.constexpr,
            HAS_FROZEN: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr):
     """nll, lse (K, n) from a row's parts and its target's logit; nll is 0 where the target is ignored."""
@@ -124,9 +138,9 @@ def _merge(part_max, part_sum, base, z, up, bias, frozen, slots, target, nll, ls
     slot = tl.load(slots + head * slot_head + rows * slot_row, mask=row_ok, other=0)
     if RANK > 0:
         ranks = tl.arange(0, INNER)
-        own = (slot * vocab + y)[:, None] * RANK + ranks[None, :]
+        own = (slot[:, None] * RANK + ranks[None, :]) * vocab + y[:, None]
         up_y = tl.load(up + own, mask=counts[:, None] & (ranks < RANK)[None, :], other=0.0).to(tl.float32)
-        hit += tl.sum(_low_rank(z, rows, row_ok, head, heads, RANK, INNER).to(tl.float32) * up_y, 1)
+        hit += tl.sum(_low_rank(z, rows, row_ok, head, padded, RANK, INNER).to(tl.float32) * up_y, 1)
     if HAS_BIAS:
         hit += tl.load(bias + slot * vocab + y, mask=counts, other=0.0)
     if HAS_FROZEN:
@@ -136,21 +150,21 @@ def _merge(part_max, part_sum, base, z, up, bias, frozen, slots, target, nll, ls
 
 
 @triton.jit(do_not_specialize=VARYING)
-def _grads(base, z, up, bias, frozen, target, lse, items, out, gu, gz_parts, g_bias, n, heads, vocab, stride, blocks,
+def _grads(base, z, up, bias, frozen, target, lse, items, out, gu, gz_parts, g_bias, n, padded, vocab, stride, blocks,
            ignored, shift, RANK: tl.constexpr, INNER: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_FROZEN: tl.constexpr,
            WRITE: tl.constexpr, BIAS_GRAD: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr):
     """For one item and one block of columns, with g = shift · (softmax − onehot), 0 in ignored rows:
 
-    gu (items, V, R) = gᵀ z, gz_parts (K, blocks, n, R) = g up, g_bias (items, V) = Σ g, out (n, Vp) = g.
+    gu (items, R, V) = (gᵀ z)ᵀ, gz_parts (K, blocks, R, Np) = (g up)ᵀ, g_bias (items, V) = Σ g, out (n, Vp) = g.
     """
     number, block = tl.program_id(0), tl.program_id(1)
     item = items + number * 4
     head, slot, end = tl.load(item), tl.load(item + 1).to(tl.int64), tl.load(item + 3)
     cols, ranks = block * BV + tl.arange(0, BV), tl.arange(0, INNER)
     inside = cols < vocab
+    up_t = cols
     if RANK > 0:
-        at = (slot * vocab + cols[:, None]) * RANK + ranks[None, :]
-        up_rows = tl.load(up + at, mask=inside[:, None] & (ranks < RANK)[None, :], other=0.0)
+        up_t = _up(up, cols, slot, vocab, RANK, INNER)
         gu_sum = tl.zeros((BV, INNER), tl.float32)
     bias_sum = tl.zeros((BV,), tl.float32)
     for start in range(tl.load(item + 2), end, BM):
@@ -159,24 +173,23 @@ def _grads(base, z, up, bias, frozen, target, lse, items, out, gu, gz_parts, g_b
         y = tl.load(target + rows, mask=row_ok, other=ignored)
         zt = rows
         if RANK > 0:
-            zt = _low_rank(z, rows, row_ok, head, heads, RANK, INNER)
-        x = _tile(base, zt, up, bias, frozen, rows, row_ok, cols, slot, vocab, stride,
-                  RANK, INNER, HAS_BIAS, HAS_FROZEN)
+            zt = _low_rank(z, rows, row_ok, head, padded, RANK, INNER)
+        x = _tile(base, zt, up_t, bias, frozen, rows, row_ok, cols, slot, vocab, stride, RANK, HAS_BIAS, HAS_FROZEN)
         top = tl.load(lse + head * n + rows, mask=row_ok, other=0.0)
         g = tl.exp(x - top[:, None]) - tl.where(cols[None, :] == y[:, None], 1.0, 0.0)
         g = tl.where((y != ignored)[:, None], g, 0.0) * shift
         short = g.to(base.dtype.element_ty)
         if RANK > 0:
             gu_sum += tl.dot(tl.trans(short), zt)
-            to = ((head * blocks + block).to(tl.int64) * n + rows[:, None]) * RANK + ranks[None, :]
-            tl.store(gz_parts + to, tl.dot(short, up_rows), mask=row_ok[:, None] & (ranks < RANK)[None, :])
+            to = ((head * blocks + block).to(tl.int64) * RANK + ranks[None, :]) * padded + rows[:, None]
+            tl.store(gz_parts + to, tl.dot(short, tl.trans(up_t)), mask=row_ok[:, None] & (ranks < RANK)[None, :])
         if BIAS_GRAD:
             bias_sum += tl.sum(g, 0)
         if WRITE:
             where = out + rows[:, None].to(tl.int64) * stride + cols[None, :]
             tl.store(where, short, mask=row_ok[:, None] & (cols < stride)[None, :])
     if RANK > 0:
-        to = (number.to(tl.int64) * vocab + cols[:, None]) * RANK + ranks[None, :]
+        to = (number.to(tl.int64) * RANK + ranks[None, :]) * vocab + cols[:, None]
         tl.store(gu + to, gu_sum, mask=inside[:, None] & (ranks < RANK)[None, :])
     if BIAS_GRAD:
         tl.store(g_bias + number.to(tl.int64) * vocab + cols, bias_sum, mask=inside)
@@ -189,27 +202,27 @@ def losses(base: Tensor, many: Many, tiles: Tensor, target: Tensor) -> tuple[Ten
     nll, lse = base.new_empty(2, many.heads, n, dtype=torch.float32)
     part_columns = triton.cdiv(triton.cdiv(many.vocab, PARTS), STATS["BV"]) * STATS["BV"]
     given = many.arguments(base)
-    _stats[(len(tiles), PARTS)](base, *given, tiles, part_max, part_sum, n, many.heads, many.vocab, stride,
+    _stats[(len(tiles), PARTS)](base, *given, tiles, part_max, part_sum, n, many.padded, many.vocab, stride,
                                 part_columns, PARTS=PARTS, **many.switches, **STATS)
     _merge[(triton.cdiv(n, MERGE["BM"]), many.heads)](
-        part_max, part_sum, base, *given, many.slot, target, nll, lse, n, many.heads, many.vocab, stride,
+        part_max, part_sum, base, *given, many.slot, target, nll, lse, n, many.padded, many.vocab, stride,
         *many.slot.stride(), IGNORED, PARTS=PARTS, **many.switches, **MERGE)
     return nll, lse
 
 
 def gradients(base: Tensor, many: Many, items: Tensor, longest: int, target: Tensor, lse: Tensor, shift: float, *,
               out: Tensor | None = None, want_bias: bool = False) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """gᵀ z (items, V, R), g up (K, n, R) and Σ g (items, V) of items (I, 4) int32 of at most `longest` rows each.
+    """gᵀ z (items, R, V), g up (K, R, n) and Σ g (items, V) of items (I, 4) int32 of at most `longest` rows each.
 
     `out` (n, Vp) receives g itself, for one head; it may be the base.
     """
     n, stride = base.shape
     rank, blocks = many.switches["RANK"], triton.cdiv(stride, LONG["BV"])
-    gu = base.new_empty(len(items), many.vocab, rank, dtype=torch.float32) if rank else None
-    gz = base.new_empty(many.heads, blocks, n, rank, dtype=torch.float32) if rank else None
+    gu = base.new_empty(len(items), rank, many.vocab, dtype=torch.float32) if rank else None
+    gz = base.new_empty(many.heads, blocks, rank, many.padded, dtype=torch.float32) if rank else None
     g_bias = base.new_empty(len(items), many.vocab, dtype=torch.float32) if want_bias else None
     _grads[(len(items), blocks)](
         base, *many.arguments(base), target, lse, items, *(lse if x is None else x for x in (out, gu, gz, g_bias)),
-        n, many.heads, many.vocab, stride, blocks, IGNORED, shift, WRITE=out is not None, BIAS_GRAD=want_bias,
+        n, many.padded, many.vocab, stride, blocks, IGNORED, shift, WRITE=out is not None, BIAS_GRAD=want_bias,
         **many.switches, **(SHORT if longest <= SHORT["BM"] else LONG))
-    return gu, None if gz is None else gz.sum(1), g_bias
+    return gu, None if gz is None else gz.sum(1)[:, :, :n], g_bias

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .head_loss_kernels import LONG, STATS, Many, gradients, losses
+from .head_loss_kernels import LONG, ROW_ALIGNED, STATS, Many, gradients, losses
 from .head_loss_pass import FP16_SHIFT, HeadTask, add_gradients, low_rank_states, product, torch_step
 
 ROWS = 2_040  # rows a chunk: memory
@@ -76,11 +76,11 @@ class Bundle:
         self.down, self.up, self.bias = None, None, None
         if one.down is not None:
             self.down = torch.cat([t.down for t in self.tasks]).to(weight.weight.dtype)  # (S, R, C)
-            self.up = self.down.new_empty(int(self.first[-1]), weight.vocab, one.down.shape[1])
-            torch._foreach_copy_(list(self.up.split(sizes)), [t.up for t in self.tasks])
+            self.up = self.down.new_empty(int(self.first[-1]), one.down.shape[1], weight.vocab)  # (S, R, V)
+            torch._foreach_copy_(list(self.up.split(sizes)), [t.up.transpose(1, 2) for t in self.tasks])
         if one.bias is not None:
             self.bias = torch.cat([t.bias for t in self.tasks]).float()  # (S, V)
-        self.sums: list[Tensor | None] = [None] * 3  # of down (S, R, C), up (S, V, R), bias (S, V)
+        self.sums: list[Tensor | None] = [None] * 3  # of down (S, R, C), up (S, R, V), bias (S, V)
 
     def chunk(self, hc: Tensor, base: Tensor, target: Tensor, rows: slice, gh: Tensor | None) -> Tensor:
         """Losses (heads, n); gradients are added to the sums, and gh (n, C) of an only head is set."""
@@ -109,16 +109,16 @@ class Bundle:
         return columns[offset[1]] + offset[0][:, None], np.concatenate(runs)
 
     def _states(self, hc: Tensor, slot: Tensor) -> Tensor | None:
-        """z = α h downᵀ (n, K, R), each row under its own slots."""
+        """z = α h downᵀ (K, R, Np), each row under its own slots, with room for the kernels' alignment."""
         if self.down is None:
             return None
-        slots, rank, _ = self.down.shape
-        z = (hc @ self.down.flatten(0, 1).T).view(len(hc), slots, rank)
-        if self.tasks[0].scale != 1.0:
-            z = z * self.tasks[0].scale
-        if slots == len(self.tasks):
-            return z
-        return z.gather(1, slot.T.unsqueeze(2).expand(-1, -1, rank))
+        (slots, rank, _), n = self.down.shape, len(hc)
+        z = (self.down.flatten(0, 1) @ hc.T).view(slots, rank, n)
+        if slots != len(self.tasks):
+            z = z.gather(0, slot.unsqueeze(1).expand(-1, rank, -1))
+        out = z.new_empty(len(self.tasks), rank, -(-n // ROW_ALIGNED) * ROW_ALIGNED)
+        torch.mul(z, self.tasks[0].scale, out=out[:, :, :n])
+        return out
 
     def _add_gradients(self, hc: Tensor, base: Tensor, many: Many, runs: np.ndarray, target: Tensor, lse: Tensor,
                        gh: Tensor | None) -> None:
@@ -143,17 +143,16 @@ class Bundle:
             gh += product(g, self.weight.weight) / shift
 
     def _down(self, hc: Tensor, gz: Tensor, slot: Tensor, wanted: bool, gh: Tensor | None) -> None:
-        """From gz (K, n, R) = dloss/dz · α: the gradient of down, and its part of gh (n, C)."""
-        (slots, rank, width), (heads, n, _) = self.down.shape, gz.shape
-        by_slot = gz.transpose(0, 1)  # (n, K, R)
+        """From gz (K, R, n) = dloss/dz · α: the gradient of down, and its part of gh (n, C)."""
+        (slots, rank, width), (heads, _, n) = self.down.shape, gz.shape
         if slots != heads:  # each row in the slots of its own groups, zero elsewhere
-            own = slot.T.unsqueeze(2).expand(-1, -1, rank)
-            by_slot = gz.new_zeros(n, slots, rank).scatter_(1, own, by_slot)
-        flat = by_slot.reshape(n, slots * rank)
+            own = slot.unsqueeze(1).expand(-1, rank, -1)
+            gz = gz.new_zeros(slots, rank, n).scatter_(0, own, gz)
+        flat = gz.reshape(slots * rank, n)
         if wanted:
-            self._add(0, (flat.T @ hc.to(flat.dtype)).view(slots, rank, width), 1.0)
+            self._add(0, (flat @ hc.to(flat.dtype)).view(slots, rank, width), 1.0)
         if gh is not None:
-            gh += flat @ self.down.flatten(0, 1).to(flat.dtype)
+            gh += flat.T @ self.down.flatten(0, 1).to(flat.dtype)
 
     def _by_slot(self, parts: Tensor, items: np.ndarray) -> Tensor:
         """The items' sums (I, …) to the slots' (S, …)."""
@@ -172,7 +171,7 @@ class Bundle:
         """Give each task the gradients of its own slots, as it keeps them."""
         for task, first, end in zip(self.tasks, self.first, self.first[1:]):
             own = [None if x is None else x[first:end] for x in self.sums]
-            task.gradients = [own[0], None if own[1] is None else own[1].transpose(1, 2), own[2], None]
+            task.gradients = [*own, None]
 
 
 def _cut(runs: np.ndarray, size: int) -> np.ndarray:

@@ -102,8 +102,9 @@ def _run_corpus(context: Context, regimes: list[Regime], found: dict, corpus: st
     trained = [r for r in missing if r.trained]
     if trained:
         context.say(estimate(context, trained))
+        # The reported seeds' clusterings are made when their turn comes: several processes may share them out.
         sweeps = range(SWEEP_SEEDS_FROM, SWEEP_SEEDS_FROM + settings.sweep.seeds)
-        seed_materials(settings, context.material, [*seeds, *sweeps])
+        seed_materials(settings, context.material, sweeps)
     rates, trials = choose_rates(context, trained)
     out = {}
     job = name_of(settings, regimes[0], corpus, 0)

@@ -18,7 +18,8 @@ def plain_token_losses(h, target, weight: HeadWeight, updates, *, groups=None, s
     for k, update in enumerate(updates):
         logits = F.linear(x, weight.weight[: weight.vocab].float(), weight.bias)
         if update is not None and update.down is not None:
-            row = groups[k] if groups is not None and groups[k] is not None else torch.zeros(len(h), dtype=torch.int64)
+            group = groups[k] if groups is not None else None
+            row = torch.zeros(len(h), dtype=torch.int64) if group is None else group.index
             z = torch.einsum("mc,mrc->mr", x, update.down[row])
             logits = logits + scale * torch.einsum("mr,mvr->mv", z, update.up[row])
         out.append(F.cross_entropy(logits, target, reduction="none", ignore_index=IGNORED))
