@@ -114,7 +114,7 @@ class Adapter:
         if max(len(row.text), len(row.prompt)) > limit:
             return True
         parts = self.model.tokenizer([row.prompt, row.text], add_special_tokens=False, verbose=False)["input_ids"]
-        return sum(map(len, parts)) > table.lengths[place]
+        return sum(map(len, parts)) > int(table.lengths[place])  # numpy's own truth values have no JSON
 
     def _grouped(self, vectors: Tensor) -> Grouped:
         centroids, mode = self.model.centroids, self.condition or self.model.config.condition
