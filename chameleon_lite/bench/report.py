@@ -18,7 +18,19 @@ import torch
 from .. import cache
 from ..errors import RunFailed, unknown
 from ..model.capability import cpu_flags
-from . import growth, ladder, roofline, rows_data, rows_features, rows_generate, rows_head, rows_train, scaling, tried
+from . import (
+    growth,
+    ladder,
+    roofline,
+    rows_adapt,
+    rows_data,
+    rows_features,
+    rows_generate,
+    rows_head,
+    rows_train,
+    scaling,
+    tried,
+)
 from .measure import Comparison, Row
 from .workload import Bench
 
@@ -37,6 +49,7 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "B13": rows_generate.mixed_clusters,
     "B14": rows_head.shared_pass,
     "B15": rows_features.share_of_products,
+    "B16": rows_adapt.ten_thousand,
 }
 EXTRAS: dict[str, Callable[[Bench], dict]] = {
     "ladder": ladder.ladder,
