@@ -5,6 +5,7 @@ import pytest
 
 from chameleon_lite.bench import rows_head
 from chameleon_lite.bench.report import EXTRAS, ROWS, line, run_rows
+from chameleon_lite.bench.results import many_texts_frame
 from chameleon_lite.errors import RunFailed, UserError
 
 HEAVY = {"B3", "B16"}  # the one's size does not follow the backbone's, the other starts processes
@@ -39,7 +40,10 @@ def test_adapting_many_short_texts_row(small_bench):
     assert work["rows"] == 200 and work["scored tokens"] > 200 and work["peak bytes"] >= 50e6
     # Two starts of the same program: what a handful of rows adds is small beside the libraries.
     assert work["peak bytes"] < 1.5 * work["peak bytes, one row"] and work["processor s"] > 0
-    assert json.loads(json.dumps(row.as_json()))["comparisons"][0]["ratio"] > 1
+    entry = json.loads(json.dumps(row.as_json()))
+    assert entry["comparisons"][0]["ratio"] > 1
+    (shown,) = many_texts_frame({"here": {"machine": {"device": "this"}, "rows": {"B16": entry}}}).to_dict("records")
+    assert shown["peak (GB)"] == work["peak bytes"] / 1e9 and shown["limit (GB)"] == 4 and shown["rows"] == 200
 
 
 def test_short_texts_are_whole_pieces_of_equal_length():
