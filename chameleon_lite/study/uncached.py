@@ -21,7 +21,7 @@ from ..model.backbones import copied
 from ..model.heads import Head, HyperHead, LoraHead
 from ..model.lora import add_lora
 from ..training.features import arithmetic
-from ..training.uncached import PIECE_TOKENS, Layered, Texts, fit_layers, read_layers, row_losses
+from ..training.uncached import READ_TOKENS, Layered, Texts, fit_layers, read_layers, row_losses
 from .cohort import Context
 from .conditions import GroupMean
 from .material import Material, Seeded, split_view
@@ -66,7 +66,7 @@ def _in_context_nll(material: Material, split: str, groups: Tensor) -> Tensor:
     rows, front = neighbours_in_front(table, groups, separator)
     lengths = np.array([len(row) for row in rows])
     frozen, out = Layered(backbone, None, material.weight), torch.zeros(len(table), dtype=torch.float64)
-    for chosen in by_length(lengths, PIECE_TOKENS.get(device.type, PIECE_TOKENS["cpu"])):
+    for chosen in by_length(lengths, READ_TOKENS.get(device.type, READ_TOKENS["cpu"])):
         ids = torch.full((len(chosen), int(lengths[chosen].max())), table.pad_id)
         for i, n in enumerate(chosen):
             ids[i, : lengths[n]] = torch.from_numpy(rows[n])

@@ -28,7 +28,10 @@ from .loop import ConditionOf, Epochs, average, steps_bar
 from .objectives import next_token
 from .processes import Processes
 
-PIECE_TOKENS = {"cpu": 2_048, "cuda": 32_768}  # padded tokens that go through the backbone at once
+# Padded tokens that go through the backbone at once. Training keeps every layer's activations for the way back, about
+# 5 MB a token for SmolLM2 in 32 bits, so that its pieces are small; on a CPU that costs no time.
+READ_TOKENS = {"cpu": 2_048, "cuda": 32_768}
+STEP_TOKENS = {"cpu": 512, "cuda": 2_048}
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def read_layers(both: Layered, texts: Texts, processes: Processes | None = None)
         both.head.eval()
     for rows in _share(texts.batches(0), processes):
         update, group = texts.told(rows, both.head)
-        for place in _pieces(table, rows, device):
+        for place in _pieces(table, rows, device, READ_TOKENS):
             part = padded_with_prefix(table, rows[place], device)
             own = None if group is None else group.to(device)[place.to(device)]
             out[rows[place].to(device)] = row_losses(both, update, own, *part)
@@ -169,7 +172,7 @@ def _gradients(both: Layered, texts: Texts, rows: Tensor, count: int, processes:
     device, total = both.backbone.device, torch.zeros((), device=both.backbone.device)
     update, group = texts.told(rows, both.head)
     own = _share(torch.arange(len(rows)), processes)
-    pieces = _pieces(texts.table, rows[own], device)
+    pieces = _pieces(texts.table, rows[own], device, STEP_TOKENS)
     for number, piece in enumerate(pieces, start=1):
         place = own[piece]
         at = None if group is None else group.to(device)[place.to(device)]
@@ -193,9 +196,9 @@ def _loss(both: Layered, update: HeadUpdate, group: Tensor | None, ids: Tensor, 
     return next_token(hidden, ids, mask, prefix, losses)[0].sum()
 
 
-def _pieces(table: TokenTable, rows: Tensor, device: torch.device) -> list[Tensor]:
+def _pieces(table: TokenTable, rows: Tensor, device: torch.device, budgets: dict[str, int]) -> list[Tensor]:
     """Places (b,) within rows (B,), in pieces that go through the backbone at once."""
-    budget = PIECE_TOKENS.get(device.type, PIECE_TOKENS["cpu"])
+    budget = budgets.get(device.type, budgets["cpu"])
     return [torch.from_numpy(piece) for piece in by_length(table.lengths[rows.numpy()], budget)]
 
 

@@ -128,7 +128,8 @@ def test_pieces_change_neither_gradients_nor_readings(monkeypatch):
     texts = Texts(table, lambda number: list(torch.arange(len(table)).split(20)))
     found = []
     for budget in (10**6, 100):  # a whole step at once; one document at a time
-        monkeypatch.setattr(uncached, "PIECE_TOKENS", {"cpu": budget})
+        monkeypatch.setattr(uncached, "READ_TOKENS", {"cpu": budget})
+        monkeypatch.setattr(uncached, "STEP_TOKENS", {"cpu": budget})
         for parameter in both.parameters():
             parameter.grad = None
         uncached._gradients(both, texts, torch.arange(20), int(table.n_scored[:20].sum()), None)
