@@ -93,6 +93,13 @@ def test_frozen_means_the_layers_too(fitted):
     assert {len(r["continuation"]) > 0 for r in adapt(fitted.model, texts[:3], new_tokens=3)} == {True}
 
 
+def test_the_stream_experiment_is_refused_by_name(fitted):
+    from chameleon_lite.adapt.arrivals import on_the_fly
+
+    with pytest.raises(UserError, match="tiny carries LoRA"):
+        on_the_fly(fitted.model, corpus_of(two_kinds(60)).splits["test"], batch=2)
+
+
 def test_rank_zero_is_the_head_alone_as_ever():
     one, two = (fit(two_kinds(90), backbone="tiny", settings=s)
                 for s in (small(lora_rank=0), FitSettings(**small().model_dump(exclude={"lora_rank"}))))
