@@ -222,7 +222,7 @@ def claims(
 
 @app.command()
 def bench(
-    rows: Annotated[list[str] | None, typer.Argument(help="B1 … B15, ladder, roofline, growth, overhead …")] = None,
+    rows: Annotated[list[str] | None, typer.Argument(help="B1 … B16, ladder, roofline, growth, overhead …")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small workloads: about two minutes on two cores.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: what is there.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Default: benchmarks/results/<machine>.json.")] = None,

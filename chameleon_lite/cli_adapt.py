@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+LAYERS = "Rank of LoRA in the layers; 0: none. Features cannot be cached then: every step runs the backbone."
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: what is there.")]
 
 
@@ -13,6 +14,7 @@ def fit(
     out: Annotated[Path, typer.Option("--out", help="Folder the adapter is saved to.")],
     backbone: Annotated[str, typer.Option("--backbone", help="A built-in name, hub id or local folder.")] = "smollm2",
     rank: Annotated[int, typer.Option(min=1, help="Rank of the head's update.")] = 4,
+    lora_rank: Annotated[int, typer.Option("--lora-rank", min=0, help=LAYERS)] = 0,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training texts.")] = 3,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="AdamW's learning rate.")] = 1e-3,
     max_train_tokens: Annotated[int, typer.Option(min=1, help="Tokens of training texts at most.")] = 200_000,
@@ -32,9 +34,9 @@ def fit(
     from .errors import UserError
 
     try:
-        settings = FitSettings(rank=rank, learning_rate=learning_rate, max_train_tokens=max_train_tokens, seed=seed,
-                               condition=condition, tokens=TokenSettings(max_length=max_length),
-                               train=TrainSettings(epochs=epochs))
+        settings = FitSettings(rank=rank, lora_rank=lora_rank, learning_rate=learning_rate, seed=seed,
+                               max_train_tokens=max_train_tokens, condition=condition,
+                               tokens=TokenSettings(max_length=max_length), train=TrainSettings(epochs=epochs))
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{first['loc'][0]}: {first['msg']}") from None

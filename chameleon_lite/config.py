@@ -80,6 +80,10 @@ class FitSettings(Settings):
     """How an adapter is fitted on one's own texts."""
 
     rank: int = Field(4, ge=1, description="rank of the head's update")
+    lora_rank: int = Field(
+        0, ge=0, description="rank of LoRA in the layers, trained with the head; 0 = none. Above 0 features "
+        "cannot be cached: every step runs the backbone, forwards and backwards; one validation an epoch"
+    )
     dropout: float = Field(0.5, ge=0, lt=1, description="dropout inside the hyper-network, as released")
     condition: Literal["cluster", "centroid", "row"] = Field(
         "cluster", description="what texts are told at inference, see model/conditions.py; training uses groups"

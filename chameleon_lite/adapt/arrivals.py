@@ -118,6 +118,7 @@ def on_the_fly(model, documents: Sequence[Document], *, batch: int = 16, seed: i
     """An adapter on documents that arrive in batches: a DataFrame with one row for each state of knowledge.
 
     Columns known, possible (in a stream), loss (nats a token), and against_frozen (the difference).
+    Raises UserError for an adapter with LoRA in its layers: the comparison reads stored states of the frozen ones.
     """
     import pandas as pd
 

@@ -4,8 +4,9 @@
       ─ the hyper-network on cluster groups, best state on the validation tenth ─▶ ChameleonLiteForCausalLM
       ─ the held-out tenth, never looked at before: nats a token frozen and adapted, with an interval ─▶ Fitted
 
-The backbone stays as it is, so an epoch costs the head alone. Held-out texts are told what training texts are: the
-mean vector of the prefixes of at most 32 texts of their cluster.
+The backbone stays as it is, so an epoch costs the head alone. With `lora_rank` its layers carry LoRA, trained together
+with the head: hidden states then change at every step, none are kept, and every step runs the whole backbone.
+Held-out texts are told what training texts are: the mean vector of the prefixes of at most 32 texts of their cluster.
 """
 import os
 import time
@@ -19,22 +20,16 @@ import torch
 from torch import Tensor
 
 from ..config import FitSettings
-from ..data.arrangement import Arrangement, arrange
-from ..data.clusters import Clustering, cluster_count, fit_clusters, merge_small
+from ..data.clusters import Clustering
 from ..data.corpora import load_corpus
-from ..data.corpora.documents import SPLITS, Corpus, Document
+from ..data.corpora.documents import Corpus, Document
 from ..data.corpora.splits import split_documents
-from ..data.embeddings import mean_embeddings
-from ..data.tokens import TokenTable, tokenise
-from ..errors import UserError
-from ..model.backbones import Backbone, load_backbone
-from ..model.conditions import group_means
-from ..model.head_loss import HeadWeight, matmul_dtype
-from ..model.heads.interface import Condition
-from ..training.features import features
+from ..errors import RunFailed, UserError
+from ..model.backbones import Backbone, copied, load_backbone
+from ..model.head_loss import HeadWeight
 from ..training.loop import Member, Processes, evaluate
 from ..training.loop import fit as train
-from ..training.scored import ScoredStates, scored_states
+from .parts import Part, number_format, parts_of
 
 RESAMPLES = 2_000
 
@@ -71,28 +66,6 @@ class Fitted:
         return f"{word}: {change}; use the backbone as it is, or fit on more texts of the kind you have"
 
 
-@dataclass
-class _Part:
-    """One split under the backbone."""
-
-    table: TokenTable
-    scored: ScoredStates
-    vectors: Tensor  # (N, C) on the host
-    labels: Tensor  # (N,) clusters, small ones merged
-    arrangement: Arrangement | None = None
-    known_for: Arrangement | None = None
-
-    def told(self, size: int) -> Callable[[Tensor], tuple[Condition, Tensor | None]]:
-        """The condition source: the mean vector of a row's group of at most `size` texts."""
-        def source(rows: Tensor) -> tuple[Condition, Tensor | None]:
-            if self.known_for is not self.arrangement:
-                self.known_for, self.group_of = self.arrangement, self.arrangement.groups(size)
-                self.means = group_means(self.vectors, self.group_of).to(self.scored.device)
-            groups, own = torch.unique(self.group_of[rows], return_inverse=True)
-            return Condition(self.means[groups.to(self.means.device)]), own if len(groups) > 1 else None
-        return source
-
-
 def fit(texts: Sequence[str] | str | Path | Corpus, *, backbone: Backbone | str = "smollm2",
         out: Path | str | None = None, settings: FitSettings | None = None, device: str | None = None,
         progress: bool = True, say: Callable[[str], None] = lambda text: None) -> Fitted:
@@ -105,21 +78,23 @@ def fit(texts: Sequence[str] | str | Path | Corpus, *, backbone: Backbone | str 
     processes = Processes()
     if isinstance(backbone, str):
         backbone = load_backbone(backbone, device=device or processes.device)
+    elif settings.lora_rank:
+        backbone = copied(backbone)  # LoRA is put into the model itself, and this one is the caller's
     corpus = corpus_of(texts, settings.seed)
     say(f"{sum(len(d) for d in corpus.splits.values()):,} texts from {corpus.source}")
-    parts, clustering = _parts(corpus, backbone, settings, progress)
+    parts, clustering = parts_of(corpus, backbone, settings, progress)
     model = _new_model(backbone, clustering, settings)
-    member, weight = _train(model, parts, settings, processes, progress)
-    nll = _held_out(model.head, parts["test"], weight, settings, processes)
+    learn = _with_layers if settings.lora_rank else _head_alone
+    curve, best_epoch, nll = learn(model, parts, settings, processes, progress)
     before, after, low, high = compared(nll, parts["test"].table.n_scored, settings.seed)
     notes = {"before": before, "after": after, "low": low, "high": high, "held_out": len(parts["test"].table),
              "trained_on": len(parts["train"].table), "corpus": corpus.name, "corpus_hash": corpus.hash,
-             "settings": settings.model_dump(mode="json"), "best_epoch": member.best_epoch}
+             "settings": settings.model_dump(mode="json"), "best_epoch": best_epoch}
     model.config.notes = notes
     if out is not None:
         model.eval().save_pretrained(out, is_main_process=processes.index == 0)
     return Fitted(model.eval(), before, after, low, high, notes["held_out"], notes["trained_on"],
-                  time.perf_counter() - started, member.curve, Path(out) if out is not None else None)
+                  time.perf_counter() - started, curve, Path(out) if out is not None else None)
 
 
 def corpus_of(texts: Sequence[str] | str | Path | Corpus, seed: int = 0) -> Corpus:
@@ -136,33 +111,6 @@ def corpus_of(texts: Sequence[str] | str | Path | Corpus, seed: int = 0) -> Corp
     return Corpus("texts", splits, "a list of strings", notes)
 
 
-def _parts(corpus: Corpus, backbone: Backbone, settings: FitSettings, progress: bool):
-    """Each split tokenised, run through the backbone and assigned to clusters fitted on the training part."""
-    generator = np.random.default_rng(settings.seed)
-    limits = settings.tokens.model_dump()
-    limits["max_length"] = min(limits["max_length"], backbone.max_length)
-    tables = {}
-    for split in SPLITS:
-        table = tokenise(corpus.splits[split], backbone.tokenizer, **limits)
-        order = generator.permutation(len(table))
-        if split == "train" and settings.max_train_tokens is not None:
-            order = order[np.cumsum(table.lengths[order]) <= max(settings.max_train_tokens, table.lengths[order[0]])]
-        elif split != "train":
-            order = order[: settings.max_held_out]
-        tables[split] = table.take(np.sort(order))
-    dtype = _format(settings.train.feature_dtype, backbone.device)
-    embedding, rows = backbone.embedding.detach().cpu(), settings.clusters.batch_rows
-    vectors = {split: mean_embeddings(table, embedding) for split, table in tables.items()}
-    clustering = fit_clusters(vectors["train"], cluster_count(len(tables["train"]), rows), seed=settings.seed)
-    parts = {}
-    for split, table in tables.items():
-        scored = scored_states(features(backbone, table, dtype=dtype, progress=progress), table, device=backbone.device)
-        labels = clustering.labels if split == "train" else clustering.assign(vectors[split])[0]
-        labels = merge_small(vectors[split], labels, clustering.centroids, minimum=settings.clusters.minimum)
-        parts[split] = _Part(table, scored, vectors[split], labels)
-    return parts, clustering
-
-
 def _new_model(backbone: Backbone, clustering: Clustering, settings: FitSettings):
     from ..model.chameleon import ChameleonLiteForCausalLM
 
@@ -171,33 +119,65 @@ def _new_model(backbone: Backbone, clustering: Clustering, settings: FitSettings
         torch.manual_seed(settings.seed)
         return ChameleonLiteForCausalLM.from_backbone(
             backbone, centroids=clustering.centroids, rank=settings.rank, dropout=settings.dropout,
-            scale=settings.train.scale, condition=settings.condition, prompts=prompts)
+            scale=settings.train.scale, condition=settings.condition, prompts=prompts,
+            lora_rank=settings.lora_rank)
 
 
-def _train(model, parts: dict[str, _Part], settings: FitSettings, processes: Processes,
-           progress: bool) -> tuple[Member, HeadWeight]:
-    """The head trained in place on cluster groups; it ends in its best state on the validation part."""
-    backbone, size, rows = model.backbone, settings.clusters.batch_rows, settings.train.rows_per_step
-    dtype = _format(settings.train.matmul_dtype, backbone.device)
-    weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=dtype)
-    learn, check = parts["train"], parts["validation"]
-    _arrange(check, settings.seed)
+def _head_alone(model, parts: dict[str, Part], settings: FitSettings, processes: Processes,
+                progress: bool) -> tuple[list[dict], float, np.ndarray]:
+    """The head trained in place on cluster groups, left in its best state on the validation part.
+
+    Returns curve, best epoch, and sums of nats (2, N) of the held-out texts, frozen and adapted.
+    """
+    size, rows, weight = settings.clusters.batch_rows, settings.train.rows_per_step, _weight(model.backbone, settings)
+    learn, check, test = (parts[split] for split in ("train", "validation", "test"))
+    check.arrange(settings.seed)
     member = Member("adapter", model.head, learn.told(size), check.told(size), settings.learning_rate, settings.seed)
 
     def epochs(number: int) -> list[Tensor]:
-        _arrange(learn, settings.seed * 100_003 + number)
+        learn.arrange(_epoch_seed(settings, number))
         return learn.arrangement.steps(rows)
     train([member], learn.scored, epochs, check.scored, check.arrangement.steps(rows), weight, settings.train,
           processes, progress)
-    return member, weight
+    test.arrange(settings.seed)
+    nll = evaluate([(None, None), (model.head, test.told(size))], test.scored, test.arrangement.steps(rows), weight,
+                   scale=settings.train.scale, processes=processes)
+    return member.curve, member.best_epoch, nll.cpu().numpy()
 
 
-def _held_out(head, part: _Part, weight: HeadWeight, settings: FitSettings, processes: Processes) -> np.ndarray:
-    """Sums of nats (2, N) of the held-out texts, frozen and adapted."""
-    _arrange(part, settings.seed)
-    batches = part.arrangement.steps(settings.train.rows_per_step)
-    heads = [(None, None), (head, part.told(settings.clusters.batch_rows))]
-    return evaluate(heads, part.scored, batches, weight, scale=settings.train.scale, processes=processes).cpu().numpy()
+def _with_layers(model, parts: dict[str, Part], settings: FitSettings, processes: Processes,
+                 progress: bool) -> tuple[list[dict], float, np.ndarray]:
+    """LoRA in the layers and the head trained in place, together; returns what `_head_alone` does."""
+    from ..model.lora import without_lora
+    from ..training.uncached import Layered, Texts, fit_layers, read_layers
+
+    def texts(split: str) -> Texts:
+        def batches(number: int) -> list[Tensor]:
+            seed = _epoch_seed(settings, number) if split == "train" else settings.seed
+            parts[split].arrange(seed)
+            return parts[split].arrangement.steps(settings.train.rows_per_step)
+        return Texts(parts[split].table, batches, parts[split].told(settings.clusters.batch_rows))
+    weight, test = _weight(model.backbone, settings), texts("test")
+    both = Layered(model.backbone, model.head, weight, settings.train.scale)
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        found = fit_layers(both, texts("train"), texts("validation"), settings.train, settings.learning_rate,
+                           processes, progress)
+    if found.failure:
+        raise RunFailed(f"adapter: {found.failure}; lower it")
+    with without_lora(model.backbone):
+        before = read_layers(Layered(model.backbone, None, weight), test, processes)
+    return found.curve, found.best_epoch, torch.stack([before, read_layers(both, test, processes)]).numpy()
+
+
+def _weight(backbone: Backbone, settings: FitSettings) -> HeadWeight:
+    dtype = number_format(settings.train.matmul_dtype, backbone.device)
+    return HeadWeight(backbone.head.weight, backbone.head.bias, dtype=dtype)
+
+
+def _epoch_seed(settings: FitSettings, number: int) -> int:
+    """Seed of an epoch's order."""
+    return settings.seed * 100_003 + number
 
 
 def compared(nll: np.ndarray, counts: np.ndarray, seed: int) -> tuple[float, float, float, float]:
@@ -209,11 +189,3 @@ def compared(nll: np.ndarray, counts: np.ndarray, seed: int) -> tuple[float, flo
                       (generator.integers(len(counts), size=len(counts)) for _ in range(RESAMPLES))])
     low, high = np.quantile(draws, [0.025, 0.975]).tolist()
     return before, after, low, high
-
-
-def _arrange(part: _Part, seed: int) -> None:
-    part.arrangement = arrange(len(part.table), part.labels, torch.Generator().manual_seed(seed))
-
-
-def _format(name: str, device: torch.device) -> torch.dtype:
-    return matmul_dtype(device) if name == "auto" else getattr(torch, name)

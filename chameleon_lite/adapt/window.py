@@ -6,7 +6,7 @@
 
 A window is the unit of memory and of what counts as "the texts at hand": nothing is remembered from the one before.
 """
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,10 +19,13 @@ from torch import Tensor
 from ..data.clusters import fit_clusters
 from ..data.corpora.documents import Document
 from ..data.embeddings import mean_embeddings
+from ..data.ragged import by_length
 from ..data.tokens import TokenTable, tokenise
 from ..errors import UserError
 from ..model.conditions import Grouped, grouped
 from ..model.head_loss import HeadWeight
+from ..model.heads.interface import HeadUpdate
+from ..model.lora import without_lora
 from ..ops import normalise
 from ..training.objectives import next_token
 from .mixed import continue_mixed, mixed_losses
@@ -114,7 +117,7 @@ class Adapter:
         if max(len(row.text), len(row.prompt)) > limit:
             return True
         parts = self.model.tokenizer([row.prompt, row.text], add_special_tokens=False, verbose=False)["input_ids"]
-        return sum(map(len, parts)) > table.lengths[place]
+        return sum(map(len, parts)) > int(table.lengths[place])  # numpy's own truth values have no JSON
 
     def _grouped(self, vectors: Tensor) -> Grouped:
         centroids, mode = self.model.centroids, self.condition or self.model.config.condition
@@ -130,15 +133,26 @@ class Adapter:
         for documents in by_length(table.lengths, TOKENS_AT_ONCE.get(device.type, TOKENS_AT_ONCE["cpu"])):
             ids, mask = (x.to(device) for x in table.padded(documents))
             group = found.group[torch.from_numpy(documents).to(found.group.device)]
-
-            def sums(h: Tensor, target: Tensor, row: Tensor, group=group, n=len(documents)) -> Tensor:
-                nll = mixed_losses(h, target, group[row], self.weight, [None, update], model.config.scale)
-                lengths = torch.bincount(row, minlength=n)
-                return torch.segment_reduce(nll.T.double().contiguous(), "sum", lengths=lengths, axis=0).T
             prefix = torch.from_numpy(table.prefix[documents].astype(np.int64)).to(device)
-            hidden = model.backbone.hidden(ids, mask.long())
-            out[:, documents] = next_token(hidden, ids, mask, prefix, sums)[0].cpu()
+            batch = (group, ids, mask, prefix)
+            if model.config.lora_rank:  # frozen means the layers too, so each side has states of its own
+                with without_lora(model.lm):
+                    frozen = self._sums([None], *batch)
+                nll = torch.cat([frozen, self._sums([update], *batch)])
+            else:
+                nll = self._sums([None, update], *batch)
+            out[:, documents] = nll.cpu()
         return out
+
+    def _sums(self, updates: list[HeadUpdate | None], group: Tensor, ids: Tensor, mask: Tensor,
+              prefix: Tensor) -> Tensor:
+        """Sums of nats (updates, B) of a batch's rows under the layers as they are now."""
+        def sums(h: Tensor, target: Tensor, row: Tensor) -> Tensor:
+            nll = mixed_losses(h, target, group[row], self.weight, updates, self.model.config.scale)
+            lengths = torch.bincount(row, minlength=len(ids))
+            return torch.segment_reduce(nll.T.double().contiguous(), "sum", lengths=lengths, axis=0).T
+        hidden = self.model.backbone.hidden(ids, mask.long())
+        return next_token(hidden, ids, mask, prefix, sums)[0]
 
     def _continue(self, rows: Sequence[Row]) -> list[dict]:
         room = self.model.backbone.max_length - self.new_tokens
@@ -166,15 +180,3 @@ def mean_of(prompts: Sequence[Sequence[int]], embedding: Tensor) -> Tensor:
     flat = torch.tensor([i for p in prompts for i in p], device=embedding.device)
     starts = torch.tensor([0, *np.cumsum([len(p) for p in prompts])[:-1].tolist()], device=embedding.device)
     return normalise(F.embedding_bag(flat, embedding.detach().float(), starts, mode="mean"))
-
-
-def by_length(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
-    """Documents in runs of similar length whose padded size stays within `budget` tokens (at least one each)."""
-    order = np.argsort(lengths, kind="stable")
-    low = 0
-    while low < len(order):
-        high = low + 1
-        while high < len(order) and lengths[order[high]] * (high + 1 - low) <= budget:
-            high += 1
-        yield order[low:high]
-        low = high

@@ -163,9 +163,9 @@ def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
         return max(1, torch.cuda.max_memory_allocated(device) - before)
     _give_back_freed()
     _restart_peak()
-    before = _status_bytes("VmRSS")
+    before = status_bytes("VmRSS")
     work()
-    return max(1, _status_bytes("VmHWM") - before)
+    return max(1, status_bytes("VmHWM") - before)
 
 
 def _give_back_freed() -> None:
@@ -185,7 +185,7 @@ def _restart_peak() -> None:
         pass
 
 
-def _status_bytes(name: str) -> int:
+def status_bytes(name: str) -> int:
     """A line of the process's memory accounts in bytes; 0 where the system keeps none."""
     try:
         with open("/proc/self/status") as file:

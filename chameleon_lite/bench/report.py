@@ -23,6 +23,7 @@ from . import (
     ladder,
     overhead,
     roofline,
+    rows_adapt,
     rows_data,
     rows_features,
     rows_generate,
@@ -49,6 +50,7 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "B13": rows_generate.mixed_clusters,
     "B14": rows_head.shared_pass,
     "B15": rows_features.share_of_products,
+    "B16": rows_adapt.ten_thousand,
 }
 EXTRAS: dict[str, Callable[[Bench], dict]] = {
     "ladder": ladder.ladder,

@@ -73,6 +73,22 @@ def tried_frame(kept: dict) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def many_texts_frame(found: dict[str, dict]) -> pd.DataFrame:
+    """What `adapt` took for B16's texts, a line a machine: minutes, rows a second, gigabytes at most, and the limit."""
+    lines = []
+    for kept in found.values():
+        row = kept["rows"].get("B16")
+        if usable(row):
+            work, (memory,) = row["workload"], row["comparisons"]
+            lines.append({"machine": kept["machine"]["device"], "threads": work["threads"], "rows": work["rows"],
+                          "scored tokens": work["scored tokens"], "minutes": work["s"] / 60,
+                          "processor minutes": work["processor s"] / 60, "rows/s": work["rows/s"],
+                          "peak, one row (GB)": work["peak bytes, one row"] / 1e9,
+                          "peak (GB)": memory["ours"]["median"] / 1e9, "limit (GB)": memory["theirs"]["median"] / 1e9,
+                          "verdict": row["status"]})  # fmt: skip
+    return pd.DataFrame(lines)
+
+
 def growth_frame(row: dict) -> pd.DataFrame:
     """Slopes beside the slopes expected."""
     return pd.DataFrame([

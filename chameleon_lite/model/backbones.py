@@ -6,8 +6,9 @@ The hidden states are exactly what the head is applied to. One probe of eight to
 where a model scales, caps or re-projects between body and logits, an update of W would mean something else, and
 the model is refused by name. All weights are frozen and the model is in evaluation mode.
 """
+import copy
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,13 @@ def load_backbone(
         parameters=sum(p.numel() for p in lm.parameters()),  # parameters() yields a tied matrix once
         max_length=_max_length(lm.config),
     )
+
+
+def copied(backbone: Backbone) -> Backbone:
+    """A backbone with a model of its own, to put LoRA into while the shared one stays as it is."""
+    lm = copy.deepcopy(backbone.lm)
+    return replace(backbone, lm=lm, body=lm.base_model, embedding=lm.get_input_embeddings().weight,
+                   head=lm.get_output_embeddings())
 
 
 def _open(name: str, dtype: torch.dtype, revision: str | None):

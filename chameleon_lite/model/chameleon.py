@@ -4,7 +4,8 @@
     ids ── backbone (frozen, with or without LoRA) ─▶ h ── W h + α up down h ─▶ logits      every step, from the cache
 
 A saved adapter holds the hyper-network, LoRA factors and centroids; the backbone is named, not copied. Without a
-condition and without an update `forward` is the backbone itself, so nothing that is scored can leak into it.
+condition and without an update `forward` is the backbone itself (with its LoRA, where there is one), so nothing that
+is scored can leak into it.
 """
 import copy
 import inspect

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import cache
-from ..errors import RunFailed
+from ..errors import RunFailed, UserError
 from ..model.formats import in_format
+from ..model.lora import lora_names
 
 FORMAT = 3  # raised whenever a stored value would change
 SHARD_TOKENS = 65_536
@@ -71,8 +72,10 @@ def features(
     """The store of `table`'s hidden states (L, C) under `backbone`, computed now if it is not on disk.
 
     `dtype` is the arithmetic of the pass. Two processes may call this at once: one computes, the other waits.
-    Raises RunFailed when a state is not finite.
+    Raises RunFailed when a state is not finite, UserError for a backbone that carries LoRA.
     """
+    if lora_names(backbone):  # a store is named after the frozen weights, and these states are others
+        raise UserError(f"{backbone.name} carries LoRA, and its hidden states are not kept: use the frozen backbone")
     folder = (folder or cache.home() / "features") / feature_key(backbone, table, dtype)
     order = np.argsort(table.lengths, kind="stable")
     ends = np.cumsum(table.lengths[order])

@@ -74,7 +74,7 @@ def fit(
         stops = _validation_steps(len(batches), settings.validations_per_epoch)
         sums = _Sums(members, over)
         for step, rows in enumerate(
-            _bar(batches, f"epoch {epoch + 1}/{settings.epochs}", progress, processes), start=1
+            steps_bar(batches, f"epoch {epoch + 1}/{settings.epochs}", progress, processes), start=1
         ):
             live = [m for m in members if m.live]
             if not live:
@@ -290,8 +290,9 @@ def _by_row(nll: Tensor, lengths: Tensor) -> Tensor:
     return torch.segment_reduce(nll.T.contiguous(), "sum", lengths=lengths, axis=0, unsafe=True).T
 
 
-def _bar(batches, text: str, progress: bool, processes: Processes) -> Iterator[Tensor]:
+def steps_bar(batches: Sequence[Tensor], text: str, progress: bool, processes: Processes | None) -> Iterator[Tensor]:
+    """The batches behind a progress bar, which the first process alone shows."""
     from tqdm import tqdm
 
-    show = progress and processes.index == 0
+    show = progress and (processes is None or processes.index == 0)
     return tqdm(batches, desc=text, unit="step", leave=False, disable=None if show else True)

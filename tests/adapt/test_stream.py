@@ -139,6 +139,12 @@ def test_text_longer_than_the_context_is_cut_and_said_to_be(adapter):
     assert continued["truncated"] and not tail["truncated"] and continued["continuation"] == tail["continuation"]
 
 
+def test_a_row_of_full_length_can_be_written(adapter, tmp_path):
+    source = write(tmp_path / "in.jsonl", ["x" * 128, "x" * 129])
+    assert adapt_file(adapter, source, tmp_path / "out.jsonl").failed == 0
+    assert [r["truncated"] for r in lines(tmp_path / "out.jsonl")] == [False, True]
+
+
 def test_only_a_finite_number_is_a_result(adapter, some_texts, monkeypatch):
     monkeypatch.setattr(window, "mixed_losses", lambda h, *a: torch.full((2, len(h)), torch.nan))
     assert {r["error"] for r in adapt(adapter, some_texts(3))} == {"loss is not finite"}

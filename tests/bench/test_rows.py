@@ -5,9 +5,10 @@ import pytest
 
 from chameleon_lite.bench import rows_head
 from chameleon_lite.bench.report import EXTRAS, ROWS, line, run_rows
+from chameleon_lite.bench.results import many_texts_frame
 from chameleon_lite.errors import RunFailed, UserError
 
-HEAVY = {"B3"}  # its size does not follow the backbone's
+HEAVY = {"B3", "B16"}  # the one's size does not follow the backbone's, the other starts processes
 
 
 @pytest.mark.parametrize("name", sorted(set(ROWS) - HEAVY))
@@ -29,6 +30,37 @@ def test_clusters_row():
 
     row = ROWS["B3"](Bench(torch.device("cpu"), quick=True))
     assert all(gate.passed for gate in row.gates)
+
+
+@pytest.mark.slow
+def test_adapting_many_short_texts_row(small_bench):
+    row = ROWS["B16"](small_bench)
+    assert row.status == "shown" and [gate for gate in row.gates if not gate.passed] == []
+    work = row.workload
+    assert work["rows"] == 200 and work["scored tokens"] > 200 and work["peak bytes"] >= 50e6
+    # Two starts of the same program: what a handful of rows adds is small beside the libraries.
+    assert work["peak bytes"] < 1.5 * work["peak bytes, one row"] and work["processor s"] > 0
+    entry = json.loads(json.dumps(row.as_json()))
+    assert entry["comparisons"][0]["ratio"] > 1
+    (shown,) = many_texts_frame({"here": {"machine": {"device": "this"}, "rows": {"B16": entry}}}).to_dict("records")
+    assert shown["peak (GB)"] == work["peak bytes"] / 1e9 and shown["limit (GB)"] == 4 and shown["rows"] == 200
+
+
+def test_short_texts_are_whole_pieces_of_equal_length():
+    from chameleon_lite.bench.rows_adapt import WORDS, short_texts
+    from chameleon_lite.data.corpora import Corpus, Document
+
+    long = Document("a", " ".join(map(str, range(2 * WORDS + 3))))
+    corpus = Corpus("made up", {"train": (long, Document("b", "too short")), "validation": (), "test": (long,)}, "here")
+    pieces = list(short_texts(corpus))
+    assert len(pieces) == 4 and {len(p.split()) for p in pieces} == {WORDS} and pieces[:2] == pieces[2:]
+
+
+def test_a_command_that_fails_is_said_to():
+    from chameleon_lite.bench.accounted import run
+
+    with pytest.raises(RunFailed, match="no file at nowhere.jsonl"):
+        run(["adapt", "nowhere.jsonl", "--model", "none", "--out", "none.jsonl", "--device", "cpu"], 1)
 
 
 def test_ladder_goes_from_the_released_way_to_ours(small_bench):

@@ -1,0 +1,207 @@
+"""LoRA in the layers, trained together with a head: the hidden states change with the factors and cannot be kept.
+
+    a step's rows ─ pieces of similar length ─ backbone with LoRA ─▶ h ─ head ─▶ nll ─ gradients add up ─▶ AdamW
+
+Every step runs the backbone forwards and backwards, and every reading forwards; a head alone reads stored states.
+Memory is one piece's activations: a step's rows go through piece by piece, which changes no gradient. Training runs
+in 16-bit autocast where a GPU has it; readings pass their states through fp16, as stored ones do.
+"""
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import TrainSettings
+from ..data.ragged import by_length
+from ..data.tokens import TokenTable
+from ..model.backbones import Backbone
+from ..model.capability import backbone_dtype
+from ..model.head_loss import HeadWeight, head_losses, token_losses
+from ..model.heads.interface import Head, HeadUpdate
+from ..model.lora import load_lora_state, lora_parameters, lora_state
+from .loop import ConditionOf, Epochs, average, steps_bar
+from .objectives import next_token
+from .processes import Processes
+
+# Padded tokens that go through the backbone at once. Training keeps every layer's activations for the way back, about
+# 5 MB a token for SmolLM2 in 32 bits, so that its pieces are small; on a CPU that costs no time.
+READ_TOKENS = {"cpu": 2_048, "cuda": 32_768}
+STEP_TOKENS = {"cpu": 512, "cuda": 2_048}
+
+
+@dataclass(frozen=True)
+class Layered:
+    """A backbone that carries LoRA, and the head trained with it; with a head of None, the head stays frozen."""
+
+    backbone: Backbone
+    head: Head | None
+    weight: HeadWeight
+    scale: float = 1.0  # α of the head's update
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """What is trained: LoRA factors, then the head."""
+        return [*lora_parameters(self.backbone).values(), *self.head.parameters()]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """A copy of everything that is trained."""
+        return lora_state(self.backbone), copy.deepcopy(self.head.state_dict())
+
+    def load(self, state: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
+        """Put a copy made by `state` back."""
+        load_lora_state(self.backbone, state[0])
+        self.head.load_state_dict(state[1])
+
+
+@dataclass(frozen=True)
+class Texts:
+    """One split: N documents, the batches of each round by its number, and what a batch's rows are told."""
+
+    table: TokenTable
+    batches: Epochs
+    condition: ConditionOf | None = None
+
+    def told(self, rows: Tensor, head: Head | None) -> tuple[HeadUpdate | None, Tensor | None]:
+        """The head's update for rows (B,), and each row's group (B,) where there are several."""
+        condition, group = self.condition(rows) if self.condition else (None, None)
+        update = head.factors(condition) if head is not None else None
+        return update, group if update is not None and update.groups > 1 else None
+
+
+@dataclass
+class Training:
+    """How a training went: one entry of the curve a validation; `failure` where no state was worth keeping."""
+
+    curve: list[dict] = field(default_factory=list)
+    best: float = math.inf  # nats a token on validation
+    best_epoch: float = 0.0
+    failure: str | None = None
+
+
+def fit_layers(both: Layered, learn: Texts, check: Texts, settings: TrainSettings, learning_rate: float,
+               processes: Processes | None = None, progress: bool = False) -> Training:
+    """Train LoRA factors and head in place, validating after each epoch, and leave both in their best state.
+
+    Dropout draws from torch's global generator: seed it, alike in all processes.
+    """
+    optimiser = torch.optim.AdamW(both.parameters(), lr=learning_rate, weight_decay=settings.weight_decay)
+    counts, found, state, misses = torch.from_numpy(check.table.n_scored), Training(), None, 0
+    for epoch in range(settings.epochs + 1):  # the first round only reads
+        batches = steps_bar(learn.batches(epoch - 1), f"epoch {epoch}/{settings.epochs}", progress,
+                            processes) if epoch else ()  # fmt: skip
+        train_nll = _epoch(both, learn, batches, optimiser, processes) if epoch else None
+        value = float(average(read_layers(both, check, processes), counts))
+        found.curve.append({"epoch": float(epoch), "train_nll": train_nll, "validation_nll": value})
+        if value < found.best:
+            found.best, found.best_epoch, misses, state = value, float(epoch), 0, both.state()
+        else:
+            misses += 1
+        if misses > settings.patience or not math.isfinite(value):
+            break
+    if state is None:
+        found.failure = f"the loss was not finite at learning rate {learning_rate:g}"
+    else:
+        both.load(state)
+    return found
+
+
+@torch.no_grad()
+def read_layers(both: Layered, texts: Texts, processes: Processes | None = None) -> Tensor:
+    """Nats (N,) float64 of each document's scored tokens, on the host; the batches are those of round 0."""
+    table, device = texts.table, both.backbone.device
+    out = torch.zeros(len(table), dtype=torch.float64, device=device)
+    if both.head is not None:
+        both.head.eval()
+    for rows in _share(texts.batches(0), processes):
+        update, group = texts.told(rows, both.head)
+        for place in _pieces(table, rows, device, READ_TOKENS):
+            part = padded_with_prefix(table, rows[place], device)
+            own = None if group is None else group.to(device)[place.to(device)]
+            out[rows[place].to(device)] = row_losses(both, update, own, *part)
+    return (processes.sum(out) if processes else out).cpu()
+
+
+@torch.no_grad()
+def row_losses(both: Layered, update: HeadUpdate | None, group: Tensor | None, ids: Tensor, mask: Tensor,
+               prefix: Tensor) -> Tensor:
+    """Nats of each row (B,), float64: ids and mask (B, T), prefix (B,), group (B,) or None for one update."""
+    hidden = both.backbone.hidden(ids, mask).half()
+    rows_nll = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
+
+    def losses(h: Tensor, target: Tensor, row: Tensor) -> Tensor:
+        groups = [None if group is None else group[row]]
+        nll = token_losses(h, target, both.weight, [update], groups=groups, scale=both.scale)[0].double()
+        lengths = torch.bincount(row, minlength=len(ids))
+        rows_nll.copy_(torch.segment_reduce(nll, "sum", lengths=lengths, axis=0, unsafe=True))
+        return nll
+
+    next_token(hidden, ids, mask, prefix, losses)
+    return rows_nll
+
+
+def padded_with_prefix(table: TokenTable, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Documents rows (B,) to ids (B, T), mask (B, T) and prefix (B,) on the device."""
+    ids, mask = table.padded(rows)
+    prefix = torch.from_numpy(table.prefix[rows.numpy()].astype(np.int64))
+    return ids.to(device), mask.to(device), prefix.to(device)
+
+
+def _epoch(both: Layered, texts: Texts, batches: Iterable[Tensor], optimiser: torch.optim.Optimizer,
+           processes: Processes | None) -> float:
+    """One pass over the training documents; returns nats a token."""
+    both.head.train()
+    total, tokens = torch.zeros((), device=both.backbone.device), 0
+    for rows in batches:
+        optimiser.zero_grad(set_to_none=True)
+        count = int(texts.table.n_scored[rows.numpy()].sum())
+        total += _gradients(both, texts, rows, count, processes)
+        if processes:
+            processes.sum_gradients(both.parameters())
+        optimiser.step()
+        tokens += count
+    both.head.eval()
+    return float(processes.sum(total) if processes else total) / tokens
+
+
+def _gradients(both: Layered, texts: Texts, rows: Tensor, count: int, processes: Processes | None) -> Tensor:
+    """Add the gradients of the step's mean loss over `count` tokens; returns this process's sum of nats."""
+    device, total = both.backbone.device, torch.zeros((), device=both.backbone.device)
+    update, group = texts.told(rows, both.head)
+    own = _share(torch.arange(len(rows)), processes)
+    pieces = _pieces(texts.table, rows[own], device, STEP_TOKENS)
+    for number, piece in enumerate(pieces, start=1):
+        place = own[piece]
+        at = None if group is None else group.to(device)[place.to(device)]
+        nll = _loss(both, update, at, *padded_with_prefix(texts.table, rows[place], device))
+        total += nll.detach()
+        (nll / count).backward(retain_graph=number < len(pieces))  # the pieces share the head's part of the graph
+        del nll  # and with it the layers' part, before the next piece makes its own
+    return total
+
+
+def _loss(both: Layered, update: HeadUpdate, group: Tensor | None, ids: Tensor, mask: Tensor, prefix: Tensor) -> Tensor:
+    """Sum of nats (), differentiable through head and layers."""
+    dtype = backbone_dtype(ids.device)
+    with torch.autocast(ids.device.type, dtype=dtype, enabled=dtype != torch.float32 and ids.device.type == "cuda"):
+        hidden = both.backbone.hidden(ids, mask).float()
+
+    def losses(h: Tensor, target: Tensor, row: Tensor) -> Tensor:
+        groups = [None if group is None else group[row]]
+        return head_losses(h, target, both.weight, [update], groups=groups, scale=both.scale)
+
+    return next_token(hidden, ids, mask, prefix, losses)[0].sum()
+
+
+def _pieces(table: TokenTable, rows: Tensor, device: torch.device, budgets: dict[str, int]) -> list[Tensor]:
+    """Places (b,) within rows (B,), in pieces that go through the backbone at once."""
+    budget = budgets.get(device.type, budgets["cpu"])
+    return [torch.from_numpy(piece) for piece in by_length(table.lengths[rows.numpy()], budget)]
+
+
+def _share(items: Sequence, processes: Processes | None):
+    """This process's part."""
+    return items[processes.index :: processes.count] if processes else items
