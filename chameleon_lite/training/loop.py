@@ -195,7 +195,8 @@ def _updates(
 ) -> tuple[list[HeadUpdate | None], list[RowGroups | None]]:
     """Each head's update for a batch of documents, and the groups of the positions where there are several.
 
-    `share`: those of the documents whose positions this process computes. Heads that share a condition source, as one regime's learning rates do, ask it once.
+    `share`: those of the documents whose positions this process computes. Heads that share a condition source, as one
+    regime's learning rates do, ask it once.
     """
     told: dict[int, tuple] = {}
     updates, groups = [], []
