@@ -15,6 +15,7 @@ import yaml
 from ..errors import UserError
 from .records import Record, load_records
 from .statistics import Contrast, contrast, holm, verdict
+from .units import TRANSFER, articles_of, by_unit
 
 HONEST = "honest-"
 REGISTERED = Path(__file__).resolve().parents[2] / "experiments" / "registered.yaml"
@@ -73,12 +74,14 @@ class Evidence:
 
     @cached_property
     def losses(self) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
-        """(run, reading) to nll (N,) and tokens (N,), documents in the order of their names."""
-        out = {}
+        """(run, reading) to nll (N,) and tokens (N,) of the N units that intervals draw (`units.py`)."""
+        out, corpus_of = {}, {r.name: r.corpus for r in self.all_records}
+        articles = articles_of(self.folder, HONEST)
         for path in sorted(self.folder.glob(f"{HONEST}*.parquet")):
-            frame = pd.read_parquet(path).sort_values("document", kind="stable")
-            for key, own in frame.groupby(["run", "split"], observed=True, sort=False):
-                out[key] = own["nll"].to_numpy(float), own["tokens"].to_numpy(float)
+            for key, own in pd.read_parquet(path).groupby(["run", "split"], observed=True, sort=False):
+                run, reading = key
+                corpus = reading.removeprefix(TRANSFER) if reading.startswith(TRANSFER) else corpus_of.get(run, "")
+                out[key] = by_unit(own, corpus, articles)
         return out
 
     def nll(self, corpus: str, regime: str, reading: str = "test") -> tuple[dict[int, np.ndarray], np.ndarray] | None:
@@ -90,7 +93,7 @@ class Evidence:
 
     def contrast(self, corpus: str, first: str, second: str, reading: str = "test") -> Contrast | None:
         """first − second in nats a token over the seeds and documents both have; None where one is missing."""
-        return self.combination(corpus, {first: 1.0, second: -1.0}, reading)
+        return self.sum_of([(corpus, first, reading, 1.0), (corpus, second, reading, -1.0)])
 
     def combination(self, corpus: str, weights: dict[str, float], reading: str = "test") -> Contrast | None:
         """A weighted sum of regimes' losses, in nats a token, with its intervals."""

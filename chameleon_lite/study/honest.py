@@ -1,6 +1,7 @@
 """The honest study's tables: every mean with its n and interval, one frame a question, each downloadable as CSV.
 
-    Evidence ─▶ regimes_frame · group_frame · pareto_frame · position_frame · foreign_frame · accounting_frame
+    Evidence ─▶ regimes_frame · across_frame · controls_frame · group_frame · pareto_frame · position_frame
+                foreign_frame · accounting_frame
 """
 
 import base64
@@ -16,6 +17,21 @@ from .statistics import mean_interval
 
 CLUSTERED_SIZES = {"R6": 1, "R4-g2": 2, "R4-g4": 4, "R4-g8": 8, "R4-g16": 16, "R4": 32}
 RANDOM_SIZES = {"R5-g1": 1, "R5-g2": 2, "R5-g4": 4, "R5-g8": 8, "R5-g16": 16, "R5": 32}
+ACROSS = ("R1", "R2", "R3", "R4", "R5", "R6", "R10", "R11", "R12", "R13", "R14", "R15", "R18", "R20")
+# what R4's gain might come from instead of the context of its batch ▶ the registered contrast that would show it
+CONTROLS = {
+    "any low-rank update": "R4<R1",
+    "as many parameters": "R4<R2",
+    "the hyper-network's optimisation, told a constant": "R4<R3",
+    "the condition's mere presence: another cluster's at test": "R4<R7",
+    "another cluster's in training too": "R4<R7b",
+    "the rows' length": "R4<R8",
+    "any batch, not a cluster": "R4<R5",
+    "the row's own prefix, no batch": "R4<R6",
+    "the training cluster's centroid, batches random": "R4<R18",
+    "a bank of as many bytes": "R4<R11",
+}
+RARE = 0.005
 STORED = ("R1", "R2", "R4", "R11-K2", "R11-K4", "R11-K8", "R11-K16", "R11", "R11b", "R12", "R15", "R20")
 
 
@@ -39,12 +55,49 @@ def regimes_frame(evidence: Evidence, corpus: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def across_frame(evidence: Evidence) -> pd.DataFrame:
+    """What each regime gains over the frozen model, one column a corpus: difference [95 % interval], nats a token."""
+    columns = {}
+    for corpus in evidence.corpora:
+        found = {name: evidence.contrast(corpus, name, "R0") for name in ACROSS}
+        columns[f"{corpus}, n = {max((c.n for c in found.values() if c), default=0)}"] = {
+            f"{name}: {REGIMES[name].title}": _text(c) for name, c in found.items() if c is not None}  # fmt: skip
+    return pd.DataFrame(columns).rename_axis("regime less R0").fillna("–")
+
+
+def controls_frame(evidence: Evidence) -> pd.DataFrame:
+    """What else could explain R4's loss: its control, R4's loss less the control's, and the verdict, a corpus each.
+
+    A negative difference says that R4 is lower; "confirmed" then means: by more than 0.01 nats a token.
+    """
+    rows = []
+    for explanation, name in CONTROLS.items():
+        row = {"instead of the batch's context": explanation, "contrast": name}
+        for corpus in evidence.corpora:
+            judged = evidence.family(corpus).get(name)
+            row[corpus] = "–" if judged is None else f"{_text(judged.found)} {judged.verdict}"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _text(c) -> str:
+    return f"{c.difference:+.4f} [{c.low:+.4f}, {c.high:+.4f}]"
+
+
 def group_frame(evidence: Evidence, corpus: str) -> pd.DataFrame:
-    """Loss against the size of the conditioning group, clustered and random, and leave-one-out."""
+    """Loss against the size of the conditioning group, clustered, random and leave-one-out, less that of R6.
+
+    R6 is told each row's own prefix; `nll` is the loss itself, the rest the paired difference and its interval.
+    """
     kinds = {"clustered": CLUSTERED_SIZES, "random": RANDOM_SIZES, "leave-one-out": {"R10": 32}}
-    rows = [{"order": kind, "rows in a group": size, **_row(evidence, corpus, name)}
-            for kind, sizes in kinds.items() for name, size in sizes.items()]  # fmt: skip
-    return pd.DataFrame([row for row in rows if "nll" in row])
+    rows = []
+    for kind, sizes in kinds.items():
+        for name, size in sizes.items():
+            found = evidence.contrast(corpus, name, "R6")
+            if found is not None:
+                rows.append({"order": kind, "rows in a group": size, **_row(evidence, corpus, name),
+                             "difference": found.difference, "low": found.low, "high": found.high})  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def pareto_frame(evidence: Evidence, corpus: str) -> pd.DataFrame:
@@ -54,17 +107,27 @@ def pareto_frame(evidence: Evidence, corpus: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def position_frame(evidence: Evidence, corpus: str, regimes=("R0", "R1", "R3", "R4", "R6")) -> pd.DataFrame:
-    """Loss by scored position, a bin of 16 tokens a row: the mean over seeds and its 95 % t interval."""
+def position_frame(evidence: Evidence, corpus: str, regimes=("R1", "R2", "R4", "R6", "R11")) -> pd.DataFrame:
+    """Loss by scored position less the frozen model's: the mean over seeds and its 95 % t interval.
+
+    A bin is 16 tokens; bins with fewer than RARE of the corpus's scored tokens are left out, a few long texts each.
+    """
+    frozen = {r.seed: _bins(r) for r in evidence.records.get((corpus, "R0"), [])}
     rows = []
     for name in regimes:
         by_bin: dict[float, list[float]] = {}
         for record in evidence.records.get((corpus, name), []):
-            for p in record.positions:
-                by_bin.setdefault(p["position"], []).append(p["nll"] / p["tokens"])
-        rows += [{"regime": name, "position": at, "nll": float(np.mean(v)), "half": _half(v), "n seeds": len(v)}
+            for at, (nll, tokens) in _bins(record).items():
+                if record.seed in frozen and tokens >= RARE * sum(t for _, t in frozen[record.seed].values()):
+                    by_bin.setdefault(at, []).append(nll - frozen[record.seed][at][0])
+        rows += [{"regime": name, "position": at, "difference": float(np.mean(v)), "half": _half(v), "n seeds": len(v)}
                  for at, v in by_bin.items()]  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _bins(record) -> dict[float, tuple[float, float]]:
+    """Position to (nats a token, tokens)."""
+    return {p["position"]: (p["nll"] / p["tokens"], p["tokens"]) for p in record.positions}
 
 
 def foreign_frame(evidence: Evidence, corpus: str, regimes=("R1", "R4", "R5", "R6", "R10")) -> pd.DataFrame:

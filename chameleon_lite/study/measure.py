@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..training.loop import Member, evaluate
 from .cohort import Context, order_of
-from .material import TRANSFER, Seeded, split_view
+from .material import Seeded, split_view
 from .regimes import Regime
+from .units import TRANSFER
 
 POSITIONS = 16  # scored positions a bin of "nll by position"
 FOREIGN = "foreign-"

@@ -2,7 +2,7 @@ import matplotlib
 import pytest
 
 from chameleon_lite.study import honest
-from chameleon_lite.study.evidence import Evidence
+from chameleon_lite.study.evidence import Evidence, registered
 from chameleon_lite.study.figures import honest as figures
 
 matplotlib.use("Agg")
@@ -22,6 +22,25 @@ def test_no_mean_without_n_and_interval(evidence):
 def test_loss_falls_along_the_group_sizes_that_were_made_so(evidence):
     frame = honest.group_frame(evidence, "docstrings").set_index(["order", "rows in a group"])["nll"]
     assert list(frame["clustered"].index) == [1, 2, 4, 8, 16, 32] and frame["clustered"].is_monotonic_decreasing
+
+
+def test_group_sizes_are_read_against_the_rows_own_prefix(evidence):
+    frame = honest.group_frame(evidence, "docstrings").set_index(["order", "rows in a group"])
+    own = frame.loc[("clustered", 1)]
+    assert own["difference"] == own["low"] == own["high"] == 0.0
+    largest = frame.loc[("clustered", 32)]
+    assert largest["difference"] == pytest.approx(largest["nll"] - own["nll"], abs=2e-3) and largest["high"] < 0
+
+
+def test_every_control_is_a_registered_contrast_and_is_judged_on_every_corpus(evidence):
+    assert set(honest.CONTROLS.values()) <= set(registered()["contrasts"])
+    frame = honest.controls_frame(evidence).set_index("contrast")
+    for corpus in evidence.corpora:
+        for name, judged in evidence.family(corpus).items():
+            if name in frame.index:
+                assert frame.loc[name, corpus].endswith(judged.verdict)
+    across = honest.across_frame(evidence)
+    assert len(across.columns) == len(evidence.corpora) and across.index[0].startswith("R1: ")
 
 
 def test_foreign_rows_cost_what_was_put_in(evidence):

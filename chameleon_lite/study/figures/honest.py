@@ -1,38 +1,61 @@
 """The honest study's pictures: each draws one frame of `study/honest.py` on an axis and returns it."""
 
+import math
+
+from ..statistics import MARGIN
 from .style import look
 
+LABEL_DECADES = 1.2  # labels of points nearer than this in bytes are kept apart in height
 
-def group_sizes(ax, frame, frozen: float | None = None):
-    """Loss against the rows of a conditioning group; one line clustered, one random, a point for leave-one-out."""
+
+def group_sizes(ax, frame):
+    """Loss against the rows of a conditioning group, less that of one row's own prefix; ±0.01 nats are shaded."""
+    ax.axhspan(-MARGIN, MARGIN, color="0.92", zorder=0)
     for index, (kind, own) in enumerate(frame.groupby("order", sort=True)):
-        ax.errorbar(own["rows in a group"], own["nll"], yerr=own["half"], capsize=3,
-                    label=f"{kind} (n = {int(own['n seeds'].min())})", **look(index))
-    _level(ax, frozen)
+        error = [own["difference"] - own["low"], own["high"] - own["difference"]]
+        places = own["rows in a group"] * 1.06 ** (index - 1)  # beside each other, not on top
+        ax.errorbar(places, own["difference"], yerr=error, capsize=3, label=f"{kind} (n = {int(own['n seeds'].min())})",
+                    **look(index))
     ax.set_xscale("log", base=2)
+    sizes = sorted(frame["rows in a group"].unique())
+    ax.set_xticks(sizes, [str(s) for s in sizes])
     ax.set_xlabel("rows in a conditioning group")
-    return _finish(ax)
+    ax.set_ylabel("difference from R6 (nats a token)")
+    return ax
 
 
 def pareto(ax, frame):
-    """Loss against stored bytes, every regime named beside its point."""
+    """Loss against stored bytes, every regime named beside its point; banks of 2 … 33 experts are joined."""
+    banks = frame[frame["regime"].str.fullmatch(r"R11(-K\d+)?")].sort_values("stored bytes")
+    ax.plot(banks["stored bytes"], banks["nll"], color="0.6", linewidth=1, zorder=1)
     for index, row in enumerate(frame.to_dict("records")):
         style = look(index) | {"linestyle": "none"}
         ax.errorbar([row["stored bytes"]], [row["nll"]], yerr=[row["half"]], capsize=3, **style)
-        ax.annotate(row["regime"], (row["stored bytes"], row["nll"]), xytext=(4, 4), textcoords="offset points")
+    gap = 0.045 * (frame["nll"].max() - frame["nll"].min())
+    lowest: list[tuple[float, float]] = []  # (log10 bytes, height) of the labels so far, from below
+    for row in frame.sort_values("nll").to_dict("records"):
+        x, y = math.log10(max(row["stored bytes"], 1)), row["nll"]
+        y = max([y, *(height + gap for at, height in lowest if abs(at - x) < LABEL_DECADES)])
+        lowest.append((x, y))
+        ax.annotate(row["regime"], (row["stored bytes"], row["nll"]), xytext=(1.6 * row["stored bytes"], y),
+                    fontsize=9, va="center", arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.6})
     ax.set_xscale("log")
+    ax.set_xlim(right=20 * frame["stored bytes"].max())
     ax.set_xlabel("stored bytes")
     ax.set_ylabel("test loss (nats a token)")
     return ax
 
 
 def by_position(ax, frame):
-    """Loss against the scored position in the text, one line a regime."""
-    for index, (name, own) in enumerate(frame.groupby("regime", sort=True)):
-        ax.errorbar(own["position"], own["nll"], yerr=own["half"], label=f"{name} (n = {int(own['n seeds'].min())})",
-                    **look(index))
+    """Loss by scored position in the text less the frozen model's, one line a regime; below zero is a gain."""
+    for index, (name, own) in enumerate(frame.groupby("regime", sort=False)):
+        ax.errorbar(own["position"], own["difference"], yerr=own["half"],
+                    label=f"{name} (n = {int(own['n seeds'].min())})", **look(index))
+    ax.axhline(0, color="0.4", linewidth=1)
     ax.set_xlabel("scored tokens before (bins of 16)")
-    return _finish(ax)
+    ax.set_ylabel("difference from R0 (nats a token)")
+    ax.legend(frameon=False)
+    return ax
 
 
 def foreign_rows(ax, frame):
@@ -45,17 +68,5 @@ def foreign_rows(ax, frame):
     ax.axhline(0, color="0.4", linewidth=1)
     ax.set_xlabel("foreign rows in the conditioning (%)")
     ax.set_ylabel("cost (nats a token), 95 % interval")
-    ax.legend(frameon=False)
-    return ax
-
-
-def _level(ax, frozen: float | None) -> None:
-    if frozen is not None:
-        ax.axhline(frozen, color="0.4", linewidth=1)
-        ax.annotate("frozen", (1, frozen), xytext=(2, 2), textcoords="offset points", color="0.3")
-
-
-def _finish(ax):
-    ax.set_ylabel("test loss (nats a token)")
     ax.legend(frameon=False)
     return ax
