@@ -1,9 +1,11 @@
 """What `results/` holds is admissible, complete in its circumstances, and says what the pages say of it."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from chameleon_lite.study.ledger import UNTESTED, ledger
 from chameleon_lite.study.records import REFUSED_BACKBONES, load_records
 from chameleon_lite.study.statistics import contrast
 from chameleon_lite.study.tables import documents_of, loss_matrix
@@ -45,3 +47,26 @@ def test_per_document_losses_add_up_to_the_recorded_mean():
     for record in records:
         nll, tokens = loss_matrix([record], documents)
         assert nll.sum() / tokens.sum() == pytest.approx(record.metrics["test_nll"], abs=1e-5)
+
+
+def test_the_stored_verdicts_are_what_the_rules_make_of_the_stored_records():
+    stored = {row["claim"]: row for row in json.loads((RESULTS / "verdicts.json").read_text(encoding="utf-8"))}
+    found = {n: f for n, f in ledger(RESULTS).items() if f.verdict != UNTESTED}
+    assert {n: (row["status"], row["number"]) for n, row in stored.items()} == {
+        n: (f.verdict, f.number) for n, f in found.items()
+    }
+
+
+def test_the_honest_study_is_whole_and_small():
+    files = [p for p in STORED if p.stem.startswith("honest-")]
+    assert files
+    for path in files:
+        records = load_records(path)
+        by_regime = {name: {r.seed for r in records if r.regime == name} for name in {r.regime for r in records}}
+        assert all(len(seeds) >= 5 for seeds in by_regime.values()), path.name
+        assert len({r.provenance["device_name"] for r in records}) == 1, path.name
+        for r in records:  # a trained regime's rate was swept, and the reported seeds are not the sweep's
+            if r.trainable_parameters:
+                swept = r.learning_rate_trials
+                assert f"{r.learning_rate:g}" in swept and str(r.seed) not in swept[f"{r.learning_rate:g}"]
+    assert sum(p.stat().st_size for p in RESULTS.iterdir()) < 60e6
