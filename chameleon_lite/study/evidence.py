@@ -15,9 +15,8 @@ import yaml
 from ..errors import UserError
 from .records import Record, load_records
 from .statistics import Contrast, contrast, holm, verdict
-from .units import TRANSFER, articles_of, by_unit
+from .units import HONEST, TRANSFER, articles_of, by_unit
 
-HONEST = "honest-"
 REGISTERED = Path(__file__).resolve().parents[2] / "experiments" / "registered.yaml"
 
 

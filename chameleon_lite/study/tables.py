@@ -9,6 +9,7 @@ from ..errors import UserError
 from .records import Record, load_records, record_files
 from .regimes import REGIMES
 from .statistics import Contrast, contrast, mean_interval
+from .units import HONEST, articles_of, by_unit
 
 
 def parameter_frame(backbone: str) -> pd.DataFrame:
@@ -41,29 +42,33 @@ def documents_of(records: list[Record], folder: Path) -> pd.DataFrame:
     return joined.astype({"run": "category", "split": "category"})  # compared once a record, not once a row
 
 
-def loss_matrix(records: list[Record], documents: pd.DataFrame, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
-    """nll sums (S, N) and tokens (N,) of one regime's records (one a seed), documents in one order for all."""
+def loss_matrix(
+    records: list[Record], documents: pd.DataFrame, split: str = "test", articles: dict[str, str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """nll sums (S, N) and tokens (N,) of one regime's records (one a seed) over the units that intervals draw.
+
+    Units are documents, of WikiText articles; `articles` names those of the mixed stream's rows (`units.py`).
+    """
     rows, tokens = [], None
     for record in sorted(records, key=lambda r: r.seed):
         own = documents[(documents["run"] == record.name) & (documents["split"] == split)]
-        own = own.sort_values("document", kind="stable")
-        rows.append(own["nll"].to_numpy(dtype=float))
-        tokens = own["tokens"].to_numpy(dtype=float)
+        nll, tokens = by_unit(own, record.corpus, articles or {})
+        rows.append(nll)
     return np.stack(rows), tokens
 
 
 def summary_frame(records: list[Record], folder: Path, split: str = "test") -> pd.DataFrame:
     """One row a regime and corpus: n seeds, nats a token with interval, and the difference from the frozen model."""
-    documents = documents_of(records, folder)
+    documents, articles = documents_of(records, folder), articles_of(Path(folder), HONEST)
     rows = []
     for (corpus, backbone), group in _groups(records).items():
-        base = _matrix(group.get("R0"), documents, split)
+        base = _matrix(group.get("R0"), documents, split, articles)
         for name, own in group.items():
             done = [r for r in own if r.status == "done"]
             if not done:
                 rows.append({"regime": name, "corpus": corpus, "n seeds": 0, "test nll": "diverged"})
                 continue
-            nll, tokens = loss_matrix(done, documents, split)
+            nll, tokens = loss_matrix(done, documents, split, articles)
             against = None if base is None or name == "R0" else contrast(nll, base[: len(nll)], tokens)
             rows.append(_row(name, corpus, backbone, done, mean_interval(nll, tokens), against, split))
     return pd.DataFrame(rows)
@@ -124,8 +129,8 @@ def _groups(records: list[Record]) -> dict:
     return out
 
 
-def _matrix(records: list[Record] | None, documents: pd.DataFrame, split: str) -> np.ndarray | None:
-    return None if not records else loss_matrix(records, documents, split)[0]
+def _matrix(records: list[Record] | None, documents: pd.DataFrame, split: str, articles: dict) -> np.ndarray | None:
+    return None if not records else loss_matrix(records, documents, split, articles)[0]
 
 
 def _or_dash(value: int | None) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+HONEST = "honest-"  # files of results that the honest study's experiments are packed into
 TRANSFER = "transfer:"  # readings named so are of another corpus's test documents
 ARTICLES = "wikitext"  # corpora of that name: their rows' `group` is the article
 
