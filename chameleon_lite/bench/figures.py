@@ -1,8 +1,37 @@
-"""Pictures of what was timed: each takes axes and an entry of a results file, and returns the axes."""
+"""Pictures of what was timed: each takes axes and an entry of a results file, and returns the axes.
+
+`panels` draws one of them a machine, for the machines that have it measured, and names the others.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 
-from ..study.figures.style import COLOURS, MARKERS, look
+from ..study.figures.style import COLOURS, MARKERS, figure, look
+from .results import usable
+
+
+def panels(found: dict[str, dict], name: str, draw: Callable, height: float):
+    """A row of every machine that has it, a panel each; below them, which machines have not measured it yet."""
+    having = [kept for kept in found.values() if usable(kept["rows"].get(name))]
+    others = [kept["machine"]["device"] for kept in found.values() if kept not in having]
+    if not having:
+        return nowhere(figure(8.0, 1.2)[1], name)
+    fig, axes = figure(8.0, height * len(having), nrows=len(having), squeeze=False)
+    for ax, kept in zip(axes.flat, having):
+        draw(ax, kept["rows"][name])
+        ax.set_title(kept["machine"]["device"])
+    if others:
+        fig.supxlabel(f"not measured yet on: {', '.join(others)}", fontsize=9, x=0.01, ha="left")
+    return axes
+
+
+def nowhere(ax, name: str):
+    """In place of a picture that no machine's file has numbers for: that, and the command that makes them."""
+    ax.axis("off")
+    ax.text(0.5, 0.5, f"not measured on any machine yet: chameleon-lite bench {name}", ha="center", va="center",
+            transform=ax.transAxes)  # fmt: skip
+    return ax
 
 
 def ladder(ax, entry: dict):
@@ -49,14 +78,16 @@ def growth(ax, entry: dict, against: str):
     """Curves of one kind on logarithmic axes; the legend has each slope beside the one expected."""
     curves = [c for c in entry["curves"] if c["against"] == against]
     for i, curve in enumerate(curves):
-        label = f"{curve['stage']}: {curve['slope']:.2f} ({curve['expected']:g} expected)"
+        label = f"{curve['stage']}: {round(curve['slope'], 2) + 0.0:.2f} ({curve['expected']:g} expected)"
         ax.plot(curve["sizes"], curve["values"], label=label, **look(i))
     unit = "seconds" if {c["unit"] for c in curves} == {"s"} else "bytes"
     ax.set(xscale="log", yscale="log", xlabel=against, ylabel=unit)
     values = [v for c in curves for v in c["values"]]
     if max(values) < 10 * min(values):
         ax.set_ylim(min(values) / 10, max(values) * 10)  # a flat curve should look flat
-    ax.legend(fontsize=8)
+    elif len(curves) > 2:
+        ax.set_ylim(top=max(values) * 30)  # room for the legend
+    ax.legend(fontsize=8, loc="upper left", ncols=2 if len(curves) > 2 else 1)
     return ax
 
 

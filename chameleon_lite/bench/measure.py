@@ -125,6 +125,16 @@ def seconds_of(work: Callable[[], Any], device: torch.device, times: int = 1) ->
     return (time.perf_counter() - started) / times
 
 
+def host_seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds until one call comes back, on a device that was idle: what the host takes to tell it everything."""
+    synchronise(device)
+    started = time.perf_counter()
+    work()
+    told = time.perf_counter() - started
+    synchronise(device)
+    return told
+
+
 def interleaved(
     contenders: Mapping[str, Callable[[], Any]], device: torch.device, repetitions: int, warm_up: bool = True
 ) -> dict[str, Sample]:

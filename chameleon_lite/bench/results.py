@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .report import ROWS
+from .report import EXTRAS, ROWS
 
 
 def load(folder: Path) -> dict[str, dict]:
@@ -26,6 +26,27 @@ def entry(found: dict[str, dict], name: str, prefer: str = "") -> tuple[str, dic
 def usable(row: dict | None) -> bool:
     """Whether a row was measured."""
     return row is not None and row["status"] not in ("failed", "not available")
+
+
+def missing(kept: dict) -> list[str]:
+    """The rows that a machine's file does not hold; `scaling` is about several GPUs and not missed."""
+    return [name for name in (*ROWS, *EXTRAS) if name != "scaling" and name not in kept["rows"]]
+
+
+def not_yet(kept: dict) -> str:
+    """The missing rows in words, empty where there are none."""
+    return f"not measured on this machine yet: {', '.join(missing(kept))}" if missing(kept) else ""
+
+
+def summary_frame(found: dict[str, dict]) -> pd.DataFrame:
+    """How many comparisons met and missed their goals, a column a machine; last, the rows it has not measured."""
+    names = {"met": "goal met", "missed": "goal missed", "gate failed": "not correct", "shown": "shown, without a goal"}
+    out = {}
+    for machine, kept in found.items():
+        kinds = goals_frame(kept)["verdict"].map(names).fillna("could not be run here").value_counts()
+        out[machine] = kinds.reindex([*names.values(), "could not be run here"], fill_value=0)
+        out[machine]["rows not measured yet"] = len(missing(kept))
+    return pd.DataFrame(out)
 
 
 def goals_frame(kept: dict) -> pd.DataFrame:
@@ -93,6 +114,6 @@ def growth_frame(row: dict) -> pd.DataFrame:
     """Slopes beside the slopes expected."""
     return pd.DataFrame([
         {"stage": c["stage"], "against": c["against"], "from": c["sizes"][0], "to": c["sizes"][-1],
-         "slope": round(c["slope"], 2), "expected": c["expected"]}
+         "slope": round(c["slope"], 2) + 0.0, "expected": c["expected"]}
         for c in row["curves"]
     ])  # fmt: skip

@@ -151,11 +151,12 @@ def _merge(part_max, part_sum, base, z, up, bias, frozen, slots, target, nll, ls
 
 @triton.jit(do_not_specialize=VARYING)
 def _grads(base, z, up, bias, frozen, target, lse, items, out, gu, gz_parts, g_bias, n, padded, vocab, stride, blocks,
-           ignored, shift, RANK: tl.constexpr, INNER: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_FROZEN: tl.constexpr,
-           WRITE: tl.constexpr, BIAS_GRAD: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr):
+           ignored, shift, back, back_z, RANK: tl.constexpr, INNER: tl.constexpr, HAS_BIAS: tl.constexpr,
+           HAS_FROZEN: tl.constexpr, WRITE: tl.constexpr, BIAS_GRAD: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr):
     """For one item and one block of columns, with g = shift · (softmax − onehot), 0 in ignored rows:
 
-    gu (items, R, V) = (gᵀ z)ᵀ, gz_parts (K, blocks, R, Np) = (g up)ᵀ, g_bias (items, V) = Σ g, out (n, Vp) = g.
+    gu (items, R, V) = back · (gᵀ z)ᵀ, gz_parts (K, blocks, R, Np) = back_z · (g up)ᵀ, g_bias (items, V) = back · Σ g,
+    out (n, Vp) = g.
     """
     number, block = tl.program_id(0), tl.program_id(1)
     item = items + number * 4
@@ -182,7 +183,8 @@ def _grads(base, z, up, bias, frozen, target, lse, items, out, gu, gz_parts, g_b
         if RANK > 0:
             gu_sum += tl.dot(tl.trans(short), zt)
             to = ((head * blocks + block).to(tl.int64) * RANK + ranks[None, :]) * padded + rows[:, None]
-            tl.store(gz_parts + to, tl.dot(short, tl.trans(up_t)), mask=row_ok[:, None] & (ranks < RANK)[None, :])
+            gz = tl.dot(short, tl.trans(up_t)) * back_z
+            tl.store(gz_parts + to, gz, mask=row_ok[:, None] & (ranks < RANK)[None, :])
         if BIAS_GRAD:
             bias_sum += tl.sum(g, 0)
         if WRITE:
@@ -190,9 +192,9 @@ def _grads(base, z, up, bias, frozen, target, lse, items, out, gu, gz_parts, g_b
             tl.store(where, short, mask=row_ok[:, None] & (cols < stride)[None, :])
     if RANK > 0:
         to = (number.to(tl.int64) * RANK + ranks[None, :]) * vocab + cols[:, None]
-        tl.store(gu + to, gu_sum, mask=inside[:, None] & (ranks < RANK)[None, :])
+        tl.store(gu + to, gu_sum * back, mask=inside[:, None] & (ranks < RANK)[None, :])
     if BIAS_GRAD:
-        tl.store(g_bias + number.to(tl.int64) * vocab + cols, bias_sum, mask=inside)
+        tl.store(g_bias + number.to(tl.int64) * vocab + cols, bias_sum * back, mask=inside)
 
 
 def losses(base: Tensor, many: Many, tiles: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,10 +213,11 @@ def losses(base: Tensor, many: Many, tiles: Tensor, target: Tensor) -> tuple[Ten
 
 
 def gradients(base: Tensor, many: Many, items: Tensor, longest: int, target: Tensor, lse: Tensor, shift: float, *,
-              out: Tensor | None = None, want_bias: bool = False) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """gᵀ z (items, R, V), g up (K, R, n) and Σ g (items, V) of items (I, 4) int32 of at most `longest` rows each.
+              out: Tensor | None = None, want_bias: bool = False, scale: float = 1.0,
+              ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """gᵀ z (items, R, V), scale · g up (K, R, n), Σ g (items, V) of items (I, 4) int32 of at most `longest` rows each.
 
-    `out` (n, Vp) receives g itself, for one head; it may be the base.
+    `out` (n, Vp) receives shift · g, for one head; it may be the base.
     """
     n, stride = base.shape
     rank, blocks = many.switches["RANK"], triton.cdiv(stride, LONG["BV"])
@@ -223,6 +226,6 @@ def gradients(base: Tensor, many: Many, items: Tensor, longest: int, target: Ten
     g_bias = base.new_empty(len(items), many.vocab, dtype=torch.float32) if want_bias else None
     _grads[(len(items), blocks)](
         base, *many.arguments(base), target, lse, items, *(lse if x is None else x for x in (out, gu, gz, g_bias)),
-        n, many.padded, many.vocab, stride, blocks, IGNORED, shift, WRITE=out is not None, BIAS_GRAD=want_bias,
-        **many.switches, **(SHORT if longest <= SHORT["BM"] else LONG))
+        n, many.padded, many.vocab, stride, blocks, IGNORED, shift, 1 / shift, scale / shift, WRITE=out is not None,
+        BIAS_GRAD=want_bias, **many.switches, **(SHORT if longest <= SHORT["BM"] else LONG))
     return gu, None if gz is None else gz.sum(1)[:, :, :n], g_bias

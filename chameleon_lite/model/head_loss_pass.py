@@ -234,7 +234,7 @@ def forward_pass(h: Tensor, target: Tensor, weight, tasks: list[HeadTask], chunk
         Pass = TorchPass
     one = Pass(weight, tasks)
     rows_at_once = chunk or one.rows
-    nll = torch.zeros(len(tasks), len(h), dtype=weight.accumulate, device=h.device)
+    nll = torch.empty(len(tasks), len(h), dtype=weight.accumulate, device=h.device)
     gh = torch.zeros(len(tasks), *h.shape, dtype=weight.accumulate, device=h.device) if want_h else None
     scratch = Scratch.of(weight, min(rows_at_once, len(h)))
     for task in tasks:

@@ -2,7 +2,13 @@
 
     tasks ─┬ rank ≤ 32, factors of its own a group ─▶ Bundle: S slots side by side, one launch for all its heads
            └ larger, or a mixture of shared slots  ─▶ wide: z upᵀ added to a copy of the logits, g written, two products
+
+With few heads a GPU may be done with a chunk before the host has described the next, so the host does little: where
+rows lie is worked out once for each number of rows and heads, and scalings are left to products and kernels.
 """
+from functools import lru_cache
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,6 +19,7 @@ from .head_loss_pass import FP16_SHIFT, HeadTask, add_gradients, low_rank_states
 ROWS = 2_040  # rows a chunk: memory
 SMALL_RANK = 32  # what the kernels add in registers
 PROGRAMS = 1_024  # of `grads` that keep a large GPU busy; an only head's rows are cut in two below that
+LAYOUTS = 256  # kept of chunks seen before, some kilobytes each on the device
 PARTIAL_BYTES = 256 << 20  # of a bundle's sums by column block; more heads go into another bundle
 
 
@@ -47,14 +54,13 @@ class TritonPass:
     def chunk(self, hc: Tensor, base: Tensor, target: Tensor, rows: slice, gh: Tensor | None) -> Tensor:
         """Losses (K, n) of a chunk's rows with base logits (n, Vp); gh (K, n, C) is set."""
         base[:, self.weight.vocab :] = -torch.inf
+        bundles = self._bundles(len(hc), alone=gh is not None)
+        if len(bundles) == 1 and not self.wide:
+            return bundles[0].chunk(hc, base, target, rows, None if gh is None else gh[0])
         nll = hc.new_empty(len(self.tasks), len(hc), dtype=torch.float32)
-        for bundle in self._bundles(len(hc), alone=gh is not None):
+        for bundle in bundles:
             found = bundle.chunk(hc, base, target, rows, None if gh is None else gh[bundle.heads[0]])
-            if bundle.heads == list(range(len(self.tasks))):
-                nll = found
-            else:
-                for k, values in zip(bundle.heads, found):
-                    nll[k] = values
+            torch._foreach_copy_([nll[k] for k in bundle.heads], list(found))
         for k in self.wide:
             nll[k] = wide_step(hc, base, target, self.tasks[k], rows, None if gh is None else gh[k])
         return nll
@@ -84,61 +90,58 @@ class Bundle:
 
     def chunk(self, hc: Tensor, base: Tensor, target: Tensor, rows: slice, gh: Tensor | None) -> Tensor:
         """Losses (heads, n); gradients are added to the sums, and gh (n, C) of an only head is set."""
-        slot, runs = self._slots(rows, len(hc))
-        many = Many(self._states(hc, slot), self.up, self.bias, slot, self.weight.padded_bias, self.weight.vocab)
-        tiles = _cut(runs, STATS["BM"])
-        tiles = tiles[np.argsort(tiles[:, 2], kind="stable")]  # heads that read the same logits side by side
-        nll, lse = losses(base, many, _table(tiles, hc.device), target)
+        layout = self._layout(rows, len(hc))
+        many = Many(self._states(hc, layout.slot), self.up, self.bias, layout.slot, self.weight.padded_bias,
+                    self.weight.vocab)
+        nll, lse = losses(base, many, layout.tiles, target)
         if gh is not None or any(self.tasks[0].wanted):
-            self._add_gradients(hc, base, many, runs, target, lse, gh)
+            self._add_gradients(hc, base, many, layout, target, lse, gh)
         return nll
 
-    def _slots(self, rows: slice, n: int) -> tuple[Tensor, np.ndarray]:
-        """The slot (K, n) of each head's row, and the runs (·, 4) of rows of one slot: head, slot, first, end."""
-        device, runs, column, index = self.weight.weight.device, [], [], {}
-        for k, (task, first) in enumerate(zip(self.tasks, self.first)):
-            group = task.group
+    def _layout(self, rows: slice, n: int) -> "Layout":
+        """Which slot each of the chunk's n rows uses, head by head."""
+        device, groups = self.weight.weight.device, [task.group for task in self.tasks]
+        blocks = -(-self.weight.padded // LONG["BV"])
+        if all(group is None for group in groups):
+            return _alike(len(groups), n, _item_rows(len(groups), n, blocks), device)
+        distinct = list({id(group): group for group in groups}.values())  # heads often share one
+        column = [next(i for i, g in enumerate(distinct) if g is group) for group in groups]
+        runs = []
+        for k, (group, first) in enumerate(zip(groups, self.first)):
             start, end, own = ([0], [n], [0]) if group is None else group.within(rows, n)
             runs.append(np.stack([np.full(len(own), k), first + np.asarray(own), start, end], axis=1))
-            column.append(list(index).index(id(group)) if id(group) in index else len(index))
-            index.setdefault(id(group), group)
+        runs = np.concatenate(runs)
         offset = torch.from_numpy(np.stack([self.first[:-1], column])).to(device, non_blocking=True)  # (2, K)
-        if all(group is None for group in index.values()):
-            return offset[0][:, None].expand(-1, n), np.concatenate(runs)
-        columns = torch.stack([offset.new_zeros(n) if g is None else g.index[rows] for g in index.values()])
-        return columns[offset[1]] + offset[0][:, None], np.concatenate(runs)
+        columns = torch.stack([offset.new_zeros(n) if g is None else g.index[rows] for g in distinct])
+        most = _item_rows(len(runs), int((runs[:, 3] - runs[:, 2]).max()), blocks)
+        return _lay_out(columns[offset[1]] + offset[0][:, None], runs, int(self.first[-1]), most)
 
     def _states(self, hc: Tensor, slot: Tensor) -> Tensor | None:
         """z = α h downᵀ (K, R, Np), each row under its own slots, with room for the kernels' alignment."""
         if self.down is None:
             return None
-        (slots, rank, _), n = self.down.shape, len(hc)
-        z = (self.down.flatten(0, 1) @ hc.T).view(slots, rank, n)
-        if slots != len(self.tasks):
-            z = z.gather(0, slot.unsqueeze(1).expand(-1, rank, -1))
-        out = z.new_empty(len(self.tasks), rank, -(-n // ROW_ALIGNED) * ROW_ALIGNED)
-        torch.mul(z, self.tasks[0].scale, out=out[:, :, :n])
+        (slots, rank, _), n, heads = self.down.shape, len(hc), len(self.tasks)
+        z = self.down.new_empty(slots, rank, -(-n // ROW_ALIGNED) * ROW_ALIGNED)
+        z.flatten(0, 1)[:, :n].addmm_(self.down.flatten(0, 1), hc.T, beta=0, alpha=self.tasks[0].scale)
+        if slots == heads:
+            return z
+        out = z.new_empty(heads, *z.shape[1:])
+        torch.gather(z[:, :, :n], 0, slot.unsqueeze(1).expand(-1, rank, -1), out=out[:, :, :n])
         return out
 
-    def _add_gradients(self, hc: Tensor, base: Tensor, many: Many, runs: np.ndarray, target: Tensor, lse: Tensor,
+    def _add_gradients(self, hc: Tensor, base: Tensor, many: Many, layout: "Layout", target: Tensor, lse: Tensor,
                        gh: Tensor | None) -> None:
         down, up, bias, _ = self.tasks[0].wanted
-        dtype = base.dtype
-        shift = FP16_SHIFT if dtype == torch.float16 else 1.0
-        blocks = -(-base.shape[1] // LONG["BV"])
-        items = runs[np.argsort(runs[:, 1], kind="stable")]
-        if len(items) * blocks < PROGRAMS:
-            items = _cut(items, -(-int((items[:, 3] - items[:, 2]).max()) // (2 * LONG["BM"])) * LONG["BM"])
-        longest = int((items[:, 3] - items[:, 2]).max())
+        shift = FP16_SHIFT if base.dtype == torch.float16 else 1.0
         g = None if gh is None else torch.empty_like(base)
-        gu, gz, g_bias = gradients(base, many, _table(items, hc.device), longest, target, lse, shift, out=g,
-                                   want_bias=bias)
+        gu, gz, g_bias = gradients(base, many, layout.items, layout.longest, target, lse, shift, out=g,
+                                   want_bias=bias, scale=self.tasks[0].scale)
         if up:
-            self._add(1, self._by_slot(gu, items), shift)
+            self._add(1, layout.by_slot(gu))
         if bias:
-            self._add(2, self._by_slot(g_bias, items), shift)
+            self._add(2, layout.by_slot(g_bias))
         if gz is not None:
-            self._down(hc, gz * (self.tasks[0].scale / shift), many.slot, down, gh)
+            self._down(hc, gz, many.slot, down, gh)
         if gh is not None:
             gh += product(g, self.weight.weight) / shift
 
@@ -150,21 +153,11 @@ class Bundle:
             gz = gz.new_zeros(slots, rank, n).scatter_(0, own, gz)
         flat = gz.reshape(slots * rank, n)
         if wanted:
-            self._add(0, (flat @ hc.to(flat.dtype)).view(slots, rank, width), 1.0)
+            self._add(0, (flat @ hc.to(flat.dtype)).view(slots, rank, width))
         if gh is not None:
             gh += flat.T @ self.down.flatten(0, 1).to(flat.dtype)
 
-    def _by_slot(self, parts: Tensor, items: np.ndarray) -> Tensor:
-        """The items' sums (I, …) to the slots' (S, …)."""
-        counts = np.bincount(items[:, 1], minlength=int(self.first[-1]))
-        if (counts == 1).all():
-            return parts
-        lengths = torch.from_numpy(counts).to(parts.device, non_blocking=True)
-        # unsafe: without looking at the lengths, for which the host would wait
-        return torch.segment_reduce(parts, "sum", lengths=lengths, axis=0, unsafe=True)
-
-    def _add(self, which: int, part: Tensor, shift: float) -> None:
-        part = part / shift if shift != 1.0 else part
+    def _add(self, which: int, part: Tensor) -> None:
         self.sums[which] = part if self.sums[which] is None else self.sums[which].add_(part)
 
     def finish(self) -> None:
@@ -172,6 +165,50 @@ class Bundle:
         for task, first, end in zip(self.tasks, self.first, self.first[1:]):
             own = [None if x is None else x[first:end] for x in self.sums]
             task.gradients = [*own, None]
+
+
+class Layout(NamedTuple):
+    """Where the rows of each slot lie in a chunk, on the device; tables (·, 4) int32 of head, slot, first row, end."""
+
+    slot: Tensor  # (K, n) int64, the slot of each head's row
+    tiles: Tensor  # (T, 4), heads that read the same logits side by side
+    items: Tensor  # (I, 4), by slot
+    longest: int  # rows of an item, at most
+    each: int  # items of every slot, or 0 where they differ
+    lengths: Tensor | None  # (S,) items of each slot, where they differ
+
+    def by_slot(self, parts: Tensor) -> Tensor:
+        """The items' sums (I, …) to the slots' (S, …)."""
+        if self.lengths is None:
+            return parts if self.each == 1 else parts.unflatten(0, (-1, self.each)).sum(1)
+        # unsafe: without looking at the lengths, for which the host would wait
+        return torch.segment_reduce(parts, "sum", lengths=self.lengths, axis=0, unsafe=True)
+
+
+def _item_rows(runs: int, longest: int, blocks: int) -> int:
+    """Rows an item may have: a whole run's, or about half where that would make too few programs."""
+    return longest if runs * blocks >= PROGRAMS else -(-longest // (2 * LONG["BM"])) * LONG["BM"]
+
+
+def _lay_out(slot: Tensor, runs: np.ndarray, slots: int, most: int) -> Layout:
+    """From runs (·, 4) of rows of one slot: head, slot, first, end; items of at most `most` rows."""
+    tiles = _cut(runs, STATS["BM"])
+    tiles = tiles[np.argsort(tiles[:, 2], kind="stable")]
+    items = _cut(runs[np.argsort(runs[:, 1], kind="stable")], most)
+    both = np.concatenate([tiles, items]).astype(np.int32)  # one copy to the device
+    tables = torch.from_numpy(both).to(slot.device, non_blocking=True).split([len(tiles), len(items)])
+    counts = np.bincount(items[:, 1], minlength=slots)
+    each = int(counts[0]) if (counts == counts[0]).all() else 0
+    lengths = None if each else torch.from_numpy(counts).to(slot.device, non_blocking=True)
+    return Layout(slot, *tables, int((items[:, 3] - items[:, 2]).max()), each, lengths)
+
+
+@lru_cache(maxsize=LAYOUTS)
+def _alike(heads: int, n: int, most: int, device: torch.device) -> Layout:
+    """The layout of heads that have one slot each for all n rows: the same in every chunk of that size."""
+    number = np.arange(heads)
+    runs = np.stack([number, number, np.zeros_like(number), np.full_like(number, n)], axis=1)
+    return _lay_out(torch.arange(heads, device=device)[:, None].expand(-1, n), runs, heads, most)
 
 
 def _cut(runs: np.ndarray, size: int) -> np.ndarray:
@@ -182,11 +219,6 @@ def _cut(runs: np.ndarray, size: int) -> np.ndarray:
     out[:, 2] += within * size
     out[:, 3] = np.minimum(out[:, 3], out[:, 2] + size)
     return out
-
-
-def _table(rows: np.ndarray, device: torch.device) -> Tensor:
-    """A table (·, 4) for the kernels."""
-    return torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int32)).to(device, non_blocking=True)
 
 
 def wide_step(hc: Tensor, base: Tensor, target: Tensor, task: HeadTask, rows: slice, gh: Tensor | None) -> Tensor:
@@ -200,17 +232,16 @@ def wide_step(hc: Tensor, base: Tensor, target: Tensor, task: HeadTask, rows: sl
     z = _aligned(z)
     logits = torch.addmm(base, z, part.aligned_up.T)
     bias = None if part.bias is None else part.bias[:, : task.weight.vocab].contiguous()  # (1, V)
-    slot = torch.zeros(1, 1, dtype=torch.int64, device=hc.device).expand(1, len(hc))
-    many = Many(None, None, bias, slot, task.weight.padded_bias, task.weight.vocab)
-    run = np.array([[0, 0, 0, len(hc)]])
-    nll, lse = losses(logits, many, _table(_cut(run, STATS["BM"]), hc.device), target)
+    layout = _alike(1, len(hc), LONG["BM"], hc.device)
+    many = Many(None, None, bias, layout.slot, task.weight.padded_bias, task.weight.vocab)
+    nll, lse = losses(logits, many, layout.tiles, target)
     if gh is None and not any(task.wanted):
         return nll[0]
     shift = FP16_SHIFT if logits.dtype == torch.float16 else 1.0
-    *_, g_bias = gradients(logits, many, _table(_cut(run, LONG["BM"]), hc.device), LONG["BM"], target, lse, shift,
-                           out=logits, want_bias=task.wanted[2])
+    *_, g_bias = gradients(logits, many, layout.items, LONG["BM"], target, lse, shift, out=logits,
+                           want_bias=task.wanted[2])
     if task.wanted[2]:
-        task.add(2, g_bias.sum(0, True) / shift, None)
+        task.add(2, layout.by_slot(g_bias), None)
     add_gradients(hc, logits, z, part, target, task, rows, gh, shift)
     return nll[0]
 

@@ -4,7 +4,8 @@ import matplotlib
 import pytest
 
 from chameleon_lite.bench import figures, results
-from chameleon_lite.bench.report import EXTRAS
+from chameleon_lite.bench.report import EXTRAS, ROWS
+from chameleon_lite.study import page
 
 matplotlib.use("Agg")
 ROW = {"what": "head", "status": "missed", "reason": "ours by stage: product 90%", "unavailable": "", "comparisons": [
@@ -57,6 +58,41 @@ def test_a_results_folder_becomes_tables(tmp_path):
     assert results.missed_frame(found)["reason"].tolist() == [ROW["reason"]]
     assert results.growth_frame(found["m"]["rows"]["growth"])["slope"].tolist() == [1.0]
     assert results.entry(found, "B5", prefer="h100")[0] == "m" and results.entry(found, "B6") is None
+
+
+def machine(device, **rows):
+    return {"machine": {"device": device}, "rows": {name: {"status": "shown"} | row for name, row in rows.items()}}
+
+
+def test_a_machine_with_a_few_rows_says_which_it_lacks():
+    found = {"a": machine("one", B5=ROW, ladder=LADDER), "b": machine("other", B5=ROW)}
+    text = results.not_yet(found["b"])
+    assert text.startswith("not measured on this machine yet: B1, B3, B4, B6") and "ladder" in text
+    assert "B5" not in text and "scaling" not in text
+    assert results.not_yet(machine("full", **dict.fromkeys([*ROWS, *EXTRAS], {}))) == ""
+    counts = results.summary_frame(found)
+    assert counts.loc["goal missed"].tolist() == [1, 1] and counts.loc["could not be run here"].tolist() == [1, 1]
+    assert counts.loc["rows not measured yet", "b"] == counts.loc["rows not measured yet", "a"] + 1
+
+
+def test_panels_are_drawn_for_machines_that_have_them_and_never_stay_empty():
+    import matplotlib.pyplot as plt
+
+    found = {"a": machine("one", ladder=LADDER), "b": machine("other", B5=ROW)}
+    panels = figures.panels(found, "ladder", figures.ladder, height=4.0)
+    assert [ax.get_title() for ax in panels.flat] == ["one"]
+    assert panels.flat[0].figure.get_supxlabel() == "not measured yet on: other"
+    for nothing in (found, {}):
+        ax = figures.panels(nothing, "roofline", figures.roofline, height=4.0)
+        assert ax.texts[0].get_text() == "not measured on any machine yet: chameleon-lite bench roofline"
+    plt.close("all")
+
+
+def test_stored_files_become_tables():
+    found = results.load(page.root() / "benchmarks" / "results")
+    assert all(name == kept["machine"]["name"] for name, kept in found.items())
+    assert len(results.summary_frame(found).columns) == len(found)
+    assert not (results.missed_frame(found)["reason"] == "").any()
 
 
 def test_what_was_tried_is_timed_on_both_sides(small_bench):

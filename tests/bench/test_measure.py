@@ -1,4 +1,5 @@
 import math
+import time
 
 import pytest
 import torch
@@ -8,12 +9,14 @@ from chameleon_lite.bench.measure import (
     Gate,
     Row,
     Sample,
+    host_seconds,
     interleaved,
     peak_bytes,
     relative_error,
     sample,
     scaled,
 )
+from chameleon_lite.bench.rows_head import launching
 
 CPU = torch.device("cpu")
 
@@ -52,6 +55,13 @@ def test_a_peer_that_is_not_there_decides_nothing():
 def test_a_missed_row_says_where_the_time_goes():
     row = Row("X", "", [comparison(1.0, 1.0, 2.0)], profile={"product": 3.0, "softmax": 1.0})
     assert row.as_json()["reason"] == "ours by stage: product 75%, softmax 25%"
+
+
+def test_what_the_host_takes_is_one_calls_time():
+    calls = []
+    assert 0.01 <= host_seconds(lambda: calls.append(time.sleep(0.01)), CPU) < 1 and len(calls) == 1
+    assert launching(0.004, 0.001, 0.003) == (
+        "one product h·Wᵀ is 25% of ours; the host takes 3.00 ms to tell the GPU what a step of 4.00 ms is")
 
 
 def test_relative_error_by_hand():

@@ -82,6 +82,23 @@ def test_small_shapes_uneven_chunks(heads, want_h, kernel):
     check(case, kernel=kernel, dtype=torch.float16, chunk=20, scale=0.5)
 
 
+def test_where_rows_lie_is_told_once_for_chunks_of_one_size(monkeypatch):
+    """Also when the first pass was made in inference mode, whose tensors can't be trained on."""
+    pytest.importorskip("triton")
+    from chameleon_lite.model import head_loss_triton
+
+    case = setting(41, 16, 200, [(0, 4, False), (0, 2, True), (0, 40, False)])
+    h, target, weight, bias, updates, *_ = case
+    with torch.inference_mode():
+        token_losses(h, target, HeadWeight(weight, bias, torch.float16), updates, chunk=20, kernel="triton")
+
+    def never(*_):
+        raise AssertionError("worked out again")
+
+    monkeypatch.setattr(head_loss_triton, "_lay_out", never)
+    check(case, kernel="triton", dtype=torch.float16, chunk=20)
+
+
 @on_gpu
 @pytest.mark.parametrize("kernel", ["torch", "triton"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
