@@ -17,7 +17,8 @@ from .statistics import mean_interval
 
 CLUSTERED_SIZES = {"R6": 1, "R4-g2": 2, "R4-g4": 4, "R4-g8": 8, "R4-g16": 16, "R4": 32}
 RANDOM_SIZES = {"R5-g1": 1, "R5-g2": 2, "R5-g4": 4, "R5-g8": 8, "R5-g16": 16, "R5": 32}
-ACROSS = ("R1", "R2", "R3", "R4", "R5", "R6", "R10", "R11", "R12", "R13", "R14", "R15", "R18", "R20")
+ACROSS = ("R1", "R2", "R3", "R4", "R5", "R6", "R10", "R11", "R12", "R13", "R14", "R15", "R16", "R17", "R18",
+          "R20")  # fmt: skip
 # what R4's gain might come from instead of the context of its batch ▶ the registered contrast that would show it
 CONTROLS = {
     "any low-rank update": "R4<R1",
@@ -60,8 +61,10 @@ def across_frame(evidence: Evidence) -> pd.DataFrame:
     columns = {}
     for corpus in evidence.corpora:
         found = {name: evidence.contrast(corpus, name, "R0") for name in ACROSS}
-        columns[f"{corpus}, n = {max((c.n for c in found.values() if c), default=0)}"] = {
-            f"{name}: {REGIMES[name].title}": _text(c) for name, c in found.items() if c is not None}  # fmt: skip
+        seeds = max((c.n for c in found.values() if c), default=0)
+        columns[f"{corpus}, n = {seeds}"] = {
+            f"{name}: {REGIMES[name].title}": _text(c) + ("" if c.n == seeds else f" (n = {c.n})")
+            for name, c in found.items() if c is not None}  # fmt: skip
     return pd.DataFrame(columns).rename_axis("regime less R0").fillna("–")
 
 
