@@ -82,8 +82,9 @@ def ledger_frame(found: dict[int, Finding]) -> pd.DataFrame:
 
 
 def write_verdicts(found: dict[int, Finding], path: Path) -> None:
-    """The scoreboard's file: tested claims as `claim`, `status`, `number`."""
-    rows = [{"claim": n, "status": f.verdict, "number": f.number} for n, f in found.items() if f.verdict != UNTESTED]
+    """The scoreboard's file: tested claims as `claim`, `status`, `number` and the part of it that decided."""
+    rows = [{"claim": n, "status": f.verdict, "number": f.number, "deciding": f.deciding or f.number}
+            for n, f in found.items() if f.verdict != UNTESTED]  # fmt: skip
     with cache.atomic(path) as part:
         part.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

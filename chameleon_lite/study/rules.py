@@ -7,7 +7,7 @@ Where the records a rule needs are absent the verdict is "not tested".
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -25,14 +25,15 @@ MINIMUM = 4  # rows of a cluster large enough for a mean (claim 18)
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule found: the verdict, the deciding number as text, and the verdict of each corpus.
+    """What a rule found: the verdict, its numbers as text, and the verdict of each corpus.
 
-    Where a rule asks models or machines, `corpora` holds the verdict of each of those.
+    Where a rule asks models or machines, `corpora` holds the verdict of each of those. `deciding` is the part of `number` that a short table shows: of the first corpus with the final verdict.
     """
 
     verdict: str = UNTESTED
     number: str = "–"
     corpora: dict[str, str] = field(default_factory=dict)
+    deciding: str = ""
 
 
 Rule = Callable[[Evidence], Finding]
@@ -50,26 +51,30 @@ def text(name: str, found: Contrast) -> str:
     return f"{name} {found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
 
 
-def _over(evidence: Evidence, corpora: Sequence[str] | None, judge: Callable[[str], tuple[str, str]]) -> Finding:
-    """The finding of `judge(corpus) ─▶ (verdict, number)` over the corpora that have what it needs."""
+def _over(evidence: Evidence, corpora: Sequence[str] | None, judge: Callable[[str], tuple[str, ...]]) -> Finding:
+    """The finding of `judge(corpus) ─▶ (verdict, number[, deciding part])` over the corpora that have what it needs."""
     found = {c: judge(c) for c in evidence.corpora if corpora is None or c in corpora}
     found = {c: f for c, f in found.items() if f[0] != UNTESTED}
     if not found:
         return Finding()
-    numbers = "; ".join(f"{corpus}: {number}" for corpus, (_, number) in found.items())
-    return Finding(worst([v for v, _ in found.values()]), numbers, {c: v for c, (v, _) in found.items()})
+    numbers = "; ".join(f"{corpus}: {f[1]}" for corpus, f in found.items())
+    verdict_of_all = worst([f[0] for f in found.values()])
+    deciding = next(f"{corpus}: {f[-1]}" for corpus, f in found.items() if f[0] == verdict_of_all)
+    return Finding(verdict_of_all, numbers, {c: f[0] for c, f in found.items()}, deciding)
 
 
 def lower(evidence: Evidence, *names: str, corpora=None, then: Callable | None = None) -> Finding:
     """All named registered contrasts hold; `then(evidence, corpus, verdict)` may still change a corpus's verdict."""
 
-    def judge(corpus: str) -> tuple[str, str]:
+    def judge(corpus: str) -> tuple[str, ...]:
         family = evidence.family(corpus)
         if any(name not in family for name in names):
             return UNTESTED, ""
-        found = worst([family[name].verdict for name in names])
-        found = then(evidence, corpus, found) if then else found
-        return found, ", ".join(text(name, family[name].found) for name in names)
+        of_all = worst([family[name].verdict for name in names])
+        deciding = next(name for name in names if family[name].verdict == of_all)
+        found = then(evidence, corpus, of_all) if then else of_all
+        numbers = {name: text(name, family[name].found) for name in names}
+        return found, ", ".join(numbers.values()), numbers[deciding]
 
     return _over(evidence, corpora, judge)
 
@@ -77,12 +82,14 @@ def lower(evidence: Evidence, *names: str, corpora=None, then: Callable | None =
 def unregistered(evidence: Evidence, make: Callable[[str], dict[str, Contrast | None]], corpora=None) -> Finding:
     """Contrasts made for one claim alone: no family, so their own p decides."""
 
-    def judge(corpus: str) -> tuple[str, str]:
+    def judge(corpus: str) -> tuple[str, ...]:
         found = make(corpus)
         if not found or any(c is None for c in found.values()):
             return UNTESTED, ""
-        verdicts = [verdict(c, c.p) for c in found.values()]
-        return worst(verdicts), ", ".join(text(name, c) for name, c in found.items())
+        verdicts = {name: verdict(c, c.p) for name, c in found.items()}
+        of_all = worst(list(verdicts.values()))
+        deciding = next(name for name, v in verdicts.items() if v == of_all)
+        return of_all, ", ".join(text(name, c) for name, c in found.items()), text(deciding, found[deciding])
 
     return _over(evidence, corpora, judge)
 
@@ -162,7 +169,7 @@ def fairness(evidence: Evidence) -> Finding:
     turned = {CONFIRMED: REFUTED, REFUTED: CONFIRMED}
     found = lower(evidence, "R9<R4")
     by_corpus = {corpus: turned.get(v, v) for corpus, v in found.corpora.items()}
-    return Finding(worst(list(by_corpus.values())), found.number, by_corpus)
+    return replace(found, verdict=worst(list(by_corpus.values())), corpora=by_corpus)
 
 
 def content(evidence: Evidence) -> Finding:

@@ -14,21 +14,29 @@ OPEN = "not measured yet"
 def stored_verdicts(results: Path) -> dict[int, dict]:
     """`verdicts.json` of a results folder by claim number; {} where there is none.
 
-    The file is a list of objects with `claim`, `status` and `number` (the deciding number as text). Raises
-    DamagedFile when it is anything else: a scoreboard must not quietly show less than was measured.
+    The file is a list of objects with `claim`, `status`, `number` and `deciding` (the part of the number that a
+    short table shows). Raises DamagedFile when it is anything else: a scoreboard must not quietly show less than
+    was measured.
     """
     path = Path(results) / "verdicts.json"
     if not path.exists():
         return {}
     try:
-        return {int(row["claim"]): {"status": row["status"], "number": row["number"]}
+        return {int(row["claim"]): {"status": row["status"], "number": row["number"], "deciding": row["deciding"]}
                 for row in json.loads(path.read_text(encoding="utf-8"))}
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedFile(f"{path} is not a list of verdicts ({error}); write it again from the records") from error
 
 
 def scoreboard(results: Path) -> list[dict]:
-    """One row a claim: `claim`, `says`, `decided by`, `status`, `number`; OPEN and a dash where nothing is stored."""
+    """One row a claim: `claim`, `says`, `status`, `number`, `decided by`; OPEN and a dash where nothing is stored.
+
+    `number` is the deciding one, nats a token with its 95 % interval where it is a difference; chapter 09 has all.
+    """
     found = stored_verdicts(results)
-    return [{"claim": c["claim"], "says": c["says"], "status": OPEN, "number": "–",
-             **found.get(c["claim"], {}), "decided by": c["decided_by"]} for c in claims()]
+    rows = []
+    for c in claims():
+        own = found.get(c["claim"], {"status": OPEN, "deciding": "–"})
+        rows.append({"claim": c["claim"], "says": c["says"], "status": own["status"], "number": own["deciding"],
+                     "decided by": c["decided_by"]})  # fmt: skip
+    return rows

@@ -58,7 +58,8 @@ def test_the_scoreboard_reads_what_the_ledger_writes(found, tmp_path):
     board = {row["claim"]: row["status"] for row in scoreboard(tmp_path)}
     assert board[10] == "refuted" and board[16] == "not measured yet"
     rows = json.loads((tmp_path / "verdicts.json").read_text())
-    assert all(set(row) == {"claim", "status", "number"} for row in rows)
+    assert all(set(row) == {"claim", "status", "number", "deciding"} for row in rows)
+    assert all(row["deciding"].split(": ", 1)[-1] in row["number"] for row in rows)
 
 
 def test_a_claim_holds_only_if_it_holds_everywhere():

@@ -44,7 +44,7 @@ def test_scoreboard_has_every_claim_once_and_open_ones_say_so(tmp_path):
 
 def test_scoreboard_shows_stored_verdicts_and_refuses_a_damaged_file(tmp_path):
     path = tmp_path / "verdicts.json"
-    path.write_text(json.dumps([{"claim": 3, "status": "equivalent", "number": "0.001 nats"}]))
+    path.write_text(json.dumps([{"claim": 3, "status": "equivalent", "number": "a, b", "deciding": "0.001 nats"}]))
     board = {row["claim"]: row for row in scoreboard(tmp_path)}
     assert (board[3]["status"], board[3]["number"]) == ("equivalent", "0.001 nats") and board[4]["status"] == OPEN
     path.write_text('[{"claim": 3}]')

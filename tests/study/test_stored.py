@@ -53,8 +53,8 @@ def test_per_document_losses_add_up_to_the_recorded_mean():
 def test_the_stored_verdicts_are_what_the_rules_make_of_the_stored_records():
     stored = {row["claim"]: row for row in json.loads((RESULTS / "verdicts.json").read_text(encoding="utf-8"))}
     found = {n: f for n, f in ledger(RESULTS).items() if f.verdict != UNTESTED}
-    assert {n: (row["status"], row["number"]) for n, row in stored.items()} == {
-        n: (f.verdict, f.number) for n, f in found.items()
+    assert {n: (row["status"], row["number"], row["deciding"]) for n, row in stored.items()} == {
+        n: (f.verdict, f.number, f.deciding or f.number) for n, f in found.items()
     }
 
 
