@@ -27,7 +27,8 @@ MINIMUM = 4  # rows of a cluster large enough for a mean (claim 18)
 class Finding:
     """What a rule found: the verdict, its numbers as text, and the verdict of each corpus.
 
-    Where a rule asks models or machines, `corpora` holds the verdict of each of those. `deciding` is the part of `number` that a short table shows: of the first corpus with the final verdict.
+    Where a rule asks models or machines, `corpora` holds the verdict of each of those. `deciding` is the part
+    of `number` that a short table shows: of the first corpus with the final verdict.
     """
 
     verdict: str = UNTESTED
