@@ -101,6 +101,26 @@ def stored_table(results: Path, names: list[str]) -> pd.DataFrame:
     return table.where(table.notna(), "–")
 
 
+def controls_frame(results: Path, names: list[str]) -> pd.DataFrame:
+    """In the released loss, the hyper-network (R4) less its controls, seed by seed: mean and 95 % t interval.
+
+    R1 and R2 are static, R3 is told a constant: what R4 does not have over them is not its batch's context. Columns:
+    experiment, difference, nats, low, high, n seeds.
+    """
+    rows = []
+    for name in names:
+        path = Path(results) / f"{name}.jsonl"
+        records = [r for r in load_records(path) if r.status == "done"] if path.is_file() else []
+        loss = {(r.regime, r.seed): r.metrics["reported_nll"] for r in records}
+        for other in ("R1", "R2", "R3"):
+            seeds = sorted(s for regime, s in loss if regime == other and ("R4", s) in loss)
+            if len(seeds) > 1:
+                mean, span = mean_and_span(np.array([loss["R4", s] - loss[other, s] for s in seeds]))
+                rows.append({"experiment": name, "difference": f"R4 − {other}", "nats": mean, "low": mean - span,
+                             "high": mean + span, "n seeds": len(seeds)})  # fmt: skip
+    return pd.DataFrame(rows, columns=["experiment", "difference", "nats", "low", "high", "n seeds"])
+
+
 def _values(records: list[Record], metric: str) -> np.ndarray:
     return np.array([r.metrics[metric] for r in records if r.metrics.get(metric) is not None])
 

@@ -8,7 +8,8 @@ from chameleon_lite.study.figures.style import figure
 from chameleon_lite.study.figures.waterfall import LABELS, waterfall
 from chameleon_lite.study.paper import paper, published
 from chameleon_lite.study.protocol import Protocol
-from chameleon_lite.study.released_tables import NOT_MEASURED, stored_table, table_of, walk_frame
+from chameleon_lite.study.records import load_records
+from chameleon_lite.study.released_tables import NOT_MEASURED, controls_frame, stored_table, table_of, walk_frame
 
 
 def test_published_improvements_follow_from_the_tables():
@@ -24,6 +25,15 @@ def test_what_was_not_measured_keeps_its_place(tmp_path):
     frame = stored_table(tmp_path, ["table1-released", "table1-released-lite"])
     assert frame["experiment"].tolist() == ["table1-released", "table1-released-lite"]
     assert set(frame["loss"]) == {NOT_MEASURED}
+
+
+def test_controls_are_paired_by_seed_and_add_up():
+    results, name = Path(__file__).parents[2] / "results", "table1-released-lite"
+    loss = {(r.regime, r.seed): r.metrics["reported_nll"] for r in load_records(results / f"{name}.jsonl")}
+    frame = controls_frame(results, [name, "never-run"]).set_index("difference")
+    assert set(frame["experiment"]) == {name} and (frame["low"] < frame["high"]).all()
+    by_hand = [loss["R4", s] - loss["R2", s] for s in range(5)]
+    assert frame.loc["R4 − R2", "nats"] == pytest.approx(sum(by_hand) / 5) and frame.loc["R4 − R2", "n seeds"] == 5
 
 
 class Made:
