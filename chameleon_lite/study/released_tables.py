@@ -101,11 +101,32 @@ def stored_table(results: Path, names: list[str]) -> pd.DataFrame:
     return table.where(table.notna(), "–")
 
 
+def circumstances(results: Path, names: list[str]) -> pd.DataFrame:
+    """One row a named experiment: protocol, backbone, corpus, length, rows of each split, seeds and command.
+
+    An experiment that was not run says so in the column `protocol`, with dashes beside it.
+    """
+    rows = []
+    for name in names:
+        path = Path(results) / f"{name}.jsonl"
+        own = [r for r in load_records(path) if is_released(r)] if path.is_file() else []
+        row = {"experiment": name, "protocol": NOT_MEASURED}
+        if own:
+            r = own[0]
+            row |= {"protocol": protocol_label(r), "backbone": r.backbone, "corpus": r.corpus,
+                    "length": r.settings["tokens"]["max_length"], "training rows": r.data["documents"]["train"],
+                    "validation rows": r.data["documents"]["validation"], "seeds": len({x.seed for x in own}),
+                    "command": r.provenance["command"]}  # fmt: skip
+        rows.append(row)
+    table = pd.DataFrame(rows, dtype=object)  # a whole number stays one where another row has nothing
+    return table.where(table.notna(), "–")
+
+
 def controls_frame(results: Path, names: list[str]) -> pd.DataFrame:
     """In the released loss, the hyper-network (R4) less its controls, seed by seed: mean and 95 % t interval.
 
     R1 and R2 are static, R3 is told a constant: what R4 does not have over them is not its batch's context. Columns:
-    experiment, difference, nats, low, high, n seeds.
+    experiment, difference, nats, low, high, n seeds, and what the interval says of R4's loss.
     """
     rows = []
     for name in names:
@@ -116,9 +137,11 @@ def controls_frame(results: Path, names: list[str]) -> pd.DataFrame:
             seeds = sorted(s for regime, s in loss if regime == other and ("R4", s) in loss)
             if len(seeds) > 1:
                 mean, span = mean_and_span(np.array([loss["R4", s] - loss[other, s] for s in seeds]))
-                rows.append({"experiment": name, "difference": f"R4 − {other}", "nats": mean, "low": mean - span,
-                             "high": mean + span, "n seeds": len(seeds)})  # fmt: skip
-    return pd.DataFrame(rows, columns=["experiment", "difference", "nats", "low", "high", "n seeds"])
+                low, high = mean - span, mean + span
+                says = "lower" if high < 0 else "higher" if low > 0 else "not told apart"
+                rows.append({"experiment": name, "difference": f"R4 − {other}", "nats": mean, "low": low, "high": high,
+                             "n seeds": len(seeds), "R4's loss": says})  # fmt: skip
+    return pd.DataFrame(rows, columns=["experiment", "difference", "nats", "low", "high", "n seeds", "R4's loss"])
 
 
 def _values(records: list[Record], metric: str) -> np.ndarray:

@@ -9,7 +9,14 @@ from chameleon_lite.study.figures.waterfall import LABELS, waterfall
 from chameleon_lite.study.paper import paper, published
 from chameleon_lite.study.protocol import Protocol
 from chameleon_lite.study.records import load_records
-from chameleon_lite.study.released_tables import NOT_MEASURED, controls_frame, stored_table, table_of, walk_frame
+from chameleon_lite.study.released_tables import (
+    NOT_MEASURED,
+    circumstances,
+    controls_frame,
+    stored_table,
+    table_of,
+    walk_frame,
+)
 
 
 def test_published_improvements_follow_from_the_tables():
@@ -34,6 +41,17 @@ def test_controls_are_paired_by_seed_and_add_up():
     assert set(frame["experiment"]) == {name} and (frame["low"] < frame["high"]).all()
     by_hand = [loss["R4", s] - loss["R2", s] for s in range(5)]
     assert frame.loc["R4 − R2", "nats"] == pytest.approx(sum(by_hand) / 5) and frame.loc["R4 − R2", "n seeds"] == 5
+    for _, row in frame.iterrows():
+        says = "lower" if row["high"] < 0 else "higher" if row["low"] > 0 else "not told apart"
+        assert row["R4's loss"] == says
+
+
+def test_every_experiment_has_its_circumstances_or_says_that_it_was_not_run():
+    results, name = Path(__file__).parents[2] / "results", "table1-released-lite"
+    frame = circumstances(results, [name, "never-run"]).set_index("experiment")
+    assert frame.loc["never-run", "protocol"] == NOT_MEASURED and frame.loc["never-run", "seeds"] == "–"
+    assert frame.loc[name, "protocol"] == "as_released" and frame.loc[name, "seeds"] == 5
+    assert isinstance(frame.loc[name, "length"], int) and frame.loc[name, "command"].startswith("chameleon-lite run")
 
 
 class Made:

@@ -16,7 +16,7 @@ def call_as_released(vocab: int = 8) -> str:
     try:
         F.cross_entropy(torch.zeros(len(target), vocab), target, ignore_index=RELEASED_IGNORED)
     except (IndexError, RuntimeError) as error:
-        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        return f"{type(error).__name__}: {str(error).splitlines()[0].rstrip('.')}"
     return ""
 
 

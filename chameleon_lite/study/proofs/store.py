@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,13 @@ def load_proofs(results: Path) -> list[Proof]:
         return [Proof.model_validate(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     except ValueError as error:
         raise DamagedFile(f"{path} is damaged ({str(error).splitlines()[0]}): make the proofs again") from error
+
+
+def stored_sentences(kept: list[Proof], names: Iterable[str]) -> dict[str, str]:
+    """What the stored proofs of each name show, one sentence a corpus; what has none says "not measured yet"."""
+    own = {name: [p for p in kept if p.proof == name] for name in names}
+    return {name: " ".join(f"({p.corpus}) {p.shows}" for p in found) or "not measured yet."
+            for name, found in own.items()}  # fmt: skip
 
 
 def proof_frame(found: list[Proof]) -> pd.DataFrame:

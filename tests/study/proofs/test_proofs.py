@@ -7,7 +7,16 @@ import torch
 
 from chameleon_lite.errors import UserError
 from chameleon_lite.model.heads import Condition, HyperHead
-from chameleon_lite.study.proofs import PROOFS, Subject, load_proofs, prove_all, store_proofs
+from chameleon_lite.study.paper import published
+from chameleon_lite.study.proofs import (
+    PROOFS,
+    Subject,
+    checks_frame,
+    load_proofs,
+    prove_all,
+    store_proofs,
+    stored_sentences,
+)
 from chameleon_lite.study.proofs.adapter_bank import rebuilt
 from chameleon_lite.study.proofs.full_mode import call_as_released
 from chameleon_lite.study.proofs.instruction_vectors import mean_cosine
@@ -103,3 +112,22 @@ def test_stored_proofs_replace_those_of_the_same_key(proofs_of, tmp_path):
     kept = load_proofs(tmp_path)
     assert sorted(p.shows == "again." for p in kept) == [False, True]
     assert len(proof_frame(kept)) == 2 * len(first.numbers) and (tmp_path / "proofs.csv").is_file()
+
+
+def test_early_checks_of_the_paper_of_what_is_stored_and_of_this_run(proofs_of):
+    found = proofs_of("plain")
+    other = [p.model_copy(update={"corpus": "elsewhere"}) for p in found.values()]
+    foreign = [p.model_copy(update={"backbone": "another"}) for p in found.values()]
+    frame = checks_frame(found, [*other, *foreign], vocab=100)
+    assert list(frame.columns)[0] == "published, Table 1" and list(frame.columns)[-1] == "this run"
+    assert len(frame.columns) == 3 and frame.iloc[:, 1].equals(frame.iloc[:, 2].rename(frame.columns[1]))
+    expected = published(1, "R0", "validation_loss") - math.log(50_257)
+    assert frame.iloc[0, 0] == pytest.approx(expected, abs=1e-3) and frame.loc["loss without a model"].iloc[0] == "–"
+    untrained = found["clustering_spread"].numbers["R0_mean"] - math.log(100)
+    assert frame.iloc[0, -1] == pytest.approx(untrained, abs=1e-3)
+
+
+def test_a_proof_without_a_record_says_so(proofs_of):
+    says = stored_sentences(list(proofs_of("plain").values()), PROOFS)
+    assert set(says) == set(PROOFS) and says["alpaca_overlap"] == "not measured yet."
+    assert says["full_mode"].startswith("(") and "of bounds;" in says["full_mode"]
