@@ -176,15 +176,16 @@ def fairness(evidence: Evidence) -> Finding:
 def content(evidence: Evidence) -> Finding:
     """Clusters of prefixes agree with the documents' sources beyond chance in every seed, where sources are known."""
 
-    def judge(corpus: str) -> tuple[str, str]:
+    def judge(corpus: str) -> tuple[str, ...]:
         own = [r.data["clusters"] for r in evidence.records.get((corpus, "R4"), []) if r.data.get("clusters")]
         values = [c["adjusted_mutual_information"] for c in own if c["adjusted_mutual_information"] is not None]
         if not values:
             return UNTESTED, ""
         length = np.mean([c["length_variance_explained"] for c in own])
-        number = (f"adjusted mutual information {min(values):.2f} … {max(values):.2f}, "
-                  f"length variance explained {length:.2f} (n = {len(values)})")  # fmt: skip
-        return (CONFIRMED if min(values) > AGREES else REFUTED if max(values) <= AGREES else UNDECIDED), number
+        agreement = f"adjusted mutual information {min(values):.2f} … {max(values):.2f}"
+        number = f"{agreement}, length variance explained {length:.2f} (n = {len(values)})"
+        found = CONFIRMED if min(values) > AGREES else REFUTED if max(values) <= AGREES else UNDECIDED
+        return found, number, agreement
 
     return _over(evidence, None, judge)
 

@@ -56,7 +56,9 @@ def published_again(evidence: Evidence) -> Finding:
                                                for regime in TRAINED))  # fmt: skip
     if not found:
         return Finding()
-    return Finding(worst(decided) if decided else UNDECIDED, "; ".join(numbers), found)
+    verdict = worst(decided) if decided else UNDECIDED
+    deciding = next(text for text, judged in zip(numbers, found.values()) if judged == verdict)
+    return Finding(verdict, "; ".join(numbers), found, deciding)
 
 
 def _table(number: int) -> dict:

@@ -3,10 +3,12 @@
     study/paper.json (claims) + <results>/verdicts.json ─▶ one row a claim
 """
 import json
+import re
 from pathlib import Path
 
 from ..errors import DamagedFile
 from .paper import claims
+from .regimes import REGIMES
 
 OPEN = "not measured yet"
 
@@ -40,3 +42,13 @@ def scoreboard(results: Path) -> list[dict]:
         rows.append({"claim": c["claim"], "says": c["says"], "status": own["status"], "number": own["deciding"],
                      "decided by": c["decided_by"]})  # fmt: skip
     return rows
+
+
+def regimes_named(board: list[dict]) -> list[dict]:
+    """One row a regime that the board's `number` or `decided by` names, in the study's order: `regime`, `is`.
+
+    A name that only stands for its variants (R19 for R19-R1 and R19-R2) brings those.
+    """
+    words = {word for row in board for key in ("number", "decided by") for word in re.findall(r"[\w-]+", row[key])}
+    words |= {name for name in REGIMES if name.split("-")[0] in words - set(REGIMES)}
+    return [{"regime": name, "is": regime.title} for name, regime in REGIMES.items() if name in words]

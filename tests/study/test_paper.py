@@ -7,7 +7,7 @@ import pytest
 from chameleon_lite.errors import DamagedFile, UserError
 from chameleon_lite.study import page
 from chameleon_lite.study.paper import claims, paper, published, published_parameters, table_rows
-from chameleon_lite.study.scoreboard import OPEN, scoreboard
+from chameleon_lite.study.scoreboard import OPEN, regimes_named, scoreboard
 
 
 @pytest.mark.parametrize("table", [1, 2])
@@ -27,6 +27,7 @@ def test_parameter_columns_are_what_the_package_counts():
 
     counted = parameter_table("random-gpt2")
     assert published_parameters() == {part: counted[part] for part in published_parameters()}
+    assert paper()["source"]["vocabulary"] == counted["vocab"]
     assert [r["parameters"] for r in table_rows(1)] == [r["parameters"] for r in table_rows(2)]
 
 
@@ -50,6 +51,12 @@ def test_scoreboard_shows_stored_verdicts_and_refuses_a_damaged_file(tmp_path):
     path.write_text('[{"claim": 3}]')
     with pytest.raises(DamagedFile, match="verdicts.json"):
         scoreboard(tmp_path)
+
+
+def test_the_regimes_that_a_board_names_are_explained():
+    rows = regimes_named([{"number": "mixed: R4-stream<R1 +0.01", "decided by": "R7b, R19"}])
+    assert [row["regime"] for row in rows] == ["R1", "R7b", "R19-R1", "R19-R2", "R4-stream"] and all(
+        row["is"] for row in rows)
 
 
 def test_start_seeds_torch_and_numpy_and_refuses_unknown_profiles(capsys):
