@@ -63,7 +63,7 @@ def across_frame(evidence: Evidence) -> pd.DataFrame:
         found = {name: evidence.contrast(corpus, name, "R0") for name in ACROSS}
         seeds = max((c.n for c in found.values() if c), default=0)
         columns[f"{corpus}, n = {seeds}"] = {
-            f"{name}: {REGIMES[name].title}": _text(c) + ("" if c.n == seeds else f" (n = {c.n})")
+            f"{name}: {REGIMES[name].title}": _text(c, 3) + ("" if c.n == seeds else f" (n = {c.n})")
             for name, c in found.items() if c is not None}  # fmt: skip
     return pd.DataFrame(columns).rename_axis("regime less R0").fillna("–")
 
@@ -83,8 +83,8 @@ def controls_frame(evidence: Evidence) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _text(c) -> str:
-    return f"{c.difference:+.4f} [{c.low:+.4f}, {c.high:+.4f}]"
+def _text(c, digits: int = 4) -> str:
+    return f"{c.difference:+.{digits}f} [{c.low:+.{digits}f}, {c.high:+.{digits}f}]"
 
 
 def group_frame(evidence: Evidence, corpus: str) -> pd.DataFrame:
