@@ -104,7 +104,7 @@ def _laid_out(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequence[H
     first = next((group for group in listed if group is not None), None)
     if first is None or first.ordered or uses_triton(weight, kernel):
         return h, target, listed, None
-    _, order = first.sorted()
+    order = first.index.argsort(stable=True)
     return h[order], target[order], [None if g is None else RowGroups.of(g.index[order]) for g in listed], order
 
 

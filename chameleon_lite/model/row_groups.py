@@ -39,11 +39,6 @@ class RowGroups:
         """Whether every group's rows lie side by side, in ascending order of the groups."""
         return bool((np.diff(self.group) > 0).all())
 
-    def sorted(self) -> tuple["RowGroups", Tensor]:
-        """The rows by group, and the order (M,) on the device that puts them so."""
-        order = self.index.argsort(stable=True)
-        return RowGroups.of(self.index[order]), order
-
     def within(self, rows: slice, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The runs of a chunk, as (first, end, group) with rows counted from its start; `count` is its rows."""
         low = max(0, int(np.searchsorted(self.first, rows.start, side="right")) - 1)

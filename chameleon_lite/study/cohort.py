@@ -19,7 +19,7 @@ from ..config import Experiment
 from ..model.heads.interface import Head
 from ..training.loop import Member, Processes, fit
 from .deadline import Deadline
-from .material import Material, seed_material, split_view
+from .material import Material, seed_material, seed_materials, split_view
 from .regimes import REGIMES, Parts, Regime
 
 SWEEP_SEEDS_FROM = 1_000
@@ -63,13 +63,15 @@ def choose_rates(context: Context, regimes: list[Regime]) -> tuple[dict[str, flo
     rates = dict(settings.learning_rates)
     asked = {r.rate_of or r.name: REGIMES[r.rate_of] if r.rate_of else r for r in regimes if r.name not in rates}
     open_regimes = [r for r in asked.values() if r.name not in rates]
+    if open_regimes:  # the reported seeds' clusterings are made when their turn comes: processes may share them out
+        seeds = range(SWEEP_SEEDS_FROM, SWEEP_SEEDS_FROM + sweep.seeds)
+        seed_materials(settings, context.material, seeds)
     results: dict[str, dict[float, dict[str, float]]] = {r.name: {} for r in open_regimes}
     pending = {r.name: list(sweep.grid) for r in open_regimes}
     for _ in range(sweep.extend + 1):
         wanted = [(r, lr) for r in open_regimes for lr in pending[r.name]]
         if not wanted:
             break
-        seeds = range(SWEEP_SEEDS_FROM, SWEEP_SEEDS_FROM + sweep.seeds)
         for r, lr, seed, best in _swept(context, wanted, seeds):
             results[r.name].setdefault(lr, {})[str(seed)] = best
         pending = {r.name: _beyond_edge(results[r.name]) for r in open_regimes}

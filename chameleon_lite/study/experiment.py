@@ -18,10 +18,10 @@ from ..config import Experiment
 from ..errors import RunFailed
 from ..model.backbones import Backbone, load_backbone
 from ..training.loop import Processes
-from .cohort import SWEEP_SEEDS_FROM, Context, Say, Trial, choose_rates, shared, train_seed
+from .cohort import Context, Say, Trial, choose_rates, shared, train_seed
 from .cost import estimate
 from .deadline import Deadline
-from .material import prepare, seed_material, seed_materials
+from .material import prepare, seed_material
 from .measure import measure
 from .outcome import Outcome, default_command, documents_frame, name_of, record_of, reset_peak
 from .protocol import mended
@@ -102,9 +102,6 @@ def _run_corpus(context: Context, regimes: list[Regime], found: dict, corpus: st
     trained = [r for r in missing if r.trained]
     if trained:
         context.say(estimate(context, trained))
-        # The reported seeds' clusterings are made when their turn comes: several processes may share them out.
-        sweeps = range(SWEEP_SEEDS_FROM, SWEEP_SEEDS_FROM + settings.sweep.seeds)
-        seed_materials(settings, context.material, sweeps)
     rates, trials = choose_rates(context, trained)
     out = {}
     job = name_of(settings, regimes[0], corpus, 0)

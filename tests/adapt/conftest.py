@@ -1,4 +1,5 @@
 """One small adapter on `tiny` with centroids and an update far from zero, for every test of the room."""
+import numpy as np
 import pytest
 import torch
 
@@ -39,4 +40,17 @@ def some_texts():
     """n texts in three manners, all different."""
     def make(n: int) -> list[str]:
         return [f"{TEXTS[i % 3][i % 5 : 35 + i % 31]} number {i}" for i in range(n)]
+    return make
+
+
+WORDS = {"prose": "the mean of a batch tells what kind of text it holds and little else".split(),
+         "code": "return x if x is None else max(axis=0) def f(self): import numpy as np".split()}
+
+
+@pytest.fixture(scope="session")
+def two_kinds():
+    """n made-up texts, prose and code by turns: what a cluster tells is worth something."""
+    def make(n: int, seed: int = 0) -> list[str]:
+        generator = np.random.default_rng(seed)
+        return [" ".join(generator.choice(WORDS[("prose", "code")[i % 2]], size=12)) for i in range(n)]
     return make

@@ -11,14 +11,6 @@ from chameleon_lite.adapt.stream import adapt
 from chameleon_lite.config import ClusterSettings, FitSettings, TokenSettings, TrainSettings
 from chameleon_lite.errors import UserError
 
-WORDS = {"prose": "the mean of a batch tells what kind of text it holds and little else".split(),
-         "code": "return x if x is None else max(axis=0) def f(self): import numpy as np".split()}
-
-
-def two_kinds(n: int, seed: int = 0) -> list[str]:
-    generator = np.random.default_rng(seed)
-    return [" ".join(generator.choice(WORDS[("prose", "code")[i % 2]], size=12)) for i in range(n)]
-
 
 def small(**changes) -> FitSettings:
     values = {"learning_rate": 1e-2, "dropout": 0.0, "tokens": TokenSettings(max_length=96),
@@ -31,7 +23,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CHAMELEON_LITE_HOME", str(tmp_path / "cache"))
 
 
-def test_fit_save_load_and_adapt_in_three_lines(tmp_path):
+def test_fit_save_load_and_adapt_in_three_lines(tmp_path, two_kinds):
     fitted = fit(two_kinds(200), backbone="tiny", out=tmp_path / "adapter", settings=small())
     results = adapt(tmp_path / "adapter", two_kinds(30, seed=1))
     assert fitted.helped and fitted.after < fitted.before - 0.1 and fitted.low <= fitted.after - fitted.before
@@ -43,20 +35,20 @@ def test_fit_save_load_and_adapt_in_three_lines(tmp_path):
     assert fitted.model.config.prompts["max_length"] == 96
 
 
-def test_the_same_seed_gives_the_same_adapter():
+def test_the_same_seed_gives_the_same_adapter(two_kinds):
     one, two, other = (fit(two_kinds(90), backbone="tiny", settings=small(seed=s)) for s in (0, 0, 1))
     assert one.after == two.after != other.after
     assert torch.equal(one.model.head.last.weight, two.model.head.last.weight)
     assert torch.equal(one.model.centroids, two.model.centroids)
 
 
-def test_says_so_when_it_does_not_help():
+def test_says_so_when_it_does_not_help(two_kinds):
     fitted = fit(two_kinds(90), backbone="tiny", settings=small(learning_rate=1e-12))
     assert not fitted.helped and abs(fitted.after - fitted.before) < 1e-3
     assert str(fitted).startswith("did not help") and "use the backbone as it is" in str(fitted)
 
 
-def test_held_out_numbers_are_the_models_own():
+def test_held_out_numbers_are_the_models_own(two_kinds):
     """The frozen loss of `fit` is the backbone's loss on the held-out split, computed afresh."""
     corpus = corpus_of(two_kinds(90))
     fitted = fit(corpus, backbone="tiny", settings=small())
@@ -87,7 +79,7 @@ def test_interval_of_the_difference():
     assert low < 0 < high
 
 
-def test_command_line(tmp_path):
+def test_command_line(tmp_path, two_kinds):
     source = tmp_path / "texts.jsonl"
     source.write_text("\n".join(json.dumps({"text": t}) for t in two_kinds(120)))
     base = [sys.executable, "-m", "chameleon_lite.cli"]
@@ -116,7 +108,7 @@ def test_wrong_use_is_one_line(wrong, says, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_fit_what_one_does(tmp_path):
+def test_two_processes_fit_what_one_does(tmp_path, two_kinds):
     source = tmp_path / "texts.jsonl"
     source.write_text("\n".join(json.dumps({"text": t}) for t in two_kinds(120)))
     command = ["-m", "chameleon_lite.cli", "fit", str(source), "--backbone", "tiny", "--epochs", "1", "--device", "cpu"]

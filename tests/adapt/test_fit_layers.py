@@ -20,14 +20,6 @@ from chameleon_lite.training import uncached
 from chameleon_lite.training.features import features
 from chameleon_lite.training.uncached import Layered, Texts, read_layers
 
-WORDS = {"prose": "the mean of a batch tells what kind of text it holds and little else".split(),
-         "code": "return x if x is None else max(axis=0) def f(self): import numpy as np".split()}
-
-
-def two_kinds(n: int, seed: int = 0) -> list[str]:
-    generator = np.random.default_rng(seed)
-    return [" ".join(generator.choice(WORDS[("prose", "code")[i % 2]], size=12)) for i in range(n)]
-
 
 def small(**changes) -> FitSettings:
     values = {"learning_rate": 1e-2, "dropout": 0.0, "tokens": TokenSettings(max_length=96), "lora_rank": 2,
@@ -44,7 +36,7 @@ def own_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory):
+def fitted(tmp_path_factory, two_kinds):
     return fit(two_kinds(120), backbone="tiny", out=tmp_path_factory.mktemp("layers") / "adapter", settings=small())
 
 
@@ -57,7 +49,7 @@ def test_it_lowers_the_held_out_loss_and_keeps_no_states(fitted, own_cache):
     assert factors and all(p.abs().sum() > 0 for p in factors.values())  # B starts at zero: it has moved
 
 
-def test_layers_do_something_that_the_head_alone_does_not(fitted):
+def test_layers_do_something_that_the_head_alone_does_not(fitted, two_kinds):
     alone = fit(two_kinds(120), backbone="tiny", settings=small(lora_rank=0))
     assert alone.before == pytest.approx(fitted.before, abs=2e-3)  # one held-out part, one frozen model; 16-bit states
     assert alone.after != pytest.approx(fitted.after, abs=1e-3)
@@ -81,7 +73,7 @@ torch.save(logits.detach(), {str(tmp_path / 'logits.pt')!r})"""
         assert not torch.allclose(frozen(ids).logits, model(ids).logits)
 
 
-def test_frozen_means_the_layers_too(fitted):
+def test_frozen_means_the_layers_too(fitted, two_kinds):
     """`adapt` reports the plain backbone's loss beside the adapted one, and `fit` reported the same two numbers."""
     texts = [d.text for d in corpus_of(two_kinds(120)).splits["test"]]
     rows = adapt(fitted.folder, texts)
@@ -93,21 +85,21 @@ def test_frozen_means_the_layers_too(fitted):
     assert {len(r["continuation"]) > 0 for r in adapt(fitted.model, texts[:3], new_tokens=3)} == {True}
 
 
-def test_the_stream_experiment_is_refused_by_name(fitted):
+def test_the_stream_experiment_is_refused_by_name(fitted, two_kinds):
     from chameleon_lite.adapt.arrivals import on_the_fly
 
     with pytest.raises(UserError, match="tiny carries LoRA"):
         on_the_fly(fitted.model, corpus_of(two_kinds(60)).splits["test"], batch=2)
 
 
-def test_rank_zero_is_the_head_alone_as_ever():
+def test_rank_zero_is_the_head_alone_as_ever(two_kinds):
     one, two = (fit(two_kinds(90), backbone="tiny", settings=s)
                 for s in (small(lora_rank=0), FitSettings(**small().model_dump(exclude={"lora_rank"}))))
     assert one.after == two.after and torch.equal(one.model.head.last.weight, two.model.head.last.weight)
     assert not lora_names(one.model.backbone) and not [n for n in one.model.adapter_state() if n.startswith("lora.")]
 
 
-def test_the_callers_backbone_stays_as_it_is_and_the_seed_decides():
+def test_the_callers_backbone_stays_as_it_is_and_the_seed_decides(two_kinds):
     backbone = load_backbone("tiny")
     one, two = (fit(two_kinds(60), backbone=backbone, settings=small(dropout=0.5)) for _ in range(2))
     assert lora_names(backbone) == [] and one.after == two.after != one.before
@@ -115,7 +107,7 @@ def test_the_callers_backbone_stays_as_it_is_and_the_seed_decides():
                                                  two.model.adapter_state().values()))
 
 
-def test_states_under_lora_are_never_kept():
+def test_states_under_lora_are_never_kept(two_kinds):
     backbone = load_backbone("tiny")
     table = tokenise(corpus_of(two_kinds(60)).splits["train"], backbone.tokenizer)
     add_lora(backbone, rank=1)
@@ -123,7 +115,7 @@ def test_states_under_lora_are_never_kept():
         features(backbone, table, dtype=torch.float32)
 
 
-def test_pieces_change_neither_gradients_nor_readings(monkeypatch):
+def test_pieces_change_neither_gradients_nor_readings(monkeypatch, two_kinds):
     backbone = copied(load_backbone("tiny"))
     torch.manual_seed(0)
     add_lora(backbone, rank=2)
@@ -145,14 +137,14 @@ def test_pieces_change_neither_gradients_nor_readings(monkeypatch):
     assert torch.allclose(found[0][1], found[1][1], rtol=1e-3)
 
 
-def test_a_rate_that_leaves_the_numbers_is_said_to(monkeypatch):
+def test_a_rate_that_leaves_the_numbers_is_said_to(monkeypatch, two_kinds):
     monkeypatch.setattr(uncached, "row_losses", lambda both, update, group, ids, *a: ids[:, 0].double() * torch.nan)
     with pytest.raises(RunFailed, match="learning rate"):
         fit(two_kinds(60), backbone="tiny", settings=small())
 
 
 @pytest.mark.slow
-def test_command_line_and_two_processes(tmp_path):
+def test_command_line_and_two_processes(tmp_path, two_kinds):
     import json
 
     source = tmp_path / "texts.jsonl"
