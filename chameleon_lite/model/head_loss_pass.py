@@ -245,6 +245,7 @@ def forward_pass(h: Tensor, target: Tensor, weight, tasks: list[HeadTask], chunk
         out = scratch("base", len(hc), hc.dtype) if h.device.type == "cpu" else None
         base = torch.mm(hc, weight.weight.T, out=out)  # (n, Vp), shared by all heads
         nll[:, rows] = one.chunk(hc, base, target[rows], rows, None if gh is None else gh[:, rows])
+        del base  # or the next chunk's would be asked for while this one's is still held
     one.finish()
     return nll, gh
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from .head_loss_kernels import LONG, ROW_ALIGNED, STATS, Many, gradients, losses
 from .head_loss_pass import FP16_SHIFT, HeadTask, add_gradients, low_rank_states, product, torch_step
 
-ROWS = 2_040  # rows a chunk: memory
+ROWS = 4_080  # rows a chunk: memory
 SMALL_RANK = 32  # what the kernels add in registers
 PROGRAMS = 1_024  # of `grads` that keep a large GPU busy; an only head's rows are cut in two below that
 LAYOUTS = 256  # kept of chunks seen before, some kilobytes each on the device
@@ -56,7 +56,7 @@ class TritonPass:
         base[:, self.weight.vocab :] = -torch.inf
         bundles = self._bundles(len(hc), alone=gh is not None)
         if len(bundles) == 1 and not self.wide:
-            return bundles[0].chunk(hc, base, target, rows, None if gh is None else gh[0])
+            return bundles[0].chunk(hc, base, target, rows, None if gh is None else gh[0], reuse=True)
         nll = hc.new_empty(len(self.tasks), len(hc), dtype=torch.float32)
         for bundle in bundles:
             found = bundle.chunk(hc, base, target, rows, None if gh is None else gh[bundle.heads[0]])
@@ -88,14 +88,19 @@ class Bundle:
             self.bias = torch.cat([t.bias for t in self.tasks]).float()  # (S, V)
         self.sums: list[Tensor | None] = [None] * 3  # of down (S, R, C), up (S, R, V), bias (S, V)
 
-    def chunk(self, hc: Tensor, base: Tensor, target: Tensor, rows: slice, gh: Tensor | None) -> Tensor:
-        """Losses (heads, n); gradients are added to the sums, and gh (n, C) of an only head is set."""
+    def chunk(self, hc: Tensor, base: Tensor, target: Tensor, rows: slice, gh: Tensor | None,
+              reuse: bool = False) -> Tensor:
+        """Losses (heads, n); gradients are added to the sums, and gh (n, C) of an only head is set.
+
+        base may be overwritten if `reuse`.
+        """
         layout = self._layout(rows, len(hc))
         many = Many(self._states(hc, layout.slot), self.up, self.bias, layout.slot, self.weight.padded_bias,
                     self.weight.vocab)
         nll, lse = losses(base, many, layout.tiles, target)
         if gh is not None or any(self.tasks[0].wanted):
-            self._add_gradients(hc, base, many, layout, target, lse, gh)
+            g = None if gh is None else base if reuse else torch.empty_like(base)
+            self._add_gradients(hc, base, many, layout, target, lse, gh, g)
         return nll
 
     def _layout(self, rows: slice, n: int) -> "Layout":
@@ -130,10 +135,9 @@ class Bundle:
         return out
 
     def _add_gradients(self, hc: Tensor, base: Tensor, many: Many, layout: "Layout", target: Tensor, lse: Tensor,
-                       gh: Tensor | None) -> None:
+                       gh: Tensor | None, g: Tensor | None) -> None:
         down, up, bias, _ = self.tasks[0].wanted
         shift = FP16_SHIFT if base.dtype == torch.float16 else 1.0
-        g = None if gh is None else torch.empty_like(base)
         gu, gz, g_bias = gradients(base, many, layout.items, layout.longest, target, lse, shift, out=g,
                                    want_bias=bias, scale=self.tasks[0].scale)
         if up:

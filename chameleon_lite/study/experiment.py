@@ -62,7 +62,7 @@ def run_experiment(
             found |= run_released(
                 settings, backbone, corpus, missing, lambda r, s: name_of(settings, regime(r), corpus, s),
                 runs=runs, data_dir=data_dir, processes=processes, command=command or default_command(),
-                deadline=deadline, say=say,
+                deadline=deadline, say=say, resume=resume,
             )  # fmt: skip
         elif len(found) < len(regimes) * settings.seeds:
             material = prepare(settings, backbone, corpus, data_dir=data_dir, say=say)

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from .. import cache
 from ..config import Experiment
 from ..errors import UserError, unknown
 from ..model.backbones import Backbone
@@ -25,7 +26,7 @@ from ..model.heads.static import LoraHead
 from ..training.loop import Member, Processes, average, evaluate, fit
 from .outcome import peak_memory, reset_peak
 from .protocol import Protocol
-from .records import Record, provenance, write_run
+from .records import Record, provenance, read_run, write_run
 from .regimes import RANK
 from .released_material import BatchMean, ReleasedMaterial, batches_of, labels_of, prepare_released
 
@@ -83,16 +84,20 @@ def check_released(settings: Experiment) -> None:
 
 def run_released(
     settings: Experiment, backbone: Backbone, corpus: str, missing: dict[int, list[str]], names, *, runs: Path,
-    data_dir: Path | None, processes: Processes, command: str, deadline, say,
+    data_dir: Path | None, processes: Processes, command: str, deadline, say, resume: bool = True,
 ) -> dict:  # fmt: skip
     """Train and measure the missing regimes of each seed; writes each run, returns records by (regime, seed).
 
-    `names(regime, seed)` gives a run's name.
+    `names(regime, seed)` gives a run's name. Processes that share the folder of runs split the seeds between them,
+    and with `resume` take what another has finished meanwhile.
     """
     check_released(settings)
     material = prepare_released(settings, backbone, corpus, data_dir=data_dir, say=say)
     out = {}
-    for seed, regimes in missing.items():
+    for seed in _shared_out([seed for seed, regimes in missing.items() if regimes], names, missing, runs, processes):
+        finished = {r: read_run(runs, names(r, seed)) for r in missing[seed]} if resume else {}
+        out |= {(r, seed): record for r, record in finished.items() if record is not None}
+        regimes = [r for r in missing[seed] if (r, seed) not in out]
         if not regimes:
             continue
         deadline.check(f"{corpus}, seed {seed}")
@@ -105,6 +110,13 @@ def run_released(
             out[regime, seed] = record
         deadline.done()
     return out
+
+
+def _shared_out(seeds: list[int], names, missing: dict[int, list[str]], runs: Path, processes: Processes):
+    """The seeds in turn; processes that compute together (torchrun) walk all of them side by side."""
+    if processes.count > 1:
+        return iter(seeds)
+    return cache.turns(seeds, lambda seed: runs / "locks" / f"{names(missing[seed][0], seed)}-of-{len(missing[seed])}")
 
 
 def train_released(

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import yaml
 
 from chameleon_lite import cache
@@ -18,9 +19,12 @@ SMALL = {
 }  # fmt: skip
 
 
-def run(folder, made_up, *more):
+RELEASED = {"protocol": {"preset": "as_released", "held_out": 0.3}, "learning_rates": {"R1": 1e-3, "R4": 1e-3}}
+
+
+def run(folder, made_up, *more, **settings):
     path = folder / "shared.yaml"
-    path.write_text(yaml.safe_dump({**SMALL, "corpora": [made_up]}))
+    path.write_text(yaml.safe_dump({**SMALL, **settings, "corpora": [made_up]}))
     command = [sys.executable, "-m", "chameleon_lite.cli", "run", str(path), "--profile", "paper", "--backbone", "tiny",
                "--device", "cpu", "--seeds", "2", "--out", str(folder / "runs"), *more]  # fmt: skip
     own = {"CHAMELEON_LITE_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
@@ -30,10 +34,11 @@ def run(folder, made_up, *more):
     return {name: (r["metrics"], r["curve"], r["learning_rate_trials"]) for name, r in found.items()}, done.stderr
 
 
-def test_two_workers_leave_the_records_of_one_process(made_up, tmp_path):
+@pytest.mark.parametrize("settings", [{}, RELEASED], ids=["honest", "as released"])
+def test_two_workers_leave_the_records_of_one_process(made_up, tmp_path, settings):
     (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
-    alone, _ = run(tmp_path / "one", made_up)
-    together, said = run(tmp_path / "two", made_up, "--workers", "2")
+    alone, _ = run(tmp_path / "one", made_up, **settings)
+    together, said = run(tmp_path / "two", made_up, "--workers", "2", **settings)
     assert len(alone) == 6 and together == alone
     jobs = [line for line in said.splitlines() if ", seed " in line]
     assert len(jobs) == len(set(jobs))  # no sweep and no seed was computed twice
