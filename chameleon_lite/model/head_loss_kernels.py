@@ -20,9 +20,9 @@ from torch import Tensor
 from .head_loss_pass import IGNORED
 
 # Tiles of logits and how often a row is cut; the H100 wants several programs a processor (132 of them) in flight.
-STATS = {"BM": 32, "BV": 128, "AHEAD": 3, "num_warps": 4}
+STATS = {"BM": 32, "BV": 128, "AHEAD": 1, "num_warps": 4}
 PARTS = 16  # parts of a row in `stats`
-LONG = {"BM": 128, "BV": 128, "AHEAD": 2, "num_warps": 8}  # `grads` for items of many rows
+LONG = {"BM": 128, "BV": 128, "AHEAD": 1, "num_warps": 8}  # `grads` for items of many rows
 SHORT = {"BM": 64, "BV": 128, "AHEAD": 1, "num_warps": 4}  # and for items of a document each
 MERGE = {"BM": 64, "num_warps": 4}
 VARYING = ["n"]  # from step to step; a kernel compiled for each kind of number would not pay
