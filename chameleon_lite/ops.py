@@ -22,6 +22,9 @@ def nearest_centroid(x: Tensor, centroids: Tensor, chunk: int = 16_384) -> tuple
 
     Works in chunks of documents, so memory is chunk × K whatever N is; ties go to the lower index.
     """
+    if len(x) <= chunk:
+        distance, labels = torch.cdist(x, centroids).min(dim=1)
+        return labels, distance
     labels = torch.empty(len(x), dtype=torch.int64, device=x.device)
     distance = torch.empty(len(x), dtype=x.dtype, device=x.device)
     for start in range(0, len(x), chunk):

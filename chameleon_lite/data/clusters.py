@@ -81,7 +81,7 @@ def fit_clusters(x: Tensor, k: int, *, seed: int, n_init: int = 1, sample: int =
 def steps_from(x: Tensor, start: Tensor, steps: int) -> Tensor:
     """Centroids (K, C) after exactly `steps` Lloyd steps from start (K, C), by what `fit_clusters` uses here."""
     if _on_device(x, len(start)):
-        return lloyd.lloyd(x, start, steps, tolerance=-1.0)[0]
+        return lloyd.lloyd(x, start, steps, tolerance=-1.0)
     found = _kmeans(x.cpu().numpy(), len(start), 0, 1, init=start.cpu().numpy(), max_iter=steps, tol=0)
     return torch.from_numpy(found).to(x.device)
 

@@ -21,26 +21,30 @@ def kmeans(x: Tensor, k: int, *, seed: int, n_init: int = 1, steps: int = 100) -
     x = x.detach().float()
     generator = torch.Generator().manual_seed(seed)
     found = [lloyd(x, plus_plus(x, k, generator), steps) for _ in range(n_init)]
-    return min(found, key=lambda pair: pair[1])[0]
+    return found[0] if n_init == 1 else min(found, key=lambda centroids: inertia(x, centroids))
 
 
-def lloyd(x: Tensor, start: Tensor, steps: int, tolerance: float = TOLERANCE) -> tuple[Tensor, float]:
-    """At most `steps` steps from start (K, C): centroids (K, C), and their inertia over x (N, C).
+def lloyd(x: Tensor, start: Tensor, steps: int, tolerance: float = TOLERANCE) -> Tensor:
+    """At most `steps` steps over x (N, C) from start (K, C): centroids (K, C).
 
-    Ends early when the centroids' total squared movement is within `tolerance`. A cluster that lost all its rows
+    Ends early when the centroids' total squared movement is within `tolerance`; never if that is negative. A cluster that lost all its rows
     starts anew at one of the rows that lie farthest from their centroids.
     """
     norms = x.square().sum(1)  # (N,)
-    limit = tolerance * float(x.var(0, correction=0).mean())
+    limit = tolerance * float(x.var(0, correction=0).mean()) if tolerance >= 0 else None
     centroids = start.float()
     for _ in range(steps):
         labels, distance = assign(x, centroids, norms)
-        moved = _means(x, labels, distance, centroids)
-        shift = float((moved - centroids).square().sum())
-        centroids = moved
-        if shift <= limit:
+        before, centroids = centroids, _means(x, labels, distance, centroids)
+        # A device is waited for only where the answer is needed.
+        if limit is not None and float((centroids - before).square().sum()) <= limit:
             break
-    return centroids, float(assign(x, centroids, norms)[1].double().sum())
+    return centroids
+
+
+def inertia(x: Tensor, centroids: Tensor) -> float:
+    """Sum of squared distances of x (N, C) to the nearest of centroids (K, C)."""
+    return float(assign(x, centroids, x.square().sum(1))[1].double().sum())
 
 
 def assign(x: Tensor, centroids: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,9 +59,13 @@ def assign(x: Tensor, centroids: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]
 def _means(x: Tensor, labels: Tensor, distance: Tensor, before: Tensor) -> Tensor:
     """Mean row of each cluster (K, C); empty ones get the rows with the largest distances, the farthest first."""
     k = len(before)
-    sizes = torch.bincount(labels, minlength=k)  # (K,)
-    together = x[labels.argsort(stable=True)]
-    means = torch.segment_reduce(together, "sum", lengths=sizes, axis=0) / sizes.clamp_min(1).unsqueeze(1)
+    # 16-bit numbers are sorted in fewer rounds; where clusters begin is looked up, since to count them is to wait.
+    short = labels.to(torch.int16 if k < 1 << 15 else torch.int32)
+    ordered, order = short.sort(stable=True)
+    ends = torch.searchsorted(ordered, torch.arange(k, dtype=short.dtype, device=x.device), right=True)  # (K,)
+    sizes = ends.diff(prepend=ends.new_zeros(1))  # (K,)
+    sums = torch.segment_reduce(x[order], "sum", lengths=sizes, axis=0, unsafe=True)  # they do add up to N
+    means = sums / sizes.clamp_min(1).unsqueeze(1)
     empty = sizes == 0
     if not bool(empty.any()):
         return means

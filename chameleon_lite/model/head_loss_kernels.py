@@ -20,10 +20,9 @@ from torch import Tensor
 from .head_loss_pass import IGNORED
 
 # Tiles of logits and how often a row is cut; the H100 wants several programs a processor (132 of them) in flight.
-STATS = {"BM": 32, "BV": 128, "AHEAD": 1, "num_warps": 4}
+STATS = {"BM": 16, "BV": 256, "num_warps": 4}
 PARTS = 16  # parts of a row in `stats`
-LONG = {"BM": 128, "BV": 128, "AHEAD": 1, "num_warps": 8}  # `grads` for items of many rows
-SHORT = {"BM": 64, "BV": 128, "AHEAD": 1, "num_warps": 4}  # and for items of a document each
+GRADS = {"BM": 64, "BV": 128, "num_warps": 4}
 MERGE = {"BM": 64, "num_warps": 4}
 VARYING = ["n"]  # from step to step; a kernel compiled for each kind of number would not pay
 ROW_ALIGNED = 16  # z's rows are padded to a multiple: a vector load needs to know where rows begin
@@ -94,7 +93,7 @@ def _tile(base, zt, up_t, bias, frozen, rows, row_ok, cols, slot, vocab, stride,
 @triton.jit(do_not_specialize=VARYING)
 def _stats(base, z, up, bias, frozen, tiles, part_max, part_sum, n, padded, vocab, stride, part_columns,
            RANK: tl.constexpr, INNER: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_FROZEN: tl.constexpr,
-           PARTS: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr, AHEAD: tl.constexpr):
+           PARTS: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr):
     """part_max, part_sum (K, n, PARTS): maximum and sum of exp(· − maximum) of a row's part."""
     tile, part = tiles + tl.program_id(0) * 4, tl.program_id(1)
     head, slot = tl.load(tile), tl.load(tile + 1).to(tl.int64)
@@ -106,7 +105,7 @@ def _stats(base, z, up, bias, frozen, tiles, part_max, part_sum, n, padded, voca
     top = tl.full((BM,), -1e30, tl.float32)  # finite, so that an empty part gives 0 and not NaN
     total = tl.zeros((BM,), tl.float32)
     first = part * part_columns
-    for start in tl.range(first, tl.minimum(first + part_columns, vocab), BV, num_stages=AHEAD):
+    for start in range(first, tl.minimum(first + part_columns, vocab), BV):
         cols = start + tl.arange(0, BV)
         up_t = cols
         if RANK > 0:
@@ -152,8 +151,7 @@ def _merge(part_max, part_sum, base, z, up, bias, frozen, slots, target, nll, ls
 @triton.jit(do_not_specialize=VARYING)
 def _grads(base, z, up, bias, frozen, target, lse, items, out, gu, gz_parts, g_bias, n, padded, vocab, stride, blocks,
            ignored, shift, back, back_z, RANK: tl.constexpr, INNER: tl.constexpr, HAS_BIAS: tl.constexpr,
-           HAS_FROZEN: tl.constexpr, WRITE: tl.constexpr, BIAS_GRAD: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
-           AHEAD: tl.constexpr):
+           HAS_FROZEN: tl.constexpr, WRITE: tl.constexpr, BIAS_GRAD: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr):
     """For one item and one block of columns, with g = shift · (softmax − onehot), 0 in ignored rows:
 
     gu (items, R, V) = back · (gᵀ z)ᵀ, gz_parts (K, blocks, R, Np) = back_z · (g up)ᵀ, g_bias (items, V) = back · Σ g,
@@ -169,7 +167,7 @@ def _grads(base, z, up, bias, frozen, target, lse, items, out, gu, gz_parts, g_b
         up_t = _up(up, cols, slot, vocab, RANK, INNER)
         gu_sum = tl.zeros((BV, INNER), tl.float32)
     bias_sum = tl.zeros((BV,), tl.float32)
-    for start in tl.range(tl.load(item + 2), end, BM, num_stages=AHEAD):
+    for start in range(tl.load(item + 2), end, BM):
         rows = start + tl.arange(0, BM)
         row_ok = rows < end
         y = tl.load(target + rows, mask=row_ok, other=ignored)
@@ -221,12 +219,12 @@ def gradients(base: Tensor, many: Many, items: Tensor, longest: int, target: Ten
     `out` (n, Vp) receives shift · g, for one head; it may be the base.
     """
     n, stride = base.shape
-    rank, blocks = many.switches["RANK"], triton.cdiv(stride, LONG["BV"])
+    rank, blocks = many.switches["RANK"], triton.cdiv(stride, GRADS["BV"])
     gu = base.new_empty(len(items), rank, many.vocab, dtype=torch.float32) if rank else None
     gz = base.new_empty(many.heads, blocks, rank, many.padded, dtype=torch.float32) if rank else None
     g_bias = base.new_empty(len(items), many.vocab, dtype=torch.float32) if want_bias else None
     _grads[(len(items), blocks)](
         base, *many.arguments(base), target, lse, items, *(lse if x is None else x for x in (out, gu, gz, g_bias)),
         n, many.padded, many.vocab, stride, blocks, IGNORED, shift, 1 / shift, scale / shift, WRITE=out is not None,
-        BIAS_GRAD=want_bias, **many.switches, **(SHORT if longest <= SHORT["BM"] else LONG))
+        BIAS_GRAD=want_bias, **many.switches, **GRADS)
     return gu, None if gz is None else gz.sum(1)[:, :, :n], g_bias

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .head_loss_kernels import LONG, ROW_ALIGNED, STATS, Many, gradients, losses
+from .head_loss_kernels import GRADS, ROW_ALIGNED, STATS, Many, gradients, losses
 from .head_loss_pass import FP16_SHIFT, HeadTask, add_gradients, low_rank_states, product, torch_step
 
 ROWS = 4_080  # rows a chunk: memory
@@ -45,7 +45,7 @@ class TritonPass:
         """The bundles, made when the first chunk's rows are known."""
         if not self.bundles:
             for (rank, *_), heads in self.heads.items():
-                a_head = 4 * n * rank * self.weight.padded // LONG["BV"] + 1
+                a_head = 4 * n * rank * self.weight.padded // GRADS["BV"] + 1
                 size = 1 if alone else max(1, PARTIAL_BYTES // a_head)
                 self.bundles += [Bundle(self.weight, [(k, self.tasks[k]) for k in heads[i : i + size]])
                                  for i in range(0, len(heads), size)]  # fmt: skip
@@ -106,7 +106,7 @@ class Bundle:
     def _layout(self, rows: slice, n: int) -> "Layout":
         """Which slot each of the chunk's n rows uses, head by head."""
         device, groups = self.weight.weight.device, [task.group for task in self.tasks]
-        blocks = -(-self.weight.padded // LONG["BV"])
+        blocks = -(-self.weight.padded // GRADS["BV"])
         if all(group is None for group in groups):
             return _alike(len(groups), n, _item_rows(len(groups), n, blocks), device)
         distinct = list({id(group): group for group in groups}.values())  # heads often share one
@@ -191,7 +191,7 @@ class Layout(NamedTuple):
 
 def _item_rows(runs: int, longest: int, blocks: int) -> int:
     """Rows an item may have: a whole run's, or about half where that would make too few programs."""
-    return longest if runs * blocks >= PROGRAMS else -(-longest // (2 * LONG["BM"])) * LONG["BM"]
+    return longest if runs * blocks >= PROGRAMS else -(-longest // (2 * GRADS["BM"])) * GRADS["BM"]
 
 
 def _lay_out(slot: Tensor, runs: np.ndarray, slots: int, most: int) -> Layout:
@@ -236,13 +236,13 @@ def wide_step(hc: Tensor, base: Tensor, target: Tensor, task: HeadTask, rows: sl
     z = _aligned(z)
     logits = torch.addmm(base, z, part.aligned_up.T)
     bias = None if part.bias is None else part.bias[:, : task.weight.vocab].contiguous()  # (1, V)
-    layout = _alike(1, len(hc), LONG["BM"], hc.device)
+    layout = _alike(1, len(hc), GRADS["BM"], hc.device)
     many = Many(None, None, bias, layout.slot, task.weight.padded_bias, task.weight.vocab)
     nll, lse = losses(logits, many, layout.tiles, target)
     if gh is None and not any(task.wanted):
         return nll[0]
     shift = FP16_SHIFT if logits.dtype == torch.float16 else 1.0
-    *_, g_bias = gradients(logits, many, layout.items, LONG["BM"], target, lse, shift, out=logits,
+    *_, g_bias = gradients(logits, many, layout.items, GRADS["BM"], target, lse, shift, out=logits,
                            want_bias=task.wanted[2])
     if task.wanted[2]:
         task.add(2, layout.by_slot(g_bias), None)
