@@ -27,8 +27,8 @@ def kmeans(x: Tensor, k: int, *, seed: int, n_init: int = 1, steps: int = 100) -
 def lloyd(x: Tensor, start: Tensor, steps: int, tolerance: float = TOLERANCE) -> Tensor:
     """At most `steps` steps over x (N, C) from start (K, C): centroids (K, C).
 
-    Ends early when the centroids' total squared movement is within `tolerance`; never if that is negative. A cluster that lost all its rows
-    starts anew at one of the rows that lie farthest from their centroids.
+    Ends early when the centroids' total squared movement is within `tolerance`; never if that is negative. A cluster
+    that lost all its rows starts anew at one of the rows that lie farthest from their centroids.
     """
     norms = x.square().sum(1)  # (N,)
     limit = tolerance * float(x.var(0, correction=0).mean()) if tolerance >= 0 else None
