@@ -22,7 +22,6 @@ from ..errors import UserError
 from ..model.heads import Head
 from ..model.heads.interface import Condition
 from ..model.heads.mixed import MixedUpdate
-from ..model.heads.static import FrozenHead
 from ..training.loop import Member
 from .cohort import Context, order_of
 from .generation_metrics import document_scores, rouge_l, scorer
@@ -118,24 +117,25 @@ def write(
     model, head: Head | None, told: tuple[Condition, Tensor] | None, rows: Tensor, table: TokenTable,
     settings: Experiment,
 ) -> Tensor:  # fmt: skip
-    """New tokens (D, M) of documents rows (D,) on the host, greedy; a head of None is the frozen one.
+    """New tokens (D, M) of documents rows (D,) on the host, greedy; for a head of None the backbone writes by itself.
 
     Prompts of like length are continued together, which saves padding; a document's condition stays its own.
     """
     asked, backbone = settings.probes.generate, model.backbone
-    head = FrozenHead(backbone.width, backbone.vocab).to(backbone.device) if head is None else head
-    mode = head.training
-    head.eval()
+    who, mode = (backbone.lm, False) if head is None else (model, head.training)
+    if mode:
+        head.eval()
     by_length = torch.from_numpy(np.argsort(table.prefix[rows.numpy()], kind="stable"))
     out = torch.empty(len(rows), asked.new_tokens, dtype=torch.int64)
     for part in by_length.split(asked.rows):
         ids, mask = (x.to(backbone.device) for x in prompts(table, rows[part]))  # (B, T)
-        update = _update(head, told, rows[part], backbone.head.weight.dtype)
-        found = model.generate(input_ids=ids, attention_mask=mask, head_update=update, do_sample=False, num_beams=1,
-                               max_new_tokens=asked.new_tokens, min_new_tokens=asked.new_tokens,
-                               pad_token_id=backbone.pad_id)  # fmt: skip
+        own = {"head_update": _update(head, told, rows[part], backbone.head.weight.dtype)} if head is not None else {}
+        found = who.generate(input_ids=ids, attention_mask=mask, do_sample=False, num_beams=1,
+                             max_new_tokens=asked.new_tokens, min_new_tokens=asked.new_tokens,
+                             pad_token_id=backbone.pad_id, **own)  # fmt: skip
         out[part] = found[:, ids.shape[1] :].cpu()  # (B, M)
-    head.train(mode)
+    if mode:
+        head.train()
     return out
 
 

@@ -11,6 +11,7 @@ import torch
 from chameleon_lite.config import PROFILES, Experiment, load_experiment
 from chameleon_lite.errors import UserError
 from chameleon_lite.model.backbones import load_backbone
+from chameleon_lite.model.heads import FrozenHead, LoraHead
 from chameleon_lite.study import generation
 from chameleon_lite.study.cohort import Context, Trial, train_seed
 from chameleon_lite.study.experiment import expected_names, run_experiment
@@ -58,6 +59,8 @@ def test_the_frozen_head_writes_what_transformers_writes(trained):
     rows = generation.chosen(settings, table)
     assert len(rows) == 20 and (rows.diff() > 0).all()
     found = generation.write(model, None, None, rows, table, settings)
+    untrained = LoraHead(model.backbone.width, model.backbone.vocab).train()  # starts as a no-op
+    assert torch.equal(generation.write(model, untrained, None, rows, table, settings), found) and untrained.training
     differ = 0
     for own, row in zip(found, rows.tolist()):
         ids = torch.from_numpy(table.ids[table.offsets[row] : table.offsets[row] + table.prefix[row]]).long()[None]
@@ -90,7 +93,7 @@ def test_what_a_head_writes_under_is_what_it_is_evaluated_under(trained):
     scored = mask[:, 1:] & (torch.arange(1, ids.shape[1]) >= torch.from_numpy(table.prefix)[:, None])
     for name in KINDS:
         head, told = told_of(name, context, seeded, members)
-        head = head.eval() if head is not None else generation.FrozenHead(model.backbone.width, model.backbone.vocab)
+        head = head.eval() if head is not None else FrozenHead(model.backbone.width, model.backbone.vocab)
         with torch.no_grad():
             update = generation._update(head, told, rows, torch.float32)
             logits = model(input_ids=ids, attention_mask=mask.long(), head_update=update).logits
