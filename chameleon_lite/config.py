@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from .errors import UserError, unknown
 
@@ -105,6 +105,15 @@ class SweepSettings(Settings):
     extend: int = Field(2, ge=0, description="times the grid may grow by a factor 3 while the best lies on its edge")
 
 
+class GenerateSettings(Settings):
+    """Continuing test prompts (claim 16)."""
+
+    documents: int = Field(200, ge=1, description="test documents whose prompts are continued; all if fewer")
+    new_tokens: int = Field(64, ge=4, description="tokens written after each prompt, always as many")
+    regimes: tuple[str, ...] = Field((), description="regimes that write; none = all with a head on cached states")
+    rows: int = Field(128, ge=1, description="prompts continued side by side")
+
+
 class ProbeSettings(Settings):
     """What trained heads are asked beyond the test split."""
 
@@ -115,6 +124,15 @@ class ProbeSettings(Settings):
     foreign_regimes: tuple[str, ...] = Field((), description="regimes that are read with foreign condition vectors")
     seen_documents: int = Field(0, ge=0, description="training documents read in evaluation mode; 0 = none")
     position_bins: int = Field(0, ge=0, description="bins of 16 scored positions whose loss is kept; 0 = none")
+    generate: GenerateSettings | None = Field(None, description="continuing test prompts; none = not done")
+
+    @model_serializer(mode="wrap")
+    def _said_only_if_asked(self, values) -> dict[str, Any]:
+        """Leaves out a probe that is off: the settings' key, and so a run's name, is that of files without it."""
+        said = values(self)
+        if self.generate is None:
+            said.pop("generate", None)
+        return said
 
 
 class ProtocolSettings(Settings):
@@ -161,9 +179,12 @@ class Experiment(Settings):
                 f"prefix_tokens {self.tokens.prefix_tokens} + min_scored {self.tokens.min_scored} "
                 f"exceed max_length {self.tokens.max_length}: nothing could be scored"
             )
-        extra = set(self.learning_rates) - set(self.regimes)
-        if extra:
-            raise ValueError(f"learning_rates names {sorted(extra)}, which the experiment does not run")
+        writing = self.probes.generate.regimes if self.probes.generate else ()
+        for setting, named in (("learning_rates", self.learning_rates), ("probes.generate.regimes", writing)):
+            if extra := set(named) - set(self.regimes):
+                raise ValueError(f"{setting} names {sorted(extra)}, which the experiment does not run")
+        if self.probes.generate and (self.protocol.preset != "honest" or self.protocol.switches):
+            raise ValueError("probes.generate belongs to the honest protocol: the tables as released write nothing")
         return self
 
 

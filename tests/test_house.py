@@ -21,7 +21,8 @@ MAY_IMPORT["cli"] = MAY_IMPORT["bench"] | {"bench", "cli_adapt"}
 MAY_IMPORT["cli_adapt"] = MAY_IMPORT["bench"] | {"bench"}
 HEAVY = ("torch", "transformers", "datasets", "umap", "numpy", "pandas", "sklearn", "scipy", "matplotlib", "peft",
          "gguf", "accelerate", "pydantic")
-LATE = {"transformers", "datasets", "umap", "gguf", "matplotlib", "peft", "accelerate"}  # inside functions only
+# inside functions only
+LATE = {"transformers", "datasets", "umap", "gguf", "matplotlib", "peft", "accelerate", "torchmetrics"}
 # files that define classes of transformers, and are themselves imported inside functions only
 OF_TRANSFORMERS = {"chameleon_lite/model/chameleon.py", "chameleon_lite/model/chameleon_config.py"}
 # machine paths of any one person, and words that belong to no reader of this project

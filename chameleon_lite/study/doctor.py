@@ -8,7 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from .. import cache
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "scikit-learn", "gguf", "datasets", "umap-learn")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "scikit-learn", "gguf", "datasets", "umap-learn",
+            "torchmetrics")
 HUB = "huggingface.co"
 
 
@@ -26,7 +27,7 @@ def _package(name: str) -> str:
     try:
         return f"  {name} {version(name)}"
     except PackageNotFoundError:
-        extra = {"datasets": "hub", "umap-learn": "book"}.get(name)
+        extra = {"datasets": "hub", "umap-learn": "book", "torchmetrics": "generate"}.get(name)
         return f"  {name} is absent: pip install " + (f"'chameleon-lite[{extra}]'" if extra else name)
 
 

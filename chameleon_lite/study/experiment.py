@@ -21,7 +21,8 @@ from ..training.loop import Processes
 from .cohort import Context, Say, Trial, choose_rates, shared, train_seed
 from .cost import estimate
 from .deadline import Deadline
-from .material import prepare, seed_material
+from .generation import generated, writing
+from .material import Seeded, prepare, seed_material
 from .measure import measure
 from .outcome import Outcome, default_command, documents_frame, name_of, record_of, reset_peak
 from .protocol import mended
@@ -51,6 +52,7 @@ def run_experiment(
     """
     deadline = Deadline(minutes)
     regimes = [regime(name) for name in settings.regimes]
+    writing(settings)  # refuses, before anything is trained, what could not write
     processes = Processes()
     device = device or str(processes.device)
     backbone = backbone or load_backbone(settings.backbone, device=device)
@@ -150,8 +152,10 @@ def _cached_outcomes(context: Context, regimes: list[Regime], rates: dict[str, f
     trials = train_seed(context, [Trial(r, rates[r.name]) for r in training], seed)
     trained = time.perf_counter()
     members = {t.regime.name: t.member for t in trials}
-    measured = measure(context, seed_material(context.settings, context.material, seed), regimes, members)
+    seeded = seed_material(context.settings, context.material, seed)
+    measured = measure(context, seeded, regimes, members)
     seconds = (time.perf_counter() - trained) / len(regimes)
+    written, writing_seconds = _written(context, seeded, regimes, members)
     out = {}
     for r in regimes:
         member = members.get(r.weights_of or r.name)
@@ -162,11 +166,20 @@ def _cached_outcomes(context: Context, regimes: list[Regime], rates: dict[str, f
             own.head.trainable_parameters() if own else 0, member.head.stored_bytes() if member else 0,
             member.failure if member else None,
             kept=member is None or not member.failure or member.best_epoch > 0,
-            seconds={"training": (trained - started) / max(1, len(trials)) if own else 0.0, "evaluation": seconds},
+            seconds={"training": (trained - started) / max(1, len(trials)) if own else 0.0, "evaluation": seconds,
+                     **({"generation": writing_seconds} if r.name in written else {})},
+            generated=written.get(r.name),
         )  # fmt: skip
     if members and not any(found.kept for found in out.values()):
         raise RunFailed("every head of the cohort diverged: lower the learning rates")
     return out
+
+
+def _written(context: Context, seeded: Seeded, regimes: list[Regime], members: dict) -> tuple[dict, float]:
+    """Scores of what the regimes that are asked to write have written, and the seconds that one of them took."""
+    started = time.perf_counter()
+    written = generated(context, seeded, regimes, members)
+    return written, (time.perf_counter() - started) / max(1, len(written))
 
 
 def _found(settings: Experiment, regimes: list[Regime], corpus: str, runs: Path, seeds: Iterable | None = None) -> dict:

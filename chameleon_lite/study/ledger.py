@@ -29,6 +29,7 @@ from .rules import (
     sizes,
     slopes,
 )
+from .rules_generation import coherent_outputs
 from .rules_released import published_again, without_a_model
 from .rules_speed import modest_overhead
 
@@ -52,7 +53,7 @@ RULES: dict[int, tuple[str, Rule]] = {
     13: ("R4 < R1 on at least two backbones", any_model),
     14: ("mixed stream: R4 beyond half way from R1 to the oracle", half_way_to_the_oracle),
     15: ("rows in order of arrival, nothing waited for: R4-stream < R1", holds("R4-stream<R1")),
-    16: ("no generation is measured", nothing),
+    16: ("ROUGE-L of continued prompts: R4 above R1 and above R3, by more than 0.01", coherent_outputs),
     17: ("R4 < R11, R4 < R12 and R4 < R20", holds("R4<R11", "R4<R12", "R4<R20")),
     18: ("no cluster of fewer than 4 rows in any seed", sizes),
     19: ("reading whole rows (R9) does not lower the loss", fairness),

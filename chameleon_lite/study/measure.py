@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..training.loop import Member, evaluate
 from .cohort import Context, order_of
-from .material import Seeded, split_view
+from .conditions import Split
+from .material import Material, Seeded, split_view
 from .regimes import Regime
 from .units import TRANSFER
 
@@ -85,11 +86,17 @@ def _asked(r: Regime, split: str, share: float, foreign_regimes) -> bool:
 def _read(context: Context, seeded: Seeded, cohort: list[Regime], members, split: str, order: str, share: float,
           watch) -> Tensor:
     material, settings = context.material, context.settings
-    view, train = split_view(material, seeded, split, share), split_view(material, seeded, "train")
-    view.arrangement = seeded.epoch(split, order, 0)
+    view, train = held_out(material, seeded, split, order, share)
     heads = [head_and_source(r, members, view, train, material.backbone.vocab) for r in cohort]
     return evaluate(heads, material.scored[split], view.arrangement.steps(settings.train.rows_per_step),
                     material.weight, scale=settings.train.scale, processes=context.processes, watch=watch)
+
+
+def held_out(material: Material, seeded: Seeded, split: str, order: str, share: float = 0.0) -> tuple[Split, Split]:
+    """A split as it is read in evaluation, in its fixed arrangement, and the training split beside it."""
+    view = split_view(material, seeded, split, share)
+    view.arrangement = seeded.epoch(split, order, 0)
+    return view, split_view(material, seeded, "train")
 
 
 def head_and_source(r: Regime, members: dict[str, Member], view, train, vocab: int):

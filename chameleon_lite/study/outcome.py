@@ -3,7 +3,8 @@
     Outcome (nll (N,) a split, head, curve) ─▶ Record + documents.parquet
 
 The table holds what paired statistics need: test, other corpora's and foreign readings; validation and seen
-documents leave their means in the record only.
+documents leave their means in the record only. Where test prompts were continued, the scores of what was written
+stand in further columns of the test rows (nan where a document was not asked); no text is kept.
 """
 
 import math
@@ -18,6 +19,7 @@ from torch import Tensor
 from ..config import Experiment
 from ..training.loop import average
 from .cohort import Context
+from .generation_metrics import COLUMNS
 from .material import SEEN, Material
 from .measure import FOREIGN
 from .records import Record, provenance, run_name
@@ -39,6 +41,7 @@ class Outcome:
     failure: str | None = None
     kept: bool = True  # whether a state from before the failure is left, and was measured
     seconds: dict[str, float] = field(default_factory=dict)
+    generated: pd.DataFrame | None = None  # scores of continued test prompts, see generation.py
 
 
 def split_of(name: str) -> str:
@@ -58,6 +61,8 @@ def record_of(context: Context, r: Regime, found: Outcome, seed: int, corpus: st
             size = material.tables[name].scored_bytes.sum()
             metrics[f"{name}_bits_per_byte"] = float(values.sum() / size) / math.log(2)
             metrics[f"{name}_row_mean_nll"] = float((values / counts.clamp_min(1)).mean())
+    if found.generated is not None:
+        metrics |= {f"generated_{name}": float(found.generated[name].mean()) for name in COLUMNS}
     return Record(
         name=name_of(settings, r, corpus, seed),
         experiment=settings.name,
@@ -91,6 +96,9 @@ def documents_frame(material: Material, found: Outcome) -> pd.DataFrame:
         table = material.tables[split_of(name)]
         columns = {"split": name, "document": table.names, "group": table.groups, "tokens": table.n_scored}
         frames.append(pd.DataFrame({**columns, "nll": values.numpy()}))
+        if name == "test" and found.generated is not None:
+            scores = found.generated.set_index("row").reindex(range(len(table)))
+            frames[-1] = frames[-1].join(scores)
     return pd.concat(frames, ignore_index=True)
 
 

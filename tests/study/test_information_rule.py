@@ -12,10 +12,10 @@ import torch
 
 from chameleon_lite.data.corpora import read_jsonl, write_jsonl
 from chameleon_lite.model.backbones import load_backbone
-from chameleon_lite.study import uncached
+from chameleon_lite.study import generation, uncached
 from chameleon_lite.study.cohort import Context
 from chameleon_lite.study.material import prepare, seed_material, split_view
-from chameleon_lite.study.measure import head_and_source
+from chameleon_lite.study.measure import head_and_source, held_out
 from chameleon_lite.study.regimes import REGIMES, Parts
 from chameleon_lite.training.loop import Member, Processes, evaluate
 
@@ -37,9 +37,9 @@ def two_worlds(made_up, tmp_path_factory):
     return made_up, str(path)
 
 
-def contexts(small, two_worlds):
+def contexts(small, two_worlds, **more):
     backbone = load_backbone("tiny")
-    settings = small(["R4"])
+    settings = small(["R4"], **more)
     return [Context(settings, prepare(settings, backbone, name), Path("."), Processes(), "", lambda _: None)
             for name in two_worlds]  # fmt: skip
 
@@ -85,6 +85,26 @@ def test_what_comes_later_changes_no_loss_but_in_the_declared_leaks(small, two_w
             assert (before - after).abs().max() > 1e-3, f"{name} is declared a leak and reads nothing"
         else:
             assert torch.allclose(before, after, atol=1e-4), f"{name} reads what it must not"
+
+
+def written(name, context):
+    """Tokens (N, 8) that a regime continues every test document's prefix with."""
+    r, material, settings = REGIMES[name], context.material, context.settings
+    seeded = seed_material(settings, material, 0)
+    member = Member(r.weights_of or name, head_of(r, context, seeded), None, None, 0.0)
+    view, train = held_out(material, seeded, "test", r.order)
+    head, source = head_and_source(r, {member.name: member}, view, train, material.backbone.vocab)
+    told = generation.conditions(source, view.arrangement.steps(settings.train.rows_per_step))
+    table = material.tables["test"]
+    return generation.write(generation.writer(settings, material), head, told, torch.arange(len(table)), table,
+                            settings)  # fmt: skip
+
+
+def test_what_is_scored_never_changes_what_is_written_but_in_the_declared_leaks(small, two_worlds):
+    here, there = contexts(small, two_worlds, probes={"generate": {"new_tokens": 8, "rows": 16}})
+    for name in CACHED:
+        before, after = written(name, here), written(name, there)
+        assert torch.equal(before, after) != REGIMES[name].leak, name
 
 
 def test_the_leaks_are_r8_and_r9_and_no_others():

@@ -1,0 +1,119 @@
+"""What stored continuations say: scores by seed and document, contrasts with intervals, one table (claim 16).
+
+    results/coherence-*.jsonl + .parquet ─▶ Generations ─ contrast(corpus, first, second, score) ─▶ intervals, p
+                                                 └ family(corpus) ─▶ R4 against R1 and R3, each with its verdict
+
+Seeds and documents are crossed as everywhere in the study. A batch's variety belongs to its seed's clustering, and
+batches of two seeds hold different documents: it is averaged over documents first, and only seeds are drawn.
+"""
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .evidence import Judged
+from .generation_metrics import COLUMNS
+from .records import Record, load_records
+from .regimes import REGIMES
+from .statistics import Contrast, contrast, holm, verdict
+
+COHERENCE = "coherence-"  # files of results that hold continuations
+SCORE = "rouge_l"  # what decides; the other columns stand beside
+AGAINST = ("R1", "R3")  # R4 above a static update, and above the same hyper-network told nothing
+# Chosen before any run: of ROUGE-L F1; in 64 tokens, some 45 words, less than one word more in the right order.
+MARGIN = 0.01
+TITLES = {"rouge_l": "ROUGE-L", "distinct_1": "distinct-1", "distinct_2": "distinct-2", "repeated": "repeated",
+          "batch_distinct_1": "distinct-1 of a batch", "batch_distinct_2": "distinct-2 of a batch"}  # fmt: skip
+
+
+class Generations:
+    """Records and scores of all coherence experiments of one backbone in a results folder."""
+
+    def __init__(self, results: Path, backbone: str = "smollm2", draws: int = 10_000) -> None:
+        self.folder, self.backbone, self.draws = Path(results), backbone, draws
+
+    @cached_property
+    def records(self) -> dict[tuple[str, str], list[Record]]:
+        """(corpus, regime) to its complete records of this backbone, by seed."""
+        found = [r for path in sorted(self.folder.glob(f"{COHERENCE}*.jsonl")) for r in load_records(path)]
+        out: dict[tuple[str, str], list[Record]] = {}
+        for r in sorted(found, key=lambda r: r.seed):
+            if r.status == "done" and r.backbone == self.backbone and f"generated_{SCORE}" in r.metrics:
+                out.setdefault((r.corpus, r.regime), []).append(r)
+        return out
+
+    @property
+    def corpora(self) -> list[str]:
+        """Corpora with at least one record, in a fixed order."""
+        return sorted({corpus for corpus, _ in self.records})
+
+    @cached_property
+    def scores(self) -> dict[str, pd.DataFrame]:
+        """Run to its continued documents' scores (D rows), documents in a fixed order."""
+        out = {}
+        for path in sorted(self.folder.glob(f"{COHERENCE}*.parquet")):
+            frame = pd.read_parquet(path)
+            if SCORE in frame:
+                frame = frame[(frame["split"] == "test") & frame[SCORE].notna()].astype({"document": str})
+                out |= {str(run): own.sort_values("document") for run, own in frame.groupby("run", observed=True)}
+        return out
+
+    def values(self, corpus: str, regime: str, column: str = SCORE) -> dict[int, np.ndarray]:
+        """A column's values (D,) by seed; empty where there is no such run."""
+        own = [r for r in self.records.get((corpus, regime), []) if r.name in self.scores]
+        return {r.seed: self.scores[r.name][column].to_numpy(float) for r in own}
+
+    def contrast(self, corpus: str, first: str, second: str | None = None, column: str = SCORE) -> Contrast | None:
+        """first − second, mean of a column over documents (nats a token for "nll"); without `second`, first alone.
+
+        Only seeds that both have; None where there are none or the documents differ.
+        """
+        one = self.values(corpus, first, column)
+        other = {s: np.zeros_like(v) for s, v in one.items()} if second is None else self.values(corpus, second, column)
+        seeds = sorted(set(one) & set(other))
+        if not seeds or len({len(by[s]) for by in (one, other) for s in seeds}) > 1:
+            return None
+        a, b = (np.stack([by[s] for s in seeds]) for by in (one, other))  # (S, D)
+        if column.startswith("batch_"):
+            a, b = a.mean(1, keepdims=True), b.mean(1, keepdims=True)  # (S, 1)
+        weights = self.values(corpus, first, "tokens")[seeds[0]] if column == "nll" else np.ones(a.shape[1])
+        return contrast(a, b, weights, draws=self.draws)
+
+    def family(self, corpus: str) -> dict[str, Judged]:
+        """R4 above R1 and R4 above R3, Holm-adjusted together; empty unless both can be made.
+
+        `verdict` speaks of the lower one, so it is given the other's score less R4's.
+        """
+        found = {f"R4 − {other}": (self.contrast(corpus, "R4", other), self.contrast(corpus, other, "R4"))
+                 for other in AGAINST}  # fmt: skip
+        if any(gain is None for gain, _ in found.values()):
+            return {}
+        adjusted = holm({name: gain.p for name, (gain, _) in found.items()})
+        return {name: Judged(name, gain, adjusted[name], verdict(turned, adjusted[name], margin=MARGIN))
+                for name, (gain, turned) in found.items()}  # fmt: skip
+
+
+def generation_frame(generations: Generations) -> pd.DataFrame:
+    """One row a corpus and regime: every score's mean, what R4's ROUGE-L has over it, and the reference's loss.
+
+    The difference has its 95 % interval; the verdict stands where the contrast is one of the family.
+    """
+    rows = []
+    for corpus, regime in generations.records:
+        family, mean = generations.family(corpus), generations.contrast(corpus, regime)
+        if mean is None:
+            continue
+        against = generations.contrast(corpus, "R4", regime) if regime != "R4" else None
+        judged = family.get(f"R4 − {regime}")
+        means = {TITLES[c]: generations.contrast(corpus, regime, column=c).difference for c in COLUMNS}
+        rows.append({
+            "corpus": corpus, "regime": regime, "what": REGIMES[regime].title, "n seeds": mean.n,
+            "documents": mean.documents, **means,
+            "R4's ROUGE-L less it": against.difference if against else None,
+            "low": against.low if against else None, "high": against.high if against else None,
+            "adjusted p": judged.adjusted_p if judged else None, "verdict": judged.verdict if judged else "–",
+            "reference, nats a token": generations.contrast(corpus, regime, column="nll").difference,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
