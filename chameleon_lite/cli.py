@@ -112,6 +112,7 @@ def run(
     from .study.experiment import expected_names, run_experiment
     from .study.records import pack
     from .study.released_tables import is_released, released_frame
+    from .study.spans import pack_spans
     from .study.tables import summary_frame
     from .training.processes import leave
 
@@ -130,6 +131,7 @@ def run(
     typer.echo(frame.drop(columns="command", errors="ignore").to_string(index=False))
     if results is not None:
         jsonl, _ = pack(settings.name, expected_names(settings), out, results)
+        pack_spans(settings.name, out, results)
         typer.echo(f"packed into {jsonl}")
 
 

@@ -10,6 +10,7 @@ not run again unless asked.
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -29,6 +30,7 @@ from .protocol import mended
 from .records import Record, read_run, write_run
 from .regimes import REGIMES, Regime, regime
 from .released import run_released
+from .spans import noted
 
 
 def run_experiment(
@@ -59,20 +61,41 @@ def run_experiment(
     records: list[Record] = []
     for settings, corpus in [(stop, corpus) for stop in stops(settings) for corpus in settings.corpora]:
         found = _found(settings, regimes, corpus, runs) if resume else {}
-        if len(found) < len(regimes) * settings.seeds and not is_honest(settings):
-            missing = {s: [r.name for r in regimes if (r.name, s) not in found] for s in range(settings.seeds)}
-            found |= run_released(
-                settings, backbone, corpus, missing, lambda r, s: name_of(settings, regime(r), corpus, s),
-                runs=runs, data_dir=data_dir, processes=processes, command=command or default_command(),
-                deadline=deadline, say=say, resume=resume,
-            )  # fmt: skip
-        elif len(found) < len(regimes) * settings.seeds:
-            material = prepare(settings, backbone, corpus, data_dir=data_dir, say=say)
-            context = Context(settings, material, runs, processes, command or default_command(), say, resume,
-                              deadline)
-            found |= _run_corpus(context, regimes, found, corpus)
+        if len(found) < len(regimes) * settings.seeds:
+            work = Work(backbone, runs, data_dir, processes, command or default_command(), deadline, say, resume)
+            with noted(settings.name, corpus, device, runs):
+                found |= _missing(settings, regimes, corpus, found, work)
         records += [found[r.name, seed] for r in regimes for seed in range(settings.seeds)]
     return records
+
+
+@dataclass
+class Work:
+    """What every corpus of an experiment is worked on with."""
+
+    backbone: Backbone
+    runs: Path
+    data_dir: Path | None
+    processes: Processes
+    command: str
+    deadline: Deadline
+    say: Say
+    resume: bool
+
+
+def _missing(settings: Experiment, regimes: list[Regime], corpus: str, found: dict, work: Work) -> dict:
+    """Run what is missing of one corpus, on the honest study's line or on the released tables'."""
+    if not is_honest(settings):
+        missing = {s: [r.name for r in regimes if (r.name, s) not in found] for s in range(settings.seeds)}
+        return run_released(
+            settings, work.backbone, corpus, missing, lambda r, s: name_of(settings, regime(r), corpus, s),
+            runs=work.runs, data_dir=work.data_dir, processes=work.processes, command=work.command,
+            deadline=work.deadline, say=work.say, resume=work.resume,
+        )  # fmt: skip
+    material = prepare(settings, work.backbone, corpus, data_dir=work.data_dir, say=work.say)
+    context = Context(settings, material, work.runs, work.processes, work.command, work.say, work.resume,
+                      work.deadline)
+    return _run_corpus(context, regimes, found, corpus)
 
 
 def expected_names(settings: Experiment) -> list[str]:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from .. import cache
 from ..errors import UserError
 
-NOT_RECORDS = ("proofs",)
+NOT_RECORDS = ("proofs", "spans")
 REFUSED_BACKBONES = ("tiny", "random-gpt2")
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "numpy", "scikit-learn", "scipy", "pandas", "pydantic")
 
@@ -178,16 +178,22 @@ def provenance(device: str, command: str) -> dict[str, Any]:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "absent"
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
     return {
         "versions": versions,
         "commit": commit(),
         "source": source_hash(),
         "device": device,
-        "device_name": name,
+        "device_name": device_name(device),
         "threads": torch.get_num_threads(),
         "command": command,
     }
+
+
+def device_name(device: str) -> str:
+    """What a device is called by its maker."""
+    import torch
+
+    return torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
 
 
 def as_frame(records: list[Record]) -> pd.DataFrame:

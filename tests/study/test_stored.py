@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from chameleon_lite.study.ledger import UNTESTED, ledger
-from chameleon_lite.study.records import REFUSED_BACKBONES, load_records
+from chameleon_lite.study.records import NOT_RECORDS, REFUSED_BACKBONES, load_records
 from chameleon_lite.study.regimes import REGIMES
 from chameleon_lite.study.statistics import contrast
 from chameleon_lite.study.tables import documents_of, loss_matrix
 
 RESULTS = Path(__file__).parents[2] / "results"
-STORED = sorted(p for p in RESULTS.glob("*.jsonl") if p.stem != "proofs")
+STORED = sorted(p for p in RESULTS.glob("*.jsonl") if p.stem not in NOT_RECORDS)
 
 
 @pytest.mark.parametrize("path", STORED, ids=lambda p: p.stem)
