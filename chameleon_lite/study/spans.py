@@ -21,7 +21,7 @@ FILE = "spans.jsonl"
 
 
 class Span(BaseModel):
-    """One process on one corpus: from start to end on one device, in seconds since 1970; `ended` is None if it was killed."""
+    """One process on one corpus and device, in seconds since 1970; `ended` is None if it was killed."""
 
     model_config = ConfigDict(extra="forbid")
 
