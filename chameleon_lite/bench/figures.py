@@ -91,11 +91,10 @@ def growth(ax, entry: dict, against: str):
     return ax
 
 
-def scaling(ax, entry: dict):
-    """Speed with one and two GPUs, for shared steps and for shared-out seeds, beside a perfect split."""
-    kinds = {"steps shared": entry["steps"], "seeds shared out": entry["seeds"]}
+def scaling(ax, kinds: dict[str, dict]):
+    """Speed with one and two GPUs beside a perfect split; kinds: of sharing, each with {processes: seconds}."""
     ax.plot([1, 2], [1, 2], color="0.5", linestyle=":", label="perfect")
-    for i, (name, found) in enumerate((n, f) for n, f in kinds.items() if f):
+    for i, (name, found) in enumerate(kinds.items()):
         one = found["seconds"]["1"]
         counts = sorted(found["seconds"], key=int)
         ax.plot([int(c) for c in counts], [one / found["seconds"][c] for c in counts], label=name, **look(i))

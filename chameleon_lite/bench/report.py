@@ -58,8 +58,10 @@ EXTRAS: dict[str, Callable[[Bench], dict]] = {
     "tried": tried.tried,
     "growth": growth.growth,
     "overhead": overhead.overhead,
-    "scaling": scaling.scaling,  # run when asked for: it is about more than one GPU
+    "scaling": scaling.scaling,
+    "workers": scaling.workers,
 }
+ON_REQUEST = ("scaling", "workers")  # they are about more than one GPU
 
 
 def run_rows(
@@ -79,7 +81,7 @@ def run_rows(
     kept = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
     kept["machine"] = found
     failed = []
-    for name in names or [name for name in (*ROWS, *EXTRAS) if name != "scaling"]:
+    for name in names or [name for name in (*ROWS, *EXTRAS) if name not in ON_REQUEST]:
         say(f"{name} …")
         kept["rows"][name] = entry = _run(name, bench, failed) | {"conditions": conditions(quick)}
         with cache.atomic(path) as part:

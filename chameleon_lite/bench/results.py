@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .report import EXTRAS, ROWS
+from .report import EXTRAS, ON_REQUEST, ROWS
 
 
 def load(folder: Path) -> dict[str, dict]:
@@ -29,8 +29,8 @@ def usable(row: dict | None) -> bool:
 
 
 def missing(kept: dict) -> list[str]:
-    """The rows that a machine's file does not hold; `scaling` is about several GPUs and not missed."""
-    return [name for name in (*ROWS, *EXTRAS) if name != "scaling" and name not in kept["rows"]]
+    """The rows that a machine's file does not hold, but for those about several GPUs."""
+    return [name for name in (*ROWS, *EXTRAS) if name not in ON_REQUEST and name not in kept["rows"]]
 
 
 def not_yet(kept: dict) -> str:

@@ -15,7 +15,7 @@ ROW = {"what": "head", "status": "missed", "reason": "ours by stage: product 90%
      "ours": {"median": 1.0, "low": 0.9, "high": 1.1}, "theirs": None}]}
 CURVE = {"stage": "tokenise", "against": "rows", "sizes": [10, 100], "values": [1.0, 10.0], "unit": "s", "slope": 1.0,
          "expected": 1}
-SCALING = {"steps": {"seconds": {"1": 4.0, "2": 2.5}}, "seeds": {}}
+SCALING = {"steps shared": {"seconds": {"1": 4.0, "2": 2.5}}}
 LADDER = {"steps": [{"step": "released way", "idea": "all again", "seconds": 90.0},
                     {"step": "states kept", "idea": "once", "seconds": 9.0}]}
 
