@@ -31,6 +31,7 @@ class Span(BaseModel):
     device_name: str
     started: float
     ended: float | None = None
+    source: str = "the process itself"
 
 
 @contextmanager
