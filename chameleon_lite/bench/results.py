@@ -17,6 +17,11 @@ def load(folder: Path) -> dict[str, dict]:
     return {name: kept for name, kept in found.items() if not name.endswith("-quick")}
 
 
+def with_goals(found: dict[str, dict]) -> dict[str, dict]:
+    """The machines that measured rows with goals; a file of several GPUs may hold none."""
+    return {name: kept for name, kept in found.items() if any(row in kept["rows"] for row in ROWS)}
+
+
 def entry(found: dict[str, dict], name: str, prefer: str = "") -> tuple[str, dict] | None:
     """(machine, entry) of a row, from the machine whose name holds `prefer` where there is one; None if nowhere."""
     holding = [(machine, kept["rows"][name]) for machine, kept in found.items() if usable(kept["rows"].get(name))]

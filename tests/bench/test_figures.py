@@ -75,6 +75,12 @@ def test_a_machine_with_a_few_rows_says_which_it_lacks():
     assert counts.loc["rows not measured yet", "b"] == counts.loc["rows not measured yet", "a"] + 1
 
 
+def test_a_file_about_several_gpus_alone_has_no_goals_to_show():
+    found = {"one": machine("one", B5=ROW), "two": machine("two", scaling=SCALING)}
+    assert list(results.with_goals(found)) == ["one"]
+    assert results.summary_frame(results.with_goals(found)).columns.tolist() == ["one"]
+
+
 def test_panels_are_drawn_for_machines_that_have_them_and_never_stay_empty():
     import matplotlib.pyplot as plt
 
@@ -89,8 +95,10 @@ def test_panels_are_drawn_for_machines_that_have_them_and_never_stay_empty():
 
 
 def test_stored_files_become_tables():
-    found = results.load(page.root() / "benchmarks" / "results")
-    assert all(name == kept["machine"]["name"] for name, kept in found.items())
+    stored = results.load(page.root() / "benchmarks" / "results")
+    assert all(name == kept["machine"]["name"] for name, kept in stored.items())
+    assert results.entry(stored, "scaling")[1]["gates"][0]["passed"]
+    found = results.with_goals(stored)
     assert len(results.summary_frame(found).columns) == len(found)
     assert not (results.missed_frame(found)["reason"] == "").any()
 
