@@ -16,6 +16,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from .. import cache
+from .records import device_name, load_records
 
 FILE = "spans.jsonl"
 
@@ -56,8 +57,6 @@ def _write(path: Path, span: Span) -> None:
 def _identity(device: str) -> dict[str, str]:
     import torch
 
-    from .records import device_name
-
     if not device.startswith("cuda"):
         return {"device": "cpu", "device_name": device_name(device)}
     return {"device": str(torch.cuda.get_device_properties(device).uuid), "device_name": device_name(device)}
@@ -95,6 +94,18 @@ def device_minutes(spans: list[Span]) -> pd.DataFrame:
                      "device minutes": sum(_covered([s for s in ended if s.device == d])
                                            for d in {s.device for s in ended}) / 60})  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def unnoted_minutes(path: Path, spans: list[Span]) -> float:
+    """Minutes of training that an experiment's records tell of on corpora without a span, one run after another.
+
+    For regimes with LoRA in the layers, whose record gives the mean of a run's learning rates.
+    """
+    from .uncached import LEARNING_RATES  # brings PEFT along
+
+    known = {(s.experiment, s.corpus) for s in spans}
+    records = [r for r in load_records(path) if (r.experiment, r.corpus) not in known]
+    return sum(r.seconds["training"] for r in records) * len(LEARNING_RATES) / 60
 
 
 def _covered(spans: list[Span]) -> float:

@@ -8,6 +8,7 @@ import pytest
 from chameleon_lite.study.ledger import UNTESTED, ledger
 from chameleon_lite.study.records import NOT_RECORDS, REFUSED_BACKBONES, load_records
 from chameleon_lite.study.regimes import REGIMES
+from chameleon_lite.study.spans import device_minutes, load_spans, unnoted_minutes
 from chameleon_lite.study.statistics import contrast
 from chameleon_lite.study.tables import documents_of, loss_matrix
 
@@ -72,3 +73,12 @@ def test_the_honest_study_is_whole_and_small():
                 swept = r.learning_rate_trials
                 assert f"{r.learning_rate:g}" in swept and str(r.seed) not in swept[f"{r.learning_rate:g}"]
     assert sum(p.stat().st_size for p in RESULTS.iterdir()) < 60e6
+
+
+def test_the_honest_study_cost_at_most_forty_minutes_of_a_gpu():
+    spans = [s for s in load_spans(RESULTS) if s.experiment.startswith("honest-")]
+    assert {s.experiment for s in spans} == {path.stem for path in STORED if path.stem.startswith("honest-")}
+    bill = device_minutes(spans).set_index("experiment").loc["all of them"]
+    early = unnoted_minutes(RESULTS / "honest-layers.jsonl", spans)
+    assert bill["unfinished"] == 0 and "H100" in bill["device"]
+    assert 0 < bill["device minutes"] + early <= 40
