@@ -16,7 +16,7 @@ STUDY       ?= four-regimes $(patsubst experiments/%.yaml,%,$(wildcard experimen
 LITE        ?= table1-released-lite table2-released-lite table2-released-lite-512 waterfall-lite waterfall-alpaca-lite \
                table1-released-dropout-lite table1-described-lite table2-described-lite
 PROVED      ?= table1-released table2-released
-PROVED_LITE ?= table1-released-lite table2-released-lite
+PROVED_LITE ?= table1-released-lite table2-released-lite table2-released-lite-512
 
 VENV := .venv
 BIN  := $(VENV)/bin

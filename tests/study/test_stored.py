@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from chameleon_lite.study.ledger import UNTESTED, ledger
@@ -82,3 +83,17 @@ def test_the_honest_study_cost_at_most_forty_minutes_of_a_gpu():
     early = unnoted_minutes(RESULTS / "honest-layers.jsonl", spans)
     assert bill["unfinished"] == 0 and "H100" in bill["device"]
     assert 0 < bill["device minutes"] + early <= 40
+
+
+@pytest.mark.parametrize("first, again", [("honest-alpaca", "coherence-alpaca"), ("honest-docstrings", "four-regimes")])
+def test_runs_made_again_from_their_settings_agree_within_the_spread_over_seeds(first, again):
+    """The same heads, rates and seeds, trained in other processes, by other source, on another GPU of the same kind."""
+    before, after = ({(r.regime, r.seed): r for r in load_records(RESULTS / f"{name}.jsonl")} for name in (first, again))
+    shared = [key for key in after if key in before and before[key].learning_rate == after[key].learning_rate]
+    trained = {regime for regime, _ in shared if after[regime, 0].learning_rate is not None}
+    assert len(trained) >= 3 and all(before[k].provenance["source"] != after[k].provenance["source"] for k in shared)
+    for regime in trained:
+        seeds = [seed for name, seed in shared if name == regime]
+        spread = np.std([before[regime, s].metrics["test_nll"] for s in seeds], ddof=1)
+        gaps = [after[regime, s].metrics["test_nll"] - before[regime, s].metrics["test_nll"] for s in seeds]
+        assert len(seeds) == 5 and np.abs(gaps).max() < spread
