@@ -88,7 +88,8 @@ def test_the_honest_study_cost_at_most_forty_minutes_of_a_gpu():
 @pytest.mark.parametrize("first, again", [("honest-alpaca", "coherence-alpaca"), ("honest-docstrings", "four-regimes")])
 def test_runs_made_again_from_their_settings_agree_within_the_spread_over_seeds(first, again):
     """The same heads, rates and seeds, trained in other processes, by other source, on another GPU of the same kind."""
-    before, after = ({(r.regime, r.seed): r for r in load_records(RESULTS / f"{name}.jsonl")} for name in (first, again))
+    before, after = ({(r.regime, r.seed): r for r in load_records(RESULTS / f"{name}.jsonl")}
+                     for name in (first, again))  # fmt: skip
     shared = [key for key in after if key in before and before[key].learning_rate == after[key].learning_rate]
     trained = {regime for regime, _ in shared if after[regime, 0].learning_rate is not None}
     assert len(trained) >= 3 and all(before[k].provenance["source"] != after[k].provenance["source"] for k in shared)
