@@ -98,3 +98,18 @@ def test_refuses_groups_and_rows_that_do_not_fit():
         MixedUpdate(update, rows=5)
     with pytest.raises(ValueError, match="conditions are for 3"):
         MixedUpdate(update).logits(head, h)
+
+
+def test_what_is_kept_from_token_to_token_neither_ages_nor_meets_a_backward_pass():
+    g = torch.Generator().manual_seed(0)
+    down, up = (torch.randn(2, *shape, generator=g, requires_grad=True) for shape in ((3, 8), (11, 3)))
+    head, h = torch.nn.Linear(8, 11, bias=False), torch.randn(4, 1, 8, generator=g)
+    mixed = MixedUpdate(HeadUpdate(down, up), torch.tensor([0, 1, 1, 0]))
+    with torch.no_grad():
+        first = mixed.logits(head, h)
+        down.mul_(2)  # an optimiser's step
+        assert not torch.allclose(mixed.logits(head, h), first)
+        assert torch.allclose(mixed.logits(head, h) - head(h), 2 * (first - head(h)), atol=1e-5)
+    for _ in range(2):
+        mixed.logits(head, h).sum().backward()
+    assert down.grad is not None and up.grad is not None

@@ -44,6 +44,7 @@ class MixedUpdate:
         self.place = None if sorted_already else place.to(device)
         self.back = None if sorted_already else torch.argsort(place).to(device)
         ids = ids[by_size].to(device)
+        self._kept: dict[tuple, list[tuple]] = {}  # by the formats of states and logits
         self.down, self.up, self.bias = (self._take(x, ids, dtype) for x in (update.down, update.up, update.bias))
 
     @staticmethod
@@ -71,26 +72,41 @@ class MixedUpdate:
 
     def _add(self, base: Tensor, h: Tensor, copies: int, scale: float) -> Tensor:
         """base (B, T, V) plus each run's updates; in place unless gradients are recorded."""
-        in_place, parts, row, first = not torch.is_grad_enabled(), [], 0, 0
-        for groups, size in self.runs:
-            rows, own = slice(row, row + groups * size * copies), slice(first, first + groups)
-            x = h[rows].reshape(groups, -1, h.shape[-1])  # (g, M, C)
+        in_place, parts, row = not torch.is_grad_enabled(), [], 0
+        for groups, size, down, up, bias in self._factors(h.dtype, base.dtype):
+            count = groups * size * copies
+            rows = slice(row, row := row + count)
             part = base[rows].view(groups, -1, base.shape[-1])  # (g, M, V)
-            if self.down is not None:
-                z = torch.bmm(x, self.down[own].to(h.dtype).transpose(1, 2))  # (g, M, R)
+            if down is not None:
+                z = torch.bmm(h[rows].reshape(groups, -1, h.shape[-1]), down)  # (g, M, R)
                 if self.mix is not None:  # then there is one run, of all rows
-                    weights = self.mix.to(z.dtype).repeat_interleave(z.shape[1] // self.rows, dim=0)
-                    z = z * weights
-                up = self.up[own].to(part.dtype).transpose(1, 2)  # (g, R, V)
-                add = part.baddbmm_ if in_place else part.baddbmm
-                part = add(z, up, alpha=scale)
-            if self.bias is not None:
-                part = part + self.bias[own].to(part.dtype).unsqueeze(1)
+                    z = z * self.mix.to(z.dtype).repeat_interleave(z.shape[1] // self.rows, dim=0)
+                part = (part.baddbmm_ if in_place else part.baddbmm)(z, up, alpha=scale)
+            if bias is not None:
+                part = part + bias
                 if in_place:
                     base[rows] = part.view_as(base[rows])
             parts.append(part.view(-1, *base.shape[1:]))
-            row, first = rows.stop, own.stop
         return base if in_place else torch.cat(parts)
+
+    def _factors(self, states: torch.dtype, logits: torch.dtype) -> list[tuple]:
+        """(groups, rows in each, down (g, C, R), up (g, R, V), bias (g, 1, V)) of each run, as the products want them.
+
+        Kept from token to token; not where gradients are recorded, whose graph is used up by the first backward pass.
+        """
+        key = states, logits
+        if key in self._kept and not torch.is_grad_enabled():
+            return self._kept[key]
+        found, first = [], 0
+        for groups, size in self.runs:
+            own = slice(first, first := first + groups)
+            down = None if self.down is None else self.down[own].to(states).transpose(1, 2)
+            up = None if self.up is None else self.up[own].to(logits).transpose(1, 2)
+            bias = None if self.bias is None else self.bias[own].to(logits).unsqueeze(1)
+            found.append((groups, size, down, up, bias))
+        if not torch.is_grad_enabled():
+            self._kept[key] = found
+        return found
 
 
 def one_by_one(update: HeadUpdate, group: Tensor, head: torch.nn.Module, h: Tensor, scale: float = 1.0) -> Tensor:
