@@ -4,10 +4,9 @@
 """
 
 from .checks import checks_frame
-from .kmeans_start import implied_shares
 from .registry import PROOFS, prove_all
 from .store import Proof, load_proofs, store_proofs, stored_sentences
 from .subject import Subject
 
-__all__ = ["PROOFS", "Proof", "Subject", "checks_frame", "implied_shares", "load_proofs", "prove_all",
+__all__ = ["PROOFS", "Proof", "Subject", "checks_frame", "load_proofs", "prove_all",
            "store_proofs", "stored_sentences"]  # fmt: skip

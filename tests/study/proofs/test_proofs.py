@@ -12,7 +12,6 @@ from chameleon_lite.study.proofs import (
     PROOFS,
     Subject,
     checks_frame,
-    implied_shares,
     load_proofs,
     prove_all,
     store_proofs,
@@ -21,6 +20,7 @@ from chameleon_lite.study.proofs import (
 from chameleon_lite.study.proofs.adapter_bank import rebuilt
 from chameleon_lite.study.proofs.full_mode import call_as_released
 from chameleon_lite.study.proofs.instruction_vectors import mean_cosine
+from chameleon_lite.study.proofs.kmeans_start import implied_shares
 from chameleon_lite.study.proofs.length_clusters import first_component
 from chameleon_lite.study.proofs.model_free import unigram_nll
 from chameleon_lite.study.proofs.store import proof_frame
