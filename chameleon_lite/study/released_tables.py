@@ -1,4 +1,4 @@
-"""Tables 1 and 2: published rows beside re-derived ones, and the walk from the released to the honest procedure."""
+"""Tables 1 and 2: published rows beside re-derived ones, and the controls beside them."""
 
 import math
 from pathlib import Path
@@ -67,22 +67,6 @@ def _row(key: tuple, own: list[Record]) -> dict:
     return row
 
 
-def walk_frame(records: list[Record]) -> pd.DataFrame:
-    """The stops of a walk in order: step number, the switch just mended, regime, seed, loss and scored tokens."""
-    rows = []
-    for record in filter(is_released, records):
-        switches = record.settings["protocol"]["switches"]
-        rows.append(
-            {"step": len(switches), "mended": list(switches)[-1] if switches else "", "corpus": record.corpus,
-             "backbone": record.backbone, "regime": record.regime, "seed": record.seed,
-             "loss": record.metrics["reported_nll"], "validation loss": record.metrics["validation_nll"],
-             "scored": record.data["scored_tokens"]["validation"]}
-        )  # fmt: skip
-    frame = pd.DataFrame(rows, columns=["step", "mended", "corpus", "backbone", "regime", "seed", "loss",
-                                        "validation loss", "scored"])  # fmt: skip
-    return frame.sort_values(["step", "regime", "seed"], ignore_index=True)
-
-
 def stored_table(results: Path, names: list[str]) -> pd.DataFrame:
     """The released tables of the named experiments in a results folder, with a row that says what is missing.
 
@@ -142,6 +126,39 @@ def controls_frame(results: Path, names: list[str]) -> pd.DataFrame:
                 rows.append({"experiment": name, "difference": f"R4 − {other}", "nats": mean, "low": low, "high": high,
                              "n seeds": len(seeds), "R4's loss": says})  # fmt: skip
     return pd.DataFrame(rows, columns=["experiment", "difference", "nats", "low", "high", "n seeds", "R4's loss"])
+
+
+def lengths_frame(results: Path, names: list[str]) -> pd.DataFrame:
+    """The same table at several padded lengths: one row a regime, and by length full rows, loss and its full part."""
+    table = stored_table(results, names)
+    if "length" not in table:
+        return table
+    table = table[table["loss"] != NOT_MEASURED].astype({"length": int})
+    columns = ["published loss", "full rows", "loss", "loss of full rows"]
+    wide = table.pivot(index="regime", columns="length", values=columns[1:])
+    wide.columns = [f"{what}, {length} tokens" for what, length in wide.columns]
+    wide.insert(0, columns[0], table.groupby("regime")[columns[0]].first())
+    return wide
+
+
+def dropout_frame(results: Path, cached: str, live: str) -> pd.DataFrame:
+    """The un-cached control beside the cached runs: one row a quantity, regime and seed that both have.
+
+    `change` is the control less the cached run of the same seed; lowest and highest are over all cached seeds.
+    """
+    paths = [Path(results) / f"{name}.jsonl" for name in (cached, live)]
+    records = [load_records(path) if path.is_file() else [] for path in paths]
+    runs = [{(r.regime, r.seed): r.metrics for r in own if r.status == "done"} for own in records]
+    rows = []
+    for what, key in (("validation loss", "reported_nll"), ("running training loss", "train_nll")):
+        for (regime, seed), control in runs[1].items():
+            if (regime, seed) in runs[0]:
+                own, values = runs[0][regime, seed], [m[key] for (r, _), m in runs[0].items() if r == regime]
+                rows.append({"what": what, "regime": regime, "seed": seed, "cached": own[key], "live": control[key],
+                             "change": control[key] - own[key], "lowest cached": min(values),
+                             "highest cached": max(values), "epoch, cached": int(own["best_epoch"]),
+                             "epoch, live": int(control["best_epoch"])})  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def _values(records: list[Record], metric: str) -> np.ndarray:

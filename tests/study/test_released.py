@@ -11,7 +11,8 @@ from chameleon_lite.model.backbones import load_backbone
 from chameleon_lite.study.experiment import expected_names, run_experiment
 from chameleon_lite.study.protocol import preset
 from chameleon_lite.study.released import decomposition, make_head, row_weights
-from chameleon_lite.study.released_tables import protocol_label, released_frame, walk_frame
+from chameleon_lite.study.released_tables import protocol_label, released_frame
+from chameleon_lite.study.walk import walk_frame
 
 
 @pytest.fixture

@@ -1,21 +1,20 @@
 """The tables: published beside re-derived, what is missing said in place, and the published improvements."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from chameleon_lite.study.figures.style import figure
-from chameleon_lite.study.figures.waterfall import LABELS, waterfall
 from chameleon_lite.study.paper import paper, published
-from chameleon_lite.study.protocol import Protocol
 from chameleon_lite.study.records import load_records
 from chameleon_lite.study.released_tables import (
     NOT_MEASURED,
     circumstances,
     controls_frame,
+    dropout_frame,
+    lengths_frame,
     stored_table,
     table_of,
-    walk_frame,
 )
 
 
@@ -54,36 +53,9 @@ def test_every_experiment_has_its_circumstances_or_says_that_it_was_not_run():
     assert isinstance(frame.loc[name, "length"], int) and frame.loc[name, "command"].startswith("chameleon-lite run")
 
 
-class Made:
-    """As much of a record as `walk_frame` and `table_of` read."""
-
-    def __init__(self, switches, regime, loss, corpus="wikitext-2-lite"):
-        self.settings = {"protocol": {"switches": switches}}
-        self.corpus, self.backbone, self.regime, self.seed = corpus, "smollm2", regime, 0
-        self.metrics = {"reported_nll": loss, "validation_nll": loss}
-        self.data = {"protocol": {}, "scored_tokens": {"validation": 10}}
-
-
-def test_walk_in_order_and_its_figure():
-    import matplotlib.pyplot as plt
-
-    switches = {"average": "token", "ignored": "padding"}
-    stops = [dict(list(switches.items())[:n]) for n in (2, 0, 1)]
-    walk = walk_frame([Made(s, regime, 1.0 + len(s)) for s in stops for regime in ("R1", "R4")])
-    assert walk["mended"].tolist() == ["", "", "average", "average", "ignored", "ignored"]
-    fig, ax = figure()
-    waterfall(ax, walk, {"R1": "LoRA", "R4": "hyper-network"})
-    assert [t.get_text() for t in ax.get_yticklabels()] == [LABELS[m] for m in ("", "average", "ignored")]
-    assert len(ax.patches) == 6
-    plt.close(fig)
-
-
-def test_every_switch_of_a_walk_has_a_label():
-    assert set(Protocol.model_fields) - set(LABELS) == {"layers", "backbone"}
-
-
 def test_instructions_belong_to_table_2():
-    assert table_of(Made({}, "R1", 1.0, "alpaca-cleaned")) == 2 and table_of(Made({}, "R1", 1.0)) == 1
+    for corpus, table in (("alpaca-cleaned", 2), ("docstrings-instructions", 2), ("wikitext-2-lite", 1)):
+        assert table_of(SimpleNamespace(corpus=corpus)) == table
 
 
 def test_the_stored_table_says_what_was_run_and_what_was_not():
@@ -94,3 +66,24 @@ def test_the_stored_table_says_what_was_run_and_what_was_not():
     assert all(isinstance(n, int) for n in run["n seeds"])
     missing = table[table["experiment"] == "no-such-run"]
     assert missing["loss"].tolist() == [NOT_MEASURED] and missing["n seeds"].tolist() == ["–"]
+
+
+def test_both_lengths_of_table_2_stand_side_by_side(tmp_path):
+    results = Path(__file__).parents[2] / "results"
+    frame = lengths_frame(results, ["table2-released-lite", "table2-released-lite-512"])
+    assert list(frame.index) == ["R0", "R1", "R2", "R3", "R4"]
+    assert frame.loc["R1", "published loss"] == published(2, "R1", "validation_loss")
+    assert (frame["full rows, 400 tokens"] > frame["full rows, 512 tokens"]).all()
+    assert set(lengths_frame(tmp_path, ["never-run"])["loss"]) == {NOT_MEASURED}
+
+
+def test_the_control_with_dropout_is_compared_with_the_cached_run_of_its_seed(tmp_path):
+    results = Path(__file__).parents[2] / "results"
+    frame = dropout_frame(results, "table1-released-lite", "table1-released-dropout-lite")
+    live = {(r.regime, r.seed): r for r in load_records(results / "table1-released-dropout-lite.jsonl")}
+    assert len(frame) == 2 * len(live)
+    assert (frame["lowest cached"] <= frame["cached"]).all() and (frame["cached"] <= frame["highest cached"]).all()
+    for row in frame[frame["what"] == "validation loss"].itertuples():
+        assert row.live == live[row.regime, row.seed].metrics["reported_nll"]
+        assert row.change == pytest.approx(row.live - row.cached)
+    assert dropout_frame(tmp_path, "never-run", "neither").empty

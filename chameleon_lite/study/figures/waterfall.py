@@ -5,9 +5,9 @@ import pandas as pd
 from .style import look
 
 LABELS = {
-    "": "as released", "average": "average over tokens,\nnot batches", "ignored": "score text, not padding",
-    "attention": "mask padding, not id 0", "objective": "predict the next token,\nat every position",
-    "padding_in_mean": "embed without padding", "reads": "condition on the prefix,\nscore what follows",
+    "": "as released", "average": "average over tokens, not batches", "ignored": "score text, not padding",
+    "attention": "mask padding, not id 0", "objective": "predict the next token everywhere",
+    "padding_in_mean": "embed without padding", "reads": "read the prefix, score the rest",
     "validation_clusters": "clusters from training", "kmeans": "k-means++, no tiny groups",
     "batches": "new batches every epoch", "initialisation": "start as the frozen head",
     "split": "disjoint split", "reported": "report the test split",
@@ -15,29 +15,49 @@ LABELS = {
 
 
 def waterfall(ax, walk: pd.DataFrame, regimes: dict[str, str] | None = None):
-    """Draw `walk` (columns step, mended, regime, loss; several seeds are averaged) from top to bottom.
+    """Draw `walk` (as `walk_frame` gives it; several seeds are averaged) from top to bottom.
 
-    A bar reaches from the loss before a switch was mended to the loss after, which the tick marks and the number says.
+    A bar reaches from the loss before a switch was mended to the loss after; the number says the loss after and, in
+    brackets, the change. A hatched bar changed the yardstick. A black line goes from the lowest to the highest seed.
     `regimes` maps the regimes to draw to their names.
     """
     regimes = regimes or {name: name for name in sorted(walk["regime"].unique())}
     steps = walk.drop_duplicates("step").sort_values("step")
-    height, widest = 0.8 / len(regimes), float(walk.groupby(["step", "regime"])["loss"].mean().max())
+    height, first = 0.62 / len(regimes), int(steps["step"].min())
     for index, (regime, name) in enumerate(regimes.items()):
-        own = walk[walk["regime"] == regime].groupby("step")["loss"].mean()
         style, before = look(index), 0.0
-        for place, (_, after) in enumerate(own.items()):
-            y = place + (index - (len(regimes) - 1) / 2) * height
-            ax.barh(y, after - before, left=before, height=height * 0.9, color=style["color"],
-                    alpha=1.0 if place in (0, len(own) - 1) else 0.6, label=name if place == 0 else None)  # fmt: skip
-            inward = widest / 8 < after < before  # the number stands where the bar ends, outside it
-            ax.text(after if inward else max(before, after), y, f" {after:.3f} ", va="center", fontsize=8,
-                    ha="right" if inward else "left")  # fmt: skip
-            ax.plot([after], [y], color="black", marker="|", markersize=9, linestyle="none")
+        own = walk[walk["regime"] == regime].groupby("step")
+        for step, (after, low, high) in own["loss"].agg(["mean", "min", "max"]).iterrows():
+            changed = step > first and not own.get_group(step)["same yardstick"].iloc[0]
+            y = step - first + index * height - 0.08
+            ax.barh(y, after - before, left=before, height=height * 0.88, color=style["color"],
+                    alpha=0.55 if changed else 1.0, hatch="///" if changed else None, edgecolor="white", linewidth=0,
+                    label=name if step == first else None)  # fmt: skip
+            ax.plot([low, high], [y, y], color="black", linewidth=1.5, marker="|", markersize=8)
+            change = "" if step == first else f" ({after - before:+.3f})"
+            ax.text(1.02, y, f"{after:.3f}{change}", transform=ax.get_yaxis_transform(), va="center", fontsize=9.5)
             before = after
-    ax.set_yticks(range(len(steps)), [LABELS.get(m, m) for m in steps["mended"]])
-    ax.invert_yaxis()
-    ax.set_xlim(0, 1.15 * widest)
-    ax.set_xlabel("loss that the procedure reports (nats a scored position)")
-    ax.figure.legend(frameon=False, loc="outside lower center", ncols=len(regimes))  # bars leave no corner free
+    for place, row in enumerate(steps.itertuples()):  # the label stands over its bars: no width is lost to it
+        ax.text(0.01, place - 0.36, f"{LABELS.get(row.mended, row.mended)}  ({row.scored:,})", va="center",
+                fontsize=9.5, transform=ax.get_yaxis_transform())  # fmt: skip
+    _frame(ax, float(walk["loss"].max()), len(steps))
+    ax.figure.legend(*_legend(ax), frameon=False, loc="outside lower left", ncols=2, fontsize=9.5)
     return ax
+
+
+def _frame(ax, widest: float, stops: int) -> None:
+    """Axes without ticks at the left, from zero to the largest loss, the first stop at the top."""
+    ax.set_yticks([])
+    ax.set_ylim(stops - 0.4, -0.65)
+    ax.set_xlim(0, 1.03 * widest)
+    ax.set_xlabel("reported loss (nats a scored position)", fontsize=10)
+
+
+def _legend(ax) -> tuple[list, list]:
+    """Handles and names: the regimes, the hatch, the line over seeds."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles, names = ax.get_legend_handles_labels()
+    hatch = Patch(facecolor="0.6", edgecolor="white", hatch="///", linewidth=0)
+    return [*handles, hatch, Line2D([], [], color="black", marker="|")], [*names, "another yardstick", "over seeds"]

@@ -8,5 +8,5 @@ from .registry import PROOFS, prove_all
 from .store import Proof, load_proofs, store_proofs, stored_sentences
 from .subject import Subject
 
-__all__ = ["PROOFS", "Proof", "Subject", "checks_frame", "load_proofs", "prove_all", "store_proofs",
-           "stored_sentences"]  # fmt: skip
+__all__ = ["PROOFS", "Proof", "Subject", "checks_frame", "load_proofs", "prove_all",
+           "store_proofs", "stored_sentences"]  # fmt: skip

@@ -16,6 +16,7 @@ def prove(subject: Subject) -> Proof:
     """Both clusterings of the validation rows under five seeds, the same trained heads."""
     material, size = subject.material, subject.settings.clusters.batch_rows
     vectors, counts = material.cluster_vectors["validation"].cpu(), material.scored["validation"].counts
+    full = material.full("validation").double()
     k = max(1, len(vectors) // size)
     numbers: dict[str, float] = {"clusters": float(k)}
     for name, fit in (("ten_steps", released_clusters), ("plusplus", fit_clusters)):
@@ -28,6 +29,7 @@ def prove(subject: Subject) -> Proof:
                 "inertia": clustering.inertia, "singleton_clusters": float((clustering.sizes == 1).sum()),
                 "empty_clusters": float((clustering.sizes == 0).sum()), "batches": float(len(batches)),
                 "mean_batch": float(sizes.mean()), "share_of_small_batches": float((sizes < SMALL).double().mean()),
+                "full_share": sum(float(full[b].mean()) for b in batches) / len(batches),
             }  # fmt: skip
             for regime in ("R1", "R4"):
                 nll = subject.validation_losses(regime, batches)
@@ -35,6 +37,28 @@ def prove(subject: Subject) -> Proof:
             for key, value in row.items():
                 found.setdefault(key, []).append(value)
         numbers |= {f"{name}_{key}": sum(values) / SEEDS for key, values in found.items()}
+    return _proof(numbers)
+
+
+def implied_shares(kept: list[Proof]) -> dict[str, str]:
+    """By start, the share of full rows f = (L − L_pad) / (L_full − L_pad) that stored LoRA losses imply, by corpus.
+
+    L is this proof's; L_full and L_pad are the decomposition's of the same key. Proofs made since then also hold
+    the share itself, `full_share`.
+    """
+    parts = {p.key[1:]: p.numbers for p in kept if p.proof == "decomposition"}
+    out: dict[str, list[str]] = {"ten_steps": [], "plusplus": []}
+    for p in kept:
+        if p.proof == "kmeans_start" and p.key[1:] in parts:
+            full, padded = (parts[p.key[1:]][f"R1_{kind}_rows"] for kind in ("full", "padded"))
+            for name, said in out.items():
+                f = (p.numbers[f"{name}_R1_loss"] - padded) / (full - padded)
+                said.append(f"{f:.3f} ({p.corpus}, {p.key[3]} tokens)")
+    return {name: ", ".join(said) or "not measured yet" for name, said in out.items()}
+
+
+def _proof(numbers: dict[str, float]) -> Proof:
+    k = int(numbers["clusters"])
     change = numbers["plusplus_R1_loss"] - numbers["ten_steps_R1_loss"]
     return Proof(
         proof="kmeans_start", title="What the k-means start is worth", audit=(28, 29, 30),

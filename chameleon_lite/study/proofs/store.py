@@ -72,10 +72,19 @@ def load_proofs(results: Path) -> list[Proof]:
 
 
 def stored_sentences(kept: list[Proof], names: Iterable[str]) -> dict[str, str]:
-    """What the stored proofs of each name show, one sentence a corpus; what has none says "not measured yet"."""
-    own = {name: [p for p in kept if p.proof == name] for name in names}
-    return {name: " ".join(f"({p.corpus}) {p.shows}" for p in found) or "not measured yet."
-            for name, found in own.items()}  # fmt: skip
+    """What the stored proofs of each name show, with corpus and length in front; equal sentences are said once.
+
+    A name without a stored proof says "not measured yet".
+    """
+    out = {}
+    for name in names:
+        says: dict[str, list[str]] = {}
+        for p in kept:
+            if p.proof == name:
+                says.setdefault(p.shows, []).append(f"{p.corpus}, {p.key[3]} tokens")
+        found = (f"({'; '.join(where)}) {shows}" for shows, where in says.items())
+        out[name] = " ".join(found) or "not measured yet."
+    return out
 
 
 def proof_frame(found: list[Proof]) -> pd.DataFrame:

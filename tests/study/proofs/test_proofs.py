@@ -20,6 +20,7 @@ from chameleon_lite.study.proofs import (
 from chameleon_lite.study.proofs.adapter_bank import rebuilt
 from chameleon_lite.study.proofs.full_mode import call_as_released
 from chameleon_lite.study.proofs.instruction_vectors import mean_cosine
+from chameleon_lite.study.proofs.kmeans_start import implied_shares
 from chameleon_lite.study.proofs.length_clusters import first_component
 from chameleon_lite.study.proofs.model_free import unigram_nll
 from chameleon_lite.study.proofs.store import proof_frame
@@ -131,3 +132,23 @@ def test_a_proof_without_a_record_says_so(proofs_of):
     says = stored_sentences(list(proofs_of("plain").values()), PROOFS)
     assert set(says) == set(PROOFS) and says["alpaca_overlap"] == "not measured yet."
     assert says["full_mode"].startswith("(") and "of bounds;" in says["full_mode"]
+
+
+def test_equal_sentences_are_said_once_with_every_corpus_and_length(proofs_of):
+    (proof,) = [p for name, p in proofs_of("plain").items() if name == "padding_share"]
+    longer = proof.model_copy(update={"settings": {"tokens": {"max_length": 999}}})
+    other = longer.model_copy(update={"corpus": "elsewhere", "shows": "Nothing."})
+    says = stored_sentences([proof, longer, other], ["padding_share"])["padding_share"]
+    assert says.count(proof.shows) == 1 and f"; {proof.corpus}, 999 tokens)" in says
+    assert says.endswith("(elsewhere, 999 tokens) Nothing.")
+
+
+def test_the_share_that_stored_losses_imply_is_the_measured_one(proofs_of):
+    found = proofs_of("plain")
+    numbers = found["kmeans_start"].numbers
+    assert 0 <= numbers["ten_steps_full_share"] <= 1 and 0 <= numbers["plusplus_full_share"] <= 1
+    parts = found["decomposition"].numbers
+    full, padded = parts["R1_full_rows"], parts["R1_padded_rows"]
+    f = (numbers["plusplus_R1_loss"] - padded) / (full - padded)
+    says = implied_shares(list(found.values()))
+    assert says["plusplus"].startswith(f"{f:.3f} (") and implied_shares([])["ten_steps"] == "not measured yet"
