@@ -63,7 +63,7 @@ def run_experiment(
         found = _found(settings, regimes, corpus, runs) if resume else {}
         if len(found) < len(regimes) * settings.seeds:
             work = Work(backbone, runs, data_dir, processes, command or default_command(), deadline, say, resume)
-            with noted(settings.name, corpus, device, runs):
+            with noted(settings.name, corpus, str(backbone.device), runs):
                 found |= _missing(settings, regimes, corpus, found, work)
         records += [found[r.name, seed] for r in regimes for seed in range(settings.seeds)]
     return records
