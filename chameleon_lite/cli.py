@@ -116,6 +116,8 @@ def run(
     from .study.tables import summary_frame
     from .training.processes import leave
 
+    if not resume and (workers or 1) > 1:
+        raise UserError("--again runs everything in one process: leave --workers out")
     settings = load_experiment(experiment, profile, backbone=backbone, corpora=corpus or None, seeds=seeds)
     if resume and (count := work.wanted(workers if device is None else workers or 1)):
         work.start(count, sys.argv[1:])  # what they leave, nothing as a rule, is done here

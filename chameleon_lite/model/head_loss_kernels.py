@@ -211,10 +211,10 @@ def losses(base: Tensor, many: Many, tiles: Tensor, target: Tensor) -> tuple[Ten
     return nll, lse
 
 
-def gradients(base: Tensor, many: Many, items: Tensor, longest: int, target: Tensor, lse: Tensor, shift: float, *,
+def gradients(base: Tensor, many: Many, items: Tensor, target: Tensor, lse: Tensor, shift: float, *,
               out: Tensor | None = None, want_bias: bool = False, scale: float = 1.0,
               ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """gᵀ z (items, R, V), scale · g up (K, R, n), Σ g (items, V) of items (I, 4) int32 of at most `longest` rows each.
+    """gᵀ z (items, R, V), scale · g up (K, R, n), Σ g (items, V) of items (I, 4) int32 head, slot, first row, end.
 
     `out` (n, Vp) receives shift · g, for one head; it may be the base.
     """

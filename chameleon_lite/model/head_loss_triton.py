@@ -138,7 +138,7 @@ class Bundle:
                        gh: Tensor | None, g: Tensor | None) -> None:
         down, up, bias, _ = self.tasks[0].wanted
         shift = FP16_SHIFT if base.dtype == torch.float16 else 1.0
-        gu, gz, g_bias = gradients(base, many, layout.items, layout.longest, target, lse, shift, out=g,
+        gu, gz, g_bias = gradients(base, many, layout.items, target, lse, shift, out=g,
                                    want_bias=bias, scale=self.tasks[0].scale)
         if up:
             self._add(1, layout.by_slot(gu))
@@ -177,7 +177,6 @@ class Layout(NamedTuple):
     slot: Tensor  # (K, n) int64, the slot of each head's row
     tiles: Tensor  # (T, 4), heads that read the same logits side by side
     items: Tensor  # (I, 4), by slot
-    longest: int  # rows of an item, at most
     each: int  # items of every slot, or 0 where they differ
     lengths: Tensor | None  # (S,) items of each slot, where they differ
 
@@ -204,7 +203,7 @@ def _lay_out(slot: Tensor, runs: np.ndarray, slots: int, most: int) -> Layout:
     counts = np.bincount(items[:, 1], minlength=slots)
     each = int(counts[0]) if (counts == counts[0]).all() else 0
     lengths = None if each else torch.from_numpy(counts).to(slot.device, non_blocking=True)
-    return Layout(slot, *tables, int((items[:, 3] - items[:, 2]).max()), each, lengths)
+    return Layout(slot, *tables, each, lengths)
 
 
 @lru_cache(maxsize=LAYOUTS)
@@ -242,7 +241,7 @@ def wide_step(hc: Tensor, base: Tensor, target: Tensor, task: HeadTask, rows: sl
     if gh is None and not any(task.wanted):
         return nll[0]
     shift = FP16_SHIFT if logits.dtype == torch.float16 else 1.0
-    *_, g_bias = gradients(logits, many, layout.items, GRADS["BM"], target, lse, shift, out=logits,
+    *_, g_bias = gradients(logits, many, layout.items, target, lse, shift, out=logits,
                            want_bias=task.wanted[2])
     if task.wanted[2]:
         task.add(2, layout.by_slot(g_bias), None)

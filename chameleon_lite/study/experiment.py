@@ -22,7 +22,7 @@ from ..training.loop import Processes
 from .cohort import Context, Say, Trial, choose_rates, shared, train_seed
 from .cost import estimate
 from .deadline import Deadline
-from .generation import generated, writing
+from .generation import check_room, generated, writing
 from .material import Seeded, prepare, seed_material
 from .measure import measure
 from .outcome import Outcome, default_command, documents_frame, name_of, record_of, reset_peak
@@ -63,7 +63,7 @@ def run_experiment(
         found = _found(settings, regimes, corpus, runs) if resume else {}
         if len(found) < len(regimes) * settings.seeds:
             work = Work(backbone, runs, data_dir, processes, command or default_command(), deadline, say, resume)
-            with noted(settings.name, corpus, device, runs):
+            with noted(settings.name, corpus, str(backbone.device), runs):
                 found |= _missing(settings, regimes, corpus, found, work)
         records += [found[r.name, seed] for r in regimes for seed in range(settings.seeds)]
     return records
@@ -93,6 +93,7 @@ def _missing(settings: Experiment, regimes: list[Regime], corpus: str, found: di
             deadline=work.deadline, say=work.say, resume=work.resume,
         )  # fmt: skip
     material = prepare(settings, work.backbone, corpus, data_dir=work.data_dir, say=work.say)
+    check_room(settings, material)
     context = Context(settings, material, work.runs, work.processes, work.command, work.say, work.resume,
                       work.deadline)
     return _run_corpus(context, regimes, found, corpus)

@@ -62,8 +62,12 @@ class Generations:
 
     def values(self, corpus: str, regime: str, column: str = SCORE) -> dict[int, np.ndarray]:
         """A column's values (D,) by seed; empty where there is no such run."""
+        return {seed: own[column].to_numpy(float) for seed, own in self._tables(corpus, regime).items()}
+
+    def _tables(self, corpus: str, regime: str) -> dict[int, pd.DataFrame]:
+        """A regime's scores (D rows) by seed."""
         own = [r for r in self.records.get((corpus, regime), []) if r.name in self.scores]
-        return {r.seed: self.scores[r.name][column].to_numpy(float) for r in own}
+        return {r.seed: self.scores[r.name] for r in own}
 
     def contrast(self, corpus: str, first: str, second: str | None = None, column: str = SCORE) -> Contrast | None:
         """first − second, mean of a column over documents (nats a token for "nll"); without `second`, first alone.
@@ -73,7 +77,8 @@ class Generations:
         one = self.values(corpus, first, column)
         other = {s: np.zeros_like(v) for s, v in one.items()} if second is None else self.values(corpus, second, column)
         seeds = sorted(set(one) & set(other))
-        if not seeds or len({len(by[s]) for by in (one, other) for s in seeds}) > 1:
+        both = (self._tables(corpus, regime) for regime in (first, second or first))
+        if len({tuple(own[s]["document"]) for own in both for s in seeds}) != 1:
             return None
         a, b = (np.stack([by[s] for s in seeds]) for by in (one, other))  # (S, D)
         if column.startswith("batch_"):

@@ -78,18 +78,22 @@ def chosen(settings: Experiment, table: TokenTable) -> Tensor:
     return torch.from_numpy(np.sort(order))
 
 
-def writer(settings: Experiment, material: Material):
-    """The package's own adapted model on the study's backbone; what it generates under is handed to it each time.
-
-    Raises UserError where a prompt and its continuation would not fit the backbone's positions.
-    """
-    from ..model.chameleon import ChameleonLiteForCausalLM
-
+def check_room(settings: Experiment, material: Material) -> None:
+    """Raises UserError where a prompt and its continuation would not fit the backbone's positions."""
+    if not settings.probes.generate:
+        return
     backbone, new = material.backbone, settings.probes.generate.new_tokens
     longest = int(material.tables[SPLIT].prefix.max())
     if longest + new > backbone.max_length:
         raise UserError(f"prompts of up to {longest} tokens and {new} new ones exceed {backbone.name}'s "
                         f"{backbone.max_length} positions: lower probes.generate.new_tokens")  # fmt: skip
+
+
+def writer(settings: Experiment, material: Material):
+    """The package's own adapted model on the study's backbone; what it generates under is handed to it each time."""
+    from ..model.chameleon import ChameleonLiteForCausalLM
+
+    backbone = material.backbone
     with torch.random.fork_rng(devices=[]):  # its own head, never used, is drawn at random
         return ChameleonLiteForCausalLM.from_backbone(backbone, head="lora", rank=1, scale=settings.train.scale)
 

@@ -29,9 +29,9 @@ def scorer() -> Callable:
 
 
 def rouge_l(written: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """ROUGE-L F1 of each text against its reference, (D,) in 0 … 1; words are runs of letters and digits, lower case.
+    """ROUGE-L F1 of each text against its reference, (D,) in 0 … 1; words are runs of a … z and 0 … 9, lower case.
 
-    A text without words scores 0. Raises UserError without torchmetrics.
+    A text without words scores 0, as does one in any other script. Raises UserError without torchmetrics.
     """
     rouge_score = scorer()
     return np.array([float(rouge_score(own, other, rouge_keys="rougeL")["rougeL_fmeasure"])

@@ -61,8 +61,12 @@ class Record(BaseModel):
 
 def run_name(regime: str, backbone: str, corpus: str, key: str, seed: int) -> str:
     """`<regime>--<backbone>--<corpus>--<8 hex of the settings>--seed<k>`, safe as a file name."""
-    safe = [part.replace("/", "_").replace(os.sep, "_").replace(":", "_") for part in (regime, backbone, corpus)]
-    return "--".join([*safe, key, f"seed{seed}"])
+    return "--".join([*map(file_safe, (regime, backbone, corpus)), key, f"seed{seed}"])
+
+
+def file_safe(name: str) -> str:
+    """A name, perhaps a path or a hub id, as a part of a file's name on any system."""
+    return name.replace("/", "_").replace(os.sep, "_").replace(":", "_")
 
 
 def write_run(folder: Path, record: Record, documents: pd.DataFrame | None) -> Path:
@@ -193,7 +197,9 @@ def device_name(device: str) -> str:
     """What a device is called by its maker."""
     import torch
 
-    return torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
 
 
 def as_frame(records: list[Record]) -> pd.DataFrame:

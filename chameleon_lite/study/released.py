@@ -94,7 +94,8 @@ def run_released(
     check_released(settings)
     material = prepare_released(settings, backbone, corpus, data_dir=data_dir, say=say)
     out = {}
-    for seed in _shared_out([seed for seed, regimes in missing.items() if regimes], names, missing, runs, processes):
+    job = f"{len(settings.regimes)}-of-{names(settings.regimes[0], 0)}"  # whatever is missing of it
+    for seed in _shared_out([seed for seed, regimes in missing.items() if regimes], job, runs, processes):
         finished = {r: read_run(runs, names(r, seed)) for r in missing[seed]} if resume else {}
         out |= {(r, seed): record for r, record in finished.items() if record is not None}
         regimes = [r for r in missing[seed] if (r, seed) not in out]
@@ -112,11 +113,14 @@ def run_released(
     return out
 
 
-def _shared_out(seeds: list[int], names, missing: dict[int, list[str]], runs: Path, processes: Processes):
-    """The seeds in turn; processes that compute together (torchrun) walk all of them side by side."""
+def _shared_out(seeds: list[int], job: str, runs: Path, processes: Processes) -> Iterator[int]:
+    """The seeds in turn; processes that compute together (torchrun) walk all of them side by side.
+
+    A process that starts late misses fewer runs of a seed, so a lock's name must not depend on what is missing.
+    """
     if processes.count > 1:
         return iter(seeds)
-    return cache.turns(seeds, lambda seed: runs / "locks" / f"{names(missing[seed][0], seed)}-of-{len(missing[seed])}")
+    return cache.turns(seeds, lambda seed: runs / "locks" / f"{job}-seed{seed}")
 
 
 def train_released(

@@ -16,7 +16,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from .. import cache
-from .records import device_name, load_records
+from .records import device_name, file_safe, load_records
 
 FILE = "spans.jsonl"
 
@@ -39,8 +39,8 @@ class Span(BaseModel):
 def noted(experiment: str, corpus: str, device: str, runs: Path) -> Iterator[None]:
     """Write a span around the work in hand."""
     span = Span(experiment=experiment, corpus=corpus, started=time.time(), **_identity(device))
-    process = f"{socket.gethostname()}-{os.getpid()}-{span.started:.0f}"
-    path = runs / "spans" / f"{experiment}--{corpus.replace(os.sep, '_')}--{process}.json"
+    process = f"{socket.gethostname()}-{os.getpid()}-{span.started:.6f}"  # a process may do several in a second
+    path = runs / "spans" / f"{experiment}--{file_safe(corpus)}--{process}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, span)
     try:
@@ -65,11 +65,12 @@ def _identity(device: str) -> dict[str, str]:
 def pack_spans(experiment: str, runs: Path, results: Path) -> Path:
     """Add what is known of an experiment's processes to `results/spans.jsonl`; a span found there already stays one."""
     path = results / FILE
-    kept = load_spans(results)
-    found = [Span.model_validate_json(p.read_text()) for p in sorted((runs / "spans").glob(f"{experiment}--*.json"))]
-    lines = {(s.experiment, s.device, s.started): s for s in [*kept, *found]}
-    with cache.atomic(path) as part:
-        part.write_text("".join(s.model_dump_json() + "\n" for _, s in sorted(lines.items())))
+    found = [Span.model_validate_json(p.read_text()) for p in (runs / "spans").glob("*.json")]
+    with cache.locked(runs / "locks" / FILE):  # experiments that end side by side share the file
+        lines = {(s.experiment, s.device, s.started): s
+                 for s in [*load_spans(results), *(s for s in found if s.experiment == experiment)]}  # fmt: skip
+        with cache.atomic(path) as part:
+            part.write_text("".join(s.model_dump_json() + "\n" for _, s in sorted(lines.items())))
     return path
 
 
@@ -99,8 +100,10 @@ def device_minutes(spans: list[Span]) -> pd.DataFrame:
 def unnoted_minutes(path: Path, spans: list[Span]) -> float:
     """Minutes of training that an experiment's records tell of on corpora without a span, one run after another.
 
-    For regimes with LoRA in the layers, whose record gives the mean of a run's learning rates.
+    For regimes with LoRA in the layers, whose record gives the mean of a run's learning rates. 0 without the file.
     """
+    if not path.is_file():
+        return 0.0
     from .uncached import LEARNING_RATES  # brings PEFT along
 
     known = {(s.experiment, s.corpus) for s in spans}

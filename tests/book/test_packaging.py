@@ -121,6 +121,12 @@ def test_readme_names_commands_the_cli_has(repository):
     assert commands <= set(get_command(cli.app).commands)
 
 
+def test_readme_names_every_extra(repository):
+    extras = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    readme = (repository / "README.md").read_text()
+    assert [extra for extra in extras if not re.search(rf"`{extra}`|\[{extra}\]", readme)] == []
+
+
 def test_readme_links_to_files_that_exist(repository):
     for target in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", (repository / "README.md").read_text()):
         link = target[0] or target[1]

@@ -22,6 +22,7 @@ SMALL = {
     "shared base": [(0, 4, False), (0, 0, False), (0, 1, True), (0, 0, True)],
     "large rank": [(0, 40, False), (0, 20, True)],
     "mixtures": [(5, 4, "mix"), (7, 40, "mix"), (0, 4, "mix")],
+    "one in groups": [(3, 4, False)],
     "groups": [(3, 4, False), (12, 4, False), (2, 2, True), (0, 4, False)],
 }
 

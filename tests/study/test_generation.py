@@ -12,7 +12,7 @@ from chameleon_lite.config import PROFILES, Experiment, load_experiment
 from chameleon_lite.errors import UserError
 from chameleon_lite.model.backbones import load_backbone
 from chameleon_lite.model.heads import FrozenHead, LoraHead
-from chameleon_lite.study import generation
+from chameleon_lite.study import experiment, generation
 from chameleon_lite.study.cohort import Context, Trial, train_seed
 from chameleon_lite.study.experiment import expected_names, run_experiment
 from chameleon_lite.study.generated import Generations, generation_frame
@@ -186,6 +186,7 @@ def test_rouge_l_by_hand():
     found = rouge_l(["The cat sat.", "", "a b c d", "d c b a"], ["the cat lay", "x", "a x c", "a b c d"])
     # 2 of 3 words both ways; nothing; 2 of 4 and 2 of 3; one word in order
     assert found == pytest.approx([2 / 3, 0, 2 * (1 / 2) * (2 / 3) / (1 / 2 + 2 / 3), 1 / 4], abs=1e-6)
+    assert rouge_l(["кот"], ["кот"]) == 0 and rouge_l(["so кот 1"], ["so 1"]) == pytest.approx(1)
 
 
 def test_a_batch_is_varied_only_if_its_documents_differ():
@@ -208,8 +209,9 @@ def test_both_texts_are_cut_to_the_shorter_ones_tokens(trained):
 def test_what_cannot_be_done_is_refused_in_words(small, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="R14 has no head"):
         run_experiment(small(["R0", "R14"], probes={"generate": {"regimes": ["R14"]}}), runs=tmp_path)
-    with pytest.raises(UserError, match="512 positions"):
-        run_experiment(small(["R0"], probes={"generate": {"new_tokens": 510}}), runs=tmp_path)
+    with pytest.raises(UserError, match="512 positions"), monkeypatch.context() as patched:
+        patched.setattr(experiment, "train_seed", lambda *_: pytest.fail("trained, and only then refused"))
+        run_experiment(small(["R0", "R1"], probes={"generate": {"new_tokens": 510}}), runs=tmp_path)
     for probes, more in (({"generate": {"regimes": ["R1"]}}, {}), (PROBES, {"protocol": {"preset": "as_released"}})):
         with pytest.raises(UserError):
             small(["R0"], probes=probes, learning_rates={}, **more)

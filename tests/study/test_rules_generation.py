@@ -69,6 +69,18 @@ def test_a_batchs_variety_is_drawn_over_seeds_alone(tmp_path):
     assert found.documents == 1 and found.n == SEEDS and found.difference == pytest.approx(0.1)
 
 
+def test_other_documents_are_never_paired(tmp_path):
+    write_coherence(tmp_path, {"R1": 0.20, "R3": 0.20, "R4": 0.25})
+    path = tmp_path / "coherence-alpaca.parquet"
+    frame = pd.read_parquet(path)
+    others = frame["run"].str.startswith("R3")
+    frame.loc[others, "document"] = "of another split, " + frame.loc[others, "document"]
+    frame.to_parquet(path, index=False)
+    generations = Generations(tmp_path, draws=500)
+    assert generations.contrast("alpaca", "R4", "R3") is None and generations.contrast("alpaca", "R4", "R1") is not None
+    assert coherent_outputs(Evidence(tmp_path, draws=500)).verdict == "not tested"
+
+
 def test_every_corpus_must_agree(tmp_path):
     write_coherence(tmp_path, {"R1": 0.20, "R3": 0.20, "R4": 0.25})
     write_coherence(tmp_path, {"R1": 0.25, "R3": 0.20, "R4": 0.20}, "docstrings-instructions")

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import yaml
 
 from chameleon_lite import cache
 from chameleon_lite.study import workers
+from chameleon_lite.study.experiment import run_experiment
 
 SMALL = {
     "name": "shared-work", "regimes": ["R0", "R1", "R4"], "seeds": 2,
@@ -61,3 +63,22 @@ def test_no_workers_inside_a_worker_or_under_torchrun(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.setenv(workers.MARK, "0")
     assert workers.wanted(3) == 0
+
+
+@pytest.mark.parametrize("settings", [{}, RELEASED], ids=["honest", "as released"])
+def test_a_process_that_starts_late_waits_for_the_same_locks(small, tmp_path, monkeypatch, settings):
+    asked, turns = [], cache.turns
+
+    def noted_turns(jobs, lock_of):
+        jobs = list(jobs)
+        asked.append([lock_of(job) for job in jobs])
+        return turns(jobs, lock_of)
+
+    monkeypatch.setattr(cache, "turns", noted_turns)
+    rates = {"learning_rates": {"R1": 1e-3}} | {k: v for k, v in settings.items() if k != "learning_rates"}
+    of = small(["R0", "R1"], seeds=2, **rates)
+    records = run_experiment(of, runs=tmp_path)
+    seeds = asked[-1]
+    shutil.rmtree(tmp_path / next(r.name for r in records if (r.regime, r.seed) == ("R1", 1)))
+    run_experiment(of, runs=tmp_path)
+    assert len(seeds) == 2 and asked[-1][-1] == seeds[-1]
