@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from .. import cache
-from ..errors import RunFailed, unknown
+from ..errors import RunFailed, UserError, unknown
 from ..model.capability import cpu_flags
 from . import (
     growth,
@@ -100,7 +100,7 @@ def _run(name: str, bench: Bench, failed: list[str]) -> dict:
     try:
         made = (ROWS | EXTRAS)[name](bench)
         entry = made.as_json() if isinstance(made, Row) else made
-    except ImportError as error:
+    except (ImportError, UserError) as error:  # something this machine lacks
         entry = Row(name, "", unavailable=f"not available: {error}").as_json()
     except Exception as error:
         failed.append(name)

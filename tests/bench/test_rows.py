@@ -110,6 +110,12 @@ def test_roofline_points_are_complete(small_bench):
         assert point["format"] in found["rates"]
 
 
+def test_two_workers_are_not_available_where_there_are_not_two_gpus(tmp_path):
+    kept = run_rows(["workers"], device="cpu", quick=True, out=tmp_path / "now.json")
+    assert kept["rows"]["workers"]["status"] == "not available"
+    assert "two GPUs" in kept["rows"]["workers"]["unavailable"]
+
+
 @pytest.mark.slow
 def test_scaling_runs_as_two_processes_that_train_as_one(small_bench):
     found = EXTRAS["scaling"](small_bench)
