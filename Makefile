@@ -12,7 +12,7 @@ ONLY        ?=
 # `make reproduce`: the paper's tables, the honest study, and the tables on data at hand.
 DATA_DIR    ?=
 TABLES      ?= table1-released table2-released table1-described table2-described
-STUDY       ?= four-regimes $(patsubst experiments/%.yaml,%,$(wildcard experiments/honest-*.yaml experiments/coherence-*.yaml))
+STUDY       ?= four-regimes $(patsubst experiments/%.yaml,%,$(wildcard experiments/honest-*.yaml experiments/coherence-*.yaml experiments/foreign-*.yaml))
 LITE        ?= table1-released-lite table2-released-lite table2-released-lite-512 waterfall-lite waterfall-alpaca-lite \
                table1-released-dropout-lite table1-described-lite table2-described-lite
 PROVED      ?= table1-released table2-released

@@ -17,6 +17,7 @@ from .records import Record, load_records
 from .statistics import Contrast, contrast, holm, verdict
 from .units import HONEST, TRANSFER, articles_of, by_unit
 
+FOREIGN = "foreign-"  # readings amid foreign rows, and experiments made for them where honest-* has none
 REGISTERED = Path(__file__).resolve().parents[2] / "experiments" / "registered.yaml"
 
 
@@ -44,15 +45,17 @@ class Evidence:
     in common with honest-docstrings; its runs stop by settings of their own (validations an epoch, patience), so a
     contrast across both would compare settings, and alone it has few of the registered contrasts, with which the
     Holm adjustment would shrink. So it decides no claim, also where no other record of its corpus is stored.
+    experiments: how their names begin, if not `honest-`; see `with_foreign`.
     benchmarks: the folder of stored timings, `benchmarks/results` beside the results folder unless given.
     """
 
     def __init__(
-        self, results: Path, backbone: str = "smollm2", draws: int = 10_000, benchmarks: Path | None = None
-    ) -> None:
-        self.folder, self.backbone, self.draws = Path(results), backbone, draws
+        self, results: Path, backbone: str = "smollm2", draws: int = 10_000, benchmarks: Path | None = None,
+        experiments: str = HONEST,
+    ) -> None:  # fmt: skip
+        self.folder, self.backbone, self.draws, self.experiments = Path(results), backbone, draws, experiments
         self.benchmarks = Path(benchmarks or self.folder.parent / "benchmarks" / "results")
-        found = [r for path in sorted(self.folder.glob(f"{HONEST}*.jsonl")) for r in load_records(path)]
+        found = [r for path in sorted(self.folder.glob(f"{experiments}*.jsonl")) for r in load_records(path)]
         self.all_records: list[Record] = [r for r in found if r.status == "done"]
         self.failed: list[Record] = [r for r in found if r.status == "failed"]
         self._families: dict[str, dict[str, Judged]] = {}
@@ -76,7 +79,7 @@ class Evidence:
         """(run, reading) to nll (N,) and tokens (N,) of the N units that intervals draw (`units.py`)."""
         out, corpus_of = {}, {r.name: r.corpus for r in self.all_records}
         articles = articles_of(self.folder, HONEST)
-        for path in sorted(self.folder.glob(f"{HONEST}*.parquet")):
+        for path in sorted(self.folder.glob(f"{self.experiments}*.parquet")):
             for key, own in pd.read_parquet(path).groupby(["run", "split"], observed=True, sort=False):
                 run, reading = key
                 corpus = reading.removeprefix(TRANSFER) if reading.startswith(TRANSFER) else corpus_of.get(run, "")
@@ -89,6 +92,19 @@ class Evidence:
         if not own:
             return None
         return {r.seed: self.losses[r.name, reading][0] for r in own}, self.losses[own[0].name, reading][1]
+
+    @cached_property
+    def _amid_foreign(self) -> "Evidence":
+        return Evidence(self.folder, self.backbone, self.draws, self.benchmarks, FOREIGN)
+
+    def with_foreign(self, corpus: str) -> "Evidence":
+        """Where a corpus's readings amid foreign rows stand: here, else in the `foreign-*` experiments.
+
+        Those train the honest heads once more, at the rates of the honest sweep; they are read for this alone.
+        """
+        runs = {r.name for (where, _), own in self.records.items() if where == corpus for r in own}
+        here = any(run in runs and reading.startswith(FOREIGN) for run, reading in self.losses)
+        return self if here or self.experiments == FOREIGN else self._amid_foreign
 
     def contrast(self, corpus: str, first: str, second: str, reading: str = "test") -> Contrast | None:
         """first − second in nats a token over the seeds and documents both have; None where one is missing."""

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..model.heads import matched_rank
-from .evidence import Evidence
+from .evidence import FOREIGN, Evidence
 from .regimes import REGIMES
 from .statistics import mean_interval
 
@@ -135,9 +135,9 @@ def _bins(record) -> dict[float, tuple[float, float]]:
 
 def foreign_frame(evidence: Evidence, corpus: str, regimes=("R1", "R4", "R5", "R6", "R10")) -> pd.DataFrame:
     """What foreign rows cost: loss with a share of foreign condition vectors, less the loss without."""
-    rows = []
+    rows, evidence = [], evidence.with_foreign(corpus)
     for name in regimes:
-        readings = sorted({reading for run, reading in evidence.losses if reading.startswith("foreign-")},
+        readings = sorted({reading for run, reading in evidence.losses if reading.startswith(FOREIGN)},
                           key=lambda reading: int(reading.split("-")[1]))  # fmt: skip
         for reading in readings:
             cost = evidence.sum_of([(corpus, name, reading, 1.0), (corpus, name, "test", -1.0)])

@@ -111,7 +111,7 @@ def slopes(evidence: Evidence) -> Finding:
     def make(corpus: str):
         terms = [(corpus, r, reading, w * sign) for r, w in (("R4", 1.0), ("R6", -1.0))
                  for reading, sign in (("foreign-50", 1.0), ("test", -1.0))]  # fmt: skip
-        return {"cost of 50 % foreign rows, R4 − R6": evidence.sum_of(terms)}
+        return {"cost of 50 % foreign rows, R4 − R6": evidence.with_foreign(corpus).sum_of(terms)}
 
     return unregistered(evidence, make)
 

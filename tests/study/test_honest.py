@@ -1,11 +1,19 @@
+import shutil
+from pathlib import Path
+
 import matplotlib
+import pandas as pd
 import pytest
 
+from chameleon_lite.config import load_experiment
 from chameleon_lite.study import honest
 from chameleon_lite.study.evidence import Evidence, registered
 from chameleon_lite.study.figures import honest as figures
+from chameleon_lite.study.records import load_records
+from chameleon_lite.study.rules import slopes
 
 matplotlib.use("Agg")
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 @pytest.fixture
@@ -46,6 +54,31 @@ def test_every_control_is_a_registered_contrast_and_is_judged_on_every_corpus(ev
 def test_foreign_rows_cost_what_was_put_in(evidence):
     frame = honest.foreign_frame(evidence, "docstrings").set_index("regime")["cost"]
     assert frame["R4"] == pytest.approx(0.02, abs=1e-6) and frame["R6"] == pytest.approx(0.2, abs=1e-6)
+
+
+def test_a_corpus_without_foreign_readings_has_them_from_an_experiment_made_for_it(tmp_path, study_of):
+    study_of(tmp_path, "docstrings")
+    study_of(tmp_path, "mixed")
+    parquet = tmp_path / "honest-mixed-smollm2.parquet"
+    frame = pd.read_parquet(parquet)
+    for kind in ("jsonl", "parquet"):
+        shutil.copy(tmp_path / f"honest-mixed-smollm2.{kind}", tmp_path / f"foreign-mixed.{kind}")
+    frame[frame["split"] == "test"].to_parquet(parquet, index=False)
+    evidence = Evidence(tmp_path, draws=300)
+    assert evidence.with_foreign("docstrings") is evidence and evidence.with_foreign("mixed") is not evidence
+    assert len(evidence.records["mixed", "R4"]) == 5  # the second training of the same heads counts nowhere else
+    assert honest.foreign_frame(evidence, "mixed").set_index("regime")["cost"]["R6"] == pytest.approx(0.2, abs=1e-6)
+    assert slopes(evidence).corpora == {"docstrings": "confirmed", "mixed": "confirmed"}
+    (tmp_path / "foreign-mixed.jsonl").unlink()
+    assert slopes(Evidence(tmp_path, draws=300)).corpora.get("mixed", "not tested") == "not tested"
+
+
+def test_the_foreign_experiments_heads_are_those_of_the_honest_study():
+    own, first = (load_experiment(EXPERIMENTS / f"{name}.yaml", "paper") for name in ("foreign-mixed", "honest-mixed"))
+    for part in ("backbone", "corpora", "seeds", "tokens", "data", "clusters", "train", "protocol", "shared_order"):
+        assert getattr(own, part) == getattr(first, part), part
+    swept = {r.regime: r.learning_rate for r in load_records(EXPERIMENTS.parent / "results" / "honest-mixed.jsonl")}
+    assert own.learning_rates == {name: swept[name] for name in own.regimes}
 
 
 def test_matched_rank_and_its_difference():
