@@ -22,7 +22,8 @@ from .statistics import Contrast, contrast, holm, verdict
 COHERENCE = "coherence-"  # files of results that hold continuations
 SCORE = "rouge_l"  # what decides; the other columns stand beside
 AGAINST = ("R1", "R3")  # R4 above a static update, and above the same hyper-network told nothing
-# Chosen before any run at full size: of ROUGE-L F1; in 64 tokens, some 45 words, less than one word more in the right order.
+# Chosen before any run at full size. Of ROUGE-L F1; in 64 tokens, some 45 words, it is less than one word more in the
+# right order.
 MARGIN = 0.01
 TITLES = {"rouge_l": "ROUGE-L", "distinct_1": "distinct-1", "distinct_2": "distinct-2", "repeated": "repeated",
           "batch_distinct_1": "distinct-1 of a batch", "batch_distinct_2": "distinct-2 of a batch"}  # fmt: skip
