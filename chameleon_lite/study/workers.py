@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 
-from ..errors import RunFailed
+from ..errors import RunFailed, UserError
 
 MARK = "CHAMELEON_LITE_WORKER"
 
@@ -24,7 +24,10 @@ def wanted(workers: int | None) -> int:
 
 
 def start(workers: int, arguments: list[str]) -> None:
-    """Run `chameleon-lite ARGUMENTS` in `workers` processes and wait; raises RunFailed if none of them succeeds."""
+    """Run `chameleon-lite ARGUMENTS` in `workers` processes and wait.
+
+    Raises RunFailed if none of them succeeds, UserError if all refuse what they were told.
+    """
     import torch
 
     gpus = torch.cuda.device_count()
@@ -34,5 +37,7 @@ def start(workers: int, arguments: list[str]) -> None:
         command = [sys.executable, "-m", "chameleon_lite.cli", *arguments]
         running.append(subprocess.Popen(command, env=os.environ | own, stdout=subprocess.DEVNULL))
     codes = [process.wait() for process in running]
+    if set(codes) == {2}:  # the command line's code for wrong use
+        raise UserError(f"none of {workers} workers could take these settings; the message above says why")
     if all(codes):
         raise RunFailed(f"all {workers} workers failed, the first with exit code {codes[0]}; their messages are above")

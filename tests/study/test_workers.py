@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from chameleon_lite import cache
 from chameleon_lite.study import workers
 from chameleon_lite.study.experiment import run_experiment
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SMALL = {
     "name": "shared-work", "regimes": ["R0", "R1", "R4"], "seeds": 2,
     "tokens": {"max_length": 64, "prefix_tokens": 8, "min_scored": 4},
@@ -82,3 +84,10 @@ def test_a_process_that_starts_late_waits_for_the_same_locks(small, tmp_path, mo
     shutil.rmtree(tmp_path / next(r.name for r in records if (r.regime, r.seed) == ("R1", 1)))
     run_experiment(of, runs=tmp_path)
     assert len(seeds) == 2 and asked[-1][-1] == seeds[-1]
+
+
+def test_workers_that_refuse_their_settings_leave_wrong_uses_exit_code(tmp_path):
+    command = [sys.executable, "-m", "chameleon_lite.cli", "run", str(EXPERIMENTS / "four-regimes.yaml"),
+               "--backbone", "tiny", "--corpus", str(tmp_path / "absent.jsonl"), "--workers", "2", "--out", str(tmp_path)]  # fmt: skip
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "absent.jsonl" in done.stderr
