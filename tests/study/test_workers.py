@@ -88,6 +88,7 @@ def test_a_process_that_starts_late_waits_for_the_same_locks(small, tmp_path, mo
 
 def test_workers_that_refuse_their_settings_leave_wrong_uses_exit_code(tmp_path):
     command = [sys.executable, "-m", "chameleon_lite.cli", "run", str(EXPERIMENTS / "four-regimes.yaml"),
-               "--backbone", "tiny", "--corpus", str(tmp_path / "absent.jsonl"), "--workers", "2", "--out", str(tmp_path)]  # fmt: skip
+               "--backbone", "tiny", "--corpus", str(tmp_path / "absent.jsonl"), "--workers", "2",
+               "--out", str(tmp_path)]  # fmt: skip
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr and "absent.jsonl" in done.stderr
