@@ -4,6 +4,7 @@
                                               └ family(corpus) ─▶ every registered contrast with its verdict
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +39,15 @@ def registered(path: Path = REGISTERED) -> dict:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+def by_corpus_and_regime(records: Iterable[Record], backbone: str) -> dict[tuple[str, str], list[Record]]:
+    """(corpus, regime) to its records of one backbone, by seed."""
+    out: dict[tuple[str, str], list[Record]] = {}
+    for r in sorted(records, key=lambda r: r.seed):
+        if r.backbone == backbone:
+            out.setdefault((r.corpus, r.regime), []).append(r)
+    return out
+
+
 class Evidence:
     """The records and per-document losses of all honest experiments of one backbone in a results folder.
 
@@ -63,11 +73,7 @@ class Evidence:
     @cached_property
     def records(self) -> dict[tuple[str, str], list[Record]]:
         """(corpus, regime) to its records of this backbone, by seed."""
-        out: dict[tuple[str, str], list[Record]] = {}
-        for r in sorted(self.all_records, key=lambda r: r.seed):
-            if r.backbone == self.backbone:
-                out.setdefault((r.corpus, r.regime), []).append(r)
-        return out
+        return by_corpus_and_regime(self.all_records, self.backbone)
 
     @property
     def corpora(self) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .evidence import Judged
+from .evidence import Judged, by_corpus_and_regime
 from .generation_metrics import COLUMNS
 from .records import Record, load_records
 from .regimes import REGIMES
@@ -39,11 +39,8 @@ class Generations:
     def records(self) -> dict[tuple[str, str], list[Record]]:
         """(corpus, regime) to its complete records of this backbone, by seed."""
         found = [r for path in sorted(self.folder.glob(f"{COHERENCE}*.jsonl")) for r in load_records(path)]
-        out: dict[tuple[str, str], list[Record]] = {}
-        for r in sorted(found, key=lambda r: r.seed):
-            if r.status == "done" and r.backbone == self.backbone and f"generated_{SCORE}" in r.metrics:
-                out.setdefault((r.corpus, r.regime), []).append(r)
-        return out
+        complete = [r for r in found if r.status == "done" and f"generated_{SCORE}" in r.metrics]
+        return by_corpus_and_regime(complete, self.backbone)
 
     @property
     def corpora(self) -> list[str]:

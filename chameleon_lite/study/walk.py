@@ -47,7 +47,7 @@ def _stops(records: list[Record]) -> list[tuple[str, list[Record]]]:
     """
     honest, groups = PRESETS["honest"].model_dump(), {}
     for record in records:
-        own = {name: value for name, value in record.data["protocol"].items()}
+        own = record.data["protocol"]
         groups.setdefault(sum(own[name] == honest[name] for name in own), []).append(record)
     out, before = [], None
     for _, own in sorted(groups.items()):
