@@ -11,6 +11,7 @@ from ..config import TrainSettings
 from ..model.head_loss import HeadWeight
 from ..training.features import features
 from ..training.loop import Member, fit
+from ..training.recorder import Recorder
 from ..training.scored import ScoredStates, scored_states
 from . import peers
 from .measure import sample, seconds_of
@@ -21,7 +22,7 @@ from .workload import LENGTH, Bench
 def ladder(bench: Bench) -> dict:
     """Each step's seconds for five epochs of two regimes: what is done once, plus epochs × what one epoch takes.
 
-    One epoch is timed and multiplied: epochs repeat the same work. Median of the repetitions.
+    One epoch is timed and multiplied, where epochs repeat the same work. Median of the repetitions.
     """
     work = _Steps(bench)
     both = EPOCHS * len(REGIMES)
@@ -33,6 +34,8 @@ def ladder(bench: Bench) -> dict:
         ("own head loss", "chunks, one large product, no logits kept", work.fast_pass, work.head_epoch, both),
         ("regimes together", "one large product for all heads", work.fast_pass, work.cohort_epoch, EPOCHS),
     ]
+    if bench.gpu:  # all epochs at once: the first records what the others replay
+        steps.append(("steps recorded", "one word from the host a step", work.fast_pass, work.recorded_epochs, 1))
     out = []
     with work:
         for name, idea, once, epoch, times in steps:
@@ -106,17 +109,24 @@ class _Steps:
             self._update(loss)
 
     def head_epoch(self) -> None:
-        self._fit(REGIMES[:1])
+        self._fit(REGIMES[:1], recorder=self._plainly())
 
     def cohort_epoch(self) -> None:
-        self._fit(REGIMES)
+        self._fit(REGIMES, recorder=self._plainly())
 
-    def _fit(self, regimes) -> None:
-        settings = TrainSettings(epochs=1, rows_per_step=self.training.rows_a_step, patience=99)
-        members = [Member(r, self.training.head(r), *[self.training.condition] * 2, LEARNING_RATE) for r in regimes]
+    def recorded_epochs(self) -> None:
+        self._fit(REGIMES, EPOCHS)
+
+    def _plainly(self) -> Recorder | None:
+        return Recorder(self.bench.device, limit=0) if self.bench.gpu else None
+
+    def _fit(self, regimes, epochs: int = 1, recorder: Recorder | None = None) -> None:
+        settings = TrainSettings(epochs=epochs, rows_per_step=self.training.rows_a_step, patience=99)
+        told = self.training.condition
+        members = [Member(r, self.training.head(r), told, told, LEARNING_RATE) for r in regimes]
         data = self.states[self.bench.fast]
         fit(members, data, lambda _: self.training.batches, data, [torch.arange(1)], self.weight, settings,
-            progress=False)  # fmt: skip
+            progress=False, recorder=recorder)  # fmt: skip
 
     def _plain_loss(self, h: Tensor, target: Tensor) -> Tensor:
         return peers.plain_head_loss(h, target, self.backbone.head.weight, self.head.down, self.head.up)

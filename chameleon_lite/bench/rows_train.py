@@ -69,7 +69,8 @@ class Training:
             data = scored_states(store, self.table, device=self.bench.device)
             weight = HeadWeight(self.backbone.head.weight, dtype=dtype)
             lap("loading")
-            members = [Member(r, self.head(r), *[self.condition] * 2, LEARNING_RATE) for r in regimes]
+            told = self.condition  # one source, asked once a step for all heads
+            members = [Member(r, self.head(r), told, told, LEARNING_RATE) for r in regimes]
             settings = TrainSettings(epochs=epochs, rows_per_step=self.rows_a_step, patience=99)
             held_out = [torch.arange(1)]  # fit wants something to validate on: one document
             fit(members, data, lambda _: self.batches, data, held_out, weight, settings, progress=False)

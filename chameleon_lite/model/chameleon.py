@@ -20,6 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..errors import DamagedFile, UserError
 from . import hub
+from .aligned_head import AlignedHead, gains
 from .backbones import Backbone, load_backbone
 from .chameleon_config import ChameleonLiteConfig, check_backbone, identity
 from .conditions import Grouped, grouped, prompt_vectors
@@ -56,6 +57,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         self.head.to(backbone.device)
         self.centroids = self.centroids.to(backbone.device)
         self._body_arguments = set(inspect.signature(self.lm.base_model.forward).parameters)
+        self._aligned: AlignedHead | None = None  # made when a batch is first adapted without gradients
         self.post_init()
         if config.lora_rank:  # after post_init, which would give new layers the backbone's random initialisation
             from .lora import add_lora
@@ -206,9 +208,17 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         if head_update is None and condition is not None:
             head_update = self.prepare(condition, group, rows=len(h))
         head = self.get_output_embeddings()
-        logits = head(h) if head_update is None else head_update.logits(head, h, self.config.scale)
+        logits = head(h) if head_update is None else head_update.logits(self._product(head), h, self.config.scale)
         return CausalLMOutputWithPast(loss=None if labels is None else _loss(logits, labels), logits=logits,
                                       past_key_values=out.get("past_key_values"))
+
+    def _product(self, head: nn.Linear) -> nn.Linear | AlignedHead:
+        """What multiplies h by W: without gradients on a GPU a copy of W with aligned rows, where that is faster."""
+        if torch.is_grad_enabled() or not gains(head):
+            return head
+        if self._aligned is None or not self._aligned.serves(head):
+            self._aligned = AlignedHead(head)
+        return self._aligned
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, *args, condition: Condition | Tensor | str | None = None,

@@ -19,6 +19,7 @@ from .head_loss_pass import FP16_SHIFT, HeadTask, add_gradients, low_rank_states
 ROWS = 4_080  # rows a chunk: memory
 SMALL_RANK = 32  # what the kernels add in registers
 PROGRAMS = 1_024  # of `grads` that keep a large GPU busy; an only head's rows are cut in two below that
+_RECORDED: dict[int, "Layout"] = {}  # what a recorded pass reads must outlive the cache of layouts
 LAYOUTS = 256  # kept of chunks seen before, some kilobytes each on the device
 PARTIAL_BYTES = 256 << 20  # of a bundle's sums by column block; more heads go into another bundle
 
@@ -206,9 +207,16 @@ def _lay_out(slot: Tensor, runs: np.ndarray, slots: int, most: int) -> Layout:
     return Layout(slot, *tables, each, lengths)
 
 
-@lru_cache(maxsize=LAYOUTS)
 def _alike(heads: int, n: int, most: int, device: torch.device) -> Layout:
     """The layout of heads that have one slot each for all n rows: the same in every chunk of that size."""
+    layout = _made_alike(heads, n, most, device)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _RECORDED[id(layout)] = layout
+    return layout
+
+
+@lru_cache(maxsize=LAYOUTS)
+def _made_alike(heads: int, n: int, most: int, device: torch.device) -> Layout:
     number = np.arange(heads)
     runs = np.stack([number, number, np.zeros_like(number), np.full_like(number, n)], axis=1)
     return _lay_out(torch.arange(heads, device=device)[:, None].expand(-1, n), runs, heads, most)

@@ -11,21 +11,20 @@ summed over processes and divided by the global token count, so the result is on
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import TrainSettings
 from ..errors import RunFailed
-from ..model.head_loss import HeadWeight, RowGroups, head_losses, token_losses
-from ..model.heads.interface import Condition, Head, HeadUpdate
+from ..model.head_loss import HeadWeight, token_losses
+from ..model.heads.interface import Head
 from .processes import Processes
+from .recorder import Recorder
 from .scored import ScoredStates
+from .steps import ConditionOf, Steps, tell
 
-# rows (B,) in the order of the step ─▶ the condition's groups and each row's group (B,), or None for one group
-ConditionOf = Callable[[Tensor], tuple[Condition, Tensor | None]]
 Epochs = Callable[[int], Sequence[Tensor]]  # epoch number ─▶ that epoch's batches of document numbers
 
 
@@ -59,20 +58,25 @@ def fit(
     processes: Processes | None = None,
     progress: bool = True,
     over: str = "token",
+    recorder: Recorder | None = None,
 ) -> None:
     """Train every member in place and leave each with its best validation state.
 
     `over` is how losses are averaged, "token" or "batch" (see `average`), in training and in validation.
+    `recorder`: what steps are recorded with and replayed from; by default one process on a GPU has its own.
     Raises nothing for a member whose loss stops being finite: it is stopped and its `failure` says at which step.
     """
     processes = processes or Processes()
-    optimisers = {m.name: _optimiser(m, settings) for m in members}
+    if recorder is None and train.device.type == "cuda" and processes.count == 1:
+        recorder = Recorder(train.device)
+    run = Steps(members, train, weight, settings, processes, over, recorder)
+    for member in members:
+        member.head.train()  # readings put a head back into the mode it was in
     _validate(members, validation, validation_batches, weight, settings, processes, 0.0, {}, over)
     number = 0
     for epoch in range(settings.epochs):
         batches = epochs(epoch)
         stops = _validation_steps(len(batches), settings.validations_per_epoch)
-        sums = _Sums(members, over)
         for step, rows in enumerate(
             steps_bar(batches, f"epoch {epoch + 1}/{settings.epochs}", progress, processes), start=1
         ):
@@ -80,10 +84,10 @@ def fit(
             if not live:
                 return _restore(members)
             number += 1
-            _step(live, optimisers, train, rows, weight, settings, processes, sums, number)
+            run(live, rows, number)
             if step in stops:
                 at = epoch + step / len(batches)
-                means = sums.take(processes)
+                means = run.sums.take(processes)
                 _validate(live, validation, validation_batches, weight, settings, processes, at, means, over)
     _restore(members)
 
@@ -112,7 +116,9 @@ def evaluate(
     with torch.no_grad():
         for batch in batches[processes.index :: processes.count]:
             h, target, row = data.batch(batch)
-            updates, groups = _updates(heads, batch, data)
+            told, groups = tell(heads, batch, data)
+            updates = [None if head is None else head.factors(condition) for (head, _), condition in zip(heads, told)]
+            groups = [None if u is None or u.groups == 1 else g for u, g in zip(updates, groups)]
             nll = token_losses(h, target, weight, updates, groups=groups, scale=scale)  # (heads, M)
             if watch is not None:
                 watch(nll, batch.to(row.device)[row])
@@ -135,113 +141,6 @@ def average(nll: Tensor, counts: Tensor, over: str = "token", batches: Sequence[
         raise ValueError('average: over is "token", or "batch" together with the batches')
     means = [nll[..., b].sum(-1) / counts[b].sum() for b in batches]
     return torch.stack(means, -1).mean(-1)
-
-
-class _Sums:
-    """Training nll and tokens a head since the last validation, kept on the device: no wait in a step."""
-
-    def __init__(self, members: Sequence[Member], over: str = "token") -> None:
-        self.names, self.over = [m.name for m in members], over
-        self.nll: dict[str, Tensor] = {}
-        self.tokens: dict[str, int] = {}
-
-    def add(self, names: list[str], nll: Tensor, tokens: int) -> None:
-        if self.over == "batch":  # a batch counts once, as its mean
-            nll, tokens = nll / tokens, 1
-        for name, value in zip(names, nll.detach()):
-            self.nll[name] = self.nll.get(name, 0) + value
-            self.tokens[name] = self.tokens.get(name, 0) + tokens
-
-    def take(self, processes: Processes) -> dict[str, float]:
-        """Mean nll by member, over the tokens of all processes; starts anew."""
-        if not self.nll:
-            return {}
-        sums = processes.sum(torch.stack([*self.nll.values()])).tolist()
-        out = {name: value / self.tokens[name] for name, value in zip(self.nll, sums)}
-        self.nll, self.tokens = {}, {}
-        return out
-
-
-def _step(
-    live: list[Member],
-    optimisers,
-    train: ScoredStates,
-    rows: Tensor,
-    weight: HeadWeight,
-    settings: TrainSettings,
-    processes: Processes,
-    sums: "_Sums",
-    number: int,
-) -> None:
-    """One optimiser step of every live member on one batch of documents."""
-    total = int(train.counts[rows].sum())
-    share = slice(processes.index, None, processes.count)
-    h, target, _ = train.batch(rows[share])
-    for member in live:
-        member.head.train()
-        optimisers[member.name].zero_grad(set_to_none=True)
-    heads = [(m.head, m.condition) for m in live]
-    updates, groups = _updates(heads, rows, train, [m.seed + number for m in live], share)
-    nll = head_losses(h, target, weight, updates, groups=groups, scale=settings.scale)  # (heads,)
-    (nll / total).sum().backward()
-    processes.sum_gradients([p for m in live for p in m.head.parameters() if p.requires_grad])
-    for member in live:
-        optimisers[member.name].step()
-    sums.add([m.name for m in live], nll, total)
-
-
-def _updates(
-    heads, rows: Tensor, data: ScoredStates, seeds: Sequence[int] | None = None, share: slice = slice(None)
-) -> tuple[list[HeadUpdate | None], list[RowGroups | None]]:
-    """Each head's update for a batch of documents, and the groups of the positions where there are several.
-
-    `share`: those of the documents whose positions this process computes. Heads that share a condition source, as one
-    regime's learning rates do, ask it once.
-    """
-    told: dict[int, tuple] = {}
-    updates, groups = [], []
-    with _own_dropout(seeds is not None, data.device) as seed_dropout:
-        for index, (head, condition_of) in enumerate(heads):
-            if id(condition_of) not in told:
-                condition, group = condition_of(rows) if condition_of is not None else (None, None)
-                if group is not None:
-                    group = RowGroups.of_documents(group[share], data.counts[rows[share]], data.device)
-                told[id(condition_of)] = condition, group
-            condition, group = told[id(condition_of)]
-            if head is None:
-                updates.append(None)
-                groups.append(None)
-                continue
-            if seeds is not None:
-                seed_dropout(head, seeds[index])
-            update = head.factors(condition)
-            updates.append(update)
-            groups.append(group if update.groups > 1 else None)
-    return updates, groups
-
-
-@contextmanager
-def _own_dropout(active: bool, device: torch.device) -> Iterator[Callable[[Head, int], None]]:
-    """A function that seeds a head's dropout; the global generators are left as they were."""
-
-    def seed_dropout(head: Head, seed: int) -> None:
-        if any(isinstance(m, nn.Dropout) and m.p > 0 for m in head.modules()):
-            generator.manual_seed(seed)
-
-    if not active:
-        yield seed_dropout
-        return
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if cuda else []):
-        # Not torch.manual_seed: without a GPU that keeps a stack trace of every call for a later start of CUDA.
-        generator = torch.cuda.default_generators[device.index or 0] if cuda else torch.default_generator
-        yield seed_dropout
-
-
-def _optimiser(member: Member, settings: TrainSettings) -> torch.optim.Optimizer:
-    parameters = [p for p in member.head.parameters() if p.requires_grad]
-    fused = all(p.is_cuda for p in parameters)
-    return torch.optim.AdamW(parameters, lr=member.learning_rate, weight_decay=settings.weight_decay, fused=fused)
 
 
 def _validate(

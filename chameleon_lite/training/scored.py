@@ -4,8 +4,9 @@
     rows (B,) ─ batch ─▶ h (M, C), target (M,), row (M,)      row[m] in 0 … B − 1, ascending
 
 A document's states lie together in the store and its targets together in the table, so two numbers a document say
-where all its pairs are. The states live on the device where they fit its budget; otherwise each batch is read
-from the memory map, and device memory holds one batch whatever the corpus holds. What grows on the host is ids.
+where all its pairs are. Those are worked out on the host, where a batch of them costs no launches, and sent in one
+piece. The states lie on the device where they fit its budget; otherwise each batch is read from the memory map, and
+device memory holds one batch whatever the corpus holds. What grows on the host is ids.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.ragged import ragged
+from ..model.head_loss import IGNORED
 from .features import FeatureStore
 
 RESIDENT_BYTES = {"cpu": 1 << 30, "cuda": 24 << 30}
@@ -21,13 +24,9 @@ RESIDENT_BYTES = {"cpu": 1 << 30, "cuda": 24 << 30}
 
 @dataclass(frozen=True)
 class ScoredStates:
-    """The scored (state, target) pairs of N documents, document after document.
+    """The scored (state, target) pairs of N documents, document after document; all but `states` on the host."""
 
-    `first_state`, `first_target` (N,) and `ids` (L,) lie beside the states: on the device where those are
-    resident, on the host where they are read from disk.
-    """
-
-    counts: Tensor  # (N,) int64 scored tokens of each document, on the host: asking for a total waits for nothing
+    counts: Tensor  # (N,) int64 scored tokens of each document
     first_state: Tensor  # (N,) int64 where a document's first predicting state lies in the store
     first_target: Tensor  # (N,) int64 where its first target lies in ids
     ids: Tensor  # (L,) int32 token ids of all documents
@@ -38,8 +37,9 @@ class ScoredStates:
     @classmethod
     def resident(cls, states: Tensor, target: Tensor, counts: Tensor) -> "ScoredStates":
         """Pairs that are in memory already: states (S, C), target (S,), and counts (N,) that say whose they are."""
-        first = (counts.cumsum(0) - counts).to(states.device)
-        return cls(counts.cpu(), first, first, target.int(), states, None, states.device)
+        counts = counts.cpu()
+        first = counts.cumsum(0) - counts
+        return cls(counts, first, first, target.cpu().int(), states, None, states.device)
 
     @property
     def documents(self) -> int:
@@ -58,27 +58,32 @@ class ScoredStates:
     @property
     def target(self) -> Tensor:
         """All targets (S,) int64 on the device, document after document; made anew at each call."""
-        first = self.first_target.cpu()
-        within = torch.arange(self.total) - (self.counts.cumsum(0) - self.counts).repeat_interleave(self.counts)
-        place = first.repeat_interleave(self.counts) + within  # (S,)
-        return self.ids[place.to(self.ids.device)].long().to(self.device)
+        place = ragged(self.first_target.numpy(), self.counts.numpy())
+        return self.ids[torch.from_numpy(place)].long().to(self.device)
 
-    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Documents rows (B,) to their states (M, C), targets (M,) and row numbers (M,) in 0 … B − 1."""
-        counts = self.counts[rows]  # (B,)
-        total = int(counts.sum())
-        place = self.ids.device
-        rows, counts = rows.to(place), counts.to(place)
-        index = torch.arange(len(rows), device=place)
-        row = torch.repeat_interleave(index, counts, output_size=total)  # (M,)
-        within = torch.arange(total, device=place) - (counts.cumsum(0) - counts)[row]
-        target = self.ids[self.first_target[rows][row] + within].long()  # (M,)
-        state = self.first_state[rows][row] + within  # (M,)
+    def batch(self, rows: Tensor, length: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Documents rows (B,) to their states (M, C), targets (M,) and row numbers (M,) in 0 … B − 1.
+
+        With a `length` of at least M there are so many pairs: added ones count nothing, their targets are IGNORED.
+        """
+        rows = rows.cpu()
+        counts = self.counts[rows].numpy()
+        state = ragged(self.first_state[rows].numpy(), counts)  # (M,)
+        target = self.ids.numpy()[ragged(self.first_target[rows].numpy(), counts)]
+        told = np.zeros((3, len(state) if length is None else length), dtype=np.int64)
+        told[0, : len(state)], told[1, : len(state)], told[1, len(state) :] = state, target, IGNORED
+        told[2, : len(state)] = np.repeat(np.arange(len(rows)), counts)
+        told[2, len(state) :] = max(len(rows) - 1, 0)
+        place, target, row = self._sent(torch.from_numpy(told))
         if self.states is not None:
-            return self.states[state], target, row
-        h = torch.empty(total, self.store.width, dtype=torch.float16)
-        self.store.gather(state.numpy(), h)
-        return h.to(self.device), target.to(self.device), row.to(self.device)
+            return self.states.index_select(0, place), target, row
+        h = torch.empty(told.shape[1], self.store.width, dtype=torch.float16)
+        self.store.gather(told[0], h)
+        return self._sent(h), target, row
+
+    def _sent(self, x: Tensor) -> Tensor:
+        """x on the device; a GPU is not waited for."""
+        return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else x.to(self.device)
 
 
 def scored_states(
@@ -92,14 +97,12 @@ def scored_states(
         states = torch.empty(int(store.bounds[-1]), store.width, dtype=torch.float16, device=device)
         for first, shard in store.shards():
             states[first : first + len(shard)] = torch.from_numpy(np.array(shard)).to(device)
-    place = device if states is not None else torch.device("cpu")
     prefix = table.prefix.astype(np.int64)
-    first_target = table.offsets[:-1] + prefix
     return ScoredStates(
         counts=torch.from_numpy(table.n_scored.astype(np.int64)),
-        first_state=torch.from_numpy(store.start + prefix - 1).to(place),
-        first_target=torch.from_numpy(first_target).to(place),
-        ids=torch.from_numpy(table.ids).to(place),
+        first_state=torch.from_numpy(store.start + prefix - 1),
+        first_target=torch.from_numpy(table.offsets[:-1] + prefix),
+        ids=torch.from_numpy(table.ids),
         states=states,
         store=store,
         device=device,

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from chameleon_lite.model.head_loss import IGNORED, HeadWeight, plain_losses
 from chameleon_lite.study.experiment import run_experiment
-from chameleon_lite.training import features, loop
+from chameleon_lite.training import features, loop, steps
 
 REGIMES = ["R0", "R1", "R2", "R4", "R6"]
 EXACT, SIXTEEN, BETWEEN = 1e-5, 2e-3, 5e-4  # nats a token: float32, 16 bits, differences between regimes
@@ -49,7 +49,7 @@ def losses(small, tmp_path, monkeypatch):
 def plain(losses, monkeypatch):
     """The grid on the readable path."""
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "head_losses", plain_losses)
+        patch.setattr(steps, "head_losses", plain_losses)
         patch.setattr(loop, "token_losses", plain_token_losses)
         patch.setattr(features, "_by_budget", one_document_at_a_time)
         return losses("plain")

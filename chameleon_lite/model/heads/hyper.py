@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import errors
+from .dropout import Dropout
 from .interface import Condition, Head, HeadUpdate
 from .static import LoraHead
 
@@ -35,8 +36,8 @@ class HyperHead(Head):
         super().__init__()
         self.width, self.vocab, self.rank = width, vocab, rank
         self.net = nn.Sequential(
-            nn.Linear(width, hidden[0]), nn.ReLU(), nn.Dropout(dropout),
-            nn.Linear(hidden[0], hidden[1]), nn.ReLU(), nn.Dropout(dropout),
+            nn.Linear(width, hidden[0]), nn.ReLU(), Dropout(dropout),
+            nn.Linear(hidden[0], hidden[1]), nn.ReLU(), Dropout(dropout),
         )
         self.last = nn.Linear(hidden[1], rank * (width + vocab))
         self._initialise(released_init)

@@ -6,6 +6,8 @@
 Which rows belong together is laid out once; decoding then repeats nothing but the arithmetic. A condition for
 every row, or one for all, are the two ends of the same thing.
 """
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -55,8 +57,8 @@ class MixedUpdate:
         same = len(ids) == len(x) and torch.equal(ids, torch.arange(len(x), device=x.device))
         return (x if same else x[ids]).to(dtype or x.dtype)
 
-    def logits(self, head: torch.nn.Module, h: Tensor, scale: float = 1.0) -> Tensor:
-        """h (B, T, C) to the adapted logits (B, T, V); `head` is the frozen one.
+    def logits(self, head: Callable[[Tensor], Tensor], h: Tensor, scale: float = 1.0) -> Tensor:
+        """h (B, T, C) to the adapted logits (B, T, V); `head` gives the frozen ones, which are written into.
 
         Raises ValueError where the number of rows is not a multiple of the layout's.
         """

@@ -1,0 +1,171 @@
+"""Recorded steps: what is replayed depends on its inputs alone, and gives what plain steps give."""
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from chameleon_lite.config import TrainSettings
+from chameleon_lite.data.arrangement import arrange
+from chameleon_lite.model.head_loss import IGNORED, HeadWeight, head_losses
+from chameleon_lite.model.heads.dropout import Dropout
+from chameleon_lite.model.heads.hyper import HyperHead
+from chameleon_lite.model.heads.interface import Condition, HeadUpdate
+from chameleon_lite.model.heads.static import LoraHead
+from chameleon_lite.training.loop import Member, fit
+from chameleon_lite.training.recorder import Recorder, Recording
+from chameleon_lite.training.steps import own_dropout, roomy
+
+SETTINGS = TrainSettings(epochs=3, rows_per_step=8, patience=9)
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+class Rehearsal(Recorder):
+    """Does on a CPU what a graph does: the work of the first time, on the same memory, with other values in it."""
+
+    replays = 0
+
+    def _record(self, inputs, work):
+        return Recording(work, [x.clone() for x in inputs], torch.empty(0))
+
+    def _replay(self, kept, inputs):
+        type(self).replays += 1
+        for own, given in zip(kept.inputs, inputs):
+            own.copy_(given)
+        return kept.graph(*kept.inputs)
+
+
+def condition(rows):
+    """One group; its vector depends on the rows, so one that is not copied in would show."""
+    table = torch.randn(60, 16, generator=torch.Generator().manual_seed(7))
+    return Condition(table[rows.cpu()].mean(0, keepdim=True)), None
+
+
+def grouped(rows):
+    table = torch.randn(60, 16, generator=torch.Generator().manual_seed(7))
+    return Condition(table[rows.cpu()]), torch.arange(len(rows))
+
+
+def trained(states, weight, recorder, sources=(condition, condition, None), device="cpu", settings=SETTINGS):
+    members = []
+    for number, source in enumerate(sources):
+        torch.manual_seed(number)
+        head = LoraHead(16, 257, 2) if source is None else HyperHead(16, 257, 2)
+        told = source and (lambda rows, source=source: (source(rows)[0].to(device), source(rows)[1]))
+        members.append(Member(str(number), head.to(device), told, told, 1e-2, seed=number))
+    fit(members, states, lambda n: arrange(60, None, torch.Generator().manual_seed(n)).steps(8), states,
+        torch.arange(60).split(8), weight, settings, progress=False, recorder=recorder)
+    return members
+
+
+def same(one, other, atol):
+    for a, b in zip(one, other, strict=True):
+        for p, q in zip(a.curve, b.curve, strict=True):
+            assert p["validation_nll"] == pytest.approx(q["validation_nll"], abs=atol)
+            assert p["train_nll"] == pytest.approx(q["train_nll"], abs=atol)
+
+
+def test_steps_filled_up_with_masks_drawn_beforehand_are_the_plain_ones(tiny_states, tiny_weight):
+    Rehearsal.replays = 0
+    recorder = Rehearsal(torch.device("cpu"))
+    found = trained(tiny_states, tiny_weight, recorder)
+    assert Rehearsal.replays > 10 and not recorder.plain
+    same(found, trained(tiny_states, tiny_weight, None), atol=1e-6)
+
+
+def test_a_head_that_stops_leaves_the_others_as_they_would_be_alone(tiny_states, tiny_weight):
+    settings = TrainSettings(epochs=4, rows_per_step=8, patience=0)
+    members = trained(tiny_states, tiny_weight, Rehearsal(torch.device("cpu")), settings=settings)
+    same(members, trained(tiny_states, tiny_weight, None, settings=settings), atol=1e-6)
+    assert len({len(m.curve) for m in members}) > 1  # some did stop before others
+
+
+def test_a_head_with_several_updates_is_stepped_plainly(tiny_states, tiny_weight):
+    recorder = Rehearsal(torch.device("cpu"))
+    found = trained(tiny_states, tiny_weight, recorder, (grouped, condition))
+    assert not recorder.kept
+    same(found, trained(tiny_states, tiny_weight, None, (grouped, condition)), atol=0)
+
+
+def test_added_positions_count_nothing(tiny_states):
+    rows = torch.tensor([3, 1, 7])
+    h, target, row = tiny_states.batch(rows)
+    more, targets, numbers = tiny_states.batch(rows, roomy(len(h)))
+    assert len(more) == roomy(len(h)) > len(h)
+    assert torch.equal(more[: len(h)], h) and torch.equal(targets[: len(h)], target)
+    assert (targets[len(h) :] == IGNORED).all() and torch.equal(numbers[: len(h)], row)
+    assert (numbers.diff() >= 0).all()
+
+
+def test_roomy_numbers_are_few_and_near():
+    numbers = {roomy(n) for n in range(1, 5_000)}
+    assert len(numbers) < 32
+    assert all(n <= roomy(n) for n in range(1, 20_000))
+    assert all(roomy(n) <= 1.25 * n for n in range(257, 20_000))
+
+
+def test_a_drawn_mask_is_what_forward_would_have_dropped():
+    layer, x = Dropout(0.3), torch.randn(1, 500)
+    with own_dropout([layer], torch.device("cpu")) as seed:
+        seed(layer, 5)
+        expected = layer(x)
+        seed(layer, 5)
+        layer.mask = layer.draw(torch.device("cpu"))
+    assert torch.allclose(layer(x), expected) and bool((expected == 0).any())
+    with pytest.raises(ValueError, match="does not fit"):
+        layer(torch.randn(2, 500))
+    assert torch.equal(layer.eval()(x), x)
+
+
+def test_the_generator_is_left_as_it_was():
+    head = HyperHead(4, 9, 2)
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    with own_dropout([head], torch.device("cpu")) as seed:
+        seed(head, 9)
+        head.factors(Condition(torch.ones(1, 4)))
+    with own_dropout([LoraHead(4, 9, 1)], torch.device("cpu")) as seed:
+        seed(head, 9)  # nothing drops here: nothing is seeded
+    assert torch.equal(torch.rand(3), expected)
+
+
+@GPU
+def test_a_replayed_step_sees_its_inputs_and_its_parameters():
+    device, g = torch.device("cuda"), torch.Generator().manual_seed(0)
+    weight = HeadWeight(torch.randn(1_000, 64, generator=g).to(device) * 0.1)
+    down, up = (torch.randn(s, generator=g).to(device).mul_(0.1).requires_grad_() for s in ((4, 64), (1_000, 4)))
+    recorder = Recorder(device)
+
+    def work(h, target):
+        loss = head_losses(h, target, weight, [HeadUpdate(down[None], up[None])])[0]
+        down.grad, up.grad = torch.autograd.grad(loss, (down, up))
+        return loss.detach()
+
+    for _ in range(5):
+        h = torch.randn(300, 64, generator=g).to(device, torch.float16)
+        target = torch.randint(1_000, (300,), generator=g).to(device)
+        with torch.no_grad():
+            up += 0.01
+        found = float(recorder("step", [h, target], work))
+        own = down.grad.clone(), up.grad.clone()
+        assert found == pytest.approx(float(work(h, target)), rel=1e-6)
+        torch.testing.assert_close(own, (down.grad, up.grad), rtol=1e-5, atol=1e-6)
+    assert not recorder.plain and len(recorder.kept) == 1
+
+
+@GPU
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_training_with_recorded_steps_gives_the_plain_losses(tiny_states, tiny, dtype):
+    device = torch.device("cuda")
+    states = replace(tiny_states, states=tiny_states.states.to(device), device=device)
+    weight = HeadWeight(tiny.head.weight.detach(), dtype=dtype, device=device)
+    recorder = Recorder(device)
+    found = trained(states, weight, recorder, device=device)
+    assert recorder.kept and not recorder.plain and all(recorder.kept.values())
+    never = Recorder(device, limit=0)
+    same(found, trained(states, weight, never, device=device), atol=1e-5 if dtype == torch.float32 else 2e-4)
+    again = trained(states, weight, Recorder(device), device=device)
+    assert [copy.copy(m.curve) for m in found] == [m.curve for m in again]  # a GPU repeats itself
+    plain_cohort = trained(states, weight, Recorder(device), (condition,), device=device)
+    same(plain_cohort, found[:1], atol=1e-5 if dtype == torch.float32 else 2e-4)  # whoever shares its steps
