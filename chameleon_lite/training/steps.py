@@ -73,9 +73,10 @@ class Steps:
                   total: int, seed_dropout: Callable[[Head, int], None]) -> Tensor:
         """The same through the recorder: everything that changes from step to step is an input."""
         layers, masks = [active(m.head) for m in live], []
-        for member, dropouts in zip(live, layers):
+        for member, dropouts, condition in zip(live, layers, told):
             seed_dropout(member.head, member.seed + number)
-            masks += [layer.draw(self.train.device) for layer in dropouts]
+            masks += [layer.draw(1 if condition is None else condition.groups, self.train.device)
+                      for layer in dropouts]  # fmt: skip
         distinct = list({id(c): c for c in told if c is not None}.values())
         place = [next((i for i, c in enumerate(distinct) if c is condition), None) for condition in told]
         names = [[name for name, x in vars(c).items() if isinstance(x, Tensor)] for c in distinct]

@@ -20,9 +20,9 @@ class Dropout(nn.Dropout):
             raise ValueError(f"a mask of {tuple(self.mask.shape)} does not fit {tuple(x.shape)}: draw it anew")
         return x * self.mask
 
-    def draw(self, device: torch.device) -> Tensor:
-        """A mask for the shape seen last; uses up the generator's numbers as `forward` would."""
-        return F.dropout(torch.ones(self.seen, device=device), self.p, training=True)
+    def draw(self, groups: int, device: torch.device) -> Tensor:
+        """A mask for (groups, …), the rest as seen last; uses up the generator's numbers as `forward` would."""
+        return F.dropout(torch.ones(groups, *self.seen[1:], device=device), self.p, training=True)
 
 
 def active(module: nn.Module) -> list[nn.Dropout]:
