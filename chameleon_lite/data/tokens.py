@@ -18,10 +18,11 @@ from torch import Tensor
 
 from ..errors import UserError
 from .corpora.documents import Document
+from .encoding import Encoded, encode
 from .ragged import cumulative, ragged
 
 IGNORED = -100  # the label of a position that is not scored
-CHUNK = 4096  # documents given to the tokenizer at once
+CHUNK = 1024  # documents given to the tokenizer at once; more is slower: what it returns no longer fits a cache
 SHORT = "shorter than prefix + scored"
 
 
@@ -117,37 +118,56 @@ def tokenise(
     Raises UserError for settings that cannot be met and when nothing remains.
     """
     _check(max_length, prefix_tokens, min_scored, condition_on)
-    prompt, prompt_at, _ = _encode([d.prompt for d in documents], tokenizer)
-    text, text_at, ends = _encode([d.text for d in documents], tokenizer)
-    n_prompt = np.minimum(np.diff(prompt_at), max_length - min_scored)
-    n_text = np.minimum(np.diff(text_at), max_length - n_prompt)
-    prefix = np.where(n_prompt > 0, n_prompt, prefix_tokens)  # (N,)
-    keep = np.flatnonzero(n_prompt + n_text - prefix >= min_scored)
-    cut = np.diff(prompt_at) - n_prompt  # (N,) prompt tokens lost on the left
-    dropped = {
-        SHORT: len(documents) - len(keep),
-        "truncated": int((n_text < np.diff(text_at))[keep].sum()),
-        "prompt truncated": int((cut > 0)[keep].sum()),
-    }
-    if not len(keep):
+    documents = list(documents)
+    # What a tokenizer returns is many times larger than the ids, so no chunk's may outlive the chunk.
+    parts = [
+        _part(documents[start : start + CHUNK], tokenizer, max_length, prefix_tokens, min_scored, condition_on)
+        for start in range(0, len(documents), CHUNK)
+    ]
+    if not sum(map(len, parts)):
         need = f"{prefix_tokens} prefix (or a prompt) + {min_scored} scored tokens"
         raise UserError(f"no document of {len(documents)} has {need}; lower prefix_tokens or min_scored, or add text")
+    arrays = ("ids", "prefix", "condition", "scored_bytes")
+    return TokenTable(
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays},
+        offsets=cumulative(np.concatenate([part.lengths for part in parts])),
+        names=tuple(chain.from_iterable(part.names for part in parts)),
+        groups=tuple(chain.from_iterable(part.groups for part in parts)),
+        dropped={why: sum(part.dropped[why] for part in parts) for why in parts[0].dropped},
+        pad_id=_pad_id(tokenizer),
+    )
+
+
+def _part(documents, tokenizer, max_length, prefix_tokens, min_scored, condition_on) -> TokenTable:
+    """The table of one chunk of documents; it may have none."""
+    prompt = encode([d.prompt for d in documents], tokenizer, characters=False)
+    text = encode([d.text for d in documents], tokenizer)
+    n_prompt = np.minimum(prompt.lengths, max_length - min_scored)
+    n_text = np.minimum(text.lengths, max_length - n_prompt)
+    prefix = np.where(n_prompt > 0, n_prompt, prefix_tokens)  # (N,)
+    keep = np.flatnonzero(n_prompt + n_text - prefix >= min_scored)
+    cut = prompt.lengths - n_prompt  # (N,) prompt tokens lost on the left
+    dropped = {
+        SHORT: len(documents) - len(keep),
+        "truncated": int((n_text < text.lengths)[keep].sum()),
+        "prompt truncated": int((cut > 0)[keep].sum()),
+    }
     kept = [documents[i] for i in keep]
     n_prompt, n_text, prefix, cut = n_prompt[keep], n_text[keep], prefix[keep], cut[keep]
     span = np.stack([np.zeros_like(prefix), prefix], axis=1)  # (N, 2)
     if condition_on == "instruction":
         span = _instruction_spans(kept, tokenizer, cut, span)
     skipped = np.where(n_prompt > 0, 0, prefix)  # (N,) text tokens that are prefix, not scored
+    prompt_from, text_from = cumulative(prompt.lengths)[keep] + cut, cumulative(text.lengths)[keep]
     return TokenTable(
-        ids=_joined(prompt, prompt_at[keep] + cut, n_prompt, text, text_at[keep], n_text),
+        ids=_joined(prompt.ids, prompt_from, n_prompt, text.ids, text_from, n_text),
         offsets=cumulative(n_prompt + n_text),
         prefix=prefix.astype(np.int32),
         condition=span.astype(np.int32),
         names=tuple(d.id for d in kept),
         groups=tuple(d.group for d in kept),
-        scored_bytes=_scored_bytes(kept, ends, text_at[keep], np.diff(text_at)[keep], skipped, n_text),
+        scored_bytes=_scored_bytes(kept, keep, text, skipped, n_text),
         dropped=dropped,
-        pad_id=_pad_id(tokenizer),
     )
 
 
@@ -161,22 +181,6 @@ def _check(max_length: int, prefix_tokens: int, min_scored: int, condition_on: s
         raise UserError(f"max_length {max_length} has no room for {need}; raise it")
 
 
-def _encode(texts: list[str], tokenizer: Callable) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Texts to flat ids (L,), offsets (N + 1,) and, from a fast tokenizer, each token's end character (L,)."""
-    fast = getattr(tokenizer, "is_fast", False)
-    options = {"return_offsets_mapping": True, "return_attention_mask": False, "verbose": False} if fast else {}
-    ids, ends, lengths = [], [], []
-    for start in range(0, len(texts), CHUNK):
-        part = tokenizer(texts[start : start + CHUNK], add_special_tokens=False, **options)
-        lengths += [len(row) for row in part["input_ids"]]
-        ids.append(np.fromiter(chain.from_iterable(part["input_ids"]), dtype=np.int32))
-        if fast:
-            spans = chain.from_iterable(part["offset_mapping"])
-            ends.append(np.fromiter((stop for _, stop in spans), dtype=np.int64))
-    flat = np.concatenate(ids) if ids else np.empty(0, dtype=np.int32)
-    return flat, cumulative(np.asarray(lengths, dtype=np.int64)), np.concatenate(ends) if ends else None
-
-
 def _joined(prompt, prompt_from, n_prompt, text, text_from, n_text) -> np.ndarray:
     """Of each document n_prompt ids of `prompt`, then n_text ids of `text`, all flat: (L,) int32."""
     starts = cumulative(n_prompt + n_text)
@@ -186,27 +190,26 @@ def _joined(prompt, prompt_from, n_prompt, text, text_from, n_text) -> np.ndarra
     return ids
 
 
-def _scored_bytes(kept, ends, starts, n_tokens, skipped, n_text) -> np.ndarray:
-    """UTF-8 bytes of each document's scored text, (N,) int64.
+def _scored_bytes(kept: list[Document], at: np.ndarray, text: Encoded, skipped, n_text) -> np.ndarray:
+    """UTF-8 bytes of each document's scored text, (N,) int64; document n is number at[n] of `text`.
 
     Exact with a fast tokenizer; others don't say which characters a token covers, and the text's bytes are
     shared out evenly over its tokens (exact where every token has as many bytes).
     """
-    if ends is None:
+    if text.characters is None:
         total = np.array([len(d.text.encode()) for d in kept], dtype=np.int64)
-        return total * (n_text - skipped) // np.maximum(n_tokens, 1)
-    last = np.append(ends, 0)  # a document may have no text tokens at all
-    first = np.where(skipped > 0, last[np.maximum(starts + skipped - 1, 0)], 0)
-    stop = np.where(n_text > 0, last[starts + n_text - 1], 0)
+        return total * (n_text - skipped) // np.maximum(text.lengths[at], 1)
+    first, stop = text.stops(at, skipped - 1), text.stops(at, n_text - 1)
     return np.array([len(d.text[a:b].encode()) for d, a, b in zip(kept, first, stop)], dtype=np.int64)
 
 
 def _instruction_spans(kept: list[Document], tokenizer: Callable, cut: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Where in each document (N, 2) the instruction lies; the whole prefix where there is none left to read."""
     at = [d.prompt.find(d.instruction) if d.instruction else -1 for d in kept]
-    before = _encode([d.prompt[: max(a, 0)] for d, a in zip(kept, at)], tokenizer)[1]
-    until = _encode([d.prompt[: max(a, 0) + len(d.instruction)] for d, a in zip(kept, at)], tokenizer)[1]
-    span = np.stack([np.diff(before) - cut, np.diff(until) - cut], axis=1).clip(0, whole[:, 1:])  # (N, 2)
+    before = [d.prompt[: max(a, 0)] for d, a in zip(kept, at)]
+    until = [d.prompt[: max(a, 0) + len(d.instruction)] for d, a in zip(kept, at)]
+    ends = [encode(texts, tokenizer, characters=False).lengths - cut for texts in (before, until)]
+    span = np.stack(ends, axis=1).clip(0, whole[:, 1:])  # (N, 2)
     found = (np.array(at) >= 0) & (span[:, 1] > span[:, 0])
     return np.where(found[:, None], span, whole)
 
