@@ -10,10 +10,12 @@ import torch
 
 from ..data import lloyd
 from ..data.clusters import steps_from
+from ..model.aligned_head import AlignedHead
 from ..model.formats import in_format
 from ..model.head_loss import HeadWeight
 from ..training.features import arithmetic
 from .measure import interleaved
+from .rows_head import HeadWork
 from .workload import Bench, random_table
 
 
@@ -21,6 +23,8 @@ def tried(bench: Bench) -> dict:
     """All entries, {idea, with, without, gain, kept, why}."""
     found = [_logsumexp(bench), _odd_vocabulary(bench), _mask(bench), _own_clusters(bench), _low_bits(bench),
              _sixteen_decode(bench)]  # fmt: skip
+    if bench.gpu:
+        found += [_split_products(bench), _recorded(bench), _aligned_decode(bench)]
     return {"what": "tried, kept or not", "status": "shown", "tried": found}
 
 
@@ -79,6 +83,36 @@ def _low_bits(bench: Bench) -> dict:
     moved = float((low_labels() != lloyd.assign(x, c, norms)[0]).float().mean())
     return _entry(bench, "16-bit distances in k-means", False, f"{moved:.1%} of the rows would change their cluster",
                   low_labels, lambda: lloyd.assign(x, c, norms)[0])  # fmt: skip
+
+
+def _split_products(bench: Bench) -> dict:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(bench.size(8_192, 23_767, 1_024), 768, generator=g).to(bench.device)
+    c = x[: bench.size(256, 742, 32)] * 0.1
+    labels_of, norms = lloyd.label_finder(x), x.square().sum(1)
+    moved = float((labels_of(c) != lloyd.assign(x, c, norms)[0]).float().mean())
+    return _entry(bench, "k-means distances from bfloat16 parts", True,
+                  f"{moved:.1%} of the rows change their cluster", lambda: labels_of(c),
+                  lambda: lloyd.assign(x, c, norms)[0])  # fmt: skip
+
+
+def _recorded(bench: Bench) -> dict:
+    """A small step, where the host is what is waited for; row B5 has a large one."""
+    work = HeadWork(bench, 64)
+    return _entry(bench, "a step of the head recorded once and replayed", True,
+                  "64 positions: the host describes a step more slowly than the GPU does it",
+                  work.replayed(), work.step(work.ours))  # fmt: skip
+
+
+@torch.inference_mode()
+def _aligned_decode(bench: Bench) -> dict:
+    with in_format(bench.backbone.lm, torch.bfloat16):
+        head = bench.backbone.lm.get_output_embeddings()
+        h = torch.randn(64, 1, bench.backbone.width, device=bench.device, dtype=torch.bfloat16)
+        aligned = AlignedHead(head)
+        return _entry(bench, "decoding with a copy of W padded to a multiple of 64", True,
+                      "one token of 64 rows: nothing hides the product, the next token waits for it",
+                      lambda: aligned(h), lambda: head(h))  # fmt: skip
 
 
 @torch.inference_mode()
