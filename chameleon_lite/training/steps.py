@@ -32,7 +32,9 @@ class Steps:
     def __init__(self, members: Sequence, train: ScoredStates, weight: HeadWeight, settings: TrainSettings,
                  processes: Processes, over: str, recorder: Recorder | None) -> None:
         self.train, self.weight, self.settings, self.processes = train, weight, settings, processes
-        self.recorder, self.sums = recorder, Sums(over)
+        # States that are computed anew for every batch may carry gradients on to the layers: a copy would not.
+        self.recorder = recorder if isinstance(train, ScoredStates) else None
+        self.sums = Sums(over)
         self.run = object()  # part of every key: heads of the same names in another run must not meet these recordings
         self.optimisers = {m.name: _optimiser(m, settings) for m in members}
 
@@ -42,8 +44,8 @@ class Steps:
         share = slice(self.processes.index, None, self.processes.count)
         told, groups = tell([(m.head, m.condition) for m in live], rows, self.train, share)
         recorded = self.recorder is not None and not any(groups) and all(_can_give(m.head) for m in live)
-        length = roomy(int(self.train.counts[rows[share]].sum())) if recorded else None
-        h, target, _ = self.train.batch(rows[share], length)
+        room = [roomy(int(self.train.counts[rows[share]].sum()))] if recorded else []
+        h, target, _ = self.train.batch(rows[share], *room)
         with own_dropout([m.head for m in live], self.train.device) as seed_dropout:
             if recorded:
                 nll = self._recorded(live, number, told, (h, target), total, seed_dropout)

@@ -87,6 +87,25 @@ def test_a_head_with_several_updates_is_stepped_plainly(tiny_states, tiny_weight
     same(found, trained(tiny_states, tiny_weight, None, (grouped, condition)), atol=0)
 
 
+def test_states_that_carry_gradients_are_never_recorded(tiny_states, tiny_weight):
+    class Live:
+        """States as a backbone that trains along makes them."""
+
+        counts, device, documents = tiny_states.counts, tiny_states.device, tiny_states.documents
+
+        def batch(self, rows):
+            h, target, row = tiny_states.batch(rows)
+            return h.float() * head.gain, target, row
+
+    torch.manual_seed(0)
+    head = LoraHead(16, 257, 2)
+    head.gain = torch.nn.Parameter(torch.ones(16))
+    recorder = Rehearsal(torch.device("cpu"))
+    fit([Member("both", head, None, None, 1e-2)], Live(), lambda n: torch.arange(60).split(8), tiny_states,
+        [torch.arange(60)], tiny_weight, SETTINGS, progress=False, recorder=recorder)
+    assert not recorder.kept and bool((head.gain != 1).all())
+
+
 def test_steps_of_one_update_and_of_two_may_alternate(tiny_states, tiny_weight):
     def either(rows):
         told, _ = grouped(rows)
