@@ -107,6 +107,8 @@ def sent(x: Tensor, device: torch.device) -> Tensor:
 def _packed_piece(table: TokenTable, rows: np.ndarray, own: list[np.ndarray], length: int, n_rows: int | None,
                   device: torch.device) -> Piece:
     """Packed rows of places within `rows` as a piece; two copies to the device, whatever they hold."""
+    if n_rows is None:  # no shape is asked for: not longer than the fullest row
+        length = _aligned(max(int(table.lengths[rows[row]].sum()) for row in own))
     found = packed(table, [rows[row] for row in own], length, n_rows)
     ids, position, document = sent(torch.stack([found.ids, found.position, found.document]), device)
     pairs = sent(torch.stack([found.state, found.target, found.owner]), device)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..data.packing import sees
 from ..model.backbones import Backbone
 from ..model.capability import backbone_dtype
+from .features import fused_activations
 
 Run = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 
@@ -33,7 +34,8 @@ class Layers(nn.Module):
 
     def forward(self, ids: Tensor, position: Tensor | None, mask: Tensor) -> Tensor:
         """The pass; autocast keeps no converted weights, which a recording would take for current."""
-        with torch.autocast(self.kind, dtype=self.dtype, enabled=self.autocast, cache_enabled=False):
+        precision = torch.autocast(self.kind, dtype=self.dtype, enabled=self.autocast, cache_enabled=False)
+        with precision, fused_activations(self.body):
             return self.hidden(ids, mask, position)
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
