@@ -138,6 +138,14 @@ def test_pieces_change_neither_gradients_nor_readings(monkeypatch, two_kinds):
     assert torch.allclose(found[0][1], found[1][1], rtol=1e-3)
 
 
+@pytest.mark.parametrize("record", [True, False])
+def test_whether_the_layers_are_recorded_is_a_setting(monkeypatch, two_kinds, record):
+    asked = []
+    monkeypatch.setattr(uncached, "recorded", lambda *shape: asked.append(shape[1:]))
+    fit(two_kinds(60), backbone="tiny", settings=small(record_layers=record, train=TrainSettings(epochs=1)))
+    assert asked == ([(1, 256)] if record else [])
+
+
 def test_a_rate_that_leaves_the_numbers_is_said_to(monkeypatch, two_kinds):
     monkeypatch.setattr(uncached, "row_losses", lambda both, update, group, ids, *a: ids[:, 0].double() * torch.nan)
     with pytest.raises(RunFailed, match="learning rate"):
