@@ -31,8 +31,8 @@ from .processes import Processes
 from .recorded_layers import Layers, RecordedLayers, Run, recorded
 
 # Tokens that go through the backbone at once. Training keeps every layer's activations for the way back, in 32 bits
-# about 5 MB a token for SmolLM2 and 1 MB for GPT-2, so that its pieces are small; on a CPU that costs no time. On a GPU
-# six rows of 256: a recorded pass is launched in no time, and takes its memory for as long as training lasts.
+# about 5 MB a token for SmolLM2 and 1 MB for GPT-2, so that its pieces are small: twice as large would save a CPU 7 %
+# of the time. On a GPU six rows of 256: a recorded pass is launched at once, and holds its memory as long as training.
 READ_TOKENS = {"cpu": 2_048, "cuda": 32_768}
 STEP_TOKENS = {"cpu": 256, "cuda": 1_536}
 
