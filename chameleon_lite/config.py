@@ -84,6 +84,10 @@ class FitSettings(Settings):
         0, ge=0, description="rank of LoRA in the layers, trained with the head; 0 = none. Above 0 features "
         "cannot be cached: every step runs the backbone, forwards and backwards; one validation an epoch"
     )
+    record_layers: bool = Field(
+        True, description="on a GPU, with LoRA in the layers: record their pass once and replay it; needs memory of "
+        "its own while training lasts"
+    )
     dropout: float = Field(0.5, ge=0, lt=1, description="dropout inside the hyper-network, as released")
     condition: Literal["cluster", "centroid", "row"] = Field(
         "cluster", description="what texts are told at inference, see model/conditions.py; training uses groups"

@@ -162,7 +162,7 @@ def _with_layers(model, parts: dict[str, Part], settings: FitSettings, processes
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         found = fit_layers(both, texts("train"), texts("validation"), settings.train, settings.learning_rate,
-                           processes, progress)
+                           processes, progress, settings.record_layers)
     if found.failure:
         raise RunFailed(f"adapter: {found.failure}; lower it")
     with without_lora(model.backbone):

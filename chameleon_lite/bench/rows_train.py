@@ -1,4 +1,4 @@
-"""B8, B9, B10 and the ladder: training, from the released way to ours."""
+"""B8, B9 and the ladder: training, from the released way to ours."""
 
 import tempfile
 import time
@@ -10,27 +10,15 @@ from torch import Tensor
 
 from ..config import TrainSettings
 from ..data.embeddings import mean_embeddings
-from ..model.head_loss import HeadWeight, head_losses
+from ..model.head_loss import HeadWeight
 from ..model.heads.hyper import HyperHead
-from ..model.heads.interface import Condition, Head, HeadUpdate
+from ..model.heads.interface import Condition, Head
 from ..model.heads.static import LoraHead
 from ..training.features import features
 from ..training.loop import Member, fit
 from ..training.scored import scored_states
 from . import peers
-from .measure import (
-    Comparison,
-    Gate,
-    Row,
-    Sample,
-    interleaved,
-    peak_bytes,
-    relative_error,
-    sample,
-    scaled,
-    seconds_of,
-    synchronise,
-)
+from .measure import Comparison, Gate, Row, Sample, sample, scaled, synchronise
 from .workload import LENGTH, Bench, random_table, row_lengths
 
 EPOCHS, LEARNING_RATE = 5, 5e-4
@@ -158,90 +146,3 @@ def _timed(bench: Bench, work: Callable):
     out = work()
     synchronise(bench.device)
     return time.perf_counter() - started, out
-
-
-def lora_step(bench: Bench) -> Row:
-    """B10: a step with LoRA in the layers and on the head: our head loss against all logits, the same backbone."""
-    rows = bench.size(4, 32, 2)
-    work = _LoraStep(bench, rows)
-    contenders = {"ours": work.ours, "PEFT LoRA, plain loss": work.plain}
-    gates = work.gates()
-    times = interleaved(contenders, bench.device, bench.repetitions(5 if bench.gpu else 3))
-    peaks = {name: sample([float(peak_bytes(step, bench.device))], "bytes") for name, step in contenders.items()}
-    time_goal, memory_goal = bench.goal(1.1, 1.3), bench.goal(3, 3)
-    plain = "PEFT LoRA, plain loss"
-    body, layers = seconds_of(work.body_alone, bench.device), peak_bytes(work.body_alone, bench.device)
-    heads = {name: max(0.0, peak.median - layers) / 1e6 for name, peak in peaks.items()}
-    row = Row(
-        "B10", "a step with LoRA in the layers",
-        [Comparison(plain, "time", times["ours"], times[plain], time_goal),
-         Comparison(plain, "memory", peaks["ours"], peaks[plain], memory_goal)],
-        gates,
-        limit="the head's part of the step",
-        workload={"rows": rows, "padded length": work.ids.shape[1], "real tokens": int(work.mask.sum()),
-                  "backbone arithmetic": work.label, "tok/s": int(work.mask.sum()) / times["ours"].median},
-        profile={"the layers, forward and backward": body, "the head": max(0.0, times["ours"].median - body)},
-    )  # fmt: skip
-    if row.status == "missed":
-        row.reason = (f"both keep the layers' activations, {layers / 1e6:,.0f} MB and {body:.2f} s; on top of them the "
-                      f"head takes {heads['ours']:,.0f} MB against {heads[plain]:,.0f} MB")  # fmt: skip
-    return row
-
-
-class _LoraStep:
-    """Forward and backward of one padded batch through a backbone with LoRA and a low-rank head."""
-
-    def __init__(self, bench: Bench, rows: int) -> None:
-        from ..model.backbones import load_backbone
-        from ..model.lora import add_lora, lora_parameters
-
-        self.bench, self.label = bench, "bfloat16 autocast" if bench.gpu else "float32"
-        self.backbone = load_backbone(bench.model, device=bench.device)  # its own: LoRA stays in it
-        add_lora(self.backbone, rank=4)
-        table = random_table(row_lengths(rows), self.backbone.vocab, self.backbone.pad_id)
-        self.ids, self.labels = peers.padded_rows(table, int(table.lengths.max()), bench.device)
-        self.mask = table.padded(range(rows))[1].to(bench.device)
-        self.real = (self.labels.flatten() != peers.IGNORED).nonzero().squeeze(1)  # (M,)
-        self.targets = self.labels.flatten()[self.real]
-        self.weight = HeadWeight(self.backbone.head.weight, dtype=bench.fast)
-        generator = torch.Generator().manual_seed(0)
-        self.down, self.up = (torch.randn(shape, generator=generator).mul_(0.02).to(bench.device).requires_grad_()
-                              for shape in ((4, self.backbone.width), (self.backbone.vocab, 4)))  # fmt: skip
-        self.parameters = [*lora_parameters(self.backbone).values(), self.down, self.up]
-
-    def _hidden(self) -> Tensor:
-        with torch.autocast(self.bench.device.type, torch.bfloat16, enabled=self.bench.gpu):
-            return self.backbone.hidden(self.ids, self.mask)  # (B, T, C)
-
-    def _ours(self) -> Tensor:
-        h = self._hidden().flatten(0, 1)[self.real]  # (M, C): pads never meet the head
-        return head_losses(h, self.targets, self.weight, [HeadUpdate(self.down[None], self.up[None])])[0]
-
-    def _plain(self) -> Tensor:
-        with torch.autocast(self.bench.device.type, torch.bfloat16, enabled=self.bench.gpu):
-            return peers.plain_head_loss(self._hidden(), self.labels, self.backbone.head.weight, self.down, self.up)
-
-    def ours(self) -> None:
-        self._step(self._ours())
-
-    def plain(self) -> None:
-        self._step(self._plain())
-
-    def body_alone(self) -> None:
-        """The layers' share: the same pass, with a sum in the head's place."""
-        self._step(self._hidden().sum())
-
-    def _step(self, loss: Tensor) -> None:
-        for p in self.parameters:
-            p.grad = None
-        (loss / len(self.real)).backward()
-
-    def gates(self) -> list[Gate]:
-        """Loss and gradients against each other; the backbone's arithmetic is the same on both sides."""
-        pairs = []
-        for loss in (self._ours(), self._plain()):
-            grads = torch.autograd.grad(loss, self.parameters)
-            pairs.append((float(loss.detach()) / len(self.real), torch.cat([g.flatten().float() for g in grads])))
-        (ours, g), (plain, expected) = pairs
-        return [Gate("mean loss, nats", abs(ours - plain), self.bench.loss_gate),
-                Gate("gradient, relative", relative_error(g, expected), self.bench.gate)]  # fmt: skip

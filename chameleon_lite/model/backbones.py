@@ -50,9 +50,14 @@ class Backbone:
     def device(self) -> torch.device:
         return self.head.weight.device
 
-    def hidden(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """ids (B, T) int64 and mask (B, T), 1 for real tokens, to hidden states (B, T, C)."""
-        return self.body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    def hidden(self, ids: Tensor, mask: Tensor | None = None, position: Tensor | None = None) -> Tensor:
+        """ids (B, T) int64 and mask (B, T), 1 for real tokens, to hidden states (B, T, C).
+
+        Several documents a row: a mask (B, 1, T, T) bool of who sees whom, and position (B, T) inside the document;
+        not every model takes them, see training/pieces.py.
+        """
+        told = {} if position is None else {"position_ids": position}
+        return self.body(input_ids=ids, attention_mask=mask, use_cache=False, **told).last_hidden_state
 
     def logits(self, h: Tensor) -> Tensor:
         """Hidden states (…, C) to the frozen model's logits (…, V)."""

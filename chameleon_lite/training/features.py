@@ -164,7 +164,16 @@ def _write_shard(path: Path, states: np.ndarray) -> None:
 @contextmanager
 def arithmetic(backbone, dtype: torch.dtype) -> Iterator[None]:
     """Hold the backbone in `dtype`, its activations fused, and give it back as it was."""
-    lm = backbone.lm
+    with fused_activations(backbone.lm), in_format(backbone.lm, dtype):
+        yield
+
+
+@contextmanager
+def fused_activations(lm: nn.Module) -> Iterator[None]:
+    """Compute each activation that is spelled out in elementwise passes in one; the module is given back as it was.
+
+    One pass also keeps one tensor for the way back where eight keep five.
+    """
     slow = [
         (module, name, child)
         for module in lm.modules()
@@ -174,8 +183,7 @@ def arithmetic(backbone, dtype: torch.dtype) -> Iterator[None]:
     try:
         for module, name, _ in slow:
             setattr(module, name, nn.GELU(approximate="tanh"))
-        with in_format(lm, dtype):
-            yield
+        yield
     finally:
         for module, name, child in slow:
             setattr(module, name, child)

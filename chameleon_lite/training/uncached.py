@@ -1,10 +1,11 @@
 """LoRA in the layers, trained together with a head: the hidden states change with the factors and cannot be kept.
 
-    a step's rows ─ pieces of similar length ─ backbone with LoRA ─▶ h ─ head ─▶ nll ─ gradients add up ─▶ AdamW
+    a step's rows ─ pieces, packed (pieces.py) ─ backbone with LoRA ─▶ h ─ head ─▶ nll ─ gradients add up ─▶ AdamW
 
 Every step runs the backbone forwards and backwards, and every reading forwards; a head alone reads stored states.
 Memory is one piece's activations: a step's rows go through piece by piece, which changes no gradient. Training runs
-in 16-bit autocast where a GPU has it; readings pass their states through fp16, as stored ones do.
+in 16-bit autocast where a GPU has it, there from a recording of one piece (recorded_layers.py); readings pass their
+states through fp16, as stored ones do.
 """
 
 import copy
@@ -20,18 +21,20 @@ from ..config import TrainSettings
 from ..data.ragged import by_length
 from ..data.tokens import TokenTable
 from ..model.backbones import Backbone
-from ..model.capability import backbone_dtype
 from ..model.head_loss import HeadWeight, head_losses, token_losses
 from ..model.heads.interface import Head, HeadUpdate
 from ..model.lora import load_lora_state, lora_parameters, lora_state
 from .loop import ConditionOf, Epochs, average, steps_bar
 from .objectives import next_token
+from .pieces import Piece, packed_pieces, padded_pieces, row_length, takes_packed
 from .processes import Processes
+from .recorded_layers import Layers, RecordedLayers, Run, recorded
 
-# Padded tokens that go through the backbone at once. Training keeps every layer's activations for the way back, about
-# 5 MB a token for SmolLM2 in 32 bits, so that its pieces are small; on a CPU that costs no time.
+# Tokens that go through the backbone at once. Training keeps every layer's activations for the way back, in 32 bits
+# about 5 MB a token for SmolLM2 and 1 MB for GPT-2, so that its pieces are small: twice as large would save a CPU 7 %
+# of the time. On a GPU six rows of 256: a recorded pass is launched at once, and holds its memory as long as training.
 READ_TOKENS = {"cpu": 2_048, "cuda": 32_768}
-STEP_TOKENS = {"cpu": 512, "cuda": 2_048}
+STEP_TOKENS = {"cpu": 256, "cuda": 1_536}
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,33 @@ class Texts:
         return update, group if update is not None and update.groups > 1 else None
 
 
+@dataclass(frozen=True)
+class StepLayers:
+    """How a training step goes through the layers: in which pieces, and by which pass."""
+
+    run: Run
+    device: torch.device
+    budget: int  # tokens a piece, padding included
+    length: int | None  # of packed rows; None: one document a row
+    n_rows: int | None = None  # that every packed piece has, for a recorded pass
+
+    def pieces(self, table: TokenTable, rows: Tensor) -> list[Piece]:
+        """Documents rows (B,) in pieces."""
+        if self.length is None:
+            return list(padded_pieces(table, rows, self.budget, self.device))
+        return list(packed_pieces(table, rows, self.length, self.budget, self.device, self.n_rows))
+
+    def states(self, piece: Piece) -> Tensor:
+        """The state before each scored token, (M, C) float32 or wider."""
+        hidden = self.run(piece.ids, piece.position, piece.mask).flatten(0, 1)
+        return hidden.index_select(0, piece.state).to(torch.promote_types(hidden.dtype, torch.float32))
+
+    def release(self) -> None:
+        """Give back what a recorded pass holds."""
+        if isinstance(self.run, RecordedLayers):
+            self.run.release()
+
+
 @dataclass
 class Training:
     """How a training went: one entry of the curve a validation; `failure` where no state was worth keeping."""
@@ -83,17 +113,42 @@ class Training:
 
 
 def fit_layers(both: Layered, learn: Texts, check: Texts, settings: TrainSettings, learning_rate: float,
-               processes: Processes | None = None, progress: bool = False) -> Training:
+               processes: Processes | None = None, progress: bool = False, record: bool = True) -> Training:
     """Train LoRA factors and head in place, validating after each epoch, and leave both in their best state.
 
-    Dropout draws from torch's global generator: seed it, alike in all processes.
+    Dropout draws from torch's global generator: seed it, alike in all processes. `record`: see `step_layers`.
     """
+    layers = step_layers(both.backbone, learn.table, record)
+    try:
+        return _fit(both, layers, learn, check, settings, learning_rate, processes, progress)
+    finally:
+        layers.release()
+
+
+def step_layers(backbone: Backbone, table: TokenTable, record: bool = True) -> StepLayers:
+    """The way through a backbone with LoRA for documents of a table: packed where the model's states allow it.
+
+    `record`: on a GPU, packed pieces of one shape are recorded once and replayed.
+    """
+    device, longest = backbone.device, int(table.lengths.max())
+    budget = STEP_TOKENS.get(device.type, STEP_TOKENS["cpu"])
+    if not takes_packed(backbone, longest):
+        return StepLayers(Layers(backbone), device, budget, None)
+    length = row_length(longest, budget)
+    n_rows = max(1, budget // length)
+    found = recorded(backbone, n_rows, length) if record else None
+    return StepLayers(found or Layers(backbone), device, budget, length, n_rows if found else None)
+
+
+def _fit(both: Layered, layers: StepLayers, learn: Texts, check: Texts, settings: TrainSettings, learning_rate: float,
+         processes: Processes | None, progress: bool) -> Training:
+    """What `fit_layers` does, by this way through the layers."""
     optimiser = torch.optim.AdamW(both.parameters(), lr=learning_rate, weight_decay=settings.weight_decay)
     counts, found, state, misses = torch.from_numpy(check.table.n_scored), Training(), None, 0
     for epoch in range(settings.epochs + 1):  # the first round only reads
         batches = steps_bar(learn.batches(epoch - 1), f"epoch {epoch}/{settings.epochs}", progress,
                             processes) if epoch else ()  # fmt: skip
-        train_nll = _epoch(both, learn, batches, optimiser, processes) if epoch else None
+        train_nll = _epoch(both, layers, learn, batches, optimiser, processes) if epoch else None
         value = float(average(read_layers(both, check, processes), counts))
         found.curve.append({"epoch": float(epoch), "train_nll": train_nll, "validation_nll": value})
         if value < found.best:
@@ -118,7 +173,7 @@ def read_layers(both: Layered, texts: Texts, processes: Processes | None = None)
         both.head.eval()
     for rows in _share(texts.batches(0), processes):
         update, group = texts.told(rows, both.head)
-        for place in _pieces(table, rows, device, READ_TOKENS):
+        for place in _readings(table, rows, device):
             part = padded_with_prefix(table, rows[place], device)
             own = None if group is None else group.to(device)[place.to(device)]
             out[rows[place].to(device)] = row_losses(both, update, own, *part)
@@ -150,15 +205,15 @@ def padded_with_prefix(table: TokenTable, rows: Tensor, device: torch.device) ->
     return ids.to(device), mask.to(device), prefix.to(device)
 
 
-def _epoch(both: Layered, texts: Texts, batches: Iterable[Tensor], optimiser: torch.optim.Optimizer,
-           processes: Processes | None) -> float:
+def _epoch(both: Layered, layers: StepLayers, texts: Texts, batches: Iterable[Tensor],
+           optimiser: torch.optim.Optimizer, processes: Processes | None) -> float:
     """One pass over the training documents; returns nats a token."""
     both.head.train()
     total, tokens = torch.zeros((), device=both.backbone.device), 0
     for rows in batches:
         optimiser.zero_grad(set_to_none=True)
         count = int(texts.table.n_scored[rows.numpy()].sum())
-        total += _gradients(both, texts, rows, count, processes)
+        total += gradients(both, layers, texts, rows, count, processes)
         if processes:
             processes.sum_gradients(both.parameters())
         optimiser.step()
@@ -167,38 +222,33 @@ def _epoch(both: Layered, texts: Texts, batches: Iterable[Tensor], optimiser: to
     return float(processes.sum(total) if processes else total) / tokens
 
 
-def _gradients(both: Layered, texts: Texts, rows: Tensor, count: int, processes: Processes | None) -> Tensor:
-    """Add the gradients of the step's mean loss over `count` tokens; returns this process's sum of nats."""
+def gradients(both: Layered, layers: StepLayers, texts: Texts, rows: Tensor, count: int,
+              processes: Processes | None = None) -> Tensor:
+    """Add the gradients of the step's mean loss over `count` tokens; returns this process's sum of nats ()."""
     device, total = both.backbone.device, torch.zeros((), device=both.backbone.device)
     update, group = texts.told(rows, both.head)
     own = _share(torch.arange(len(rows)), processes)
-    pieces = _pieces(texts.table, rows[own], device, STEP_TOKENS)
+    pieces = layers.pieces(texts.table, rows[own])
     for number, piece in enumerate(pieces, start=1):
-        place = own[piece]
+        place = own[piece.documents]  # (D,)
         at = None if group is None else group.to(device)[place.to(device)]
-        nll = _loss(both, update, at, *padded_with_prefix(texts.table, rows[place], device))
+        nll = _loss(both, update, at, piece, layers)
         total += nll.detach()
         (nll / count).backward(retain_graph=number < len(pieces))  # the pieces share the head's part of the graph
         del nll  # and with it the layers' part, before the next piece makes its own
     return total
 
 
-def _loss(both: Layered, update: HeadUpdate, group: Tensor | None, ids: Tensor, mask: Tensor, prefix: Tensor) -> Tensor:
-    """Sum of nats (), differentiable through head and layers."""
-    dtype = backbone_dtype(ids.device)
-    with torch.autocast(ids.device.type, dtype=dtype, enabled=dtype != torch.float32 and ids.device.type == "cuda"):
-        hidden = both.backbone.hidden(ids, mask).float()
-
-    def losses(h: Tensor, target: Tensor, row: Tensor) -> Tensor:
-        groups = [None if group is None else group[row]]
-        return head_losses(h, target, both.weight, [update], groups=groups, scale=both.scale)
-
-    return next_token(hidden, ids, mask, prefix, losses)[0].sum()
+def _loss(both: Layered, update: HeadUpdate, group: Tensor | None, piece: Piece, layers: StepLayers) -> Tensor:
+    """Sum of nats (), differentiable through head and layers; group (D,) of each of the piece's documents."""
+    groups = [None if group is None else group[piece.owner]]
+    h = layers.states(piece)
+    return head_losses(h, piece.target, both.weight, [update], groups=groups, scale=both.scale).sum()
 
 
-def _pieces(table: TokenTable, rows: Tensor, device: torch.device, budgets: dict[str, int]) -> list[Tensor]:
-    """Places (b,) within rows (B,), in pieces that go through the backbone at once."""
-    budget = budgets.get(device.type, budgets["cpu"])
+def _readings(table: TokenTable, rows: Tensor, device: torch.device) -> list[Tensor]:
+    """Places (b,) within rows (B,), in pieces that a reading takes at once."""
+    budget = READ_TOKENS.get(device.type, READ_TOKENS["cpu"])
     return [torch.from_numpy(piece) for piece in by_length(table.lengths[rows.numpy()], budget)]
 
 

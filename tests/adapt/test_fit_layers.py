@@ -131,10 +131,19 @@ def test_pieces_change_neither_gradients_nor_readings(monkeypatch, two_kinds):
         monkeypatch.setattr(uncached, "STEP_TOKENS", {"cpu": budget})
         for parameter in both.parameters():
             parameter.grad = None
-        uncached._gradients(both, texts, torch.arange(20), int(table.n_scored[:20].sum()), None)
+        layers = uncached.step_layers(backbone, table)
+        uncached.gradients(both, layers, texts, torch.arange(20), int(table.n_scored[:20].sum()))
         found.append((torch.cat([p.grad.flatten() for p in both.parameters()]), read_layers(both, texts)))
     assert found[0][0].abs().sum() > 0 and torch.allclose(found[0][0], found[1][0], rtol=1e-4, atol=1e-7)
     assert torch.allclose(found[0][1], found[1][1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_whether_the_layers_are_recorded_is_a_setting(monkeypatch, two_kinds, record):
+    asked = []
+    monkeypatch.setattr(uncached, "recorded", lambda *shape: asked.append(shape[1:]))
+    fit(two_kinds(60), backbone="tiny", settings=small(record_layers=record, train=TrainSettings(epochs=1)))
+    assert asked == ([(1, 256)] if record else [])
 
 
 def test_a_rate_that_leaves_the_numbers_is_said_to(monkeypatch, two_kinds):
