@@ -42,6 +42,9 @@ def encode(texts: list[str], tokenizer: Callable, *, characters: bool = True) ->
     """
     if not texts:
         return _encoded([])
+    if not characters and len(texts) > 1 and len(set(texts)) == 1:  # plain text: every prompt is empty
+        one = encode(texts[:1], tokenizer, characters=False)
+        return Encoded(np.tile(one.ids, len(texts)), np.repeat(one.lengths, len(texts)))
     rust = _inside(tokenizer)
     if rust is None:
         return _called(texts, tokenizer, characters)
@@ -49,6 +52,21 @@ def encode(texts: list[str], tokenizer: Callable, *, characters: bool = True) ->
     with _neither_cut_nor_padded(rust, tokenizer.split_special_tokens):
         found = work(texts, add_special_tokens=False)
     return _encoded([e.ids for e in found], (lambda n, t: found[n].token_to_chars(t)) if characters else None)
+
+
+@contextmanager
+def held(tokenizer: Callable) -> Iterator[bool]:
+    """The settings of `encode` for a while; yields whether another thread may then encode beside this one.
+
+    The Rust tokenizer works without Python's lock, so that what it returned can be sorted out while it goes on. A
+    tokenizer that is called as a whole is called from one thread.
+    """
+    rust = _inside(tokenizer)
+    if rust is None:
+        yield False
+        return
+    with _neither_cut_nor_padded(rust, tokenizer.split_special_tokens):
+        yield True
 
 
 def _called(texts: list[str], tokenizer: Callable, characters: bool) -> Encoded:

@@ -7,7 +7,9 @@ No padding is stored; `padded` makes it for the rows of one batch, with a mask, 
 confused with an ordinary token of the same id. No token is added at either end.
 """
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .corpora.documents import Document
-from .encoding import Encoded, encode
+from .encoding import Encoded, encode, held
 from .ragged import cumulative, ragged
 
 IGNORED = -100  # the label of a position that is not scored
@@ -119,11 +121,8 @@ def tokenise(
     """
     _check(max_length, prefix_tokens, min_scored, condition_on)
     documents = list(documents)
-    # What a tokenizer returns is many times larger than the ids, so no chunk's may outlive the chunk.
-    parts = [
-        _part(documents[start : start + CHUNK], tokenizer, max_length, prefix_tokens, min_scored, condition_on)
-        for start in range(0, len(documents), CHUNK)
-    ]
+    with closing(_chunks(documents, tokenizer)) as chunks:
+        parts = [_part(*chunk, tokenizer, max_length, prefix_tokens, min_scored, condition_on) for chunk in chunks]
     if not sum(map(len, parts)):
         need = f"{prefix_tokens} prefix (or a prompt) + {min_scored} scored tokens"
         raise UserError(f"no document of {len(documents)} has {need}; lower prefix_tokens or min_scored, or add text")
@@ -138,10 +137,33 @@ def tokenise(
     )
 
 
-def _part(documents, tokenizer, max_length, prefix_tokens, min_scored, condition_on) -> TokenTable:
+def _chunks(documents: list[Document], tokenizer: Callable) -> Iterator[tuple[list[Document], Encoded, Encoded]]:
+    """Chunks of documents with their prompts and texts encoded, where that may be done a chunk ahead.
+
+    What a tokenizer returns is many times larger than the ids: two chunks' are held at a time.
+    """
+
+    def both(chunk: list[Document]) -> tuple[list[Document], Encoded, Encoded]:
+        prompts = [d.prompt for d in chunk]
+        return chunk, encode(prompts, tokenizer, characters=False), encode([d.text for d in chunk], tokenizer)
+
+    chunks = [documents[start : start + CHUNK] for start in range(0, len(documents), CHUNK)]
+    with held(tokenizer) as beside:
+        if not beside:
+            yield from map(both, chunks)
+            return
+        with ThreadPoolExecutor(1) as other:
+            before = None
+            for chunk in [*chunks, None]:
+                ahead = None if chunk is None else other.submit(both, chunk)
+                if before is not None:
+                    yield before.result()
+                before = ahead
+
+
+def _part(documents, prompt: Encoded, text: Encoded, tokenizer, max_length, prefix_tokens, min_scored,
+          condition_on) -> TokenTable:
     """The table of one chunk of documents; it may have none."""
-    prompt = encode([d.prompt for d in documents], tokenizer, characters=False)
-    text = encode([d.text for d in documents], tokenizer)
     n_prompt = np.minimum(prompt.lengths, max_length - min_scored)
     n_text = np.minimum(text.lengths, max_length - n_prompt)
     prefix = np.where(n_prompt > 0, n_prompt, prefix_tokens)  # (N,)

@@ -55,6 +55,9 @@ class RecordedLayers:
         self.factors = list(self.plain.parameters())
         self.sums = [torch.zeros_like(p) for p in self.factors]
         self.mode = self._mode()
+        # A recording adds to gradients on a stream of its own; autograd waits for it, and says so once otherwise.
+        if quiet := getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None):
+            quiet(False)
         ids = torch.zeros(self.shape, dtype=torch.int64, device=backbone.device)
         position = torch.arange(length, device=backbone.device).repeat(rows, 1)
         with torch.cuda.device(backbone.device):
