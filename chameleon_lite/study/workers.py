@@ -1,7 +1,8 @@
 """The same experiment in several processes that share one folder of runs, dealt out over the visible GPUs.
 
 Each worker is the same command; `cache.turns` lets them split sweeps and seeds between them, so nothing is sent
-from one to another and a worker that dies costs the job it had in hand.
+from one to another and a worker that dies costs the job it had in hand. They share the processor's threads too: as many
+in each as a process alone would use wait for one another.
 """
 
 import os
@@ -31,11 +32,13 @@ def start(workers: int, arguments: list[str]) -> None:
     import torch
 
     gpus = torch.cuda.device_count()
+    # Where the user has not said how many threads a process may use.
+    shared = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // workers))} | os.environ
     running = []
     for index in range(workers):
         own = {MARK: str(index), **({"CUDA_VISIBLE_DEVICES": str(index % gpus)} if gpus else {})}
         command = [sys.executable, "-m", "chameleon_lite.cli", *arguments]
-        running.append(subprocess.Popen(command, env=os.environ | own, stdout=subprocess.DEVNULL))
+        running.append(subprocess.Popen(command, env=shared | own, stdout=subprocess.DEVNULL))
     codes = [process.wait() for process in running]
     if set(codes) == {2}:  # the command line's code for wrong use
         raise UserError(f"none of {workers} workers could take these settings; the message above says why")

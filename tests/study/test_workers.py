@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from chameleon_lite import cache
@@ -92,3 +93,17 @@ def test_workers_that_refuse_their_settings_leave_wrong_uses_exit_code(tmp_path)
                "--out", str(tmp_path)]  # fmt: skip
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr and "absent.jsonl" in done.stderr
+
+
+def test_workers_share_the_threads_of_the_processor_unless_told_otherwise(tmp_path, monkeypatch):
+    program = tmp_path / "note"  # stands where the interpreter would: writes down what a worker is started with
+    program.write_text(f'#!/bin/sh\necho "$OMP_NUM_THREADS" > "{tmp_path}/$CHAMELEON_LITE_WORKER"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    workers.start(2, ["run"])
+    each = str(max(1, torch.get_num_threads() // 2))
+    assert [(tmp_path / n).read_text().strip() for n in "01"] == [each, each]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    workers.start(2, ["run"])
+    assert [(tmp_path / n).read_text().strip() for n in "01"] == ["3", "3"]
