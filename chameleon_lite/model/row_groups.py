@@ -28,9 +28,10 @@ class RowGroups:
     @classmethod
     def of_documents(cls, group: Tensor, counts: Tensor, device: torch.device) -> "RowGroups":
         """From the group (B,) and the rows (B,) of documents that lie one after another; both on the host."""
-        group, counts = group.cpu(), counts.cpu()
-        index = group.repeat_interleave(counts).to(device, non_blocking=True)
-        group, counts = group.numpy()[counts.numpy() > 0], counts.numpy()[counts.numpy() > 0]
+        group, counts = group.cpu().numpy(), counts.cpu().numpy()
+        # By numpy: PyTorch's own wakes all threads of the processor for a handful of numbers, in every step.
+        index = torch.from_numpy(np.repeat(group, counts)).to(device, non_blocking=True)
+        group, counts = group[counts > 0], counts[counts > 0]
         new = np.diff(group, prepend=group[:1] - 1) != 0
         return cls(index, (np.cumsum(counts) - counts)[new], group[new])
 
