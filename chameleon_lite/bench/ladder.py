@@ -11,7 +11,7 @@ from ..config import TrainSettings
 from ..model.head_loss import HeadWeight
 from ..training.features import features
 from ..training.loop import Member, fit
-from ..training.recorder import Recorder
+from ..training.recorder import LIMIT, Recorder
 from ..training.scored import ScoredStates, scored_states
 from . import peers
 from .measure import sample, seconds_of
@@ -22,7 +22,8 @@ from .workload import LENGTH, Bench
 def ladder(bench: Bench) -> dict:
     """Each step's seconds for five epochs of two regimes: what is done once, plus epochs × what one epoch takes.
 
-    One epoch is timed and multiplied, where epochs repeat the same work. Median of the repetitions.
+    One epoch is timed and multiplied, since epochs repeat the same work; from our own head loss on all epochs are timed
+    as one, since the first of them records what the others replay. Median of the repetitions.
     """
     work = _Steps(bench)
     both = EPOCHS * len(REGIMES)
@@ -31,11 +32,11 @@ def ladder(bench: Bench) -> dict:
         ("states kept", "the frozen backbone runs once", work.padded_pass, work.padded_epoch, both),
         ("no padding", "length-sorted rows, only real targets", work.exact_pass, work.real_epoch, both),
         ("16-bit products", "where the machine has units for them", work.fast_pass, work.autocast_epoch, both),
-        ("own head loss", "chunks, one large product, no logits kept", work.fast_pass, work.head_epoch, both),
-        ("regimes together", "one large product for all heads", work.fast_pass, work.cohort_epoch, EPOCHS),
+        ("own head loss", "chunks, one large product, no logits kept", work.fast_pass, work.heads_apart, 1),
+        ("regimes together", "one large product for all heads", work.fast_pass, work.heads_together, 1),
     ]
-    if bench.gpu:  # all epochs at once: the first records what the others replay
-        steps.append(("steps recorded", "one word from the host a step", work.fast_pass, work.recorded_epochs, 1))
+    if bench.gpu:
+        steps.append(("steps recorded", "one word from the host a step", work.fast_pass, work.steps_recorded, 1))
     out = []
     with work:
         for name, idea, once, epoch, times in steps:
@@ -108,20 +109,20 @@ class _Steps:
                 loss = self._plain_loss(h.float(), target)
             self._update(loss)
 
-    def head_epoch(self) -> None:
-        self._fit(REGIMES[:1], recorder=self._plainly())
+    def heads_apart(self) -> None:
+        for regime in REGIMES:
+            self._fit([regime], record=False)
 
-    def cohort_epoch(self) -> None:
-        self._fit(REGIMES, recorder=self._plainly())
+    def heads_together(self) -> None:
+        self._fit(REGIMES, record=False)
 
-    def recorded_epochs(self) -> None:
-        self._fit(REGIMES, EPOCHS)
+    def steps_recorded(self) -> None:
+        self._fit(REGIMES, record=True)
 
-    def _plainly(self) -> Recorder | None:
-        return Recorder(self.bench.device, limit=0) if self.bench.gpu else None
-
-    def _fit(self, regimes, epochs: int = 1, recorder: Recorder | None = None) -> None:
-        settings = TrainSettings(epochs=epochs, rows_per_step=self.training.rows_a_step, patience=99)
+    def _fit(self, regimes, record: bool) -> None:
+        """All epochs of some regimes, heads drawn included."""
+        recorder = Recorder(self.bench.device, limit=LIMIT if record else 0) if self.bench.gpu else None
+        settings = TrainSettings(epochs=EPOCHS, rows_per_step=self.training.rows_a_step, patience=99)
         told = self.training.condition
         members = [Member(r, self.training.head(r), told, told, LEARNING_RATE) for r in regimes]
         data = self.states[self.bench.fast]

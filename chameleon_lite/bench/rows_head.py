@@ -180,7 +180,7 @@ def head_memory(bench: Bench) -> Row:
     value, expected = work.gradients(work.released)
     loss, gradient = work.gradients(work.ours)
     return Row(
-        "B6", "the head's peak memory beyond W",
+        "B6", "the head's peak memory beyond W, launch by launch",
         [Comparison("released way", "memory", found["ours"], found["released way"], bench.goal(20, 8))],
         [Gate("gradient, relative", relative_error(gradient, expected), bench.gate),
          Gate("mean loss, nats", abs(loss - value) / work.tokens, bench.loss_gate)],

@@ -1,7 +1,9 @@
 """B10: a training step with LoRA in the layers and on the head, as our trainer takes it and as PEFT is used.
 
     ours   documents packed into pieces of a few rows, our head loss; on a GPU one piece is recorded and replayed
-    peer   one padded batch through PEFT's layers, all logits, plain cross-entropy
+    peer   one padded batch through PEFT's layers as they come, all logits, plain cross-entropy
+
+Ours fuses GPT-2's spelled-out activation, as its feature pass does; a piece of ours holds fewer tokens than the batch.
 """
 
 import gc

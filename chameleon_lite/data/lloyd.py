@@ -4,7 +4,7 @@
 
 Labels within the steps come from products in float32 or, on a GPU with bfloat16 units, from `SplitProducts`: a product
 of bfloat16 parts, three times as wide, that is still several times as fast and about 10⁻⁵ off where float32 is 10⁻⁶.
-(Of whole numbers in bfloat16 it would give other labels to several rows in a hundred.) All distances are in float32.
+(Of single numbers in bfloat16 it would give other labels to some of the rows.) All distances are in float32.
 The rows of a cluster are summed in their order, never by atomics, so a GPU repeats itself bit for bit. Labels are
 found in chunks of rows: memory is chunk × K whatever N is, and for `SplitProducts` 6 bytes a number of x besides.
 """

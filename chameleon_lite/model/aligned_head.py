@@ -34,6 +34,8 @@ class AlignedHead:
 def gains(head: nn.Module) -> bool:
     """Whether a padded copy makes this head faster."""
     weight = head.weight
+    if type(head) is not nn.Linear:  # another kind may do more than multiply
+        return False
     return weight.is_cuda and weight.dtype.itemsize == 2 and len(weight) % ROW_MULTIPLE > 0
 
 

@@ -57,7 +57,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         self.head.to(backbone.device)
         self.centroids = self.centroids.to(backbone.device)
         self._body_arguments = set(inspect.signature(self.lm.base_model.forward).parameters)
-        self._aligned: AlignedHead | None = None  # made when a batch is first adapted without gradients
+        self.align, self._aligned = True, None  # the copy is made when a batch is first adapted without gradients
         self.post_init()
         if config.lora_rank:  # after post_init, which would give new layers the backbone's random initialisation
             from .lora import add_lora
@@ -214,7 +214,8 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _product(self, head: nn.Linear) -> nn.Linear | AlignedHead:
         """What multiplies h by W: without gradients on a GPU a copy of W with aligned rows, where that is faster."""
-        if torch.is_grad_enabled() or not gains(head):
+        if torch.is_grad_enabled() or not (self.align and gains(head)):
+            self._aligned = None
             return head
         if self._aligned is None or not self._aligned.serves(head):
             self._aligned = AlignedHead(head)

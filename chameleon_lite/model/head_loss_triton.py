@@ -20,7 +20,7 @@ ROWS = 4_080  # rows a chunk: memory
 SMALL_RANK = 32  # what the kernels add in registers
 PROGRAMS = 1_024  # of `grads` that keep a large GPU busy; an only head's rows are cut in two below that
 _RECORDED: dict[int, "Layout"] = {}  # what a recorded pass reads must outlive the cache of layouts
-LAYOUTS = 256  # kept of chunks seen before, some kilobytes each on the device
+LAYOUTS = 4_096  # kept of chunks seen before, some kilobytes each on the device
 PARTIAL_BYTES = 256 << 20  # of a bundle's sums by column block; more heads go into another bundle
 
 

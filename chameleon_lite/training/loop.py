@@ -82,14 +82,14 @@ def fit(
         ):
             live = [m for m in members if m.live]
             if not live:
-                return _restore(members)
+                return _end(run, members)
             number += 1
             run(live, rows, number)
             if step in stops:
                 at = epoch + step / len(batches)
                 means = run.sums.take(processes)
                 _validate(live, validation, validation_batches, weight, settings, processes, at, means, over)
-    _restore(members)
+    _end(run, members)
 
 
 def evaluate(
@@ -167,6 +167,11 @@ def _validate(
         else:
             member.misses += 1
             member.live = member.misses <= settings.patience
+
+
+def _end(run: Steps, members: Sequence[Member]) -> None:
+    run.finish()
+    _restore(members)
 
 
 def _restore(members: Sequence[Member]) -> None:

@@ -59,7 +59,7 @@ class RecordedLayers:
         if quiet := getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None):
             quiet(False)
         ids = torch.zeros(self.shape, dtype=torch.int64, device=backbone.device)
-        position = torch.arange(length, device=backbone.device).repeat(rows, 1)
+        position = torch.zeros_like(ids)  # a model may have fewer positions than a row: documents begin anew in it
         with torch.cuda.device(backbone.device):
             self.replay: Run = torch.cuda.make_graphed_callables(
                 Layers(backbone), (ids, position, sees(ids)), allow_unused_input=True)  # fmt: skip

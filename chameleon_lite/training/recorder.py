@@ -5,8 +5,8 @@
     from then on           inputs copied in, replayed: one word from the host instead of hundreds
 
 A step of head training is some two hundred launches; a host tells a GPU about them more slowly than the GPU does them.
-What is recorded must not wait for the device, must draw nothing at random, and must find its parameters, gradients and
-optimiser states where they were. Where recording fails the key's work is done plainly from then on.
+What is recorded must not wait for the device, must draw nothing at random, and must find its parameters and optimiser
+states where they were. Where a recording fails nothing more is recorded, and all new work is done plainly.
 """
 
 import warnings
@@ -29,16 +29,18 @@ class Recording:
 
 
 class Recorder:
-    """Replays work by key on a CUDA device; all recordings share memory, since no two run at the same time."""
+    """Replays work by key on a CUDA device. All recordings use the same memory, since no two run at the same time."""
 
     def __init__(self, device: torch.device, limit: int = LIMIT) -> None:
         self.device, self.limit = device, limit
         self.kept: dict[Hashable, Recording | None] = {}  # None: seen once
-        self.plain: set[Hashable] = set()  # what could not be recorded
-        self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self.plain: set[Hashable] = set()  # what is not recorded
+        gpu = device.type == "cuda"
+        # The allocator uses memory again only on the stream that it was asked for on: one stream for all recordings.
+        self.pool, self.aside = (torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)) if gpu else (None, None)
 
     def __call__(self, key: Hashable, inputs: Sequence[Tensor], work: Callable[..., Tensor]) -> Tensor:
-        """work(*inputs), whose output the next call with this key overwrites.
+        """work(*inputs), whose output the next call may overwrite, as it may all that the work left behind.
 
         The key must say everything that `work` depends on beside the values of its inputs.
         """
@@ -54,22 +56,32 @@ class Recorder:
             except RuntimeError as error:
                 del self.kept[key]
                 self.plain.add(key)
-                warnings.warn(f"this work is not recorded, and slower: {str(error).splitlines()[0]}", stacklevel=2)
+                self.limit = 0  # the allocator may not have seen the end of this recording
+                warnings.warn(f"from here on work is not recorded, and slower: {str(error).splitlines()[0]}",
+                              stacklevel=2)  # fmt: skip
                 return work(*inputs)
         return self._replay(self.kept[key], inputs)
 
+    def forget(self) -> None:
+        """Drop all recordings and give their memory back: none of their keys will come again."""
+        if self.pool is not None:
+            torch.cuda.synchronize(self.device)  # the last replay may still be under way
+            self.pool = torch.cuda.graph_pool_handle()  # one that no recording uses any more cannot be used again
+        self.kept.clear()
+        self.plain.clear()
+
     def _record(self, inputs: Sequence[Tensor], work: Callable[..., Tensor]) -> Recording:
         own, graph = [x.clone() for x in inputs], torch.cuda.CUDAGraph()
-        aside, current = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
-        aside.wait_stream(current)
-        with torch.cuda.stream(aside):
+        current = torch.cuda.current_stream(self.device)
+        self.aside.wait_stream(current)
+        with torch.cuda.stream(self.aside):
             # Not `torch.cuda.graph`: it empties the allocator's cache and waits for the device at each recording.
             graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
             try:
                 output = work(*own)
             finally:
                 graph.capture_end()
-        current.wait_stream(aside)
+        current.wait_stream(self.aside)
         return Recording(graph, own, output)
 
     @staticmethod

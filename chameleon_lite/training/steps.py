@@ -33,13 +33,18 @@ class Steps:
                  processes: Processes, over: str, recorder: Recorder | None) -> None:
         self.train, self.weight, self.settings, self.processes = train, weight, settings, processes
         # States that are computed anew for every batch may carry gradients on to the layers: a copy would not.
-        self.recorder = recorder if isinstance(train, ScoredStates) else None
+        can = isinstance(train, ScoredStates) and recorder is not None and recorder.limit > 0
+        self.recorder = recorder if can else None
+        self.living: tuple[str, ...] = ()
         self.sums = Sums(over)
         self.run = object()  # part of every key: heads of the same names in another run must not meet these recordings
         self.optimisers = {m.name: _optimiser(m, settings) for m in members}
 
     def __call__(self, live: Sequence, rows: Tensor, number: int) -> None:
         """Step `number` of every member of `live` on a batch of documents (B,)."""
+        if self.recorder is not None and self.living != (names := tuple(m.name for m in live)):
+            self.recorder.forget()  # a head that stopped does not come back, and neither do steps with it
+            self.living = names
         total = int(self.train.counts[rows].sum())
         share = slice(self.processes.index, None, self.processes.count)
         told, groups = tell([(m.head, m.condition) for m in live], rows, self.train, share)
@@ -56,6 +61,13 @@ class Steps:
                     updates.append(member.head.factors(condition))
                 nll = self._work(live, updates, groups, h, target, total)
         self.sums.add(tuple(m.name for m in live), nll, total)
+
+    def finish(self) -> None:
+        """Let go of recordings, and of gradients that lie in their memory."""
+        if self.recorder is not None:
+            self.recorder.forget()
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
 
     def _work(self, live: Sequence, updates: list[HeadUpdate], groups: list[RowGroups | None], h: Tensor,
               target: Tensor, total: int | Tensor) -> Tensor:

@@ -30,9 +30,9 @@ from .pieces import Piece, packed_pieces, padded_pieces, row_length, takes_packe
 from .processes import Processes
 from .recorded_layers import Layers, RecordedLayers, Run, recorded
 
-# Tokens that go through the backbone at once. Training keeps every layer's activations for the way back, in 32 bits
-# about 5 MB a token for SmolLM2 and 1 MB for GPT-2, so that its pieces are small: twice as large would save a CPU 7 %
-# of the time. On a GPU six rows of 256: a recorded pass is launched at once, and holds its memory as long as training.
+# Tokens that go through the backbone at once. Training keeps every layer's activations for the way back, megabytes a
+# token, so that its pieces are small; larger ones would save a CPU little time. On a GPU six rows of 256: a recorded
+# pass is launched at once, and holds its memory as long as training.
 READ_TOKENS = {"cpu": 2_048, "cuda": 32_768}
 STEP_TOKENS = {"cpu": 256, "cuda": 1_536}
 
