@@ -4,8 +4,8 @@
     labels ── merge_small ─▶ no group smaller than the minimum: its rows go to the nearest centroid that remains
 
 Released code: k-means of its own, 10 Lloyd steps from random rows, the evaluation set clustered on itself.
-Here: k-means with a k-means++ start on the training set only: scikit-learn's on the host, `lloyd.py` where the
-vectors lie on a GPU and there are many.
+Here: k-means with a k-means++ start on the training set only: scikit-learn's, or `lloyd.py` where there are many
+vectors, on the device they lie on.
 """
 import warnings
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from ..ops import nearest_centroid
 from . import lloyd
 
 MAX_CLUSTERS = 4_096
-DEVICE_PRODUCTS = 1 << 20  # rows × clusters from which a GPU is worth its start
+MANY_PRODUCTS = 1 << 20  # rows × clusters from which scikit-learn on its one thread is what one waits for
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ def fit_clusters(x: Tensor, k: int, *, seed: int, n_init: int = 1, sample: int =
     if len(x) > sample:
         chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:sample]
         rows = rows[chosen.sort().values.to(x.device)]
-    if _on_device(rows, k):
+    if _many(rows, k):
         centroids = lloyd.kmeans(rows, k, seed=seed, n_init=n_init)
     else:
         centroids = torch.from_numpy(_kmeans(rows.cpu().numpy(), k, seed, n_init)).to(x.device)
@@ -80,14 +80,17 @@ def fit_clusters(x: Tensor, k: int, *, seed: int, n_init: int = 1, sample: int =
 
 def steps_from(x: Tensor, start: Tensor, steps: int) -> Tensor:
     """Centroids (K, C) after exactly `steps` Lloyd steps from start (K, C), by what `fit_clusters` uses here."""
-    if _on_device(x, len(start)):
-        return lloyd.lloyd(x, start, steps, tolerance=-1.0)
+    return lloyd.lloyd(x, start, steps, tolerance=-1.0) if _many(x, len(start)) else scikit_steps_from(x, start, steps)
+
+
+def scikit_steps_from(x: Tensor, start: Tensor, steps: int) -> Tensor:
+    """The same by scikit-learn on the host, whatever the size."""
     found = _kmeans(x.cpu().numpy(), len(start), 0, 1, init=start.cpu().numpy(), max_iter=steps, tol=0)
     return torch.from_numpy(found).to(x.device)
 
 
-def _on_device(x: Tensor, k: int) -> bool:
-    return x.is_cuda and len(x) * k >= DEVICE_PRODUCTS
+def _many(x: Tensor, k: int) -> bool:
+    return len(x) * k >= MANY_PRODUCTS
 
 
 def _kmeans(rows: np.ndarray, k: int, seed: int, n_init: int, **options) -> np.ndarray:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from chameleon_lite.data import lloyd
-from chameleon_lite.data.clusters import MAX_CLUSTERS, cluster_count, fit_clusters, steps_from
+from chameleon_lite.data import clusters, lloyd
+from chameleon_lite.data.clusters import MAX_CLUSTERS, cluster_count, fit_clusters, scikit_steps_from, steps_from
 from chameleon_lite.ops import nearest_centroid, normalise
 
 
@@ -50,7 +50,7 @@ def test_the_same_start_and_steps_give_scikit_learns_inertia(steps, products):
     x = points()
     start = x[:12].clone()
     ours = lloyd.lloyd(x, start, steps, tolerance=-1.0)
-    assert inertia(x, ours) == pytest.approx(inertia(x, steps_from(x, start, steps)), rel=1e-3)
+    assert inertia(x, ours) == pytest.approx(inertia(x, scikit_steps_from(x, start, steps)), rel=1e-3)
 
 
 def test_chunks_change_nothing(monkeypatch):
@@ -192,3 +192,26 @@ def test_on_a_gpu_labels_are_those_of_float64_and_centroids_those_of_the_host():
     found, again = (lloyd.lloyd(x, start, 5, -1.0) for _ in range(2))
     assert torch.equal(found, again)
     assert inertia(x, found) == pytest.approx(inertia(x.cpu(), lloyd.lloyd(x.cpu(), start.cpu(), 5, -1.0)), rel=1e-4)
+
+
+def test_many_rows_are_clustered_here_and_few_by_scikit_learn(monkeypatch):
+    x = points(400, seed=3)
+    few = fit_clusters(x, 12, seed=0)
+    monkeypatch.setattr(clusters, "MANY_PRODUCTS", 400 * 12)
+    many = fit_clusters(x, 12, seed=0)
+    assert torch.equal(many.centroids, lloyd.kmeans(x, 12, seed=0))
+    assert not torch.equal(many.centroids, few.centroids)
+    assert many.inertia == pytest.approx(few.inertia, rel=0.2)
+    assert torch.equal(steps_from(x, x[:12], 3), lloyd.lloyd(x, x[:12], 3, -1.0))
+
+
+def test_the_number_of_threads_changes_no_bit():
+    x, threads = points(3_000, seed=4), torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(lloyd.kmeans(x, 40, seed=0))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0], other) for other in found[1:])
