@@ -93,13 +93,13 @@ def missed_frame(found: dict[str, dict]) -> pd.DataFrame:
 def tried_frame(kept: dict) -> pd.DataFrame:
     """Ideas with their gain on one machine."""
     lines = [
-        {"idea": t["idea"], "gain": _times(t["gain"]), "kept": "yes" if t["kept"] else "no", "why": t["why"]}
+        {"idea": t["idea"], "gain": _gain(t["gain"]), "kept": "yes" if t["kept"] else "no", "why": t["why"]}
         for t in kept["rows"]["tried"]["tried"]
     ]
     return pd.DataFrame(lines)
 
 
-def _times(gain: float) -> str:
+def _gain(gain: float) -> str:
     return f"{gain:.0f} ×" if gain >= 10 else f"{gain:.2g} ×"
 
 

@@ -100,6 +100,12 @@ def test_stored_files_become_tables():
     assert results.entry(stored, "scaling")[1]["gates"][0]["passed"]
     found = results.with_goals(stored)
     assert len(results.summary_frame(found).columns) == len(found)
+    for kept in found.values():
+        goals = results.goals_frame(kept)
+        assert set(goals["row"]) == {name for name, row in kept["rows"].items() if row.get("comparisons")}
+        assert goals["times better"].str.match(r"–|[\d.e+]+").all()
+        if results.usable(kept["rows"].get("tried")):
+            assert results.tried_frame(kept)["gain"].str.fullmatch(r"[\d.]+ ×").all()
     assert not (results.missed_frame(found)["reason"] == "").any()
 
 
