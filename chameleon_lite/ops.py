@@ -17,6 +17,11 @@ def normalise(x: Tensor, eps: float = 1e-12) -> Tensor:
     return x / x.norm(dim=-1, keepdim=True).clamp_min(eps)
 
 
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """x on the device, copied beside its work: the host does not wait for a GPU."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 def nearest_centroid(x: Tensor, centroids: Tensor, chunk: int = 16_384) -> tuple[Tensor, Tensor]:
     """For x (N, C) the nearest row of centroids (K, C): labels (N,) int64 and Euclidean distances (N,).
 

@@ -1,9 +1,9 @@
-"""k-means on any device, without a loop over clusters: what `clusters.py` uses where there is a GPU and much to do.
+"""k-means on any device, without a loop over clusters: what `clusters.py` uses where there is much to do.
 
     start (K, C): greedy k-means++ ─▶ [ label = argmax_k (x·c_k − ½‖c_k‖²) ─▶ c_k = mean of its rows ] until still
 
 Labels within the steps come from products in float32 or, on a GPU with bfloat16 units, from `SplitProducts`: a product
-of bfloat16 parts, three times as wide, that is still several times as fast and about 10⁻⁵ off where float32 is 10⁻⁶.
+of bfloat16 parts, three times as wide, that is faster all the same and nearly as exact.
 (Of single numbers in bfloat16 it would give other labels to some of the rows.) All distances are in float32.
 The rows of a cluster are summed in their order, never by atomics, so a GPU repeats itself bit for bit. Labels are
 found in chunks of rows: memory is chunk × K whatever N is, and for `SplitProducts` 6 bytes a number of x besides.

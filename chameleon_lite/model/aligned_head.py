@@ -9,7 +9,7 @@ device memory. A vocabulary that is aligned, 32-bit weights, and CPUs gain nothi
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROW_MULTIPLE = 64
+from .head_loss import ROW_MULTIPLE
 
 
 class AlignedHead:

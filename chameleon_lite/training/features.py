@@ -25,6 +25,7 @@ from .. import cache
 from ..errors import RunFailed, UserError
 from ..model.formats import in_format
 from ..model.lora import lora_names
+from ..ops import sent
 
 FORMAT = 3  # raised whenever a stored value would change
 SHARD_TOKENS = 65_536
@@ -203,17 +204,12 @@ def hidden_rows(backbone, table, rows: np.ndarray) -> np.ndarray:
     for part in _by_budget(lengths, BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])):
         ids, mask = table.padded(rows[part])  # (B, T), (B, T)
         real = mask.flatten().nonzero().squeeze(1)  # (tokens,), found on the host: the device is not waited for
-        h = backbone.hidden(_sent(ids, device), None).flatten(0, 1)  # (B·T, C)
-        states[done : done + len(real)] = h.index_select(0, _sent(real, device))
+        h = backbone.hidden(sent(ids, device), None).flatten(0, 1)  # (B·T, C)
+        states[done : done + len(real)] = h.index_select(0, sent(real, device))
         done += len(real)
     if not torch.isfinite(states).all():
         raise RunFailed(f"{backbone.name}: hidden states are not finite; try feature_dtype: float32")
     return _fetched(states).numpy()
-
-
-def _sent(x: Tensor, device: torch.device) -> Tensor:
-    """x on the device, copied beside its work."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def _fetched(x: Tensor) -> Tensor:

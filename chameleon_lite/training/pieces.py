@@ -21,6 +21,7 @@ from ..data.ragged import by_length
 from ..data.tokens import TokenTable
 from ..model.backbones import Backbone
 from ..model.lora import without_lora
+from ..ops import sent
 from .objectives import pick_next_token
 
 ROW_LENGTH = 256  # tokens of a packed row, where no document is longer: a longer one costs more attention, for nothing
@@ -97,11 +98,6 @@ def takes_packed(backbone: Backbone, longest: int) -> bool:
         except Exception:  # whatever a model raises that reads masks in another way
             return False
     return bool(gap < math.sqrt(torch.finfo(backbone.head.weight.dtype).eps))
-
-
-def sent(x: Tensor, device: torch.device) -> Tensor:
-    """x on the device, copied beside its work: the host does not wait for a GPU."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def _packed_piece(table: TokenTable, rows: np.ndarray, own: list[np.ndarray], length: int, n_rows: int | None,

@@ -4,7 +4,7 @@
     second time            recorded on inputs of its own, then replayed
     from then on           inputs copied in, replayed: one word from the host instead of hundreds
 
-A step of head training is some two hundred launches; a host tells a GPU about them more slowly than the GPU does them.
+A step of head training is hundreds of launches; a host tells a GPU about them more slowly than the GPU does them.
 What is recorded must not wait for the device, must draw nothing at random, and must find its parameters and optimiser
 states where they were. Where a recording fails nothing more is recorded, and all new work is done plainly.
 """

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..data.ragged import ragged
 from ..model.head_loss import IGNORED
+from ..ops import sent
 from .features import FeatureStore
 
 RESIDENT_BYTES = {"cpu": 1 << 30, "cuda": 24 << 30}
@@ -74,16 +75,12 @@ class ScoredStates:
         told[0, : len(state)], told[1, : len(state)], told[1, len(state) :] = state, target, IGNORED
         told[2, : len(state)] = np.repeat(np.arange(len(rows)), counts)
         told[2, len(state) :] = max(len(rows) - 1, 0)
-        place, target, row = self._sent(torch.from_numpy(told))
+        place, target, row = sent(torch.from_numpy(told), self.device)
         if self.states is not None:
             return self.states.index_select(0, place), target, row
         h = torch.empty(told.shape[1], self.store.width, dtype=torch.float16)
         self.store.gather(told[0], h)
-        return self._sent(h), target, row
-
-    def _sent(self, x: Tensor) -> Tensor:
-        """x on the device; a GPU is not waited for."""
-        return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else x.to(self.device)
+        return sent(h, self.device), target, row
 
 
 def scored_states(
