@@ -6,6 +6,7 @@
 Sources stay free of outputs, and a staged page keeps its path in the repository, so its Colab link is right.
 Run it as `make book`, or `python book/build.py --help`.
 """
+
 import argparse
 import csv
 import importlib.metadata
@@ -29,13 +30,30 @@ ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "_build"
 PROFILES = ("smoke", "colab", "paper")
 COPIED = ("_config.yml", "_toc.yml", "book", "results", "benchmarks", "chameleon_lite")
-QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1",
-         "JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-         # Idle threads sleep instead of spinning: no slower alone, three times as fast beside another busy process.
-         "OMP_WAIT_POLICY": "passive"}
+QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TQDM_DISABLE": "1",
+    "JUPYTER_PREFER_ENV_PATH": "1",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    # Idle threads sleep instead of spinning: no slower alone, three times as fast beside another busy process.
+    "OMP_WAIT_POLICY": "passive",
+}
 MATHJAX = ("tex-mml-chtml.js", "output/chtml/fonts/woff-v2")  # 1.6 of the package's 24 MB
-SHOWN_VERSIONS = ("torch", "transformers", "peft", "accelerate", "numpy", "scikit-learn", "umap-learn", "datasets",
-                  "papermill", "jupyter-book", "myst-nb", "sphinx")
+SHOWN_VERSIONS = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "numpy",
+    "scikit-learn",
+    "umap-learn",
+    "datasets",
+    "papermill",
+    "jupyter-book",
+    "myst-nb",
+    "sphinx",
+)
 
 
 def say(text: str) -> None:
@@ -80,14 +98,22 @@ def execute_all(args: argparse.Namespace) -> None:
         raise unknown("notebook", args.only, [n.stem for n in notebooks])
     parameters = parameters_of(notebooks, {"profile": args.profile, **parse_parameters(args.parameter)})
     todo = [n for n in notebooks if n in wanted or not (OUT / "executed" / n.name).exists()]
-    say(f"{len(todo)} of {len(notebooks)} notebooks to run, profile {args.profile}"
-        + (", up to 10 minutes on 2 CPU cores" if len(todo) > 1 and args.profile == "smoke" else ""))
+    say(
+        f"{len(todo)} of {len(notebooks)} notebooks to run, profile {args.profile}"
+        + (", up to 10 minutes on 2 CPU cores" if len(todo) > 1 and args.profile == "smoke" else "")
+    )
     failures = []
     for number, path in enumerate(todo, start=1):
         print(f"[book]   {number}/{len(todo)} {path.relative_to(ROOT)} … ", end="", flush=True)
         try:
-            seconds = run_notebook(path, OUT / "executed" / path.name, OUT / "failed" / path.name, parameters[path],
-                                   timeout=args.timeout, log=OUT / "logs" / f"{path.stem}.log")
+            seconds = run_notebook(
+                path,
+                OUT / "executed" / path.name,
+                OUT / "failed" / path.name,
+                parameters[path],
+                timeout=args.timeout,
+                log=OUT / "logs" / f"{path.stem}.log",
+            )
             print(f"{seconds:.1f} s", flush=True)
         except RunFailed as error:  # the others still run: one broken chapter should not hide a second
             print("failed", flush=True)
@@ -108,11 +134,19 @@ def machine() -> list[tuple[str, str]]:
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
     commit = commit.stdout.strip() or os.environ.get("CHAMELEON_LITE_COMMIT", "unknown")
-    rows = [("date", date.today().isoformat()), ("commit", commit), ("CPU cores", str(os.cpu_count())),
-            ("system", f"{platform.system()} {platform.machine()}"), ("memory", f"{memory:.0f} GiB"),
-            ("GPU", device), ("Python", platform.python_version())]
+    rows = [
+        ("date", date.today().isoformat()),
+        ("commit", commit),
+        ("CPU cores", str(os.cpu_count())),
+        ("system", f"{platform.system()} {platform.machine()}"),
+        ("memory", f"{memory:.0f} GiB"),
+        ("GPU", device),
+        ("Python", platform.python_version()),
+    ]
     return rows + [(name, version(name)) for name in SHOWN_VERSIONS]
 
 
@@ -131,7 +165,9 @@ def notebook_status(executed: list[Path]) -> list[tuple]:
         book = nbformat.read(path, as_version=4)
         run = book.metadata.papermill
         cells = sum(cell.cell_type == "code" for cell in book.cells)
-        rows.append((path.stem, run.parameters.get("profile", "–"), f"{run.duration:.1f}", cells, run.end_time[:10]))
+        rows.append(
+            (path.stem, run.parameters.get("profile", "–"), f"{run.duration:.1f}", cells, run.end_time[:10])
+        )
     return rows
 
 
@@ -152,7 +188,10 @@ def stage() -> Path:
         shutil.copy2(OUT / "executed" / path.name, target / "notebooks" / path.name)
     (target / "book" / "api_modules.md").write_text(api_page(ROOT / "chameleon_lite"), encoding="utf-8")
     copy_mathjax(target / "book" / "_static" / "mathjax")
-    write_csv(target / "book" / "status_notebooks.csv", notebook_status(sorted((target / "notebooks").glob("*.ipynb"))))
+    write_csv(
+        target / "book" / "status_notebooks.csv",
+        notebook_status(sorted((target / "notebooks").glob("*.ipynb"))),
+    )
     write_csv(target / "book" / "status_machine.csv", [("what", "value"), *machine()])
     return target
 
@@ -170,8 +209,10 @@ def api_page(package: Path) -> str:
     for room in sorted(rooms, key=lambda name: (name != "At the top", name)):
         text.append(f"## {room}\n")
         for module in rooms[room]:
-            text.append(f"### {module.partition('.')[2]}\n\n```{{eval-rst}}\n.. automodule:: {module}\n"
-                        "   :members:\n   :exclude-members: model_config\n   :ignore-module-all:\n```\n")
+            text.append(
+                f"### {module.partition('.')[2]}\n\n```{{eval-rst}}\n.. automodule:: {module}\n"
+                "   :members:\n   :exclude-members: model_config\n   :ignore-module-all:\n```\n"
+            )
     return "\n".join(text)
 
 
@@ -192,14 +233,26 @@ def build_site(staged: Path) -> Path:
     """jupyter-book over the staged tree; any warning is a failure. The finished site replaces the old one."""
     log = OUT / "logs" / "jupyter-book.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build",
-               str(staged), "--path-output",
-               str(OUT / "jupyter-book"), "--all", "-W", "-n", "--keep-going"]
+    command = [
+        sys.executable,
+        "-c",
+        "from jupyter_book.cli.main import main; main()",
+        "build",
+        str(staged),
+        "--path-output",
+        str(OUT / "jupyter-book"),
+        "--all",
+        "-W",
+        "-n",
+        "--keep-going",
+    ]
     run = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     log.write_text(run.stdout)
     if run.returncode:
         lines = [line for line in run.stdout.splitlines() if "WARNING" in line or "ERROR" in line]
-        raise RunFailed("\n".join([*(lines or run.stdout.splitlines()[-20:]), f"the book did not build; see {log}"]))
+        raise RunFailed(
+            "\n".join([*(lines or run.stdout.splitlines()[-20:]), f"the book did not build; see {log}"])
+        )
     with cache.atomic(OUT / "site") as site:
         shutil.copytree(OUT / "jupyter-book" / "_build" / "html", site)
     return OUT / "site"
@@ -207,13 +260,25 @@ def build_site(staged: Path) -> Path:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Run the notebooks and build the book into _build/site.",
-                                     epilog="example: python book/build.py --only 03 --parameter 'seeds=[0]'")
-    parser.add_argument("--profile", choices=PROFILES, default="smoke", help="size of the runs (default: smoke)")
-    parser.add_argument("--only", default="", metavar="PART", help="run only notebooks whose name contains PART")
-    parser.add_argument("--pages-only", action="store_true", help="run no notebook that already has an executed copy")
-    parser.add_argument("--parameter", action="append", default=[], metavar="NAME=VALUE", help="override a parameter")
-    parser.add_argument("--timeout", type=int, default=600, help="seconds a notebook cell may take (default: 600)")
+    parser = argparse.ArgumentParser(
+        description="Run the notebooks and build the book into _build/site.",
+        epilog="example: python book/build.py --only 03 --parameter 'seeds=[0]'",
+    )
+    parser.add_argument(
+        "--profile", choices=PROFILES, default="smoke", help="size of the runs (default: smoke)"
+    )
+    parser.add_argument(
+        "--only", default="", metavar="PART", help="run only notebooks whose name contains PART"
+    )
+    parser.add_argument(
+        "--pages-only", action="store_true", help="run no notebook that already has an executed copy"
+    )
+    parser.add_argument(
+        "--parameter", action="append", default=[], metavar="NAME=VALUE", help="override a parameter"
+    )
+    parser.add_argument(
+        "--timeout", type=int, default=600, help="seconds a notebook cell may take (default: 600)"
+    )
     return parser.parse_args()
 
 
@@ -222,7 +287,9 @@ def main() -> int:
     args, start = arguments(), time.monotonic()
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    if args.profile == "smoke":  # smoke needs no model hub; a forgotten hub call fails at once, not after retries
+    if (
+        args.profile == "smoke"
+    ):  # smoke needs no model hub; a forgotten hub call fails at once, not after retries
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         execute_all(args)
@@ -232,7 +299,9 @@ def main() -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     say(f"done in {time.monotonic() - start:.0f} s: {site.relative_to(ROOT)}/index.html")
-    say("read it with: make serve   (or: python3 -m http.server --directory _build/site; search needs a server)")
+    say(
+        "read it with: make serve   (or: python3 -m http.server --directory _build/site; search needs a server)"
+    )
     return 0
 
 

@@ -6,6 +6,7 @@
 papermill accepts parameters that no cell names and writes failed notebooks to the same place as good ones;
 both would let a wrong page through, hence this file.
 """
+
 import os
 import re
 import sys
@@ -40,7 +41,9 @@ def checked_parameters(path: Path, given: dict) -> dict:
     return given
 
 
-def run_notebook(source: Path, done: Path, failed: Path, parameters: dict, *, timeout: int, log: Path) -> float:
+def run_notebook(
+    source: Path, done: Path, failed: Path, parameters: dict, *, timeout: int, log: Path
+) -> float:
     """Run `source` in its own folder; its copy goes to `done` and its seconds are returned, or to `failed` (RunFailed).
 
     `timeout` is seconds a cell; what the kernel writes to its own stderr goes to `log`.
@@ -58,8 +61,15 @@ def run_notebook(source: Path, done: Path, failed: Path, parameters: dict, *, ti
         problem = ""
         try:
             with log_stderr(log):
-                papermill.execute_notebook(str(source), str(part), parameters, kernel_name="python3",
-                                           cwd=str(source.parent), progress_bar=False, execution_timeout=timeout)
+                papermill.execute_notebook(
+                    str(source),
+                    str(part),
+                    parameters,
+                    kernel_name="python3",
+                    cwd=str(source.parent),
+                    progress_bar=False,
+                    execution_timeout=timeout,
+                )
         except PapermillExecutionError as error:
             problem = f"cell {error.cell_index}: {error.ename}: {error.evalue}"
         except CellTimeoutError:
@@ -70,7 +80,9 @@ def run_notebook(source: Path, done: Path, failed: Path, parameters: dict, *, ti
         problem = problem or "; ".join(faults(book))
         if problem:
             os.replace(part, failed)
-            raise RunFailed(f"{source.name}: {problem} (the executed copy: {failed}; the kernel's messages: {log})")
+            raise RunFailed(
+                f"{source.name}: {problem} (the executed copy: {failed}; the kernel's messages: {log})"
+            )
     seconds = float(book.metadata.papermill.duration)
     with cache.atomic(done) as temporary:
         nbformat.write(presentable(book, parameters, seconds), temporary)

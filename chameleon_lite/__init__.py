@@ -7,6 +7,7 @@ Axes, in every file:
 The low-rank factors are `down` (R, C) and `up` (V, R), the paper's A and B. Public names are fetched from their
 rooms when they are first used, so importing the package loads no heavy library and prints nothing.
 """
+
 from importlib import import_module
 
 __version__ = "0.1.0"

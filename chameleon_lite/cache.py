@@ -5,6 +5,7 @@ renames, `locked` keeps two processes off one file, `turns` lets them share out 
 compares a checksum. A file under its final
 name is therefore complete; whatever a killed process leaves behind carries a `.part-` name and is ignored.
 """
+
 import hashlib
 import os
 import shutil

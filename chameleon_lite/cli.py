@@ -18,8 +18,12 @@ from .errors import UserError, unknown
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="ChameleonLLM re-derived, measured, and made usable.")  # fmt: skip
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="ChameleonLLM re-derived, measured, and made usable.",
+)
 
 INTERRUPTED = 130
 
@@ -98,10 +102,18 @@ def run(
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of reported seeds.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: what is there.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of raw runs.")] = Path("runs"),
-    resume: Annotated[bool, typer.Option("--resume/--again", help="Keep complete runs, or run all again.")] = True,
-    results: Annotated[Path | None, typer.Option("--results", help="Also pack the records into this folder.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Stop before a seed that would not end in time.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes sharing the work; default: one a GPU.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--again", help="Keep complete runs, or run all again.")
+    ] = True,
+    results: Annotated[
+        Path | None, typer.Option("--results", help="Also pack the records into this folder.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop before a seed that would not end in time.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes sharing the work; default: one a GPU.")
+    ] = None,
 ) -> None:
     """Run an experiment: every regime × corpus × seed it names that is not there yet.
 
@@ -123,8 +135,9 @@ def run(
         work.start(count, sys.argv[1:])  # what they leave, nothing as a rule, is done here
     if work.MARK in os.environ:
         results = None
-    records = run_experiment(settings, runs=out, data_dir=data_dir, device=device, resume=resume,
-                             minutes=minutes, say=_say)
+    records = run_experiment(
+        settings, runs=out, data_dir=data_dir, device=device, resume=resume, minutes=minutes, say=_say
+    )
     leave()
     if _others_speak():
         return
@@ -144,8 +157,12 @@ def prove(
     backbone: Annotated[str | None, typer.Option(help="Use this backbone instead of the file's.")] = None,
     data_dir: DataDir = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: what is there.")] = None,
-    only: Annotated[list[str] | None, typer.Option("--only", help="Make this proof alone (repeatable).")] = None,
-    results: Annotated[Path | None, typer.Option("--results", help="Also keep the proofs in this folder.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Make this proof alone (repeatable).")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option("--results", help="Also keep the proofs in this folder.")
+    ] = None,
 ) -> None:
     """Make the twelve proofs of what the released tables measure, on an experiment's corpus and backbone.
 
@@ -198,11 +215,17 @@ app.command()(cli_adapt.adapt)
 @app.command()
 def claims(
     results: Results = Path("results"),
-    backbone: Annotated[str, typer.Option("--backbone", help="The backbone whose records decide.")] = "smollm2",
+    backbone: Annotated[
+        str, typer.Option("--backbone", help="The backbone whose records decide.")
+    ] = "smollm2",
     benchmarks: Annotated[Path | None, typer.Option(help="Timings; default: beside the results.")] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Write the ledger to this CSV file.")] = None,
-    contrasts: Annotated[Path | None, typer.Option("--contrasts", help="Write all contrasts to this CSV file.")] = None,
-    write: Annotated[bool, typer.Option("--write", help="Also keep the verdicts in the results folder.")] = False,
+    contrasts: Annotated[
+        Path | None, typer.Option("--contrasts", help="Write all contrasts to this CSV file.")
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Also keep the verdicts in the results folder.")
+    ] = False,
 ) -> None:
     """The ledger: claim, evidence and verdict, each verdict made by its rule from the records.
 
@@ -226,10 +249,16 @@ def claims(
 
 @app.command()
 def bench(
-    rows: Annotated[list[str] | None, typer.Argument(help="B1 … B16, ladder, roofline, growth, overhead …")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Small workloads: about two minutes on two cores.")] = False,
+    rows: Annotated[
+        list[str] | None, typer.Argument(help="B1 … B16, ladder, roofline, growth, overhead …")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small workloads: about two minutes on two cores.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: what is there.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Default: benchmarks/results/<machine>.json.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Default: benchmarks/results/<machine>.json.")
+    ] = None,
 ) -> None:
     """Time our way against what one would otherwise run, on this machine; each row is written as it finishes.
 

@@ -46,7 +46,9 @@ class DataSettings(Settings):
     """How much of a corpus is used."""
 
     max_train_tokens: int | None = Field(None, ge=1, description="tokens of training documents; none = all")
-    max_validation_documents: int | None = Field(None, ge=1, description="documents of validation; none = all")
+    max_validation_documents: int | None = Field(
+        None, ge=1, description="documents of validation; none = all"
+    )
     max_test_documents: int | None = Field(None, ge=1, description="documents of test; none = all")
     subset_seed: int = Field(0, description="seed of the draw of those subsets; not varied by the study")
 
@@ -54,7 +56,9 @@ class DataSettings(Settings):
 class ClusterSettings(Settings):
     """The two clusterings: batching forms batches, routing serves banks and nearest-centroid regimes."""
 
-    batch_rows: int = Field(32, ge=1, description="rows a conditioning batch holds at most; K = N // batch_rows")
+    batch_rows: int = Field(
+        32, ge=1, description="rows a conditioning batch holds at most; K = N // batch_rows"
+    )
     minimum: int = Field(4, ge=1, description="rows below which a cluster joins its nearest neighbour")
     routing_clusters: int = Field(33, ge=2, description="clusters of the routing clustering")
 
@@ -66,7 +70,9 @@ class TrainSettings(Settings):
     rows_per_step: int = Field(32, ge=1, description="documents an optimiser step, all processes together")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
     validations_per_epoch: int = Field(1, ge=1, description="validations an epoch, evenly spaced")
-    patience: int = Field(1, ge=0, description="validations without improvement that are forgiven before stopping")
+    patience: int = Field(
+        1, ge=0, description="validations without improvement that are forgiven before stopping"
+    )
     scale: float = Field(1.0, gt=0, description="alpha: what the update is multiplied by, for every rank")
     feature_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="arithmetic of the backbone's pass; auto = 16-bit where the machine is fast at it"
@@ -81,20 +87,26 @@ class FitSettings(Settings):
 
     rank: int = Field(4, ge=1, description="rank of the head's update")
     lora_rank: int = Field(
-        0, ge=0, description="rank of LoRA in the layers, trained with the head; 0 = none. Above 0 features "
-        "cannot be cached: every step runs the backbone, forwards and backwards; one validation an epoch"
+        0,
+        ge=0,
+        description="rank of LoRA in the layers, trained with the head; 0 = none. Above 0 features "
+        "cannot be cached: every step runs the backbone, forwards and backwards; one validation an epoch",
     )
     record_layers: bool = Field(
-        True, description="on a GPU, with LoRA in the layers: record their pass once and replay it; needs memory of "
-        "its own while training lasts"
+        True,
+        description="on a GPU, with LoRA in the layers: record their pass once and replay it; needs memory of "
+        "its own while training lasts",
     )
     dropout: float = Field(0.5, ge=0, lt=1, description="dropout inside the hyper-network, as released")
     condition: Literal["cluster", "centroid", "row"] = Field(
-        "cluster", description="what texts are told at inference, see model/conditions.py; training uses groups"
+        "cluster",
+        description="what texts are told at inference, see model/conditions.py; training uses groups",
     )
     learning_rate: float = Field(1e-3, gt=0, description="AdamW's learning rate")
     max_train_tokens: int | None = Field(200_000, ge=1, description="tokens of training texts; none = all")
-    max_held_out: int | None = Field(500, ge=1, description="texts of validation and of the held-out part; none = all")
+    max_held_out: int | None = Field(
+        500, ge=1, description="texts of validation and of the held-out part; none = all"
+    )
     seed: int = Field(0, ge=0, description="of initialisation, order, clustering and the choice of texts")
     tokens: TokenSettings = TokenSettings()
     clusters: ClusterSettings = ClusterSettings()
@@ -104,9 +116,13 @@ class FitSettings(Settings):
 class SweepSettings(Settings):
     """Learning rates tried on validation, with seeds other than the reported ones."""
 
-    grid: tuple[float, ...] = Field((1e-4, 3e-4, 1e-3, 3e-3), min_length=1, description="AdamW learning rates")
+    grid: tuple[float, ...] = Field(
+        (1e-4, 3e-4, 1e-3, 3e-3), min_length=1, description="AdamW learning rates"
+    )
     seeds: int = Field(2, ge=1, description="sweep seeds, numbered 1000, 1001, …")
-    extend: int = Field(2, ge=0, description="times the grid may grow by a factor 3 while the best lies on its edge")
+    extend: int = Field(
+        2, ge=0, description="times the grid may grow by a factor 3 while the best lies on its edge"
+    )
 
 
 class GenerateSettings(Settings):
@@ -114,7 +130,9 @@ class GenerateSettings(Settings):
 
     documents: int = Field(200, ge=1, description="test documents whose prompts are continued; all if fewer")
     new_tokens: int = Field(64, ge=4, description="tokens written after each prompt, always as many")
-    regimes: tuple[str, ...] = Field((), description="regimes that write; none = all with a head on cached states")
+    regimes: tuple[str, ...] = Field(
+        (), description="regimes that write; none = all with a head on cached states"
+    )
     rows: int = Field(128, ge=1, description="prompts continued side by side")
 
 
@@ -125,9 +143,13 @@ class ProbeSettings(Settings):
     foreign_shares: tuple[float, ...] = Field(
         (), description="shares of condition vectors replaced by those corpora's (claim 7)"
     )
-    foreign_regimes: tuple[str, ...] = Field((), description="regimes that are read with foreign condition vectors")
+    foreign_regimes: tuple[str, ...] = Field(
+        (), description="regimes that are read with foreign condition vectors"
+    )
     seen_documents: int = Field(0, ge=0, description="training documents read in evaluation mode; 0 = none")
-    position_bins: int = Field(0, ge=0, description="bins of 16 scored positions whose loss is kept; 0 = none")
+    position_bins: int = Field(
+        0, ge=0, description="bins of 16 scored positions whose loss is kept; 0 = none"
+    )
     generate: GenerateSettings | None = Field(None, description="continuing test prompts; none = not done")
 
     @model_serializer(mode="wrap")
@@ -142,13 +164,20 @@ class ProbeSettings(Settings):
 class ProtocolSettings(Settings):
     """What is scored and how it is trained: a preset of `study/protocol.py` and the switches that differ from it."""
 
-    preset: Literal["honest", "as_released", "as_described"] = Field("honest", description="all switches at once")
-    switches: dict[str, str | bool] = Field(default_factory=dict, description="switch: value, over the preset")
+    preset: Literal["honest", "as_released", "as_described"] = Field(
+        "honest", description="all switches at once"
+    )
+    switches: dict[str, str | bool] = Field(
+        default_factory=dict, description="switch: value, over the preset"
+    )
     mend: tuple[str, ...] = Field(
         (), description="switches turned to honest one after the other; the experiment runs once after each"
     )
     held_out: float = Field(
-        0.1, gt=0, le=1, description="share of an instruction corpus that validates, where it lies inside training"
+        0.1,
+        gt=0,
+        le=1,
+        description="share of an instruction corpus that validates, where it lies inside training",
     )
 
 
@@ -188,7 +217,9 @@ class Experiment(Settings):
             if extra := set(named) - set(self.regimes):
                 raise ValueError(f"{setting} names {sorted(extra)}, which the experiment does not run")
         if self.probes.generate and (self.protocol.preset != "honest" or self.protocol.switches):
-            raise ValueError("probes.generate belongs to the honest protocol: the tables as released write nothing")
+            raise ValueError(
+                "probes.generate belongs to the honest protocol: the tables as released write nothing"
+            )
         return self
 
 
@@ -250,7 +281,11 @@ def load_experiment(path: Path | str, profile: str = "smoke", **overrides: Any) 
     path = Path(path)
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise unknown("experiment file", str(path), near) if near else UserError(f"no such experiment file: {path}")
+        raise (
+            unknown("experiment file", str(path), near)
+            if near
+            else UserError(f"no such experiment file: {path}")
+        )
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -2,6 +2,7 @@
 
 The command line prints the line and exits with `exit_code`, without a traceback; anything else is a bug.
 """
+
 import difflib
 from collections.abc import Iterable
 

@@ -2,6 +2,7 @@
 
 Axes here: any leading axes `...`, tokens T, width C, documents N, clusters K.
 """
+
 import torch
 from torch import Tensor
 

@@ -1,4 +1,5 @@
 """The house rules of book/design.md: who imports whom, how long a file may be, what importing the package costs."""
+
 import ast
 import re
 import subprocess
@@ -19,8 +20,21 @@ MAY_IMPORT["study"] = MAY_IMPORT["adapt"] = MAY_IMPORT["training"] | {"training"
 MAY_IMPORT["bench"] = MAY_IMPORT["study"] | {"study", "adapt"}
 MAY_IMPORT["cli"] = MAY_IMPORT["bench"] | {"bench", "cli_adapt"}
 MAY_IMPORT["cli_adapt"] = MAY_IMPORT["bench"] | {"bench"}
-HEAVY = ("torch", "transformers", "datasets", "umap", "numpy", "pandas", "sklearn", "scipy", "matplotlib", "peft",
-         "gguf", "accelerate", "pydantic")
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "umap",
+    "numpy",
+    "pandas",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "peft",
+    "gguf",
+    "accelerate",
+    "pydantic",
+)
 # inside functions only
 LATE = {"transformers", "datasets", "umap", "gguf", "matplotlib", "peft", "accelerate", "torchmetrics"}
 # files that define classes of transformers, and are themselves imported inside functions only
@@ -54,7 +68,9 @@ def imported_rooms(path: Path, tree: ast.AST) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.parent != PACKAGE or p.name != "__init__.py"], ids=relative)
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if p.parent != PACKAGE or p.name != "__init__.py"], ids=relative
+)
 def test_rooms_import_only_from_rooms_before_them(path):
     room = room_of(path)
     others = imported_rooms(path, ast.parse(path.read_text())) - {room}
@@ -62,10 +78,14 @@ def test_rooms_import_only_from_rooms_before_them(path):
 
 
 def test_the_reader_of_imports_sees_every_form():
-    tree = ast.parse("import chameleon_lite.model.lora\nfrom ..tokens import x\nfrom ... import ops\n"
-                     "from ...study import y")
+    tree = ast.parse(
+        "import chameleon_lite.model.lora\nfrom ..tokens import x\nfrom ... import ops\n"
+        "from ...study import y"
+    )
     assert imported_rooms(PACKAGE / "data" / "corpora" / "x.py", tree) == {"model", "data", "ops", "study"}
-    tree = ast.parse("def f():\n    from ..model.heads import static\n    from chameleon_lite import training")
+    tree = ast.parse(
+        "def f():\n    from ..model.heads import static\n    from chameleon_lite import training"
+    )
     assert imported_rooms(PACKAGE / "data" / "x.py", tree) == {"model", "training"}
 
 
@@ -80,7 +100,9 @@ def test_heavy_libraries_are_imported_where_they_are_needed(path):
     for node in ast.parse(path.read_text()).body:
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
-        assert not {n.split(".")[0] for n in names} & late, f"line {node.lineno}: import it inside the function"
+        assert not {n.split(".")[0] for n in names} & late, (
+            f"line {node.lineno}: import it inside the function"
+        )
 
 
 @pytest.mark.parametrize("path", OURS, ids=relative)
@@ -107,14 +129,21 @@ def test_no_committed_text_names_a_machine():
         pytest.skip("not a git checkout")
     for name in filter(None, names.stdout.split("\0")):
         path = ROOT / name
-        if path.suffix in {".py", ".md", ".yml", ".yaml", ".toml", ".ipynb", ".txt", ".cff", ""} and path.is_file():
-            hit = FORBIDDEN.search(path.read_text(encoding="utf-8", errors="ignore").replace(FORBIDDEN.pattern, ""))
+        if (
+            path.suffix in {".py", ".md", ".yml", ".yaml", ".toml", ".ipynb", ".txt", ".cff", ""}
+            and path.is_file()
+        ):
+            hit = FORBIDDEN.search(
+                path.read_text(encoding="utf-8", errors="ignore").replace(FORBIDDEN.pattern, "")
+            )
             assert not hit, f"{name}: {hit.group()}"
 
 
 def test_importing_the_package_prints_nothing_and_loads_nothing_heavy():
     code = f"import sys, chameleon_lite; loaded = [m for m in {HEAVY!r} if m in sys.modules]; assert not loaded, loaded"
-    run = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 

@@ -3,6 +3,7 @@
 The pages' scripts: sphinx-thebe adds its inline script twice, also when it is off, and the second declaration
 is an error in every page's console. The docstrings: ours are plain text with drawings, not reStructuredText.
 """
+
 import re
 
 DRAWN = re.compile(r"^[ \t]|─|▶", re.M)  # an indented block, or one with drawn arrows
@@ -29,7 +30,9 @@ def plain_docstring(app, what, name, obj, options, lines: list[str]) -> None:
         else:
             out += [*(escaped(row) for row in rows), ""]
     for field, info in (getattr(obj, "model_fields", None) or {}).items() if what == "class" else ():
-        start = "required" if info.is_required() else f"default {info.get_default(call_default_factory=True)!r}"
+        start = (
+            "required" if info.is_required() else f"default {info.get_default(call_default_factory=True)!r}"
+        )
         out.append(f"- ``{field}``: {escaped(info.description or '')} ({escaped(start)})")
     lines[:] = [*out, ""]
 

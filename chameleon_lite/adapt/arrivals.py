@@ -9,6 +9,7 @@
 
 What offline gains over past is due to texts that had not arrived; what whole rows gain, to reading the answer.
 """
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -48,7 +49,9 @@ class Arrivals:
     rows: Tensor | None = None
     clusters: int = 1  # of the evaluation set on itself, for the leak
     seed: int = 0
-    told: dict[str, Tensor] = field(default_factory=dict)  # (N, C) what each text is told, by what may be known
+    told: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # (N, C) what each text is told, by what may be known
 
     def batches(self) -> list[Tensor]:
         """Document numbers (≤ B,) batch after batch, as they arrive."""
@@ -57,7 +60,9 @@ class Arrivals:
     def vector(self, known: str) -> Tensor:
         """What each text is told (N, C), computed once."""
         if known not in self.told:
-            self.told[known] = self._offline(known) if known in ("offline", "whole rows") else self._running(known)
+            self.told[known] = (
+                self._offline(known) if known in ("offline", "whole rows") else self._running(known)
+            )
         return self.told[known]
 
     def _offline(self, known: str) -> Tensor:
@@ -91,20 +96,26 @@ class Arrivals:
         def of(rows: Tensor) -> tuple[Condition, Tensor | None]:
             distinct, group = torch.unique(told[rows.to(device)], dim=0, return_inverse=True)
             return Condition(distinct), group if len(distinct) > 1 else None
+
         return of
 
 
-def arrivals(vectors: Tensor, clustering: Clustering, batch: int, seed: int, rows: Tensor | None = None) -> Arrivals:
+def arrivals(
+    vectors: Tensor, clustering: Clustering, batch: int, seed: int, rows: Tensor | None = None
+) -> Arrivals:
     """Texts in a random order drawn by the seed; the evaluation set's own clustering has one cluster a batch."""
     if not 1 <= batch <= len(vectors):
-        raise UserError(f"batches of {batch} do not fit {len(vectors)} texts; choose between 1 and {len(vectors)}")
+        raise UserError(
+            f"batches of {batch} do not fit {len(vectors)} texts; choose between 1 and {len(vectors)}"
+        )
     order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(seed))
     labels, _ = clustering.assign(vectors)
     return Arrivals(vectors, labels, order, batch, rows, max(1, len(vectors) // batch), seed)
 
 
-def evaluate_stream(head, scored, arriving: Arrivals, weight, *, known: Sequence[str] = KNOWN,
-                    scale: float = 1.0) -> dict[str, Tensor]:
+def evaluate_stream(
+    head, scored, arriving: Arrivals, weight, *, known: Sequence[str] = KNOWN, scale: float = 1.0
+) -> dict[str, Tensor]:
     """Sums of nats a text (N,) by what may be known, and "frozen"; all on the same batches and positions.
 
     scored: training.scored.ScoredStates of the N texts; weight: the frozen head's HeadWeight.
@@ -114,7 +125,9 @@ def evaluate_stream(head, scored, arriving: Arrivals, weight, *, known: Sequence
     return dict(zip(("frozen", *known), nll.cpu()))
 
 
-def on_the_fly(model, documents: Sequence[Document], *, batch: int = 16, seed: int = 0, progress: bool = True):
+def on_the_fly(
+    model, documents: Sequence[Document], *, batch: int = 16, seed: int = 0, progress: bool = True
+):
     """An adapter on documents that arrive in batches: a DataFrame with one row for each state of knowledge.
 
     Columns known, possible (in a stream), loss (nats a token), and against_frozen (the difference).
@@ -151,8 +164,9 @@ class Service:
         return self.fixed + self.each * rows
 
 
-def waiting_times(labels: np.ndarray, *, rate: float, batch: int, service: Service, seed: int,
-                  patience: float | None = None) -> np.ndarray:
+def waiting_times(
+    labels: np.ndarray, *, rate: float, batch: int, service: Service, seed: int, patience: float | None = None
+) -> np.ndarray:
     """Seconds from arrival to result (N,) of texts with cluster labels (N,), arriving at `rate` a second (Poisson).
 
     Each cluster fills a batch of its own; a full one goes to the single worker, first come first served. A batch
@@ -160,7 +174,9 @@ def waiting_times(labels: np.ndarray, *, rate: float, batch: int, service: Servi
     is left. Labels all equal are batches of any rows: what mixed clusters make possible.
     """
     if rate <= 0 or batch < 1 or (patience is not None and patience < 0):
-        raise UserError("waiting_times needs a rate above 0, a batch of at least 1 and a patience of at least 0")
+        raise UserError(
+            "waiting_times needs a rate above 0, a batch of at least 1 and a patience of at least 0"
+        )
     arrival = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, len(labels)))
     ready = _batches(np.asarray(labels), arrival, batch, patience)
     latency, free = np.empty(len(labels)), 0.0
@@ -170,7 +186,9 @@ def waiting_times(labels: np.ndarray, *, rate: float, batch: int, service: Servi
     return latency
 
 
-def _batches(labels: np.ndarray, arrival: np.ndarray, size: int, patience: float | None) -> list[tuple[float, list]]:
+def _batches(
+    labels: np.ndarray, arrival: np.ndarray, size: int, patience: float | None
+) -> list[tuple[float, list]]:
     """When each batch is ready, and its rows."""
     out: list[tuple[float, list]] = []
     for label in np.unique(labels):
@@ -189,8 +207,15 @@ def _batches(labels: np.ndarray, arrival: np.ndarray, size: int, patience: float
     return out
 
 
-def waiting_table(labels: np.ndarray, *, rate: float, batches: Sequence[int], service: Mapping[str, Service] | Service,
-                  seed: int = 0, patience: float | None = None):
+def waiting_table(
+    labels: np.ndarray,
+    *,
+    rate: float,
+    batches: Sequence[int],
+    service: Mapping[str, Service] | Service,
+    seed: int = 0,
+    patience: float | None = None,
+):
     """p50, p95 and p99 of the waiting time (seconds) by batch size, batches by cluster beside mixed ones: a DataFrame.
 
     Columns batches ("by cluster" or "mixed"), size, p50, p95, p99. `service` may differ between the two.

@@ -5,6 +5,7 @@
 An update of a weight has no meaning by itself: it changes the logit of a token by an amount that depends on the
 state it meets. So it is looked at on states of real texts.
 """
+
 from collections.abc import Sequence
 
 import torch
@@ -21,8 +22,9 @@ def text_states(model, texts: Sequence[str]) -> Tensor:
     ids, mask = left_padded(rows, model.backbone.pad_id)
     position = (mask.cumsum(1) - 1).clamp_min(0)
     given = {"position_ids": position.to(model.device)} if "position_ids" in model._body_arguments else {}
-    h = model.lm.base_model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False,
-                            **given).last_hidden_state  # (B, T, C)
+    h = model.lm.base_model(
+        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False, **given
+    ).last_hidden_state  # (B, T, C)
     return h[mask.bool().to(h.device)]
 
 
@@ -34,7 +36,9 @@ def logit_shift(model, condition: Tensor, states: Tensor) -> Tensor:
     return model.config.scale * torch.einsum("gr,gvr->gv", z, update.up.float())
 
 
-def extreme_tokens(model, shift: Tensor, count: int = 8) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+def extreme_tokens(
+    model, shift: Tensor, count: int = 8
+) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
     """From shift (V,) the `count` most raised and most lowered tokens, each with its shift in logits."""
     order = torch.argsort(shift, descending=True, stable=True)
     pick = (order[:count], order.flip(0)[:count])

@@ -6,6 +6,7 @@
 `apart` does the same with one batch a cluster, as the method was published: the results are equal, the time is
 not, since small clusters make small batches and each reads the whole backbone again.
 """
+
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,8 +17,14 @@ from ..model.heads.interface import HeadUpdate
 
 
 @torch.no_grad()
-def mixed_losses(h: Tensor, target: Tensor, group: Tensor, weight: HeadWeight, updates: Sequence[HeadUpdate | None],
-                 scale: float = 1.0) -> Tensor:
+def mixed_losses(
+    h: Tensor,
+    target: Tensor,
+    group: Tensor,
+    weight: HeadWeight,
+    updates: Sequence[HeadUpdate | None],
+    scale: float = 1.0,
+) -> Tensor:
     """Next-token losses (heads, M) of states h (M, C) whose position m belongs to group[m] of each update.
 
     An entry None is the frozen head, which shares the large product. Positions are sorted by group first, so that
@@ -32,8 +39,9 @@ def mixed_losses(h: Tensor, target: Tensor, group: Tensor, weight: HeadWeight, u
 
 
 @torch.no_grad()
-def continue_mixed(model, prompts: Sequence[Sequence[int]], group: Tensor, update: HeadUpdate, *, batch: int = 32,
-                   **options) -> list[list[int]]:
+def continue_mixed(
+    model, prompts: Sequence[Sequence[int]], group: Tensor, update: HeadUpdate, *, batch: int = 32, **options
+) -> list[list[int]]:
     """New tokens for each of the prompts (lists of ids), prompt i under update group[i]; `batch` rows at once.
 
     Prompts of similar length share a batch, so that little is padded; the end token and what follows it are cut.
@@ -42,11 +50,17 @@ def continue_mixed(model, prompts: Sequence[Sequence[int]], group: Tensor, updat
     lengths = torch.tensor([len(p) for p in prompts])
     out: list[list[int]] = [[] for _ in prompts]
     for rows in torch.argsort(lengths, stable=True).split(batch):
-        rows = rows[torch.argsort(group.cpu()[rows], stable=True)]  # groups together: nothing to put back at each step
+        rows = rows[
+            torch.argsort(group.cpu()[rows], stable=True)
+        ]  # groups together: nothing to put back at each step
         ids, mask = left_padded([prompts[i] for i in rows], model.backbone.pad_id)
         prepared = _prepared(model, update, group.cpu()[rows])
-        found = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
-                               head_update=prepared, **options)[:, ids.shape[1] :]
+        found = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            head_update=prepared,
+            **options,
+        )[:, ids.shape[1] :]
         for i, tokens in zip(rows.tolist(), found.tolist()):
             out[i] = until_end(tokens, model.generation_config.eos_token_id)
     return out

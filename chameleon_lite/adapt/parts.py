@@ -1,7 +1,8 @@
 """What `fit` trains on: each split as tokens, mean vectors, clusters, and states where the backbone stays as it is.
 
-    documents ─ tokens, cut to the limits ─ mean embeddings ─ clusters of the training part ─▶ Part a split
+documents ─ tokens, cut to the limits ─ mean embeddings ─ clusters of the training part ─▶ Part a split
 """
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,12 +38,14 @@ class Part:
 
     def told(self, size: int) -> Callable[[Tensor], tuple[Condition, Tensor | None]]:
         """The condition source: the mean vector of a row's group of at most `size` texts."""
+
         def source(rows: Tensor) -> tuple[Condition, Tensor | None]:
             if self.known_for is not self.arrangement:
                 self.known_for, self.group_of = self.arrangement, self.arrangement.groups(size)
                 self.means = group_means(self.vectors, self.group_of).to(self.device)
             groups, own = torch.unique(self.group_of[rows], return_inverse=True)
             return Condition(self.means[groups.to(self.means.device)]), own if len(groups) > 1 else None
+
         return source
 
     def arrange(self, seed: int) -> None:
@@ -50,8 +53,9 @@ class Part:
         self.arrangement = arrange(len(self.table), self.labels, torch.Generator().manual_seed(seed))
 
 
-def parts_of(corpus: Corpus, backbone: Backbone, settings: FitSettings, progress: bool
-             ) -> tuple[dict[str, Part], Clustering]:
+def parts_of(
+    corpus: Corpus, backbone: Backbone, settings: FitSettings, progress: bool
+) -> tuple[dict[str, Part], Clustering]:
     """Each split tokenised and assigned to clusters of the training part, with its states unless LoRA changes them."""
     generator = np.random.default_rng(settings.seed)
     limits = settings.tokens.model_dump()
@@ -61,7 +65,9 @@ def parts_of(corpus: Corpus, backbone: Backbone, settings: FitSettings, progress
         table = tokenise(corpus.splits[split], backbone.tokenizer, **limits)
         order = generator.permutation(len(table))
         if split == "train" and settings.max_train_tokens is not None:
-            order = order[np.cumsum(table.lengths[order]) <= max(settings.max_train_tokens, table.lengths[order[0]])]
+            order = order[
+                np.cumsum(table.lengths[order]) <= max(settings.max_train_tokens, table.lengths[order[0]])
+            ]
         elif split != "train":
             order = order[: settings.max_held_out]
         tables[split] = table.take(np.sort(order))
@@ -80,7 +86,9 @@ def parts_of(corpus: Corpus, backbone: Backbone, settings: FitSettings, progress
 def _states(backbone: Backbone, table: TokenTable, settings: FitSettings, progress: bool) -> ScoredStates:
     """The hidden states of a table, computed once and kept."""
     dtype = number_format(settings.train.feature_dtype, backbone.device)
-    return scored_states(features(backbone, table, dtype=dtype, progress=progress), table, device=backbone.device)
+    return scored_states(
+        features(backbone, table, dtype=dtype, progress=progress), table, device=backbone.device
+    )
 
 
 def number_format(name: str, device: torch.device) -> torch.dtype:

@@ -8,6 +8,7 @@
 `id` is kept where there is one, otherwise it is the line's number. Two rows may share an id: results come in the
 rows' order and carry the line number too.
 """
+
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

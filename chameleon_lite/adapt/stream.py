@@ -5,6 +5,7 @@
 Memory is one window. An interrupted run leaves OUT.part; with `resume` whole windows in it are kept, the input's
 rows they answer are skipped, and the finished file is the same as an unbroken run's, byte for byte.
 """
+
 import hashlib
 import json
 import os
@@ -38,8 +39,10 @@ class Summary:
         text = f"{self.rows:,} rows, {self.failed:,} failed"
         text += f" (first: {self.first_error})" if self.first_error else ""
         if self.loss is not None:
-            text += (f"; {self.tokens:,} scored tokens, {self.loss_frozen:.4f} nats a token frozen, "
-                     f"{self.loss:.4f} adapted ({self.loss - self.loss_frozen:+.4f})")
+            text += (
+                f"; {self.tokens:,} scored tokens, {self.loss_frozen:.4f} nats a token frozen, "
+                f"{self.loss:.4f} adapted ({self.loss - self.loss_frozen:+.4f})"
+            )
         return text
 
 
@@ -55,7 +58,9 @@ def open_model(model: Any, device: str | None = None, dtype: str | None = None):
     return ChameleonLiteForCausalLM.from_pretrained(model, device=device, dtype=kind)
 
 
-def adapt(model: Any, texts: Iterable[str | dict], *, window: int = WINDOW, progress: bool = True, **how) -> list[dict]:
+def adapt(
+    model: Any, texts: Iterable[str | dict], *, window: int = WINDOW, progress: bool = True, **how
+) -> list[dict]:
     """Score or continue texts (strings, or objects as in `rows.py`); one result a text, in order.
 
     model: a ChameleonLiteForCausalLM or a saved adapter's folder. how: `window.Adapter`'s fields, such as
@@ -67,15 +72,29 @@ def adapt(model: Any, texts: Iterable[str | dict], *, window: int = WINDOW, prog
     texts = [texts] if isinstance(texts, str) else texts
     adapter, out = Adapter(open_model(model), **how), []
     total = len(texts) if hasattr(texts, "__len__") else None
-    with tqdm(total=total, unit="row", desc="adapting", leave=False, disable=None if progress else True) as bar:
-        for part in windows((parse(text, number) for number, text in enumerate(texts, start=1)), _size(window)):
+    with tqdm(
+        total=total, unit="row", desc="adapting", leave=False, disable=None if progress else True
+    ) as bar:
+        for part in windows(
+            (parse(text, number) for number, text in enumerate(texts, start=1)), _size(window)
+        ):
             out += adapter(part)
             bar.update(len(part))
     return out
 
 
-def adapt_file(model: Any, source: Path | str, out: Path | str, *, window: int = WINDOW, resume: bool = False,
-               device: str | None = None, dtype: str | None = None, progress: bool = True, **how) -> Summary:
+def adapt_file(
+    model: Any,
+    source: Path | str,
+    out: Path | str,
+    *,
+    window: int = WINDOW,
+    resume: bool = False,
+    device: str | None = None,
+    dtype: str | None = None,
+    progress: bool = True,
+    **how,
+) -> Summary:
     """`adapt` from one JSONL file to another, in bounded memory.
 
     Raises UserError for a missing input, and where `resume` finds a part that other settings, another adapter or
@@ -100,8 +119,14 @@ def _run(adapter: Adapter, source: Path, part: Path, done: int, window: int, pro
     """Answer the input's rows from `done` on, a window at a time."""
     from tqdm import tqdm
 
-    bar = tqdm(total=source.stat().st_size, unit="B", unit_scale=True, desc="adapting", leave=False,
-               disable=None if progress else True)
+    bar = tqdm(
+        total=source.stat().st_size,
+        unit="B",
+        unit_scale=True,
+        desc="adapting",
+        leave=False,
+        disable=None if progress else True,
+    )
     with bar, open(part, "a", encoding="utf-8", newline="\n") as file:
         for rows in windows(read_jsonl(source, done), window):
             results = adapter([row for row, _ in rows])
@@ -118,8 +143,10 @@ def _prepare(part: Path, marker: Path, key: str, window: int, resume: bool) -> i
             new.write_text(json.dumps({"key": key}))
         return 0
     if not marker.is_file() or json.loads(marker.read_text())["key"] != key:
-        raise UserError(f"{part} was made with other settings, another adapter or another input: give those again, "
-                        "or leave out --resume to start anew")
+        raise UserError(
+            f"{part} was made with other settings, another adapter or another input: give those again, "
+            "or leave out --resume to start anew"
+        )
     lines, offset, whole = 0, 0, (0, 0)
     with open(part, "rb") as file:
         for line in file:

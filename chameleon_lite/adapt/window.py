@@ -6,6 +6,7 @@
 
 A window is the unit of memory and of what counts as "the texts at hand": nothing is remembered from the one before.
 """
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -54,7 +55,9 @@ class Adapter:
 
     def __post_init__(self) -> None:
         if self.new_tokens < 0 or self.new_tokens >= self.model.backbone.max_length:
-            raise UserError(f"new_tokens must lie between 0 (score) and the model's {self.model.backbone.max_length}")
+            raise UserError(
+                f"new_tokens must lie between 0 (score) and the model's {self.model.backbone.max_length}"
+            )
         if self.clusters is not None and self.clusters < 1:
             raise UserError("clusters must be at least 1; leave it out to use the stored centroids")
 
@@ -81,8 +84,11 @@ class Adapter:
 
     def _score(self, rows: Sequence[Row]) -> list[dict]:
         limit = LONGEST_TOKEN * self.prompts["max_length"]
-        documents = [Document(str(i), row.text[:limit], prompt=row.prompt[-limit:])
-                     for i, row in enumerate(rows) if not row.error and row.text.strip()]
+        documents = [
+            Document(str(i), row.text[:limit], prompt=row.prompt[-limit:])
+            for i, row in enumerate(rows)
+            if not row.error and row.text.strip()
+        ]
         out: list[dict] = [{"error": "no text to score"} for _ in rows]
         for document in documents:
             need = self.prompts["min_scored"]
@@ -97,10 +103,17 @@ class Adapter:
         for place, name in enumerate(table.names):
             group = int(found.group[place])
             frozen, adapted = (float(x) / int(counts[place]) for x in nll[:, place])
-            at = {"cluster": int(found.cluster[place]), "distance": float(found.distance[place]), "rows": sizes[group],
-                  "tokens": int(counts[place]), "truncated": self._truncated(rows[int(name)], table, place)}
+            at = {
+                "cluster": int(found.cluster[place]),
+                "distance": float(found.distance[place]),
+                "rows": sizes[group],
+                "tokens": int(counts[place]),
+                "truncated": self._truncated(rows[int(name)], table, place),
+            }
             fine = np.isfinite(adapted)
-            out[int(name)] = at | {"loss": adapted, "loss_frozen": frozen} if fine else {"error": "loss is not finite"}
+            out[int(name)] = (
+                at | {"loss": adapted, "loss_frozen": frozen} if fine else {"error": "loss is not finite"}
+            )
         return out
 
     def _table(self, documents: list[Document]) -> TokenTable | None:
@@ -116,7 +129,9 @@ class Adapter:
         limit = LONGEST_TOKEN * self.prompts["max_length"]
         if max(len(row.text), len(row.prompt)) > limit:
             return True
-        parts = self.model.tokenizer([row.prompt, row.text], add_special_tokens=False, verbose=False)["input_ids"]
+        parts = self.model.tokenizer([row.prompt, row.text], add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
         return sum(map(len, parts)) > int(table.lengths[place])  # numpy's own truth values have no JSON
 
     def _grouped(self, vectors: Tensor) -> Grouped:
@@ -144,13 +159,16 @@ class Adapter:
             out[:, documents] = nll.cpu()
         return out
 
-    def _sums(self, updates: list[HeadUpdate | None], group: Tensor, ids: Tensor, mask: Tensor,
-              prefix: Tensor) -> Tensor:
+    def _sums(
+        self, updates: list[HeadUpdate | None], group: Tensor, ids: Tensor, mask: Tensor, prefix: Tensor
+    ) -> Tensor:
         """Sums of nats (updates, B) of a batch's rows under the layers as they are now."""
+
         def sums(h: Tensor, target: Tensor, row: Tensor) -> Tensor:
             nll = mixed_losses(h, target, group[row], self.weight, updates, self.model.config.scale)
             lengths = torch.bincount(row, minlength=len(ids))
             return torch.segment_reduce(nll.T.double().contiguous(), "sum", lengths=lengths, axis=0).T
+
         hidden = self.model.backbone.hidden(ids, mask.long())
         return next_token(hidden, ids, mask, prefix, sums)[0]
 
@@ -161,17 +179,26 @@ class Adapter:
         out: list[dict] = [{"error": "no prompt to continue"} for _ in rows]
         if not good:
             return out
-        ids = self.model.tokenizer([texts[i] for i in good], add_special_tokens=False, verbose=False)["input_ids"]
-        cut = [len(p) > room or len(rows[i].prompt or rows[i].text) > len(texts[i]) for p, i in zip(ids, good)]
+        ids = self.model.tokenizer([texts[i] for i in good], add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
+        cut = [
+            len(p) > room or len(rows[i].prompt or rows[i].text) > len(texts[i]) for p, i in zip(ids, good)
+        ]
         ids = [p[-room:] for p in ids]  # the end of a prompt is what its continuation follows
         found = self._grouped(mean_of(ids, self.model.backbone.embedding))
         update, sizes = self.model.update_for(found.condition), torch.bincount(found.group).tolist()
         options = {"do_sample": False} | self.options | {"max_new_tokens": self.new_tokens}
         new = continue_mixed(self.model, ids, found.group, update, batch=self.batch, **options)
         for place, i in enumerate(good):
-            out[i] = {"cluster": int(found.cluster[place]), "distance": float(found.distance[place]),
-                      "rows": sizes[int(found.group[place])], "tokens": len(new[place]), "truncated": cut[place],
-                      "continuation": self.model.tokenizer.decode(new[place], skip_special_tokens=True)}
+            out[i] = {
+                "cluster": int(found.cluster[place]),
+                "distance": float(found.distance[place]),
+                "rows": sizes[int(found.group[place])],
+                "tokens": len(new[place]),
+                "truncated": cut[place],
+                "continuation": self.model.tokenizer.decode(new[place], skip_special_tokens=True),
+            }
         return out
 
 

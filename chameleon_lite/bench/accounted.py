@@ -35,8 +35,12 @@ def run(arguments: Sequence[str], threads: int) -> Accounts:
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "accounts.json"
         started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", __name__, str(kept), *arguments], env=os.environ | own,
-                              capture_output=True, text=True)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, str(kept), *arguments],
+            env=os.environ | own,
+            capture_output=True,
+            text=True,
+        )
         seconds = time.perf_counter() - started
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]

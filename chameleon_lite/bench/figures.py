@@ -29,8 +29,14 @@ def panels(found: dict[str, dict], name: str, draw: Callable, height: float):
 def nowhere(ax, name: str):
     """In place of a picture that no machine's file has numbers for: that, and the command that makes them."""
     ax.axis("off")
-    ax.text(0.5, 0.5, f"not measured on any machine yet: chameleon-lite bench {name}", ha="center", va="center",
-            transform=ax.transAxes)  # fmt: skip
+    ax.text(
+        0.5,
+        0.5,
+        f"not measured on any machine yet: chameleon-lite bench {name}",
+        ha="center",
+        va="center",
+        transform=ax.transAxes,
+    )
     return ax
 
 
@@ -60,8 +66,15 @@ def roofline(ax, entry: dict):
         ax.plot(intensity, roof / 1e9, color="0.45", linestyle=("-", "--")[i], label=f"roof, {name}")
     for i, point in enumerate(entry["points"]):
         x, y = point["operations"] / point["bytes"], point["operations"] / point["seconds"] / 1e9
-        ax.plot(x, y, linestyle="none", markersize=9, color=COLOURS[i], marker=MARKERS[i],
-                label=f"{point['stage']} ({point['format']}), {_share(entry, point):.0%}")  # fmt: skip
+        ax.plot(
+            x,
+            y,
+            linestyle="none",
+            markersize=9,
+            color=COLOURS[i],
+            marker=MARKERS[i],
+            label=f"{point['stage']} ({point['format']}), {_share(entry, point):.0%}",
+        )
     ax.set(xscale="log", yscale="log", xlabel="operations a byte moved", ylabel="10⁹ operations a second")
     ax.legend(fontsize=8, loc="lower right")
     return ax

@@ -25,17 +25,28 @@ from ..training.scored import scored_states
 from .measure import peak_bytes, seconds_of
 from .workload import Bench, topic_words
 
-RESOLUTION = 16 << 20  # bytes; less is lost in the system's own accounts of a process, and is shown as this much
+RESOLUTION = (
+    16 << 20
+)  # bytes; less is lost in the system's own accounts of a process, and is shown as this much
 # Slopes one expects. Clusters are fitted on at most 100,000 rows; above that only assigning the others grows.
-EXPECTED = {"tokenise": 1, "mean embedding": 1, "fit clusters": 0, "hidden states": 1, "arrange": 1, "draw a batch": 0,
-            "feature memory": 0}  # fmt: skip
+EXPECTED = {
+    "tokenise": 1,
+    "mean embedding": 1,
+    "fit clusters": 0,
+    "hidden states": 1,
+    "arrange": 1,
+    "draw a batch": 0,
+    "feature memory": 0,
+}
 
 
 def growth(bench: Bench) -> dict:
     """All curves, each {stage, against, sizes, values, unit, slope, expected}."""
     curves = _against_rows(bench)
     curves.append(_against_clusters(bench))
-    curves.append(_head(bench, "vocabulary", (2_048, 8_192, 32_768, 131_072)[: 2 if bench.quick else 4], expected=1))
+    curves.append(
+        _head(bench, "vocabulary", (2_048, 8_192, 32_768, 131_072)[: 2 if bench.quick else 4], expected=1)
+    )
     # The large product does not know the rank: only the small ones grow.
     curves.append(_head(bench, "rank", (1, 4, 16, 64)[: 2 if bench.quick else 4], expected=0))
     return {"what": "growth of time and memory", "status": "shown", "curves": curves}
@@ -44,13 +55,23 @@ def growth(bench: Bench) -> dict:
 def slope(sizes, values) -> float:
     """Slope of log value over log size through the larger half of the points, at least two."""
     keep = max(2, (len(sizes) + 1) // 2)
-    x, y = np.log(np.asarray(sizes[-keep:], float)), np.log(np.maximum(np.asarray(values[-keep:], float), 1e-9))
+    x, y = (
+        np.log(np.asarray(sizes[-keep:], float)),
+        np.log(np.maximum(np.asarray(values[-keep:], float), 1e-9)),
+    )
     return float(np.polyfit(x, y, 1)[0])
 
 
 def _curve(stage: str, against: str, sizes, values, unit: str, expected: float) -> dict:
-    return {"stage": stage, "against": against, "sizes": list(sizes), "values": [float(v) for v in values],
-            "unit": unit, "slope": slope(sizes, values), "expected": expected}  # fmt: skip
+    return {
+        "stage": stage,
+        "against": against,
+        "sizes": list(sizes),
+        "values": [float(v) for v in values],
+        "unit": unit,
+        "slope": slope(sizes, values),
+        "expected": expected,
+    }
 
 
 def _against_rows(bench: Bench) -> list[dict]:
@@ -64,16 +85,21 @@ def _against_rows(bench: Bench) -> list[dict]:
                 found[stage].append(value)
     finally:
         torch.set_num_threads(threads)
-    return [_curve(stage, "rows", sizes, found[stage], "bytes" if "memory" in stage else "s", EXPECTED[stage])
-            for stage in EXPECTED]  # fmt: skip
+    return [
+        _curve(stage, "rows", sizes, found[stage], "bytes" if "memory" in stage else "s", EXPECTED[stage])
+        for stage in EXPECTED
+    ]
 
 
 def measure_rows(bench: Bench, backbone, n: int) -> dict[str, float]:
     """Seconds of each stage on n short documents, and bytes of the feature pass beyond the ids'."""
     out: dict[str, float] = {}
     documents = made_up_documents(n)
-    table: TokenTable = _timed(out, "tokenise", lambda: tokenise(
-        documents, backbone.tokenizer, max_length=64, prefix_tokens=4, min_scored=4))  # fmt: skip
+    table: TokenTable = _timed(
+        out,
+        "tokenise",
+        lambda: tokenise(documents, backbone.tokenizer, max_length=64, prefix_tokens=4, min_scored=4),
+    )
     x = _timed(out, "mean embedding", lambda: mean_embeddings(table, backbone.embedding, span="row"), bench)
     clustering = _timed(out, "fit clusters", lambda: fit_clusters(x, 64, seed=0), bench)
     labels = clustering.labels.cpu()
@@ -81,13 +107,19 @@ def measure_rows(bench: Bench, backbone, n: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         stores = []
-        peak = peak_bytes(lambda: stores.append(features(
-            backbone, table, dtype=torch.float32, folder=Path(folder), progress=False)), bench.device)  # fmt: skip
+        peak = peak_bytes(
+            lambda: stores.append(
+                features(backbone, table, dtype=torch.float32, folder=Path(folder), progress=False)
+            ),
+            bench.device,
+        )
         out["hidden states"] = time.perf_counter() - started
         # A second call finds all states on disk. What it takes is where the documents lie: a few numbers a document,
         # which grow with the ids and are counted with them.
-        places = peak_bytes(lambda: features(backbone, table, dtype=torch.float32, folder=Path(folder),
-                                             progress=False), bench.device)  # fmt: skip
+        places = peak_bytes(
+            lambda: features(backbone, table, dtype=torch.float32, folder=Path(folder), progress=False),
+            bench.device,
+        )
         out["feature memory"] = max(peak - places, RESOLUTION)
         scored = scored_states(stores[0], table, device=bench.device, budget=0)
         rows = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:32]
@@ -100,7 +132,10 @@ def made_up_documents(n: int, seed: int = 0) -> list[Document]:
     """n documents of one to three words and an ending, about two dozen characters."""
     words, g = topic_words(), np.random.default_rng(seed)
     starts, counts = g.integers(0, len(words) - 8, n).tolist(), g.integers(1, 4, n).tolist()
-    return [Document(str(i), " ".join(words[s : s + c]) + " and so on") for i, (s, c) in enumerate(zip(starts, counts))]
+    return [
+        Document(str(i), " ".join(words[s : s + c]) + " and so on")
+        for i, (s, c) in enumerate(zip(starts, counts))
+    ]
 
 
 def _against_clusters(bench: Bench) -> dict:
@@ -137,5 +172,3 @@ def _timed(out: dict[str, float], stage: str, work: Callable, bench: Bench | Non
     device = bench.device if bench else torch.device("cpu")
     out[stage] = seconds_of(lambda: kept.append(work()), device)
     return kept[0]
-
-

@@ -28,24 +28,51 @@ def ladder(bench: Bench) -> dict:
     work = _Steps(bench)
     both = EPOCHS * len(REGIMES)
     steps = [
-        ("released way", "backbone on the padding, in every epoch, for every regime", None, work.released, both),
+        (
+            "released way",
+            "backbone on the padding, in every epoch, for every regime",
+            None,
+            work.released,
+            both,
+        ),
         ("states kept", "the frozen backbone runs once", work.padded_pass, work.padded_epoch, both),
         ("no padding", "length-sorted rows, only real targets", work.exact_pass, work.real_epoch, both),
-        ("16-bit products", "where the machine has units for them", work.fast_pass, work.autocast_epoch, both),
+        (
+            "16-bit products",
+            "where the machine has units for them",
+            work.fast_pass,
+            work.autocast_epoch,
+            both,
+        ),
         ("own head loss", "chunks, one large product, no logits kept", work.fast_pass, work.heads_apart, 1),
         ("regimes together", "one large product for all heads", work.fast_pass, work.heads_together, 1),
     ]
     if bench.gpu:
-        steps.append(("steps recorded", "one word from the host a step", work.fast_pass, work.steps_recorded, 1))
+        steps.append(
+            ("steps recorded", "one word from the host a step", work.fast_pass, work.steps_recorded, 1)
+        )
     out = []
     with work:
         for name, idea, once, epoch, times in steps:
             first = _median(bench, once) if once else 0.0
             each = _median(bench, epoch)
-            out.append({"step": name, "idea": idea, "seconds": first + times * each, "once": first, "epoch": each,
-                        "epochs": times})  # fmt: skip
+            out.append(
+                {
+                    "step": name,
+                    "idea": idea,
+                    "seconds": first + times * each,
+                    "once": first,
+                    "epoch": each,
+                    "epochs": times,
+                }
+            )
     sizes = {"rows": len(work.table), "tokens": int(work.table.lengths.sum())}
-    return {"what": "five epochs, two regimes, full-sequence loss", "status": "shown", "steps": out, "workload": sizes}
+    return {
+        "what": "five epochs, two regimes, full-sequence loss",
+        "status": "shown",
+        "steps": out,
+        "workload": sizes,
+    }
 
 
 def _median(bench: Bench, work: Callable) -> float:
@@ -75,8 +102,15 @@ class _Steps:
         self.folder.cleanup()
 
     def released(self) -> None:
-        peers.ReleasedTraining(self.backbone, self.ids, self.labels, self.head, rows=self.training.rows_a_step,
-                               vectors=self.training.vectors, learning_rate=LEARNING_RATE).epoch()  # fmt: skip
+        peers.ReleasedTraining(
+            self.backbone,
+            self.ids,
+            self.labels,
+            self.head,
+            rows=self.training.rows_a_step,
+            vectors=self.training.vectors,
+            learning_rate=LEARNING_RATE,
+        ).epoch()
 
     def padded_pass(self) -> None:
         self.padded = peers.padded_states(self.backbone, self.ids, self.training.rows_a_step)
@@ -105,7 +139,9 @@ class _Steps:
     def autocast_epoch(self) -> None:
         for rows in self.training.batches:
             h, target, _ = self.states[self.bench.fast].batch(rows)
-            with torch.autocast(self.bench.device.type, self.bench.fast, enabled=self.bench.fast != torch.float32):
+            with torch.autocast(
+                self.bench.device.type, self.bench.fast, enabled=self.bench.fast != torch.float32
+            ):
                 loss = self._plain_loss(h.float(), target)
             self._update(loss)
 
@@ -126,8 +162,17 @@ class _Steps:
         told = self.training.condition
         members = [Member(r, self.training.head(r), told, told, LEARNING_RATE) for r in regimes]
         data = self.states[self.bench.fast]
-        fit(members, data, lambda _: self.training.batches, data, [torch.arange(1)], self.weight, settings,
-            progress=False, recorder=recorder)  # fmt: skip
+        fit(
+            members,
+            data,
+            lambda _: self.training.batches,
+            data,
+            [torch.arange(1)],
+            self.weight,
+            settings,
+            progress=False,
+            recorder=recorder,
+        )
 
     def _plain_loss(self, h: Tensor, target: Tensor) -> Tensor:
         return peers.plain_head_loss(h, target, self.backbone.head.weight, self.head.down, self.head.up)

@@ -1,7 +1,7 @@
 """How a row is measured: contenders take turns, the median counts, and nothing counts that is not correct.
 
-    contenders ─ warm up once ─▶ a, b, a, b, … (interleaved) ─▶ Sample (median, low, high, repetitions)
-    Comparison = our sample, the peer's, how many times better, the goal · Gate = a number and its limit
+contenders ─ warm up once ─▶ a, b, a, b, … (interleaved) ─▶ Sample (median, low, high, repetitions)
+Comparison = our sample, the peer's, how many times better, the goal · Gate = a number and its limit
 """
 
 import ctypes
@@ -143,7 +143,9 @@ def interleaved(
     if warm_up:
         for name, work in contenders.items():
             once = seconds_of(work, device)
-            once = seconds_of(work, device) if once < 1 else once  # the first call may have loaded or compiled
+            once = (
+                seconds_of(work, device) if once < 1 else once
+            )  # the first call may have loaded or compiled
             times[name] = max(1, math.ceil(MINIMUM_SECONDS / max(once, 1e-7)))
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repetitions):
@@ -159,7 +161,9 @@ def sample(values: list[float], unit: str = "s") -> Sample:
 
 def scaled(found: Sample, factor: float) -> Sample:
     """The same measurements in another amount of work, for work that repeats itself exactly."""
-    return Sample(found.median * factor, found.low * factor, found.high * factor, found.repetitions, found.unit)
+    return Sample(
+        found.median * factor, found.low * factor, found.high * factor, found.repetitions, found.unit
+    )
 
 
 def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:

@@ -49,7 +49,9 @@ class Batches:
         longest = bench.size(cpu=64, gpu=256, quick=32)
         lengths = row_lengths(count * ROWS).clip(PREFIX + 8, longest)
         self.table = random_table(lengths, backbone.vocab, backbone.pad_id)
-        centroids = normalise(torch.randn(bench.size(742, 742, 32), backbone.width, generator=g))  # 23,767 // 32
+        centroids = normalise(
+            torch.randn(bench.size(742, 742, 32), backbone.width, generator=g)
+        )  # 23,767 // 32
         self.centroids = centroids.to(bench.device)
         self.weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=backbone_dtype(bench.device))
         self.exact = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=torch.float32)
@@ -113,16 +115,23 @@ def overhead(bench: Bench) -> dict:
         "what": f"what adapting adds to a batch of {ROWS} texts",
         "status": "shown" if all(gate.passed for gate in gates) else "gate failed",
         "gates": [vars(gate) | {"passed": gate.passed} for gate in gates],
-        "batches": len(seconds["plain"]), "rows a batch": ROWS, "whole": whole,
+        "batches": len(seconds["plain"]),
+        "rows a batch": ROWS,
+        "whole": whole,
         "ratios": ratios(seconds["adapted"], seconds["plain"]),
         "parts": {name: quantiles(own) for name, own in seconds.items() if name not in whole},
-        "operations": _operations(work), "fitting clusters": _fitting(work),
+        "operations": _operations(work),
+        "fitting clusters": _fitting(work),
         "waiting": _waiting(bench, whole["adapted"]["p50"], float(np.median(alone)), len(work.centroids)),
-        "workload": {"backbone": bench.model, "arithmetic": str(work.weight.weight.dtype).removeprefix("torch."),
-                     "prefix tokens": PREFIX, "stored centroids": len(work.centroids),
-                     "longest text": int(work.table.lengths.max()),
-                     "scored tokens a batch": int((work.table.lengths - PREFIX).sum()) // count},
-    }  # fmt: skip
+        "workload": {
+            "backbone": bench.model,
+            "arithmetic": str(work.weight.weight.dtype).removeprefix("torch."),
+            "prefix tokens": PREFIX,
+            "stored centroids": len(work.centroids),
+            "longest text": int(work.table.lengths.max()),
+            "scored tokens a batch": int((work.table.lengths - PREFIX).sum()) // count,
+        },
+    }
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
@@ -168,7 +177,10 @@ def _timed(work: Batches) -> dict[str, list[float]]:
 def _round(work: Batches, b: dict, reverse: bool) -> dict[str, float]:
     """Seconds of everything on one batch; the parts take what the parts before them made."""
     made: dict[str, Any] = {}
-    whole: list[tuple[str, Callable]] = [("plain", lambda: work.plain(b)), ("adapted", lambda: work.adapted(b))]
+    whole: list[tuple[str, Callable]] = [
+        ("plain", lambda: work.plain(b)),
+        ("adapted", lambda: work.adapted(b)),
+    ]
     parts: list[tuple[str, Callable]] = [
         ("prefix mean", lambda: work.vectors(b)),
         ("nearest centroid", lambda: work.assign(made["prefix mean"])),
@@ -189,8 +201,12 @@ def _gates(work: Batches) -> list[Gate]:
     vectors, h = work.vectors(b), work.states(b)
     update = work.update(vectors)
     some = {"target": b["target"][:256]}
-    losses = {name: float(work.losses(h[:256], some, u).mean()) for name, u in (("with", update), ("without", None))}
-    expected = float(plain_losses(h[:256].float(), some["target"], work.exact, [update])[0]) / len(some["target"])
+    losses = {
+        name: float(work.losses(h[:256], some, u).mean()) for name, u in (("with", update), ("without", None))
+    }
+    expected = float(plain_losses(h[:256].float(), some["target"], work.exact, [update])[0]) / len(
+        some["target"]
+    )
     nothing = HeadUpdate(update.down, torch.zeros_like(update.up))
     same = float(work.losses(h[:256], some, nothing).mean())
     far = torch.cdist(vectors.double(), work.centroids.double())  # (B, K)
@@ -198,21 +214,36 @@ def _gates(work: Batches) -> list[Gate]:
     limit = work.bench.loss_gate
     return [
         Gate("mean loss under the update, from float32, nats", abs(losses["with"] - expected), limit),
-        Gate("mean loss under an update of nothing, from the frozen head's", abs(same - losses["without"]), limit),
-        Gate("distance to the chosen centroid beyond the nearest", float((chosen - far.min(1).values).max()), 1e-4),
+        Gate(
+            "mean loss under an update of nothing, from the frozen head's",
+            abs(same - losses["without"]),
+            limit,
+        ),
+        Gate(
+            "distance to the chosen centroid beyond the nearest",
+            float((chosen - far.min(1).values).max()),
+            1e-4,
+        ),
     ]
 
 
 def _operations(work: Batches) -> dict[str, float]:
     """Operations a batch (two for a multiplication): the plain model's, and what each part of adapting adds."""
     backbone, table = work.backbone, work.table
-    width, vocab, (tokens, scored) = backbone.width, backbone.vocab, (
-        float(x.sum()) / work.count for x in (table.lengths, table.lengths - PREFIX))  # fmt: skip
+    width, vocab, (tokens, scored) = (
+        backbone.width,
+        backbone.vocab,
+        (float(x.sum()) / work.count for x in (table.lengths, table.lengths - PREFIX)),
+    )
     blocks = sum(p.numel() for p in backbone.body.parameters()) - backbone.embedding.numel()
-    added = {"nearest centroid": 2.0 * ROWS * width * len(work.centroids),
-             "hyper-network": 2.0 * sum(p.numel() for p in work.head.parameters()),
-             "extra products": 2.0 * scored * RANK * (width + vocab)}  # fmt: skip
-    plain = 2.0 * (tokens * blocks + scored * width * vocab)  # attention's own products left out: plain's gain
+    added = {
+        "nearest centroid": 2.0 * ROWS * width * len(work.centroids),
+        "hyper-network": 2.0 * sum(p.numel() for p in work.head.parameters()),
+        "extra products": 2.0 * scored * RANK * (width + vocab),
+    }
+    plain = 2.0 * (
+        tokens * blocks + scored * width * vocab
+    )  # attention's own products left out: plain's gain
     return {"plain": plain, **added, "share": sum(added.values()) / plain}
 
 
@@ -235,5 +266,12 @@ def _waiting(bench: Bench, full: float, one: float, clusters: int) -> dict:
     each = max(0.0, (full - one) / (ROWS - 1))
     rate = LOAD * ROWS / full
     labels = np.random.default_rng(0).integers(0, clusters, bench.size(4, 4, 1) * ROWS * clusters)
-    table = waiting_table(labels, rate=rate, batches=(ROWS,), service=Service(max(0.0, full - ROWS * each), each))
-    return {"arrivals a second": rate, "clusters": clusters, "texts": len(labels), "batches": table.to_dict("records")}
+    table = waiting_table(
+        labels, rate=rate, batches=(ROWS,), service=Service(max(0.0, full - ROWS * each), each)
+    )
+    return {
+        "arrivals a second": rate,
+        "clusters": clusters,
+        "texts": len(labels),
+        "batches": table.to_dict("records"),
+    }

@@ -65,7 +65,9 @@ def padded_rows(table: TokenTable, length: int, device: torch.device) -> tuple[T
     return ids.to(device), labels.to(device)
 
 
-def plain_head_loss(h: Tensor, labels: Tensor, weight: Tensor, down: Tensor, up: Tensor, scale: float = 1.0) -> Tensor:
+def plain_head_loss(
+    h: Tensor, labels: Tensor, weight: Tensor, down: Tensor, up: Tensor, scale: float = 1.0
+) -> Tensor:
     """Summed cross-entropy of h (…, C), labels (…), with all logits formed; weight (V, C), down (R, C), up (V, R)."""
     logits = F.linear(h, weight) + scale * F.linear(F.linear(h, down), up)  # (…, V)
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
@@ -102,8 +104,18 @@ class ReleasedTraining:
     one; this peer forms just the one, which favours it.
     """
 
-    def __init__(self, backbone: Backbone, ids: Tensor, labels: Tensor, head: Head, *, rows: int,
-                 vectors: Tensor, learning_rate: float, last: bool = False) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        ids: Tensor,
+        labels: Tensor,
+        head: Head,
+        *,
+        rows: int,
+        vectors: Tensor,
+        learning_rate: float,
+        last: bool = False,
+    ) -> None:
         self.backbone, self.ids, self.labels, self.head, self.rows = backbone, ids, labels, head, rows
         self.vectors, self.last = vectors, last
         self.optimiser = torch.optim.AdamW(head.parameters(), lr=learning_rate)

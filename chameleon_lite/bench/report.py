@@ -1,6 +1,6 @@
 """`chameleon-lite bench`: run rows, write each as it is done, print the table.
 
-    names ─ one row at a time ─▶ benchmarks/results/<machine>.json (kept rows stay, a row run again is replaced)
+names ─ one row at a time ─▶ benchmarks/results/<machine>.json (kept rows stay, a row run again is replaced)
 """
 
 import datetime
@@ -66,9 +66,13 @@ ON_REQUEST = ("scaling", "workers")  # they are about more than one GPU
 
 
 def run_rows(
-    names: Sequence[str], *, device: str | None = None, quick: bool = False, out: Path | None = None,
+    names: Sequence[str],
+    *,
+    device: str | None = None,
+    quick: bool = False,
+    out: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
-) -> dict:  # fmt: skip
+) -> dict:
     """Run the named rows (all when empty) on a device; returns what the file then holds.
 
     A row that breaks is recorded with its error and the others go on; RunFailed at the end names those.
@@ -160,10 +164,17 @@ def line(entry: dict) -> str:
     parts = [f"{entry['name']:<4} {entry['status']:<11} {entry['what']}"]
     for c in entry["comparisons"]:
         goal = f", goal {c['goal']:g} ×" if c["goal"] is not None else ""
-        got = f"{c['ratio']:.2f} × ({_shown(c['ours'])} against {_shown(c['theirs'])})" if c["theirs"] else c["absent"]
+        got = (
+            f"{c['ratio']:.2f} × ({_shown(c['ours'])} against {_shown(c['theirs'])})"
+            if c["theirs"]
+            else c["absent"]
+        )
         parts.append(f"     {c['peer']}, {c['quantity']}: {got}{goal}")
-    parts += [f"     gate failed: {g['what']} is {g['value']:.3g}, limit {g['limit']:g}"
-              for g in entry["gates"] if not g["passed"]]  # fmt: skip
+    parts += [
+        f"     gate failed: {g['what']} is {g['value']:.3g}, limit {g['limit']:g}"
+        for g in entry["gates"]
+        if not g["passed"]
+    ]
     if entry["status"] == "missed":
         parts.append(f"     {entry['reason']}")
     return "\n".join(parts)

@@ -24,7 +24,9 @@ def with_goals(found: dict[str, dict]) -> dict[str, dict]:
 
 def entry(found: dict[str, dict], name: str, prefer: str = "") -> tuple[str, dict] | None:
     """(machine, entry) of a row, from the machine whose name holds `prefer` where there is one; None if nowhere."""
-    holding = [(machine, kept["rows"][name]) for machine, kept in found.items() if usable(kept["rows"].get(name))]
+    holding = [
+        (machine, kept["rows"][name]) for machine, kept in found.items() if usable(kept["rows"].get(name))
+    ]
     return next((pair for pair in holding if prefer and prefer in pair[0]), holding[0] if holding else None)
 
 
@@ -45,7 +47,12 @@ def not_yet(kept: dict) -> str:
 
 def summary_frame(found: dict[str, dict]) -> pd.DataFrame:
     """How many comparisons met and missed their goals, a column a machine; last, the rows it has not measured."""
-    names = {"met": "goal met", "missed": "goal missed", "gate failed": "not correct", "shown": "shown, without a goal"}
+    names = {
+        "met": "goal met",
+        "missed": "goal missed",
+        "gate failed": "not correct",
+        "shown": "shown, without a goal",
+    }
     out = {}
     for machine, kept in found.items():
         kinds = goals_frame(kept)["verdict"].map(names).fillna("could not be run here").value_counts()
@@ -64,10 +71,22 @@ def goals_frame(kept: dict) -> pd.DataFrame:
         if not row["comparisons"]:
             lines.append({"row": name, "what": row["what"], "verdict": row["status"]})
         for c in row["comparisons"]:
-            verdict = "gate failed" if row["status"] == "gate failed" else {True: "met", False: "missed"}.get(c["met"])
-            lines.append({"row": name, "what": row["what"], "against": c["peer"], "quantity": c["quantity"],
-                          "times better": _times(c), "goal": c["goal"],
-                          "verdict": verdict or c["absent"] or "shown"})  # fmt: skip
+            verdict = (
+                "gate failed"
+                if row["status"] == "gate failed"
+                else {True: "met", False: "missed"}.get(c["met"])
+            )
+            lines.append(
+                {
+                    "row": name,
+                    "what": row["what"],
+                    "against": c["peer"],
+                    "quantity": c["quantity"],
+                    "times better": _times(c),
+                    "goal": c["goal"],
+                    "verdict": verdict or c["absent"] or "shown",
+                }
+            )
     return pd.DataFrame(lines)
 
 
@@ -110,19 +129,36 @@ def many_texts_frame(found: dict[str, dict]) -> pd.DataFrame:
         row = kept["rows"].get("B16")
         if usable(row):
             work, (memory,) = row["workload"], row["comparisons"]
-            lines.append({"machine": kept["machine"]["device"], "threads": work["threads"], "rows": work["rows"],
-                          "scored tokens": work["scored tokens"], "minutes": work["s"] / 60,
-                          "processor minutes": work["processor s"] / 60, "rows/s": work["rows/s"],
-                          "peak, one row (GB)": work["peak bytes, one row"] / 1e9,
-                          "peak (GB)": memory["ours"]["median"] / 1e9, "limit (GB)": memory["theirs"]["median"] / 1e9,
-                          "verdict": row["status"]})  # fmt: skip
+            lines.append(
+                {
+                    "machine": kept["machine"]["device"],
+                    "threads": work["threads"],
+                    "rows": work["rows"],
+                    "scored tokens": work["scored tokens"],
+                    "minutes": work["s"] / 60,
+                    "processor minutes": work["processor s"] / 60,
+                    "rows/s": work["rows/s"],
+                    "peak, one row (GB)": work["peak bytes, one row"] / 1e9,
+                    "peak (GB)": memory["ours"]["median"] / 1e9,
+                    "limit (GB)": memory["theirs"]["median"] / 1e9,
+                    "verdict": row["status"],
+                }
+            )
     return pd.DataFrame(lines)
 
 
 def growth_frame(row: dict) -> pd.DataFrame:
     """Slopes beside the slopes expected."""
-    return pd.DataFrame([
-        {"stage": c["stage"], "against": c["against"], "from": c["sizes"][0], "to": c["sizes"][-1],
-         "slope": round(c["slope"], 2) + 0.0, "expected": c["expected"]}
-        for c in row["curves"]
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {
+                "stage": c["stage"],
+                "against": c["against"],
+                "from": c["sizes"][0],
+                "to": c["sizes"][-1],
+                "slope": round(c["slope"], 2) + 0.0,
+                "expected": c["expected"],
+            }
+            for c in row["curves"]
+        ]
+    )

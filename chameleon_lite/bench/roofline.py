@@ -22,7 +22,11 @@ from .workload import Bench, head_inputs, random_table, row_lengths
 def roofline(bench: Bench) -> dict:
     """The two rates and every stage's {stage, operations, bytes, seconds, format}."""
     fast = str(bench.fast).removeprefix("torch.")
-    rates = {"bytes/s": _bandwidth(bench), fast: _rate(bench, bench.fast), "float32": _rate(bench, torch.float32)}
+    rates = {
+        "bytes/s": _bandwidth(bench),
+        fast: _rate(bench, bench.fast),
+        "float32": _rate(bench, torch.float32),
+    }
     points = [_features(bench), _head(bench), _mean_embeddings(bench), _nearest(bench), _decode(bench)]
     return {"what": "stages under the roof", "status": "shown", "rates": rates, "points": points}
 
@@ -47,8 +51,13 @@ def _bandwidth(bench: Bench) -> float:
 
 
 def _point(stage: str, operations: float, moved: float, seconds: float, dtype) -> dict:
-    return {"stage": stage, "operations": float(operations), "bytes": float(moved), "seconds": float(seconds),
-            "format": str(dtype).removeprefix("torch.")}  # fmt: skip
+    return {
+        "stage": stage,
+        "operations": float(operations),
+        "bytes": float(moved),
+        "seconds": float(seconds),
+        "format": str(dtype).removeprefix("torch."),
+    }
 
 
 def _features(bench: Bench) -> dict:
@@ -56,12 +65,17 @@ def _features(bench: Bench) -> dict:
     table = random_table(row_lengths(bench.size(24, 2_048, 4)), backbone.vocab, backbone.pad_id)
     order = np.argsort(table.lengths)
     with arithmetic(backbone, bench.fast):
-        seconds = sample([seconds_of(lambda: hidden_rows(backbone, table, order), bench.device)
-                          for _ in range(3)]).median  # fmt: skip
+        seconds = sample(
+            [seconds_of(lambda: hidden_rows(backbone, table, order), bench.device) for _ in range(3)]
+        ).median
     tokens, layers = int(table.lengths.sum()), backbone.lm.config.num_hidden_layers
     weights = sum(p.numel() for p in backbone.body.parameters()) * bench.fast.itemsize
-    states = tokens * backbone.width * bench.fast.itemsize * layers * 16  # a block's activations, written and read
-    return _point("hidden states", pass_operations(backbone, table.lengths), weights + states, seconds, bench.fast)
+    states = (
+        tokens * backbone.width * bench.fast.itemsize * layers * 16
+    )  # a block's activations, written and read
+    return _point(
+        "hidden states", pass_operations(backbone, table.lengths), weights + states, seconds, bench.fast
+    )
 
 
 def _head(bench: Bench) -> dict:
@@ -94,7 +108,9 @@ def _nearest(bench: Bench) -> dict:
     x, c = torch.randn(n, 768, device=bench.device), torch.randn(k, 768, device=bench.device)
     norms = x.square().sum(1)
     seconds = _median(bench, lambda: assign(x, c, norms))
-    return _point("nearest centroid", 2 * n * k * 768, 4 * (n * 768 + k * 768 + 2 * n * k), seconds, torch.float32)
+    return _point(
+        "nearest centroid", 2 * n * k * 768, 4 * (n * 768 + k * 768 + 2 * n * k), seconds, torch.float32
+    )
 
 
 @torch.no_grad()

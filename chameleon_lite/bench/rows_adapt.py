@@ -39,17 +39,31 @@ def ten_thousand(bench: Bench) -> Row:
     scored = sum(result.get("tokens", 0) for result in results)
     ours, allowed = (sample([float(value)], "bytes") for value in (found.peak_bytes, LIMIT))
     return Row(
-        "B16", f"adapt: {rows:,} short texts scored, from file to file",
+        "B16",
+        f"adapt: {rows:,} short texts scored, from file to file",
         [Comparison("the limit set", "memory", ours, allowed, bench.goal(1, None))],
-        [Gate("rows that were not answered", rows - len(results), 0),
-         Gate("share of rows without a number", failed / rows, FAILED)],
+        [
+            Gate("rows that were not answered", rows - len(results), 0),
+            Gate("share of rows without a number", failed / rows, FAILED),
+        ],
         limit=f"the backbone's weights in 32 bits: {4 * model.backbone.parameters / 1e6:,.0f} MB",
-        workload={"rows": rows, "distinct rows": len(set(texts)), "words a row": WORDS, "scored tokens": scored,
-                  "rows without a number": failed, "backbone": model.backbone.name, "threads": THREADS,
-                  "s": found.seconds, "processor s": found.processor_seconds, "rows/s": rows / found.seconds,
-                  "peak bytes": found.peak_bytes, "peak bytes, one row": few.peak_bytes, "s, one row": few.seconds},
+        workload={
+            "rows": rows,
+            "distinct rows": len(set(texts)),
+            "words a row": WORDS,
+            "scored tokens": scored,
+            "rows without a number": failed,
+            "backbone": model.backbone.name,
+            "threads": THREADS,
+            "s": found.seconds,
+            "processor s": found.processor_seconds,
+            "rows/s": rows / found.seconds,
+            "peak bytes": found.peak_bytes,
+            "peak bytes, one row": few.peak_bytes,
+            "s, one row": few.seconds,
+        },
         profile={"start and load": few.seconds, "rows": max(0.0, found.seconds - few.seconds)},
-    )  # fmt: skip
+    )
 
 
 def short_texts(corpus: Corpus) -> Iterator[str]:
@@ -63,16 +77,33 @@ def short_texts(corpus: Corpus) -> Iterator[str]:
 
 def _adapter(bench: Bench, corpus: Corpus, folder: Path):
     """A small adapter, fitted in a minute or two and saved: what it learnt is of no account here."""
-    settings = FitSettings(max_train_tokens=bench.size(12_000, 12_000, 4_000), max_held_out=100,
-                           tokens=TokenSettings(max_length=96), train=TrainSettings(epochs=2))  # fmt: skip
+    settings = FitSettings(
+        max_train_tokens=bench.size(12_000, 12_000, 4_000),
+        max_held_out=100,
+        tokens=TokenSettings(max_length=96),
+        train=TrainSettings(epochs=2),
+    )
     backbone = "tiny" if bench.quick else "smollm2"
-    return fit(corpus, backbone=backbone, out=folder, settings=settings, device=str(bench.device), progress=False).model
+    return fit(
+        corpus, backbone=backbone, out=folder, settings=settings, device=str(bench.device), progress=False
+    ).model
 
 
 def _adapt(bench: Bench, folder: Path, texts: list[str]) -> tuple[accounted.Accounts, list[dict]]:
     """The command's accounts and its results."""
     source, out = folder / "texts.jsonl", folder / "results.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    found = accounted.run(["adapt", str(source), "--model", str(folder / "adapter"), "--out", str(out),
-                           "--device", str(bench.device)], THREADS)  # fmt: skip
+    found = accounted.run(
+        [
+            "adapt",
+            str(source),
+            "--model",
+            str(folder / "adapter"),
+            "--out",
+            str(out),
+            "--device",
+            str(bench.device),
+        ],
+        THREADS,
+    )
     return found, [json.loads(line) for line in out.read_text().splitlines()]

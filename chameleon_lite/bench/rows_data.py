@@ -38,26 +38,38 @@ def prepare(bench: Bench) -> Row:
         return tokenizer.backend_tokenizer.encode_batch(words, add_special_tokens=False)
 
     error = relative_error(ours(), released())
-    contenders = {"ours": ours, "released way": released, "tokenizer called": called, "tokenizer alone": alone}
+    contenders = {
+        "ours": ours,
+        "released way": released,
+        "tokenizer called": called,
+        "tokenizer alone": alone,
+    }
     times = interleaved(contenders, bench.device, bench.repetitions())
     made = table()
     tokens = seconds_of(table, bench.device)
     embed = seconds_of(lambda: mean_embeddings(made, embedding, span="padded", length=LENGTH), bench.device)
     row = Row(
-        "B1", "preparing: tokenise and mean embedding",
+        "B1",
+        "preparing: tokenise and mean embedding",
         [Comparison("released way", "time", times["ours"], times["released way"], bench.goal(20, 20))],
         [Gate("mean embeddings, relative", error, 1e-5)],
         limit="the Rust tokenizer's encode_batch alone: "
-              f"{times['released way'].median / times['tokenizer alone'].median:.1f} times",
-        workload={"rows": rows, "tokens": int(made.lengths.sum()), "rows/s": rows / times["ours"].median,
-                  "rows/s released": rows / times["released way"].median,
-                  "rows/s the tokenizer called": rows / times["tokenizer called"].median},
+        f"{times['released way'].median / times['tokenizer alone'].median:.1f} times",
+        workload={
+            "rows": rows,
+            "tokens": int(made.lengths.sum()),
+            "rows/s": rows / times["ours"].median,
+            "rows/s released": rows / times["released way"].median,
+            "rows/s the tokenizer called": rows / times["tokenizer called"].median,
+        },
         profile={"tokenise": tokens, "mean embedding": embed},
-    )  # fmt: skip
+    )
     if row.status == "missed":
         share = times["tokenizer alone"].median / times["ours"].median
-        row.reason = (f"the Rust tokenizer's encode_batch alone, on the whole list at once, is {share:.0%} of ours; "
-                      f"mean embeddings are {embed / (tokens + embed):.0%}")  # fmt: skip
+        row.reason = (
+            f"the Rust tokenizer's encode_batch alone, on the whole list at once, is {share:.0%} of ours; "
+            f"mean embeddings are {embed / (tokens + embed):.0%}"
+        )
     return row
 
 
@@ -81,16 +93,30 @@ def clusters(bench: Bench) -> Row:
     goals = {"released way": bench.goal(1.5, 100), "scikit-learn on the host": bench.goal(None, 50)}
     ideal = 2 * n * k * 768 * steps
     return Row(
-        "B3", "k-means, the same start and steps",
-        [Comparison(name, "time", times["ours"], times[name], goals[name]) for name in contenders if name != "ours"],
-        [Gate(f"inertia against the {name}, relative", abs(inertia["ours"] / value - 1), 1e-3)
-         for name, value in inertia.items() if name != "ours"],
+        "B3",
+        "k-means, the same start and steps",
+        [
+            Comparison(name, "time", times["ours"], times[name], goals[name])
+            for name in contenders
+            if name != "ours"
+        ],
+        [
+            Gate(f"inertia against the {name}, relative", abs(inertia["ours"] / value - 1), 1e-3)
+            for name, value in inertia.items()
+            if name != "ours"
+        ],
         limit="the products x·c alone",
-        workload={"rows": n, "clusters": k, "width": 768, "steps": steps, "s/step": times["ours"].median / steps,
-                  "GFLOP/s of x·c": ideal / times["ours"].median / 1e9,
-                  "ours": "lloyd.py" if n * k >= MANY_PRODUCTS else "scikit-learn, one thread"},
+        workload={
+            "rows": n,
+            "clusters": k,
+            "width": 768,
+            "steps": steps,
+            "s/step": times["ours"].median / steps,
+            "GFLOP/s of x·c": ideal / times["ours"].median / 1e9,
+            "ours": "lloyd.py" if n * k >= MANY_PRODUCTS else "scikit-learn, one thread",
+        },
         profile=_stages(x, start, times["ours"].median / steps),
-    )  # fmt: skip
+    )
 
 
 def _stages(x, centroids, step: float) -> dict[str, float]:

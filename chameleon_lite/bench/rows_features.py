@@ -26,7 +26,9 @@ def feature_pass(bench: Bench) -> Row:
         passes = iter(range(10_000))
 
         def ours():
-            return features(backbone, table, dtype=dtype, folder=Path(folder) / str(next(passes)), progress=False)
+            return features(
+                backbone, table, dtype=dtype, folder=Path(folder) / str(next(passes)), progress=False
+            )
 
         def released():
             return peers.padded_states(backbone, ids, PADDED_ROWS)
@@ -38,15 +40,21 @@ def feature_pass(bench: Bench) -> Row:
         with arithmetic(backbone, dtype):
             alone = seconds_of(lambda: hidden_rows(backbone, table, np.argsort(table.lengths)), bench.device)
     return Row(
-        "B4", "hidden states of a corpus",
+        "B4",
+        "hidden states of a corpus",
         [Comparison("released way", "time", times["ours"], times["released way"], bench.goal(6, 12))],
         [gate],
         limit=f"{rows * LENGTH / table.lengths.sum():.2f} (no padding) × the ratio of the product rates",
-        workload={"rows": rows, "real tokens": int(table.lengths.sum()), "padded slots": rows * LENGTH,
-                  "arithmetic": str(dtype), "rows/s": rows / times["ours"].median,
-                  "rows/s released": rows / times["released way"].median},
+        workload={
+            "rows": rows,
+            "real tokens": int(table.lengths.sum()),
+            "padded slots": rows * LENGTH,
+            "arithmetic": str(dtype),
+            "rows/s": rows / times["ours"].median,
+            "rows/s released": rows / times["released way"].median,
+        },
         profile={"backbone": alone, "storing and the rest": max(0.0, times["ours"].median - alone)},
-    )  # fmt: skip
+    )
 
 
 def _loss_gap(bench: Bench, table, store, padded, labels) -> Gate:
@@ -57,7 +65,8 @@ def _loss_gap(bench: Bench, table, store, padded, labels) -> Gate:
     for rows in torch.arange(len(table)).split(PADDED_ROWS):
         h, target, _ = ours.batch(rows)
         found += sum(
-            F.cross_entropy(head(a.float()), b, reduction="sum").item() for a, b in zip(h.split(512), target.split(512))
+            F.cross_entropy(head(a.float()), b, reduction="sum").item()
+            for a, b in zip(h.split(512), target.split(512))
         )
     for h, target in zip(padded, labels.split(PADDED_ROWS)):
         keep = target != peers.IGNORED
@@ -79,25 +88,43 @@ def share_of_products(bench: Bench) -> Row:
     with arithmetic(backbone, dtype):
         times = interleaved(
             {"pass": lambda: hidden_rows(backbone, table, order), "product": lambda: a @ b},
-            bench.device, bench.repetitions(),
-        )  # fmt: skip
+            bench.device,
+            bench.repetitions(),
+        )
     rate = product / times["product"].median
-    ideal = Sample(*(work / product * t for t in (times["product"].median, times["product"].low,
-                                                  times["product"].high)), times["product"].repetitions)  # fmt: skip
+    ideal = Sample(
+        *(work / product * t for t in (times["product"].median, times["product"].low, times["product"].high)),
+        times["product"].repetitions,
+    )
     return Row(
-        "B15", "feature pass as a share of the machine's product rate",
-        [Comparison("the same operations at the product rate", "time", times["pass"], ideal, bench.goal(0.5, 0.4))],
+        "B15",
+        "feature pass as a share of the machine's product rate",
+        [
+            Comparison(
+                "the same operations at the product rate", "time", times["pass"], ideal, bench.goal(0.5, 0.4)
+            )
+        ],
         limit="1",
-        workload={"rows": rows, "tokens": int(table.lengths.sum()), "arithmetic": str(dtype),
-                  "TFLOP/s pass": work / times["pass"].median / 1e12, "TFLOP/s product": rate / 1e12,
-                  "product": f"{tuple(a.shape)} × {tuple(b.shape)}"},
-        profile={"products": work / rate, "attention, norms, activations, copies": times["pass"].median - work / rate},
-    )  # fmt: skip
+        workload={
+            "rows": rows,
+            "tokens": int(table.lengths.sum()),
+            "arithmetic": str(dtype),
+            "TFLOP/s pass": work / times["pass"].median / 1e12,
+            "TFLOP/s product": rate / 1e12,
+            "product": f"{tuple(a.shape)} × {tuple(b.shape)}",
+        },
+        profile={
+            "products": work / rate,
+            "attention, norms, activations, copies": times["pass"].median - work / rate,
+        },
+    )
 
 
 def pass_operations(backbone, lengths: np.ndarray) -> float:
     """Floating-point operations of the blocks over documents of these lengths: products with weights, attention."""
     config = backbone.lm.config
     layers, width = config.num_hidden_layers, config.hidden_size
-    weights = sum(p.numel() for name, p in backbone.body.named_parameters() if p.dim() == 2 and ".h." in f".{name}")
+    weights = sum(
+        p.numel() for name, p in backbone.body.named_parameters() if p.dim() == 2 and ".h." in f".{name}"
+    )
     return float(2 * weights * lengths.sum() + 4 * layers * width * (lengths.astype(float) ** 2).sum())

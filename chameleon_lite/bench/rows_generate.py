@@ -25,7 +25,9 @@ class Prompts:
         lengths = torch.randint(8, 41, (count,), generator=g)
         width = int(lengths.max())
         ids = torch.randint(0, bench.backbone.vocab - 1, (count, width), generator=g)
-        self.mask = (torch.arange(width)[None] >= (width - lengths)[:, None]).long().to(bench.device)  # (B, T)
+        self.mask = (
+            (torch.arange(width)[None] >= (width - lengths)[:, None]).long().to(bench.device)
+        )  # (B, T)
         self.ids = torch.where(self.mask.bool(), ids.to(bench.device), bench.backbone.pad_id)
 
     def batched(self, model, rows: slice = slice(None), **extra) -> Tensor:
@@ -46,7 +48,12 @@ class Prompts:
 
     def _greedy(self) -> dict:
         pad = self.bench.backbone.pad_id
-        return {"max_new_tokens": self.new, "min_new_tokens": self.new, "do_sample": False, "pad_token_id": pad}
+        return {
+            "max_new_tokens": self.new,
+            "min_new_tokens": self.new,
+            "do_sample": False,
+            "pad_token_id": pad,
+        }
 
     @property
     def tokens(self) -> int:
@@ -69,15 +76,24 @@ def one_at_a_time(bench: Bench) -> Row:
     heavy = 1 if bench.quick else 3
     times = interleaved({"ours": ours, "released way": released}, bench.device, heavy, warm_up=False)
     return Row(
-        "B11", "generating for 64 prompts",
-        [Comparison("released way, one by one", "time", times["ours"], times["released way"], bench.goal(4, 25))],
+        "B11",
+        "generating for 64 prompts",
+        [
+            Comparison(
+                "released way, one by one", "time", times["ours"], times["released way"], bench.goal(4, 25)
+            )
+        ],
         [_token_gate(prompts, found, expected, _next_logits(model, prompts, update))],
         limit="reading the weights once a token, whatever the batch",
-        workload={"prompts": prompts.count, "new tokens": prompts.new, "arithmetic": "float32",
-                  "tok/s": prompts.tokens / times["ours"].median,
-                  "tok/s one by one": prompts.tokens / times["released way"].median},
+        workload={
+            "prompts": prompts.count,
+            "new tokens": prompts.new,
+            "arithmetic": "float32",
+            "tok/s": prompts.tokens / times["ours"].median,
+            "tok/s one by one": prompts.tokens / times["released way"].median,
+        },
         profile=_decode_profile(bench, prompts, times["ours"].median),
-    )  # fmt: skip
+    )
 
 
 def adapted_against_plain(bench: Bench) -> Row:
@@ -93,25 +109,40 @@ def adapted_against_plain(bench: Bench) -> Row:
             return prompts.batched(model, head_update=update)
 
         contenders = {"ours": ours, "plain generate": lambda: prompts.batched(plain)}
-        if bench.gpu:  # how much of it is due to the aligned copy of W, which the plain model could have as well
+        if (
+            bench.gpu
+        ):  # how much of it is due to the aligned copy of W, which the plain model could have as well
             contenders["W as it is"] = partial(ours, align=False)
         # The goal lies within a few per cent of 1, and the host of a GPU is noisier than that.
         times = interleaved(contenders, bench.device, bench.repetitions(25 if bench.gpu else 9))
         model.align = True
-    nothing = _laid_out(HeadUpdate(factors.down.float(), torch.zeros_like(factors.up).float()), None, torch.float32)
+    nothing = _laid_out(
+        HeadUpdate(factors.down.float(), torch.zeros_like(factors.up).float()), None, torch.float32
+    )
     same = prompts.batched(model, head_update=nothing), prompts.batched(plain)
     return Row(
-        "B12", "adapted generation, against the plain model's",
-        [Comparison("plain generate", "time", times["ours"], times["plain generate"], bench.goal(0.90, 0.97))],
+        "B12",
+        "adapted generation, against the plain model's",
+        [
+            Comparison(
+                "plain generate", "time", times["ours"], times["plain generate"], bench.goal(0.90, 0.97)
+            )
+        ],
         [_token_gate(prompts, *same, _next_logits(model, prompts, nothing))],
         limit="1.0; on a GPU beyond it by what aligned columns save",
-        workload={"prompts": prompts.count, "new tokens": prompts.new, "arithmetic": str(dtype),
-                  "tok/s": prompts.tokens / times["ours"].median,
-                  "tok/s plain": prompts.tokens / times["plain generate"].median,
-                  "tok/s, W as it is": prompts.tokens / times.get("W as it is", times["ours"]).median},
-        profile={"the plain model": times["plain generate"].median,
-                 "the update": max(0.0, times["ours"].median - times["plain generate"].median)},
-    )  # fmt: skip
+        workload={
+            "prompts": prompts.count,
+            "new tokens": prompts.new,
+            "arithmetic": str(dtype),
+            "tok/s": prompts.tokens / times["ours"].median,
+            "tok/s plain": prompts.tokens / times["plain generate"].median,
+            "tok/s, W as it is": prompts.tokens / times.get("W as it is", times["ours"]).median,
+        },
+        profile={
+            "the plain model": times["plain generate"].median,
+            "the update": max(0.0, times["ours"].median - times["plain generate"].median),
+        },
+    )
 
 
 def mixed_clusters(bench: Bench) -> Row:
@@ -124,27 +155,38 @@ def mixed_clusters(bench: Bench) -> Row:
         update = _laid_out(factors, group, dtype)
         peer, names = _peft(bench, factors, group)
         times = interleaved(
-            {"ours": lambda: prompts.batched(model, head_update=update),
-             "PEFT": lambda: prompts.batched(peer, adapter_names=names),
-             "plain": lambda: prompts.batched(bench.backbone.lm)},
-            bench.device, bench.repetitions(),
-        )  # fmt: skip
+            {
+                "ours": lambda: prompts.batched(model, head_update=update),
+                "PEFT": lambda: prompts.batched(peer, adapter_names=names),
+                "plain": lambda: prompts.batched(bench.backbone.lm),
+            },
+            bench.device,
+            bench.repetitions(),
+        )
     exact = HeadUpdate(factors.down.float(), factors.up.float())
     update = _laid_out(exact, group, torch.float32)
     del peer
     peer, names = _peft(bench, exact, group)
     found, expected = prompts.batched(model, head_update=update), prompts.batched(peer, adapter_names=names)
     return Row(
-        "B13", f"{groups} clusters in one batch",
+        "B13",
+        f"{groups} clusters in one batch",
         [Comparison("PEFT adapter_names", "time", times["ours"], times["PEFT"], bench.goal(1.0, 1.3))],
         [_token_gate(prompts, found, expected, _next_logits(model, prompts, update))],
         limit="the plain model plus about 10 %",
-        workload={"prompts": prompts.count, "clusters": groups, "new tokens": prompts.new, "arithmetic": str(dtype),
-                  "tok/s": prompts.tokens / times["ours"].median,
-                  "over the plain model": times["ours"].median / times["plain"].median - 1},
-        profile={"the plain model": times["plain"].median,
-                 "the updates": max(0.0, times["ours"].median - times["plain"].median)},
-    )  # fmt: skip
+        workload={
+            "prompts": prompts.count,
+            "clusters": groups,
+            "new tokens": prompts.new,
+            "arithmetic": str(dtype),
+            "tok/s": prompts.tokens / times["ours"].median,
+            "over the plain model": times["ours"].median / times["plain"].median - 1,
+        },
+        profile={
+            "the plain model": times["plain"].median,
+            "the updates": max(0.0, times["ours"].median - times["plain"].median),
+        },
+    )
 
 
 @contextmanager
@@ -205,7 +247,9 @@ def _next_logits(model, prompts: Prompts, update) -> Callable[[int, Tensor], Ten
         ids = torch.cat([prompts.ids, tail], 1)
         mask = torch.cat([prompts.mask, torch.ones_like(tail)], 1)
         place = (mask.cumsum(1) - 1).clamp_min(0)
-        out = model(input_ids=ids, attention_mask=mask, position_ids=place, head_update=update, logits_to_keep=1)
+        out = model(
+            input_ids=ids, attention_mask=mask, position_ids=place, head_update=update, logits_to_keep=1
+        )
         return out.logits[b, -1]
 
     return logits
@@ -228,5 +272,3 @@ def _decode_profile(bench: Bench, prompts: Prompts, total: float) -> dict[str, f
         given = dict(input_ids=prompts.ids, attention_mask=prompts.mask, logits_to_keep=1)
         first = seconds_of(lambda: lm(**given), bench.device)
     return {"the prompts": first, "single-token steps": max(0.0, total - first)}
-
-

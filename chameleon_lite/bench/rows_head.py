@@ -145,16 +145,30 @@ def head_time(bench: Bench) -> Row:
             absent["torch.compile"] = f"could not compile here: {type(error).__name__}"
     times = interleaved(contenders, bench.device, bench.repetitions())
     ours, product = times["ours"], times["one product"]
-    rows = [Comparison(name, "time", ours, times[name], goals.get(name))
-            for name in contenders if name not in ("ours", "one product", "ours, launch by launch")]
+    rows = [
+        Comparison(name, "time", ours, times[name], goals.get(name))
+        for name in contenders
+        if name not in ("ours", "one product", "ours, launch by launch")
+    ]
     rows += [Comparison(name, "time", ours, None, goals.get(name), why) for name, why in absent.items()]
     row = Row(
-        "B5", "head, forward and backward", rows, gates,
+        "B5",
+        "head, forward and backward",
+        rows,
+        gates,
         limit=f"one product: {product.median * 1e3:.2f} ms, {product.median / ours.median:.0%} of ours",
-        workload={"tokens": work.tokens, "width": matrix.shape[1], "vocabulary": work.weight.vocab, "rank": 4,
-                  "arithmetic": str(bench.fast)},
-        profile={"one product h·Wᵀ": product.median, "softmax, update and gradients": ours.median - product.median},
-    )  # fmt: skip
+        workload={
+            "tokens": work.tokens,
+            "width": matrix.shape[1],
+            "vocabulary": work.weight.vocab,
+            "rank": 4,
+            "arithmetic": str(bench.fast),
+        },
+        profile={
+            "one product h·Wᵀ": product.median,
+            "softmax, update and gradients": ours.median - product.median,
+        },
+    )
     if bench.gpu:
         row.workload["ms launch by launch"] = times["ours, launch by launch"].median * 1e3
     if row.status == "missed" and bench.gpu:
@@ -165,8 +179,10 @@ def head_time(bench: Bench) -> Row:
 
 def launching(ours: float, product: float, told: float) -> str:
     """Why a GPU's step takes longer than its product: from seconds of the step, of the product, of the host telling."""
-    return (f"one product h·Wᵀ is {product / ours:.0%} of ours; the host takes {told * 1e3:.2f} ms to tell the GPU "
-            f"what a step of {ours * 1e3:.2f} ms is")  # fmt: skip
+    return (
+        f"one product h·Wᵀ is {product / ours:.0%} of ours; the host takes {told * 1e3:.2f} ms to tell the GPU "
+        f"what a step of {ours * 1e3:.2f} ms is"
+    )
 
 
 def head_memory(bench: Bench) -> Row:
@@ -180,13 +196,16 @@ def head_memory(bench: Bench) -> Row:
     value, expected = work.gradients(work.released)
     loss, gradient = work.gradients(work.ours)
     return Row(
-        "B6", "the head's peak memory beyond W, launch by launch",
+        "B6",
+        "the head's peak memory beyond W, launch by launch",
         [Comparison("released way", "memory", found["ours"], found["released way"], bench.goal(20, 8))],
-        [Gate("gradient, relative", relative_error(gradient, expected), bench.gate),
-         Gate("mean loss, nats", abs(loss - value) / work.tokens, bench.loss_gate)],
+        [
+            Gate("gradient, relative", relative_error(gradient, expected), bench.gate),
+            Gate("mean loss, nats", abs(loss - value) / work.tokens, bench.loss_gate),
+        ],
         limit="one chunk's logits",
         workload={"tokens": work.tokens, "vocabulary": work.weight.vocab},
-    )  # fmt: skip
+    )
 
 
 def head_kernels(bench: Bench) -> Row:
@@ -205,13 +224,21 @@ def head_kernels(bench: Bench) -> Row:
             absent[name] = f"did not run here: {str(error).splitlines()[0][:80]}"
         else:
             contenders[name] = loss
-    row = Row("B7", "head, against fused kernels on the concatenation", limit="three products become one",
-              workload={"tokens": work.tokens, "arithmetic": str(bench.fast)})  # fmt: skip
+    row = Row(
+        "B7",
+        "head, against fused kernels on the concatenation",
+        limit="three products become one",
+        workload={"tokens": work.tokens, "arithmetic": str(bench.fast)},
+    )
     row.gates = work.gates()
     times = interleaved(contenders, bench.device, bench.repetitions())
     goal = bench.goal(2, 4)
-    row.comparisons = [Comparison(name, "time", times["ours"], times[name], goal) for name in times if name != "ours"]
-    row.comparisons += [Comparison(name, "time", times["ours"], None, goal, why) for name, why in absent.items()]
+    row.comparisons = [
+        Comparison(name, "time", times["ours"], times[name], goal) for name in times if name != "ours"
+    ]
+    row.comparisons += [
+        Comparison(name, "time", times["ours"], None, goal, why) for name, why in absent.items()
+    ]
     product = seconds_of(lambda: work.compact @ work.weight.weight.T, bench.device)
     rest = max(0.0, times["ours"].median - product)
     row.profile = {"one product h·Wᵀ": product, "softmax, update and gradients": rest}
@@ -236,13 +263,14 @@ def shared_pass(bench: Bench) -> Row:
     gap = float((together() - apart()).sum(1).abs().max()) / tokens
     times = interleaved({"ours": together, "a pass each": apart}, bench.device, bench.repetitions())
     return Row(
-        "B14", "three heads evaluated in one pass",
+        "B14",
+        "three heads evaluated in one pass",
         [Comparison("a pass each", "time", times["ours"], times["a pass each"], bench.goal(2.3, 2))],
         [Gate("mean loss between the two, nats", gap, 5e-4)],
         limit="3",
         workload={"tokens": tokens, "heads": len(heads), "arithmetic": str(bench.fast)},
         profile=_shared_profile(bench, scored, weight, times["ours"].median),
-    )  # fmt: skip
+    )
 
 
 def made_up_states(bench: Bench, documents: int, each: int) -> ScoredStates:

@@ -28,25 +28,38 @@ def lora_step(bench: Bench) -> Row:
     gates = work.gates()
     times = interleaved(contenders, bench.device, bench.repetitions(5 if bench.gpu else 3))
     body = seconds_of(work.layers_alone, bench.device)
-    peaks = {name: sample([float(size)], "bytes") for name, size in
-             (("ours", work.our_peak()), (PLAIN, peak_bytes(work.plain, bench.device)))}  # fmt: skip
+    peaks = {
+        name: sample([float(size)], "bytes")
+        for name, size in (("ours", work.our_peak()), (PLAIN, peak_bytes(work.plain, bench.device)))
+    }
     tokens = int(work.table.lengths.sum())
     row = Row(
-        "B10", "a step with LoRA in the layers",
-        [Comparison(PLAIN, "time", times["ours"], times[PLAIN], bench.goal(1.1, 1.3)),
-         Comparison(PLAIN, "memory", peaks["ours"], peaks[PLAIN], bench.goal(3, 3))],
+        "B10",
+        "a step with LoRA in the layers",
+        [
+            Comparison(PLAIN, "time", times["ours"], times[PLAIN], bench.goal(1.1, 1.3)),
+            Comparison(PLAIN, "memory", peaks["ours"], peaks[PLAIN], bench.goal(3, 3)),
+        ],
         gates,
         limit="the layers' products for the real tokens",
-        workload={"rows": len(work.table), "padded length": int(work.table.lengths.max()), "real tokens": tokens,
-                  "packed tokens": sum(p.ids.numel() for p in work.pieces), "pieces": len(work.pieces),
-                  "recorded": isinstance(work.layers.run, RecordedLayers), "backbone arithmetic": work.label,
-                  "tok/s": tokens / times["ours"].median},
+        workload={
+            "rows": len(work.table),
+            "padded length": int(work.table.lengths.max()),
+            "real tokens": tokens,
+            "packed tokens": sum(p.ids.numel() for p in work.pieces),
+            "pieces": len(work.pieces),
+            "recorded": isinstance(work.layers.run, RecordedLayers),
+            "backbone arithmetic": work.label,
+            "tok/s": tokens / times["ours"].median,
+        },
         profile={"the layers, forward and backward": body, "the head": max(0.0, times["ours"].median - body)},
-    )  # fmt: skip
+    )
     if row.status == "missed":
-        row.reason = (f"the layers take {body:.2f} s of {times['ours'].median:.2f} s, in {len(work.pieces)} pieces of "
-                      f"at most {max(p.ids.numel() for p in work.pieces):,} tokens, whose activations are kept until "
-                      "the way back")  # fmt: skip
+        row.reason = (
+            f"the layers take {body:.2f} s of {times['ours'].median:.2f} s, in {len(work.pieces)} pieces of "
+            f"at most {max(p.ids.numel() for p in work.pieces):,} tokens, whose activations are kept until "
+            "the way back"
+        )
     return row
 
 
@@ -64,7 +77,10 @@ class LoraStep:
         self.ids, self.labels = peers.padded_rows(self.table, int(self.table.lengths.max()), bench.device)
         self.mask = self.table.padded(range(rows))[1].to(bench.device)
         self.count = int(self.table.n_scored.sum())
-        head, generator = LoraHead(self.backbone.width, self.backbone.vocab, 4), torch.Generator().manual_seed(0)
+        head, generator = (
+            LoraHead(self.backbone.width, self.backbone.vocab, 4),
+            torch.Generator().manual_seed(0),
+        )
         for factor in head.parameters():
             factor.data.normal_(std=0.02, generator=generator)
         weight = HeadWeight(self.backbone.head.weight, dtype=bench.fast)
@@ -112,6 +128,7 @@ class LoraStep:
 
         def record() -> None:
             self.layers = step_layers(self.backbone, self.table)
+
         recording = peak_bytes(record, self.bench.device)
         gc.collect()
         torch.cuda.empty_cache()
@@ -125,8 +142,10 @@ class LoraStep:
             loss = float(step()) / self.count
             pairs.append((loss, torch.cat([p.grad.flatten().float() for p in self.both.parameters()])))
         (ours, g), (plain, expected) = pairs
-        return [Gate("mean loss, nats", abs(ours - plain), self.bench.loss_gate),
-                Gate("gradient, relative", relative_error(g, expected), self.bench.gate)]  # fmt: skip
+        return [
+            Gate("mean loss, nats", abs(ours - plain), self.bench.loss_gate),
+            Gate("gradient, relative", relative_error(g, expected), self.bench.gate),
+        ]
 
     def _forget(self) -> None:
         for p in self.both.parameters():

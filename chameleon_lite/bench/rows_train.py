@@ -47,7 +47,9 @@ class Training:
         """One group: the mean vector of the step's rows."""
         return Condition(self.vectors[rows.to(self.vectors.device)].mean(0, keepdim=True)), None
 
-    def ours(self, dtype: torch.dtype, epochs: int = EPOCHS, regimes=REGIMES, stages: dict | None = None) -> dict:
+    def ours(
+        self, dtype: torch.dtype, epochs: int = EPOCHS, regimes=REGIMES, stages: dict | None = None
+    ) -> dict:
         """The whole line after tokenising: store, heads trained side by side; training losses a regime and epoch."""
         stages = {} if stages is None else stages
         with tempfile.TemporaryDirectory() as folder:
@@ -68,8 +70,16 @@ class Training:
     def released(self, regime: str, epochs: int) -> list[float]:
         """One regime trained as released, for some epochs; training losses."""
         ids, labels = peers.padded_rows(self.table, LENGTH, self.bench.device)
-        run = peers.ReleasedTraining(self.backbone, ids, labels, self.head(regime), rows=self.rows_a_step,
-                                     vectors=self.vectors, learning_rate=LEARNING_RATE, last=self.last)  # fmt: skip
+        run = peers.ReleasedTraining(
+            self.backbone,
+            ids,
+            labels,
+            self.head(regime),
+            rows=self.rows_a_step,
+            vectors=self.vectors,
+            learning_rate=LEARNING_RATE,
+            last=self.last,
+        )
         return [run.epoch() for _ in range(epochs)]
 
 
@@ -87,16 +97,27 @@ def full_sequence(bench: Bench) -> Row:
     """B8: five epochs, two regimes, every real token scored."""
     rows, step = bench.size(12, 1_024, 4), bench.size(6, 32, 4)
     work = Training(bench, rows, step, last=False)
-    return _end_to_end(bench, "B8", "training end to end, full sequence", work,
-                       {torch.float32: (6, None), bench.fast: (12, 15)},
-                       "7.2 × the ratio of product rates")  # fmt: skip
+    return _end_to_end(
+        bench,
+        "B8",
+        "training end to end, full sequence",
+        work,
+        {torch.float32: (6, None), bench.fast: (12, 15)},
+        "7.2 × the ratio of product rates",
+    )
 
 
 def last_position(bench: Bench) -> Row:
     """B9: the same with one scored position a row."""
     rows, step = bench.size(12, 1_024, 4), bench.size(6, 32, 4)
-    return _end_to_end(bench, "B9", "training end to end, last position", Training(bench, rows, step, last=True),
-                       {bench.fast: (15, 20)}, "25 to 30 × the ratio of product rates")  # fmt: skip
+    return _end_to_end(
+        bench,
+        "B9",
+        "training end to end, last position",
+        Training(bench, rows, step, last=True),
+        {bench.fast: (15, 20)},
+        "25 to 30 × the ratio of product rates",
+    )
 
 
 def _end_to_end(bench: Bench, name: str, what: str, work: Training, goals: dict, limit: str) -> Row:
@@ -113,18 +134,28 @@ def _end_to_end(bench: Bench, name: str, what: str, work: Training, goals: dict,
         for dtype in goals:
             seconds, losses[str(dtype)] = _timed(bench, lambda d=dtype: work.ours(d, stages=stages))
             times[str(dtype)].append(seconds)
-        seconds, losses["released"] = _timed(bench, lambda: {r: work.released(r, peer_epochs) for r in REGIMES})
+        seconds, losses["released"] = _timed(
+            bench, lambda: {r: work.released(r, peer_epochs) for r in REGIMES}
+        )
         times["released"].append(seconds)
     theirs = scaled(sample(times["released"]), EPOCHS / peer_epochs)
     row = Row(name, what, limit=limit, profile=dict(stages))
-    row.workload = {"rows": len(work.table), "rows a step": work.rows_a_step, "tokens": int(work.table.lengths.sum()),
-                    "scored": int(work.table.n_scored.sum()), "epochs": EPOCHS, "regimes": list(REGIMES),
-                    "released epochs run": peer_epochs}  # fmt: skip
+    row.workload = {
+        "rows": len(work.table),
+        "rows a step": work.rows_a_step,
+        "tokens": int(work.table.lengths.sum()),
+        "scored": int(work.table.n_scored.sum()),
+        "epochs": EPOCHS,
+        "regimes": list(REGIMES),
+        "released epochs run": peer_epochs,
+    }
     for dtype, goal in goals.items():
         label = str(dtype).removeprefix("torch.")
         ours: Sample = sample(times[str(dtype)])
         row.comparisons.append(Comparison("released way", f"wall, {label}", ours, theirs, bench.goal(*goal)))
-        row.gates += _loss_gates(losses[str(dtype)], losses["released"], label, int(work.table.n_scored.sum()))
+        row.gates += _loss_gates(
+            losses[str(dtype)], losses["released"], label, int(work.table.n_scored.sum())
+        )
     return row
 
 
@@ -137,7 +168,9 @@ def _loss_gates(ours: dict, released: dict, label: str, tokens: int) -> list[Gat
     limit = 2e-3 * max(1.0, (1_000 / tokens) ** 0.5)
     gaps = {r: ours[r][0] - released[r][0] for r in REGIMES}
     out = [Gate(f"{r}, mean loss, nats ({label})", abs(gap), limit) for r, gap in gaps.items()]
-    return out + [Gate(f"difference between regimes, nats ({label})", abs(gaps["LoRA"] - gaps["hyper-network"]), 5e-4)]
+    return out + [
+        Gate(f"difference between regimes, nats ({label})", abs(gaps["LoRA"] - gaps["hyper-network"]), 5e-4)
+    ]
 
 
 def _timed(bench: Bench, work: Callable):

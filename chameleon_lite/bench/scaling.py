@@ -34,8 +34,12 @@ EPOCHS = 40  # of the experiment whose seeds are shared out
 SAME = 1e-4  # nats a token that two processes may differ from one
 ROOT = Path(__file__).resolve().parents[2]
 # Multicast over NVLink needs rights that a rented machine may lack; sums are small here, nothing is lost.
-QUIET = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1",
-         "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
+QUIET = {
+    "NCCL_NVLS_ENABLE": "0",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+    "NVSHMEM_DISABLE_NVLS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 def scaling(bench: Bench) -> dict:
@@ -52,12 +56,14 @@ def scaling(bench: Bench) -> dict:
     gate = Gate("losses of two processes against one's, nats a token", gap, SAME)
     steps = {str(n): result["seconds"] for n, result in found.items()}
     return {
-        "what": "one process and two", "status": "shown" if gate.passed else "gate failed",
+        "what": "one process and two",
+        "status": "shown" if gate.passed else "gate failed",
         "gates": [vars(gate) | {"passed": gate.passed}],
-        "backend": "nccl" if gpus > 1 else "gloo", "gpus": gpus,
+        "backend": "nccl" if gpus > 1 else "gloo",
+        "gpus": gpus,
         "processes": {str(n): result["processes"] for n, result in found.items()},
         "steps": {"seconds": steps, "speed-up": steps["1"] / steps["2"], "workload": found[1]["workload"]},
-    }  # fmt: skip
+    }
 
 
 def workers(bench: Bench) -> dict:
@@ -106,17 +112,27 @@ def work(out: Path, size: str, model: str) -> None:
     _fit(processes, bench, documents, each, (width, vocab), bench.fast, epochs)
     synchronise(bench.device)
     found = {
-        "processes": processes.count, "seconds": time.perf_counter() - started,
+        "processes": processes.count,
+        "seconds": time.perf_counter() - started,
         "curves": {m.name: m.curve for m in exact},
-        "workload": {"documents": documents, "tokens": documents * each, "width": width, "vocabulary": vocab,
-                     "epochs": epochs, "heads": 2, "documents a step": 256},
-    }  # fmt: skip
+        "workload": {
+            "documents": documents,
+            "tokens": documents * each,
+            "width": width,
+            "vocabulary": vocab,
+            "epochs": epochs,
+            "heads": 2,
+            "documents a step": 256,
+        },
+    }
     if processes.index == 0:
         out.write_text(json.dumps(found))
     leave()
 
 
-def _fit(processes, bench: Bench, documents: int, each: int, shape, dtype: torch.dtype, epochs: int) -> list[Member]:
+def _fit(
+    processes, bench: Bench, documents: int, each: int, shape, dtype: torch.dtype, epochs: int
+) -> list[Member]:
     width, vocab = shape
     g = torch.Generator().manual_seed(0)
     data = ScoredStates.resident(
@@ -135,9 +151,17 @@ def _fit(processes, bench: Bench, documents: int, each: int, shape, dtype: torch
         heads = {"LoRA": LoraHead(width, vocab, 4), "hyper-network": HyperHead(width, vocab, 4)}
     members = [Member(n, h.to(bench.device), condition, condition, 1e-3) for n, h in heads.items()]
     settings = TrainSettings(epochs=epochs, rows_per_step=min(256, documents // 4), patience=99)
-    fit(members, data, lambda n: arrange(documents, None, torch.Generator().manual_seed(n)).steps(
-        settings.rows_per_step), data, list(torch.arange(min(documents, 256)).split(64)), weight, settings, processes,
-        progress=False)  # fmt: skip
+    fit(
+        members,
+        data,
+        lambda n: arrange(documents, None, torch.Generator().manual_seed(n)).steps(settings.rows_per_step),
+        data,
+        list(torch.arange(min(documents, 256)).split(64)),
+        weight,
+        settings,
+        processes,
+        progress=False,
+    )
     return members
 
 
@@ -149,29 +173,64 @@ def _workers(bench: Bench, folder: Path) -> dict:
     words = topic_words()
     with open(folder / "texts.jsonl", "w") as file:
         for i in range(4_000):
-            row = {"split": ("train", "train", "train", "validation", "test")[i % 5], "id": str(i), "group": "",
-                   "text": " ".join(words[i * 11 % 60_000 :][:40]), "prompt": "", "instruction": ""}  # fmt: skip
+            row = {
+                "split": ("train", "train", "train", "validation", "test")[i % 5],
+                "id": str(i),
+                "group": "",
+                "text": " ".join(words[i * 11 % 60_000 :][:40]),
+                "prompt": "",
+                "instruction": "",
+            }
             file.write(json.dumps(row) + "\n")
     settings = {
-        "name": "workers", "backbone": bench.model, "corpora": [str(folder / "texts.jsonl")], "seeds": 4,
-        "regimes": ["R1", "R2", "R4"], "learning_rates": {"R1": 1e-3, "R2": 1e-3, "R4": 1e-3},
+        "name": "workers",
+        "backbone": bench.model,
+        "corpora": [str(folder / "texts.jsonl")],
+        "seeds": 4,
+        "regimes": ["R1", "R2", "R4"],
+        "learning_rates": {"R1": 1e-3, "R2": 1e-3, "R4": 1e-3},
         "data": {"max_train_tokens": None},
-    }  # fmt: skip
+    }
     for name, epochs in (("first", 1), ("workers", EPOCHS)):
         text = json.dumps(settings | {"train": {"epochs": epochs, "patience": EPOCHS}})  # JSON is YAML
         (folder / f"{name}.yaml").write_text(text)
     home = {"CHAMELEON_LITE_HOME": str(folder / "home")}
     command = [sys.executable, "-m", "chameleon_lite.cli", "run"]
-    _run([*command, str(folder / "first.yaml"), "--out", str(folder / "first"), "--seeds", "1", "--workers", "1"],
-         bench, **home)  # fmt: skip
+    _run(
+        [
+            *command,
+            str(folder / "first.yaml"),
+            "--out",
+            str(folder / "first"),
+            "--seeds",
+            "1",
+            "--workers",
+            "1",
+        ],
+        bench,
+        **home,
+    )
     seconds = {}
     for workers in (1, 2):
         started = time.perf_counter()
-        _run([*command, str(folder / "workers.yaml"), "--out", str(folder / str(workers)), "--workers", str(workers)],
-             bench, **home)  # fmt: skip
+        _run(
+            [
+                *command,
+                str(folder / "workers.yaml"),
+                "--out",
+                str(folder / str(workers)),
+                "--workers",
+                str(workers),
+            ],
+            bench,
+            **home,
+        )
         seconds[str(workers)] = time.perf_counter() - started
-    return {"seconds": seconds, "speed-up": seconds["1"] / seconds["2"],
-            "workload": {"seeds": 4, "regimes": 3, "documents": 4_000, "epochs": EPOCHS}}  # fmt: skip
+    return {
+        "seconds": seconds,
+        "speed-up": seconds["1"] / seconds["2"],
+        "workload": {"seeds": 4, "regimes": 3, "documents": 4_000, "epochs": EPOCHS},
+    }
 
 
 if __name__ == "__main__":

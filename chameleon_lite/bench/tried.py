@@ -21,8 +21,14 @@ from .workload import Bench, random_table
 
 def tried(bench: Bench) -> dict:
     """All entries, {idea, with, without, gain, kept, why}."""
-    found = [_logsumexp(bench), _odd_vocabulary(bench), _mask(bench), _own_clusters(bench), _low_bits(bench),
-             _sixteen_decode(bench)]  # fmt: skip
+    found = [
+        _logsumexp(bench),
+        _odd_vocabulary(bench),
+        _mask(bench),
+        _own_clusters(bench),
+        _low_bits(bench),
+        _sixteen_decode(bench),
+    ]
     if bench.gpu:
         found += [_split_products(bench), _recorded(bench), _aligned_decode(bench)]
     return {"what": "tried, kept or not", "status": "shown", "tried": found}
@@ -30,22 +36,40 @@ def tried(bench: Bench) -> dict:
 
 def _entry(bench: Bench, idea: str, kept: bool, why: str, using: Callable, instead: Callable) -> dict:
     times = interleaved({"with": using, "without": instead}, bench.device, bench.repetitions())
-    return {"idea": idea, "with": times["with"].median, "without": times["without"].median,
-            "gain": times["without"].median / times["with"].median, "kept": kept, "why": why}  # fmt: skip
+    return {
+        "idea": idea,
+        "with": times["with"].median,
+        "without": times["without"].median,
+        "gain": times["without"].median / times["with"].median,
+        "kept": kept,
+        "why": why,
+    }
 
 
 def _logsumexp(bench: Bench) -> dict:
     x = torch.randn(bench.size(256, 2_040, 64), bench.backbone.vocab, device=bench.device)
-    return _entry(bench, "logsumexp instead of softmax", False, "the gradient needs the probabilities anyway",
-                  lambda: torch.logsumexp(x, 1), lambda: torch.softmax(x, 1))  # fmt: skip
+    return _entry(
+        bench,
+        "logsumexp instead of softmax",
+        False,
+        "the gradient needs the probabilities anyway",
+        lambda: torch.logsumexp(x, 1),
+        lambda: torch.softmax(x, 1),
+    )
 
 
 def _odd_vocabulary(bench: Bench) -> dict:
     weight = HeadWeight(bench.backbone.head.weight, dtype=bench.fast)
     odd = weight.weight[: weight.vocab].clone()
     h = torch.randn(bench.size(256, 8_160, 64), weight.width, device=bench.device).to(bench.fast)
-    return _entry(bench, "vocabulary padded to a multiple of 64", True, "matrix units want aligned columns",
-                  lambda: h @ weight.weight.T, lambda: h @ odd.T)  # fmt: skip
+    return _entry(
+        bench,
+        "vocabulary padded to a multiple of 64",
+        True,
+        "matrix units want aligned columns",
+        lambda: h @ weight.weight.T,
+        lambda: h @ odd.T,
+    )
 
 
 @torch.inference_mode()
@@ -54,9 +78,14 @@ def _mask(bench: Bench) -> dict:
     table = random_table(np.full(bench.size(8, 128, 4), 96), backbone.vocab, backbone.pad_id)
     ids, mask = (x.to(bench.device) for x in table.padded(range(len(table))))
     with arithmetic(backbone, bench.fast):
-        return _entry(bench, "no attention mask in the feature pass", True,
-                      "padding stands on the right, where no real token looks",
-                      lambda: backbone.hidden(ids), lambda: backbone.hidden(ids, mask))  # fmt: skip
+        return _entry(
+            bench,
+            "no attention mask in the feature pass",
+            True,
+            "padding stands on the right, where no real token looks",
+            lambda: backbone.hidden(ids),
+            lambda: backbone.hidden(ids, mask),
+        )
 
 
 def _own_clusters(bench: Bench) -> dict:
@@ -64,9 +93,14 @@ def _own_clusters(bench: Bench) -> dict:
     x = torch.randn(bench.size(8_192, 23_767, 1_024), 256, generator=g)
     start = x[: bench.size(256, 742, 32)].clone()
     own, own_start = x.to(bench.device), start.to(bench.device)
-    return _entry(bench, "own k-means instead of scikit-learn on the host", True,
-                  "where there are many rows and clusters: scikit-learn repeats itself on one thread only",
-                  lambda: lloyd.lloyd(own, own_start, 2, -1.0), lambda: scikit_steps_from(x, start, 2))  # fmt: skip
+    return _entry(
+        bench,
+        "own k-means instead of scikit-learn on the host",
+        True,
+        "where there are many rows and clusters: scikit-learn repeats itself on one thread only",
+        lambda: lloyd.lloyd(own, own_start, 2, -1.0),
+        lambda: scikit_steps_from(x, start, 2),
+    )
 
 
 def _low_bits(bench: Bench) -> dict:
@@ -81,8 +115,14 @@ def _low_bits(bench: Bench) -> dict:
         return ((low @ low_c.T).float() + half).argmax(1)
 
     moved = float((low_labels() != lloyd.assign(x, c, norms)[0]).float().mean())
-    return _entry(bench, "16-bit distances in k-means", False, f"{moved:.1%} of the rows would change their cluster",
-                  low_labels, lambda: lloyd.assign(x, c, norms)[0])  # fmt: skip
+    return _entry(
+        bench,
+        "16-bit distances in k-means",
+        False,
+        f"{moved:.1%} of the rows would change their cluster",
+        low_labels,
+        lambda: lloyd.assign(x, c, norms)[0],
+    )
 
 
 def _split_products(bench: Bench) -> dict:
@@ -91,17 +131,27 @@ def _split_products(bench: Bench) -> dict:
     c = x[: bench.size(256, 742, 32)] * 0.1
     labels_of, norms = lloyd.label_finder(x), x.square().sum(1)
     moved = float((labels_of(c) != lloyd.assign(x, c, norms)[0]).float().mean())
-    return _entry(bench, "k-means distances from bfloat16 parts", True,
-                  f"{moved:.1%} of the rows change their cluster", lambda: labels_of(c),
-                  lambda: lloyd.assign(x, c, norms)[0])  # fmt: skip
+    return _entry(
+        bench,
+        "k-means distances from bfloat16 parts",
+        True,
+        f"{moved:.1%} of the rows change their cluster",
+        lambda: labels_of(c),
+        lambda: lloyd.assign(x, c, norms)[0],
+    )
 
 
 def _recorded(bench: Bench) -> dict:
     """A small step, where the host is what is waited for; row B5 has a large one."""
     work = HeadWork(bench, 64)
-    return _entry(bench, "a step of the head recorded once and replayed", True,
-                  "64 positions: the host describes a step more slowly than the GPU does it",
-                  work.replayed(), work.step(work.ours))  # fmt: skip
+    return _entry(
+        bench,
+        "a step of the head recorded once and replayed",
+        True,
+        "64 positions: the host describes a step more slowly than the GPU does it",
+        work.replayed(),
+        work.step(work.ours),
+    )
 
 
 @torch.inference_mode()
@@ -110,9 +160,14 @@ def _aligned_decode(bench: Bench) -> dict:
         head = bench.backbone.lm.get_output_embeddings()
         h = torch.randn(64, 1, bench.backbone.width, device=bench.device, dtype=torch.bfloat16)
         aligned = AlignedHead(head)
-        return _entry(bench, "decoding with a copy of W padded to a multiple of 64", True,
-                      "one token of 64 rows: nothing hides the product, the next token waits for it",
-                      lambda: aligned(h), lambda: head(h))  # fmt: skip
+        return _entry(
+            bench,
+            "decoding with a copy of W padded to a multiple of 64",
+            True,
+            "one token of 64 rows: nothing hides the product, the next token waits for it",
+            lambda: aligned(h),
+            lambda: head(h),
+        )
 
 
 @torch.inference_mode()
@@ -126,6 +181,11 @@ def _sixteen_decode(bench: Bench) -> dict:
             work = {"it": lambda: backbone.lm(input_ids=ids, logits_to_keep=1)}
             found[dtype] = interleaved(work, bench.device, bench.repetitions())["it"].median
     exact, low = found.values()
-    return {"idea": "bfloat16 weights while decoding", "with": low, "without": exact,
-            "gain": exact / low, "kept": bench.gpu,
-            "why": "tokens must be those of float32 on a CPU; a GPU serves in 16 bits"}  # fmt: skip
+    return {
+        "idea": "bfloat16 weights while decoding",
+        "with": low,
+        "without": exact,
+        "gain": exact / low,
+        "kept": bench.gpu,
+        "why": "tokens must be those of float32 on a CPU; a GPU serves in 16 bits",
+    }

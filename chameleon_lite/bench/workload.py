@@ -73,7 +73,9 @@ def row_lengths(n: int, seed: int = 0) -> np.ndarray:
     return lengths.clip(4, LENGTH)
 
 
-def random_table(lengths: np.ndarray, vocab: int, pad_id: int, *, last: bool = False, seed: int = 0) -> TokenTable:
+def random_table(
+    lengths: np.ndarray, vocab: int, pad_id: int, *, last: bool = False, seed: int = 0
+) -> TokenTable:
     """A table of random tokens with these lengths (N,); every token but the first is scored, or the last alone."""
     generator = np.random.default_rng(seed)
     n = len(lengths)
@@ -118,7 +120,9 @@ def trained_tokenizer(entries: int = 16_000):
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=entries, special_tokens=["<|endoftext|>"], show_progress=False)
     core.train_from_iterator([" ".join(topic_words())], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
 
 
 def head_inputs(bench: Bench, tokens: int, rank: int = RANK) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -3,6 +3,7 @@
 Released code: one list of batches, made before training, in the same order in every epoch.
 Here: call once an epoch with the same generator; composition and order both change, reproducibly.
 """
+
 import torch
 from torch import Tensor
 

@@ -7,6 +7,7 @@ Released code: k-means of its own, 10 Lloyd steps from random rows, the evaluati
 Here: k-means with a k-means++ start on the training set only: scikit-learn's, or `lloyd.py` where there are many
 vectors, on the device they lie on.
 """
+
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,7 +81,11 @@ def fit_clusters(x: Tensor, k: int, *, seed: int, n_init: int = 1, sample: int =
 
 def steps_from(x: Tensor, start: Tensor, steps: int) -> Tensor:
     """Centroids (K, C) after exactly `steps` Lloyd steps from start (K, C), by what `fit_clusters` uses here."""
-    return lloyd.lloyd(x, start, steps, tolerance=-1.0) if _many(x, len(start)) else scikit_steps_from(x, start, steps)
+    return (
+        lloyd.lloyd(x, start, steps, tolerance=-1.0)
+        if _many(x, len(start))
+        else scikit_steps_from(x, start, steps)
+    )
 
 
 def scikit_steps_from(x: Tensor, start: Tensor, steps: int) -> Tensor:
@@ -122,7 +127,9 @@ def merge_small(x: Tensor, labels: Tensor, centroids: Tensor, minimum: int = 4) 
     return merged
 
 
-def cluster_quality(clustering: Clustering, *, groups: Sequence[str], lengths: Sequence[int] | np.ndarray) -> dict:
+def cluster_quality(
+    clustering: Clustering, *, groups: Sequence[str], lengths: Sequence[int] | np.ndarray
+) -> dict:
     """Numbers on the fitted rows: what the clusters are made of, beside what they are hoped to be made of.
 
     groups (N,) and lengths (N,) are the documents' origins and token counts. `adjusted_mutual_information` is
@@ -137,7 +144,9 @@ def cluster_quality(clustering: Clustering, *, groups: Sequence[str], lengths: S
         "inertia": clustering.inertia,
         "sizes": {"min": int(filled.min()), "median": float(filled.quantile(0.5)), "max": int(filled.max())},
         "adjusted_mutual_information": _mutual_information(clustering.labels, groups),
-        "length_variance_explained": _variance_explained(clustering.labels.cpu().numpy(), np.asarray(lengths, float)),
+        "length_variance_explained": _variance_explained(
+            clustering.labels.cpu().numpy(), np.asarray(lengths, float)
+        ),
     }
 
 

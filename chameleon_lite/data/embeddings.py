@@ -5,6 +5,7 @@
 Paper: the mean token embedding of the input. Released code: the mean over all positions of the padded row,
 so the pad embedding dominates short rows (`span="padded"`). Here: the tokens the condition may read, no padding.
 """
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor

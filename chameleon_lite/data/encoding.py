@@ -6,6 +6,7 @@
 What transformers lays around the Rust tokenizer, lists of every token's characters above all, takes longer than the
 tokenizer itself. So it is left out wherever it would change no id: where the methods are the library's own.
 """
+
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,12 @@ from itertools import chain
 
 import numpy as np
 
-OWN = ("__call__", "_encode_plus", "_convert_encoding", "set_truncation_and_padding")  # each the library's own, or else
+OWN = (
+    "__call__",
+    "_encode_plus",
+    "_convert_encoding",
+    "set_truncation_and_padding",
+)  # each the library's own, or else
 ABSENT = ("_batch_encode_plus", "_switch_to_input_mode")  # each the library's own too, where there is one
 LIBRARY = "transformers.tokenization_utils"  # how the names of the modules with the general classes begin
 
@@ -71,7 +77,11 @@ def held(tokenizer: Callable) -> Iterator[bool]:
 
 def _called(texts: list[str], tokenizer: Callable, characters: bool) -> Encoded:
     fast = getattr(tokenizer, "is_fast", False)
-    options = {"return_offsets_mapping": characters, "return_attention_mask": False, "verbose": False} if fast else {}
+    options = (
+        {"return_offsets_mapping": characters, "return_attention_mask": False, "verbose": False}
+        if fast
+        else {}
+    )
     found = tokenizer(texts, add_special_tokens=False, **options)
     spans = found["offset_mapping"] if fast and characters else None
     return _encoded(found["input_ids"], None if spans is None else lambda n, t: spans[n][t])
@@ -88,7 +98,9 @@ def _inside(tokenizer: Callable):
     if not getattr(tokenizer, "is_fast", False) or not hasattr(tokenizer, "split_special_tokens"):
         return None
     kind = type(tokenizer)
-    methods = [getattr(kind, name, None) for name in OWN] + [getattr(kind, n) for n in ABSENT if hasattr(kind, n)]
+    methods = [getattr(kind, name, None) for name in OWN] + [
+        getattr(kind, n) for n in ABSENT if hasattr(kind, n)
+    ]
     if not all(getattr(method, "__module__", "").startswith(LIBRARY) for method in methods):
         return None
     if any(name in vars(tokenizer) for name in (*OWN, *ABSENT)):

@@ -38,7 +38,9 @@ def lloyd(x: Tensor, start: Tensor, steps: int, tolerance: float = TOLERANCE) ->
     limit = tolerance * float(x.var(0, correction=0).mean()) if tolerance >= 0 else None
     labels_of, centroids, k = label_finder(x), start.float(), len(start)
     # 16-bit numbers are sorted in fewer rounds.
-    edges = torch.arange(-1, k, dtype=torch.int16 if k < 1 << 15 else torch.int32, device=x.device)  # (K + 1,)
+    edges = torch.arange(
+        -1, k, dtype=torch.int16 if k < 1 << 15 else torch.int32, device=x.device
+    )  # (K + 1,)
     for _ in range(steps):
         labels = labels_of(centroids)
         before, (centroids, empty) = centroids, _means(x, labels, edges)

@@ -1,4 +1,5 @@
 """Runs of different lengths: in one flat array, as everything vectorised here stands on, and in batches for a model."""
+
 from collections.abc import Iterator
 
 import numpy as np

@@ -5,6 +5,7 @@
 Released code: no seed, empty clusters keep their stale centroid, clusters may hold a single row, and the list of
 batches is made once. Here: the same with a seed; `clusters.py` and `batches.py` hold what the study uses.
 """
+
 import torch
 from torch import Tensor
 

@@ -6,6 +6,7 @@
 No padding is stored; `padded` makes it for the rows of one batch, with a mask, so that a pad token is never
 confused with an ordinary token of the same id. No token is added at either end.
 """
+
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,9 @@ from .encoding import Encoded, encode, held
 from .ragged import cumulative, ragged
 
 IGNORED = -100  # the label of a position that is not scored
-CHUNK = 1024  # documents given to the tokenizer at once; more is slower: what it returns no longer fits a cache
+CHUNK = (
+    1024  # documents given to the tokenizer at once; more is slower: what it returns no longer fits a cache
+)
 SHORT = "shorter than prefix + scored"
 
 
@@ -80,7 +83,9 @@ class TokenTable:
             pad_id=self.pad_id,
         )
 
-    def padded(self, rows: Sequence[int] | np.ndarray | Tensor, length: int | None = None) -> tuple[Tensor, Tensor]:
+    def padded(
+        self, rows: Sequence[int] | np.ndarray | Tensor, length: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Documents `rows` (B,) as ids (B, T) int64 and mask (B, T) bool, padded on the right.
 
         T is `length` (longer documents are cut there), or the longest of the rows.
@@ -122,10 +127,14 @@ def tokenise(
     _check(max_length, prefix_tokens, min_scored, condition_on)
     documents = list(documents)
     with closing(_chunks(documents, tokenizer)) as chunks:
-        parts = [_part(*chunk, tokenizer, max_length, prefix_tokens, min_scored, condition_on) for chunk in chunks]
+        parts = [
+            _part(*chunk, tokenizer, max_length, prefix_tokens, min_scored, condition_on) for chunk in chunks
+        ]
     if not sum(map(len, parts)):
         need = f"{prefix_tokens} prefix (or a prompt) + {min_scored} scored tokens"
-        raise UserError(f"no document of {len(documents)} has {need}; lower prefix_tokens or min_scored, or add text")
+        raise UserError(
+            f"no document of {len(documents)} has {need}; lower prefix_tokens or min_scored, or add text"
+        )
     arrays = ("ids", "prefix", "condition", "scored_bytes")
     return TokenTable(
         **{name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays},
@@ -137,7 +146,9 @@ def tokenise(
     )
 
 
-def _chunks(documents: list[Document], tokenizer: Callable) -> Iterator[tuple[list[Document], Encoded, Encoded]]:
+def _chunks(
+    documents: list[Document], tokenizer: Callable
+) -> Iterator[tuple[list[Document], Encoded, Encoded]]:
     """Chunks of documents with their prompts and texts encoded, where that may be done a chunk ahead.
 
     What a tokenizer returns is many times larger than the ids: two chunks' are held at a time.
@@ -161,8 +172,9 @@ def _chunks(documents: list[Document], tokenizer: Callable) -> Iterator[tuple[li
                 before = ahead
 
 
-def _part(documents, prompt: Encoded, text: Encoded, tokenizer, max_length, prefix_tokens, min_scored,
-          condition_on) -> TokenTable:
+def _part(
+    documents, prompt: Encoded, text: Encoded, tokenizer, max_length, prefix_tokens, min_scored, condition_on
+) -> TokenTable:
     """The table of one chunk of documents; it may have none."""
     n_prompt = np.minimum(prompt.lengths, max_length - min_scored)
     n_text = np.minimum(text.lengths, max_length - n_prompt)
@@ -197,7 +209,9 @@ def _check(max_length: int, prefix_tokens: int, min_scored: int, condition_on: s
     if condition_on not in ("prompt", "instruction"):
         raise UserError(f"condition_on is 'prompt' or 'instruction', not {condition_on!r}")
     if prefix_tokens < 1 or min_scored < 0:
-        raise UserError("prefix_tokens must be at least 1 (nothing predicts a first token) and min_scored at least 0")
+        raise UserError(
+            "prefix_tokens must be at least 1 (nothing predicts a first token) and min_scored at least 0"
+        )
     if max_length < prefix_tokens + max(min_scored, 1):
         need = f"{prefix_tokens} prefix and {min_scored} scored tokens"
         raise UserError(f"max_length {max_length} has no room for {need}; raise it")
@@ -225,7 +239,9 @@ def _scored_bytes(kept: list[Document], at: np.ndarray, text: Encoded, skipped, 
     return np.array([len(d.text[a:b].encode()) for d, a, b in zip(kept, first, stop)], dtype=np.int64)
 
 
-def _instruction_spans(kept: list[Document], tokenizer: Callable, cut: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def _instruction_spans(
+    kept: list[Document], tokenizer: Callable, cut: np.ndarray, whole: np.ndarray
+) -> np.ndarray:
     """Where in each document (N, 2) the instruction lies; the whole prefix where there is none left to read."""
     at = [d.prompt.find(d.instruction) if d.instruction else -1 for d in kept]
     before = [d.prompt[: max(a, 0)] for d, a in zip(kept, at)]

@@ -6,6 +6,7 @@ Matrix units want aligned columns. GPT-2's 50,257 as such make a 16-bit product 
 rows of a decoding step, where nothing hides it: the next token waits for the logits. The copy costs V · C numbers of
 device memory. A vocabulary that is aligned, 32-bit weights, and CPUs gain nothing and get no copy.
 """
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -6,6 +6,7 @@ The hidden states are exactly what the head is applied to. One probe of eight to
 where a model scales, caps or re-projects between body and logits, an update of W would mean something else, and
 the model is refused by name. All weights are frozen and the model is in evaluation mode.
 """
+
 import copy
 import hashlib
 from dataclasses import dataclass, replace
@@ -65,7 +66,11 @@ class Backbone:
 
 
 def load_backbone(
-    name: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None
+    name: str,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
 ) -> Backbone:
     """A backbone by built-in name, hub id, or folder (transformers' layout or a single .gguf file).
 
@@ -77,8 +82,16 @@ def load_backbone(
     body, embedding, head = head_access(lm, name)
     lm.to(device)
     return Backbone(
-        name=name, revision=found_revision, lm=lm, tokenizer=tokenizer, body=body, embedding=embedding, head=head,
-        width=head.weight.shape[1], vocab=head.weight.shape[0], pad_id=_pad_id(tokenizer),
+        name=name,
+        revision=found_revision,
+        lm=lm,
+        tokenizer=tokenizer,
+        body=body,
+        embedding=embedding,
+        head=head,
+        width=head.weight.shape[1],
+        vocab=head.weight.shape[0],
+        pad_id=_pad_id(tokenizer),
         hash=hashlib.sha256(f"{weights}:{dtype}".encode()).hexdigest(),
         parameters=sum(p.numel() for p in lm.parameters()),  # parameters() yields a tied matrix once
         max_length=_max_length(lm.config),
@@ -88,8 +101,13 @@ def load_backbone(
 def copied(backbone: Backbone) -> Backbone:
     """A backbone with a model of its own, to put LoRA into while the shared one stays as it is."""
     lm = copy.deepcopy(backbone.lm)
-    return replace(backbone, lm=lm, body=lm.base_model, embedding=lm.get_input_embeddings().weight,
-                   head=lm.get_output_embeddings())
+    return replace(
+        backbone,
+        lm=lm,
+        body=lm.base_model,
+        embedding=lm.get_input_embeddings().weight,
+        head=lm.get_output_embeddings(),
+    )
 
 
 def _open(name: str, dtype: torch.dtype, revision: str | None):
@@ -104,7 +122,9 @@ def _open(name: str, dtype: torch.dtype, revision: str | None):
         lm, tokenizer, weights = hub.load_folder(Path(name).expanduser(), dtype)
         return lm, tokenizer, "", weights
     if "/" not in name and name not in SHORT_NAMES:
-        raise errors.unknown("backbone", name, [*BUILT_IN, *SHORT_NAMES, "owner/name on the hub", "a local folder"])
+        raise errors.unknown(
+            "backbone", name, [*BUILT_IN, *SHORT_NAMES, "owner/name on the hub", "a local folder"]
+        )
     return hub.load_hub(SHORT_NAMES.get(name, name), dtype, revision)
 
 
@@ -117,13 +137,17 @@ def head_access(lm, name: str = "") -> tuple[nn.Module, Tensor, nn.Linear]:
     who = f"{type(lm).__name__} ({name})" if name else type(lm).__name__
     body, head, embedding = lm.base_model, lm.get_output_embeddings(), lm.get_input_embeddings().weight
     if body is lm or not isinstance(head, nn.Linear):
-        raise errors.UserError(f"{who} has no linear output head of its own: choose a causal language model with one")
+        raise errors.UserError(
+            f"{who} has no linear output head of its own: choose a causal language model with one"
+        )
     probe = torch.arange(2, 10, device=head.weight.device)[None] % embedding.shape[0]  # (1, 8)
     h = body(input_ids=probe, use_cache=False).last_hidden_state
     logits = lm(input_ids=probe, use_cache=False).logits
     if h.shape[-1] != head.weight.shape[1] or not torch.equal(head(h), logits):
-        raise errors.UserError(f"{who} scales, caps or re-projects between hidden states and logits, so an update of "
-                               "its head is not what the method describes: choose another backbone")
+        raise errors.UserError(
+            f"{who} scales, caps or re-projects between hidden states and logits, so an update of "
+            "its head is not what the method describes: choose another backbone"
+        )
     return body, embedding, head
 
 

@@ -3,6 +3,7 @@
 The libraries' own answers are not asked: a GPU without 16-bit brain-float units says it supports the format and
 then emulates it several times slower, and so do most CPUs.
 """
+
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,7 +21,9 @@ def cpu_flags(path: str = "/proc/cpuinfo") -> frozenset[str]:
         lines = Path(path).read_text().splitlines()
     except OSError:
         return frozenset()
-    return next((frozenset(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), frozenset())
+    return next(
+        (frozenset(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), frozenset()
+    )
 
 
 def matmul_dtype(device: str | torch.device) -> torch.dtype:

@@ -7,6 +7,7 @@ A saved adapter holds the hyper-network, LoRA factors and centroids; the backbon
 condition and without an update `forward` is the backbone itself (with its LoRA, where there is one), so nothing that
 is scored can leak into it.
 """
+
 import copy
 import inspect
 import os
@@ -51,15 +52,23 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         self.backbone, self.tokenizer, self.lm = backbone, backbone.tokenizer, backbone.lm
         self.lm.requires_grad_(False)
         sizes = (config.width, config.vocabulary, config.rank)
-        self.head = HyperHead(*sizes, config.dropout, hidden=tuple(config.hidden)) if config.head == "hyper" \
+        self.head = (
+            HyperHead(*sizes, config.dropout, hidden=tuple(config.hidden))
+            if config.head == "hyper"
             else LoraHead(*sizes)
+        )
         self.register_buffer("centroids", torch.zeros(config.clusters, backbone.embedding.shape[1]))
         self.head.to(backbone.device)
         self.centroids = self.centroids.to(backbone.device)
         self._body_arguments = set(inspect.signature(self.lm.base_model.forward).parameters)
-        self.align, self._aligned = True, None  # the copy is made when a batch is first adapted without gradients
+        self.align, self._aligned = (
+            True,
+            None,
+        )  # the copy is made when a batch is first adapted without gradients
         self.post_init()
-        if config.lora_rank:  # after post_init, which would give new layers the backbone's random initialisation
+        if (
+            config.lora_rank
+        ):  # after post_init, which would give new layers the backbone's random initialisation
             from .lora import add_lora
 
             add_lora(self.lm, rank=config.lora_rank, alpha=config.lora_alpha)
@@ -79,32 +88,52 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         """
         backbone = load_backbone(backbone) if isinstance(backbone, str) else backbone
         if backbone.embedding.shape[1] != backbone.width:
-            raise UserError(f"{backbone.name}: embeddings have {backbone.embedding.shape[1]} columns and hidden states "
-                            f"{backbone.width}; the hyper-network needs them equal: choose another backbone")
-        config = ChameleonLiteConfig(backbone.lm.config.to_dict(), **identity(backbone),
-                                     clusters=0 if centroids is None else len(centroids), **settings)
+            raise UserError(
+                f"{backbone.name}: embeddings have {backbone.embedding.shape[1]} columns and hidden states "
+                f"{backbone.width}; the hyper-network needs them equal: choose another backbone"
+            )
+        config = ChameleonLiteConfig(
+            backbone.lm.config.to_dict(),
+            **identity(backbone),
+            clusters=0 if centroids is None else len(centroids),
+            **settings,
+        )
         model = cls(config, backbone)
         if centroids is not None:
             model.centroids.copy_(centroids)
         return model.eval()
 
     @classmethod
-    def from_pretrained(cls, path, *_, backbone: Backbone | str | None = None, config=None, device="cpu",
-                        dtype: torch.dtype | None = None, trust_remote_code: bool = False, **ignored):
+    def from_pretrained(
+        cls,
+        path,
+        *_,
+        backbone: Backbone | str | None = None,
+        config=None,
+        device="cpu",
+        dtype: torch.dtype | None = None,
+        trust_remote_code: bool = False,
+        **ignored,
+    ):
         """Load a saved adapter from a folder or hub id, on the backbone it names or on the one given.
 
         The backbone is loaded in the format it was fitted in, compared, and only then converted to `dtype`.
         Raises UserError for another backbone, vocabulary or revision; DamagedFile where a tensor is missing.
         """
         if trust_remote_code:
-            raise UserError("trust_remote_code is never needed here: an adapter is data, and no code is read with it")
+            raise UserError(
+                "trust_remote_code is never needed here: an adapter is data, and no code is read with it"
+            )
         folder = hub_folder(path)
         if not isinstance(config, ChameleonLiteConfig):
             config = ChameleonLiteConfig.from_pretrained(folder)
         if not isinstance(backbone, Backbone):
-            backbone = load_backbone(backbone or config.backbone_name, device=device,
-                                     dtype=getattr(torch, config.backbone_dtype),
-                                     revision=None if backbone else config.backbone_revision or None)
+            backbone = load_backbone(
+                backbone or config.backbone_name,
+                device=device,
+                dtype=getattr(torch, config.backbone_dtype),
+                revision=None if backbone else config.backbone_revision or None,
+            )
         check_backbone(config, backbone)
         model = cls(config, backbone)
         model._load_adapter(folder / WEIGHTS)
@@ -142,11 +171,15 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         from safetensors.torch import load_file
 
         if not path.is_file():
-            raise UserError(f"{path.parent} holds no {WEIGHTS}: it is no adapter, and no other format is read")
+            raise UserError(
+                f"{path.parent} holds no {WEIGHTS}: it is no adapter, and no other format is read"
+            )
         state = load_file(path)
         own = self.adapter_state()
         if different := sorted(set(own) ^ set(state)) or [n for n in own if own[n].shape != state[n].shape]:
-            raise DamagedFile(f"{path} does not fit its config.json: {different[0]}; save or fetch the adapter again")
+            raise DamagedFile(
+                f"{path} does not fit its config.json: {different[0]}; save or fetch the adapter again"
+            )
         lora = {name.removeprefix(LORA): value for name, value in state.items() if name.startswith(LORA)}
         if lora:
             from .lora import load_lora_state
@@ -167,7 +200,9 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         self.lm.set_output_embeddings(value)
 
     @torch.no_grad()
-    def conditions(self, input_ids: Tensor, attention_mask: Tensor | None = None, mode: str | None = None) -> Grouped:
+    def conditions(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, mode: str | None = None
+    ) -> Grouped:
         """Prompts (B, T) to their groups and conditions; `mode` is the configuration's unless given."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         vectors = prompt_vectors(self.get_input_embeddings()(input_ids), mask)  # (B, C)
@@ -183,34 +218,62 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
             condition = Condition(condition.reshape(-1, condition.shape[-1]).to(self.centroids))
         return self.head.factors(condition)
 
-    def prepare(self, condition: Condition | Tensor | int, group: Tensor | None = None,
-                rows: int | None = None) -> MixedUpdate:
+    def prepare(
+        self, condition: Condition | Tensor | int, group: Tensor | None = None, rows: int | None = None
+    ) -> MixedUpdate:
         """The update of several groups laid out for the rows of a batch, to be given to `forward` or `generate`."""
         dtype = self.get_output_embeddings().weight.dtype
         return MixedUpdate(self.update_for(condition), group, dtype, rows)
 
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
-                position_ids: Tensor | None = None, past_key_values=None, inputs_embeds: Tensor | None = None,
-                labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int | Tensor = 0,
-                condition: Condition | Tensor | None = None, group: Tensor | None = None,
-                head_update: MixedUpdate | None = None, **kwargs) -> CausalLMOutputWithPast:
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values=None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        condition: Condition | Tensor | None = None,
+        group: Tensor | None = None,
+        head_update: MixedUpdate | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
         """ids (B, T) to logits (B, T, V), adapted by `condition` (G, C) with `group` (B,), or by a ready `head_update`.
 
         labels (B, T), -100 where not scored, are shifted inside; the loss is their mean in nats a token. All names
         are spelled out: generation builds `position_ids`, which left padding needs, only for a model that has them.
         """
-        given = dict(kwargs, input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-                     past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache)
-        out = self.lm.base_model(**{name: value for name, value in given.items() if value is not None
-                                    and (name in self._body_arguments or "kwargs" in self._body_arguments)})
+        given = dict(
+            kwargs,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+        )
+        out = self.lm.base_model(
+            **{
+                name: value
+                for name, value in given.items()
+                if value is not None and (name in self._body_arguments or "kwargs" in self._body_arguments)
+            }
+        )
         h = out.last_hidden_state  # (B, T, C)
         h = h[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else h[:, logits_to_keep]  # 0 keeps all
         if head_update is None and condition is not None:
             head_update = self.prepare(condition, group, rows=len(h))
         head = self.get_output_embeddings()
-        logits = head(h) if head_update is None else head_update.logits(self._product(head), h, self.config.scale)
-        return CausalLMOutputWithPast(loss=None if labels is None else _loss(logits, labels), logits=logits,
-                                      past_key_values=out.get("past_key_values"))
+        logits = (
+            head(h) if head_update is None else head_update.logits(self._product(head), h, self.config.scale)
+        )
+        return CausalLMOutputWithPast(
+            loss=None if labels is None else _loss(logits, labels),
+            logits=logits,
+            past_key_values=out.get("past_key_values"),
+        )
 
     def _product(self, head: nn.Linear) -> nn.Linear | AlignedHead:
         """What multiplies h by W: without gradients on a GPU a copy of W with aligned rows, where that is faster."""
@@ -222,8 +285,15 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         return self._aligned
 
     @torch.no_grad()
-    def generate(self, inputs: Tensor | None = None, *args, condition: Condition | Tensor | str | None = None,
-                 group: Tensor | None = None, head_update: MixedUpdate | None = None, **kwargs):
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        *args,
+        condition: Condition | Tensor | str | None = None,
+        group: Tensor | None = None,
+        head_update: MixedUpdate | None = None,
+        **kwargs,
+    ):
         """Continue prompts (left-padded, with attention_mask) under an update fixed before the first new token.
 
         condition: None, "cluster", "centroid" or "row" take it from the prompts; a tensor (G, C) with `group` (B,)
@@ -262,15 +332,18 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         if old.bias is not None:
             new.bias.copy_(old.bias)
         plain.set_output_embeddings(new.requires_grad_(False))
-        plain.config.tie_word_embeddings = plain.config.get_text_config(decoder=True).tie_word_embeddings = False
+        plain.config.tie_word_embeddings = plain.config.get_text_config(decoder=True).tie_word_embeddings = (
+            False
+        )
         plain.all_tied_weights_keys = {}  # so that saving writes both matrices
         return plain.eval()
 
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean next-token loss of logits (B, T, V) on labels (B, T), position t against label t + 1."""
-    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(),
-                                       ignore_index=IGNORED)
+    return nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED
+    )
 
 
 def _merge_lora(lm: nn.Module) -> None:
@@ -291,7 +364,9 @@ def hub_folder(path) -> Path:
 
         folder = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"]))
     if not (folder / "config.json").is_file():
-        raise UserError(f"{path} is no saved adapter: there is no config.json in it; make one with chameleon-lite fit")
+        raise UserError(
+            f"{path} is no saved adapter: there is no config.json in it; make one with chameleon-lite fit"
+        )
     return folder
 
 

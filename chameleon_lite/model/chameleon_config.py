@@ -3,6 +3,7 @@
 An adapter is a change of one particular head: on other weights it is noise that looks like a working model. So
 the name, revision, weight hash and vocabulary of the backbone are written down and compared before use.
 """
+
 import hashlib
 import json
 
@@ -26,12 +27,30 @@ class ChameleonLiteConfig(PreTrainedConfig):
     model_type = "chameleon-lite"
     sub_configs = {"text_config": AutoConfig}  # generation reads the backbone's geometry through it
 
-    def __init__(self, text_config=None, *, head: str = "hyper", rank: int = 4, scale: float = 1.0,
-                 dropout: float = 0.5, hidden=(64, 32), clusters: int = 0, condition: str = "cluster",
-                 lora_rank: int = 0, lora_alpha: float | None = None, backbone_name: str = "",
-                 backbone_revision: str = "", backbone_hash: str = "", backbone_dtype: str = "float32",
-                 vocabulary_hash: str = "", width: int = 0, vocabulary: int = 0, prompts: dict | None = None,
-                 notes: dict | None = None, **kwargs) -> None:
+    def __init__(
+        self,
+        text_config=None,
+        *,
+        head: str = "hyper",
+        rank: int = 4,
+        scale: float = 1.0,
+        dropout: float = 0.5,
+        hidden=(64, 32),
+        clusters: int = 0,
+        condition: str = "cluster",
+        lora_rank: int = 0,
+        lora_alpha: float | None = None,
+        backbone_name: str = "",
+        backbone_revision: str = "",
+        backbone_hash: str = "",
+        backbone_dtype: str = "float32",
+        vocabulary_hash: str = "",
+        width: int = 0,
+        vocabulary: int = 0,
+        prompts: dict | None = None,
+        notes: dict | None = None,
+        **kwargs,
+    ) -> None:
         if head not in HEADS:
             raise unknown("head", head, HEADS)
         if condition not in MODES:
@@ -56,9 +75,12 @@ class ChameleonLiteConfig(PreTrainedConfig):
 def identity(backbone) -> dict:
     """What is written down of a Backbone, as the configuration's fields."""
     return {
-        "backbone_name": backbone.name, "backbone_revision": backbone.revision, "backbone_hash": backbone.hash,
+        "backbone_name": backbone.name,
+        "backbone_revision": backbone.revision,
+        "backbone_hash": backbone.hash,
         "backbone_dtype": str(backbone.head.weight.dtype).removeprefix("torch."),
-        "vocabulary_hash": vocabulary_hash(backbone.tokenizer), "width": backbone.width,
+        "vocabulary_hash": vocabulary_hash(backbone.tokenizer),
+        "width": backbone.width,
         "vocabulary": backbone.vocab,
     }
 
@@ -74,8 +96,10 @@ def check_backbone(config: ChameleonLiteConfig, backbone) -> None:
     The hash decides where the number format is the same (a folder may have moved); else name and revision do.
     """
     found = identity(backbone)
-    both = (f"this adapter was made for {_called(vars(config))} and cannot be used on {_called(found)}: "
-            f"load {config.backbone_name}, or fit a new adapter")
+    both = (
+        f"this adapter was made for {_called(vars(config))} and cannot be used on {_called(found)}: "
+        f"load {config.backbone_name}, or fit a new adapter"
+    )
     for what in ("vocabulary", "width", "vocabulary_hash"):
         if found[what] != getattr(config, what):
             raise UserError(f"{both} (they differ in {what.replace('_hash', '')})")
@@ -83,7 +107,9 @@ def check_backbone(config: ChameleonLiteConfig, backbone) -> None:
     names = ("backbone_hash",) if same_format else ("backbone_name", "backbone_revision")
     differ = [name for name in names if found[name] != getattr(config, name)]
     if differ:
-        raise UserError(f"{both} (they differ in {'weights' if same_format else differ[0].replace('backbone_', '')})")
+        raise UserError(
+            f"{both} (they differ in {'weights' if same_format else differ[0].replace('backbone_', '')})"
+        )
 
 
 def _called(fields: dict) -> str:

@@ -7,6 +7,7 @@
 
 Only tokens that stand before the first scored or generated one are ever read.
 """
+
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +44,9 @@ def grouped(vectors: Tensor, centroids: Tensor | None, mode: str = "cluster") ->
         raise unknown("condition", mode, MODES)
     none = centroids is None or not len(centroids)
     if none and mode == "centroid":
-        raise UserError('condition "centroid" needs stored centroids and this adapter has none: use "cluster" or "row"')
+        raise UserError(
+            'condition "centroid" needs stored centroids and this adapter has none: use "cluster" or "row"'
+        )
     if none:
         distance = vectors.new_zeros(len(vectors))
         cluster = torch.zeros_like(distance, dtype=torch.int64)
@@ -51,7 +54,9 @@ def grouped(vectors: Tensor, centroids: Tensor | None, mode: str = "cluster") ->
         centroids = centroids.to(vectors)
         cluster, distance = nearest_centroid(vectors, centroids)
     if mode == "row":
-        return Grouped(Condition(vectors), torch.arange(len(vectors), device=vectors.device), cluster, distance)
+        return Grouped(
+            Condition(vectors), torch.arange(len(vectors), device=vectors.device), cluster, distance
+        )
     ids, group = torch.unique(cluster, return_inverse=True)  # (G,), (B,)
     means = centroids[ids] if mode == "centroid" else group_means(vectors, group)
     return Grouped(Condition(means), group, cluster, distance)

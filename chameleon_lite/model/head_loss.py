@@ -9,6 +9,7 @@ through in chunks, gradients are formed while a chunk's logits exist, and nothin
 
 `plain_losses` is the same in two readable lines: the definition, and what the tests compare with.
 """
+
 from collections.abc import Sequence
 
 import torch
@@ -20,9 +21,19 @@ from .head_loss_pass import IGNORED, HeadLossFunction, HeadTask, forward_pass, u
 from .heads.interface import HeadUpdate, apply_update
 from .row_groups import Groups, RowGroups
 
-__all__ = ["IGNORED", "HeadWeight", "RowGroups", "head_losses", "matmul_dtype", "plain_losses", "token_losses"]
+__all__ = [
+    "IGNORED",
+    "HeadWeight",
+    "RowGroups",
+    "head_losses",
+    "matmul_dtype",
+    "plain_losses",
+    "token_losses",
+]
 
-ROW_MULTIPLE = 64  # matrix units need aligned columns: GPT-2's 50,257 as such cost seven times as much as 50,304
+ROW_MULTIPLE = (
+    64  # matrix units need aligned columns: GPT-2's 50,257 as such cost seven times as much as 50,304
+)
 
 
 class HeadWeight:
@@ -32,8 +43,13 @@ class HeadWeight:
     neither softmax nor any gradient sees, and takes away a large common offset that would cost digits.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None,
-                 device: str | torch.device | None = None) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
         """weight (V, C), bias (V,) or None; dtype defaults to the device's `matmul_dtype`."""
         device = torch.device(device) if device is not None else weight.device
         dtype = dtype or matmul_dtype(device)
@@ -56,9 +72,17 @@ class HeadWeight:
         return torch.promote_types(self.weight.dtype, torch.float32)
 
 
-def head_losses(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequence[HeadUpdate | None], *,
-                groups: Groups = None, chunk: int | None = None, scale: float = 1.0,
-                kernel: str | None = None) -> Tensor:
+def head_losses(
+    h: Tensor,
+    target: Tensor,
+    weight: HeadWeight,
+    updates: Sequence[HeadUpdate | None],
+    *,
+    groups: Groups = None,
+    chunk: int | None = None,
+    scale: float = 1.0,
+    kernel: str | None = None,
+) -> Tensor:
     """The sum of next-token losses (K,) of K heads on the same h (M, C), differentiable.
 
     target (M,) int64, IGNORED where a row counts nothing; updates: one a head, None for the frozen one;
@@ -73,9 +97,17 @@ def head_losses(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequence
 
 
 @torch.no_grad()
-def token_losses(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequence[HeadUpdate | None], *,
-                 groups: Groups = None, chunk: int | None = None, scale: float = 1.0,
-                 kernel: str | None = None) -> Tensor:
+def token_losses(
+    h: Tensor,
+    target: Tensor,
+    weight: HeadWeight,
+    updates: Sequence[HeadUpdate | None],
+    *,
+    groups: Groups = None,
+    chunk: int | None = None,
+    scale: float = 1.0,
+    kernel: str | None = None,
+) -> Tensor:
     """The next-token loss (K, M) of every row under each of K heads; arguments as for `head_losses`."""
     h, target, listed, order = _laid_out(h, target, weight, updates, groups, kernel)
     tasks = [HeadTask(*_tensors(update), group, weight, scale) for update, group in zip(updates, listed)]
@@ -94,8 +126,14 @@ def _tensors(update: HeadUpdate | None) -> tuple[Tensor | None, Tensor | None, T
     return None, None, update.bias, None
 
 
-def _laid_out(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequence[HeadUpdate | None], groups: Groups,
-              kernel: str | None) -> tuple[Tensor, Tensor, list[RowGroups | None], Tensor | None]:
+def _laid_out(
+    h: Tensor,
+    target: Tensor,
+    weight: HeadWeight,
+    updates: Sequence[HeadUpdate | None],
+    groups: Groups,
+    kernel: str | None,
+) -> tuple[Tensor, Tensor, list[RowGroups | None], Tensor | None]:
     """The rows, target and groups with rows of one group side by side, and the order (M,) if that moved any.
 
     Correct in any order; but without the GPU kernels, the fewer groups a chunk holds, the smaller its products.
@@ -105,11 +143,24 @@ def _laid_out(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequence[H
     if first is None or first.ordered or uses_triton(weight, kernel):
         return h, target, listed, None
     order = first.index.argsort(stable=True)
-    return h[order], target[order], [None if g is None else RowGroups.of(g.index[order]) for g in listed], order
+    return (
+        h[order],
+        target[order],
+        [None if g is None else RowGroups.of(g.index[order]) for g in listed],
+        order,
+    )
 
 
-def plain_losses(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequence[HeadUpdate | None], *,
-                 groups: Groups = None, chunk: int | None = None, scale: float = 1.0) -> Tensor:
+def plain_losses(
+    h: Tensor,
+    target: Tensor,
+    weight: HeadWeight,
+    updates: Sequence[HeadUpdate | None],
+    *,
+    groups: Groups = None,
+    chunk: int | None = None,
+    scale: float = 1.0,
+) -> Tensor:
     """The sum of next-token losses (K,) of K heads on the same h (M, C), with every matrix written out.
 
     Takes what `head_losses` takes; `chunk` changes nothing here.
@@ -119,8 +170,9 @@ def plain_losses(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequenc
     return torch.stack([F.cross_entropy(x, target, ignore_index=IGNORED, reduction="sum") for x in logits])
 
 
-def _plain_logits(h: Tensor, weight: HeadWeight, update: HeadUpdate | None, group: Tensor | None,
-                  scale: float) -> Tensor:
+def _plain_logits(
+    h: Tensor, weight: HeadWeight, update: HeadUpdate | None, group: Tensor | None, scale: float
+) -> Tensor:
     """Logits (M, V) of one head; `group` (M,) says which of the update's G groups a row belongs to."""
     x = h.to(weight.accumulate)  # (M, C)
     logits = F.linear(x, weight.weight[: weight.vocab].to(x.dtype), weight.bias)  # (M, V)
@@ -137,17 +189,22 @@ def _plain_logits(h: Tensor, weight: HeadWeight, update: HeadUpdate | None, grou
     return logits if update.bias is None else logits + update.bias.to(x.dtype)[group]
 
 
-def _checked(h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequence[HeadUpdate | None],
-             groups: Groups) -> list[RowGroups | None]:
+def _checked(
+    h: Tensor, target: Tensor, weight: HeadWeight, updates: Sequence[HeadUpdate | None], groups: Groups
+) -> list[RowGroups | None]:
     """Each head's groups of the M rows, or None; ValueError for shapes that do not fit."""
     if h.dim() != 2 or h.shape[1] != weight.width or target.shape != h.shape[:1]:
-        raise ValueError(f"h {tuple(h.shape)} and target {tuple(target.shape)} must be (M, {weight.width}) and (M,)")
+        raise ValueError(
+            f"h {tuple(h.shape)} and target {tuple(target.shape)} must be (M, {weight.width}) and (M,)"
+        )
     listed = list(groups) if groups is not None else [None] * len(updates)
     if len(listed) != len(updates):
         raise ValueError(f"{len(updates)} updates but {len(listed)} groups: one entry a head")
     for update, group in zip(updates, listed):
         if group is None and update is not None and update.groups != 1:
-            raise ValueError(f"an update of {update.groups} groups needs an index (M,) that says each row's group")
+            raise ValueError(
+                f"an update of {update.groups} groups needs an index (M,) that says each row's group"
+            )
         index = group.index if isinstance(group, RowGroups) else group
         if index is not None and index.shape != target.shape:
             raise ValueError(f"group index {tuple(index.shape)} must be {tuple(target.shape)}")

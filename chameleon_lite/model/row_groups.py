@@ -1,7 +1,8 @@
 """Which of a head's updates each row of a pass uses, known on the host as well: no kernel launch waits for the device.
 
-    group (B,) of documents, counts (B,) ─ of_documents ─▶ RowGroups: index (M,) on the device, runs on the host
+group (B,) of documents, counts (B,) ─ of_documents ─▶ RowGroups: index (M,) on the device, runs on the host
 """
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -3,6 +3,7 @@
 On a CPU memory of tens of megabytes is handed back to the system when it is freed and cleared page by page when it
 is asked for anew; for a chunk of logits that takes several times as long as the softmax that is written into it.
 """
+
 import torch
 from torch import Tensor
 

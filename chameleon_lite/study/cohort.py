@@ -61,9 +61,13 @@ def choose_rates(context: Context, regimes: list[Regime]) -> tuple[dict[str, flo
     """
     settings, sweep = context.settings, context.settings.sweep
     rates = dict(settings.learning_rates)
-    asked = {r.rate_of or r.name: REGIMES[r.rate_of] if r.rate_of else r for r in regimes if r.name not in rates}
+    asked = {
+        r.rate_of or r.name: REGIMES[r.rate_of] if r.rate_of else r for r in regimes if r.name not in rates
+    }
     open_regimes = [r for r in asked.values() if r.name not in rates]
-    if open_regimes:  # the reported seeds' clusterings are made when their turn comes: processes may share them out
+    if (
+        open_regimes
+    ):  # the reported seeds' clusterings are made when their turn comes: processes may share them out
         seeds = range(SWEEP_SEEDS_FROM, SWEEP_SEEDS_FROM + sweep.seeds)
         seed_materials(settings, context.material, seeds)
     results: dict[str, dict[float, dict[str, float]]] = {r.name: {} for r in open_regimes}
@@ -78,7 +82,9 @@ def choose_rates(context: Context, regimes: list[Regime]) -> tuple[dict[str, flo
     for r in open_regimes:
         rates[r.name] = min(results[r.name], key=lambda lr: _mean(results[r.name][lr].values()))
     rates |= {r.name: rates[r.rate_of] for r in regimes if r.name not in rates}
-    trials = {name: {f"{lr:g}": by_seed for lr, by_seed in sorted(found.items())} for name, found in results.items()}
+    trials = {
+        name: {f"{lr:g}": by_seed for lr, by_seed in sorted(found.items())} for name, found in results.items()
+    }
     return rates, trials
 
 
@@ -103,7 +109,11 @@ def _swept(context: Context, wanted: list[tuple[Regime, float]], seeds: Iterable
             with cache.atomic(_sweep_file(context, trial.regime, trial.learning_rate, todo[0][2])) as part:
                 part.write_text(json.dumps({"trial": trial.label, "best": trial.member.best}))
         context.deadline.done()
-    return [(*trial, json.loads(_sweep_file(context, *trial).read_text())["best"]) for job in jobs for trial in job]
+    return [
+        (*trial, json.loads(_sweep_file(context, *trial).read_text())["best"])
+        for job in jobs
+        for trial in job
+    ]
 
 
 def shared(context: Context, jobs: list, name: Callable) -> Iterable:
@@ -122,7 +132,9 @@ def _sweep_file(context: Context, r: Regime, lr: float, seed: int) -> Path:
     parts = [part.key() for part in (settings.tokens, settings.data, settings.clusters, settings.train)]
     parts += [context.material.corpus.hash, context.material.backbone.hash, str(order_of(settings, r))]
     key = hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]
-    return context.runs / "sweeps" / f"{r.name}--{context.material.corpus.name}--{key}--{lr:g}--seed{seed}.json"
+    return (
+        context.runs / "sweeps" / f"{r.name}--{context.material.corpus.name}--{key}--{lr:g}--seed{seed}.json"
+    )
 
 
 def train_seed(context: Context, trials: list[Trial], seed: int) -> list[Trial]:
@@ -168,7 +180,9 @@ def _member(trial: Trial, context: Context, seed: int, train, valid, sources: di
         head: Head = r.head(parts)
     head.to(context.material.scored["train"].device)
     if r.name not in sources:
-        sources[r.name] = [r.source(split, train, backbone.vocab) if r.source else None for split in (train, valid)]
+        sources[r.name] = [
+            r.source(split, train, backbone.vocab) if r.source else None for split in (train, valid)
+        ]
     return Member(trial.label, head, *sources[r.name], trial.learning_rate, seed=seed * 1_000_003)
 
 

@@ -65,7 +65,9 @@ class GroupMean:
         self.sizes = torch.bincount(self.group_of)  # (groups,)
         vectors = self.split.views[self.view]
         place = torch.argsort(self.group_of, stable=True).to(vectors.device)
-        self.means = torch.segment_reduce(vectors[place], "mean", lengths=self.sizes.to(vectors.device), axis=0)
+        self.means = torch.segment_reduce(
+            vectors[place], "mean", lengths=self.sizes.to(vectors.device), axis=0
+        )
 
 
 class OtherCluster(GroupMean):
@@ -159,7 +161,9 @@ class StreamMean(Own):
         place = torch.argsort(row_group, stable=True)
         lengths = torch.bincount(row_group).to(vectors.device)
         own = vectors[rows[place].to(vectors.device)]
-        means = torch.segment_reduce(own, "mean", lengths=lengths, axis=0, unsafe=True)  # (G, C); right by construction
+        means = torch.segment_reduce(
+            own, "mean", lengths=lengths, axis=0, unsafe=True
+        )  # (G, C); right by construction
         return Condition(means), row_group if len(cluster) > 1 else None
 
 

@@ -1,6 +1,6 @@
 """What a corpus of an experiment will cost, said before it is spent.
 
-    steps × heads × seconds a head and step, timed on a few steps of this corpus on this device
+steps × heads × seconds a head and step, timed on a few steps of this corpus on this device
 """
 
 import time
@@ -12,7 +12,10 @@ from ..model.heads import LoraHead
 from .cohort import Context
 from .regimes import Regime
 
-PROBES, HEADS = 3, 4  # timed steps, after one that warms up, and heads in them, on a GPU; one of each on a CPU
+PROBES, HEADS = (
+    3,
+    4,
+)  # timed steps, after one that warms up, and heads in them, on a GPU; one of each on a CPU
 SMALL = 100  # steps × heads that are not worth timing
 
 
@@ -27,8 +30,10 @@ def estimate(context: Context, regimes: list[Regime]) -> str:
     if steps * heads < SMALL:
         return f"cost: {steps} steps × {heads} heads, a small run"
     each = seconds_a_head(context)
-    return (f"cost: {steps} steps × {heads} heads ({sweep} of the sweep) × {1000 * each:.1f} ms = "
-            f"{steps * heads * each / 60:.1f} minutes at most, before early stopping")  # fmt: skip
+    return (
+        f"cost: {steps} steps × {heads} heads ({sweep} of the sweep) × {1000 * each:.1f} ms = "
+        f"{steps * heads * each / 60:.1f} minutes at most, before early stopping"
+    )
 
 
 def seconds_a_head(context: Context) -> float:

@@ -17,7 +17,9 @@ class Deadline:
         """Raise RunFailed if one more piece as long as the longest would pass the limit; else one begins."""
         self.last = time.perf_counter()
         if self.limit is not None and self.last - self.started + self.longest > self.limit:
-            raise RunFailed(f"time is up before {what}; what is done is kept, run the same command again to go on")
+            raise RunFailed(
+                f"time is up before {what}; what is done is kept, run the same command again to go on"
+            )
 
     def done(self) -> None:
         """A piece is through."""

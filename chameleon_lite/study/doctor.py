@@ -8,8 +8,17 @@ from importlib.metadata import PackageNotFoundError, version
 
 from .. import cache
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "scikit-learn", "gguf", "datasets", "umap-learn",
-            "torchmetrics")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "scikit-learn",
+    "gguf",
+    "datasets",
+    "umap-learn",
+    "torchmetrics",
+)
 HUB = "huggingface.co"
 
 

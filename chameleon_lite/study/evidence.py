@@ -1,7 +1,7 @@
 """What the honest runs say: contrasts of regimes on a corpus, registered ones as one Holm family.
 
-    results/honest-*.jsonl + .parquet ─▶ Evidence ─ contrast(corpus, first, second) ─▶ difference, intervals, p
-                                              └ family(corpus) ─▶ every registered contrast with its verdict
+results/honest-*.jsonl + .parquet ─▶ Evidence ─ contrast(corpus, first, second) ─▶ difference, intervals, p
+                                          └ family(corpus) ─▶ every registered contrast with its verdict
 """
 
 from collections.abc import Iterable
@@ -60,9 +60,13 @@ class Evidence:
     """
 
     def __init__(
-        self, results: Path, backbone: str = "smollm2", draws: int = 10_000, benchmarks: Path | None = None,
+        self,
+        results: Path,
+        backbone: str = "smollm2",
+        draws: int = 10_000,
+        benchmarks: Path | None = None,
         experiments: str = HONEST,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.folder, self.backbone, self.draws, self.experiments = Path(results), backbone, draws, experiments
         self.benchmarks = Path(benchmarks or self.folder.parent / "benchmarks" / "results")
         found = [r for path in sorted(self.folder.glob(f"{experiments}*.jsonl")) for r in load_records(path)]
@@ -88,11 +92,15 @@ class Evidence:
         for path in sorted(self.folder.glob(f"{self.experiments}*.parquet")):
             for key, own in pd.read_parquet(path).groupby(["run", "split"], observed=True, sort=False):
                 run, reading = key
-                corpus = reading.removeprefix(TRANSFER) if reading.startswith(TRANSFER) else corpus_of.get(run, "")
+                corpus = (
+                    reading.removeprefix(TRANSFER) if reading.startswith(TRANSFER) else corpus_of.get(run, "")
+                )
                 out[key] = by_unit(own, corpus, articles)
         return out
 
-    def nll(self, corpus: str, regime: str, reading: str = "test") -> tuple[dict[int, np.ndarray], np.ndarray] | None:
+    def nll(
+        self, corpus: str, regime: str, reading: str = "test"
+    ) -> tuple[dict[int, np.ndarray], np.ndarray] | None:
         """nll sums (N,) by seed and tokens (N,), or None where there is no such run or reading."""
         own = [r for r in self.records.get((corpus, regime), []) if (r.name, reading) in self.losses]
         if not own:
@@ -134,7 +142,9 @@ class Evidence:
 
     def over_seeds(self, corpus: str, value, weights: dict[str, float]) -> Contrast | None:
         """A weighted sum of `value(record)`, one number a seed, with an interval over seeds alone."""
-        parts = {regime: {r.seed: value(r) for r in self.records.get((corpus, regime), [])} for regime in weights}
+        parts = {
+            regime: {r.seed: value(r) for r in self.records.get((corpus, regime), [])} for regime in weights
+        }
         parts = {name: {s: v for s, v in by.items() if v is not None} for name, by in parts.items()}
         seeds = sorted(set.intersection(*(set(by) for by in parts.values())))
         if not seeds:
@@ -145,21 +155,36 @@ class Evidence:
     def family(self, corpus: str) -> dict[str, Judged]:
         """Every registered contrast that can be made on a corpus, Holm-adjusted together."""
         if corpus not in self._families:
-            found = {name: self.contrast(corpus, c["first"], c["second"])
-                     for name, c in registered()["contrasts"].items()}  # fmt: skip
+            found = {
+                name: self.contrast(corpus, c["first"], c["second"])
+                for name, c in registered()["contrasts"].items()
+            }
             found = {name: c for name, c in found.items() if c is not None}
             adjusted = holm({name: c.p for name, c in found.items()})
-            self._families[corpus] = {name: Judged(name, c, adjusted[name], verdict(c, adjusted[name]))
-                                      for name, c in found.items()}  # fmt: skip
+            self._families[corpus] = {
+                name: Judged(name, c, adjusted[name], verdict(c, adjusted[name])) for name, c in found.items()
+            }
         return self._families[corpus]
 
     def family_frame(self) -> pd.DataFrame:
         """One row a registered contrast and corpus, with n, interval, adjusted p and verdict."""
         rows = [
-            {"corpus": corpus, "contrast": j.name, "registered": True, "difference": j.found.difference,
-             "low": j.found.low, "high": j.found.high, "low90": j.found.low90, "high90": j.found.high90,
-             "adjusted p": j.adjusted_p, "n seeds": j.found.n, "documents": j.found.documents,
-             "interval by": j.found.decided_by, "verdict": j.verdict}
-            for corpus in self.corpora for j in self.family(corpus).values()
-        ]  # fmt: skip
+            {
+                "corpus": corpus,
+                "contrast": j.name,
+                "registered": True,
+                "difference": j.found.difference,
+                "low": j.found.low,
+                "high": j.found.high,
+                "low90": j.found.low90,
+                "high90": j.found.high90,
+                "adjusted p": j.adjusted_p,
+                "n seeds": j.found.n,
+                "documents": j.found.documents,
+                "interval by": j.found.decided_by,
+                "verdict": j.verdict,
+            }
+            for corpus in self.corpora
+            for j in self.family(corpus).values()
+        ]
         return pd.DataFrame(rows)

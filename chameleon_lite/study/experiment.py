@@ -62,7 +62,9 @@ def run_experiment(
     for settings, corpus in [(stop, corpus) for stop in stops(settings) for corpus in settings.corpora]:
         found = _found(settings, regimes, corpus, runs) if resume else {}
         if len(found) < len(regimes) * settings.seeds:
-            work = Work(backbone, runs, data_dir, processes, command or default_command(), deadline, say, resume)
+            work = Work(
+                backbone, runs, data_dir, processes, command or default_command(), deadline, say, resume
+            )
             with noted(settings.name, corpus, str(backbone.device), runs):
                 found |= _missing(settings, regimes, corpus, found, work)
         records += [found[r.name, seed] for r in regimes for seed in range(settings.seeds)]
@@ -88,14 +90,24 @@ def _missing(settings: Experiment, regimes: list[Regime], corpus: str, found: di
     if not is_honest(settings):
         missing = {s: [r.name for r in regimes if (r.name, s) not in found] for s in range(settings.seeds)}
         return run_released(
-            settings, work.backbone, corpus, missing, lambda r, s: name_of(settings, regime(r), corpus, s),
-            runs=work.runs, data_dir=work.data_dir, processes=work.processes, command=work.command,
-            deadline=work.deadline, say=work.say, resume=work.resume,
-        )  # fmt: skip
+            settings,
+            work.backbone,
+            corpus,
+            missing,
+            lambda r, s: name_of(settings, regime(r), corpus, s),
+            runs=work.runs,
+            data_dir=work.data_dir,
+            processes=work.processes,
+            command=work.command,
+            deadline=work.deadline,
+            say=work.say,
+            resume=work.resume,
+        )
     material = prepare(settings, work.backbone, corpus, data_dir=work.data_dir, say=work.say)
     check_room(settings, material)
-    context = Context(settings, material, work.runs, work.processes, work.command, work.say, work.resume,
-                      work.deadline)
+    context = Context(
+        settings, material, work.runs, work.processes, work.command, work.say, work.resume, work.deadline
+    )
     return _run_corpus(context, regimes, found, corpus)
 
 
@@ -144,7 +156,11 @@ def _run_corpus(context: Context, regimes: list[Regime], found: dict, corpus: st
                 write_run(context.runs, record, documents)
             out[record.regime, seed] = record
             if record.failure:
-                left = "its best state before that is kept" if record.status == "done" else "lower its learning rate"
+                left = (
+                    "its best state before that is kept"
+                    if record.status == "done"
+                    else "lower its learning rate"
+                )
                 context.say(f"{record.regime}, seed {seed}: {record.failure}; {left}")
         context.deadline.done()
     return out
@@ -157,16 +173,23 @@ def measure_seed(
     cached = [r for r in regimes if r.procedure is None]
     if cached:
         for r, found in _cached_outcomes(context, cached, rates, seed).items():
-            yield record_of(context, REGIMES[r], found, seed, corpus), documents_frame(context.material, found)
+            yield (
+                record_of(context, REGIMES[r], found, seed, corpus),
+                documents_frame(context.material, found),
+            )
     for r in regimes:
         if r.procedure is not None:
             from . import uncached
 
-            found = getattr(uncached, r.procedure)(context, seed_material(context.settings, context.material, seed), r)
+            found = getattr(uncached, r.procedure)(
+                context, seed_material(context.settings, context.material, seed), r
+            )
             yield record_of(context, r, found, seed, corpus), documents_frame(context.material, found)
 
 
-def _cached_outcomes(context: Context, regimes: list[Regime], rates: dict[str, float], seed: int) -> dict[str, Outcome]:
+def _cached_outcomes(
+    context: Context, regimes: list[Regime], rates: dict[str, float], seed: int
+) -> dict[str, Outcome]:
     """Heads on cached hidden states: one cohort an order, one reading of every split."""
     started = time.perf_counter()
     reset_peak(context.material.scored["test"].device)
@@ -185,15 +208,21 @@ def _cached_outcomes(context: Context, regimes: list[Regime], rates: dict[str, f
         member = members.get(r.weights_of or r.name)
         own = member if r.trained else None
         out[r.name] = Outcome(
-            measured[r.name].nll, measured[r.name].positions,
-            member.learning_rate if member else None, own.curve if own else [],
-            own.head.trainable_parameters() if own else 0, member.head.stored_bytes() if member else 0,
+            measured[r.name].nll,
+            measured[r.name].positions,
+            member.learning_rate if member else None,
+            own.curve if own else [],
+            own.head.trainable_parameters() if own else 0,
+            member.head.stored_bytes() if member else 0,
             member.failure if member else None,
             kept=member is None or not member.failure or member.best_epoch > 0,
-            seconds={"training": (trained - started) / max(1, len(trials)) if own else 0.0, "evaluation": seconds,
-                     **({"generation": writing_seconds} if r.name in written else {})},
+            seconds={
+                "training": (trained - started) / max(1, len(trials)) if own else 0.0,
+                "evaluation": seconds,
+                **({"generation": writing_seconds} if r.name in written else {}),
+            },
             generated=written.get(r.name),
-        )  # fmt: skip
+        )
     if members and not any(found.kept for found in out.values()):
         raise RunFailed("every head of the cohort diverged: lower the learning rates")
     return out
@@ -206,7 +235,12 @@ def _written(context: Context, seeded: Seeded, regimes: list[Regime], members: d
     return written, (time.perf_counter() - started) / max(1, len(written))
 
 
-def _found(settings: Experiment, regimes: list[Regime], corpus: str, runs: Path, seeds: Iterable | None = None) -> dict:
-    records = {(r.name, s): read_run(runs, name_of(settings, r, corpus, s))
-               for r in regimes for s in (range(settings.seeds) if seeds is None else seeds)}  # fmt: skip
+def _found(
+    settings: Experiment, regimes: list[Regime], corpus: str, runs: Path, seeds: Iterable | None = None
+) -> dict:
+    records = {
+        (r.name, s): read_run(runs, name_of(settings, r, corpus, s))
+        for r in regimes
+        for s in (range(settings.seeds) if seeds is None else seeds)
+    }
     return {key: record for key, record in records.items() if record is not None}

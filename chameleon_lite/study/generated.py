@@ -25,8 +25,14 @@ AGAINST = ("R1", "R3")  # R4 above a static update, and above the same hyper-net
 # Chosen before any run at full size. Of ROUGE-L F1; in 64 tokens, some 45 words, it is less than one word more in the
 # right order.
 MARGIN = 0.01
-TITLES = {"rouge_l": "ROUGE-L", "distinct_1": "distinct-1", "distinct_2": "distinct-2", "repeated": "repeated",
-          "batch_distinct_1": "distinct-1 of a batch", "batch_distinct_2": "distinct-2 of a batch"}  # fmt: skip
+TITLES = {
+    "rouge_l": "ROUGE-L",
+    "distinct_1": "distinct-1",
+    "distinct_2": "distinct-2",
+    "repeated": "repeated",
+    "batch_distinct_1": "distinct-1 of a batch",
+    "batch_distinct_2": "distinct-2 of a batch",
+}
 
 
 class Generations:
@@ -55,7 +61,9 @@ class Generations:
             frame = pd.read_parquet(path)
             if SCORE in frame:
                 frame = frame[(frame["split"] == "test") & frame[SCORE].notna()].astype({"document": str})
-                out |= {str(run): own.sort_values("document") for run, own in frame.groupby("run", observed=True)}
+                out |= {
+                    str(run): own.sort_values("document") for run, own in frame.groupby("run", observed=True)
+                }
         return out
 
     def values(self, corpus: str, regime: str, column: str = SCORE) -> dict[int, np.ndarray]:
@@ -67,13 +75,19 @@ class Generations:
         own = [r for r in self.records.get((corpus, regime), []) if r.name in self.scores]
         return {r.seed: self.scores[r.name] for r in own}
 
-    def contrast(self, corpus: str, first: str, second: str | None = None, column: str = SCORE) -> Contrast | None:
+    def contrast(
+        self, corpus: str, first: str, second: str | None = None, column: str = SCORE
+    ) -> Contrast | None:
         """first − second, mean of a column over documents (nats a token for "nll"); without `second`, first alone.
 
         Only seeds that both have; None where there are none or the documents differ.
         """
         one = self.values(corpus, first, column)
-        other = {s: np.zeros_like(v) for s, v in one.items()} if second is None else self.values(corpus, second, column)
+        other = (
+            {s: np.zeros_like(v) for s, v in one.items()}
+            if second is None
+            else self.values(corpus, second, column)
+        )
         seeds = sorted(set(one) & set(other))
         both = (self._tables(corpus, regime) for regime in (first, second or first))
         if len({tuple(own[s]["document"]) for own in both for s in seeds}) != 1:
@@ -89,13 +103,17 @@ class Generations:
 
         `verdict` speaks of the lower one, so it is given the other's score less R4's.
         """
-        found = {f"R4 − {other}": (self.contrast(corpus, "R4", other), self.contrast(corpus, other, "R4"))
-                 for other in AGAINST}  # fmt: skip
+        found = {
+            f"R4 − {other}": (self.contrast(corpus, "R4", other), self.contrast(corpus, other, "R4"))
+            for other in AGAINST
+        }
         if any(gain is None for gain, _ in found.values()):
             return {}
         adjusted = holm({name: gain.p for name, (gain, _) in found.items()})
-        return {name: Judged(name, gain, adjusted[name], verdict(turned, adjusted[name], margin=MARGIN))
-                for name, (gain, turned) in found.items()}  # fmt: skip
+        return {
+            name: Judged(name, gain, adjusted[name], verdict(turned, adjusted[name], margin=MARGIN))
+            for name, (gain, turned) in found.items()
+        }
 
 
 def generation_frame(generations: Generations) -> pd.DataFrame:
@@ -111,12 +129,20 @@ def generation_frame(generations: Generations) -> pd.DataFrame:
         against = generations.contrast(corpus, "R4", regime) if regime != "R4" else None
         judged = family.get(f"R4 − {regime}")
         means = {TITLES[c]: generations.contrast(corpus, regime, column=c).difference for c in COLUMNS}
-        rows.append({
-            "corpus": corpus, "regime": regime, "what": REGIMES[regime].title, "n seeds": mean.n,
-            "documents": mean.documents, **means,
-            "R4's ROUGE-L less it": against.difference if against else None,
-            "low": against.low if against else None, "high": against.high if against else None,
-            "adjusted p": judged.adjusted_p if judged else None, "verdict": judged.verdict if judged else "–",
-            "reference, nats a token": generations.contrast(corpus, regime, column="nll").difference,
-        })  # fmt: skip
+        rows.append(
+            {
+                "corpus": corpus,
+                "regime": regime,
+                "what": REGIMES[regime].title,
+                "n seeds": mean.n,
+                "documents": mean.documents,
+                **means,
+                "R4's ROUGE-L less it": against.difference if against else None,
+                "low": against.low if against else None,
+                "high": against.high if against else None,
+                "adjusted p": judged.adjusted_p if judged else None,
+                "verdict": judged.verdict if judged else "–",
+                "reference, nats a token": generations.contrast(corpus, regime, column="nll").difference,
+            }
+        )
     return pd.DataFrame(rows)

@@ -43,7 +43,9 @@ def writing(settings: Experiment) -> list[str]:
     scorer()
     for name in asked.regimes:
         if REGIMES[name].procedure:
-            raise UserError(f"probes.generate: {name} has no head on cached states and cannot write; leave it out")
+            raise UserError(
+                f"probes.generate: {name} has no head on cached states and cannot write; leave it out"
+            )
     return list(asked.regimes) or [name for name in settings.regimes if REGIMES[name].procedure is None]
 
 
@@ -85,8 +87,10 @@ def check_room(settings: Experiment, material: Material) -> None:
     backbone, new = material.backbone, settings.probes.generate.new_tokens
     longest = int(material.tables[SPLIT].prefix.max())
     if longest + new > backbone.max_length:
-        raise UserError(f"prompts of up to {longest} tokens and {new} new ones exceed {backbone.name}'s "
-                        f"{backbone.max_length} positions: lower probes.generate.new_tokens")  # fmt: skip
+        raise UserError(
+            f"prompts of up to {longest} tokens and {new} new ones exceed {backbone.name}'s "
+            f"{backbone.max_length} positions: lower probes.generate.new_tokens"
+        )
 
 
 def writer(settings: Experiment, material: Material):
@@ -95,7 +99,9 @@ def writer(settings: Experiment, material: Material):
 
     backbone = material.backbone
     with torch.random.fork_rng(devices=[]):  # its own head, never used, is drawn at random
-        return ChameleonLiteForCausalLM.from_backbone(backbone, head="lora", rank=1, scale=settings.train.scale)
+        return ChameleonLiteForCausalLM.from_backbone(
+            backbone, head="lora", rank=1, scale=settings.train.scale
+        )
 
 
 def conditions(source, steps: Sequence[Tensor]) -> tuple[Condition, Tensor] | None:
@@ -111,16 +117,23 @@ def conditions(source, steps: Sequence[Tensor]) -> tuple[Condition, Tensor] | No
         group[rows] = count + (torch.zeros(len(rows), dtype=torch.int64) if own is None else own.cpu())
         parts.append(condition)
         count += condition.groups
-    fields = {name: torch.cat([getattr(p, name) for p in parts])
-              for name, value in vars(parts[0]).items() if value is not None}  # fmt: skip
+    fields = {
+        name: torch.cat([getattr(p, name) for p in parts])
+        for name, value in vars(parts[0]).items()
+        if value is not None
+    }
     return Condition(**fields), group
 
 
 @torch.no_grad()
 def write(
-    model, head: Head | None, told: tuple[Condition, Tensor] | None, rows: Tensor, table: TokenTable,
+    model,
+    head: Head | None,
+    told: tuple[Condition, Tensor] | None,
+    rows: Tensor,
+    table: TokenTable,
     settings: Experiment,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """New tokens (D, M) of documents rows (D,) on the host, greedy; for a head of None the backbone writes by itself.
 
     Prompts of like length are continued together, which saves padding; a document's condition stays its own.
@@ -133,10 +146,21 @@ def write(
     out = torch.empty(len(rows), asked.new_tokens, dtype=torch.int64)
     for part in by_length.split(asked.rows):
         ids, mask = (x.to(backbone.device) for x in prompts(table, rows[part]))  # (B, T)
-        own = {"head_update": _update(head, told, rows[part], backbone.head.weight.dtype)} if head is not None else {}
-        found = who.generate(input_ids=ids, attention_mask=mask, do_sample=False, num_beams=1,
-                             max_new_tokens=asked.new_tokens, min_new_tokens=asked.new_tokens,
-                             pad_token_id=backbone.pad_id, **own)  # fmt: skip
+        own = (
+            {"head_update": _update(head, told, rows[part], backbone.head.weight.dtype)}
+            if head is not None
+            else {}
+        )
+        found = who.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=asked.new_tokens,
+            min_new_tokens=asked.new_tokens,
+            pad_token_id=backbone.pad_id,
+            **own,
+        )
         out[part] = found[:, ids.shape[1] :].cpu()  # (B, M)
     if mode:
         head.train()

@@ -34,8 +34,12 @@ def rouge_l(written: Sequence[str], references: Sequence[str]) -> np.ndarray:
     A text without words scores 0, as does one in any other script. Raises UserError without torchmetrics.
     """
     rouge_score = scorer()
-    return np.array([float(rouge_score(own, other, rouge_keys="rougeL")["rougeL_fmeasure"])
-                     for own, other in zip(written, references, strict=True)])  # fmt: skip
+    return np.array(
+        [
+            float(rouge_score(own, other, rouge_keys="rougeL")["rougeL_fmeasure"])
+            for own, other in zip(written, references, strict=True)
+        ]
+    )
 
 
 def distinct(texts: Iterable[Sequence[int]], n: int) -> float:
@@ -59,10 +63,14 @@ def document_scores(tokens: np.ndarray, agreement: np.ndarray, batch: np.ndarray
     lower the batch's distinct share and leave each document's own as it is. Every document carries its batch's value.
     """
     texts = tokens.tolist()
-    frame = pd.DataFrame({
-        "rouge_l": agreement, **{f"distinct_{n}": [distinct([t], n) for t in texts] for n in (1, 2)},
-        "repeated": [repeated(t) for t in texts], "batch": batch,
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "rouge_l": agreement,
+            **{f"distinct_{n}": [distinct([t], n) for t in texts] for n in (1, 2)},
+            "repeated": [repeated(t) for t in texts],
+            "batch": batch,
+        }
+    )
     for n in (1, 2):
         of_batch = {b: distinct([texts[i] for i in np.flatnonzero(batch == b)], n) for b in np.unique(batch)}
         frame[f"batch_distinct_{n}"] = [of_batch[b] for b in batch]

@@ -2,6 +2,7 @@
 
 All functions take x (N, C), one row a document, and read nothing else.
 """
+
 import warnings
 
 import torch

@@ -1,7 +1,7 @@
 """The honest study's tables: every mean with its n and interval, one frame a question, each downloadable as CSV.
 
-    Evidence ─▶ regimes_frame · across_frame · controls_frame · group_frame · pareto_frame · position_frame
-                foreign_frame · accounting_frame
+Evidence ─▶ regimes_frame · across_frame · controls_frame · group_frame · pareto_frame · position_frame
+            foreign_frame · accounting_frame
 """
 
 import base64
@@ -17,8 +17,24 @@ from .statistics import mean_interval
 
 CLUSTERED_SIZES = {"R6": 1, "R4-g2": 2, "R4-g4": 4, "R4-g8": 8, "R4-g16": 16, "R4": 32}
 RANDOM_SIZES = {"R5-g1": 1, "R5-g2": 2, "R5-g4": 4, "R5-g8": 8, "R5-g16": 16, "R5": 32}
-ACROSS = ("R1", "R2", "R3", "R4", "R5", "R6", "R10", "R11", "R12", "R13", "R14", "R15", "R16", "R17", "R18",
-          "R20")  # fmt: skip
+ACROSS = (
+    "R1",
+    "R2",
+    "R3",
+    "R4",
+    "R5",
+    "R6",
+    "R10",
+    "R11",
+    "R12",
+    "R13",
+    "R14",
+    "R15",
+    "R16",
+    "R17",
+    "R18",
+    "R20",
+)
 # what R4's gain might come from instead of the context of its batch ▶ the registered contrast that would show it
 CONTROLS = {
     "any low-rank update": "R4<R1",
@@ -45,14 +61,24 @@ def regimes_frame(evidence: Evidence, corpus: str) -> pd.DataFrame:
         if own is None or mean is None:
             continue
         against = evidence.contrast(corpus, name, "R0") if name != "R0" else None
-        rows.append({
-            "regime": name + (" (leak)" if r.leak else ""), "what": r.title, "conditioned on": r.conditioned_on,
-            "nats a token": mean.difference, "low": mean.low, "high": mean.high, "n seeds": mean.n,
-            "documents": mean.documents, "difference from R0": against.difference if against else None,
-            "difference low": against.low if against else None, "difference high": against.high if against else None,
-            "parameters": own[0].trainable_parameters, "stored bytes": own[0].stored_bytes,
-            "learning rate": own[0].learning_rate,
-        })  # fmt: skip
+        rows.append(
+            {
+                "regime": name + (" (leak)" if r.leak else ""),
+                "what": r.title,
+                "conditioned on": r.conditioned_on,
+                "nats a token": mean.difference,
+                "low": mean.low,
+                "high": mean.high,
+                "n seeds": mean.n,
+                "documents": mean.documents,
+                "difference from R0": against.difference if against else None,
+                "difference low": against.low if against else None,
+                "difference high": against.high if against else None,
+                "parameters": own[0].trainable_parameters,
+                "stored bytes": own[0].stored_bytes,
+                "learning rate": own[0].learning_rate,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -64,7 +90,9 @@ def across_frame(evidence: Evidence) -> pd.DataFrame:
         seeds = max((c.n for c in found.values() if c), default=0)
         columns[f"{corpus}, n = {seeds}"] = {
             f"{name}: {REGIMES[name].title}": _text(c, 3) + ("" if c.n == seeds else f" (n = {c.n})")
-            for name, c in found.items() if c is not None}  # fmt: skip
+            for name, c in found.items()
+            if c is not None
+        }
     return pd.DataFrame(columns).rename_axis("regime less R0").fillna("–")
 
 
@@ -98,15 +126,26 @@ def group_frame(evidence: Evidence, corpus: str) -> pd.DataFrame:
         for name, size in sizes.items():
             found = evidence.contrast(corpus, name, "R6")
             if found is not None:
-                rows.append({"order": kind, "rows in a group": size, **_row(evidence, corpus, name),
-                             "difference": found.difference, "low": found.low, "high": found.high})  # fmt: skip
+                rows.append(
+                    {
+                        "order": kind,
+                        "rows in a group": size,
+                        **_row(evidence, corpus, name),
+                        "difference": found.difference,
+                        "low": found.low,
+                        "high": found.high,
+                    }
+                )
     return pd.DataFrame(rows)
 
 
 def pareto_frame(evidence: Evidence, corpus: str) -> pd.DataFrame:
     """Loss against stored bytes."""
-    rows = [{"stored bytes": evidence.records[corpus, name][0].stored_bytes, **_row(evidence, corpus, name)}
-            for name in STORED if (corpus, name) in evidence.records]  # fmt: skip
+    rows = [
+        {"stored bytes": evidence.records[corpus, name][0].stored_bytes, **_row(evidence, corpus, name)}
+        for name in STORED
+        if (corpus, name) in evidence.records
+    ]
     return pd.DataFrame(rows)
 
 
@@ -123,8 +162,16 @@ def position_frame(evidence: Evidence, corpus: str, regimes=("R1", "R2", "R4", "
             for at, (nll, tokens) in _bins(record).items():
                 if record.seed in frozen and tokens >= RARE * sum(t for _, t in frozen[record.seed].values()):
                     by_bin.setdefault(at, []).append(nll - frozen[record.seed][at][0])
-        rows += [{"regime": name, "position": at, "difference": float(np.mean(v)), "half": _half(v), "n seeds": len(v)}
-                 for at, v in by_bin.items()]  # fmt: skip
+        rows += [
+            {
+                "regime": name,
+                "position": at,
+                "difference": float(np.mean(v)),
+                "half": _half(v),
+                "n seeds": len(v),
+            }
+            for at, v in by_bin.items()
+        ]
     return pd.DataFrame(rows)
 
 
@@ -137,13 +184,23 @@ def foreign_frame(evidence: Evidence, corpus: str, regimes=("R1", "R4", "R5", "R
     """What foreign rows cost: loss with a share of foreign condition vectors, less the loss without."""
     rows, evidence = [], evidence.with_foreign(corpus)
     for name in regimes:
-        readings = sorted({reading for run, reading in evidence.losses if reading.startswith(FOREIGN)},
-                          key=lambda reading: int(reading.split("-")[1]))  # fmt: skip
+        readings = sorted(
+            {reading for run, reading in evidence.losses if reading.startswith(FOREIGN)},
+            key=lambda reading: int(reading.split("-")[1]),
+        )
         for reading in readings:
             cost = evidence.sum_of([(corpus, name, reading, 1.0), (corpus, name, "test", -1.0)])
             if cost is not None:
-                rows.append({"regime": name, "foreign rows, %": int(reading.split("-")[1]), "cost": cost.difference,
-                             "low": cost.low, "high": cost.high, "n seeds": cost.n})  # fmt: skip
+                rows.append(
+                    {
+                        "regime": name,
+                        "foreign rows, %": int(reading.split("-")[1]),
+                        "cost": cost.difference,
+                        "low": cost.low,
+                        "high": cost.high,
+                        "n seeds": cost.n,
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -152,11 +209,16 @@ def accounting_frame(evidence: Evidence, corpus: str) -> pd.DataFrame:
     rows = []
     for (where, name), own in evidence.records.items():
         if where == corpus:
-            rows.append({
-                "regime": name, "stored bytes": own[0].stored_bytes, "trainable": own[0].trainable_parameters,
-                "training s": float(np.mean([r.seconds.get("training", 0.0) for r in own])),
-                "reading s": float(np.mean([r.seconds.get("evaluation", 0.0) for r in own])), "n seeds": len(own),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "regime": name,
+                    "stored bytes": own[0].stored_bytes,
+                    "trainable": own[0].trainable_parameters,
+                    "training s": float(np.mean([r.seconds.get("training", 0.0) for r in own])),
+                    "reading s": float(np.mean([r.seconds.get("evaluation", 0.0) for r in own])),
+                    "n seeds": len(own),
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -167,8 +229,15 @@ def matched_frame() -> pd.DataFrame:
         rank = matched_rank(width, vocab)
         hyper = width * 64 + 64 + 64 * 32 + 32 + 33 * 4 * (width + vocab)
         static = rank * (width + vocab)
-        rows.append({"backbone": backbone, "hyper-network": hyper, "R2's rank": rank, "R2": static,
-                     "difference": static - hyper})  # fmt: skip
+        rows.append(
+            {
+                "backbone": backbone,
+                "hyper-network": hyper,
+                "R2's rank": rank,
+                "R2": static,
+                "difference": static - hyper,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -193,13 +262,17 @@ def _mean(evidence: Evidence, corpus: str, regime: str):
     if found is None:
         return None
     by_seed, tokens = found
-    return mean_interval(np.stack([by_seed[s] for s in sorted(by_seed)]), tokens, draws=min(evidence.draws, 2_000))
+    return mean_interval(
+        np.stack([by_seed[s] for s in sorted(by_seed)]), tokens, draws=min(evidence.draws, 2_000)
+    )
 
 
 def _row(evidence: Evidence, corpus: str, regime: str) -> dict:
     """Loss over seeds of one regime with the half width of its t interval: regimes share their documents."""
     own = [r.metrics["test_nll"] for r in evidence.records.get((corpus, regime), [])]
-    return {"regime": regime, "nll": float(np.mean(own)), "half": _half(own), "n seeds": len(own)} if own else {}
+    return (
+        {"regime": regime, "nll": float(np.mean(own)), "half": _half(own), "n seeds": len(own)} if own else {}
+    )
 
 
 def _half(values) -> float:

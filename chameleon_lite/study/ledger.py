@@ -1,6 +1,6 @@
 """The claims, one by one: a verdict is what a rule makes of the records, never something typed.
 
-    paper.json (claims) + RULES + Evidence(results, benchmarks) ─▶ one row a claim ─▶ table, CSV, results/verdicts.json
+paper.json (claims) + RULES + Evidence(results, benchmarks) ─▶ one row a claim ─▶ table, CSV, results/verdicts.json
 """
 
 import json
@@ -47,8 +47,10 @@ RULES: dict[int, tuple[str, Rule]] = {
     8: ("smaller test − seen gap than R1 and R2, and R4 < R1 on other corpora", generalisation),
     9: ("smaller area under the validation curve than R1 and R3", convergence),
     10: ("R4 < R11, a bank of as many bytes", holds("R4<R11")),
-    11: ("a batch, and generating, takes at most 10 % more than without adapting, at p50 and p95; waiting is beside",
-         modest_overhead),
+    11: (
+        "a batch, and generating, takes at most 10 % more than without adapting, at p50 and p95; waiting is beside",
+        modest_overhead,
+    ),
     12: ("at most twice R1's trainable parameters", parameters),
     13: ("R4 < R1 on at least two backbones", any_model),
     14: ("mixed stream: R4 beyond half way from R1 to the oracle", half_way_to_the_oracle),
@@ -59,9 +61,11 @@ RULES: dict[int, tuple[str, Rule]] = {
     19: ("reading whole rows (R9) does not lower the loss", fairness),
     20: ("conditioning on the instruction: R4 < R3", holds("R4<R3", corpora=INSTRUCTED)),
     21: ("two kinds of text are no range of tasks: out of scope", nothing),
-    22: ("the paper's data on its backbone: both trained rows' published losses within mean ± 2 sd over seeds",
-         published_again),
-}  # fmt: skip
+    22: (
+        "the paper's data on its backbone: both trained rows' published losses within mean ± 2 sd over seeds",
+        published_again,
+    ),
+}
 
 
 def ledger(
@@ -74,18 +78,29 @@ def ledger(
 
 def ledger_frame(found: dict[int, Finding]) -> pd.DataFrame:
     """One row a claim: what it says, the rule, the verdict, the deciding number and the corpora's verdicts."""
-    return pd.DataFrame([
-        {"claim": c["claim"], "says": c["says"], "confirmed if": RULES[c["claim"]][0],
-         "verdict": found[c["claim"]].verdict, "number": found[c["claim"]].number,
-         "by corpus": ", ".join(f"{name}: {v}" for name, v in found[c["claim"]].corpora.items()) or "–"}
-        for c in claims()
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {
+                "claim": c["claim"],
+                "says": c["says"],
+                "confirmed if": RULES[c["claim"]][0],
+                "verdict": found[c["claim"]].verdict,
+                "number": found[c["claim"]].number,
+                "by corpus": ", ".join(f"{name}: {v}" for name, v in found[c["claim"]].corpora.items())
+                or "–",
+            }
+            for c in claims()
+        ]
+    )
 
 
 def write_verdicts(found: dict[int, Finding], path: Path) -> None:
     """The scoreboard's file: tested claims as `claim`, `status`, `number` and the part of it that decided."""
-    rows = [{"claim": n, "status": f.verdict, "number": f.number, "deciding": f.deciding or f.number}
-            for n, f in found.items() if f.verdict != UNTESTED]  # fmt: skip
+    rows = [
+        {"claim": n, "status": f.verdict, "number": f.number, "deciding": f.deciding or f.number}
+        for n, f in found.items()
+        if f.verdict != UNTESTED
+    ]
     with cache.atomic(path) as part:
         part.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -115,7 +130,10 @@ def _came(evidence: Evidence, corpus: str, p: dict) -> dict | None:
     if gain is None or all_of_it is None:
         return None
     if all_of_it.low <= 0:  # no advantage that could be shared out
-        return {"found": f"{worse} − {best} {all_of_it.difference:+.4f}: no advantage to explain", "as expected": None}
+        return {
+            "found": f"{worse} − {best} {all_of_it.difference:+.4f}: no advantage to explain",
+            "as expected": None,
+        }
     share = gain.difference / all_of_it.difference
     return {"found": f"{share:.0%} of the advantage", "as expected": share > p["above"]}
 

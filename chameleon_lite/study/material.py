@@ -110,24 +110,39 @@ def prepare(
     tables = _timed(seconds, "tokens", lambda: tables_of(settings, backbone, corpus))
     device = backbone.head.weight.device
     dtype = _dtype(settings.train.feature_dtype, device)
-    others = {name: tables_of(settings, backbone, corpus_by_name(name, data_dir)) for name in settings.probes.corpora
-              if name != corpus_name}  # fmt: skip
+    others = {
+        name: tables_of(settings, backbone, corpus_by_name(name, data_dir))
+        for name in settings.probes.corpora
+        if name != corpus_name
+    }
     tables |= {TRANSFER + name: other["test"] for name, other in others.items()}
     if settings.probes.seen_documents:
         tables[SEEN] = tables["train"].take(np.arange(len(tables["train"]))[: settings.probes.seen_documents])
     scored: dict[str, ScoredStates] = {}
     started = time.perf_counter()
     for split, table in tables.items():
-        say(f"hidden states of {split}: {int(table.lengths.sum()):,} tokens in {str(dtype).removeprefix('torch.')}")
+        say(
+            f"hidden states of {split}: {int(table.lengths.sum()):,} tokens in {str(dtype).removeprefix('torch.')}"
+        )
         scored[split] = scored_states(features(backbone, table, dtype=dtype), table, device=device)
     seconds["features"] = time.perf_counter() - started
     embedding, length = backbone.embedding.cpu(), settings.tokens.max_length
     views = {s: Views(t, scored[s].store, embedding, device, length) for s, t in tables.items()}
-    weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=_dtype(settings.train.matmul_dtype, device))
-    material = Material(backbone, corpus, tables, scored, views, weight, str(dtype).removeprefix("torch."), seconds)
+    weight = HeadWeight(
+        backbone.head.weight, backbone.head.bias, dtype=_dtype(settings.train.matmul_dtype, device)
+    )
+    material = Material(
+        backbone, corpus, tables, scored, views, weight, str(dtype).removeprefix("torch."), seconds
+    )
     if others and settings.probes.foreign_shares:
-        material.foreign = torch.cat([Views(o["train"].take(np.arange(min(2_000, len(o["train"])))), None, embedding,
-                                            device, length)["prefix"] for o in others.values()])  # fmt: skip
+        material.foreign = torch.cat(
+            [
+                Views(
+                    o["train"].take(np.arange(min(2_000, len(o["train"])))), None, embedding, device, length
+                )["prefix"]
+                for o in others.values()
+            ]
+        )
     material.tokens = {s: condition_tokens(t, backbone.vocab).to(device) for s, t in tables.items()}
     return material
 
@@ -158,7 +173,9 @@ def seed_material(settings: Experiment, material: Material, seed: int) -> Seeded
     """Fit both clusterings on train with this seed and assign the other splits to their centroids; kept."""
     if seed not in material.seeds:
         vectors = {s: v["prefix"].cpu() for s, v in material.views.items()}
-        material.seeds[seed] = _fit_seed(settings, vectors, material.tables["train"], material.corpus.name, seed)
+        material.seeds[seed] = _fit_seed(
+            settings, vectors, material.tables["train"], material.corpus.name, seed
+        )
     return material.seeds[seed]
 
 
@@ -173,7 +190,9 @@ def seed_materials(settings: Experiment, material: Material, seeds: Sequence[int
         list(pool.map(lambda seed: seed_material(settings, material, seed), missing))
 
 
-def _fit_seed(settings: Experiment, vectors: dict[str, Tensor], table: TokenTable, corpus: str, seed: int) -> Seeded:
+def _fit_seed(
+    settings: Experiment, vectors: dict[str, Tensor], table: TokenTable, corpus: str, seed: int
+) -> Seeded:
     rows, minimum, train = settings.clusters.batch_rows, settings.clusters.minimum, vectors["train"]
     if len(train) < rows:
         raise UserError(
@@ -201,7 +220,9 @@ def split_view(material: Material, seeded: Seeded, split: str, foreign_share: fl
     number = {name: i for i, name in enumerate(domains)}
     domain = torch.tensor([number.get(g, 0) for g in material.tables[split].groups])
     centroids = seeded.centroids.to(views["prefix"].device)
-    return Split(views, None, seeded.nearest[split], centroids, seeded.routing[split], domain, material.tokens[split])
+    return Split(
+        views, None, seeded.nearest[split], centroids, seeded.routing[split], domain, material.tokens[split]
+    )
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

@@ -1,6 +1,6 @@
 """Trained heads are read on held-out documents: test, other corpora's, seen ones, and with foreign rows around them.
 
-    heads ─ one pass an order of documents ─▶ nll (N,) a regime and split, and by position for the test split
+heads ─ one pass an order of documents ─▶ nll (N,) a regime and split, and by position for the test split
 """
 
 from dataclasses import dataclass, field
@@ -40,7 +40,9 @@ class PositionSums:
         start = torch.ones_like(document, dtype=torch.bool)
         start[1:] = document[1:] != document[:-1]
         index = torch.arange(len(document), device=document.device)
-        within = index - torch.cummax(torch.where(start, index, 0), 0).values  # (M,) scored position in its document
+        within = (
+            index - torch.cummax(torch.where(start, index, 0), 0).values
+        )  # (M,) scored position in its document
         bins = (within // POSITIONS).clamp_max(self.bins - 1)
         one = torch.nn.functional.one_hot(bins, self.bins).double()  # (M, bins)
         self.nll = self.nll + nll.double() @ one
@@ -50,12 +52,18 @@ class PositionSums:
         """For every head the bins as {position, nll, tokens}; position is the bin's first, nll its sum in nats."""
         counts = self.count.tolist()
         return [
-            [{"position": i * POSITIONS, "nll": v, "tokens": c} for i, (v, c) in enumerate(zip(values, counts)) if c]
+            [
+                {"position": i * POSITIONS, "nll": v, "tokens": c}
+                for i, (v, c) in enumerate(zip(values, counts))
+                if c
+            ]
             for values in self.nll.tolist()
         ]
 
 
-def measure(context: Context, seeded: Seeded, regimes: list[Regime], members: dict[str, Member]) -> dict[str, Measured]:
+def measure(
+    context: Context, seeded: Seeded, regimes: list[Regime], members: dict[str, Member]
+) -> dict[str, Measured]:
     """Read every split and probe once for every regime whose head (or that of `weights_of`) is at hand."""
     out = {r.name: Measured() for r in regimes}
     probes = context.settings.probes
@@ -80,19 +88,38 @@ def measure(context: Context, seeded: Seeded, regimes: list[Regime], members: di
 
 def _asked(r: Regime, split: str, share: float, foreign_regimes) -> bool:
     """An oracle knows only its own sources; foreign rows are for the regimes named in the settings."""
-    return not (split.startswith(TRANSFER) and r.name.endswith("oracle")) and (not share or r.name in foreign_regimes)
+    return not (split.startswith(TRANSFER) and r.name.endswith("oracle")) and (
+        not share or r.name in foreign_regimes
+    )
 
 
-def _read(context: Context, seeded: Seeded, cohort: list[Regime], members, split: str, order: str, share: float,
-          watch) -> Tensor:
+def _read(
+    context: Context,
+    seeded: Seeded,
+    cohort: list[Regime],
+    members,
+    split: str,
+    order: str,
+    share: float,
+    watch,
+) -> Tensor:
     material, settings = context.material, context.settings
     view, train = held_out(material, seeded, split, order, share)
     heads = [head_and_source(r, members, view, train, material.backbone.vocab) for r in cohort]
-    return evaluate(heads, material.scored[split], view.arrangement.steps(settings.train.rows_per_step),
-                    material.weight, scale=settings.train.scale, processes=context.processes, watch=watch)
+    return evaluate(
+        heads,
+        material.scored[split],
+        view.arrangement.steps(settings.train.rows_per_step),
+        material.weight,
+        scale=settings.train.scale,
+        processes=context.processes,
+        watch=watch,
+    )
 
 
-def held_out(material: Material, seeded: Seeded, split: str, order: str, share: float = 0.0) -> tuple[Split, Split]:
+def held_out(
+    material: Material, seeded: Seeded, split: str, order: str, share: float = 0.0
+) -> tuple[Split, Split]:
     """A split as it is read in evaluation, in its fixed arrangement, and the training split beside it."""
     view = split_view(material, seeded, split, share)
     view.arrangement = seeded.epoch(split, order, 0)

@@ -82,7 +82,8 @@ def record_of(context: Context, r: Regime, found: Outcome, seed: int, corpus: st
         peak_memory_bytes=peak_memory(device),
         status="done" if found.kept else "failed",
         failure=found.failure,
-        data=material.facts() | {"clusters": material.seeds[seed].quality if seed in material.seeds else None},
+        data=material.facts()
+        | {"clusters": material.seeds[seed].quality if seed in material.seeds else None},
         provenance=provenance(str(device), context.command),
     )
 
@@ -106,9 +107,15 @@ def name_of(settings: Experiment, r: Regime, corpus: str, seed: int) -> str:
     """The run's name; its key covers what changes the run's numbers, not which other runs the file lists."""
     rates = {k: v for k, v in settings.learning_rates.items() if k == r.name}
     own = settings.model_copy(
-        update={"regimes": (r.name,), "corpora": (corpus,), "seeds": 1, "name": "run", "what": "",
-                "learning_rates": rates}
-    )  # fmt: skip
+        update={
+            "regimes": (r.name,),
+            "corpora": (corpus,),
+            "seeds": 1,
+            "name": "run",
+            "what": "",
+            "learning_rates": rates,
+        }
+    )
     return run_name(r.name, settings.backbone, corpus, own.key(), seed)
 
 

@@ -1,8 +1,9 @@
 """What every notebook needs around its own subject: where the project lies, and numbers that prose can quote.
 
-    start(profile, seed) ─ prints device and versions, seeds torch and numpy
-    keep(loss=3.21)      ─ the book's text can say {glue:text}`…::loss` instead of typing the number again
+start(profile, seed) ─ prints device and versions, seeds torch and numpy
+keep(loss=3.21)      ─ the book's text can say {glue:text}`…::loss` instead of typing the number again
 """
+
 from pathlib import Path
 
 from ..errors import UserError, unknown
@@ -14,7 +15,9 @@ def root() -> Path:
     """The project's folder, found from where the package lies; UserError for an install without its sources."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / "_toc.yml").exists():
-        raise UserError("the notebooks need the project's folder: clone it and run pip install -e . inside it")
+        raise UserError(
+            "the notebooks need the project's folder: clone it and run pip install -e . inside it"
+        )
     return folder
 
 
@@ -50,4 +53,6 @@ def keep(**values: float | int | str) -> None:
     except ImportError:
         return
     for name, value in values.items():
-        glue(name, value.item() if hasattr(value, "item") else value, display=False)  # numpy's and torch's scalars
+        glue(
+            name, value.item() if hasattr(value, "item") else value, display=False
+        )  # numpy's and torch's scalars

@@ -1,4 +1,5 @@
 """The paper's published numbers, read from the one file that holds them (`paper.json`, arXiv 2502.04315 v3)."""
+
 import json
 from functools import cache
 from importlib.resources import files

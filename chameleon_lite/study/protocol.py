@@ -101,39 +101,82 @@ class Protocol(Settings):
     @model_validator(mode="after")
     def _contradictions(self) -> "Protocol":
         for clash, reason in (
-            (self.layers and self.backbone == "cached",
-             "layers: true changes the hidden states in every step, so backbone cannot be cached; set backbone: live"),
-            (self.objective == "next_token" and self.ignored == "id 0",
-             "objective next_token scores real tokens only; ignored: id 0 belongs to last and full: "
-             "set ignored: padding"),
-            (self.reads == "prefix" and self.objective != "next_token",
-             f"reads: prefix leaves the prefix unscored, objective {self.objective} scores fixed positions; "
-             "set objective: next_token"),
-            (self.reads == "prefix" and self.padding_in_mean,
-             "reads: prefix has no padding that padding_in_mean could average; set padding_in_mean: false"),
-            (self.backbone != "cached" and self.objective == "full",
-             "objective full is measured on cached states only: it is a control, not a table; set backbone: cached"),
-        ):  # fmt: skip
+            (
+                self.layers and self.backbone == "cached",
+                "layers: true changes the hidden states in every step, so backbone cannot be cached; set backbone: live",
+            ),
+            (
+                self.objective == "next_token" and self.ignored == "id 0",
+                "objective next_token scores real tokens only; ignored: id 0 belongs to last and full: "
+                "set ignored: padding",
+            ),
+            (
+                self.reads == "prefix" and self.objective != "next_token",
+                f"reads: prefix leaves the prefix unscored, objective {self.objective} scores fixed positions; "
+                "set objective: next_token",
+            ),
+            (
+                self.reads == "prefix" and self.padding_in_mean,
+                "reads: prefix has no padding that padding_in_mean could average; set padding_in_mean: false",
+            ),
+            (
+                self.backbone != "cached" and self.objective == "full",
+                "objective full is measured on cached states only: it is a control, not a table; set backbone: cached",
+            ),
+        ):
             if clash:
                 raise ValueError(reason)
         return self
 
 
 _RELEASED = dict(
-    objective="last", ignored="id 0", attention="id not 0", average="batch", reads="row", padding_in_mean=True,
-    validation_clusters="itself", kmeans="ten steps", batches="fixed", initialisation="wikitext", split="script",
-    reported="lowest validation", layers=False, backbone="cached",
-)  # fmt: skip
+    objective="last",
+    ignored="id 0",
+    attention="id not 0",
+    average="batch",
+    reads="row",
+    padding_in_mean=True,
+    validation_clusters="itself",
+    kmeans="ten steps",
+    batches="fixed",
+    initialisation="wikitext",
+    split="script",
+    reported="lowest validation",
+    layers=False,
+    backbone="cached",
+)
 _DESCRIBED = dict(
-    objective="next_token", ignored="padding", attention="padding", average="token", reads="row",
-    padding_in_mean=False, validation_clusters="itself", kmeans="plusplus", batches="fresh",
-    initialisation="described", split="disjoint", reported="lowest validation", layers=True, backbone="live",
-)  # fmt: skip
+    objective="next_token",
+    ignored="padding",
+    attention="padding",
+    average="token",
+    reads="row",
+    padding_in_mean=False,
+    validation_clusters="itself",
+    kmeans="plusplus",
+    batches="fresh",
+    initialisation="described",
+    split="disjoint",
+    reported="lowest validation",
+    layers=True,
+    backbone="live",
+)
 _HONEST = dict(
-    objective="next_token", ignored="padding", attention="padding", average="token", reads="prefix",
-    padding_in_mean=False, validation_clusters="train", kmeans="plusplus", batches="fresh",
-    initialisation="no_op", split="disjoint", reported="test", layers=False, backbone="cached",
-)  # fmt: skip
+    objective="next_token",
+    ignored="padding",
+    attention="padding",
+    average="token",
+    reads="prefix",
+    padding_in_mean=False,
+    validation_clusters="train",
+    kmeans="plusplus",
+    batches="fresh",
+    initialisation="no_op",
+    split="disjoint",
+    reported="test",
+    layers=False,
+    backbone="cached",
+)
 PRESETS: dict[str, Protocol] = {
     name: Protocol(**switches)
     for name, switches in (("as_released", _RELEASED), ("as_described", _DESCRIBED), ("honest", _HONEST))

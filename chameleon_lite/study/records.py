@@ -22,7 +22,17 @@ from ..errors import UserError
 
 NOT_RECORDS = ("proofs", "spans")
 REFUSED_BACKBONES = ("tiny", "random-gpt2")
-LIBRARIES = ("torch", "transformers", "peft", "accelerate", "numpy", "scikit-learn", "scipy", "pandas", "pydantic")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "numpy",
+    "scikit-learn",
+    "scipy",
+    "pandas",
+    "pydantic",
+)
 
 
 class Record(BaseModel):
@@ -136,9 +146,13 @@ def load_results(folder: Path) -> list[Record]:
 
 def _admissible(record: Record) -> None:
     if record.profile == "smoke":
-        raise UserError(f"{record.name} was made by the smoke profile: such runs are shown, never kept in results")
+        raise UserError(
+            f"{record.name} was made by the smoke profile: such runs are shown, never kept in results"
+        )
     if record.backbone.startswith(REFUSED_BACKBONES):
-        raise UserError(f"{record.name} was made with {record.backbone}, whose weights are random: not a result")
+        raise UserError(
+            f"{record.name} was made with {record.backbone}, whose weights are random: not a result"
+        )
 
 
 @lru_cache

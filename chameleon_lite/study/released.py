@@ -83,9 +83,20 @@ def check_released(settings: Experiment) -> None:
 
 
 def run_released(
-    settings: Experiment, backbone: Backbone, corpus: str, missing: dict[int, list[str]], names, *, runs: Path,
-    data_dir: Path | None, processes: Processes, command: str, deadline, say, resume: bool = True,
-) -> dict:  # fmt: skip
+    settings: Experiment,
+    backbone: Backbone,
+    corpus: str,
+    missing: dict[int, list[str]],
+    names,
+    *,
+    runs: Path,
+    data_dir: Path | None,
+    processes: Processes,
+    command: str,
+    deadline,
+    say,
+    resume: bool = True,
+) -> dict:
     """Train and measure the missing regimes of each seed; writes each run, returns records by (regime, seed).
 
     `names(regime, seed)` gives a run's name. Processes that share the folder of runs split the seeds between them,
@@ -105,7 +116,9 @@ def run_released(
         say(f"{corpus}, seed {seed}: {', '.join(regimes)} under {settings.protocol.preset}")
         reset_peak(backbone.device)
         for regime, member, trained in train_released(material, regimes, seed, processes):
-            record, documents = _record(material, regime, member, trained, names(regime, seed), corpus, command)
+            record, documents = _record(
+                material, regime, member, trained, names(regime, seed), corpus, command
+            )
             if processes.index == 0:
                 write_run(runs, record, documents)
             out[regime, seed] = record
@@ -143,11 +156,16 @@ def train_released(
         started = time.perf_counter()
         members = {r: _member(material, r, seed) for r in cohort}
         fit(
-            list(members.values()), material.scored["train"],
+            list(members.values()),
+            material.scored["train"],
             lambda epoch: batches_of(material, "train", labels["train"], seed, epoch),
-            material.scored["validation"], batches["validation"], material.weight, material.settings.train,
-            processes, over=material.protocol.average,
-        )  # fmt: skip
+            material.scored["validation"],
+            batches["validation"],
+            material.weight,
+            material.settings.train,
+            processes,
+            over=material.protocol.average,
+        )
         seconds = {"training": (time.perf_counter() - started) / len(cohort)}
         for r in cohort:
             yield r, members[r], Trained(seed, members, batches, seconds)
@@ -180,9 +198,9 @@ def row_losses(
     """nll sums (N,) of a split's rows under a trained regime, float64 on the host."""
     head = member.head if member else None
     pair = (head, source_of(material, regime, split))
-    return evaluate([pair], material.scored[split], batches, material.weight, scale=material.settings.train.scale)[
-        0
-    ].cpu()
+    return evaluate(
+        [pair], material.scored[split], batches, material.weight, scale=material.settings.train.scale
+    )[0].cpu()
 
 
 def row_weights(counts: Tensor, batches: list[Tensor], over: str) -> Tensor:
@@ -212,7 +230,9 @@ def decomposition(nll: Tensor, counts: Tensor, full: Tensor, weight: Tensor) -> 
     return out
 
 
-def measure(material: ReleasedMaterial, regime: str, member: Member | None, trained: Trained) -> tuple[dict, dict]:
+def measure(
+    material: ReleasedMaterial, regime: str, member: Member | None, trained: Trained
+) -> tuple[dict, dict]:
     """Metrics of one trained regime, and its losses a row by split."""
     over, metrics, rows = material.protocol.average, {}, {}
     for split in material.tables:
@@ -224,7 +244,9 @@ def measure(material: ReleasedMaterial, regime: str, member: Member | None, trai
         if split == "validation":
             metrics |= decomposition(nll, counts, material.full(split), row_weights(counts, batches, over))
     if member is not None:
-        best = min(member.curve[1:], key=lambda point: point["validation_nll"])  # the first is before training
+        best = min(
+            member.curve[1:], key=lambda point: point["validation_nll"]
+        )  # the first is before training
         metrics |= {"train_nll": best["train_nll"], "best_epoch": float(best["epoch"])}
         metrics["validation_last_epoch_nll"] = member.curve[-1]["validation_nll"]
     split = "test" if material.protocol.reported == "test" else "validation"
@@ -240,19 +262,29 @@ def _record(material, regime, member, trained, name, corpus, command) -> tuple[R
     seconds = {**material.seconds, **trained.seconds, "evaluation": time.perf_counter() - started}
     head = member.head if member else None
     record = Record(
-        name=name, experiment=settings.name, regime=regime, backbone=settings.backbone, corpus=corpus,
-        seed=trained.seed, profile=settings.profile, settings=settings.model_dump(mode="json"),
-        learning_rate=member.learning_rate if member else None, metrics=metrics,
+        name=name,
+        experiment=settings.name,
+        regime=regime,
+        backbone=settings.backbone,
+        corpus=corpus,
+        seed=trained.seed,
+        profile=settings.profile,
+        settings=settings.model_dump(mode="json"),
+        learning_rate=member.learning_rate if member else None,
+        metrics=metrics,
         curve=member.curve if member else [],
         trainable_parameters=head.trainable_parameters() if head else 0,
         stored_bytes=head.stored_bytes() if head else 0,
-        seconds=seconds, peak_memory_bytes=peak_memory(device),
+        seconds=seconds,
+        peak_memory_bytes=peak_memory(device),
         status="failed" if member and member.failure and not member.state else "done",
         failure=member.failure if member else None,
         data=material.facts(),
         provenance=provenance(str(device), command),
-    )  # fmt: skip
-    return record, pd.concat([_rows(material, split, nll, trained) for split, nll in rows.items() if split != "train"])
+    )
+    return record, pd.concat(
+        [_rows(material, split, nll, trained) for split, nll in rows.items() if split != "train"]
+    )
 
 
 def _rows(material: ReleasedMaterial, split: str, nll: Tensor, trained: Trained) -> pd.DataFrame:
@@ -260,9 +292,16 @@ def _rows(material: ReleasedMaterial, split: str, nll: Tensor, trained: Trained)
     table, counts = material.tables[split], material.scored[split].counts
     weight = row_weights(counts, trained.batches[split], material.protocol.average)
     return pd.DataFrame(
-        {"split": split, "document": table.names, "group": table.groups, "tokens": counts.numpy(), "nll": nll.numpy(),
-         "full": material.full(split).numpy(), "weight": weight.numpy()}
-    )  # fmt: skip
+        {
+            "split": split,
+            "document": table.names,
+            "group": table.groups,
+            "tokens": counts.numpy(),
+            "nll": nll.numpy(),
+            "full": material.full(split).numpy(),
+            "weight": weight.numpy(),
+        }
+    )
 
 
 def _fresh_layers(backbone: Backbone, seed: int) -> list[nn.Parameter]:

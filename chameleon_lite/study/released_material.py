@@ -1,7 +1,7 @@
 """What a protocol makes of a corpus: rows, states, vectors, clusters and batches, switch by switch.
 
-    load_corpus ─ split ─ tokenise ─▶ TokenTable a split ─ padded_states or LiveStates ─▶ scored pairs
-                                           └ span, with or without padding ─▶ vectors ─ k-means ─▶ batches a seed
+load_corpus ─ split ─ tokenise ─▶ TokenTable a split ─ padded_states or LiveStates ─▶ scored pairs
+                                       └ span, with or without padding ─▶ vectors ─ k-means ─▶ batches a seed
 """
 
 import copy
@@ -70,7 +70,9 @@ class ReleasedMaterial:
             "tokens": {s: int(t.lengths.sum()) for s, t in self.tables.items()},
             "scored_tokens": {s: int(x.counts.sum()) for s, x in self.scored.items()},
             "full_rows": {s: int(self.full(s).sum()) for s in self.tables},
-            "padding_share": {s: 1 - float(t.lengths.sum() / (len(t) * length)) for s, t in self.tables.items()},
+            "padding_share": {
+                s: 1 - float(t.lengths.sum() / (len(t) * length)) for s, t in self.tables.items()
+            },
             "backbone_dropout": self.dropout,
             "backbone_parameters": self.backbone.parameters,
             "protocol": self.protocol.model_dump(),
@@ -117,27 +119,44 @@ def prepare_released(
     def states(split: str):
         if protocol.backbone == "cached":
             return padded_states(backbone, tables[split], scoring, dtype=dtype)
-        return LiveStates(backbone, tables[split], scoring, dtype=dtype, train_mode=dropout is not None and
-                          split == "train")  # fmt: skip
+        return LiveStates(
+            backbone, tables[split], scoring, dtype=dtype, train_mode=dropout is not None and split == "train"
+        )
 
     scored = _timed(seconds, "features", lambda: {split: states(split) for split in tables})
     vectors = {split: _vectors(settings, protocol, backbone, t) for split, t in tables.items()}
-    weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=_dtype(settings.train.matmul_dtype, device))
+    weight = HeadWeight(
+        backbone.head.weight, backbone.head.bias, dtype=_dtype(settings.train.matmul_dtype, device)
+    )
     return ReleasedMaterial(
-        settings, protocol, backbone, corpus, tables, scored,
-        {s: v[0] for s, v in vectors.items()}, {s: v[1] for s, v in vectors.items()},
-        weight, str(dtype).removeprefix("torch."), dropout, seconds,
-    )  # fmt: skip
+        settings,
+        protocol,
+        backbone,
+        corpus,
+        tables,
+        scored,
+        {s: v[0] for s, v in vectors.items()},
+        {s: v[1] for s, v in vectors.items()},
+        weight,
+        str(dtype).removeprefix("torch."),
+        dropout,
+        seconds,
+    )
 
 
 def scoring_of(settings: Experiment, protocol: Protocol) -> Scoring:
     """What is scored of a padded row."""
     return Scoring(
-        protocol.objective, settings.tokens.max_length, protocol.attention == "id not 0", protocol.ignored == "padding"
+        protocol.objective,
+        settings.tokens.max_length,
+        protocol.attention == "id not 0",
+        protocol.ignored == "padding",
     )
 
 
-def documents_by_split(settings: Experiment, protocol: Protocol, corpus: Corpus) -> dict[str, tuple[Document, ...]]:
+def documents_by_split(
+    settings: Experiment, protocol: Protocol, corpus: Corpus
+) -> dict[str, tuple[Document, ...]]:
     """The documents of each split that is not empty, as the protocol's `split` switch deals them."""
     prompts = any(d.prompt for part in corpus.splits.values() for d in part)
     needs_no_prompt(protocol, corpus.name, prompts)
@@ -213,7 +232,9 @@ def span_vectors(table: TokenTable, weight: Tensor, length: int | None) -> Tenso
 def labels_of(material: ReleasedMaterial, seed: int) -> dict[str, Tensor]:
     """Cluster labels (N,) of every split for one seed."""
     rows, protocol = material.settings.clusters.batch_rows, material.protocol
-    x = material.cluster_vectors  # ten steps stay on the device; scikit-learn's k-means takes what it needs itself
+    x = (
+        material.cluster_vectors
+    )  # ten steps stay on the device; scikit-learn's k-means takes what it needs itself
     train = _clusters(protocol, x["train"], rows, seed)
     found = {}
     for split, vectors in x.items():
@@ -228,12 +249,16 @@ def labels_of(material: ReleasedMaterial, seed: int) -> dict[str, Tensor]:
 
 def _clusters(protocol: Protocol, vectors: Tensor, rows: int, seed: int):
     if len(vectors) < rows:
-        raise UserError(f"{len(vectors)} rows are fewer than one batch of {rows}: use a smaller clusters.batch_rows")
+        raise UserError(
+            f"{len(vectors)} rows are fewer than one batch of {rows}: use a smaller clusters.batch_rows"
+        )
     fit = released_clusters if protocol.kmeans == "ten steps" else fit_clusters
     return fit(vectors, len(vectors) // rows, seed=seed)
 
 
-def batches_of(material: ReleasedMaterial, split: str, labels: Tensor, seed: int, epoch: int | None) -> list[Tensor]:
+def batches_of(
+    material: ReleasedMaterial, split: str, labels: Tensor, seed: int, epoch: int | None
+) -> list[Tensor]:
     """Batches of one cluster in an epoch (None: evaluation, always the fixed list); those with nothing scored left out.
 
     A batch without a scored token has no mean; the released scripts would get NaN there.

@@ -51,8 +51,15 @@ def _row(key: tuple, own: list[Record]) -> dict:
     protocol, backbone, corpus, length, regime = key
     done = [r for r in own if r.status == "done"]
     table = table_of(own[0])
-    row = {"table": table, "protocol": protocol, "backbone": backbone, "corpus": corpus, "length": length,
-           "regime": regime, "n seeds": len(done)}  # fmt: skip
+    row = {
+        "table": table,
+        "protocol": protocol,
+        "backbone": backbone,
+        "corpus": corpus,
+        "length": length,
+        "regime": regime,
+        "n seeds": len(done),
+    }
     row["published parameters"] = published(table, regime, "parameters") if regime in COLUMNS else None
     row["parameters"] = own[0].trainable_parameters or own[0].data["backbone_parameters"]
     row["published train loss"] = published(table, regime, "train_loss") if regime in COLUMNS else None
@@ -97,10 +104,16 @@ def circumstances(results: Path, names: list[str]) -> pd.DataFrame:
         row = {"experiment": name, "protocol": NOT_MEASURED}
         if own:
             r = own[0]
-            row |= {"protocol": protocol_label(r), "backbone": r.backbone, "corpus": r.corpus,
-                    "length": r.settings["tokens"]["max_length"], "training rows": r.data["documents"]["train"],
-                    "validation rows": r.data["documents"]["validation"], "seeds": len({x.seed for x in own}),
-                    "command": r.provenance["command"]}  # fmt: skip
+            row |= {
+                "protocol": protocol_label(r),
+                "backbone": r.backbone,
+                "corpus": r.corpus,
+                "length": r.settings["tokens"]["max_length"],
+                "training rows": r.data["documents"]["train"],
+                "validation rows": r.data["documents"]["validation"],
+                "seeds": len({x.seed for x in own}),
+                "command": r.provenance["command"],
+            }
         rows.append(row)
     table = pd.DataFrame(rows, dtype=object)  # a whole number stays one where another row has nothing
     return table.where(table.notna(), "–")
@@ -123,9 +136,20 @@ def controls_frame(results: Path, names: list[str]) -> pd.DataFrame:
                 mean, span = mean_and_span(np.array([loss["R4", s] - loss[other, s] for s in seeds]))
                 low, high = mean - span, mean + span
                 says = "lower" if high < 0 else "higher" if low > 0 else "not told apart"
-                rows.append({"experiment": name, "difference": f"R4 − {other}", "nats": mean, "low": low, "high": high,
-                             "n seeds": len(seeds), "R4's loss": says})  # fmt: skip
-    return pd.DataFrame(rows, columns=["experiment", "difference", "nats", "low", "high", "n seeds", "R4's loss"])
+                rows.append(
+                    {
+                        "experiment": name,
+                        "difference": f"R4 − {other}",
+                        "nats": mean,
+                        "low": low,
+                        "high": high,
+                        "n seeds": len(seeds),
+                        "R4's loss": says,
+                    }
+                )
+    return pd.DataFrame(
+        rows, columns=["experiment", "difference", "nats", "low", "high", "n seeds", "R4's loss"]
+    )
 
 
 def lengths_frame(results: Path, names: list[str]) -> pd.DataFrame:
@@ -154,10 +178,20 @@ def dropout_frame(results: Path, cached: str, live: str) -> pd.DataFrame:
         for (regime, seed), control in runs[1].items():
             if (regime, seed) in runs[0]:
                 own, values = runs[0][regime, seed], [m[key] for (r, _), m in runs[0].items() if r == regime]
-                rows.append({"what": what, "regime": regime, "seed": seed, "cached": own[key], "live": control[key],
-                             "change": control[key] - own[key], "lowest cached": min(values),
-                             "highest cached": max(values), "epoch, cached": int(own["best_epoch"]),
-                             "epoch, live": int(control["best_epoch"])})  # fmt: skip
+                rows.append(
+                    {
+                        "what": what,
+                        "regime": regime,
+                        "seed": seed,
+                        "cached": own[key],
+                        "live": control[key],
+                        "change": control[key] - own[key],
+                        "lowest cached": min(values),
+                        "highest cached": max(values),
+                        "epoch, cached": int(own["best_epoch"]),
+                        "epoch, live": int(control["best_epoch"]),
+                    }
+                )
     return pd.DataFrame(rows)
 
 

@@ -17,7 +17,14 @@ from .statistics import Contrast, verdict
 CONFIRMED, EQUIVALENT, REFUTED = "confirmed", "equivalent", "refuted"
 UNDECIDED, UNTESTED = "not decidable here", "not tested"
 VERDICTS = (CONFIRMED, EQUIVALENT, REFUTED, UNDECIDED, UNTESTED)
-SIZES = ("R6", "R4-g2", "R4-g4", "R4-g8", "R4-g16", "R4")  # conditioning groups of 1, 2, … 32 rows of a cluster
+SIZES = (
+    "R6",
+    "R4-g2",
+    "R4-g4",
+    "R4-g8",
+    "R4-g16",
+    "R4",
+)  # conditioning groups of 1, 2, … 32 rows of a cluster
 FEW = 2.0  # times the baseline's parameters that still count as few (claim 12)
 AGREES = 0.1  # adjusted mutual information with the source above which clusters follow content (claim 5)
 MINIMUM = 4  # rows of a cluster large enough for a mean (claim 18)
@@ -52,7 +59,9 @@ def text(name: str, found: Contrast) -> str:
     return f"{name} {found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
 
 
-def _over(evidence: Evidence, corpora: Sequence[str] | None, judge: Callable[[str], tuple[str, ...]]) -> Finding:
+def _over(
+    evidence: Evidence, corpora: Sequence[str] | None, judge: Callable[[str], tuple[str, ...]]
+) -> Finding:
     """The finding of `judge(corpus) ─▶ (verdict, number[, deciding part])` over the corpora that have what it needs."""
     found = {c: judge(c) for c in evidence.corpora if corpora is None or c in corpora}
     found = {c: f for c, f in found.items() if f[0] != UNTESTED}
@@ -80,7 +89,9 @@ def lower(evidence: Evidence, *names: str, corpora=None, then: Callable | None =
     return _over(evidence, corpora, judge)
 
 
-def unregistered(evidence: Evidence, make: Callable[[str], dict[str, Contrast | None]], corpora=None) -> Finding:
+def unregistered(
+    evidence: Evidence, make: Callable[[str], dict[str, Contrast | None]], corpora=None
+) -> Finding:
     """Contrasts made for one claim alone: no family, so their own p decides."""
 
     def judge(corpus: str) -> tuple[str, ...]:
@@ -109,8 +120,11 @@ def slopes(evidence: Evidence) -> Finding:
     """What half foreign rows cost R4, less what they cost R6, on the same clean rows."""
 
     def make(corpus: str):
-        terms = [(corpus, r, reading, w * sign) for r, w in (("R4", 1.0), ("R6", -1.0))
-                 for reading, sign in (("foreign-50", 1.0), ("test", -1.0))]  # fmt: skip
+        terms = [
+            (corpus, r, reading, w * sign)
+            for r, w in (("R4", 1.0), ("R6", -1.0))
+            for reading, sign in (("foreign-50", 1.0), ("test", -1.0))
+        ]
         return {"cost of 50 % foreign rows, R4 − R6": evidence.with_foreign(corpus).sum_of(terms)}
 
     return unregistered(evidence, make)
@@ -123,7 +137,10 @@ def generalisation(evidence: Evidence) -> Finding:
         return r.metrics["test_nll"] - r.metrics["seen_nll"] if "seen_nll" in r.metrics else None
 
     def make(corpus: str):
-        out = {f"gap R4 − {other}": evidence.over_seeds(corpus, gap, {"R4": 1, other: -1}) for other in ("R1", "R2")}
+        out = {
+            f"gap R4 − {other}": evidence.over_seeds(corpus, gap, {"R4": 1, other: -1})
+            for other in ("R1", "R2")
+        }
         others = sorted({s for _, s in evidence.losses if s.startswith("transfer:")})
         moved = {f"{s} R4 − R1": evidence.contrast(corpus, "R4", "R1", s) for s in others}
         return out | {name: c for name, c in moved.items() if c is not None}
@@ -144,9 +161,13 @@ def area(record) -> float | None:
 
 def convergence(evidence: Evidence) -> Finding:
     """The area under the validation curve, each regime at its best rate: R4 below R1 and below R3."""
-    return unregistered(evidence, lambda corpus: {
-        f"area R4 − {other}": evidence.over_seeds(corpus, area, {"R4": 1, other: -1}) for other in ("R1", "R3")
-    })  # fmt: skip
+    return unregistered(
+        evidence,
+        lambda corpus: {
+            f"area R4 − {other}": evidence.over_seeds(corpus, area, {"R4": 1, other: -1})
+            for other in ("R1", "R3")
+        },
+    )
 
 
 def half_way_to_the_oracle(evidence: Evidence) -> Finding:
@@ -178,7 +199,9 @@ def content(evidence: Evidence) -> Finding:
 
     def judge(corpus: str) -> tuple[str, ...]:
         own = [r.data["clusters"] for r in evidence.records.get((corpus, "R4"), []) if r.data.get("clusters")]
-        values = [c["adjusted_mutual_information"] for c in own if c["adjusted_mutual_information"] is not None]
+        values = [
+            c["adjusted_mutual_information"] for c in own if c["adjusted_mutual_information"] is not None
+        ]
         if not values:
             return UNTESTED, ""
         length = np.mean([c["length_variance_explained"] for c in own])
@@ -194,12 +217,20 @@ def sizes(evidence: Evidence) -> Finding:
     """The smallest cluster that k-means with K = N // 32 leaves, before small ones are merged."""
 
     def judge(corpus: str) -> tuple[str, str]:
-        own = [r.data["clusters"]["sizes"] for r in evidence.records.get((corpus, "R4"), []) if r.data.get("clusters")]
+        own = [
+            r.data["clusters"]["sizes"]
+            for r in evidence.records.get((corpus, "R4"), [])
+            if r.data.get("clusters")
+        ]
         if not own:
             return UNTESTED, ""
         least = [s["min"] for s in own]
-        number = f"smallest {min(least)} … {max(least)} rows, median {np.median([s['median'] for s in own]):.0f}"
-        return (CONFIRMED if min(least) >= MINIMUM else REFUTED if max(least) < MINIMUM else UNDECIDED), number
+        number = (
+            f"smallest {min(least)} … {max(least)} rows, median {np.median([s['median'] for s in own]):.0f}"
+        )
+        return (
+            CONFIRMED if min(least) >= MINIMUM else REFUTED if max(least) < MINIMUM else UNDECIDED
+        ), number
 
     return _over(evidence, None, judge)
 
@@ -210,7 +241,9 @@ def parameters(evidence: Evidence) -> Finding:
     if not own or not all(own):
         return Finding()
     ratio = own[0][0].trainable_parameters / own[1][0].trainable_parameters
-    number = f"{own[0][0].trainable_parameters:,} against {own[1][0].trainable_parameters:,}: {ratio:.1f} times"
+    number = (
+        f"{own[0][0].trainable_parameters:,} against {own[1][0].trainable_parameters:,}: {ratio:.1f} times"
+    )
     return Finding(CONFIRMED if ratio <= FEW else REFUTED, number)
 
 

@@ -27,14 +27,20 @@ def coherent_outputs(evidence: Evidence) -> Finding:
             continue
         found[corpus] = worst([j.verdict for j in family.values()])
         numbers[corpus] = ", ".join(text(f"ROUGE-L {name}", j.found) for name, j in family.items())
-        deciding[corpus] = next(text(f"ROUGE-L {n}", j.found) for n, j in family.items() if j.verdict == found[corpus])
+        deciding[corpus] = next(
+            text(f"ROUGE-L {n}", j.found) for n, j in family.items() if j.verdict == found[corpus]
+        )
         numbers[corpus] += f"; beside: {_beside(generations, corpus, family)}"
     if not found:
         return Finding()
     of_all = worst(list(found.values()))
     decided_by = next(corpus for corpus, v in found.items() if v == of_all)
-    return Finding(of_all, "; ".join(f"{c}: {n}" for c, n in numbers.items()), found,
-                   f"{decided_by}: {deciding[decided_by]}")  # fmt: skip
+    return Finding(
+        of_all,
+        "; ".join(f"{c}: {n}" for c, n in numbers.items()),
+        found,
+        f"{decided_by}: {deciding[decided_by]}",
+    )
 
 
 def _beside(generations: Generations, corpus: str, family) -> str:

@@ -27,8 +27,10 @@ def without_a_model(evidence: Evidence) -> Finding:
             continue
         name, n = f"{proof.corpus} ({proof.key[3]} tokens)", proof.numbers
         found[name] = REFUTED if n["model_free_loss"] <= n["LoRA_loss"] else UNDECIDED
-        numbers.append(f"{name}: without a model {n['model_free_loss']:.4f}, LoRA {n['LoRA_loss']:.4f}, "
-                       f"hyper-network {n['hyper_network_loss']:.4f}")  # fmt: skip
+        numbers.append(
+            f"{name}: without a model {n['model_free_loss']:.4f}, LoRA {n['LoRA_loss']:.4f}, "
+            f"hyper-network {n['hyper_network_loss']:.4f}"
+        )
     return Finding(worst(list(found.values())), "; ".join(numbers), found) if found else Finding()
 
 
@@ -52,8 +54,9 @@ def published_again(evidence: Evidence) -> Finding:
         judged = worst([_inside(own.get(regime, []), rows[regime]) for regime in TRAINED])
         found[name] = judged if _is_the_papers(table, key) else UNDECIDED
         decided += [judged] if _is_the_papers(table, key) else []
-        numbers.append(f"{name}: " + ", ".join(_spread(regime, own.get(regime, []), rows[regime])
-                                               for regime in TRAINED))  # fmt: skip
+        numbers.append(
+            f"{name}: " + ", ".join(_spread(regime, own.get(regime, []), rows[regime]) for regime in TRAINED)
+        )
     if not found:
         return Finding()
     verdict = worst(decided) if decided else UNDECIDED

@@ -1,7 +1,8 @@
 """The scoreboard of the book's first page: the paper's claims, and the verdicts stored beside the results.
 
-    study/paper.json (claims) + <results>/verdicts.json ─▶ one row a claim
+study/paper.json (claims) + <results>/verdicts.json ─▶ one row a claim
 """
+
 import json
 import re
 from pathlib import Path
@@ -24,10 +25,14 @@ def stored_verdicts(results: Path) -> dict[int, dict]:
     if not path.exists():
         return {}
     try:
-        return {int(row["claim"]): {"status": row["status"], "number": row["number"], "deciding": row["deciding"]}
-                for row in json.loads(path.read_text(encoding="utf-8"))}
+        return {
+            int(row["claim"]): {"status": row["status"], "number": row["number"], "deciding": row["deciding"]}
+            for row in json.loads(path.read_text(encoding="utf-8"))
+        }
     except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(f"{path} is not a list of verdicts ({error}); write it again from the records") from error
+        raise DamagedFile(
+            f"{path} is not a list of verdicts ({error}); write it again from the records"
+        ) from error
 
 
 def scoreboard(results: Path) -> list[dict]:
@@ -39,8 +44,15 @@ def scoreboard(results: Path) -> list[dict]:
     rows = []
     for c in claims():
         own = found.get(c["claim"], {"status": OPEN, "deciding": "–"})
-        rows.append({"claim": c["claim"], "says": c["says"], "status": own["status"], "number": own["deciding"],
-                     "decided by": c["decided_by"]})  # fmt: skip
+        rows.append(
+            {
+                "claim": c["claim"],
+                "says": c["says"],
+                "status": own["status"],
+                "number": own["deciding"],
+                "decided by": c["decided_by"],
+            }
+        )
     return rows
 
 
@@ -49,6 +61,8 @@ def regimes_named(board: list[dict]) -> list[dict]:
 
     A name that only stands for its variants (R19 for R19-R1 and R19-R2) brings those.
     """
-    words = {word for row in board for key in ("number", "decided by") for word in re.findall(r"[\w-]+", row[key])}
+    words = {
+        word for row in board for key in ("number", "decided by") for word in re.findall(r"[\w-]+", row[key])
+    }
     words |= {name for name in REGIMES if name.split("-")[0] in words - set(REGIMES)}
     return [{"regime": name, "is": regime.title} for name, regime in REGIMES.items() if name in words]

@@ -1,7 +1,7 @@
 """When a process worked on an experiment and on which device: what a whole study cost, although processes shared it.
 
-    run_experiment ─▶ runs/spans/<experiment>--<corpus>--<host>-<pid>-<start>.json, written at the start and at the end
-    pack_spans     ─▶ results/spans.jsonl, one line a process ─▶ device_minutes: time a device had work, counted once
+run_experiment ─▶ runs/spans/<experiment>--<corpus>--<host>-<pid>-<start>.json, written at the start and at the end
+pack_spans     ─▶ results/spans.jsonl, one line a process ─▶ device_minutes: time a device had work, counted once
 """
 
 import json
@@ -39,7 +39,9 @@ class Span(BaseModel):
 def noted(experiment: str, corpus: str, device: str, runs: Path) -> Iterator[None]:
     """Write a span around the work in hand."""
     span = Span(experiment=experiment, corpus=corpus, started=time.time(), **_identity(device))
-    process = f"{socket.gethostname()}-{os.getpid()}-{span.started:.6f}"  # a process may do several in a second
+    process = (
+        f"{socket.gethostname()}-{os.getpid()}-{span.started:.6f}"  # a process may do several in a second
+    )
     path = runs / "spans" / f"{experiment}--{file_safe(corpus)}--{process}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, span)
@@ -67,8 +69,10 @@ def pack_spans(experiment: str, runs: Path, results: Path) -> Path:
     path = results / FILE
     found = [Span.model_validate_json(p.read_text()) for p in (runs / "spans").glob("*.json")]
     with cache.locked(runs / "locks" / FILE):  # experiments that end side by side share the file
-        lines = {(s.experiment, s.device, s.started): s
-                 for s in [*load_spans(results), *(s for s in found if s.experiment == experiment)]}  # fmt: skip
+        lines = {
+            (s.experiment, s.device, s.started): s
+            for s in [*load_spans(results), *(s for s in found if s.experiment == experiment)]
+        }
         with cache.atomic(path) as part:
             part.write_text("".join(s.model_dump_json() + "\n" for _, s in sorted(lines.items())))
     return path
@@ -77,7 +81,11 @@ def pack_spans(experiment: str, runs: Path, results: Path) -> Path:
 def load_spans(results: Path) -> list[Span]:
     """The spans of a results folder, none where there is no file."""
     path = Path(results) / FILE
-    return [Span.model_validate(json.loads(line)) for line in path.read_text().splitlines()] if path.is_file() else []
+    return (
+        [Span.model_validate(json.loads(line)) for line in path.read_text().splitlines()]
+        if path.is_file()
+        else []
+    )
 
 
 def device_minutes(spans: list[Span]) -> pd.DataFrame:
@@ -90,10 +98,19 @@ def device_minutes(spans: list[Span]) -> pd.DataFrame:
     for name in [*dict.fromkeys(s.experiment for s in spans), None]:
         own = [s for s in spans if name in (None, s.experiment)]
         ended = [s for s in own if s.ended is not None]
-        rows.append({"experiment": name or "all of them", "processes": len(own), "unfinished": len(own) - len(ended),
-                     "devices": len({s.device for s in own}), "device": ", ".join(sorted({s.device_name for s in own})),
-                     "device minutes": sum(_covered([s for s in ended if s.device == d])
-                                           for d in {s.device for s in ended}) / 60})  # fmt: skip
+        rows.append(
+            {
+                "experiment": name or "all of them",
+                "processes": len(own),
+                "unfinished": len(own) - len(ended),
+                "devices": len({s.device for s in own}),
+                "device": ", ".join(sorted({s.device_name for s in own})),
+                "device minutes": sum(
+                    _covered([s for s in ended if s.device == d]) for d in {s.device for s in ended}
+                )
+                / 60,
+            }
+        )
     return pd.DataFrame(rows)
 
 

@@ -88,7 +88,9 @@ def holm(p: dict[str, float]) -> dict[str, float]:
     return dict(zip(p, multipletests(list(p.values()), method="holm")[1].tolist()))
 
 
-def verdict(found: Contrast, adjusted_p: float, *, claimed: float | None = None, margin: float = MARGIN) -> str:
+def verdict(
+    found: Contrast, adjusted_p: float, *, claimed: float | None = None, margin: float = MARGIN
+) -> str:
     """The verdict on "the first regime is lower", in the order the protocol fixes.
 
     confirmed: adjusted p < 0.05 and the whole 95 % interval below −margin; equivalent: the 90 % interval inside
@@ -121,4 +123,8 @@ def _paired_t(by_seed: np.ndarray) -> tuple[tuple[float, float], tuple[float, fl
         return (mean, mean), (mean, mean), 1.0 if mean == 0 else 0.0
     spans = [error * stats.t.ppf((1 + level) / 2, freedom) for level in (0.95, 0.90)]
     p = float(2 * stats.t.sf(abs(mean / error), freedom))
-    return (float(mean - spans[0]), float(mean + spans[0])), (float(mean - spans[1]), float(mean + spans[1])), p
+    return (
+        (float(mean - spans[0]), float(mean + spans[0])),
+        (float(mean - spans[1]), float(mean + spans[1])),
+        p,
+    )

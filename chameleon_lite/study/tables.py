@@ -19,7 +19,11 @@ def parameter_frame(backbone: str) -> pd.DataFrame:
 
     published = published_parameters() if "gpt2" in backbone else {}
     rows = [
-        {"part": part, "derived": "–" if count is None else f"{count:,}", "paper": _or_dash(published.get(part))}
+        {
+            "part": part,
+            "derived": "–" if count is None else f"{count:,}",
+            "paper": _or_dash(published.get(part)),
+        }
         for part, count in parameter_table(backbone).items()
     ]
     return pd.DataFrame(rows)
@@ -43,7 +47,10 @@ def documents_of(records: list[Record], folder: Path) -> pd.DataFrame:
 
 
 def loss_matrix(
-    records: list[Record], documents: pd.DataFrame, split: str = "test", articles: dict[str, str] | None = None
+    records: list[Record],
+    documents: pd.DataFrame,
+    split: str = "test",
+    articles: dict[str, str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """nll sums (S, N) and tokens (N,) of one regime's records (one a seed) over the units that intervals draw.
 
@@ -129,7 +136,9 @@ def _groups(records: list[Record]) -> dict:
     return out
 
 
-def _matrix(records: list[Record] | None, documents: pd.DataFrame, split: str, articles: dict) -> np.ndarray | None:
+def _matrix(
+    records: list[Record] | None, documents: pd.DataFrame, split: str, articles: dict
+) -> np.ndarray | None:
     return None if not records else loss_matrix(records, documents, split, articles)[0]
 
 

@@ -80,17 +80,26 @@ def _in_context_nll(material: Material, split: str, groups: Tensor) -> Tensor:
 def layers_static(context: Context, seeded: Seeded, r: Regime) -> Outcome:
     """R16: LoRA of rank 4 in every layer and on the head."""
     backbone = context.material.backbone
-    return _layers(context, seeded, r, lambda: LoraHead(backbone.width, backbone.vocab, RANK), lambda view: None)
+    return _layers(
+        context, seeded, r, lambda: LoraHead(backbone.width, backbone.vocab, RANK), lambda view: None
+    )
 
 
 def layers_hyper(context: Context, seeded: Seeded, r: Regime) -> Outcome:
     """R17: LoRA of rank 4 in every layer, the hyper-network on the head, conditioned as R4."""
     backbone = context.material.backbone
-    return _layers(context, seeded, r, lambda: HyperHead(backbone.width, backbone.vocab, RANK),
-                   lambda view: GroupMean(view, GROUP))
+    return _layers(
+        context,
+        seeded,
+        r,
+        lambda: HyperHead(backbone.width, backbone.vocab, RANK),
+        lambda view: GroupMean(view, GROUP),
+    )
 
 
-def _layers(context: Context, seeded: Seeded, r: Regime, make: Callable[[], Head], source: Callable) -> Outcome:
+def _layers(
+    context: Context, seeded: Seeded, r: Regime, make: Callable[[], Head], source: Callable
+) -> Outcome:
     """Train at every rate, keep the better on validation, read the test split with it."""
     started = time.perf_counter()
     found = [_trained(context, seeded, r, make, source, lr) for lr in LEARNING_RATES]
@@ -120,4 +129,5 @@ def _texts(context: Context, seeded: Seeded, r: Regime, source: Callable, split:
     def batches(number: int) -> list[Tensor]:
         view.arrangement = seeded.epoch(split, r.order, number)
         return view.arrangement.steps(context.settings.train.rows_per_step)
+
     return Texts(context.material.tables[split], batches, source(view))

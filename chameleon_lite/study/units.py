@@ -35,5 +35,8 @@ def articles_of(folder: Path, prefix: str) -> dict[str, str]:
         corpus = path.stem.removeprefix(prefix)
         own = pd.read_parquet(path, columns=["document", "group", "split"])
         own = own[own["split"] == "test"].drop_duplicates("document")
-        out |= {f"{corpus}/{d}": f"{corpus}/{g}" for d, g in zip(own["document"].astype(str), own["group"].astype(str))}
+        out |= {
+            f"{corpus}/{d}": f"{corpus}/{g}"
+            for d, g in zip(own["document"].astype(str), own["group"].astype(str))
+        }
     return out

@@ -1,11 +1,11 @@
 """Vectors of documents by name: what a condition may be made of, computed when a regime first asks.
 
-    prefix  mean token embedding of the condition span                 every honest regime
-    padded  the same with the pad embedding of all other positions     the released scripts' mean, honest span
-    row     mean token embedding of the whole row                      R9, a declared leak
-    length  the row's length and its share of padding, nothing else    R8, a declared leak
-    states  mean final hidden state over the condition span            R13
-    noisy-P the prefix view with P % of the rows' vectors replaced by foreign documents' (claim 7)
+prefix  mean token embedding of the condition span                 every honest regime
+padded  the same with the pad embedding of all other positions     the released scripts' mean, honest span
+row     mean token embedding of the whole row                      R9, a declared leak
+length  the row's length and its share of padding, nothing else    R8, a declared leak
+states  mean final hidden state over the condition span            R13
+noisy-P the prefix view with P % of the rows' vectors replaced by foreign documents' (claim 7)
 """
 
 from collections.abc import Callable, Mapping
@@ -28,8 +28,16 @@ CHUNK = 4_096  # documents whose hidden states are averaged at once
 class Views(Mapping):
     """The views of one split, each computed once and kept on the device."""
 
-    def __init__(self, table: TokenTable, store: FeatureStore, embedding: Tensor, device, length: int) -> None:
-        self.table, self.store, self.embedding, self.device, self.length = table, store, embedding, device, length
+    def __init__(
+        self, table: TokenTable, store: FeatureStore, embedding: Tensor, device, length: int
+    ) -> None:
+        self.table, self.store, self.embedding, self.device, self.length = (
+            table,
+            store,
+            embedding,
+            device,
+            length,
+        )
         self._made: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -91,7 +99,9 @@ def _prefix(views: Views) -> Tensor:
 
 def _padded(views: Views) -> Tensor:
     span = torch.from_numpy((views.table.condition[:, 1] - views.table.condition[:, 0]).astype(np.float32))
-    total = mean_embeddings(views.table, views.embedding, normalised=False) * span.unsqueeze(1).to(views.embedding)
+    total = mean_embeddings(views.table, views.embedding, normalised=False) * span.unsqueeze(1).to(
+        views.embedding
+    )
     pads = (views.length - span).clamp_min(0).unsqueeze(1).to(views.embedding)
     return normalise(total + pads * views.embedding[views.table.pad_id].float())
 
@@ -121,5 +131,9 @@ def _states(views: Views) -> Tensor:
 
 
 MAKERS: dict[str, Callable[[Views], Tensor]] = {
-    "prefix": _prefix, "padded": _padded, "row": _row, "length": _length, "states": _states,
-}  # fmt: skip
+    "prefix": _prefix,
+    "padded": _padded,
+    "row": _row,
+    "length": _length,
+    "states": _states,
+}

@@ -14,8 +14,20 @@ from .records import Record
 
 # what a step of these does to the loss is no gain and no loss: other positions count, or with other weights
 YARDSTICK = ("objective", "ignored", "average", "reads", "split", "reported")
-COLUMNS = ["step", "mended", "same yardstick", "corpus", "backbone", "regime", "seed", "loss", "validation loss",
-           "scored", "rows", "full rows"]  # fmt: skip
+COLUMNS = [
+    "step",
+    "mended",
+    "same yardstick",
+    "corpus",
+    "backbone",
+    "regime",
+    "seed",
+    "loss",
+    "validation loss",
+    "scored",
+    "rows",
+    "full rows",
+]
 
 
 def walk_frame(records: list[Record]) -> pd.DataFrame:
@@ -30,12 +42,21 @@ def walk_frame(records: list[Record]) -> pd.DataFrame:
         for record in own:
             split = "test" if record.data["protocol"].get("reported") == "test" else "validation"
             rows.append(
-                {"step": step, "mended": mended, "same yardstick": bool(mended) and mended not in YARDSTICK,
-                 "corpus": record.corpus, "backbone": record.backbone, "regime": record.regime, "seed": record.seed,
-                 "loss": record.metrics["reported_nll"], "validation loss": record.metrics["validation_nll"],
-                 "scored": record.data["scored_tokens"][split], "rows": record.data["documents"][split],
-                 "full rows": record.data["full_rows"]["validation"]}
-            )  # fmt: skip
+                {
+                    "step": step,
+                    "mended": mended,
+                    "same yardstick": bool(mended) and mended not in YARDSTICK,
+                    "corpus": record.corpus,
+                    "backbone": record.backbone,
+                    "regime": record.regime,
+                    "seed": record.seed,
+                    "loss": record.metrics["reported_nll"],
+                    "validation loss": record.metrics["validation_nll"],
+                    "scored": record.data["scored_tokens"][split],
+                    "rows": record.data["documents"][split],
+                    "full rows": record.data["full_rows"]["validation"],
+                }
+            )
     frame = pd.DataFrame(rows, columns=COLUMNS)
     return frame.sort_values(["step", "regime", "seed"], ignore_index=True)
 
@@ -62,11 +83,15 @@ def steps_frame(walk: pd.DataFrame, regimes: dict[str, str]) -> pd.DataFrame:
 
     Changes and the difference are taken seed by seed; with several seeds the lowest and highest stand in brackets.
     """
-    table = walk.pivot(index=["step", "mended", "same yardstick", "rows", "scored"], columns=["regime", "seed"],
-                       values="loss")  # fmt: skip
+    table = walk.pivot(
+        index=["step", "mended", "same yardstick", "rows", "scored"],
+        columns=["regime", "seed"],
+        values="loss",
+    )
     frame = table.index.to_frame(index=False)
-    frame["same yardstick"] = ["–" if not m else "yes" if s else "no"
-                               for m, s in zip(frame["mended"], frame["same yardstick"])]  # fmt: skip
+    frame["same yardstick"] = [
+        "–" if not m else "yes" if s else "no" for m, s in zip(frame["mended"], frame["same yardstick"])
+    ]
     for regime, name in regimes.items():
         frame[name] = table[regime].mean(axis=1).round(4).to_numpy()
         frame[f"change of {name}"] = _texts(table[regime].diff())

@@ -43,4 +43,6 @@ def start(workers: int, arguments: list[str]) -> None:
     if set(codes) == {2}:  # the command line's code for wrong use
         raise UserError(f"none of {workers} workers could take these settings; the message above says why")
     if all(codes):
-        raise RunFailed(f"all {workers} workers failed, the first with exit code {codes[0]}; their messages are above")
+        raise RunFailed(
+            f"all {workers} workers failed, the first with exit code {codes[0]}; their messages are above"
+        )

@@ -22,5 +22,9 @@ def live_dropout(lm: nn.Module, value: float = GPT2_DROPOUT) -> dict:
     if sites and not configured:
         for module in sites:
             module.attention_dropout = value
-    return {"applies": bool(sites), "configured": configured, "set": value if sites and not configured else None,
-            "sites": len(sites)}  # fmt: skip
+    return {
+        "applies": bool(sites),
+        "configured": configured,
+        "set": value if sites and not configured else None,
+        "sites": len(sites),
+    }

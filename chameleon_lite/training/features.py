@@ -76,7 +76,9 @@ def features(
     Raises RunFailed when a state is not finite, UserError for a backbone that carries LoRA.
     """
     if lora_names(backbone):  # a store is named after the frozen weights, and these states are others
-        raise UserError(f"{backbone.name} carries LoRA, and its hidden states are not kept: use the frozen backbone")
+        raise UserError(
+            f"{backbone.name} carries LoRA, and its hidden states are not kept: use the frozen backbone"
+        )
     folder = (folder or cache.home() / "features") / feature_key(backbone, table, dtype)
     order = np.argsort(table.lengths, kind="stable")
     ends = np.cumsum(table.lengths[order])
@@ -153,7 +155,9 @@ def _compute(backbone, table, store, pieces, dtype, progress) -> None:
             writing.result()
     sizes = [_shard(store.folder, i).stat().st_size for i in range(len(pieces))]
     with cache.atomic(store.folder / "manifest.json") as part:
-        part.write_text(json.dumps({"bytes": sizes, "width": backbone.width, "dtype": str(dtype), "format": FORMAT}))
+        part.write_text(
+            json.dumps({"bytes": sizes, "width": backbone.width, "dtype": str(dtype), "format": FORMAT})
+        )
 
 
 def _write_shard(path: Path, states: np.ndarray) -> None:
@@ -203,7 +207,9 @@ def hidden_rows(backbone, table, rows: np.ndarray) -> np.ndarray:
     done = 0
     for part in _by_budget(lengths, BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])):
         ids, mask = table.padded(rows[part])  # (B, T), (B, T)
-        real = mask.flatten().nonzero().squeeze(1)  # (tokens,), found on the host: the device is not waited for
+        real = (
+            mask.flatten().nonzero().squeeze(1)
+        )  # (tokens,), found on the host: the device is not waited for
         h = backbone.hidden(sent(ids, device), None).flatten(0, 1)  # (B·T, C)
         states[done : done + len(real)] = h.index_select(0, sent(real, device))
         done += len(real)

@@ -117,7 +117,9 @@ def evaluate(
         for batch in batches[processes.index :: processes.count]:
             h, target, row = data.batch(batch)
             told, groups = tell(heads, batch, data)
-            updates = [None if head is None else head.factors(condition) for (head, _), condition in zip(heads, told)]
+            updates = [
+                None if head is None else head.factors(condition) for (head, _), condition in zip(heads, told)
+            ]
             groups = [None if u is None or u.groups == 1 else g for u, g in zip(updates, groups)]
             nll = token_losses(h, target, weight, updates, groups=groups, scale=scale)  # (heads, M)
             if watch is not None:
@@ -128,7 +130,9 @@ def evaluate(
     return processes.sum(out)
 
 
-def average(nll: Tensor, counts: Tensor, over: str = "token", batches: Sequence[Tensor] | None = None) -> Tensor:
+def average(
+    nll: Tensor, counts: Tensor, over: str = "token", batches: Sequence[Tensor] | None = None
+) -> Tensor:
     """nll sums (…, N) and token counts (N,) to nats a token (…).
 
     over="token" divides the sums once; over="batch" is the released scripts' unweighted mean over batches of
@@ -144,7 +148,15 @@ def average(nll: Tensor, counts: Tensor, over: str = "token", batches: Sequence[
 
 
 def _validate(
-    members, data, batches, weight, settings, processes, epoch: float, train_nll: dict[str, float], over: str = "token"
+    members,
+    data,
+    batches,
+    weight,
+    settings,
+    processes,
+    epoch: float,
+    train_nll: dict[str, float],
+    over: str = "token",
 ) -> None:
     """Measure every member, keep the best state, and stop those that ran out of patience or left the numbers."""
     nll = evaluate(
@@ -195,7 +207,9 @@ def _by_row(nll: Tensor, lengths: Tensor) -> Tensor:
     return torch.segment_reduce(nll.T.contiguous(), "sum", lengths=lengths, axis=0, unsafe=True).T
 
 
-def steps_bar(batches: Sequence[Tensor], text: str, progress: bool, processes: Processes | None) -> Iterator[Tensor]:
+def steps_bar(
+    batches: Sequence[Tensor], text: str, progress: bool, processes: Processes | None
+) -> Iterator[Tensor]:
     """The batches behind a progress bar, which the first process alone shows."""
     from tqdm import tqdm
 

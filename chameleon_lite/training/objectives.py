@@ -22,7 +22,9 @@ Pick = tuple[Tensor, Tensor, Tensor]  # row (M,), column (M,) of the state, targ
 IGNORED_BY_RELEASED = 0  # their ignore id: an ordinary token of every vocabulary used here
 
 
-def next_token(hidden: Tensor, ids: Tensor, mask: Tensor, prefix: Tensor, losses: Losses) -> tuple[Tensor, int]:
+def next_token(
+    hidden: Tensor, ids: Tensor, mask: Tensor, prefix: Tensor, losses: Losses
+) -> tuple[Tensor, int]:
     """Shifted, padding-masked cross-entropy over the positions after each row's prefix.
 
     hidden (B, T, C); ids (B, T); mask (B, T) true on real tokens; prefix (B,) tokens never scored, at least 1.
@@ -32,7 +34,11 @@ def next_token(hidden: Tensor, ids: Tensor, mask: Tensor, prefix: Tensor, losses
 
 
 def released_last(
-    hidden: Tensor, ids: Tensor, losses: Losses, mask: Tensor | None = None, ignored: int | None = IGNORED_BY_RELEASED
+    hidden: Tensor,
+    ids: Tensor,
+    losses: Losses,
+    mask: Tensor | None = None,
+    ignored: int | None = IGNORED_BY_RELEASED,
 ) -> tuple[Tensor, int]:
     """The released scripts' loss of mode "last" (compute_loss): at most one target a row, and mostly padding.
 
@@ -44,7 +50,11 @@ def released_last(
 
 
 def released_full(
-    hidden: Tensor, ids: Tensor, losses: Losses, mask: Tensor | None = None, ignored: int | None = IGNORED_BY_RELEASED
+    hidden: Tensor,
+    ids: Tensor,
+    losses: Losses,
+    mask: Tensor | None = None,
+    ignored: int | None = IGNORED_BY_RELEASED,
 ) -> tuple[Tensor, int]:
     """The released scripts' loss of mode "full": every position with its own token as target, padding included.
 

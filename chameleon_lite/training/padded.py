@@ -57,7 +57,13 @@ class Scoring:
 
 
 def padded_states(
-    backbone, table, scoring: Scoring, *, dtype: torch.dtype, folder: Path | None = None, progress: bool = True
+    backbone,
+    table,
+    scoring: Scoring,
+    *,
+    dtype: torch.dtype,
+    folder: Path | None = None,
+    progress: bool = True,
 ) -> ScoredStates:
     """The scored pairs of a table on the backbone's device; states come from disk where they were computed before."""
     device = backbone.head.weight.device
@@ -85,7 +91,9 @@ class LiveStates:
     `train_mode` switches the backbone's own dropout on; gradients reach its layers where they ask for them.
     """
 
-    def __init__(self, backbone, table, scoring: Scoring, *, dtype: torch.dtype, train_mode: bool = False) -> None:
+    def __init__(
+        self, backbone, table, scoring: Scoring, *, dtype: torch.dtype, train_mode: bool = False
+    ) -> None:
         self.backbone, self.table, self.scoring, self.train_mode = backbone, table, scoring, train_mode
         self.device, self.dtype = backbone.head.weight.device, dtype
         counts = _targets(table, scoring)[1]
@@ -121,7 +129,9 @@ def _whole(path: Path, shape: tuple[int, int]) -> bool:
     return path.is_file() and np.load(path, mmap_mode="r").shape == shape
 
 
-def _compute(backbone, table, scoring: Scoring, offsets: np.ndarray, dtype, path: Path, progress: bool) -> None:
+def _compute(
+    backbone, table, scoring: Scoring, offsets: np.ndarray, dtype, path: Path, progress: bool
+) -> None:
     """Write the states (S, C) fp16 of every scored pair under `path`, whole or not at all."""
     from tqdm import tqdm
 

@@ -24,7 +24,9 @@ from ..model.lora import without_lora
 from ..ops import sent
 from .objectives import pick_next_token
 
-ROW_LENGTH = 256  # tokens of a packed row, where no document is longer: a longer one costs more attention, for nothing
+ROW_LENGTH = (
+    256  # tokens of a packed row, where no document is longer: a longer one costs more attention, for nothing
+)
 ROW_MULTIPLE = 16  # attention with a mask is fastest on a GPU where the mask's rows are aligned
 
 
@@ -46,8 +48,9 @@ def row_length(longest: int, budget: int) -> int:
     return max(ROW_LENGTH, min(_aligned(longest), budget // ROW_MULTIPLE * ROW_MULTIPLE))
 
 
-def packed_pieces(table: TokenTable, rows: Tensor, length: int, budget: int, device: torch.device,
-                  n_rows: int | None = None) -> Iterator[Piece]:
+def packed_pieces(
+    table: TokenTable, rows: Tensor, length: int, budget: int, device: torch.device, n_rows: int | None = None
+) -> Iterator[Piece]:
     """Documents rows (B,) in packed rows of `length`, at most `budget` tokens or one row a piece.
 
     `n_rows`: all pieces have as many rows, some of them empty. Documents longer than `length` come last, in pieces
@@ -72,8 +75,13 @@ def padded_pieces(table: TokenTable, rows: Tensor, budget: int, device: torch.de
         ids, mask = table.padded(documents)
         row, column, target = pick_next_token(ids, mask, torch.from_numpy(table.prefix[documents]).long())
         state = row * ids.shape[1] + column
-        yield Piece(torch.from_numpy(places), sent(ids, device), None, sent(mask, device),
-                    *sent(torch.stack([state, target, row]), device))
+        yield Piece(
+            torch.from_numpy(places),
+            sent(ids, device),
+            None,
+            sent(mask, device),
+            *sent(torch.stack([state, target, row]), device),
+        )
 
 
 @torch.no_grad()
@@ -100,8 +108,14 @@ def takes_packed(backbone: Backbone, longest: int) -> bool:
     return bool(gap < math.sqrt(torch.finfo(backbone.head.weight.dtype).eps))
 
 
-def _packed_piece(table: TokenTable, rows: np.ndarray, own: list[np.ndarray], length: int, n_rows: int | None,
-                  device: torch.device) -> Piece:
+def _packed_piece(
+    table: TokenTable,
+    rows: np.ndarray,
+    own: list[np.ndarray],
+    length: int,
+    n_rows: int | None,
+    device: torch.device,
+) -> Piece:
     """Packed rows of places within `rows` as a piece; two copies to the device, whatever they hold."""
     if n_rows is None:  # no shape is asked for: not longer than the fullest row
         length = _aligned(max(int(table.lengths[rows[row]].sum()) for row in own))

@@ -34,8 +34,10 @@ class Processes:
         self.index, self.count = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
         if started != self.count:
-            raise RunFailed(f"{started} processes were started but {self.count} take part: start with "
-                            f"torchrun --nproc_per_node {started}")  # fmt: skip
+            raise RunFailed(
+                f"{started} processes were started but {self.count} take part: start with "
+                f"torchrun --nproc_per_node {started}"
+            )
 
     def sum_gradients(self, parameters: list[Tensor]) -> None:
         """Add gradients over processes in one flat message."""

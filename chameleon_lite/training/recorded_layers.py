@@ -59,10 +59,13 @@ class RecordedLayers:
         if quiet := getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None):
             quiet(False)
         ids = torch.zeros(self.shape, dtype=torch.int64, device=backbone.device)
-        position = torch.zeros_like(ids)  # a model may have fewer positions than a row: documents begin anew in it
+        position = torch.zeros_like(
+            ids
+        )  # a model may have fewer positions than a row: documents begin anew in it
         with torch.cuda.device(backbone.device):
             self.replay: Run = torch.cuda.make_graphed_callables(
-                Layers(backbone), (ids, position, sees(ids)), allow_unused_input=True)  # fmt: skip
+                Layers(backbone), (ids, position, sees(ids)), allow_unused_input=True
+            )
 
     def __call__(self, ids: Tensor, position: Tensor | None, mask: Tensor) -> Tensor:
         """Hidden states (B, T, C), overwritten by the next call."""
@@ -102,6 +105,8 @@ def recorded(backbone: Backbone, rows: int, length: int) -> RecordedLayers | Non
         return RecordedLayers(backbone, rows, length)
     except Exception as problem:  # as many kinds as models have operations
         first = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-        warnings.warn(f"{backbone.name}: its layers cannot be recorded and are launched one by one ({first})",
-                      stacklevel=2)  # fmt: skip
+        warnings.warn(
+            f"{backbone.name}: its layers cannot be recorded and are launched one by one ({first})",
+            stacklevel=2,
+        )
         return None

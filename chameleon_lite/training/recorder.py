@@ -37,7 +37,9 @@ class Recorder:
         self.plain: set[Hashable] = set()  # what is not recorded
         gpu = device.type == "cuda"
         # The allocator uses memory again only on the stream that it was asked for on: one stream for all recordings.
-        self.pool, self.aside = (torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)) if gpu else (None, None)
+        self.pool, self.aside = (
+            (torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)) if gpu else (None, None)
+        )
 
     def __call__(self, key: Hashable, inputs: Sequence[Tensor], work: Callable[..., Tensor]) -> Tensor:
         """work(*inputs), whose output the next call may overwrite, as it may all that the work left behind.
@@ -57,8 +59,10 @@ class Recorder:
                 del self.kept[key]
                 self.plain.add(key)
                 self.limit = 0  # the allocator may not have seen the end of this recording
-                warnings.warn(f"from here on work is not recorded, and slower: {str(error).splitlines()[0]}",
-                              stacklevel=2)  # fmt: skip
+                warnings.warn(
+                    f"from here on work is not recorded, and slower: {str(error).splitlines()[0]}",
+                    stacklevel=2,
+                )
                 return work(*inputs)
         return self._replay(self.kept[key], inputs)
 
@@ -66,7 +70,9 @@ class Recorder:
         """Drop all recordings and give their memory back: none of their keys will come again."""
         if self.pool is not None:
             torch.cuda.synchronize(self.device)  # the last replay may still be under way
-            self.pool = torch.cuda.graph_pool_handle()  # one that no recording uses any more cannot be used again
+            self.pool = (
+                torch.cuda.graph_pool_handle()
+            )  # one that no recording uses any more cannot be used again
         self.kept.clear()
         self.plain.clear()
 
@@ -90,4 +96,3 @@ class Recorder:
             own.copy_(given, non_blocking=True)
         kept.graph.replay()
         return kept.output
-

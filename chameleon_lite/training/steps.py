@@ -29,15 +29,25 @@ ConditionOf = Callable[[Tensor], tuple[Condition, Tensor | None]]
 class Steps:
     """The steps of one `fit`: optimisers, recordings, and the training losses since they were last asked for."""
 
-    def __init__(self, members: Sequence, train: ScoredStates, weight: HeadWeight, settings: TrainSettings,
-                 processes: Processes, over: str, recorder: Recorder | None) -> None:
+    def __init__(
+        self,
+        members: Sequence,
+        train: ScoredStates,
+        weight: HeadWeight,
+        settings: TrainSettings,
+        processes: Processes,
+        over: str,
+        recorder: Recorder | None,
+    ) -> None:
         self.train, self.weight, self.settings, self.processes = train, weight, settings, processes
         # States that are computed anew for every batch may carry gradients on to the layers: a copy would not.
         can = isinstance(train, ScoredStates) and recorder is not None and recorder.limit > 0
         self.recorder = recorder if can else None
         self.living: tuple[str, ...] = ()
         self.sums = Sums(over)
-        self.run = object()  # part of every key: heads of the same names in another run must not meet these recordings
+        self.run = (
+            object()
+        )  # part of every key: heads of the same names in another run must not meet these recordings
         self.optimisers = {m.name: _optimiser(m, settings) for m in members}
 
     def __call__(self, live: Sequence, rows: Tensor, number: int) -> None:
@@ -69,28 +79,46 @@ class Steps:
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
 
-    def _work(self, live: Sequence, updates: list[HeadUpdate], groups: list[RowGroups | None], h: Tensor,
-              target: Tensor, total: int | Tensor) -> Tensor:
+    def _work(
+        self,
+        live: Sequence,
+        updates: list[HeadUpdate],
+        groups: list[RowGroups | None],
+        h: Tensor,
+        target: Tensor,
+        total: int | Tensor,
+    ) -> Tensor:
         """From the heads' updates to stepped parameters; sums of nats (K,)."""
         groups = [g if u.groups > 1 else None for u, g in zip(updates, groups)]
         nll = head_losses(h, target, self.weight, updates, groups=groups, scale=self.settings.scale)  # (K,)
         parameters = [p for m in live for p in m.head.parameters() if p.requires_grad]
         gradients = torch.autograd.grad((nll / total).sum(), parameters, allow_unused=True)
         for p, gradient in zip(parameters, gradients):
-            p.grad = None if gradient is None else gradient.contiguous()  # fused steps want the parameter's own order
+            p.grad = (
+                None if gradient is None else gradient.contiguous()
+            )  # fused steps want the parameter's own order
         self.processes.sum_gradients(parameters)
         for member in live:
             self.optimisers[member.name].step()
         return nll.detach()
 
-    def _recorded(self, live: Sequence, number: int, told: list[Condition | None], pairs: tuple[Tensor, Tensor],
-                  total: int, seed_dropout: Callable[[Head, int], None]) -> Tensor:
+    def _recorded(
+        self,
+        live: Sequence,
+        number: int,
+        told: list[Condition | None],
+        pairs: tuple[Tensor, Tensor],
+        total: int,
+        seed_dropout: Callable[[Head, int], None],
+    ) -> Tensor:
         """The same through the recorder: everything that changes from step to step is an input."""
         layers, masks = [active(m.head) for m in live], []
         for member, dropouts, condition in zip(live, layers, told):
             seed_dropout(member.head, member.seed + number)
-            masks += [layer.draw(1 if condition is None else condition.groups, self.train.device)
-                      for layer in dropouts]  # fmt: skip
+            masks += [
+                layer.draw(1 if condition is None else condition.groups, self.train.device)
+                for layer in dropouts
+            ]
         distinct = list({id(c): c for c in told if c is not None}.values())
         place = [next((i for i, c in enumerate(distinct) if c is condition), None) for condition in told]
         names = [[name for name, x in vars(c).items() if isinstance(x, Tensor)] for c in distinct]
@@ -99,7 +127,9 @@ class Steps:
 
         def work(h: Tensor, target: Tensor, count: Tensor, *rest: Tensor) -> Tensor:
             given = iter(rest)
-            conditions = [replace(c, **{name: next(given) for name in own}) for c, own in zip(distinct, names)]
+            conditions = [
+                replace(c, **{name: next(given) for name in own}) for c, own in zip(distinct, names)
+            ]
             updates = []
             for member, dropouts, at in zip(live, layers, place):
                 with _masked(dropouts, given):
@@ -139,8 +169,12 @@ class Sums:
         return {name: value / tokens[name] for name, value in nll.items()}
 
 
-def tell(heads: Sequence[tuple[Head | None, ConditionOf | None]], rows: Tensor, data: ScoredStates,
-         share: slice = slice(None)) -> tuple[list[Condition | None], list[RowGroups | None]]:
+def tell(
+    heads: Sequence[tuple[Head | None, ConditionOf | None]],
+    rows: Tensor,
+    data: ScoredStates,
+    share: slice = slice(None),
+) -> tuple[list[Condition | None], list[RowGroups | None]]:
     """Each head's condition for a batch of documents, and the groups of the positions where there are several.
 
     `share`: those of the documents whose positions this process computes. Heads that share a condition source, as one
@@ -171,7 +205,9 @@ def own_dropout(heads: Sequence[Head], device: torch.device) -> Iterator[Callabl
         yield lambda head, seed: None
         return
     # Not torch.manual_seed: without a GPU that keeps a stack trace of every call for a later start of CUDA.
-    generator = torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+    generator = (
+        torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+    )
     before = generator.get_state()
     try:
         yield lambda head, seed: generator.manual_seed(seed) if id(head) in dropping else None
@@ -198,5 +234,6 @@ def _can_give(head: Head) -> bool:
 def _optimiser(member, settings: TrainSettings) -> torch.optim.Optimizer:
     parameters = [p for p in member.head.parameters() if p.requires_grad]
     gpu = all(p.is_cuda for p in parameters)
-    return torch.optim.AdamW(parameters, lr=member.learning_rate, weight_decay=settings.weight_decay, fused=gpu,
-                             capturable=gpu)
+    return torch.optim.AdamW(
+        parameters, lr=member.learning_rate, weight_decay=settings.weight_decay, fused=gpu, capturable=gpu
+    )

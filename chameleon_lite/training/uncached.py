@@ -112,8 +112,16 @@ class Training:
     failure: str | None = None
 
 
-def fit_layers(both: Layered, learn: Texts, check: Texts, settings: TrainSettings, learning_rate: float,
-               processes: Processes | None = None, progress: bool = False, record: bool = True) -> Training:
+def fit_layers(
+    both: Layered,
+    learn: Texts,
+    check: Texts,
+    settings: TrainSettings,
+    learning_rate: float,
+    processes: Processes | None = None,
+    progress: bool = False,
+    record: bool = True,
+) -> Training:
     """Train LoRA factors and head in place, validating after each epoch, and leave both in their best state.
 
     Dropout draws from torch's global generator: seed it, alike in all processes. `record`: see `step_layers`.
@@ -140,14 +148,25 @@ def step_layers(backbone: Backbone, table: TokenTable, record: bool = True) -> S
     return StepLayers(found or Layers(backbone), device, budget, length, n_rows if found else None)
 
 
-def _fit(both: Layered, layers: StepLayers, learn: Texts, check: Texts, settings: TrainSettings, learning_rate: float,
-         processes: Processes | None, progress: bool) -> Training:
+def _fit(
+    both: Layered,
+    layers: StepLayers,
+    learn: Texts,
+    check: Texts,
+    settings: TrainSettings,
+    learning_rate: float,
+    processes: Processes | None,
+    progress: bool,
+) -> Training:
     """What `fit_layers` does, by this way through the layers."""
     optimiser = torch.optim.AdamW(both.parameters(), lr=learning_rate, weight_decay=settings.weight_decay)
     counts, found, state, misses = torch.from_numpy(check.table.n_scored), Training(), None, 0
     for epoch in range(settings.epochs + 1):  # the first round only reads
-        batches = steps_bar(learn.batches(epoch - 1), f"epoch {epoch}/{settings.epochs}", progress,
-                            processes) if epoch else ()  # fmt: skip
+        batches = (
+            steps_bar(learn.batches(epoch - 1), f"epoch {epoch}/{settings.epochs}", progress, processes)
+            if epoch
+            else ()
+        )
         train_nll = _epoch(both, layers, learn, batches, optimiser, processes) if epoch else None
         value = float(average(read_layers(both, check, processes), counts))
         found.curve.append({"epoch": float(epoch), "train_nll": train_nll, "validation_nll": value})
@@ -181,8 +200,9 @@ def read_layers(both: Layered, texts: Texts, processes: Processes | None = None)
 
 
 @torch.no_grad()
-def row_losses(both: Layered, update: HeadUpdate | None, group: Tensor | None, ids: Tensor, mask: Tensor,
-               prefix: Tensor) -> Tensor:
+def row_losses(
+    both: Layered, update: HeadUpdate | None, group: Tensor | None, ids: Tensor, mask: Tensor, prefix: Tensor
+) -> Tensor:
     """Nats of each row (B,), float64: ids and mask (B, T), prefix (B,), group (B,) or None for one update."""
     hidden = both.backbone.hidden(ids, mask).half()
     rows_nll = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
@@ -198,15 +218,23 @@ def row_losses(both: Layered, update: HeadUpdate | None, group: Tensor | None, i
     return rows_nll
 
 
-def padded_with_prefix(table: TokenTable, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def padded_with_prefix(
+    table: TokenTable, rows: Tensor, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
     """Documents rows (B,) to ids (B, T), mask (B, T) and prefix (B,) on the device."""
     ids, mask = table.padded(rows)
     prefix = torch.from_numpy(table.prefix[rows.numpy()].astype(np.int64))
     return ids.to(device), mask.to(device), prefix.to(device)
 
 
-def _epoch(both: Layered, layers: StepLayers, texts: Texts, batches: Iterable[Tensor],
-           optimiser: torch.optim.Optimizer, processes: Processes | None) -> float:
+def _epoch(
+    both: Layered,
+    layers: StepLayers,
+    texts: Texts,
+    batches: Iterable[Tensor],
+    optimiser: torch.optim.Optimizer,
+    processes: Processes | None,
+) -> float:
     """One pass over the training documents; returns nats a token."""
     both.head.train()
     total, tokens = torch.zeros((), device=both.backbone.device), 0
@@ -222,8 +250,14 @@ def _epoch(both: Layered, layers: StepLayers, texts: Texts, batches: Iterable[Te
     return float(processes.sum(total) if processes else total) / tokens
 
 
-def gradients(both: Layered, layers: StepLayers, texts: Texts, rows: Tensor, count: int,
-              processes: Processes | None = None) -> Tensor:
+def gradients(
+    both: Layered,
+    layers: StepLayers,
+    texts: Texts,
+    rows: Tensor,
+    count: int,
+    processes: Processes | None = None,
+) -> Tensor:
     """Add the gradients of the step's mean loss over `count` tokens; returns this process's sum of nats ()."""
     device, total = both.backbone.device, torch.zeros((), device=both.backbone.device)
     update, group = texts.told(rows, both.head)
@@ -234,12 +268,16 @@ def gradients(both: Layered, layers: StepLayers, texts: Texts, rows: Tensor, cou
         at = None if group is None else group.to(device)[place.to(device)]
         nll = _loss(both, update, at, piece, layers)
         total += nll.detach()
-        (nll / count).backward(retain_graph=number < len(pieces))  # the pieces share the head's part of the graph
+        (nll / count).backward(
+            retain_graph=number < len(pieces)
+        )  # the pieces share the head's part of the graph
         del nll  # and with it the layers' part, before the next piece makes its own
     return total
 
 
-def _loss(both: Layered, update: HeadUpdate, group: Tensor | None, piece: Piece, layers: StepLayers) -> Tensor:
+def _loss(
+    both: Layered, update: HeadUpdate, group: Tensor | None, piece: Piece, layers: StepLayers
+) -> Tensor:
     """Sum of nats (), differentiable through head and layers; group (D,) of each of the piece's documents."""
     groups = [None if group is None else group[piece.owner]]
     h = layers.states(piece)

@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from chameleon_lite.adapt.arrivals import Arrivals, Service, arrivals, evaluate_stream, waiting_table, waiting_times
+from chameleon_lite.adapt.arrivals import (
+    Arrivals,
+    Service,
+    arrivals,
+    evaluate_stream,
+    waiting_table,
+    waiting_times,
+)
 from chameleon_lite.data.clusters import Clustering
 from chameleon_lite.errors import UserError
 
@@ -12,7 +19,9 @@ NOTHING = Service(0.0, 0.0)
 def by_hand():
     """Four texts on a line, two clusters; they arrive as 2, 0 | 1, 3."""
     vectors = torch.tensor([[1.0], [3.0], [-2.0], [5.0]])
-    return Arrivals(vectors, torch.tensor([1, 1, 0, 1]), torch.tensor([2, 0, 1, 3]), 2, rows=vectors * 10, clusters=2)
+    return Arrivals(
+        vectors, torch.tensor([1, 1, 0, 1]), torch.tensor([2, 0, 1, 3]), 2, rows=vectors * 10, clusters=2
+    )
 
 
 def test_what_each_text_is_told():
@@ -49,8 +58,12 @@ def test_stream_is_scored_on_the_same_positions_whatever_is_known(adapter, some_
     from chameleon_lite.training.scored import scored_states
 
     backbone = adapter.backbone
-    table = tokenise([Document(str(i), t) for i, t in enumerate(some_texts(30))], adapter.tokenizer, max_length=96)
-    scored = scored_states(features(backbone, table, dtype=torch.float32, folder=tmp_path, progress=False), table)
+    table = tokenise(
+        [Document(str(i), t) for i, t in enumerate(some_texts(30))], adapter.tokenizer, max_length=96
+    )
+    scored = scored_states(
+        features(backbone, table, dtype=torch.float32, folder=tmp_path, progress=False), table
+    )
     clustering = Clustering(adapter.centroids, torch.zeros(1).long(), torch.zeros(1), 0.0)
     vectors, rows = (mean_embeddings(table, backbone.embedding, span=s) for s in ("condition", "row"))
     weight = HeadWeight(backbone.head.weight, dtype=torch.float32)
@@ -58,7 +71,9 @@ def test_stream_is_scored_on_the_same_positions_whatever_is_known(adapter, some_
     found = evaluate_stream(adapter.head, scored, stream, weight)
     assert set(found) == {"frozen", "current", "past", "offline", "whole rows"}
     assert all(len(nll) == 30 and torch.isfinite(nll).all() for nll in found.values())
-    assert torch.equal(found["current"][stream.order[:8]], found["past"][stream.order[:8]])  # nothing came before
+    assert torch.equal(
+        found["current"][stream.order[:8]], found["past"][stream.order[:8]]
+    )  # nothing came before
     assert not torch.equal(found["past"], found["offline"])
 
 
@@ -69,12 +84,19 @@ def test_on_the_fly_is_a_table_of_what_may_be_known(adapter, some_texts, tmp_pat
 
     monkeypatch.setenv("CHAMELEON_LITE_HOME", str(tmp_path))
     texts = some_texts(24)
-    table = on_the_fly(adapter, [Document(str(i), t) for i, t in enumerate(texts)], batch=8).set_index("known")
+    table = on_the_fly(adapter, [Document(str(i), t) for i, t in enumerate(texts)], batch=8).set_index(
+        "known"
+    )
     assert list(table.index) == ["frozen", "current", "past", "offline", "whole rows"]
-    assert table["possible"].tolist() == [True, True, True, False, False] and table["against_frozen"]["frozen"] == 0
+    assert (
+        table["possible"].tolist() == [True, True, True, False, False]
+        and table["against_frozen"]["frozen"] == 0
+    )
     rows = adapt(adapter, texts)  # one window: what `offline` knows
     tokens = sum(r["tokens"] for r in rows)
-    assert table["loss"]["offline"] == pytest.approx(sum(r["loss"] * r["tokens"] for r in rows) / tokens, rel=2e-2)
+    assert table["loss"]["offline"] == pytest.approx(
+        sum(r["loss"] * r["tokens"] for r in rows) / tokens, rel=2e-2
+    )
 
 
 def test_one_row_a_batch_waits_for_nothing_but_the_worker():
@@ -94,7 +116,11 @@ def test_a_batch_waits_for_its_last_row():
 def test_patience_bounds_the_wait_and_a_busy_worker_makes_a_queue():
     labels = np.random.default_rng(1).integers(20, size=2_000)
     impatient = waiting_times(labels, rate=10, batch=32, service=NOTHING, seed=0, patience=1.0)
-    assert impatient.max() <= 1.0 + 1e-9 < waiting_times(labels, rate=10, batch=32, service=NOTHING, seed=0).max()
+    assert (
+        impatient.max()
+        <= 1.0 + 1e-9
+        < waiting_times(labels, rate=10, batch=32, service=NOTHING, seed=0).max()
+    )
     slow = waiting_times(labels, rate=10, batch=1, service=Service(0.2, 0.0), seed=0)
     assert slow[-100:].mean() > 100  # 2,000 texts at 5 a second, arriving at 10 a second
 

@@ -13,8 +13,13 @@ from chameleon_lite.errors import UserError
 
 
 def small(**changes) -> FitSettings:
-    values = {"learning_rate": 1e-2, "dropout": 0.0, "tokens": TokenSettings(max_length=96),
-              "clusters": ClusterSettings(batch_rows=16), "train": TrainSettings(epochs=3, rows_per_step=16)}
+    values = {
+        "learning_rate": 1e-2,
+        "dropout": 0.0,
+        "tokens": TokenSettings(max_length=96),
+        "clusters": ClusterSettings(batch_rows=16),
+        "train": TrainSettings(epochs=3, rows_per_step=16),
+    }
     return FitSettings(**values | changes)
 
 
@@ -30,7 +35,9 @@ def test_fit_save_load_and_adapt_in_three_lines(tmp_path, two_kinds):
     assert str(fitted).startswith("helped: ")
     assert sum(r["loss"] < r["loss_frozen"] for r in results) == 30
     notes = fitted.model.config.notes
-    assert (notes["before"], notes["after"]) == (fitted.before, fitted.after) and len(notes["corpus_hash"]) == 64
+    assert (notes["before"], notes["after"]) == (fitted.before, fitted.after) and len(
+        notes["corpus_hash"]
+    ) == 64
     assert len(fitted.curve) == 4 and fitted.folder == tmp_path / "adapter"
     assert fitted.model.config.prompts["max_length"] == 96
 
@@ -58,8 +65,15 @@ def test_held_out_numbers_are_the_models_own(two_kinds):
     assert fitted.held_out == len(rows) and fitted.before == pytest.approx(frozen, rel=2e-3)  # 16-bit states
 
 
-@pytest.mark.parametrize("texts, says", [([], "too few"), (["one text alone, long enough to score"], "too few"),
-                                         ([1, 2], "must be strings"), ("no-such-corpus", "unknown corpus")])
+@pytest.mark.parametrize(
+    "texts, says",
+    [
+        ([], "too few"),
+        (["one text alone, long enough to score"], "too few"),
+        ([1, 2], "must be strings"),
+        ("no-such-corpus", "unknown corpus"),
+    ],
+)
 def test_what_cannot_be_fitted_is_refused(texts, says):
     with pytest.raises(UserError, match=says):
         fit(texts, backbone="tiny", settings=small())
@@ -84,19 +98,44 @@ def test_command_line(tmp_path, two_kinds):
     source.write_text("\n".join(json.dumps({"text": t}) for t in two_kinds(120)))
     base = [sys.executable, "-m", "chameleon_lite.cli"]
     adapter, out = str(tmp_path / "a"), str(tmp_path / "o.jsonl")
-    done = subprocess.run([*base, "fit", str(source), "--backbone", "tiny", "--out", adapter, "--epochs", "1",
-                           "--device", "cpu"], capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            *base,
+            "fit",
+            str(source),
+            "--backbone",
+            "tiny",
+            "--out",
+            adapter,
+            "--epochs",
+            "1",
+            "--device",
+            "cpu",
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and "held-out texts" in done.stdout, done.stderr
-    done = subprocess.run([*base, "adapt", str(source), "--model", adapter, "--out", out,
-                           "--continue", "3", "--device", "cpu"], capture_output=True, text=True)
+    done = subprocess.run(
+        [*base, "adapt", str(source), "--model", adapter, "--out", out, "--continue", "3", "--device", "cpu"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and "120 rows, 0 failed" in done.stdout, done.stderr
     assert len((tmp_path / "o.jsonl").read_text().splitlines()) == 120
 
 
-@pytest.mark.parametrize("wrong, says", [
-    (["adapt", "no.jsonl", "--model", "nowhere", "--out", "o.jsonl"], "no file at no.jsonl"),
-    (["adapt", "no.jsonl", "--model", "m", "--out", "o", "--score", "--continue", "3"], "exclude each other"),
-    (["fit", "x", "--out", "o", "--condition", "clustre"], "condition")])
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        (["adapt", "no.jsonl", "--model", "nowhere", "--out", "o.jsonl"], "no file at no.jsonl"),
+        (
+            ["adapt", "no.jsonl", "--model", "m", "--out", "o", "--score", "--continue", "3"],
+            "exclude each other",
+        ),
+        (["fit", "x", "--out", "o", "--condition", "clustre"], "condition"),
+    ],
+)
 def test_wrong_use_is_one_line(wrong, says, capsys, monkeypatch):
     from chameleon_lite import cli
 
@@ -111,12 +150,35 @@ def test_wrong_use_is_one_line(wrong, says, capsys, monkeypatch):
 def test_two_processes_fit_what_one_does(tmp_path, two_kinds):
     source = tmp_path / "texts.jsonl"
     source.write_text("\n".join(json.dumps({"text": t}) for t in two_kinds(120)))
-    command = ["-m", "chameleon_lite.cli", "fit", str(source), "--backbone", "tiny", "--epochs", "1", "--device", "cpu"]
+    command = [
+        "-m",
+        "chameleon_lite.cli",
+        "fit",
+        str(source),
+        "--backbone",
+        "tiny",
+        "--epochs",
+        "1",
+        "--device",
+        "cpu",
+    ]
     one = [sys.executable, *command, "--out", str(tmp_path / "one")]
-    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command,
-           "--out", str(tmp_path / "two")]
+    two = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        *command,
+        "--out",
+        str(tmp_path / "two"),
+    ]
     for run in (one, two):
         done = subprocess.run(run, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     notes = [json.loads((tmp_path / n / "config.json").read_text())["notes"] for n in ("one", "two")]
-    assert notes[0]["after"] == pytest.approx(notes[1]["after"], abs=1e-3) and notes[0]["after"] < notes[0]["before"]
+    assert (
+        notes[0]["after"] == pytest.approx(notes[1]["after"], abs=1e-3)
+        and notes[0]["after"] < notes[0]["before"]
+    )

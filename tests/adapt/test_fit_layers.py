@@ -1,4 +1,5 @@
 """`fit` with LoRA in the layers: it learns, it is saved whole, and frozen still means frozen."""
+
 import subprocess
 import sys
 
@@ -22,8 +23,14 @@ from chameleon_lite.training.uncached import Layered, Texts, read_layers
 
 
 def small(**changes) -> FitSettings:
-    values = {"learning_rate": 1e-2, "dropout": 0.0, "tokens": TokenSettings(max_length=96), "lora_rank": 2,
-              "clusters": ClusterSettings(batch_rows=16), "train": TrainSettings(epochs=2, rows_per_step=16)}
+    values = {
+        "learning_rate": 1e-2,
+        "dropout": 0.0,
+        "tokens": TokenSettings(max_length=96),
+        "lora_rank": 2,
+        "clusters": ClusterSettings(batch_rows=16),
+        "train": TrainSettings(epochs=2, rows_per_step=16),
+    }
     return FitSettings(**values | changes)
 
 
@@ -37,7 +44,9 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory, two_kinds):
-    return fit(two_kinds(120), backbone="tiny", out=tmp_path_factory.mktemp("layers") / "adapter", settings=small())
+    return fit(
+        two_kinds(120), backbone="tiny", out=tmp_path_factory.mktemp("layers") / "adapter", settings=small()
+    )
 
 
 def test_it_lowers_the_held_out_loss_and_keeps_no_states(fitted, own_cache):
@@ -51,7 +60,9 @@ def test_it_lowers_the_held_out_loss_and_keeps_no_states(fitted, own_cache):
 
 def test_layers_do_something_that_the_head_alone_does_not(fitted, two_kinds):
     alone = fit(two_kinds(120), backbone="tiny", settings=small(lora_rank=0))
-    assert alone.before == pytest.approx(fitted.before, abs=2e-3)  # one held-out part, one frozen model; 16-bit states
+    assert alone.before == pytest.approx(
+        fitted.before, abs=2e-3
+    )  # one held-out part, one frozen model; 16-bit states
     assert alone.after != pytest.approx(fitted.after, abs=1e-3)
 
 
@@ -64,7 +75,7 @@ from chameleon_lite.model.chameleon import ChameleonLiteForCausalLM
 torch.set_num_threads({torch.get_num_threads()})
 model = ChameleonLiteForCausalLM.from_pretrained({str(fitted.folder)!r})
 logits = model(torch.arange(40).reshape(2, 20), condition=model.centroids[:2]).logits
-torch.save(logits.detach(), {str(tmp_path / 'logits.pt')!r})"""
+torch.save(logits.detach(), {str(tmp_path / "logits.pt")!r})"""
     subprocess.run([sys.executable, "-c", code], check=True)
     with torch.no_grad():
         here = model(ids, condition=model.centroids[:2]).logits
@@ -80,8 +91,12 @@ def test_frozen_means_the_layers_too(fitted, two_kinds):
     plain = adapt(ChameleonLiteForCausalLM.from_backbone("tiny", prompts=fitted.model.config.prompts), texts)
     assert [r["loss_frozen"] for r in rows] == pytest.approx([r["loss"] for r in plain], rel=1e-5)
     tokens = np.array([r["tokens"] for r in rows])
-    frozen, adapted = (sum(r[name] * r["tokens"] for r in rows) / tokens.sum() for name in ("loss_frozen", "loss"))
-    assert fitted.before == pytest.approx(frozen, rel=2e-3) and fitted.after == pytest.approx(adapted, rel=2e-2)
+    frozen, adapted = (
+        sum(r[name] * r["tokens"] for r in rows) / tokens.sum() for name in ("loss_frozen", "loss")
+    )
+    assert fitted.before == pytest.approx(frozen, rel=2e-3) and fitted.after == pytest.approx(
+        adapted, rel=2e-2
+    )
     assert {len(r["continuation"]) > 0 for r in adapt(fitted.model, texts[:3], new_tokens=3)} == {True}
 
 
@@ -93,18 +108,24 @@ def test_the_stream_experiment_is_refused_by_name(fitted, two_kinds):
 
 
 def test_rank_zero_is_the_head_alone_as_ever(two_kinds):
-    one, two = (fit(two_kinds(90), backbone="tiny", settings=s)
-                for s in (small(lora_rank=0), FitSettings(**small().model_dump(exclude={"lora_rank"}))))
+    one, two = (
+        fit(two_kinds(90), backbone="tiny", settings=s)
+        for s in (small(lora_rank=0), FitSettings(**small().model_dump(exclude={"lora_rank"})))
+    )
     assert one.after == two.after and torch.equal(one.model.head.last.weight, two.model.head.last.weight)
-    assert not lora_names(one.model.backbone) and not [n for n in one.model.adapter_state() if n.startswith("lora.")]
+    assert not lora_names(one.model.backbone) and not [
+        n for n in one.model.adapter_state() if n.startswith("lora.")
+    ]
 
 
 def test_the_callers_backbone_stays_as_it_is_and_the_seed_decides(two_kinds):
     backbone = load_backbone("tiny")
     one, two = (fit(two_kinds(60), backbone=backbone, settings=small(dropout=0.5)) for _ in range(2))
     assert lora_names(backbone) == [] and one.after == two.after != one.before
-    assert all(torch.equal(a, b) for a, b in zip(one.model.adapter_state().values(),
-                                                 two.model.adapter_state().values()))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(one.model.adapter_state().values(), two.model.adapter_state().values())
+    )
 
 
 def test_states_under_lora_are_never_kept(two_kinds):
@@ -120,7 +141,9 @@ def test_pieces_change_neither_gradients_nor_readings(monkeypatch, two_kinds):
     torch.manual_seed(0)
     add_lora(backbone, rank=2)
     head = LoraHead(backbone.width, backbone.vocab, 2)
-    both = Layered(backbone, head, HeadWeight(backbone.head.weight, backbone.head.bias, dtype=torch.float32), 0.7)
+    both = Layered(
+        backbone, head, HeadWeight(backbone.head.weight, backbone.head.bias, dtype=torch.float32), 0.7
+    )
     for parameter in both.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     table = tokenise(corpus_of(two_kinds(60)).splits["train"], backbone.tokenizer, max_length=96)
@@ -147,7 +170,9 @@ def test_whether_the_layers_are_recorded_is_a_setting(monkeypatch, two_kinds, re
 
 
 def test_a_rate_that_leaves_the_numbers_is_said_to(monkeypatch, two_kinds):
-    monkeypatch.setattr(uncached, "row_losses", lambda both, update, group, ids, *a: ids[:, 0].double() * torch.nan)
+    monkeypatch.setattr(
+        uncached, "row_losses", lambda both, update, group, ids, *a: ids[:, 0].double() * torch.nan
+    )
     with pytest.raises(RunFailed, match="learning rate"):
         fit(two_kinds(60), backbone="tiny", settings=small())
 
@@ -158,12 +183,28 @@ def test_command_line_and_two_processes(tmp_path, two_kinds):
 
     source = tmp_path / "texts.jsonl"
     source.write_text("\n".join(json.dumps({"text": t}) for t in two_kinds(120)))
-    command = ["-m", "chameleon_lite.cli", "fit", str(source), "--backbone", "tiny", "--epochs", "1", "--device", "cpu",
-               "--lora-rank", "2"]
+    command = [
+        "-m",
+        "chameleon_lite.cli",
+        "fit",
+        str(source),
+        "--backbone",
+        "tiny",
+        "--epochs",
+        "1",
+        "--device",
+        "cpu",
+        "--lora-rank",
+        "2",
+    ]
     launched = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for name, before in (("one", []), ("two", launched)):
-        done = subprocess.run([sys.executable, *before, *command, "--out", str(tmp_path / name)], capture_output=True,
-                              text=True)
+        done = subprocess.run(
+            [sys.executable, *before, *command, "--out", str(tmp_path / name)], capture_output=True, text=True
+        )
         assert done.returncode == 0 and "held-out texts" in done.stdout, done.stderr
     notes = [json.loads((tmp_path / n / "config.json").read_text())["notes"] for n in ("one", "two")]
-    assert notes[0]["after"] == pytest.approx(notes[1]["after"], abs=1e-3) and notes[0]["after"] < notes[0]["before"]
+    assert (
+        notes[0]["after"] == pytest.approx(notes[1]["after"], abs=1e-3)
+        and notes[0]["after"] < notes[0]["before"]
+    )

@@ -21,6 +21,7 @@ def test_losses_equal_clusters_apart(adapter):
         g = int(group[rows[0]])
         own = HeadUpdate(update.down[g : g + 1], update.up[g : g + 1])
         return mixed_losses(h[rows], target[rows], group[rows], weight, [own])[0]
+
     separate = torch.stack(apart(one_cluster, group))
     assert float((mixed - separate).norm() / separate.norm()) <= 1e-5
     plain = torch.nn.functional.cross_entropy(h @ adapter.backbone.head.weight.T, target, reduction="none")
@@ -34,16 +35,22 @@ def test_end_to_end_logits_and_nll_equal_clusters_apart(adapter, some_texts):
 
     def nll(rows, own_group):
         ids, mask = left_padded([prompts[i] for i in rows], 256)
-        own = update if own_group is None else HeadUpdate(update.down[own_group : own_group + 1],
-                                                          update.up[own_group : own_group + 1])
+        own = (
+            update
+            if own_group is None
+            else HeadUpdate(update.down[own_group : own_group + 1], update.up[own_group : own_group + 1])
+        )
         from chameleon_lite.model.heads.mixed import MixedUpdate
+
         prepared = MixedUpdate(own, group[rows] if own_group is None else torch.zeros(len(rows)).long())
         with torch.no_grad():
-            logits = adapter(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0),
-                             head_update=prepared).logits
+            logits = adapter(
+                ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0), head_update=prepared
+            ).logits
         scored = (mask[:, 1:] * mask[:, :-1]).bool()
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
         return [row[keep].double().sum() for row, keep in zip(loss, scored)]
+
     together = torch.stack(nll(torch.arange(12), None))
     separate = torch.stack(apart(lambda rows: nll(rows, int(group[rows[0]])), group))
     tokens = sum(map(len, prompts)) - len(prompts)
@@ -56,8 +63,10 @@ def test_greedy_tokens_equal_clusters_apart_and_any_batch_size(adapter, some_tex
     update = adapter.update_for(adapter.centroids)
     options = {"max_new_tokens": 6, "do_sample": False}
     together = continue_mixed(adapter, prompts, group, update, **options)
-    separate = apart(lambda rows: continue_mixed(adapter, [prompts[i] for i in rows], group[rows], update, **options),
-                     group)
+    separate = apart(
+        lambda rows: continue_mixed(adapter, [prompts[i] for i in rows], group[rows], update, **options),
+        group,
+    )
     assert together == separate == continue_mixed(adapter, prompts, group, update, batch=3, **options)
     other = continue_mixed(adapter, prompts, (group + 1) % 3, update, **options)
     assert other != together

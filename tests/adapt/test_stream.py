@@ -15,8 +15,11 @@ from chameleon_lite.errors import UserError
 
 
 def write(path, rows):
-    path.write_bytes(b"".join(r if isinstance(r, bytes) else json.dumps(r, ensure_ascii=False).encode() + b"\n"
-                              for r in rows))
+    path.write_bytes(
+        b"".join(
+            r if isinstance(r, bytes) else json.dumps(r, ensure_ascii=False).encode() + b"\n" for r in rows
+        )
+    )
     return path
 
 
@@ -29,7 +32,17 @@ def test_three_lines_and_results_in_order(adapter, some_texts):
     assert [r["row"] for r in results] == list(range(1, 21))
     assert {r["cluster"] for r in results} == {0, 1, 2}
     for r in results:
-        assert set(r) == {"row", "id", "cluster", "distance", "rows", "tokens", "truncated", "loss", "loss_frozen"}
+        assert set(r) == {
+            "row",
+            "id",
+            "cluster",
+            "distance",
+            "rows",
+            "tokens",
+            "truncated",
+            "loss",
+            "loss_frozen",
+        }
         assert 0 < r["loss"] < 500 and r["loss"] != r["loss_frozen"] and 0 <= r["distance"] <= 2
 
 
@@ -109,15 +122,30 @@ def test_clustered_among_themselves(adapter, some_texts):
 
 def test_rows_that_fail_are_reported_and_kept(adapter, tmp_path):
     good = {"id": "a", "text": "a text that is long enough to be scored, and more"}
-    source = write(tmp_path / "in.jsonl", [good, {"text": ""}, b'{"text": "\xff\xfe"}\n', {"text": "short"}, b"{\n",
-                                           good, {"id": 3, "text": "Привет, мир! Здравствуйте. 你好，世界"}, b"7\n"])
+    source = write(
+        tmp_path / "in.jsonl",
+        [
+            good,
+            {"text": ""},
+            b'{"text": "\xff\xfe"}\n',
+            {"text": "short"},
+            b"{\n",
+            good,
+            {"id": 3, "text": "Привет, мир! Здравствуйте. 你好，世界"},
+            b"7\n",
+        ],
+    )
     summary = adapt_file(adapter, source, tmp_path / "out.jsonl")
     results = lines(tmp_path / "out.jsonl")
     assert [r["row"] for r in results] == list(range(1, 9)) and summary.rows == 8 and summary.failed == 5
     assert [r["id"] for r in results] == ["a", "2", "3", "4", "5", "a", "3", "8"]
     errors = [r.get("error", "") for r in results]
     assert errors[1] == "no text to score" and "not UTF-8" in errors[2] and "too short" in errors[3]
-    assert "not JSON" in errors[4] and "object or a string" in errors[7] and not (errors[0] or errors[5] or errors[6])
+    assert (
+        "not JSON" in errors[4]
+        and "object or a string" in errors[7]
+        and not (errors[0] or errors[5] or errors[6])
+    )
     assert results[0]["loss"] == results[5]["loss"]
     assert summary.first_error == "line 2: no text to score" and "5 failed" in str(summary)
 
@@ -130,13 +158,15 @@ def test_nothing_to_do_is_no_error(adapter, texts):
 
 def test_text_longer_than_the_context_is_cut_and_said_to_be(adapter):
     long = "words and more words " * 200_000
-    scored, = adapt(adapter, [long])
+    (scored,) = adapt(adapter, [long])
     assert scored["truncated"] and scored["tokens"] == 128 - 16
-    exact, = adapt(adapter, [long[:128]])
+    (exact,) = adapt(adapter, [long[:128]])
     assert not exact["truncated"] and exact["loss"] == pytest.approx(scored["loss"])
-    continued, = adapt(adapter, [long + "the end"], new_tokens=4)
-    tail, = adapt(adapter, [(long + "the end")[-508:]], new_tokens=4)
-    assert continued["truncated"] and not tail["truncated"] and continued["continuation"] == tail["continuation"]
+    (continued,) = adapt(adapter, [long + "the end"], new_tokens=4)
+    (tail,) = adapt(adapter, [(long + "the end")[-508:]], new_tokens=4)
+    assert (
+        continued["truncated"] and not tail["truncated"] and continued["continuation"] == tail["continuation"]
+    )
 
 
 def test_a_row_of_full_length_can_be_written(adapter, tmp_path):
@@ -160,6 +190,7 @@ def test_resumed_file_equals_the_unbroken_one(adapter, some_texts, tmp_path, mon
         if len(calls) == 4:
             raise KeyboardInterrupt
         return original(self, rows)
+
     monkeypatch.setattr(window.Adapter, "__call__", breaks)
     with pytest.raises(KeyboardInterrupt):
         adapt_file(adapter, source, tmp_path / "out.jsonl", window=8)
@@ -214,8 +245,21 @@ def test_a_hundred_thousand_rows(adapter, some_texts, tmp_path):
 @pytest.mark.slow
 def test_killed_for_real_and_resumed(adapter_folder, some_texts, tmp_path):
     source = write(tmp_path / "in.jsonl", some_texts(6_000))
-    command = [sys.executable, "-m", "chameleon_lite.cli", "adapt", str(source), "--model", str(adapter_folder),
-               "--out", str(tmp_path / "out.jsonl"), "--window", "64", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "chameleon_lite.cli",
+        "adapt",
+        str(source),
+        "--model",
+        str(adapter_folder),
+        "--out",
+        str(tmp_path / "out.jsonl"),
+        "--window",
+        "64",
+        "--device",
+        "cpu",
+    ]
     run = subprocess.Popen(command)
     part = tmp_path / "out.jsonl.part"
     while run.poll() is None and not (part.is_file() and part.stat().st_size > 20_000):

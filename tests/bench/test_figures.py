@@ -8,16 +8,50 @@ from chameleon_lite.bench.report import EXTRAS, ROWS
 from chameleon_lite.study import page
 
 matplotlib.use("Agg")
-ROW = {"what": "head", "status": "missed", "reason": "ours by stage: product 90%", "unavailable": "", "comparisons": [
-    {"peer": "released way", "quantity": "time", "goal": 9.0, "ratio": 4.0, "met": False, "absent": "",
-     "ours": {"median": 1.0, "low": 0.9, "high": 1.1}, "theirs": {"median": 4.0, "low": 3.3, "high": 4.5}},
-    {"peer": "Liger", "quantity": "time", "goal": 4.0, "ratio": None, "met": None, "absent": "peer not installed",
-     "ours": {"median": 1.0, "low": 0.9, "high": 1.1}, "theirs": None}]}
-CURVE = {"stage": "tokenise", "against": "rows", "sizes": [10, 100], "values": [1.0, 10.0], "unit": "s", "slope": 1.0,
-         "expected": 1}
+ROW = {
+    "what": "head",
+    "status": "missed",
+    "reason": "ours by stage: product 90%",
+    "unavailable": "",
+    "comparisons": [
+        {
+            "peer": "released way",
+            "quantity": "time",
+            "goal": 9.0,
+            "ratio": 4.0,
+            "met": False,
+            "absent": "",
+            "ours": {"median": 1.0, "low": 0.9, "high": 1.1},
+            "theirs": {"median": 4.0, "low": 3.3, "high": 4.5},
+        },
+        {
+            "peer": "Liger",
+            "quantity": "time",
+            "goal": 4.0,
+            "ratio": None,
+            "met": None,
+            "absent": "peer not installed",
+            "ours": {"median": 1.0, "low": 0.9, "high": 1.1},
+            "theirs": None,
+        },
+    ],
+}
+CURVE = {
+    "stage": "tokenise",
+    "against": "rows",
+    "sizes": [10, 100],
+    "values": [1.0, 10.0],
+    "unit": "s",
+    "slope": 1.0,
+    "expected": 1,
+}
 SCALING = {"steps shared": {"seconds": {"1": 4.0, "2": 2.5}}}
-LADDER = {"steps": [{"step": "released way", "idea": "all again", "seconds": 90.0},
-                    {"step": "states kept", "idea": "once", "seconds": 9.0}]}
+LADDER = {
+    "steps": [
+        {"step": "released way", "idea": "all again", "seconds": 90.0},
+        {"step": "states kept", "idea": "once", "seconds": 9.0},
+    ]
+}
 
 
 @pytest.fixture
@@ -41,7 +75,10 @@ def test_roofline_has_a_point_a_stage(axes, small_bench):
 
 
 def test_growth_and_scaling_draw_what_there_is(axes):
-    assert "1.00 (1 expected)" in figures.growth(axes, {"curves": [CURVE]}, "rows").get_legend().texts[0].get_text()
+    assert (
+        "1.00 (1 expected)"
+        in figures.growth(axes, {"curves": [CURVE]}, "rows").get_legend().texts[0].get_text()
+    )
     axes.clear()
     assert len(figures.scaling(axes, SCALING).lines) == 2
 
@@ -53,7 +90,10 @@ def test_a_results_folder_becomes_tables(tmp_path):
     found = results.load(tmp_path)
     assert list(found) == ["m"]
     frame = results.goals_frame(found["m"]).set_index("against")
-    assert frame.loc["released way", "verdict"] == "missed" and frame.loc["Liger", "verdict"] == "peer not installed"
+    assert (
+        frame.loc["released way", "verdict"] == "missed"
+        and frame.loc["Liger", "verdict"] == "peer not installed"
+    )
     assert frame.loc["released way", "times better"] == "4 [3, 5]"
     assert results.missed_frame(found)["reason"].tolist() == [ROW["reason"]]
     assert results.growth_frame(found["m"]["rows"]["growth"])["slope"].tolist() == [1.0]
@@ -61,7 +101,10 @@ def test_a_results_folder_becomes_tables(tmp_path):
 
 
 def machine(device, **rows):
-    return {"machine": {"device": device}, "rows": {name: {"status": "shown"} | row for name, row in rows.items()}}
+    return {
+        "machine": {"device": device},
+        "rows": {name: {"status": "shown"} | row for name, row in rows.items()},
+    }
 
 
 def test_a_machine_with_a_few_rows_says_which_it_lacks():
@@ -71,7 +114,10 @@ def test_a_machine_with_a_few_rows_says_which_it_lacks():
     assert "B5" not in text and "scaling" not in text
     assert results.not_yet(machine("full", **dict.fromkeys([*ROWS, *EXTRAS], {}))) == ""
     counts = results.summary_frame(found)
-    assert counts.loc["goal missed"].tolist() == [1, 1] and counts.loc["could not be run here"].tolist() == [1, 1]
+    assert counts.loc["goal missed"].tolist() == [1, 1] and counts.loc["could not be run here"].tolist() == [
+        1,
+        1,
+    ]
     assert counts.loc["rows not measured yet", "b"] == counts.loc["rows not measured yet", "a"] + 1
 
 
@@ -111,5 +157,7 @@ def test_stored_files_become_tables():
 
 def test_what_was_tried_is_timed_on_both_sides(small_bench):
     entry = EXTRAS["tried"](small_bench)
-    assert len(entry["tried"]) >= 6 and all(t["with"] > 0 and t["without"] > 0 and t["why"] for t in entry["tried"])
+    assert len(entry["tried"]) >= 6 and all(
+        t["with"] > 0 and t["without"] > 0 and t["why"] for t in entry["tried"]
+    )
     assert len(results.tried_frame({"rows": {"tried": entry}})) == len(entry["tried"])

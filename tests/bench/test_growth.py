@@ -11,8 +11,10 @@ def test_slope_by_hand():
 
 
 def test_every_curve_is_there(small_bench, monkeypatch):
-    monkeypatch.setattr("chameleon_lite.bench.growth.measure_rows",
-                        lambda bench, backbone, n: {stage: float(n) for stage in EXPECTED})
+    monkeypatch.setattr(
+        "chameleon_lite.bench.growth.measure_rows",
+        lambda bench, backbone, n: {stage: float(n) for stage in EXPECTED},
+    )
     curves = growth(small_bench)["curves"]
     assert {c["against"] for c in curves} == {"rows", "clusters", "vocabulary", "rank"}
     assert all(len(c["sizes"]) == len(c["values"]) and np.isfinite(c["slope"]) for c in curves)

@@ -61,7 +61,8 @@ def test_what_the_host_takes_is_one_calls_time():
     calls = []
     assert 0.01 <= host_seconds(lambda: calls.append(time.sleep(0.01)), CPU) < 1 and len(calls) == 1
     assert launching(0.004, 0.001, 0.003) == (
-        "one product h·Wᵀ is 25% of ours; the host takes 3.00 ms to tell the GPU what a step of 4.00 ms is")
+        "one product h·Wᵀ is 25% of ours; the host takes 3.00 ms to tell the GPU what a step of 4.00 ms is"
+    )
 
 
 def test_relative_error_by_hand():

@@ -19,8 +19,16 @@ def test_parts_whole_and_waiting_are_there_and_gates_hold(found):
     assert found["batches"] == 3 and found["rows a batch"] == 32
     assert set(found["whole"]) == {"plain", "adapted"} and set(found["ratios"]) == {"p50", "p95"}
     assert set(found["parts"]) == {
-        "prefix mean", "nearest centroid", "hyper-network", "backbone", "plain head", "adapted head"}  # fmt: skip
-    assert all(0 < part["p50"] <= part["p95"] for part in [*found["parts"].values(), *found["whole"].values()])
+        "prefix mean",
+        "nearest centroid",
+        "hyper-network",
+        "backbone",
+        "plain head",
+        "adapted head",
+    }
+    assert all(
+        0 < part["p50"] <= part["p95"] for part in [*found["parts"].values(), *found["whole"].values()]
+    )
     waiting = {row["batches"]: row for row in found["waiting"]["batches"]}
     assert waiting["by cluster"]["p50"] > waiting["mixed"]["p50"] > 0
     share = found["operations"]["share"]

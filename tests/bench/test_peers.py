@@ -21,7 +21,9 @@ def test_preparing_one_by_one_is_what_ours_does_at_once():
     words, tokenizer = texts(20), trained_tokenizer(1_000)
     embedding, positions = torch.randn(len(tokenizer), 12), torch.randn(256, 12)
     ids, vectors = peers.prepare_one_by_one(words, tokenizer, embedding, positions, 256)
-    table = tokenise([Document(str(i), w) for i, w in enumerate(words)], tokenizer, prefix_tokens=1, min_scored=1)
+    table = tokenise(
+        [Document(str(i), w) for i, w in enumerate(words)], tokenizer, prefix_tokens=1, min_scored=1
+    )
     assert torch.equal(ids, table.padded(range(20), 256)[0])
     assert torch.allclose(vectors, mean_embeddings(table, embedding, span="padded", length=256), atol=1e-6)
 
@@ -50,4 +52,6 @@ def test_the_concatenation_has_the_same_logits():
     assert torch.allclose(wide @ matrix.T, h @ weight.T + (h @ down.T) @ up.T, atol=1e-5)
     target = torch.randint(30, (6,))
     plain = peers.plain_head_loss(h, target, weight, down, up)
-    assert float(plain) == pytest.approx(float(F.cross_entropy(wide @ matrix.T, target, reduction="sum")), rel=1e-5)
+    assert float(plain) == pytest.approx(
+        float(F.cross_entropy(wide @ matrix.T, target, reduction="sum")), rel=1e-5
+    )

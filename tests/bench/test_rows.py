@@ -1,4 +1,5 @@
 """Every row on the tiny backbone: it runs, its gates hold, its JSON is complete. Nothing here looks at a time."""
+
 import json
 
 import pytest
@@ -42,8 +43,12 @@ def test_adapting_many_short_texts_row(small_bench):
     assert work["peak bytes"] < 1.5 * work["peak bytes, one row"] and work["processor s"] > 0
     entry = json.loads(json.dumps(row.as_json()))
     assert entry["comparisons"][0]["ratio"] > 1
-    (shown,) = many_texts_frame({"here": {"machine": {"device": "this"}, "rows": {"B16": entry}}}).to_dict("records")
-    assert shown["peak (GB)"] == work["peak bytes"] / 1e9 and shown["limit (GB)"] == 4 and shown["rows"] == 200
+    (shown,) = many_texts_frame({"here": {"machine": {"device": "this"}, "rows": {"B16": entry}}}).to_dict(
+        "records"
+    )
+    assert (
+        shown["peak (GB)"] == work["peak bytes"] / 1e9 and shown["limit (GB)"] == 4 and shown["rows"] == 200
+    )
 
 
 def test_short_texts_are_whole_pieces_of_equal_length():
@@ -51,7 +56,9 @@ def test_short_texts_are_whole_pieces_of_equal_length():
     from chameleon_lite.data.corpora import Corpus, Document
 
     long = Document("a", " ".join(map(str, range(2 * WORDS + 3))))
-    corpus = Corpus("made up", {"train": (long, Document("b", "too short")), "validation": (), "test": (long,)}, "here")
+    corpus = Corpus(
+        "made up", {"train": (long, Document("b", "too short")), "validation": (), "test": (long,)}, "here"
+    )
     pieces = list(short_texts(corpus))
     assert len(pieces) == 4 and {len(p.split()) for p in pieces} == {WORDS} and pieces[:2] == pieces[2:]
 

@@ -1,4 +1,5 @@
 """Helpers of the book's tests: the repository's root, its notebooks, and the book's tools as modules."""
+
 import importlib.util
 import sys
 from pathlib import Path

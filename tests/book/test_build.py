@@ -1,4 +1,5 @@
 """The book's machinery: what must stop a build does stop it, and what is staged is what was run."""
+
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -20,8 +21,10 @@ def run(book_tools, tmp_path):
     def call(*code, parameters=None, timeout=60):
         source = written(tmp_path / "x.ipynb", *code)
         done, failed = (tmp_path / folder / "x.ipynb" for folder in ("done", "failed"))
-        return book_tools["execute"].run_notebook(source, done, failed, parameters or {}, timeout=timeout,
-                                                  log=tmp_path / "x.log")
+        return book_tools["execute"].run_notebook(
+            source, done, failed, parameters or {}, timeout=timeout, log=tmp_path / "x.log"
+        )
+
     return call
 
 
@@ -32,7 +35,12 @@ def test_a_good_run_is_published_with_its_parameters(run, book_tools, tmp_path):
     assert book.cells[-1].outputs[0].text == "paperpaper\n" and seconds > 0
     header, row = book_tools["build"].notebook_status([tmp_path / "done" / "x.ipynb"])
     assert dict(zip(header, row, strict=True)) | {"seconds": 0, "run on": ""} == {
-        "notebook": "x", "profile": "paper", "seconds": 0, "code cells": 3, "run on": ""}
+        "notebook": "x",
+        "profile": "paper",
+        "seconds": 0,
+        "code cells": 3,
+        "run on": "",
+    }
     (injected,) = [c for c in book.cells if "injected-parameters" in c.metadata.get("tags", [])]
     assert "hide-input" in injected.metadata.tags
     assert "profile = paper" in book.cells[0].source
@@ -40,8 +48,14 @@ def test_a_good_run_is_published_with_its_parameters(run, book_tools, tmp_path):
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("code, says", [("1 / 0", "ZeroDivisionError"), ("import time; time.sleep(60)", "longer than"),
-                                        ("import sys; print('careful', file=sys.stderr)", "stderr")])
+@pytest.mark.parametrize(
+    "code, says",
+    [
+        ("1 / 0", "ZeroDivisionError"),
+        ("import time; time.sleep(60)", "longer than"),
+        ("import sys; print('careful', file=sys.stderr)", "stderr"),
+    ],
+)
 def test_a_bad_run_is_kept_apart_and_replaces_no_good_page(run, tmp_path, code, says):
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "x.ipynb").write_text("an older page")
@@ -56,10 +70,17 @@ def test_unknown_parameter_is_refused_before_anything_runs(run, tmp_path):
     assert not (tmp_path / "done").exists()
 
 
-@pytest.mark.parametrize("output, says", [
-    (new_output("error", ename="E", evalue="", traceback=[]), "shows an error"),
-    (new_output("stream", name="stdout", text="Traceback (most recent call last):\n  …"), "shows an error"),
-    (new_output("display_data", data={"image/png": "aGk="}), "mystnb.image.alt")])
+@pytest.mark.parametrize(
+    "output, says",
+    [
+        (new_output("error", ename="E", evalue="", traceback=[]), "shows an error"),
+        (
+            new_output("stream", name="stdout", text="Traceback (most recent call last):\n  …"),
+            "shows an error",
+        ),
+        (new_output("display_data", data={"image/png": "aGk="}), "mystnb.image.alt"),
+    ],
+)
 def test_faults_name_what_is_unfit(book_tools, output, says):
     book = new_notebook(cells=[new_code_cell("x", outputs=[output])])
     (fault,) = book_tools["execute"].faults(book)
@@ -75,7 +96,9 @@ def test_parameters_are_yaml_values_and_need_an_owner(book_tools, tmp_path):
         build.parse_parameters(["n"])
     one, two = (written(tmp_path / f"{n}.ipynb", parameters=f'profile = "smoke"\n{n} = 1') for n in "ab")
     assert build.parameters_of([one, two], {"profile": "paper", "b": 2}) == {
-        one: {"profile": "paper"}, two: {"profile": "paper", "b": 2}}
+        one: {"profile": "paper"},
+        two: {"profile": "paper", "b": 2},
+    }
     with pytest.raises(UserError, match="unknown notebook parameter"):
         build.parameters_of([one, two], {"c": 3})
 

@@ -1,4 +1,5 @@
 """What every notebook of the repository keeps to, so that it reads, runs and renders like the others."""
+
 import ast
 import re
 
@@ -75,7 +76,9 @@ def test_defines_nothing_outside_the_by_hand_cell(cells):
     by_hand = tagged(cells, "by-hand")
     assert len(by_hand) <= 1
     for cell in by_hand:
-        assert any(isinstance(node, ast.Assert) for node in python_of(cell).body), "must end by asserting equality"
+        assert any(isinstance(node, ast.Assert) for node in python_of(cell).body), (
+            "must end by asserting equality"
+        )
     kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
     for cell in code_cells(cells):
         if cell not in by_hand:

@@ -1,4 +1,5 @@
 """The files around the code agree with each other: pyproject, constraints, environment, toc, citation, README."""
+
 import ast
 import re
 import shutil
@@ -12,9 +13,17 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-IMPORT_NAMES = {"sklearn": "scikit-learn", "yaml": "pyyaml", "umap": "umap-learn", "huggingface_hub": "transformers",
-                "tokenizers": "transformers", "myst_nb": "myst-nb", "mpl_toolkits": "matplotlib",
-                "IPython": "ipykernel", "triton": "torch"}  # comes with torch where torch has a GPU
+IMPORT_NAMES = {
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+    "umap": "umap-learn",
+    "huggingface_hub": "transformers",
+    "tokenizers": "transformers",
+    "myst_nb": "myst-nb",
+    "mpl_toolkits": "matplotlib",
+    "IPython": "ipykernel",
+    "triton": "torch",
+}  # comes with torch where torch has a GPU
 
 MEASURED_WHERE_THERE = {"liger-kernel"}  # a peer of a benchmark row; without it the row says so
 
@@ -26,7 +35,9 @@ def project(repository):
 
 @pytest.fixture(scope="module")
 def pins(repository):
-    lines = [line for line in (repository / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line for line in (repository / "constraints.txt").read_text().splitlines() if not line.startswith("#")
+    ]
     return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
 
 
@@ -118,6 +129,7 @@ def test_readme_names_commands_the_cli_has(repository):
     from typer.main import get_command
 
     from chameleon_lite import cli
+
     assert commands <= set(get_command(cli.app).commands)
 
 
@@ -135,7 +147,9 @@ def test_readme_links_to_files_that_exist(repository):
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_without_a_target_explains_itself(repository):
-    run = subprocess.run(["make", "--no-print-directory"], cwd=repository, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        ["make", "--no-print-directory"], cwd=repository, capture_output=True, text=True, check=True
+    )
     assert "make book" in run.stdout and "TORCH_INDEX" in run.stdout and run.stderr == ""
 
 

@@ -3,6 +3,7 @@
 Run it after `make book` (`make browser`). Without a site or a browser the tests are skipped on a laptop; under
 CI=true they fail, since there a skip would be a check that never ran.
 """
+
 import functools
 import http.server
 import importlib.util
@@ -18,8 +19,15 @@ import yaml
 pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("default")]
 SITE = Path(__file__).resolve().parents[2] / "_build" / "site"
 WIDTHS, THEMES = (1280, 360), ("light", "dark")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 FACTS = """() => ({
   wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
   images: [...document.images].filter(i => i.offsetParent).map(i => [i.src, i.alt, i.complete && i.naturalWidth > 0]),
@@ -77,7 +85,10 @@ def visit(browser, address):
         contexts.append(context)
         page, problems = context.new_page(), []
         page.on("pageerror", lambda error: problems.append(f"script error: {error}"))
-        page.on("console", lambda m: m.type in ("error", "warning") and problems.append(f"console {m.type}: {m.text}"))
+        page.on(
+            "console",
+            lambda m: m.type in ("error", "warning") and problems.append(f"console {m.type}: {m.text}"),
+        )
         page.on("response", lambda r: r.status >= 400 and problems.append(f"{r.status} {r.url}"))
 
         def inside(route):
@@ -116,7 +127,9 @@ def test_page_is_whole(visit, name, width, theme):
     assert facts["wide"] <= 0, f"{facts['wide']} px wider than the window"
     for source, alt, loaded in facts["images"]:
         assert loaded, source
-        assert alt.strip() and "/" not in alt and not alt.endswith((".png", ".svg")), f"alt text of {source}: {alt!r}"
+        assert alt.strip() and "/" not in alt and not alt.endswith((".png", ".svg")), (
+            f"alt text of {source}: {alt!r}"
+        )
     assert facts["merror"] == 0 and facts["set"] >= facts["math"]
     assert not facts["traceback"]
 
@@ -125,8 +138,11 @@ def test_links_lead_somewhere(address):
     from bs4 import BeautifulSoup
 
     paths = {p.relative_to(SITE).as_posix(): p for p in SITE.rglob("*.html")}
-    pages = {name: BeautifulSoup(path.read_text(), "html.parser") for name, path in paths.items()
-             if not name.startswith("_static/")}  # the theme's own templates lie there
+    pages = {
+        name: BeautifulSoup(path.read_text(), "html.parser")
+        for name, path in paths.items()
+        if not name.startswith("_static/")
+    }  # the theme's own templates lie there
     ids = {name: {tag["id"] for tag in soup.find_all(id=True)} for name, soup in pages.items()}
     broken = []
     for name, soup in pages.items():
@@ -172,5 +188,7 @@ def test_sidebar_opens_on_a_phone(visit):
 def test_search_finds_a_word_of_the_text(visit):
     page, problems = visit("search.html?q=perplexity")
     page.wait_for_selector("#search-results li a", timeout=10_000)
-    assert any("glossary" in link.get_attribute("href") for link in page.locator("#search-results li a").all())
+    assert any(
+        "glossary" in link.get_attribute("href") for link in page.locator("#search-results li a").all()
+    )
     assert problems == []

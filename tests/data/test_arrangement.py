@@ -35,7 +35,9 @@ def test_every_document_once_and_no_group_spans_clusters(n, k, size, seed):
         assert len(rows) <= size and len(labels[rows].unique()) == 1
     assert group.unique().tolist() == list(range(int(group.max()) + 1))
     along = group[made.order]
-    assert (along.diff() >= 0).all()  # groups are numbered along the order, so a step's rows meet them in order
+    assert (
+        along.diff() >= 0
+    ).all()  # groups are numbered along the order, so a step's rows meet them in order
 
 
 def test_same_seed_same_arrangement_and_another_epoch_differs():

@@ -1,4 +1,5 @@
 """The tokenizer's short way against the library's own, in every field of the table."""
+
 from dataclasses import fields
 
 import numpy as np
@@ -17,7 +18,9 @@ from chameleon_lite.errors import UserError
 END = "<|endoftext|>"
 WORDS = ["the naïve café ", "  over there", "日本語", "🙂🙂", END, "AbC dEf ", "\n", "", " "]
 TEXTS = st.lists(st.sampled_from(WORDS), max_size=5).map("".join)
-DOCUMENTS = st.lists(st.tuples(TEXTS, st.one_of(st.just(""), TEXTS), st.sampled_from(["", "café", "lang"])), max_size=9)
+DOCUMENTS = st.lists(
+    st.tuples(TEXTS, st.one_of(st.just(""), TEXTS), st.sampled_from(["", "café", "lang"])), max_size=9
+)
 
 
 def byte_level():
@@ -25,7 +28,9 @@ def byte_level():
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.post_processor = processors.ByteLevel(trim_offsets=True)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+    )
     backend.train_from_iterator(WORDS * 3, trainer)
     return backend
 
@@ -34,7 +39,9 @@ def words_in_lower_case():
     """Drops blanks, folds case and accents, and has a beginning that it would set before every text."""
     pieces = ["[UNK]", "[BOS]", "the", "naive", "cafe", "over", "there", "abc", "d", "##ef"]
     backend = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
-    backend.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()])
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    )
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.post_processor = processors.TemplateProcessing("[BOS] $A", None, [("[BOS]", 1)])
     return backend
@@ -116,7 +123,13 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=40, deadline=None)
-@given(DOCUMENTS, st.integers(9, 14), st.integers(1, 4), st.integers(0, 4), st.sampled_from(["prompt", "instruction"]))
+@given(
+    DOCUMENTS,
+    st.integers(9, 14),
+    st.integers(1, 4),
+    st.integers(0, 4),
+    st.sampled_from(["prompt", "instruction"]),
+)
 def test_every_field_is_what_the_librarys_call_gives(kind, made, length, prefix, scored, condition):
     words = dict(max_length=length, prefix_tokens=prefix, min_scored=scored, condition_on=condition)
     check(made, KINDS[kind], **words)
@@ -125,10 +138,14 @@ def test_every_field_is_what_the_librarys_call_gives(kind, made, length, prefix,
 def test_chunks_change_nothing(monkeypatch):
     some = [Document(str(i), WORDS[i % 9] * i, prompt=WORDS[i % 5], instruction="café") for i in range(23)]
     for tokenizer in (*KINDS.values(), plain):
-        whole = tokenise(some, tokenizer, max_length=20, prefix_tokens=1, min_scored=1, condition_on="instruction")
+        whole = tokenise(
+            some, tokenizer, max_length=20, prefix_tokens=1, min_scored=1, condition_on="instruction"
+        )
         with monkeypatch.context() as patch:
             patch.setattr(tokens, "CHUNK", 3)
-            parts = tokenise(some, tokenizer, max_length=20, prefix_tokens=1, min_scored=1, condition_on="instruction")
+            parts = tokenise(
+                some, tokenizer, max_length=20, prefix_tokens=1, min_scored=1, condition_on="instruction"
+            )
         for name in (f.name for f in fields(whole)):
             assert np.array_equal(getattr(whole, name), getattr(parts, name)), name
         assert whole.hash == parts.hash
@@ -145,7 +162,9 @@ def test_settings_left_from_an_earlier_call_neither_count_nor_change():
     assert None not in state
     for characters in (True, False):
         found = encode(texts, tokenizer, characters=characters)
-        assert found.ids.tolist() == sum(before, []) and found.lengths.tolist() == [len(row) for row in before]
+        assert found.ids.tolist() == sum(before, []) and found.lengths.tolist() == [
+            len(row) for row in before
+        ]
         assert (rust.truncation, rust.padding, rust.encode_special_tokens) == state
     with pytest.raises(TypeError):
         encode([None], tokenizer)
@@ -165,10 +184,15 @@ def test_only_what_the_library_would_do_itself_is_left_out():
 @pytest.mark.parametrize("missing", ["_encode_plus", "set_truncation_and_padding"])
 def test_a_library_that_names_its_parts_otherwise_is_called(monkeypatch, missing):
     tokenizer = fast()
-    monkeypatch.setattr(encoding, "OWN", tuple(f"{name}_2" if name == missing else name for name in encoding.OWN))
+    monkeypatch.setattr(
+        encoding, "OWN", tuple(f"{name}_2" if name == missing else name for name in encoding.OWN)
+    )
     assert encoding._inside(tokenizer) is None
     found, (ids, ends) = encode(["the café"], tokenizer), library(tokenizer, "the café")
-    assert found.ids.tolist() == ids and found.stops(np.array([0]), np.array([len(ids) - 1])).tolist() == ends[-1:]
+    assert (
+        found.ids.tolist() == ids
+        and found.stops(np.array([0]), np.array([len(ids) - 1])).tolist() == ends[-1:]
+    )
 
 
 def test_ends_are_asked_for_a_text_and_a_token():

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from chameleon_lite.data import clusters, lloyd
-from chameleon_lite.data.clusters import MAX_CLUSTERS, cluster_count, fit_clusters, scikit_steps_from, steps_from
+from chameleon_lite.data.clusters import (
+    MAX_CLUSTERS,
+    cluster_count,
+    fit_clusters,
+    scikit_steps_from,
+    steps_from,
+)
 from chameleon_lite.ops import nearest_centroid, normalise
 
 
@@ -65,7 +71,10 @@ def test_chunks_change_nothing(monkeypatch):
 def test_an_empty_cluster_starts_anew_at_the_farthest_row(products):
     x = torch.tensor([[0.0], [1.0], [2.0], [50.0]])
     centroids = lloyd.lloyd(x, torch.tensor([[1.0], [1000.0]]), 5)
-    assert lloyd.inertia(x, centroids) == pytest.approx(2.0) and sorted(centroids.flatten().tolist()) == [1.0, 50.0]
+    assert lloyd.inertia(x, centroids) == pytest.approx(2.0) and sorted(centroids.flatten().tolist()) == [
+        1.0,
+        50.0,
+    ]
 
 
 def test_empty_clusters_take_different_rows_and_do_not_end_the_steps(products):
@@ -120,7 +129,9 @@ def test_no_row_takes_a_column_that_only_fills_up():
 
 def test_lengths_of_centroids_count_as_in_float32():
     lengths = 1 + 1e-6 * torch.randperm(70, generator=torch.Generator().manual_seed(0))
-    centroids = lengths.unsqueeze(1) * normalise(torch.randn(70, 16, generator=torch.Generator().manual_seed(1)))
+    centroids = lengths.unsqueeze(1) * normalise(
+        torch.randn(70, 16, generator=torch.Generator().manual_seed(1))
+    )
     x = torch.cat([centroids, -centroids, torch.zeros(1, 16)])  # the mean is zero
     assert int(lloyd.SplitProducts(x).labels(centroids)[-1]) == int(lengths.argmin())
 
@@ -191,7 +202,9 @@ def test_on_a_gpu_labels_are_those_of_float64_and_centroids_those_of_the_host():
     assert torch.equal(lloyd.label_finder(x)(start), scores(x, start).argmax(1))
     found, again = (lloyd.lloyd(x, start, 5, -1.0) for _ in range(2))
     assert torch.equal(found, again)
-    assert inertia(x, found) == pytest.approx(inertia(x.cpu(), lloyd.lloyd(x.cpu(), start.cpu(), 5, -1.0)), rel=1e-4)
+    assert inertia(x, found) == pytest.approx(
+        inertia(x.cpu(), lloyd.lloyd(x.cpu(), start.cpu(), 5, -1.0)), rel=1e-4
+    )
 
 
 def test_many_rows_are_clustered_here_and_few_by_scikit_learn(monkeypatch):

@@ -82,13 +82,17 @@ def test_settings_that_cannot_be_met(byte_table, settings, message):
 
 def one(prompt, text, tokenizer, **settings):
     document = Document("x", text, prompt=prompt, instruction="add")
-    return tokenise([document], tokenizer, **{"max_length": 10, "prefix_tokens": 2, "min_scored": 3} | settings)
+    return tokenise(
+        [document], tokenizer, **{"max_length": 10, "prefix_tokens": 2, "min_scored": 3} | settings
+    )
 
 
 def test_the_prompt_is_the_prefix(byte_tokenizer):
     table = one("> add: ", "abc", byte_tokenizer)
     assert decoded(table, 0) == "> add: abc"
-    assert table.prefix.tolist() == [7] and table.n_scored.tolist() == [3] and table.scored_bytes.tolist() == [3]
+    assert (
+        table.prefix.tolist() == [7] and table.n_scored.tolist() == [3] and table.scored_bytes.tolist() == [3]
+    )
     assert table.condition.tolist() == [[0, 7]]
 
 
@@ -121,7 +125,11 @@ def test_a_fast_tokenizer_counts_bytes_and_spans_exactly():
     backend = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast = PreTrainedTokenizerFast(tokenizer_object=backend)
-    documents = [Document("a", "naïve café, twice"), Document("b", "plain"), Document("c", "né", prompt="où: ")]
+    documents = [
+        Document("a", "naïve café, twice"),
+        Document("b", "plain"),
+        Document("c", "né", prompt="où: "),
+    ]
     table = tokenise(documents, fast, max_length=12, prefix_tokens=2, min_scored=1)
     assert table.lengths.tolist() == [12, 5, 8]  # one token a byte
     assert table.scored_bytes.tolist() == [10, 3, 3] == table.n_scored.tolist()

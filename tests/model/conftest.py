@@ -1,4 +1,5 @@
 """Small models of several architectures, saved as folders so that they load like anyone's own model."""
+
 import pytest
 import torch
 
@@ -6,16 +7,45 @@ from chameleon_lite.model.backbones import load_backbone
 from chameleon_lite.model.tiny import byte_tokenizer
 
 COMMON = {"vocab_size": 257, "max_position_embeddings": 128, "bos_token_id": 256, "eos_token_id": 256}
-LLAMA = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "initializer_range": 0.2} | COMMON
+LLAMA = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "initializer_range": 0.2,
+} | COMMON
 KINDS = {  # name -> configuration class, its settings, what the tokenizer's pad token is
-    "gpt2-tied": ("GPT2Config", {"vocab_size": 257, "n_positions": 128, "n_embd": 16, "n_layer": 2, "n_head": 2,
-                                 "initializer_range": 0.2, "bos_token_id": 256, "eos_token_id": 256}, "missing"),
+    "gpt2-tied": (
+        "GPT2Config",
+        {
+            "vocab_size": 257,
+            "n_positions": 128,
+            "n_embd": 16,
+            "n_layer": 2,
+            "n_head": 2,
+            "initializer_range": 0.2,
+            "bos_token_id": 256,
+            "eos_token_id": 256,
+        },
+        "missing",
+    ),
     "llama-untied": ("LlamaConfig", {"num_key_value_heads": 2, "tie_word_embeddings": False} | LLAMA, "eos"),
     "qwen2-tied": ("Qwen2Config", {"num_key_value_heads": 2, "tie_word_embeddings": True} | LLAMA, "zero"),
     "neox-untied": ("GPTNeoXConfig", LLAMA, "own"),
-    "opt-projected": ("OPTConfig", {"hidden_size": 32, "word_embed_proj_dim": 16, "ffn_dim": 32, "num_hidden_layers": 2,
-                                    "num_attention_heads": 4, "init_std": 0.2, "pad_token_id": 0} | COMMON, "own"),
+    "opt-projected": (
+        "OPTConfig",
+        {
+            "hidden_size": 32,
+            "word_embed_proj_dim": 16,
+            "ffn_dim": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "init_std": 0.2,
+            "pad_token_id": 0,
+        }
+        | COMMON,
+        "own",
+    ),
     "phi-bias": ("PhiConfig", LLAMA, "eos"),
 }
 
@@ -32,8 +62,12 @@ def save_small(kind: str, folder, seed: int = 0):
             if name.endswith("bias"):  # zero by default: a forgotten bias would go unseen
                 torch.nn.init.normal_(value, std=0.2)
     tokenizer = byte_tokenizer(128)
-    pads = {"missing": None, "eos": tokenizer.eos_token, "zero": tokenizer.convert_ids_to_tokens(0),
-            "own": tokenizer.convert_ids_to_tokens(1)}
+    pads = {
+        "missing": None,
+        "eos": tokenizer.eos_token,
+        "zero": tokenizer.convert_ids_to_tokens(0),
+        "own": tokenizer.convert_ids_to_tokens(1),
+    }
     tokenizer.pad_token = pads[pad]
     lm.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -49,6 +83,7 @@ def small_folder(tmp_path_factory):
         if (kind, seed) not in made:
             made[kind, seed] = save_small(kind, tmp_path_factory.mktemp(kind), seed)
         return made[kind, seed]
+
     return get
 
 
@@ -68,10 +103,14 @@ def _adapted(backbone, clusters=3, **settings):
 
     torch.manual_seed(1)
     centroids = torch.nn.functional.normalize(torch.randn(clusters, backbone.width), dim=1)
-    model = ChameleonLiteForCausalLM.from_backbone(backbone, rank=2, dropout=0.0, centroids=centroids, **settings)
+    model = ChameleonLiteForCausalLM.from_backbone(
+        backbone, rank=2, dropout=0.0, centroids=centroids, **settings
+    )
     for parameter in model.head.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    torch.nn.init.normal_(model.head.last.bias, std=0.1)  # so that the condition matters more than the constant
+    torch.nn.init.normal_(
+        model.head.last.bias, std=0.1
+    )  # so that the condition matters more than the constant
     return model.eval()
 
 
@@ -86,7 +125,7 @@ def _batch(backbone, texts=("a short one", "a second prompt, quite a bit longer"
 
 def _new_tokens(model, ids, mask, **options):
     options = {"max_new_tokens": 8, "do_sample": False} | options
-    return model.generate(input_ids=ids, attention_mask=mask, **options)[:, ids.shape[1]:]
+    return model.generate(input_ids=ids, attention_mask=mask, **options)[:, ids.shape[1] :]
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 """A head's product through a padded copy of its weight."""
+
 import pytest
 import torch
 from torch import nn
@@ -25,11 +26,16 @@ def test_the_padded_copy_gives_the_heads_logits(vocab, bias):
 
 def test_updates_of_several_groups_are_added_to_its_view():
     head, h = head_of(100, True), torch.randn(6, 2, 16, dtype=torch.float64)
-    update = HeadUpdate(torch.randn(3, 4, 16, dtype=torch.float64), torch.randn(3, 100, 4, dtype=torch.float64),
-                        torch.randn(3, 100, dtype=torch.float64))
+    update = HeadUpdate(
+        torch.randn(3, 4, 16, dtype=torch.float64),
+        torch.randn(3, 100, 4, dtype=torch.float64),
+        torch.randn(3, 100, dtype=torch.float64),
+    )
     mixed = MixedUpdate(update, torch.tensor([2, 0, 1, 1, 0, 0]))
     with torch.no_grad():
-        torch.testing.assert_close(mixed.logits(AlignedHead(head), h), mixed.logits(head, h), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            mixed.logits(AlignedHead(head), h), mixed.logits(head, h), rtol=1e-12, atol=1e-12
+        )
 
 
 def test_a_changed_or_replaced_weight_is_noticed():
@@ -61,7 +67,10 @@ def test_adapted_logits_on_a_gpu_are_the_plain_heads_but_for_rounding():
     ids = torch.arange(2, 34, device="cuda").view(2, 16) % backbone.vocab
     with torch.no_grad():
         expected = model(input_ids=ids).logits.float()
-        found = model(input_ids=ids, condition=torch.zeros(1, backbone.width, device="cuda"),
-                      group=torch.zeros(2, dtype=torch.int64)).logits.float()
+        found = model(
+            input_ids=ids,
+            condition=torch.zeros(1, backbone.width, device="cuda"),
+            group=torch.zeros(2, dtype=torch.int64),
+        ).logits.float()
     assert (model._aligned is not None) == (backbone.vocab % ROW_MULTIPLE > 0)
-    assert float((found - expected).abs().max()) <= 2 ** -7 * float(expected.abs().max())
+    assert float((found - expected).abs().max()) <= 2**-7 * float(expected.abs().max())

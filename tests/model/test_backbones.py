@@ -1,4 +1,5 @@
 """A backbone is exactly transformers' model, cut between body and head; everything that cannot be cut is refused."""
+
 import time
 
 import pytest
@@ -26,7 +27,9 @@ def test_padding_never_changes_the_hidden_states_of_real_tokens(name):
     ids = torch.randint(0, 256, (1, 6), generator=torch.Generator().manual_seed(2))
     padded = torch.cat([ids, torch.full((1, 3), backbone.pad_id)], dim=1)
     mask = torch.tensor([[1] * 6 + [0] * 3])
-    torch.testing.assert_close(backbone.hidden(padded, mask)[:, :6], backbone.hidden(ids, torch.ones_like(ids)))
+    torch.testing.assert_close(
+        backbone.hidden(padded, mask)[:, :6], backbone.hidden(ids, torch.ones_like(ids))
+    )
 
 
 def test_everything_is_frozen_and_in_evaluation_mode():
@@ -67,7 +70,9 @@ def test_a_saved_model_loads_from_its_folder(tmp_path):
 
 def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
     original = load_backbone("tiny")
-    state = {k: v for k, v in original.lm.state_dict().items() if "h.1.mlp.c_fc" not in k and k != "lm_head.weight"}
+    state = {
+        k: v for k, v in original.lm.state_dict().items() if "h.1.mlp.c_fc" not in k and k != "lm_head.weight"
+    }
     original.lm.save_pretrained(tmp_path, state_dict=state)
     original.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(errors.DamagedFile, match="lacks weights"):
@@ -104,8 +109,18 @@ def test_offline_mode_makes_no_connection(monkeypatch):
 def test_models_that_change_logits_after_the_head_are_refused_by_name():
     from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
 
-    sizes = dict(vocab_size=40, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
-                 num_key_value_heads=2, head_dim=4, pad_token_id=0, bos_token_id=0, eos_token_id=0)
+    sizes = dict(
+        vocab_size=40,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=4,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     capped, scaled = Gemma2Config(**sizes), GraniteConfig(logits_scaling=2.0, **sizes)
     for lm in (Gemma2ForCausalLM(capped), GraniteForCausalLM(scaled)):
         with pytest.raises(errors.UserError, match=type(lm).__name__):
@@ -115,7 +130,15 @@ def test_models_that_change_logits_after_the_head_are_refused_by_name():
 def test_width_is_the_heads_not_the_configurations():
     from transformers import OPTConfig, OPTForCausalLM
 
-    config = OPTConfig(vocab_size=40, hidden_size=16, word_embed_proj_dim=8, ffn_dim=16, num_hidden_layers=1,
-                       num_attention_heads=2, max_position_embeddings=32, pad_token_id=1)
+    config = OPTConfig(
+        vocab_size=40,
+        hidden_size=16,
+        word_embed_proj_dim=8,
+        ffn_dim=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        pad_token_id=1,
+    )
     _, embedding, head = head_access(OPTForCausalLM(config).eval())
     assert head.weight.shape == (40, 8) and embedding.shape == (40, 8)

@@ -48,7 +48,9 @@ def stirred(head):
 
 def adapted(head):
     h = torch.randn(G, 3, C, generator=torch.Generator().manual_seed(2))
-    return torch.zeros(G, 3, V) + apply_update(h, head.factors(condition()))  # a bias is the same in every position
+    return torch.zeros(G, 3, V) + apply_update(
+        h, head.factors(condition())
+    )  # a bias is the same in every position
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -81,7 +83,9 @@ def test_the_fast_loss_equals_the_plain_one_with_its_gradients(name):
 def test_a_mixture_without_groups_serves_all_rows():
     W = HeadWeight(weight().double(), dtype=torch.float64)
     h, target = torch.randn(9, C).double(), torch.arange(9)
-    update = HeadUpdate(torch.randn(1, 3, C).double(), torch.randn(1, V, 3).double(), mix=torch.randn(1, 3).double())
+    update = HeadUpdate(
+        torch.randn(1, 3, C).double(), torch.randn(1, V, 3).double(), mix=torch.randn(1, 3).double()
+    )
     one = token_losses(h, target, W, [update])
     dense = F.cross_entropy(h @ (weight().double() + update.dense()).T, target, reduction="none")
     assert torch.allclose(one[0], dense)

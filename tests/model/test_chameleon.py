@@ -16,8 +16,9 @@ def test_starts_as_the_backbone_in_logits_and_in_generation(architecture, small_
     assert torch.equal(model(ids, attention_mask=mask, use_cache=False).logits, plain)
     condition = torch.randn(3, backbone.width)
     assert torch.equal(model(ids, attention_mask=mask, condition=condition, use_cache=False).logits, plain)
-    frozen = backbone.lm.generate(input_ids=ids, attention_mask=mask, max_new_tokens=8, do_sample=False,
-                                  pad_token_id=backbone.pad_id)[:, ids.shape[1]:]
+    frozen = backbone.lm.generate(
+        input_ids=ids, attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=backbone.pad_id
+    )[:, ids.shape[1] :]
     assert torch.equal(new_tokens(model, ids, mask), frozen)
 
 
@@ -45,8 +46,12 @@ def test_beams_and_samples_keep_their_prompts_condition(small_backbone, adapted,
     together = new_tokens(model, ids, mask, group=group, **options)
     assert len(together) == 6
     for row in range(3):
-        alone = new_tokens(model, ids[row : row + 1], mask[row : row + 1],
-                           **options | {"condition": condition[group[row]][None]})
+        alone = new_tokens(
+            model,
+            ids[row : row + 1],
+            mask[row : row + 1],
+            **options | {"condition": condition[group[row]][None]},
+        )
         assert torch.equal(together[2 * row : 2 * row + 2, : alone.shape[1]], alone)
 
 
@@ -56,7 +61,9 @@ def test_condition_is_the_prompts_and_does_not_move(small_backbone, monkeypatch,
     ids, mask = batch(backbone)
     calls, steps, factors = [], [], model.head.factors
     monkeypatch.setattr(model.head, "factors", lambda c: calls.append(c.vector.clone()) or factors(c))
-    handle = model.register_forward_pre_hook(lambda m, a, kw: steps.append(kw["head_update"]), with_kwargs=True)
+    handle = model.register_forward_pre_hook(
+        lambda m, a, kw: steps.append(kw["head_update"]), with_kwargs=True
+    )
     tokens = new_tokens(model, ids, mask)
     handle.remove()
     assert len(calls) == 1 and len(steps) == tokens.shape[1]
@@ -107,6 +114,7 @@ def test_with_lora_in_the_layers(kind, small_backbone, tmp_path, adapted, batch)
     model = adapted(backbone, lora_rank=2)
     assert torch.equal(model(ids, attention_mask=mask).logits, frozen)  # LoRA starts as nothing
     from chameleon_lite.model.lora import lora_parameters
+
     with torch.no_grad():
         for parameter in lora_parameters(model.lm).values():
             parameter.normal_(std=0.1)

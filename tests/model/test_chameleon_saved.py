@@ -15,15 +15,24 @@ def test_saved_adapter_is_small_and_comes_back_exactly(architecture, small_folde
     model = adapted(backbone, notes={"held_out": 1.5})
     model.save_pretrained(tmp_path / "adapter")
     names = {p.name for p in (tmp_path / "adapter").iterdir()}
-    assert names <= {"config.json", "generation_config.json", "model.safetensors"} and "model.safetensors" in names
+    assert (
+        names <= {"config.json", "generation_config.json", "model.safetensors"}
+        and "model.safetensors" in names
+    )
     again = ChameleonLiteForCausalLM.from_pretrained(tmp_path / "adapter")
     ids, mask = batch(backbone)
     condition = torch.randn(3, backbone.width)
-    assert torch.equal(again(ids, attention_mask=mask, condition=condition).logits,
-                       model(ids, attention_mask=mask, condition=condition).logits)
+    assert torch.equal(
+        again(ids, attention_mask=mask, condition=condition).logits,
+        model(ids, attention_mask=mask, condition=condition).logits,
+    )
     assert torch.equal(again.centroids, model.centroids) and again.config.notes == {"held_out": 1.5}
     from safetensors.torch import load_file
-    assert {n.split(".")[0] for n in load_file(tmp_path / "adapter" / "model.safetensors")} == {"head", "centroids"}
+
+    assert {n.split(".")[0] for n in load_file(tmp_path / "adapter" / "model.safetensors")} == {
+        "head",
+        "centroids",
+    }
 
 
 def test_auto_class_loads_it_too(small_backbone, tmp_path, adapted):
@@ -45,11 +54,11 @@ def test_another_process_computes_the_same_bits(small_folder, tmp_path, adapted,
 import torch
 from chameleon_lite.model.chameleon import ChameleonLiteForCausalLM
 torch.set_num_threads({torch.get_num_threads()})
-model = ChameleonLiteForCausalLM.from_pretrained({str(tmp_path / 'adapter')!r})
-b = torch.load({str(tmp_path / 'batch.pt')!r})
+model = ChameleonLiteForCausalLM.from_pretrained({str(tmp_path / "adapter")!r})
+b = torch.load({str(tmp_path / "batch.pt")!r})
 found = model.conditions(b["ids"], b["mask"])
 out = model(b["ids"], attention_mask=b["mask"], condition=found.condition, group=found.group)
-torch.save(out.logits.detach(), {str(tmp_path / 'logits.pt')!r})"""
+torch.save(out.logits.detach(), {str(tmp_path / "logits.pt")!r})"""
     subprocess.run([sys.executable, "-c", code], check=True)
     found = model.conditions(ids, mask)
     here = model(ids, attention_mask=mask, condition=found.condition, group=found.group).logits
@@ -65,9 +74,15 @@ def test_another_backbone_is_refused_with_both_names(small_folder, small_backbon
     assert "weights" in str(refused.value)
 
 
-@pytest.mark.parametrize("change, says", [
-    ({"vocabulary": 300}, "vocabulary"), ({"vocabulary_hash": "0" * 64}, "vocabulary"),
-    ({"backbone_hash": "0" * 64}, "weights"), ({"width": 8}, "width")])
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"vocabulary": 300}, "vocabulary"),
+        ({"vocabulary_hash": "0" * 64}, "vocabulary"),
+        ({"backbone_hash": "0" * 64}, "weights"),
+        ({"width": 8}, "width"),
+    ],
+)
 def test_changed_identity_is_refused(small_backbone, tmp_path, change, says, adapted):
     adapted(small_backbone("gpt2-tied")).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
@@ -106,6 +121,7 @@ def test_backbones_are_read_from_safetensors_only(small_folder, tmp_path):
     import shutil
 
     from safetensors.torch import load_file
+
     folder = shutil.copytree(small_folder("gpt2-tied"), tmp_path / "backbone")
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()

@@ -13,7 +13,9 @@ def test_vector_is_the_mean_of_real_tokens_at_length_one():
 
 def test_group_means():
     x = torch.tensor([[1.0, 0.0], [3.0, 4.0], [5.0, 2.0]])
-    torch.testing.assert_close(group_means(x, torch.tensor([0, 1, 0])), torch.tensor([[3.0, 1.0], [3.0, 4.0]]))
+    torch.testing.assert_close(
+        group_means(x, torch.tensor([0, 1, 0])), torch.tensor([[3.0, 1.0], [3.0, 4.0]])
+    )
 
 
 def test_clusters_are_the_nearest_centroids_and_only_met_ones_get_a_condition():

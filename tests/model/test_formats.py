@@ -19,7 +19,9 @@ def test_rotary_frequencies_are_not_rounded(small_backbone):
     lm = small_backbone("llama-untied").lm
     frequencies = {n: b.clone() for n, b in lm.named_buffers() if "inv_freq" in n}
     undo = set_format(lm, torch.bfloat16)
-    assert frequencies and all(torch.equal(dict(lm.named_buffers())[n], value) for n, value in frequencies.items())
+    assert frequencies and all(
+        torch.equal(dict(lm.named_buffers())[n], value) for n, value in frequencies.items()
+    )
     undo()
     assert all(p.dtype == torch.float32 for p in lm.parameters())
 

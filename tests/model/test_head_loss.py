@@ -1,4 +1,5 @@
 """The chunked head loss is cross-entropy: the same numbers as the plain form for every shape, and exact gradients."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,17 +26,31 @@ def leaves(h, updates):
     return [x for x in tensors if x is not None and x.requires_grad]
 
 
-heads = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4), st.booleans(), st.booleans()), min_size=1, max_size=3)
+heads = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(1, 4), st.booleans(), st.booleans()), min_size=1, max_size=3
+)
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows=st.integers(1, 13), width=st.integers(1, 5), vocab=st.integers(1, 70), chunk=st.integers(1, 14),
-       spec=heads, base_bias=st.booleans(), ignored=st.floats(0, 1), scale=st.sampled_from([1.0, 0.5]),
-       seed=st.integers(0, 999))
-def test_equals_the_plain_form_for_every_shape(rows, width, vocab, chunk, spec, base_bias, ignored, scale, seed):
+@given(
+    rows=st.integers(1, 13),
+    width=st.integers(1, 5),
+    vocab=st.integers(1, 70),
+    chunk=st.integers(1, 14),
+    spec=heads,
+    base_bias=st.booleans(),
+    ignored=st.floats(0, 1),
+    scale=st.sampled_from([1.0, 0.5]),
+    seed=st.integers(0, 999),
+)
+def test_equals_the_plain_form_for_every_shape(
+    rows, width, vocab, chunk, spec, base_bias, ignored, scale, seed
+):
     gen = torch.Generator().manual_seed(seed)
     weight = torch.randn(vocab, width, generator=gen, dtype=F64)
-    weight = HeadWeight(weight, torch.randn(vocab, generator=gen, dtype=F64) if base_bias else None, dtype=F64)
+    weight = HeadWeight(
+        weight, torch.randn(vocab, generator=gen, dtype=F64) if base_bias else None, dtype=F64
+    )
     h = torch.randn(rows, width, generator=gen, dtype=F64, requires_grad=True)
     target = torch.randint(vocab, (rows,), generator=gen)
     target[torch.rand(rows, generator=gen) < ignored] = IGNORED
@@ -49,7 +64,9 @@ def test_equals_the_plain_form_for_every_shape(rows, width, vocab, chunk, spec, 
     plain = plain_losses(h, target, weight, updates, groups=groups, scale=scale)
     fast = head_losses(h, target, weight, updates, groups=groups, scale=scale, chunk=chunk)
     torch.testing.assert_close(fast, plain)
-    for ours, theirs in zip(torch.autograd.grad(fast @ mix, inputs), torch.autograd.grad(plain @ mix, inputs)):
+    for ours, theirs in zip(
+        torch.autograd.grad(fast @ mix, inputs), torch.autograd.grad(plain @ mix, inputs)
+    ):
         torch.testing.assert_close(ours, theirs)
     rowwise = token_losses(h, target, weight, updates, groups=groups, scale=scale, chunk=chunk)
     torch.testing.assert_close(rowwise.sum(1), plain)
@@ -144,8 +161,12 @@ def test_no_rows_at_all_lose_nothing():
 def test_shapes_that_do_not_fit_are_refused():
     weight, h, target = HeadWeight(torch.randn(5, 4)), torch.randn(3, 4), torch.zeros(3, dtype=torch.int64)
     two = HeadUpdate(torch.randn(2, 1, 4), torch.randn(2, 5, 1))
-    for wrong in (dict(updates=[two]), dict(updates=[None], groups=[]), dict(updates=[two], groups=[target[:2]]),
-                  dict(updates=[None], kernel="cuda")):
+    for wrong in (
+        dict(updates=[two]),
+        dict(updates=[None], groups=[]),
+        dict(updates=[two], groups=[target[:2]]),
+        dict(updates=[None], kernel="cuda"),
+    ):
         with pytest.raises(ValueError):
             head_losses(h, target, weight, **wrong)
     with pytest.raises(ValueError):
@@ -159,8 +180,11 @@ def test_weight_is_padded_to_aligned_rows():
 
 
 def test_the_machine_is_judged_by_its_flags_not_by_the_libraries_word(tmp_path, monkeypatch):
-    for flags, expected in (("fpu avx512f avx512_bf16", torch.bfloat16), ("fpu amx_bf16", torch.bfloat16),
-                            ("fpu avx2", torch.float32)):
+    for flags, expected in (
+        ("fpu avx512f avx512_bf16", torch.bfloat16),
+        ("fpu amx_bf16", torch.bfloat16),
+        ("fpu avx2", torch.float32),
+    ):
         listing = tmp_path / flags.split()[-1]
         listing.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
         found = capability.cpu_flags(str(listing))

@@ -2,6 +2,7 @@
 
 Without a GPU the small cases also run on Triton's interpreter: TRITON_INTERPRET=1, with Triton installed.
 """
+
 import os
 
 import pytest
@@ -13,7 +14,9 @@ from chameleon_lite.model.heads import HeadUpdate
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-pytestmark = pytest.mark.skipif(not (CUDA or INTERPRETED), reason="needs a CUDA device, or TRITON_INTERPRET=1")
+pytestmark = pytest.mark.skipif(
+    not (CUDA or INTERPRETED), reason="needs a CUDA device, or TRITON_INTERPRET=1"
+)
 on_gpu = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 
 # A head is (groups or 0 for one update of all rows, rank, bias or "mix"); rank 0 without bias is the frozen head.
@@ -40,9 +43,15 @@ def setting(rows, width, vocab, spec, *, base_bias=False, want_h=False, seed=0):
     updates, groups = [], []
     for g, rank, with_bias in spec:
         n = 1 if with_bias == "mix" else max(g, 1)
-        down, up = (draw(n, rank, width, size=width**-0.5), draw(n, vocab, rank, size=0.3)) if rank else (None, None)
-        update = HeadUpdate(down, up, draw(n, vocab, size=0.3) if with_bias is True else None,
-                            draw(max(g, 1), rank) if with_bias == "mix" else None)
+        down, up = (
+            (draw(n, rank, width, size=width**-0.5), draw(n, vocab, rank, size=0.3)) if rank else (None, None)
+        )
+        update = HeadUpdate(
+            down,
+            up,
+            draw(n, vocab, size=0.3) if with_bias is True else None,
+            draw(max(g, 1), rank) if with_bias == "mix" else None,
+        )
         updates.append(update if rank or with_bias else None)
         groups.append(torch.randint(g, (rows,), generator=gen).to(DEVICE) if g else None)
     leaves = [x for u in updates if u is not None for x in (u.down, u.up, u.bias, u.mix) if x is not None]
@@ -55,11 +64,15 @@ def check(case, *, kernel, dtype, chunk=None, scale=1.0):
     """Loss within 2e-3 a token and gradients within 2e-2 of the float64 form; the same bits twice."""
     h, target, weight, bias, updates, groups, leaves = case
     mix = torch.linspace(0.5, 1.5, len(updates), device=DEVICE)
-    exact = plain_losses(h, target, HeadWeight(weight, bias, torch.float64), updates, groups=groups, scale=scale)
+    exact = plain_losses(
+        h, target, HeadWeight(weight, bias, torch.float64), updates, groups=groups, scale=scale
+    )
     prepared = HeadWeight(weight, bias, dtype)
 
     def ours():
-        losses = head_losses(h, target, prepared, updates, groups=groups, scale=scale, chunk=chunk, kernel=kernel)
+        losses = head_losses(
+            h, target, prepared, updates, groups=groups, scale=scale, chunk=chunk, kernel=kernel
+        )
         return losses, torch.autograd.grad(losses @ mix, leaves)
 
     losses, gradients = ours()
@@ -68,7 +81,9 @@ def check(case, *, kernel, dtype, chunk=None, scale=1.0):
         assert (mine.double() - reference.double()).norm() <= 2e-2 * reference.double().norm()
     again, gradients_again = ours()
     assert torch.equal(losses, again) and all(torch.equal(a, b) for a, b in zip(gradients, gradients_again))
-    rowwise = token_losses(h, target, prepared, updates, groups=groups, scale=scale, chunk=chunk, kernel=kernel)
+    rowwise = token_losses(
+        h, target, prepared, updates, groups=groups, scale=scale, chunk=chunk, kernel=kernel
+    )
     torch.testing.assert_close(rowwise.sum(1), losses.detach(), rtol=1e-4, atol=1e-3)
     assert torch.all(rowwise[:, target == IGNORED] == 0)
 
@@ -103,7 +118,9 @@ def test_where_rows_lie_is_told_once_for_chunks_of_one_size(monkeypatch):
 @on_gpu
 @pytest.mark.parametrize("kernel", ["torch", "triton"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("heads", [[(0, 4, False)], [(0, 133, False), (0, 4, True)], [(40, 4, False), (0, 0, False)]])
+@pytest.mark.parametrize(
+    "heads", [[(0, 4, False)], [(0, 133, False), (0, 4, True)], [(40, 4, False), (0, 0, False)]]
+)
 def test_gpt2s_shape(heads, dtype, kernel):
     if dtype == torch.bfloat16 and torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("no bfloat16 units")
@@ -116,7 +133,9 @@ def test_float32_on_the_gpu():
     args = (h, target, HeadWeight(weight, dtype=torch.float32), updates)
     fast, plain = head_losses(*args, groups=groups, chunk=70), plain_losses(*args, groups=groups)
     torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-3)
-    for mine, reference in zip(torch.autograd.grad(fast.sum(), leaves), torch.autograd.grad(plain.sum(), leaves)):
+    for mine, reference in zip(
+        torch.autograd.grad(fast.sum(), leaves), torch.autograd.grad(plain.sum(), leaves)
+    ):
         assert (mine - reference).norm() <= 1e-3 * reference.norm()
 
 

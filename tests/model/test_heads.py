@@ -1,4 +1,5 @@
 """Heads: parameter counts are the paper's, the start is an exact no-op that still learns, forms agree."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,8 @@ GPT2, SMOLLM2 = (768, 50_257), (576, 49_152)  # (C, V)
 
 
 @pytest.mark.parametrize(
-    "sizes, lora, hyper, rank", [(GPT2, 204_100, 6_786_596, 133), (SMOLLM2, 198_912, 6_603_104, 133)])
+    "sizes, lora, hyper, rank", [(GPT2, 204_100, 6_786_596, 133), (SMOLLM2, 198_912, 6_603_104, 133)]
+)
 def test_parameter_counts(sizes, lora, hyper, rank):
     with torch.device("meta"):
         assert LoraHead(*sizes).trainable_parameters() == lora
@@ -63,8 +65,11 @@ def test_static_lora_equals_pefts_on_the_same_factors():
 
 def test_released_initialisations():
     torch.manual_seed(0)
-    lora, wikitext, alpaca = (LoraHead(64, 3_000, released_init=True), HyperHead(64, 3_000, released_init="wikitext"),
-                              HyperHead(64, 3_000, released_init="alpaca"))
+    lora, wikitext, alpaca = (
+        LoraHead(64, 3_000, released_init=True),
+        HyperHead(64, 3_000, released_init="wikitext"),
+        HyperHead(64, 3_000, released_init="alpaca"),
+    )
     assert lora.up.std().item() == pytest.approx(0.01, rel=0.05)
     assert lora.down.std().item() == pytest.approx(0.01, rel=0.15)  # 256 draws only
     assert wikitext.last.weight.std().item() == pytest.approx(1e-3, rel=0.05)

@@ -13,8 +13,10 @@ WIDTH, VOCAB, RANK = 8, 23, 3
 def made(groups, rows, tokens=2, bias=False, dtype=torch.float32, seed=0):
     g = torch.Generator().manual_seed(seed)
     head = nn.Linear(WIDTH, VOCAB, bias=bias, dtype=dtype)
-    update = HeadUpdate(torch.randn(groups, RANK, WIDTH, generator=g, dtype=dtype),
-                        torch.randn(groups, VOCAB, RANK, generator=g, dtype=dtype))
+    update = HeadUpdate(
+        torch.randn(groups, RANK, WIDTH, generator=g, dtype=dtype),
+        torch.randn(groups, VOCAB, RANK, generator=g, dtype=dtype),
+    )
     return head.requires_grad_(False), update, torch.randn(rows, tokens, WIDTH, generator=g, dtype=dtype)
 
 
@@ -61,7 +63,9 @@ def test_repeated_rows_need_no_new_layout(copies):
     group = torch.tensor([2, 0, 1, 0, 2])
     with torch.no_grad():
         found = MixedUpdate(update, group).logits(head, h.repeat_interleave(copies, 0))
-    assert close(found, one_by_one(update, group.repeat_interleave(copies), head, h.repeat_interleave(copies, 0)))
+    assert close(
+        found, one_by_one(update, group.repeat_interleave(copies), head, h.repeat_interleave(copies, 0))
+    )
 
 
 def test_no_group_means_one_update_a_row_or_one_for_all():
@@ -69,7 +73,9 @@ def test_no_group_means_one_update_a_row_or_one_for_all():
     per_row = MixedUpdate(update).logits(head, h)
     assert close(per_row, one_by_one(update, torch.arange(4), head, h))
     single = HeadUpdate(update.down[:1], update.up[:1])
-    assert close(MixedUpdate(single, rows=4).logits(head, h), one_by_one(single, torch.zeros(4).long(), head, h))
+    assert close(
+        MixedUpdate(single, rows=4).logits(head, h), one_by_one(single, torch.zeros(4).long(), head, h)
+    )
 
 
 def test_zero_update_is_exactly_the_frozen_head():

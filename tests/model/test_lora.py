@@ -1,4 +1,5 @@
 """LoRA in the layers: all of them, exactly nothing at the start, and an error rather than a silent no-op."""
+
 import pytest
 import torch
 from torch import nn

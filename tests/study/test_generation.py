@@ -36,10 +36,20 @@ def trained(small):
 
     def make(names):
         settings = small(names, probes=PROBES)
-        context = Context(settings, prepare(settings, load_backbone("tiny"), settings.corpora[0]), Path("."),
-                          Processes(), "", lambda _: None)  # fmt: skip
+        context = Context(
+            settings,
+            prepare(settings, load_backbone("tiny"), settings.corpora[0]),
+            Path("."),
+            Processes(),
+            "",
+            lambda _: None,
+        )
         trials = train_seed(context, [Trial(regime(n), 1e-2) for n in names if regime(n).trained], 0)
-        return context, seed_material(settings, context.material, 0), {t.regime.name: t.member for t in trials}
+        return (
+            context,
+            seed_material(settings, context.material, 0),
+            {t.regime.name: t.member for t in trials},
+        )
 
     return make
 
@@ -60,17 +70,30 @@ def test_the_frozen_head_writes_what_transformers_writes(trained):
     assert len(rows) == 20 and (rows.diff() > 0).all()
     found = generation.write(model, None, None, rows, table, settings)
     untrained = LoraHead(model.backbone.width, model.backbone.vocab).train()  # starts as a no-op
-    assert torch.equal(generation.write(model, untrained, None, rows, table, settings), found) and untrained.training
+    assert (
+        torch.equal(generation.write(model, untrained, None, rows, table, settings), found)
+        and untrained.training
+    )
     differ = 0
     for own, row in zip(found, rows.tolist()):
-        ids = torch.from_numpy(table.ids[table.offsets[row] : table.offsets[row] + table.prefix[row]]).long()[None]
-        plain = material.backbone.lm.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
-                                              max_new_tokens=12, min_new_tokens=12, pad_token_id=0)  # fmt: skip
+        ids = torch.from_numpy(table.ids[table.offsets[row] : table.offsets[row] + table.prefix[row]]).long()[
+            None
+        ]
+        plain = material.backbone.lm.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=12,
+            min_new_tokens=12,
+            pad_token_id=0,
+        )
         plain = plain[0, ids.shape[1] :]
         if not torch.equal(own, plain):
             step = int((own != plain).nonzero()[0])
             with torch.no_grad():
-                best = material.backbone.lm(torch.cat([ids[0], plain[:step]])[None]).logits[0, -1].topk(2).values
+                best = (
+                    material.backbone.lm(torch.cat([ids[0], plain[:step]])[None]).logits[0, -1].topk(2).values
+                )
             assert best[0] - best[1] <= SAME_LOGITS, row
             differ += 1
     assert differ <= 2
@@ -123,9 +146,17 @@ def test_a_run_keeps_scores_and_no_text(small, tmp_path):
         for name in COLUMNS:
             assert written[name].between(0, 1).all()
             assert record.metrics[f"generated_{name}"] == pytest.approx(written[name].mean())
-        assert not frame.drop(columns=["split", "document", "group"]).map(lambda v: isinstance(v, str)).any().any()
+        assert (
+            not frame.drop(columns=["split", "document", "group"])
+            .map(lambda v: isinstance(v, str))
+            .any()
+            .any()
+        )
         assert record.seconds["generation"] > 0
-    asked = [frozenset(pd.read_parquet(tmp_path / r.name / "documents.parquet").dropna()["document"]) for r in records]
+    asked = [
+        frozenset(pd.read_parquet(tmp_path / r.name / "documents.parquet").dropna()["document"])
+        for r in records
+    ]
     assert len(set(asked)) == 1  # the same documents under every regime and seed
     again = run_experiment(settings, runs=tmp_path / "again")
     assert [r.metrics for r in again] == [r.metrics for r in records]
@@ -135,7 +166,9 @@ def test_a_run_keeps_scores_and_no_text(small, tmp_path):
     generations = Generations(results, draws=200)
     frame = generation_frame(generations).set_index("regime")
     assert list(frame["n seeds"]) == [2] * 4 and list(frame["documents"]) == [20] * 4
-    assert frame.loc["R4", "ROUGE-L"] == pytest.approx(np.mean([r.metrics["generated_rouge_l"] for r in kept[4:6]]))
+    assert frame.loc["R4", "ROUGE-L"] == pytest.approx(
+        np.mean([r.metrics["generated_rouge_l"] for r in kept[4:6]])
+    )
     assert generations.family(generations.corpora[0]) == {}  # without R3 nothing is decided
 
 
@@ -166,12 +199,15 @@ def test_stored_runs_are_still_those_of_their_files(name):
     assert stored and stored <= expected
 
 
-@pytest.mark.parametrize(("texts", "n", "expected"), [
-    ([[1, 2, 1, 2]], 1, 2 / 4),
-    ([[1, 2, 1, 2]], 2, 2 / 3),  # 12 21 12
-    ([[1, 2, 3], [1, 2, 4]], 2, 3 / 4),  # 12 23 12 24, and no 31
-    ([[5, 5, 5, 5, 5]], 1, 1 / 5),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("texts", "n", "expected"),
+    [
+        ([[1, 2, 1, 2]], 1, 2 / 4),
+        ([[1, 2, 1, 2]], 2, 2 / 3),  # 12 21 12
+        ([[1, 2, 3], [1, 2, 4]], 2, 3 / 4),  # 12 23 12 24, and no 31
+        ([[5, 5, 5, 5, 5]], 1, 1 / 5),
+    ],
+)
 def test_distinct_by_hand(texts, n, expected):
     assert distinct(texts, n) == pytest.approx(expected)
 
@@ -212,7 +248,10 @@ def test_what_cannot_be_done_is_refused_in_words(small, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="512 positions"), monkeypatch.context() as patched:
         patched.setattr(experiment, "train_seed", lambda *_: pytest.fail("trained, and only then refused"))
         run_experiment(small(["R0", "R1"], probes={"generate": {"new_tokens": 510}}), runs=tmp_path)
-    for probes, more in (({"generate": {"regimes": ["R1"]}}, {}), (PROBES, {"protocol": {"preset": "as_released"}})):
+    for probes, more in (
+        ({"generate": {"regimes": ["R1"]}}, {}),
+        (PROBES, {"protocol": {"preset": "as_released"}}),
+    ):
         with pytest.raises(UserError):
             small(["R0"], probes=probes, learning_rates={}, **more)
     monkeypatch.setitem(sys.modules, "torchmetrics.functional.text.rouge", None)
@@ -224,13 +263,27 @@ def test_what_cannot_be_done_is_refused_in_words(small, tmp_path, monkeypatch):
 def test_the_experiment_loads_under_every_profile(profile):
     settings = load_experiment(COHERENCE, profile)
     assert settings.name == COHERENCE.stem and generation.writing(settings) == list(settings.regimes)
-    assert {n for n in settings.regimes if REGIMES[n].trained} == set(settings.learning_rates)  # nothing is swept
+    assert {n for n in settings.regimes if REGIMES[n].trained} == set(
+        settings.learning_rates
+    )  # nothing is swept
 
 
 def test_its_heads_are_those_of_the_honest_study():
-    own, honest = (load_experiment(ROOT / "experiments" / f"{n}.yaml", "paper")
-                   for n in (COHERENCE.stem, "honest-alpaca"))  # fmt: skip
-    for part in ("backbone", "corpora", "seeds", "tokens", "data", "clusters", "train", "protocol", "shared_order"):
+    own, honest = (
+        load_experiment(ROOT / "experiments" / f"{n}.yaml", "paper")
+        for n in (COHERENCE.stem, "honest-alpaca")
+    )
+    for part in (
+        "backbone",
+        "corpora",
+        "seeds",
+        "tokens",
+        "data",
+        "clusters",
+        "train",
+        "protocol",
+        "shared_order",
+    ):
         assert getattr(own, part) == getattr(honest, part), part
     stored = ROOT / "results" / "honest-alpaca.jsonl"
     if not stored.is_file():

@@ -1,4 +1,5 @@
 """Similarity, spread and maps of vectors: values one can work out by hand."""
+
 import sys
 
 import pytest

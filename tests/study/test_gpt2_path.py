@@ -43,8 +43,14 @@ def folder(texts, tmp_path_factory):
         texts, trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, show_progress=False)
     )
     core.add_tokens([f"<unused{i}>" for i in range(END - core.get_vocab_size())])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>", model_max_length=1024)
-    assert tokenizer.eos_token_id == END and len(tokenizer) == VOCAB and tokenizer.convert_tokens_to_ids("!") == 0
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|endoftext|>", model_max_length=1024
+    )
+    assert (
+        tokenizer.eos_token_id == END
+        and len(tokenizer) == VOCAB
+        and tokenizer.convert_tokens_to_ids("!") == 0
+    )
     path = tmp_path_factory.mktemp("hub") / "gpt2"
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -63,8 +69,10 @@ def hub_rows(texts, monkeypatch, tmp_path):
             rows = [{"text": text + " \n"} for text in texts]
             return {"train": rows[:32] + [{"text": ""}], "validation": rows[32:52], "test": rows[52:]}
         assert repository == "yahma/alpaca-cleaned"
-        rows = [{"instruction": f"Count to {i}.", "input": "slowly" if i % 2 else "", "output": text.strip()}
-                for i, text in enumerate(texts)]  # fmt: skip
+        rows = [
+            {"instruction": f"Count to {i}.", "input": "slowly" if i % 2 else "", "output": text.strip()}
+            for i, text in enumerate(texts)
+        ]
         return {"train": rows}
 
     monkeypatch.setattr(hub, "fetch", fetch)
@@ -78,9 +86,13 @@ def test_a_table_of_the_papers_own_backbone(folder, hub_rows, name, length, tmp_
     settings = load_experiment(EXPERIMENTS / f"{name}.yaml", "colab")
     assert settings.backbone == "gpt2" and settings.tokens.max_length == length
     settings = settings.model_copy(
-        update={"seeds": 1, "regimes": ("R0", "R1", "R4"), "train": settings.train.model_copy(update={"epochs": 1}),
-                "clusters": settings.clusters.model_copy(update={"batch_rows": 4})}
-    )  # fmt: skip
+        update={
+            "seeds": 1,
+            "regimes": ("R0", "R1", "R4"),
+            "train": settings.train.model_copy(update={"epochs": 1}),
+            "clusters": settings.clusters.model_copy(update={"batch_rows": 4}),
+        }
+    )
     records = run_experiment(settings, runs=tmp_path / "runs", backbone=backbone, command="test")
     frame = released_frame(records).set_index("regime")
     assert frame.loc["R0", "published loss"] == (13.7876 if name == "table1-released" else 13.3881)

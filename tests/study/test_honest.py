@@ -29,7 +29,9 @@ def test_no_mean_without_n_and_interval(evidence):
 
 def test_loss_falls_along_the_group_sizes_that_were_made_so(evidence):
     frame = honest.group_frame(evidence, "docstrings").set_index(["order", "rows in a group"])["nll"]
-    assert list(frame["clustered"].index) == [1, 2, 4, 8, 16, 32] and frame["clustered"].is_monotonic_decreasing
+    assert (
+        list(frame["clustered"].index) == [1, 2, 4, 8, 16, 32] and frame["clustered"].is_monotonic_decreasing
+    )
 
 
 def test_group_sizes_are_read_against_the_rows_own_prefix(evidence):
@@ -37,7 +39,9 @@ def test_group_sizes_are_read_against_the_rows_own_prefix(evidence):
     own = frame.loc[("clustered", 1)]
     assert own["difference"] == own["low"] == own["high"] == 0.0
     largest = frame.loc[("clustered", 32)]
-    assert largest["difference"] == pytest.approx(largest["nll"] - own["nll"], abs=2e-3) and largest["high"] < 0
+    assert (
+        largest["difference"] == pytest.approx(largest["nll"] - own["nll"], abs=2e-3) and largest["high"] < 0
+    )
 
 
 def test_every_control_is_a_registered_contrast_and_is_judged_on_every_corpus(evidence):
@@ -66,18 +70,36 @@ def test_a_corpus_without_foreign_readings_has_them_from_an_experiment_made_for_
     frame[frame["split"] == "test"].to_parquet(parquet, index=False)
     evidence = Evidence(tmp_path, draws=300)
     assert evidence.with_foreign("docstrings") is evidence and evidence.with_foreign("mixed") is not evidence
-    assert len(evidence.records["mixed", "R4"]) == 5  # the second training of the same heads counts nowhere else
-    assert honest.foreign_frame(evidence, "mixed").set_index("regime")["cost"]["R6"] == pytest.approx(0.2, abs=1e-6)
+    assert (
+        len(evidence.records["mixed", "R4"]) == 5
+    )  # the second training of the same heads counts nowhere else
+    assert honest.foreign_frame(evidence, "mixed").set_index("regime")["cost"]["R6"] == pytest.approx(
+        0.2, abs=1e-6
+    )
     assert slopes(evidence).corpora == {"docstrings": "confirmed", "mixed": "confirmed"}
     (tmp_path / "foreign-mixed.jsonl").unlink()
     assert slopes(Evidence(tmp_path, draws=300)).corpora.get("mixed", "not tested") == "not tested"
 
 
 def test_the_foreign_experiments_heads_are_those_of_the_honest_study():
-    own, first = (load_experiment(EXPERIMENTS / f"{name}.yaml", "paper") for name in ("foreign-mixed", "honest-mixed"))
-    for part in ("backbone", "corpora", "seeds", "tokens", "data", "clusters", "train", "protocol", "shared_order"):
+    own, first = (
+        load_experiment(EXPERIMENTS / f"{name}.yaml", "paper") for name in ("foreign-mixed", "honest-mixed")
+    )
+    for part in (
+        "backbone",
+        "corpora",
+        "seeds",
+        "tokens",
+        "data",
+        "clusters",
+        "train",
+        "protocol",
+        "shared_order",
+    ):
         assert getattr(own, part) == getattr(first, part), part
-    swept = {r.regime: r.learning_rate for r in load_records(EXPERIMENTS.parent / "results" / "honest-mixed.jsonl")}
+    swept = {
+        r.regime: r.learning_rate for r in load_records(EXPERIMENTS.parent / "results" / "honest-mixed.jsonl")
+    }
     assert own.learning_rates == {name: swept[name] for name in own.regimes}
 
 
@@ -87,10 +109,15 @@ def test_matched_rank_and_its_difference():
     assert frame.loc["gpt2", "difference"] == -271 and frame.loc["smollm2", "difference"] == 10_720
 
 
-@pytest.mark.parametrize(("draw", "frame"), [
-    ("group_sizes", "group_frame"), ("pareto", "pareto_frame"), ("by_position", "position_frame"),
-    ("foreign_rows", "foreign_frame"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("draw", "frame"),
+    [
+        ("group_sizes", "group_frame"),
+        ("pareto", "pareto_frame"),
+        ("by_position", "position_frame"),
+        ("foreign_rows", "foreign_frame"),
+    ],
+)
 def test_pictures_draw_their_frame_and_name_their_axes(draw, frame, evidence):
     import matplotlib.pyplot as plt
 

@@ -40,8 +40,10 @@ def two_worlds(made_up, tmp_path_factory):
 def contexts(small, two_worlds, **more):
     backbone = load_backbone("tiny")
     settings = small(["R4"], **more)
-    return [Context(settings, prepare(settings, backbone, name), Path("."), Processes(), "", lambda _: None)
-            for name in two_worlds]  # fmt: skip
+    return [
+        Context(settings, prepare(settings, backbone, name), Path("."), Processes(), "", lambda _: None)
+        for name in two_worlds
+    ]
 
 
 def head_of(r, context, seeded):
@@ -96,8 +98,9 @@ def written(name, context):
     head, source = head_and_source(r, {member.name: member}, view, train, material.backbone.vocab)
     told = generation.conditions(source, view.arrangement.steps(settings.train.rows_per_step))
     table = material.tables["test"]
-    return generation.write(generation.writer(settings, material), head, told, torch.arange(len(table)), table,
-                            settings)  # fmt: skip
+    return generation.write(
+        generation.writer(settings, material), head, told, torch.arange(len(table)), table, settings
+    )
 
 
 def test_what_is_scored_never_changes_what_is_written_but_in_the_declared_leaks(small, two_worlds):
@@ -121,8 +124,9 @@ def test_prefixes_in_context_hold_no_scored_token_of_a_neighbour(small, two_worl
 
 
 @pytest.mark.parametrize("name", ["R14", "R16", "R17"])
-def test_other_rows_scored_text_changes_nothing_without_the_cache(name, small, two_worlds, made_up, tmp_path,
-                                                                  monkeypatch):
+def test_other_rows_scored_text_changes_nothing_without_the_cache(
+    name, small, two_worlds, made_up, tmp_path, monkeypatch
+):
     monkeypatch.setattr(uncached, "LEARNING_RATES", (1e-2,))
     corpus, other = (read_jsonl(Path(p)) for p in two_worlds)
     first = corpus.splits["test"][0]

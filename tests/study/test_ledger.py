@@ -18,26 +18,29 @@ def found(made_up_results):
     return ledger(made_up_results, draws=500)
 
 
-@pytest.mark.parametrize(("claim", "expected"), [
-    (1, "refuted"),  # below R1, yet not below R2
-    (2, "not tested"),
-    (3, "equivalent"),  # R3, told nothing, does as well
-    (4, "equivalent"),  # clusters or random batches: the same
-    (5, "confirmed"),
-    (6, "confirmed"),
-    (7, "confirmed"),
-    (8, "equivalent"),
-    (9, "equivalent"),
-    (10, "refuted"),
-    (12, "refuted"),
-    (13, "not decidable here"),  # one backbone decides nothing about any
-    (14, "refuted"),
-    (15, "confirmed"),
-    (16, "not tested"),
-    (18, "refuted"),
-    (19, "refuted"),  # reading whole rows pays
-    (20, "not tested"),  # no instructions among these corpora
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("claim", "expected"),
+    [
+        (1, "refuted"),  # below R1, yet not below R2
+        (2, "not tested"),
+        (3, "equivalent"),  # R3, told nothing, does as well
+        (4, "equivalent"),  # clusters or random batches: the same
+        (5, "confirmed"),
+        (6, "confirmed"),
+        (7, "confirmed"),
+        (8, "equivalent"),
+        (9, "equivalent"),
+        (10, "refuted"),
+        (12, "refuted"),
+        (13, "not decidable here"),  # one backbone decides nothing about any
+        (14, "refuted"),
+        (15, "confirmed"),
+        (16, "not tested"),
+        (18, "refuted"),
+        (19, "refuted"),  # reading whole rows pays
+        (20, "not tested"),  # no instructions among these corpora
+    ],
+)
 def test_verdict(found, claim, expected):
     assert found[claim].verdict == expected, found[claim]
 
@@ -84,7 +87,9 @@ def test_predictions_are_judged(made_up_results):
 
 
 def test_registered_contrasts_name_what_is_run():
-    run = {n for path in REGISTERED.parent.glob("honest-*.yaml") for n in load_experiment(path, "paper").regimes}
+    run = {
+        n for path in REGISTERED.parent.glob("honest-*.yaml") for n in load_experiment(path, "paper").regimes
+    }
     for contrast in registered()["contrasts"].values():
         assert {contrast["first"], contrast["second"]} <= run
         leaks = {n for n in (contrast["first"], contrast["second"]) if REGIMES[n].leak}
@@ -93,17 +98,25 @@ def test_registered_contrasts_name_what_is_run():
         assert prediction.get("contrast", "R4<R1") in registered()["contrasts"]
 
 
-@pytest.mark.parametrize(("other", "verdict"), [
-    ({"R1": 3.50, "R4": 3.45}, "confirmed"),
-    ({"R1": 3.50, "R4": 3.55}, "refuted"),
-    ({"R1": 3.50}, "not decidable here"),  # the second model has no such contrast: one alone decides nothing
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("other", "verdict"),
+    [
+        ({"R1": 3.50, "R4": 3.45}, "confirmed"),
+        ({"R1": 3.50, "R4": 3.55}, "refuted"),
+        (
+            {"R1": 3.50},
+            "not decidable here",
+        ),  # the second model has no such contrast: one alone decides nothing
+    ],
+)
 def test_claim_13_needs_two_backbones(tmp_path, study_of, other, verdict):
     study_of(tmp_path, "docstrings", {"R1": 3.50, "R4": 3.45})
     study_of(tmp_path, "docstrings", other, backbone="gpt2")
     found = ledger(tmp_path, draws=500)[13]
     assert found.verdict == verdict and found.corpora["smollm2"] == "confirmed"
-    assert ledger(tmp_path, "gpt2", draws=500)[13].verdict == verdict  # whichever backbone the ledger is asked for
+    assert (
+        ledger(tmp_path, "gpt2", draws=500)[13].verdict == verdict
+    )  # whichever backbone the ledger is asked for
 
 
 def test_other_experiments_decide_nothing_alone_and_are_never_mixed_in(tmp_path, study_of):

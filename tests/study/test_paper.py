@@ -1,4 +1,5 @@
 """The published numbers: internally consistent, and equal to what the package counts."""
+
 import json
 import math
 
@@ -45,9 +46,13 @@ def test_scoreboard_has_every_claim_once_and_open_ones_say_so(tmp_path):
 
 def test_scoreboard_shows_stored_verdicts_and_refuses_a_damaged_file(tmp_path):
     path = tmp_path / "verdicts.json"
-    path.write_text(json.dumps([{"claim": 3, "status": "equivalent", "number": "a, b", "deciding": "0.001 nats"}]))
+    path.write_text(
+        json.dumps([{"claim": 3, "status": "equivalent", "number": "a, b", "deciding": "0.001 nats"}])
+    )
     board = {row["claim"]: row for row in scoreboard(tmp_path)}
-    assert (board[3]["status"], board[3]["number"]) == ("equivalent", "0.001 nats") and board[4]["status"] == OPEN
+    assert (board[3]["status"], board[3]["number"]) == ("equivalent", "0.001 nats") and board[4][
+        "status"
+    ] == OPEN
     path.write_text('[{"claim": 3}]')
     with pytest.raises(DamagedFile, match="verdicts.json"):
         scoreboard(tmp_path)
@@ -56,7 +61,8 @@ def test_scoreboard_shows_stored_verdicts_and_refuses_a_damaged_file(tmp_path):
 def test_the_regimes_that_a_board_names_are_explained():
     rows = regimes_named([{"number": "mixed: R4-stream<R1 +0.01", "decided by": "R7b, R19"}])
     assert [row["regime"] for row in rows] == ["R1", "R7b", "R19-R1", "R19-R2", "R4-stream"] and all(
-        row["is"] for row in rows)
+        row["is"] for row in rows
+    )
 
 
 def test_start_seeds_torch_and_numpy_and_refuses_unknown_profiles(capsys):

@@ -4,10 +4,30 @@ import pytest
 
 from chameleon_lite.config import ProtocolSettings
 from chameleon_lite.errors import UserError
-from chameleon_lite.study.protocol import PRESETS, Protocol, mended, needs_no_prompt, preset, protocol_of, voices
+from chameleon_lite.study.protocol import (
+    PRESETS,
+    Protocol,
+    mended,
+    needs_no_prompt,
+    preset,
+    protocol_of,
+    voices,
+)
 
-WALK = ("average", "ignored", "attention", "objective", "padding_in_mean", "reads", "validation_clusters", "kmeans",
-        "batches", "initialisation", "split", "reported")  # fmt: skip
+WALK = (
+    "average",
+    "ignored",
+    "attention",
+    "objective",
+    "padding_in_mean",
+    "reads",
+    "validation_clusters",
+    "kmeans",
+    "batches",
+    "initialisation",
+    "split",
+    "reported",
+)
 
 
 def test_presets_differ_where_the_three_voices_do():
@@ -30,7 +50,11 @@ def test_every_switch_speaks_in_three_voices():
         ("as_released", {"objective": "next_token"}, "scores real tokens only.*set ignored: padding"),
         ("as_released", {"reads": "prefix", "padding_in_mean": False}, "set objective: next_token"),
         ("honest", {"padding_in_mean": True}, "reads: prefix has no padding"),
-        ("as_released", {"objective": "full", "backbone": "live"}, "objective full is measured on cached states"),
+        (
+            "as_released",
+            {"objective": "full", "backbone": "live"},
+            "objective full is measured on cached states",
+        ),
         ("as_released", {"objective": "lats"}, "objective: Input should be 'last', 'full' or 'next_token'"),
         ("as_released", {"objectiv": "last"}, "unknown protocol switch 'objectiv': did you mean 'objective'"),
         ("released", {}, "unknown protocol 'released': did you mean 'as_released'"),
@@ -51,7 +75,9 @@ def test_full_with_id_0_cannot_run_on_prompts():
 def test_a_walk_ends_at_the_honest_protocol():
     steps = mended(ProtocolSettings(preset="as_released", mend=WALK))
     assert [name for name, _ in steps] == ["", *WALK]
-    assert protocol_of(steps[0][1]) == PRESETS["as_released"] and protocol_of(steps[-1][1]) == PRESETS["honest"]
+    assert (
+        protocol_of(steps[0][1]) == PRESETS["as_released"] and protocol_of(steps[-1][1]) == PRESETS["honest"]
+    )
 
 
 def test_a_walk_through_a_contradiction_is_refused():

@@ -27,7 +27,9 @@ def run(tiny_backbone, released_settings, tmp_path):
 
 def test_as_released_on_plain_text(run):
     settings, records, folder = run("plain", {"preset": "as_released"})
-    assert [r.regime for r in records] == ["R0", "R1", "R4"] and [r.name for r in records] == expected_names(settings)
+    assert [r.regime for r in records] == ["R0", "R1", "R4"] and [r.name for r in records] == expected_names(
+        settings
+    )
     assert set(records[0].data["documents"]) == {"train", "validation"}  # the test split is never read
     for record in records:
         m = record.metrics
@@ -51,7 +53,10 @@ def test_a_second_run_finds_the_first(run, monkeypatch):
 def test_alpaca_is_validated_inside_training_as_released(run):
     _, records, _ = run("alpaca-like", {"preset": "as_released", "switches": {"initialisation": "alpaca"}})
     data = records[0].data
-    assert data["documents"] == {"train": 80, "validation": 8}  # a tenth of all rows, which are all trained on
+    assert data["documents"] == {
+        "train": 80,
+        "validation": 8,
+    }  # a tenth of all rows, which are all trained on
     assert protocol_label(records[0]) == "as_released + initialisation=alpaca"
 
 
@@ -66,14 +71,27 @@ def test_as_described_trains_the_layers_and_leaves_the_backbone_alone(run, tiny_
 
 def test_live_dropout_is_recorded(run):
     switches = {"backbone": "live with dropout"}
-    _, records, _ = run("plain", {"preset": "as_released", "switches": switches}, regimes=["R1"],
-                        learning_rates={"R1": 1e-2})  # fmt: skip
+    _, records, _ = run(
+        "plain", {"preset": "as_released", "switches": switches}, regimes=["R1"], learning_rates={"R1": 1e-2}
+    )
     assert records[0].data["backbone_dropout"]["configured"] == 0.1
 
 
 def test_a_walk_runs_once_a_stop_and_ends_on_the_test_split(run):
-    mend = ["average", "ignored", "attention", "objective", "padding_in_mean", "reads", "validation_clusters",
-            "kmeans", "batches", "initialisation", "split", "reported"]  # fmt: skip
+    mend = [
+        "average",
+        "ignored",
+        "attention",
+        "objective",
+        "padding_in_mean",
+        "reads",
+        "validation_clusters",
+        "kmeans",
+        "batches",
+        "initialisation",
+        "split",
+        "reported",
+    ]
     settings, records, _ = run("plain", {"preset": "as_released", "mend": mend})
     walk = walk_frame(records)
     assert walk["mended"].drop_duplicates().tolist() == ["", *mend] and len(records) == 13 * 3
@@ -94,8 +112,10 @@ def test_initialisations():
     for name, up, down in (("wikitext", True, True), ("no_op", False, True)):
         head = make_head("R1", 16, 50, preset("as_released", initialisation=name), 0)
         assert bool(head.up.any()) == up and bool(head.down.any()) == down
-    wikitext, alpaca = (make_head("R4", 16, 50, preset("as_released", initialisation=n), 0).last.weight.std()
-                        for n in ("wikitext", "alpaca"))  # fmt: skip
+    wikitext, alpaca = (
+        make_head("R4", 16, 50, preset("as_released", initialisation=n), 0).last.weight.std()
+        for n in ("wikitext", "alpaca")
+    )
     assert wikitext < 2e-3 < 0.05 < alpaca
 
 

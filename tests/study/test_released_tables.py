@@ -19,7 +19,11 @@ from chameleon_lite.study.released_tables import (
 
 
 def test_published_improvements_follow_from_the_tables():
-    exact = {(1, "validation_loss"): 0.2528, (1, "validation_perplexity"): 0.1193, (2, "validation_loss"): 0.2914}
+    exact = {
+        (1, "validation_loss"): 0.2528,
+        (1, "validation_perplexity"): 0.1193,
+        (2, "validation_loss"): 0.2914,
+    }
     for (table, field), share in exact.items():
         found = 1 - published(table, "R4", field) / published(table, "R1", field)
         assert round(found, 4) == share
@@ -39,7 +43,10 @@ def test_controls_are_paired_by_seed_and_add_up():
     frame = controls_frame(results, [name, "never-run"]).set_index("difference")
     assert set(frame["experiment"]) == {name} and (frame["low"] < frame["high"]).all()
     by_hand = [loss["R4", s] - loss["R2", s] for s in range(5)]
-    assert frame.loc["R4 − R2", "nats"] == pytest.approx(sum(by_hand) / 5) and frame.loc["R4 − R2", "n seeds"] == 5
+    assert (
+        frame.loc["R4 − R2", "nats"] == pytest.approx(sum(by_hand) / 5)
+        and frame.loc["R4 − R2", "n seeds"] == 5
+    )
     for _, row in frame.iterrows():
         says = "lower" if row["high"] < 0 else "higher" if row["low"] > 0 else "not told apart"
         assert row["R4's loss"] == says
@@ -50,7 +57,9 @@ def test_every_experiment_has_its_circumstances_or_says_that_it_was_not_run():
     frame = circumstances(results, [name, "never-run"]).set_index("experiment")
     assert frame.loc["never-run", "protocol"] == NOT_MEASURED and frame.loc["never-run", "seeds"] == "–"
     assert frame.loc[name, "protocol"] == "as_released" and frame.loc[name, "seeds"] == 5
-    assert isinstance(frame.loc[name, "length"], int) and frame.loc[name, "command"].startswith("chameleon-lite run")
+    assert isinstance(frame.loc[name, "length"], int) and frame.loc[name, "command"].startswith(
+        "chameleon-lite run"
+    )
 
 
 def test_instructions_belong_to_table_2():
@@ -82,7 +91,9 @@ def test_the_control_with_dropout_is_compared_with_the_cached_run_of_its_seed(tm
     frame = dropout_frame(results, "table1-released-lite", "table1-released-dropout-lite")
     live = {(r.regime, r.seed): r for r in load_records(results / "table1-released-dropout-lite.jsonl")}
     assert len(frame) == 2 * len(live)
-    assert (frame["lowest cached"] <= frame["cached"]).all() and (frame["cached"] <= frame["highest cached"]).all()
+    assert (frame["lowest cached"] <= frame["cached"]).all() and (
+        frame["cached"] <= frame["highest cached"]
+    ).all()
     for row in frame[frame["what"] == "validation loss"].itertuples():
         assert row.live == live[row.regime, row.seed].metrics["reported_nll"]
         assert row.change == pytest.approx(row.live - row.cached)

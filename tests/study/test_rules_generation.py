@@ -24,27 +24,61 @@ def write_coherence(folder, scores, corpus="alpaca", noise=0.01, backbone="smoll
             name = f"{regime}--{backbone}--{corpus}--00000000--seed{seed}"
             own = score + hard + generator.normal(0, noise, DOCUMENTS)
             columns = {c: own if c == "rouge_l" else 0.5 + 0.1 * (regime == "R4") for c in COLUMNS}
-            frame = pd.DataFrame({"split": "test", "document": [f"d{i:03d}" for i in range(DOCUMENTS)], "group": "g",
-                                  "tokens": 50, "nll": 100.0, **columns, "batch": 0.0, "run": name})  # fmt: skip
-            unwritten = frame.iloc[:5].assign(document=lambda f: "x" + f["document"], **dict.fromkeys(COLUMNS, np.nan))
+            frame = pd.DataFrame(
+                {
+                    "split": "test",
+                    "document": [f"d{i:03d}" for i in range(DOCUMENTS)],
+                    "group": "g",
+                    "tokens": 50,
+                    "nll": 100.0,
+                    **columns,
+                    "batch": 0.0,
+                    "run": name,
+                }
+            )
+            unwritten = frame.iloc[:5].assign(
+                document=lambda f: "x" + f["document"], **dict.fromkeys(COLUMNS, np.nan)
+            )
             frames += [frame, unwritten, unwritten.assign(split="foreign-50")]
-            records.append(Record(
-                name=name, experiment=f"coherence-{corpus}", regime=regime, backbone=backbone, corpus=corpus, seed=seed,
-                profile="paper", settings={}, learning_rate=1e-3, metrics={"generated_rouge_l": score},
-                trainable_parameters=1, stored_bytes=4, seconds={}, peak_memory_bytes={}, data={},
-                provenance=MADE_UP))  # fmt: skip
+            records.append(
+                Record(
+                    name=name,
+                    experiment=f"coherence-{corpus}",
+                    regime=regime,
+                    backbone=backbone,
+                    corpus=corpus,
+                    seed=seed,
+                    profile="paper",
+                    settings={},
+                    learning_rate=1e-3,
+                    metrics={"generated_rouge_l": score},
+                    trainable_parameters=1,
+                    stored_bytes=4,
+                    seconds={},
+                    peak_memory_bytes={},
+                    data={},
+                    provenance=MADE_UP,
+                )
+            )
     (folder / f"coherence-{corpus}.jsonl").write_text("".join(r.model_dump_json() + "\n" for r in records))
     pd.concat(frames).to_parquet(folder / f"coherence-{corpus}.parquet", index=False)
 
 
-@pytest.mark.parametrize(("scores", "noise", "verdict"), [
-    ({"R1": 0.20, "R3": 0.21, "R4": 0.25}, 0.01, "confirmed"),
-    ({"R1": 0.20, "R3": 0.25, "R4": 0.25}, 0.01, "equivalent"),  # above R1, and told nothing does as well
-    ({"R1": 0.25, "R3": 0.20, "R4": 0.20}, 0.01, "refuted"),
-    ({"R1": 0.245, "R3": 0.245, "R4": 0.25}, 0.01, "equivalent"),  # above, by less than matters
-    ({"R1": 0.235, "R3": 0.235, "R4": 0.25}, 0.30, "not decidable here"),
-    ({"R0": 0.20, "R1": 0.20, "R4": 0.25}, 0.01, "not tested"),  # without R3 nothing says it is the context
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("scores", "noise", "verdict"),
+    [
+        ({"R1": 0.20, "R3": 0.21, "R4": 0.25}, 0.01, "confirmed"),
+        ({"R1": 0.20, "R3": 0.25, "R4": 0.25}, 0.01, "equivalent"),  # above R1, and told nothing does as well
+        ({"R1": 0.25, "R3": 0.20, "R4": 0.20}, 0.01, "refuted"),
+        ({"R1": 0.245, "R3": 0.245, "R4": 0.25}, 0.01, "equivalent"),  # above, by less than matters
+        ({"R1": 0.235, "R3": 0.235, "R4": 0.25}, 0.30, "not decidable here"),
+        (
+            {"R0": 0.20, "R1": 0.20, "R4": 0.25},
+            0.01,
+            "not tested",
+        ),  # without R3 nothing says it is the context
+    ],
+)
 def test_verdict(tmp_path, scores, noise, verdict):
     write_coherence(tmp_path, scores, noise=noise)
     found = ledger(tmp_path, draws=500)[16]
@@ -77,7 +111,10 @@ def test_other_documents_are_never_paired(tmp_path):
     frame.loc[others, "document"] = "of another split, " + frame.loc[others, "document"]
     frame.to_parquet(path, index=False)
     generations = Generations(tmp_path, draws=500)
-    assert generations.contrast("alpaca", "R4", "R3") is None and generations.contrast("alpaca", "R4", "R1") is not None
+    assert (
+        generations.contrast("alpaca", "R4", "R3") is None
+        and generations.contrast("alpaca", "R4", "R1") is not None
+    )
     assert coherent_outputs(Evidence(tmp_path, draws=500)).verdict == "not tested"
 
 

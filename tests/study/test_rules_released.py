@@ -14,9 +14,18 @@ from chameleon_lite.study.rules_released import RELEASED
 
 
 def proof(corpus, free, lora):
-    return Proof(proof="model_free", title="", audit=(), where="", shows="x.", backbone="smollm2", corpus=corpus,
-                 profile="paper", settings={"tokens": {"max_length": 256}},
-                 numbers={"model_free_loss": free, "LoRA_loss": lora, "hyper_network_loss": 0.4})  # fmt: skip
+    return Proof(
+        proof="model_free",
+        title="",
+        audit=(),
+        where="",
+        shows="x.",
+        backbone="smollm2",
+        corpus=corpus,
+        profile="paper",
+        settings={"tokens": {"max_length": 256}},
+        numbers={"model_free_loss": free, "LoRA_loss": lora, "hyper_network_loss": 0.4},
+    )
 
 
 @pytest.mark.parametrize(
@@ -51,34 +60,53 @@ def released(table, regime, seed, loss, **more):
     backbone = more.pop("backbone", "gpt2")
     assert not more
     return Record(
-        name=f"{regime}--{backbone}--{corpus}--{seed}", experiment=f"table{table}-released", regime=regime,
-        backbone=backbone, corpus=corpus, seed=seed, profile="paper", settings=settings, learning_rate=1e-4,
-        metrics={"reported_nll": loss}, trainable_parameters=1, stored_bytes=1, seconds={}, peak_memory_bytes={},
-        data=data, provenance={"command": "made up"})  # fmt: skip
+        name=f"{regime}--{backbone}--{corpus}--{seed}",
+        experiment=f"table{table}-released",
+        regime=regime,
+        backbone=backbone,
+        corpus=corpus,
+        seed=seed,
+        profile="paper",
+        settings=settings,
+        learning_rate=1e-4,
+        metrics={"reported_nll": loss},
+        trainable_parameters=1,
+        stored_bytes=1,
+        seconds={},
+        peak_memory_bytes={},
+        data=data,
+        provenance={"command": "made up"},
+    )
 
 
 def claim_22(folder, table=1, off=None, seeds=NEAR, regimes=("R1", "R4"), **more):
     """The finding for a table whose losses are the published ones plus `off[regime]`, over seeds."""
-    lines = [released(table, r, k, published(table, r, "validation_loss") + (off or {}).get(r, 0.0) + add, **more)
-             for r in regimes for k, add in enumerate(seeds)]  # fmt: skip
+    lines = [
+        released(table, r, k, published(table, r, "validation_loss") + (off or {}).get(r, 0.0) + add, **more)
+        for r in regimes
+        for k, add in enumerate(seeds)
+    ]
     path = folder / f"table{table}-released.jsonl"
     path.write_text("".join(r.model_dump_json() + "\n" for r in lines))
     return RULES[22][1](Evidence(folder))
 
 
 @pytest.mark.parametrize("table", [1, 2])
-@pytest.mark.parametrize(("how", "verdict"), [
-    ({}, "confirmed"),
-    ({"off": {"R4": 0.019}}, "confirmed"),  # sd 0.01: just inside two of them
-    ({"off": {"R4": 0.021}}, "refuted"),  # just outside
-    ({"off": {"R1": -0.1}}, "refuted"),
-    ({"seeds": (0.0,)}, "not decidable here"),  # one seed has no spread
-    ({"regimes": ("R1",)}, "not decidable here"),
-    ({"backbone": "smollm2"}, "not decidable here"),
-    ({"backbone": "smollm2", "off": {"R1": 5.0}}, "not decidable here"),
-    ({"length": 100}, "not decidable here"),
-    ({"switches": {"kmeans": "plusplus"}}, "not decidable here"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("how", "verdict"),
+    [
+        ({}, "confirmed"),
+        ({"off": {"R4": 0.019}}, "confirmed"),  # sd 0.01: just inside two of them
+        ({"off": {"R4": 0.021}}, "refuted"),  # just outside
+        ({"off": {"R1": -0.1}}, "refuted"),
+        ({"seeds": (0.0,)}, "not decidable here"),  # one seed has no spread
+        ({"regimes": ("R1",)}, "not decidable here"),
+        ({"backbone": "smollm2"}, "not decidable here"),
+        ({"backbone": "smollm2", "off": {"R1": 5.0}}, "not decidable here"),
+        ({"length": 100}, "not decidable here"),
+        ({"switches": {"kmeans": "plusplus"}}, "not decidable here"),
+    ],
+)
 def test_claim_22(tmp_path, table, how, verdict):
     found = claim_22(tmp_path, table, **how)
     assert found.verdict == verdict, found

@@ -11,11 +11,19 @@ from chameleon_lite.study.ledger import RULES, ledger
 def overhead(p50=1.02, p95=1.03, width=0.01, batches=200, **more):
     """An entry as `chameleon-lite bench overhead` stores it, with what the rule reads."""
     ratios = {q: {"ratio": r, "low": r - width, "high": r + width} for q, r in (("p50", p50), ("p95", p95))}
-    waits = [{"batches": name, "size": 32, "p50": s, "p95": 2 * s, "p99": 3 * s}
-             for name, s in (("by cluster", 1781.0), ("mixed", 0.5))]  # fmt: skip
-    return {"status": "shown", "batches": batches, "ratios": ratios, "whole": {"plain": {"p50": 0.01, "p95": 0.02}},
-            "fitting clusters": {"seconds a batch": 0.004}, "conditions": {"quick": False},
-            "waiting": {"arrivals a second": 960.0, "batches": waits}} | more  # fmt: skip
+    waits = [
+        {"batches": name, "size": 32, "p50": s, "p95": 2 * s, "p99": 3 * s}
+        for name, s in (("by cluster", 1781.0), ("mixed", 0.5))
+    ]
+    return {
+        "status": "shown",
+        "batches": batches,
+        "ratios": ratios,
+        "whole": {"plain": {"p50": 0.01, "p95": 0.02}},
+        "fitting clusters": {"seconds a batch": 0.004},
+        "conditions": {"quick": False},
+        "waiting": {"arrivals a second": 960.0, "batches": waits},
+    } | more
 
 
 def generating(times):
@@ -32,19 +40,22 @@ def found(folder, **machines):
     return RULES[11][1](Evidence(folder / "results", benchmarks=folder))
 
 
-@pytest.mark.parametrize(("rows", "verdict"), [
-    ({"overhead": overhead()}, "confirmed"),
-    ({"overhead": overhead(), "B12": generating(1.01)}, "confirmed"),
-    ({"overhead": overhead(p50=1.2, p95=1.2)}, "refuted"),
-    ({"overhead": overhead(p95=1.2)}, "refuted"),  # the slow batches count as well
-    ({"overhead": overhead(), "B12": generating(1.3)}, "refuted"),
-    ({"overhead": overhead(p95=1.095)}, "not decidable here"),  # the limit lies inside the interval
-    ({"overhead": overhead(batches=12)}, "not decidable here"),
-    ({"overhead": overhead(p50=1.5, batches=12)}, "not decidable here"),
-    ({"B12": generating(1.01)}, "not tested"),  # five repetitions hold no 95th percentile
-    ({"overhead": overhead(status="gate failed")}, "not tested"),
-    ({"overhead": overhead(conditions={"quick": True})}, "not tested"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rows", "verdict"),
+    [
+        ({"overhead": overhead()}, "confirmed"),
+        ({"overhead": overhead(), "B12": generating(1.01)}, "confirmed"),
+        ({"overhead": overhead(p50=1.2, p95=1.2)}, "refuted"),
+        ({"overhead": overhead(p95=1.2)}, "refuted"),  # the slow batches count as well
+        ({"overhead": overhead(), "B12": generating(1.3)}, "refuted"),
+        ({"overhead": overhead(p95=1.095)}, "not decidable here"),  # the limit lies inside the interval
+        ({"overhead": overhead(batches=12)}, "not decidable here"),
+        ({"overhead": overhead(p50=1.5, batches=12)}, "not decidable here"),
+        ({"B12": generating(1.01)}, "not tested"),  # five repetitions hold no 95th percentile
+        ({"overhead": overhead(status="gate failed")}, "not tested"),
+        ({"overhead": overhead(conditions={"quick": True})}, "not tested"),
+    ],
+)
 def test_verdict(tmp_path, rows, verdict):
     assert found(tmp_path, machine=rows).verdict == verdict
 

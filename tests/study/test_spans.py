@@ -8,20 +8,43 @@ import pytest
 from chameleon_lite.study import experiment, spans
 from chameleon_lite.study.experiment import run_experiment
 from chameleon_lite.study.records import device_name
-from chameleon_lite.study.spans import FILE, Span, device_minutes, load_spans, noted, pack_spans, unnoted_minutes
+from chameleon_lite.study.spans import (
+    FILE,
+    Span,
+    device_minutes,
+    load_spans,
+    noted,
+    pack_spans,
+    unnoted_minutes,
+)
 
 
 def span(start, end, experiment="a", device="one"):
-    return Span(experiment=experiment, corpus="c", device=device, device_name="a GPU", started=start, ended=end)
+    return Span(
+        experiment=experiment, corpus="c", device=device, device_name="a GPU", started=start, ended=end
+    )
 
 
 def test_time_that_processes_share_counts_once_and_devices_add_up():
-    several = [span(0, 60), span(30, 120), span(300, 360), span(0, 60, device="two"), span(90, 150, "b"), span(7, None)]
+    several = [
+        span(0, 60),
+        span(30, 120),
+        span(300, 360),
+        span(0, 60, device="two"),
+        span(90, 150, "b"),
+        span(7, None),
+    ]
     table = device_minutes(several).set_index("experiment")
-    assert table.loc["a", "device minutes"] == pytest.approx(2 + 1 + 1)  # 0–120 and 300–360 of one, 0–60 of two
+    assert table.loc["a", "device minutes"] == pytest.approx(
+        2 + 1 + 1
+    )  # 0–120 and 300–360 of one, 0–60 of two
     assert table.loc["b", "device minutes"] == pytest.approx(1)
     assert table.loc["all of them", "device minutes"] == pytest.approx(2.5 + 1 + 1)
-    assert table.loc["a", "unfinished"] == 1 and table.loc["a", "processes"] == 5 and table.loc["a", "devices"] == 2
+    assert (
+        table.loc["a", "unfinished"] == 1
+        and table.loc["a", "processes"] == 5
+        and table.loc["a", "devices"] == 2
+    )
 
 
 def test_a_span_is_on_disk_from_the_start_and_packed_once(tmp_path):
@@ -75,7 +98,9 @@ def test_experiments_packed_side_by_side_lose_no_span(tmp_path, monkeypatch):
 
 def test_a_span_is_of_the_device_that_holds_the_backbone(small, tiny_backbone, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(experiment, "noted", lambda name, corpus, device, runs: asked.append(device) or nullcontext())
+    monkeypatch.setattr(
+        experiment, "noted", lambda name, corpus, device, runs: asked.append(device) or nullcontext()
+    )
     run_experiment(small(["R0"]), runs=tmp_path, backbone=tiny_backbone, device="cuda:1")
     assert asked == ["cpu"]
 

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from chameleon_lite.study.statistics import Contrast, contrast, crossed_bootstrap, holm, mean_interval, verdict
+from chameleon_lite.study.statistics import (
+    Contrast,
+    contrast,
+    crossed_bootstrap,
+    holm,
+    mean_interval,
+    verdict,
+)
 
 
 def test_difference_is_sum_over_sum_by_hand():
@@ -20,7 +27,9 @@ def test_no_difference_has_an_interval_of_zero():
 
 def test_the_wider_interval_decides():
     generator = np.random.default_rng(0)
-    seeds = generator.normal(0, 1, (3, 1)) + generator.normal(0, 0.001, (3, 400))  # all noise is between seeds
+    seeds = generator.normal(0, 1, (3, 1)) + generator.normal(
+        0, 0.001, (3, 400)
+    )  # all noise is between seeds
     found = contrast(seeds, np.zeros((3, 400)), np.ones(400), draws=500)
     assert found.decided_by == "t"
     documents = np.repeat(generator.normal(0, 1, (1, 400)), 3, axis=0)  # all noise is between documents

@@ -53,7 +53,9 @@ def test_per_document_losses_add_up_to_the_recorded_mean():
 
 
 def test_the_stored_verdicts_are_what_the_rules_make_of_the_stored_records():
-    stored = {row["claim"]: row for row in json.loads((RESULTS / "verdicts.json").read_text(encoding="utf-8"))}
+    stored = {
+        row["claim"]: row for row in json.loads((RESULTS / "verdicts.json").read_text(encoding="utf-8"))
+    }
     found = {n: f for n, f in ledger(RESULTS).items() if f.verdict != UNTESTED}
     assert {n: (row["status"], row["number"], row["deciding"]) for n, row in stored.items()} == {
         n: (f.verdict, f.number, f.deciding or f.number) for n, f in found.items()
@@ -65,9 +67,15 @@ def test_the_honest_study_is_whole_and_small():
     assert files
     for path in files:
         records = load_records(path)
-        by_regime = {name: {r.seed for r in records if r.regime == name} for name in {r.regime for r in records}}
-        uncached = {r.regime for r in records if REGIMES[r.regime].procedure}  # each step runs the whole backbone
-        assert all(len(seeds) >= (3 if name in uncached else 5) for name, seeds in by_regime.items()), path.name
+        by_regime = {
+            name: {r.seed for r in records if r.regime == name} for name in {r.regime for r in records}
+        }
+        uncached = {
+            r.regime for r in records if REGIMES[r.regime].procedure
+        }  # each step runs the whole backbone
+        assert all(len(seeds) >= (3 if name in uncached else 5) for name, seeds in by_regime.items()), (
+            path.name
+        )
         assert len({r.provenance["device_name"] for r in records}) == 1, path.name
         for r in records:  # a trained regime's rate was swept, and the reported seeds are not the sweep's
             if REGIMES[r.regime].trained:
@@ -85,8 +93,11 @@ def test_the_honest_study_cost_at_most_forty_minutes_of_a_gpu():
     assert 0 < bill["device minutes"] + early <= 40
 
 
-AGAIN = [("honest-alpaca", "coherence-alpaca"), ("honest-docstrings", "four-regimes"),
-         ("honest-mixed", "foreign-mixed")]  # fmt: skip
+AGAIN = [
+    ("honest-alpaca", "coherence-alpaca"),
+    ("honest-docstrings", "four-regimes"),
+    ("honest-mixed", "foreign-mixed"),
+]
 # Single rows in random groups at the highest rate: other rounding ends one seed of five 0.006 nats away, which is more
 # than seeds differ by. Its mean over seeds is held to a tenth of the margin of equivalence.
 UNSTEADY = {"R5-g1": 0.001}
@@ -95,11 +106,14 @@ UNSTEADY = {"R5-g1": 0.001}
 @pytest.mark.parametrize("first, again", AGAIN)
 def test_runs_made_again_from_their_settings_agree_within_the_spread_over_seeds(first, again):
     """The same heads, rates and seeds, trained in other processes, by other source, on another GPU of the same kind."""
-    before, after = ({(r.regime, r.seed): r for r in load_records(RESULTS / f"{name}.jsonl")}
-                     for name in (first, again))  # fmt: skip
+    before, after = (
+        {(r.regime, r.seed): r for r in load_records(RESULTS / f"{name}.jsonl")} for name in (first, again)
+    )
     shared = [key for key in after if key in before and before[key].learning_rate == after[key].learning_rate]
     trained = {regime for regime, _ in shared if after[regime, 0].learning_rate is not None}
-    assert len(trained) >= 3 and all(before[k].provenance["source"] != after[k].provenance["source"] for k in shared)
+    assert len(trained) >= 3 and all(
+        before[k].provenance["source"] != after[k].provenance["source"] for k in shared
+    )
     for regime in trained:
         seeds = [seed for name, seed in shared if name == regime]
         spread = np.std([before[regime, s].metrics["test_nll"] for s in seeds], ddof=1)

@@ -1,4 +1,5 @@
 """The whole line over several processes from the command line."""
+
 import json
 import os
 import subprocess
@@ -27,7 +28,14 @@ def write_corpus(path):
         for i in range(90):
             text = " ".join(words[(i * 7 + j * (1 + i % 3)) % len(words)] for j in range(8 + i % 9))
             split = ("train", "train", "train", "validation", "test")[i % 5]
-            row = {"split": split, "id": str(i), "text": text, "group": f"g{i % 3}", "prompt": "", "instruction": ""}
+            row = {
+                "split": split,
+                "id": str(i),
+                "text": text,
+                "group": f"g{i % 3}",
+                "prompt": "",
+                "instruction": "",
+            }
             file.write(json.dumps(row) + "\n")
 
 

@@ -7,8 +7,15 @@ import pytest
 from chameleon_lite.study.statistics import contrast
 from chameleon_lite.study.units import articles_of, by_unit
 
-ROWS = pd.DataFrame({"document": ["a", "b", "c", "d"], "group": ["x", "y", "x", "y"], "nll": [1.0, 2.0, 3.0, 4.0],
-                     "tokens": [1, 2, 3, 4], "split": "test"})  # fmt: skip
+ROWS = pd.DataFrame(
+    {
+        "document": ["a", "b", "c", "d"],
+        "group": ["x", "y", "x", "y"],
+        "nll": [1.0, 2.0, 3.0, 4.0],
+        "tokens": [1, 2, 3, 4],
+        "split": "test",
+    }
+)
 
 
 def test_wikitexts_rows_are_summed_by_article():
@@ -23,8 +30,9 @@ def test_other_corpora_keep_their_documents():
 
 def test_the_mixed_streams_rows_find_their_article(tmp_path):
     ROWS.to_parquet(tmp_path / "honest-wikitext-2-lite.parquet")
-    mixed = ROWS.assign(document=["wikitext-2-lite/" + d if d != "b" else "other/b" for d in ROWS["document"]],
-                        group="source")  # fmt: skip
+    mixed = ROWS.assign(
+        document=["wikitext-2-lite/" + d if d != "b" else "other/b" for d in ROWS["document"]], group="source"
+    )
     nll, _ = by_unit(mixed, "mixed", articles_of(tmp_path, "honest-"))
     assert sorted(nll.tolist()) == [2.0, 4.0, 4.0]  # b alone, a with c of article x, d of article y
 
@@ -33,8 +41,14 @@ def test_rows_of_one_article_are_no_independent_documents():
     """Paragraphs that share their article's difference: drawing rows would make the interval far too narrow."""
     rng = np.random.default_rng(0)
     per_article = rng.normal(0.0, 1.0, 30).repeat(20)
-    frame = pd.DataFrame({"document": [str(i) for i in range(600)], "group": [f"{i // 20:02}" for i in range(600)],
-                          "nll": per_article, "tokens": 1})  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "document": [str(i) for i in range(600)],
+            "group": [f"{i // 20:02}" for i in range(600)],
+            "nll": per_article,
+            "tokens": 1,
+        }
+    )
     width = {}
     for corpus in ("wikitext-2-lite", "docstrings"):
         nll, tokens = by_unit(frame, corpus, {})

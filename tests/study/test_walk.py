@@ -22,8 +22,12 @@ class Made:
     def __init__(self, protocol, regime, loss, seed=0):
         self.corpus, self.backbone, self.regime, self.seed = "alpaca", "smollm2", regime, seed
         self.metrics = {"reported_nll": loss, "validation_nll": loss}
-        self.data = {"protocol": protocol.model_dump(), "scored_tokens": {"validation": 10, "test": 7},
-                     "documents": {"validation": 5, "test": 4}, "full_rows": {"validation": 2}}  # fmt: skip
+        self.data = {
+            "protocol": protocol.model_dump(),
+            "scored_tokens": {"validation": 10, "test": 7},
+            "documents": {"validation": 5, "test": 4},
+            "full_rows": {"validation": 2},
+        }
 
 
 @pytest.fixture(params=WALKS)
@@ -33,12 +37,19 @@ def stops(request):
 
 
 def test_stops_are_in_the_order_of_mending_whatever_order_the_records_are_in(stops):
-    made = [Made(protocol_of(protocol), regime, float(n)) for n, (_, protocol) in enumerate(stops)
-            for regime in ("R4", "R1")]  # fmt: skip
+    made = [
+        Made(protocol_of(protocol), regime, float(n))
+        for n, (_, protocol) in enumerate(stops)
+        for regime in ("R4", "R1")
+    ]
     walk = walk_frame(made[::-1])
-    assert walk["mended"].tolist() == [name for name, _ in stops for _ in range(2)]  # not one stop lost or merged
+    assert walk["mended"].tolist() == [
+        name for name, _ in stops for _ in range(2)
+    ]  # not one stop lost or merged
     assert walk["loss"].tolist() == [float(n) for n in range(len(stops)) for _ in range(2)]
-    assert walk["scored"].tolist() == [10] * (2 * len(stops) - 2) + [7] * 2  # the last stop reads the test split
+    assert (
+        walk["scored"].tolist() == [10] * (2 * len(stops) - 2) + [7] * 2
+    )  # the last stop reads the test split
     assert set(walk.loc[~walk["same yardstick"], "mended"]) <= {"", *YARDSTICK}
 
 
@@ -46,10 +57,16 @@ def test_changes_are_taken_seed_by_seed_and_by_hand():
     released = PRESETS["as_released"]
     other = released.model_copy(update={"kmeans": "plusplus"})
     losses = {("R1", 0): (3.0, 2.0), ("R1", 1): (4.0, 3.5), ("R4", 0): (2.5, 2.5), ("R4", 1): (4.5, 3.0)}
-    made = [Made(p, regime, pair[n], seed) for n, p in enumerate((released, other))
-            for (regime, seed), pair in losses.items()]  # fmt: skip
+    made = [
+        Made(p, regime, pair[n], seed)
+        for n, p in enumerate((released, other))
+        for (regime, seed), pair in losses.items()
+    ]
     frame = steps_frame(walk_frame(made), NAMES)
-    assert frame["mended"].tolist() == ["(as released)", "kmeans"] and frame["same yardstick"].tolist() == ["–", "yes"]
+    assert frame["mended"].tolist() == ["(as released)", "kmeans"] and frame["same yardstick"].tolist() == [
+        "–",
+        "yes",
+    ]
     assert frame["LoRA"].tolist() == [3.5, 2.75] and frame["change of LoRA"].tolist()[0] == "–"
     assert frame["change of LoRA"].tolist()[1] == "-0.7500 [-1.0000, -0.5000]"
     assert frame["hyper-network − LoRA"].tolist()[1] == "+0.0000 [-0.5000, +0.5000]"

@@ -15,28 +15,51 @@ from chameleon_lite.study.experiment import run_experiment
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SMALL = {
-    "name": "shared-work", "regimes": ["R0", "R1", "R4"], "seeds": 2,
+    "name": "shared-work",
+    "regimes": ["R0", "R1", "R4"],
+    "seeds": 2,
     "tokens": {"max_length": 64, "prefix_tokens": 8, "min_scored": 4},
     "clusters": {"batch_rows": 16, "minimum": 2, "routing_clusters": 4},
     "data": {"max_train_tokens": None, "max_validation_documents": None, "max_test_documents": None},
     "train": {"epochs": 1, "feature_dtype": "float32", "matmul_dtype": "float32"},
     "sweep": {"grid": [1e-3, 1e-2], "seeds": 2, "extend": 0},
-}  # fmt: skip
+}
 
 
-RELEASED = {"protocol": {"preset": "as_released", "held_out": 0.3}, "learning_rates": {"R1": 1e-3, "R4": 1e-3}}
+RELEASED = {
+    "protocol": {"preset": "as_released", "held_out": 0.3},
+    "learning_rates": {"R1": 1e-3, "R4": 1e-3},
+}
 
 
 def run(folder, made_up, *more, **settings):
     path = folder / "shared.yaml"
     path.write_text(yaml.safe_dump({**SMALL, **settings, "corpora": [made_up]}))
-    command = [sys.executable, "-m", "chameleon_lite.cli", "run", str(path), "--profile", "paper", "--backbone", "tiny",
-               "--device", "cpu", "--seeds", "2", "--out", str(folder / "runs"), *more]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "chameleon_lite.cli",
+        "run",
+        str(path),
+        "--profile",
+        "paper",
+        "--backbone",
+        "tiny",
+        "--device",
+        "cpu",
+        "--seeds",
+        "2",
+        "--out",
+        str(folder / "runs"),
+        *more,
+    ]
     own = {"CHAMELEON_LITE_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = {p.parent.name: json.loads(p.read_text()) for p in (folder / "runs").glob("*/record.json")}
-    return {name: (r["metrics"], r["curve"], r["learning_rate_trials"]) for name, r in found.items()}, done.stderr
+    return {
+        name: (r["metrics"], r["curve"], r["learning_rate_trials"]) for name, r in found.items()
+    }, done.stderr
 
 
 @pytest.mark.parametrize("settings", [{}, RELEASED], ids=["honest", "as released"])
@@ -88,15 +111,29 @@ def test_a_process_that_starts_late_waits_for_the_same_locks(small, tmp_path, mo
 
 
 def test_workers_that_refuse_their_settings_leave_wrong_uses_exit_code(tmp_path):
-    command = [sys.executable, "-m", "chameleon_lite.cli", "run", str(EXPERIMENTS / "four-regimes.yaml"),
-               "--backbone", "tiny", "--corpus", str(tmp_path / "absent.jsonl"), "--workers", "2",
-               "--out", str(tmp_path)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "chameleon_lite.cli",
+        "run",
+        str(EXPERIMENTS / "four-regimes.yaml"),
+        "--backbone",
+        "tiny",
+        "--corpus",
+        str(tmp_path / "absent.jsonl"),
+        "--workers",
+        "2",
+        "--out",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr and "absent.jsonl" in done.stderr
 
 
 def test_workers_share_the_threads_of_the_processor_unless_told_otherwise(tmp_path, monkeypatch):
-    program = tmp_path / "note"  # stands where the interpreter would: writes down what a worker is started with
+    program = (
+        tmp_path / "note"
+    )  # stands where the interpreter would: writes down what a worker is started with
     program.write_text(f'#!/bin/sh\necho "$OMP_NUM_THREADS" > "{tmp_path}/$CHAMELEON_LITE_WORKER"\n')
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))

@@ -13,7 +13,9 @@ from chameleon_lite.training.scored import scored_states
 
 
 def states_of(backbone, table, document):
-    ids = torch.from_numpy(table.ids[table.offsets[document] : table.offsets[document + 1]].astype(np.int64))[None]
+    ids = torch.from_numpy(table.ids[table.offsets[document] : table.offsets[document + 1]].astype(np.int64))[
+        None
+    ]
     with torch.no_grad():
         return backbone.lm.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
 
@@ -48,7 +50,9 @@ def test_shards_and_memory_map_give_the_same_batches(tiny, tiny_table, tiny_stat
         assert torch.allclose(ours.float(), theirs.float(), atol=2e-3)
 
 
-def test_an_interrupted_pass_resumes_and_a_truncated_shard_is_made_again(tiny, tiny_table, tmp_path, monkeypatch):
+def test_an_interrupted_pass_resumes_and_a_truncated_shard_is_made_again(
+    tiny, tiny_table, tmp_path, monkeypatch
+):
     monkeypatch.setattr(module, "SHARD_TOKENS", 300)
     whole = features(tiny, tiny_table, dtype=torch.float32, folder=tmp_path / "whole")
     calls = []

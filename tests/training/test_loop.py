@@ -97,7 +97,9 @@ def test_evaluation_does_not_depend_on_the_batching_for_a_static_head(tiny_state
 def test_frozen_loss_equals_cross_entropy_on_the_unbatched_text(tiny, tiny_table, tiny_states, tiny_weight):
     nll = evaluate([(None, None)], tiny_states, torch.arange(60).split(16), tiny_weight)[0]
     for n in range(0, 60, 11):
-        ids = torch.from_numpy(tiny_table.ids[tiny_table.offsets[n] : tiny_table.offsets[n + 1]].astype("int64"))
+        ids = torch.from_numpy(
+            tiny_table.ids[tiny_table.offsets[n] : tiny_table.offsets[n + 1]].astype("int64")
+        )
         with torch.no_grad():
             logits = tiny.lm(input_ids=ids[None], use_cache=False).logits[0]
         m = int(tiny_table.prefix[n])

@@ -15,7 +15,14 @@ from chameleon_lite.training.objectives import next_token, released_full, releas
 
 LENGTH, PAD = 6, 256
 # by hand: a full row, a row with padding, rows with the ignored id 0 inside and at the scored position, one token
-ROWS = [[5, 9, 9, 70, 31, 12], [40, 41, 42], [7, 0, 8, 0, 11], [13, 14, 15, 16, 17, 0], [200], [80, 0, 3, 4, 5, 6]]
+ROWS = [
+    [5, 9, 9, 70, 31, 12],
+    [40, 41, 42],
+    [7, 0, 8, 0, 11],
+    [13, 14, 15, 16, 17, 0],
+    [200],
+    [80, 0, 3, 4, 5, 6],
+]
 BATCHES = [[0, 1, 2], [3, 4], [5]]
 
 
@@ -55,7 +62,9 @@ def slow_released_loss(backbone, head, mode):
     for batch in BATCHES:
         padded = [ROWS[n] + [PAD] * (LENGTH - len(ROWS[n])) for n in batch]
         vectors = []
-        for row in padded:  # padding inside the mean, length 1 afterwards, then the plain mean over the batch's rows
+        for row in (
+            padded
+        ):  # padding inside the mean, length 1 afterwards, then the plain mean over the batch's rows
             mean = sum(E[i] for i in row) / LENGTH
             vectors.append(mean / math.sqrt(float((mean * mean).sum())))
         update = head.factors(Condition((sum(vectors) / len(vectors))[None]))
@@ -102,7 +111,14 @@ def test_which_positions_count():
     ids, mask = table.padded(range(len(ROWS)), LENGTH)
     hidden = torch.zeros(*ids.shape, 1)
     prefix = torch.tensor([2, 1, 1, 1, 1, 5])
-    assert released_last(hidden, ids, count)[0].tolist() == [1, 1, 1, 0, 1, 1]  # padding counts, id 0 does not
+    assert released_last(hidden, ids, count)[0].tolist() == [
+        1,
+        1,
+        1,
+        0,
+        1,
+        1,
+    ]  # padding counts, id 0 does not
     assert released_last(hidden, ids, count, mask, None)[0].tolist() == [1, 0, 0, 1, 0, 1]  # full rows alone
     assert released_full(hidden, ids, count)[0].tolist() == [6, 6, 4, 5, 6, 5]
     assert released_full(hidden, ids, count, mask, None)[0].tolist() == [6, 3, 5, 6, 1, 6]

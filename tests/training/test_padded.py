@@ -19,7 +19,9 @@ def both(tiny, table, scoring, folder):
 
 @pytest.mark.parametrize("objective", ["last", "full", "next_token"])
 def test_cached_and_live_states_agree(tiny, tiny_table, tmp_path, objective):
-    scoring = Scoring(objective, LENGTH if objective != "next_token" else 96, objective != "next_token", False)
+    scoring = Scoring(
+        objective, LENGTH if objective != "next_token" else 96, objective != "next_token", False
+    )
     cached, live = both(tiny, tiny_table, scoring, tmp_path)
     rows = torch.tensor([3, 0, 17])
     (h, target, row), (h2, target2, row2) = cached.batch(rows), live.batch(rows)
@@ -28,7 +30,9 @@ def test_cached_and_live_states_agree(tiny, tiny_table, tmp_path, objective):
 
 
 def test_last_position_is_the_pad_token_or_the_last_token(tiny, tiny_table, tmp_path):
-    states = padded_states(tiny, tiny_table, Scoring("last", LENGTH, True, False), dtype=torch.float32, folder=tmp_path)
+    states = padded_states(
+        tiny, tiny_table, Scoring("last", LENGTH, True, False), dtype=torch.float32, folder=tmp_path
+    )
     full = full_rows(tiny_table, LENGTH)
     assert 0 < full.sum() < len(full) and (states.counts == 1).all()
     assert (states.target[~full] == tiny_table.pad_id).all()
@@ -37,12 +41,16 @@ def test_last_position_is_the_pad_token_or_the_last_token(tiny, tiny_table, tmp_
 
 
 def test_ignoring_padding_scores_full_rows_alone(tiny, tiny_table, tmp_path):
-    states = padded_states(tiny, tiny_table, Scoring("last", LENGTH, False, True), dtype=torch.float32, folder=tmp_path)
+    states = padded_states(
+        tiny, tiny_table, Scoring("last", LENGTH, False, True), dtype=torch.float32, folder=tmp_path
+    )
     assert torch.equal(states.counts.bool(), full_rows(tiny_table, LENGTH))
 
 
 def test_next_token_pairs_are_those_of_the_feature_store(tiny, tiny_table, tmp_path):
-    ours = padded_states(tiny, tiny_table, Scoring("next_token", 96, False, True), dtype=torch.float32, folder=tmp_path)
+    ours = padded_states(
+        tiny, tiny_table, Scoring("next_token", 96, False, True), dtype=torch.float32, folder=tmp_path
+    )
     theirs = scored_states(features(tiny, tiny_table, dtype=torch.float32, folder=tmp_path), tiny_table)
     assert torch.equal(ours.target, theirs.target) and torch.equal(ours.counts, theirs.counts)
     rows = torch.arange(len(tiny_table))

@@ -1,4 +1,5 @@
 """Packed pieces: the same states, loss and gradients as padded ones, in every architecture that takes them."""
+
 import dataclasses
 
 import numpy as np
@@ -18,15 +19,29 @@ from chameleon_lite.training.uncached import Layered, StepLayers, Texts, gradien
 
 CPU = torch.device("cpu")
 COMMON = {"vocab_size": 257, "bos_token_id": 256, "eos_token_id": 256, "initializer_range": 0.2}
-LLAMA = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "max_position_embeddings": 128} | COMMON
+LLAMA = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+} | COMMON
 KINDS = {
     "GPT2": {"n_positions": 128, "n_embd": 16, "n_layer": 2, "n_head": 2} | COMMON,
     "Llama": LLAMA | {"num_key_value_heads": 2},
     "GPTNeoX": LLAMA,
     "Qwen2": LLAMA | {"num_key_value_heads": 2},
-    "OPT": {"hidden_size": 32, "word_embed_proj_dim": 16, "ffn_dim": 32, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "max_position_embeddings": 128, "init_std": 0.2, "pad_token_id": 0} | COMMON,
+    "OPT": {
+        "hidden_size": 32,
+        "word_embed_proj_dim": 16,
+        "ffn_dim": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "init_std": 0.2,
+        "pad_token_id": 0,
+    }
+    | COMMON,
     "Bloom": {"hidden_size": 16, "n_layer": 2, "n_head": 2} | COMMON,  # ALiBi: no positions to give
     "Mistral": LLAMA | {"num_key_value_heads": 2, "sliding_window": 24},
 }
@@ -47,6 +62,7 @@ def small(tmp_path_factory):
             byte_tokenizer(128).save_pretrained(folder)
             made[kind] = load_backbone(str(folder))
         return copied(made[kind])
+
     return get
 
 
@@ -82,7 +98,9 @@ def test_packed_is_padded(small, tiny_table, kind):
     packed = StepLayers(Layers(both.backbone), CPU, 256, 112)  # two rows a piece
     fixed = dataclasses.replace(packed, n_rows=3)
     loss, gradient, states = step(both, padded, table)
-    assert len(padded.pieces(table, torch.arange(24))) == 1 and len(packed.pieces(table, torch.arange(24))) > 3
+    assert (
+        len(padded.pieces(table, torch.arange(24))) == 1 and len(packed.pieces(table, torch.arange(24))) > 3
+    )
     for layers in (packed, fixed):
         found = step(both, layers, table)
         assert found[0] == pytest.approx(loss, rel=1e-5)
@@ -125,8 +143,11 @@ def test_the_probe_leaves_lora_as_it_was(small):
 
 def pairs(pieces):
     """(document, place in its piece, target) of every scored pair, sorted."""
-    return sorted((int(piece.documents[owner]), place, int(target)) for piece in pieces
-                  for place, (owner, target) in enumerate(zip(piece.owner, piece.target)))
+    return sorted(
+        (int(piece.documents[owner]), place, int(target))
+        for piece in pieces
+        for place, (owner, target) in enumerate(zip(piece.owner, piece.target))
+    )
 
 
 def test_pairs_are_those_of_next_token(tiny_table):
@@ -141,7 +162,10 @@ def test_pairs_are_those_of_next_token(tiny_table):
 def test_pieces_hold_what_the_budget_allows_and_shapes_where_one_is_asked_for(tiny_table):
     rows = torch.arange(len(tiny_table))
     free = list(packed_pieces(tiny_table, rows, 96, 200, CPU))
-    assert all(p.ids.numel() <= 200 for p in free) and sum(p.ids.numel() for p in free) < 1.4 * tiny_table.lengths.sum()
+    assert (
+        all(p.ids.numel() <= 200 for p in free)
+        and sum(p.ids.numel() for p in free) < 1.4 * tiny_table.lengths.sum()
+    )
     fixed = list(packed_pieces(tiny_table, rows, 96, 200, CPU, n_rows=5))
     assert {tuple(p.ids.shape) for p in fixed} == {(5, 96)}
     short = int(np.median(tiny_table.lengths))  # half of the documents are longer than such a row

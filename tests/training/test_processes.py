@@ -1,4 +1,5 @@
 """Two processes train as one: the same global batches, the same losses, and a count that is checked."""
+
 import json
 from pathlib import Path
 
@@ -30,8 +31,17 @@ def curves(states, weight, processes):
         Member("lora", LoraHead(16, 257, 2), None, None, 1e-2),
         Member("hyper", HyperHead(16, 257, 2), per_row, per_row, 1e-2, seed=3),
     ]
-    fit(members, states, lambda n: arrange(60, None, torch.Generator().manual_seed(n)).steps(8), states,
-        torch.arange(60).split(8), weight, SETTINGS, processes, progress=False)
+    fit(
+        members,
+        states,
+        lambda n: arrange(60, None, torch.Generator().manual_seed(n)).steps(8),
+        states,
+        torch.arange(60).split(8),
+        weight,
+        SETTINGS,
+        processes,
+        progress=False,
+    )
     return {m.name: m.curve for m in members}
 
 

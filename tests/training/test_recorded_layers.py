@@ -1,4 +1,5 @@
 """A recorded pass: on a GPU the same as the plain one; elsewhere what stands around the recording."""
+
 from contextlib import nullcontext
 
 import numpy as np
@@ -70,7 +71,7 @@ def static(layers, sample, **options):
         def backward(ctx, grad):
             with torch.enable_grad():
                 found = torch.autograd.grad(layers(*ctx.inputs), factors, grad)
-            kept.extend(torch.empty_like(g) for g in found[len(kept):])
+            kept.extend(torch.empty_like(g) for g in found[len(kept) :])
             for own, g in zip(kept, found):
                 own.copy_(g)
             return (None,) * 3 + tuple(own.detach() for own in kept)
@@ -149,7 +150,11 @@ def test_recorded_is_plain(name, tiny_table):
     same(found, expected, 1e-2)
     assert len({loss for loss, _ in found}) == 3
     run.release()
-    same(trained(one, by(one, run), tiny_table, 1), trained(two, by(two, Layers(two.backbone)), tiny_table, 1), 1e-2)
+    same(
+        trained(one, by(one, run), tiny_table, 1),
+        trained(two, by(two, Layers(two.backbone)), tiny_table, 1),
+        1e-2,
+    )
 
 
 @needs_gpu
@@ -167,7 +172,9 @@ def test_training_on_a_gpu_records_its_layers(monkeypatch, tiny_table):
     from chameleon_lite.config import TrainSettings
 
     replays, before = [], RecordedLayers._keep_gradients_apart  # what every replay begins with
-    monkeypatch.setattr(RecordedLayers, "_keep_gradients_apart", lambda self: replays.append(1) or before(self))
+    monkeypatch.setattr(
+        RecordedLayers, "_keep_gradients_apart", lambda self: replays.append(1) or before(self)
+    )
     both, table = adapted("cuda"), tiny_table.take(np.arange(40))
     texts = Texts(table, lambda number: list(torch.arange(40).split(8)))
     found = uncached.fit_layers(both, texts, texts, TrainSettings(epochs=3, patience=9), 1e-2)

@@ -1,4 +1,5 @@
 """Recorded steps: what is replayed depends on its inputs alone, and gives what plain steps give."""
+
 import copy
 from dataclasses import replace
 
@@ -53,8 +54,17 @@ def trained(states, weight, recorder, sources=(condition, condition, None), devi
         head = LoraHead(16, 257, 2) if source is None else HyperHead(16, 257, 2)
         told = source and (lambda rows, source=source: (source(rows)[0].to(device), source(rows)[1]))
         members.append(Member(str(number), head.to(device), told, told, 1e-2, seed=number))
-    fit(members, states, lambda n: arrange(60, None, torch.Generator().manual_seed(n)).steps(8), states,
-        torch.arange(60).split(8), weight, settings, progress=False, recorder=recorder)
+    fit(
+        members,
+        states,
+        lambda n: arrange(60, None, torch.Generator().manual_seed(n)).steps(8),
+        states,
+        torch.arange(60).split(8),
+        weight,
+        settings,
+        progress=False,
+        recorder=recorder,
+    )
     return members
 
 
@@ -101,8 +111,17 @@ def test_states_that_carry_gradients_are_never_recorded(tiny_states, tiny_weight
     head = LoraHead(16, 257, 2)
     head.gain = torch.nn.Parameter(torch.ones(16))
     Rehearsal.replays, recorder = 0, Rehearsal(torch.device("cpu"))
-    fit([Member("both", head, None, None, 1e-2)], Live(), lambda n: torch.arange(60).split(8), tiny_states,
-        [torch.arange(60)], tiny_weight, SETTINGS, progress=False, recorder=recorder)
+    fit(
+        [Member("both", head, None, None, 1e-2)],
+        Live(),
+        lambda n: torch.arange(60).split(8),
+        tiny_states,
+        [torch.arange(60)],
+        tiny_weight,
+        SETTINGS,
+        progress=False,
+        recorder=recorder,
+    )
     assert not Rehearsal.replays and bool((head.gain != 1).all())
 
 
@@ -167,7 +186,9 @@ def test_the_generator_is_left_as_it_was():
 def test_a_replayed_step_sees_its_inputs_and_its_parameters():
     device, g = torch.device("cuda"), torch.Generator().manual_seed(0)
     weight = HeadWeight(torch.randn(1_000, 64, generator=g).to(device) * 0.1)
-    down, up = (torch.randn(s, generator=g).to(device).mul_(0.1).requires_grad_() for s in ((4, 64), (1_000, 4)))
+    down, up = (
+        torch.randn(s, generator=g).to(device).mul_(0.1).requires_grad_() for s in ((4, 64), (1_000, 4))
+    )
     recorder = Recorder(device)
 
     def work(h, target):

@@ -1,4 +1,5 @@
 """Corpora by name: what a command line's --corpus may say."""
+
 import hashlib
 import sys
 from collections.abc import Callable
@@ -69,6 +70,9 @@ def _docstrings_key(seed: int) -> str:
 NAMES: dict[str, Callable[..., Corpus]] = {
     "docstrings": partial(_docstrings, "paragraphs"),
     "docstrings-instructions": partial(_docstrings, "instructions"),
-    **{name: partial(wikitext.load, name) for name in ("wikitext-2", "wikitext-2-lite", "wikitext-2-lite-released")},
+    **{
+        name: partial(wikitext.load, name)
+        for name in ("wikitext-2", "wikitext-2-lite", "wikitext-2-lite-released")
+    },
     **{name: partial(alpaca.load, name) for name in alpaca.REPOSITORIES},
 }

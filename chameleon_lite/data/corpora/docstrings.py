@@ -5,6 +5,7 @@
 The sources are read, never imported: importing prints, warns, takes a gigabyte, and gives texts that hold
 memory addresses. The same library versions give the same documents on every machine.
 """
+
 import ast
 import gc
 import inspect
@@ -34,7 +35,12 @@ SKIPPED = re.compile(
     r"(^|/)(tests?|_?testing|conftest|_vendor|vendor(ed)?|externals?|extern|third_party|__main__|benchmarks?"
     r"|_?array_api\w*|onnx|fx|ao)(/|\.py$)|(^|/)test_|_test\.py$|^torch/_\w+/|/_internal/"
 )
-ADDED_LATER = ("add_newdoc", "add_docstr", "add_docstr_all", "add_newdoc_for_scalar_type")  # text of compiled functions
+ADDED_LATER = (
+    "add_newdoc",
+    "add_docstr",
+    "add_docstr_all",
+    "add_newdoc_for_scalar_type",
+)  # text of compiled functions
 ADDED_TO_ARRAY = "_array_method_doc"  # numpy's short form for methods of ndarray
 IDENTIFIER = re.compile(r"`[^`]*`|\b\w*[\d_]\w*\b|\b\w+(?:\.\w+)+\b|\b\w*[a-z][A-Z]\w*\b")
 LONGEST = 2_000  # characters of one explanation, in whole paragraphs
@@ -63,7 +69,11 @@ def _paragraphs(explained: Iterator[tuple[str, str, list[str]]]) -> Iterator[Doc
 
 def _instructions(explained: Iterator[tuple[str, str, list[str]]]) -> Iterator[Document]:
     for library, name, paragraphs in explained:
-        asked = f"Explain `{name}`." if library != "python" else f"Explain `{name.removeprefix('python.')}` in Python."
+        asked = (
+            f"Explain `{name}`."
+            if library != "python"
+            else f"Explain `{name.removeprefix('python.')}` in Python."
+        )
         text = paragraphs[0]
         for more in paragraphs[1:]:
             if len(text) + len(more) > LONGEST:
@@ -181,7 +191,11 @@ def _of_call(node: ast.Call) -> Iterator[tuple[tuple[str, ...], str]]:
 def _name(argument: ast.expr) -> str | None:
     if isinstance(argument, ast.Attribute):
         return argument.attr
-    if isinstance(argument, ast.Constant) and isinstance(argument.value, str) and argument.value.isidentifier():
+    if (
+        isinstance(argument, ast.Constant)
+        and isinstance(argument.value, str)
+        and argument.value.isidentifier()
+    ):
         return argument.value
     return None
 
@@ -190,12 +204,17 @@ def _exported(lib: str, root: Path) -> dict[str, list[tuple[str, ...]]]:
     """Which packages offer a name: `from ._core import mean` in numpy/__init__.py gives mean ▶ [("numpy",)]."""
     offers: dict[str, list[tuple[str, ...]]] = {}
     for path in _sources(lib, root):
-        if path.name != "__init__.py" or (tree := _parse(path.read_text(encoding="utf-8", errors="replace"))) is None:
+        if (
+            path.name != "__init__.py"
+            or (tree := _parse(path.read_text(encoding="utf-8", errors="replace"))) is None
+        ):
             continue
         package = _module(lib, root, path)
         if not any(part.startswith("_") for part in package):
             for node in ast.walk(tree):
-                own = isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith(f"{lib}."))
+                own = isinstance(node, ast.ImportFrom) and (
+                    node.level or (node.module or "").startswith(f"{lib}.")
+                )
                 for alias in node.names if own else ():
                     offers.setdefault(alias.asname or alias.name, []).append(package)
     return offers

@@ -1,4 +1,5 @@
 """What a corpus is: documents in three splits, with a content hash that survives export and read back."""
+
 import hashlib
 import json
 from collections.abc import Iterator
@@ -56,5 +57,7 @@ def lines(corpus: Corpus) -> Iterator[str]:
     """One canonical JSON line a document: sorted keys, no spaces, every field written."""
     for split in sorted(corpus.splits, key=lambda s: (SPLITS.index(s) if s in SPLITS else len(SPLITS), s)):
         for d in corpus.splits[split]:
-            row = dict(split=split, id=d.id, text=d.text, group=d.group, prompt=d.prompt, instruction=d.instruction)
+            row = dict(
+                split=split, id=d.id, text=d.text, group=d.group, prompt=d.prompt, instruction=d.instruction
+            )
             yield json.dumps(row, ensure_ascii=False, sort_keys=True, separators=(",", ":"))

@@ -3,6 +3,7 @@
 Left alone, the hub's client retries for half a minute before it gives up. Here a probe decides first: reachable,
 or cached, or an error that says what to run instead. The libraries are imported only after that.
 """
+
 import os
 import socket
 import threading
@@ -67,7 +68,9 @@ def reachable() -> bool:
 
 def cached(repository: str) -> bool:
     """Whether the hub's caches hold anything of this data set."""
-    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    home = Path(
+        os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    )
     hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
     datasets = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets").expanduser()
     found = hub / f"datasets--{repository.replace('/', '--')}", datasets / repository.replace("/", "___")

@@ -1,4 +1,5 @@
 """A corpus as one file, so that a machine with other library versions can run on the very same text."""
+
 import json
 from pathlib import Path
 
@@ -11,7 +12,13 @@ MARK = "chameleon_lite_corpus"  # the key that tells an exported corpus from any
 
 def write_jsonl(corpus: Corpus, path: Path | str) -> Path:
     """Write a header line (name, source, notes, hash), then one line a document; atomic."""
-    header = {MARK: 1, "name": corpus.name, "source": corpus.source, "notes": corpus.notes, "hash": corpus.hash}
+    header = {
+        MARK: 1,
+        "name": corpus.name,
+        "source": corpus.source,
+        "notes": corpus.notes,
+        "hash": corpus.hash,
+    }
     with cache.atomic(path) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
         file.write(json.dumps(header, ensure_ascii=False) + "\n")
         file.writelines(line + "\n" for line in lines(corpus))
@@ -29,7 +36,9 @@ def read_jsonl(path: Path | str) -> Corpus:
     if not Path(path).is_file():
         raise UserError(f"no file at {path}; export one with: chameleon-lite corpus docstrings --out {path}")
     if not is_exported(path):
-        raise UserError(f"{path} is not an exported corpus: its first line is not the header that export writes")
+        raise UserError(
+            f"{path} is not an exported corpus: its first line is not the header that export writes"
+        )
     documents: dict[str, list[Document]] = {split: [] for split in SPLITS}
     try:
         with open(path, encoding="utf-8", newline="\n") as file:

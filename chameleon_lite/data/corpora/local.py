@@ -1,4 +1,5 @@
 """A corpus from one's own files: JSONL, JSON, CSV, or a folder of .txt."""
+
 import csv
 import json
 import re
@@ -64,7 +65,9 @@ def _csv(path: Path) -> Iterator[dict]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         for row in csv.DictReader(file):
             if None in row:
-                raise UserError(f"{path.name}: a row has more cells than the header; quote cells that hold commas")
+                raise UserError(
+                    f"{path.name}: a row has more cells than the header; quote cells that hold commas"
+                )
             yield row
 
 
@@ -77,7 +80,9 @@ def _folder(path: Path, seed: int) -> Corpus:
     whole = len(files) >= FEW_FILES
     splits, notes = split_documents(found, seed=seed, keys=[d.group for d in found] if whole else None)
     rule = "80/10/10 by file and near-duplicates" if whole else "80/10/10 by near-duplicates"
-    return Corpus(path.resolve().name, splits, f"folder {path.name}, {len(files)} files", {"split": rule} | notes)
+    return Corpus(
+        path.resolve().name, splits, f"folder {path.name}, {len(files)} files", {"split": rule} | notes
+    )
 
 
 def _text_file(root: Path, file: Path) -> Iterator[Document]:

@@ -1,4 +1,5 @@
 """A docstring becomes its paragraphs of English prose: no signatures, lists, tables, code or boilerplate."""
+
 import re
 import textwrap
 
@@ -14,7 +15,9 @@ LISTING_SECTION = re.compile(
 PROSE_SECTION = re.compile(r"notes?|warnings?|details|descriptions?|summary", re.I)
 CODE = (">>>", "... ", ".. ", "In [", "$ ", "@", "#")
 LIST = ("|", "+-", "- ", "* ", ":param", ":type", ":return", ":raise")
-ENTRY = re.compile(r"\s*[`*]{0,2}[\w.*, `\[\]]{1,60}\s?(\([^)]*\))?\s?:(\s|$)")  # "name (type): …", "name : type"
+ENTRY = re.compile(
+    r"\s*[`*]{0,2}[\w.*, `\[\]]{1,60}\s?(\([^)]*\))?\s?:(\s|$)"
+)  # "name (type): …", "name : type"
 NUMBERED = re.compile(r"\s*(\(?[0-9a-z]{1,2}[.)]|\[\w+\]_?)\s")
 FUNCTION_WORD = re.compile(r"\b(the|a|an|is|are|of|to|and|in|for|that|this|be|with|or|if|by|as)\b", re.I)
 PLAIN_WORD = re.compile(r"[A-Za-z][a-z']+(?=[\s,.;:)!?]|$)")
@@ -83,7 +86,11 @@ def reads_as_prose(text: str) -> bool:
     """Whether a paragraph is English sentences: long enough, mostly plain words, with function words among them."""
     if len(text) < SHORTEST or text.count("|") > 4 or "%(" in text or re.search(r"\{\w+\}", text):
         return False
-    if not re.match(r"[`\"'(*\[]{0,3}[A-Z`]", text) or text[-1] not in ".:!?)\"'`" or BOILERPLATE.search(text):
+    if (
+        not re.match(r"[`\"'(*\[]{0,3}[A-Z`]", text)
+        or text[-1] not in ".:!?)\"'`"
+        or BOILERPLATE.search(text)
+    ):
         return False
     letters = sum(map(len, PLAIN_WORD.findall(text)))
     return letters >= 0.55 * len(text) and len(FUNCTION_WORD.findall(text)) >= 0.12 * len(text.split())

@@ -1,10 +1,11 @@
 """Rows with named columns become documents: one place for what columns may be called.
 
-    text                            one scored text
-    prompt, response                the response is scored, the prompt is context
-    instruction, [input], output    the same, the prompt made of instruction and input as Alpaca's is here
-    id, group, split                optional beside each of them
+text                            one scored text
+prompt, response                the response is scored, the prompt is context
+instruction, [input], output    the same, the prompt made of instruction and input as Alpaca's is here
+id, group, split                optional beside each of them
 """
+
 import difflib
 from collections.abc import Iterable, Sequence
 
@@ -34,18 +35,24 @@ def documents(rows: Iterable[dict], where: str) -> tuple[list[Document], list[st
         needed = _columns(row, where, number)
         for column in (*needed, "input"):
             if not isinstance(row.get(column) or "", str):
-                raise UserError(f"{where}, row {number}: {column!r} is {type(row[column]).__name__}, not a string")
+                raise UserError(
+                    f"{where}, row {number}: {column!r} is {type(row[column]).__name__}, not a string"
+                )
         if not (row[COLUMNS[needed]] or "").strip():
             empty += 1
             continue
         found.append(_document(row, needed, number))
         splits.append(str(row.get("split") or ""))
     if not found:
-        raise UserError(f"{where} has no text: {empty} rows, all empty; give at least 3 rows with something in them")
+        raise UserError(
+            f"{where} has no text: {empty} rows, all empty; give at least 3 rows with something in them"
+        )
     return found, splits, empty
 
 
-def corpus(name: str, source: str, found: list[Document], named: Sequence[str], empty: int, *, seed: int) -> Corpus:
+def corpus(
+    name: str, source: str, found: list[Document], named: Sequence[str], empty: int, *, seed: int
+) -> Corpus:
     """Documents to a corpus: by the splits the rows name, if all do and all three occur, else 80/10/10.
 
     Instructions (or prompts) that are equal but for case and spaces stay on one side, unless there are fewer
@@ -68,7 +75,9 @@ def instruction_key(document: Document) -> str:
 
 def _columns(row: dict, where: str, number: int) -> tuple[str, ...]:
     if not isinstance(row, dict):
-        raise UserError(f"{where}, row {number} is {type(row).__name__}; each row must be an object with named columns")
+        raise UserError(
+            f"{where}, row {number} is {type(row).__name__}; each row must be an object with named columns"
+        )
     for needed in COLUMNS:
         if all(column in row for column in needed):
             return needed
@@ -86,7 +95,9 @@ def _columns(row: dict, where: str, number: int) -> tuple[str, ...]:
 
 
 def _document(row: dict, needed: tuple[str, ...], number: int) -> Document:
-    common = dict(id=str(row.get("id") or number), text=row[COLUMNS[needed]], group=str(row.get("group") or ""))
+    common = dict(
+        id=str(row.get("id") or number), text=row[COLUMNS[needed]], group=str(row.get("group") or "")
+    )
     if "instruction" in needed:
         asked = row["instruction"] or ""
         return Document(**common, prompt=alpaca_prompt(asked, row.get("input") or ""), instruction=asked)

@@ -6,6 +6,7 @@ Libraries repeat their sentences and instruction sets their tasks: split row by 
 set would be in training almost word for word. Components are dealt out in the order of their hash, so the split
 depends on the texts and the seed alone.
 """
+
 import hashlib
 import re
 from collections.abc import Hashable, Sequence
@@ -119,7 +120,9 @@ def _grams(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     lengths = np.array([len(w) for w in words], dtype=np.int64)
     offsets = cumulative(np.maximum(lengths, GRAM))
     flat = np.zeros(offsets[-1], dtype=np.uint64)
-    flat[ragged(offsets[:-1], lengths)] = np.fromiter((i for row in words for i in row), np.uint64, lengths.sum())
+    flat[ragged(offsets[:-1], lengths)] = np.fromiter(
+        (i for row in words for i in row), np.uint64, lengths.sum()
+    )
     flat = _mixed(flat)
     windows = np.diff(offsets) - GRAM + 1
     start = ragged(offsets[:-1], windows)

@@ -4,6 +4,7 @@
 
 Rows come from the hub, or from a folder that holds train.txt, validation.txt and test.txt, one row a line.
 """
+
 import re
 from collections.abc import Sequence
 from itertools import accumulate
@@ -34,7 +35,9 @@ def load(name: str = "wikitext-2", *, data_dir: Path | None = None, seed: int = 
     held = official["validation"]
     if name == "wikitext-2-lite-released":
         splits = {"train": official["test"], "validation": held, "test": ()}
-        note = "lite, as released: training is the official test rows, validation all official validation rows"
+        note = (
+            "lite, as released: training is the official test rows, validation all official validation rows"
+        )
     else:
         halves = halve(held)
         splits = {"train": official["test"], "validation": halves[0], "test": halves[1]}
@@ -47,10 +50,18 @@ def load(name: str = "wikitext-2", *, data_dir: Path | None = None, seed: int = 
 
 def articles(rows: Sequence[str], split: str) -> tuple[Document, ...]:
     """Rows that are not blank as documents in order, headings included, each with its article as group."""
-    alone = (not after.strip() for after in (*rows[1:], ""))  # formulas that look like a heading have text below
-    marked = [(row.rstrip("\n"), int(a and bool(ARTICLE.fullmatch(row)))) for row, a in zip(rows, alone) if row.strip()]
+    alone = (
+        not after.strip() for after in (*rows[1:], "")
+    )  # formulas that look like a heading have text below
+    marked = [
+        (row.rstrip("\n"), int(a and bool(ARTICLE.fullmatch(row))))
+        for row, a in zip(rows, alone)
+        if row.strip()
+    ]
     rows, heads = [row for row, _ in marked], [head for _, head in marked]
-    titles = accumulate((row.strip(" =") if head else "" for row, head in zip(rows, heads)), lambda a, b: b or a)
+    titles = accumulate(
+        (row.strip(" =") if head else "" for row, head in zip(rows, heads)), lambda a, b: b or a
+    )
     numbers = accumulate(heads)  # two articles may share a title
     return tuple(
         Document(f"{split}-{i}", row, group=f"{split}-{number}: {title}")
@@ -67,7 +78,9 @@ def halve(documents: Sequence[Document]) -> tuple[tuple[Document, ...], tuple[Do
 def _rows(needed: Sequence[str], data_dir: Path | None) -> tuple[dict[str, list[str]], str]:
     if data_dir is None:
         fetched = hub.fetch(REPOSITORY, CONFIG, instead=INSTEAD)
-        return {split: [row["text"] for row in fetched[split]] for split in needed}, f"hub {REPOSITORY} {CONFIG}"
+        return {
+            split: [row["text"] for row in fetched[split]] for split in needed
+        }, f"hub {REPOSITORY} {CONFIG}"
     folder = Path(data_dir)
     folder = folder / "wikitext-2" if (folder / "wikitext-2").is_dir() else folder
     missing = [f"{split}.txt" for split in needed if not (folder / f"{split}.txt").is_file()]

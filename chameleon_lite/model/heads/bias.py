@@ -22,7 +22,9 @@ class UnigramBias(Head):
 
     def __init__(self, background: Tensor) -> None:
         super().__init__()
-        self.register_buffer("background", (background.double() + 1).div(background.sum() + len(background)).float())
+        self.register_buffer(
+            "background", (background.double() + 1).div(background.sum() + len(background)).float()
+        )
         self.beta = nn.Parameter(torch.zeros(()))
         self.log_smoothing = nn.Parameter(torch.tensor(math.log(SMOOTHING)))
 

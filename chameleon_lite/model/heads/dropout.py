@@ -1,4 +1,5 @@
 """Dropout whose mask can be drawn beforehand: then `forward` holds nothing random and can be recorded and replayed."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +18,9 @@ class Dropout(nn.Dropout):
         if self.mask is None:
             return super().forward(x)
         if self.mask.shape != x.shape:
-            raise ValueError(f"a mask of {tuple(self.mask.shape)} does not fit {tuple(x.shape)}: draw it anew")
+            raise ValueError(
+                f"a mask of {tuple(self.mask.shape)} does not fit {tuple(x.shape)}: draw it anew"
+            )
         return x * self.mask
 
     def draw(self, groups: int, device: torch.device) -> Tensor:

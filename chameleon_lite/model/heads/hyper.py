@@ -10,6 +10,7 @@ each factor's gradient, which is a multiple of the other factor, would be zero f
 The last layer is affine, so all updates the head can make are mixtures of 33 fixed pairs of factors (its 32
 columns and its bias) with the code as weights: `basis` and `code` give that form.
 """
+
 import math
 
 import torch
@@ -31,13 +32,24 @@ class HyperHead(Head):
 
     conditioned = True
 
-    def __init__(self, width: int, vocab: int, rank: int = 4, dropout: float = 0.5,
-                 released_init: str | None = None, hidden: tuple[int, int] = (64, 32)) -> None:
+    def __init__(
+        self,
+        width: int,
+        vocab: int,
+        rank: int = 4,
+        dropout: float = 0.5,
+        released_init: str | None = None,
+        hidden: tuple[int, int] = (64, 32),
+    ) -> None:
         super().__init__()
         self.width, self.vocab, self.rank = width, vocab, rank
         self.net = nn.Sequential(
-            nn.Linear(width, hidden[0]), nn.ReLU(), Dropout(dropout),
-            nn.Linear(hidden[0], hidden[1]), nn.ReLU(), Dropout(dropout),
+            nn.Linear(width, hidden[0]),
+            nn.ReLU(),
+            Dropout(dropout),
+            nn.Linear(hidden[0], hidden[1]),
+            nn.ReLU(),
+            Dropout(dropout),
         )
         self.last = nn.Linear(hidden[1], rank * (width + vocab))
         self._initialise(released_init)
@@ -48,7 +60,9 @@ class HyperHead(Head):
             nn.init.zeros_(self.last.bias)
             down = self.last.bias.data[: self.rank * self.width].view(self.rank, self.width)
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))
-        elif released_init == "wikitext":  # Paper: Xavier and small-normal / released code: the same, biases 0
+        elif (
+            released_init == "wikitext"
+        ):  # Paper: Xavier and small-normal / released code: the same, biases 0
             for layer in (self.net[0], self.net[3], self.last):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
@@ -72,13 +86,17 @@ class HyperHead(Head):
     def _split(self, flat: Tensor) -> HeadUpdate:
         """(G, R·C + V·R) to the two factors, as views."""
         down, up = flat.split([self.rank * self.width, self.vocab * self.rank], dim=1)
-        return HeadUpdate(down.unflatten(1, (self.rank, self.width)), up.unflatten(1, (self.vocab, self.rank)))
+        return HeadUpdate(
+            down.unflatten(1, (self.rank, self.width)), up.unflatten(1, (self.vocab, self.rank))
+        )
 
     @torch.no_grad()
     def fold(self, condition: Condition) -> LoraHead:
         """The static head that equals this one, in evaluation mode, for one fixed condition (G = 1)."""
         if condition.groups != 1:
-            raise errors.UserError(f"folding needs one condition, not {condition.groups}: fold each group by itself")
+            raise errors.UserError(
+                f"folding needs one condition, not {condition.groups}: fold each group by itself"
+            )
         was_training, folded = self.training, LoraHead(self.width, self.vocab, self.rank)
         update = self.eval().factors(condition)
         self.train(was_training)

@@ -5,6 +5,7 @@
 
 G conditioning groups: 1 for a whole batch, B for per-sample conditioning. A static head ignores the condition.
 """
+
 from dataclasses import dataclass, replace
 
 import torch

@@ -6,6 +6,7 @@
 Which rows belong together is laid out once; decoding then repeats nothing but the arithmetic. A condition for
 every row, or one for all, are the two ends of the same thing.
 """
+
 from collections.abc import Callable
 
 import torch
@@ -23,15 +24,27 @@ class MixedUpdate:
 
     mix: Tensor | None = None  # (B, R) a row's weights of the shared slots, in the rows' order
 
-    def __init__(self, update: HeadUpdate, group: Tensor | None = None, dtype: torch.dtype | None = None,
-                 rows: int | None = None) -> None:
+    def __init__(
+        self,
+        update: HeadUpdate,
+        group: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        rows: int | None = None,
+    ) -> None:
         """update: factors (G, …); group (B,) int64, or None where row b has update b, or all rows the only one."""
         if group is None:
             group = torch.arange(update.groups) if rows in (None, update.groups) else torch.zeros(rows).long()
             if update.groups not in (1, len(group)):
-                raise ValueError(f"{update.groups} updates for {rows} rows: say in `group` which row takes which")
-        if update.mix is not None:  # one shared pair of factors: a row's own part is R numbers, nothing to group
-            self.mix, update = update.mix[group.to(update.mix.device)], HeadUpdate(update.down, update.up)  # (B, R)
+                raise ValueError(
+                    f"{update.groups} updates for {rows} rows: say in `group` which row takes which"
+                )
+        if (
+            update.mix is not None
+        ):  # one shared pair of factors: a row's own part is R numbers, nothing to group
+            self.mix, update = (
+                update.mix[group.to(update.mix.device)],
+                HeadUpdate(update.down, update.up),
+            )  # (B, R)
             group = torch.zeros_like(group)
         ids, local, sizes = torch.unique(group.cpu(), return_inverse=True, return_counts=True)
         if ids[0] < 0 or ids[-1] >= update.groups:
@@ -47,7 +60,9 @@ class MixedUpdate:
         self.back = None if sorted_already else torch.argsort(place).to(device)
         ids = ids[by_size].to(device)
         self._kept: dict[tuple, list[tuple]] = {}  # by the formats of states and logits
-        self.down, self.up, self.bias = (self._take(x, ids, dtype) for x in (update.down, update.up, update.bias))
+        self.down, self.up, self.bias = (
+            self._take(x, ids, dtype) for x in (update.down, update.up, update.bias)
+        )
 
     @staticmethod
     def _take(x: Tensor | None, ids: Tensor, dtype: torch.dtype | None) -> Tensor | None:
@@ -111,14 +126,19 @@ class MixedUpdate:
         return found
 
 
-def one_by_one(update: HeadUpdate, group: Tensor, head: torch.nn.Module, h: Tensor, scale: float = 1.0) -> Tensor:
+def one_by_one(
+    update: HeadUpdate, group: Tensor, head: torch.nn.Module, h: Tensor, scale: float = 1.0
+) -> Tensor:
     """The same logits (B, T, V) with every row by itself: the plain form, for tests and as a benchmark's peer."""
     from .interface import apply_update
 
     rows = []
     fields = vars(update)
     for b, g in enumerate(group.tolist()):
-        own = {name: x[g : g + 1] if x is not None and len(x) == update.groups else x for name, x in fields.items()}
+        own = {
+            name: x[g : g + 1] if x is not None and len(x) == update.groups else x
+            for name, x in fields.items()
+        }
         part = HeadUpdate(**own)
         rows.append(head(h[b]) + apply_update(h[b], part, scale))  # (T, V)
     return torch.stack(rows)

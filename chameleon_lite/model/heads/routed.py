@@ -29,4 +29,6 @@ class RoutedHead(Head):
     def factors(self, condition: Condition) -> HeadUpdate:
         """One pair of factors (1, K·R, C), (1, V, K·R) and each group's one-hot mix (G, K·R)."""
         one = F.one_hot(condition.cluster, self.experts).to(self.down.dtype)  # (G, K)
-        return HeadUpdate(self.down.unsqueeze(0), self.up.unsqueeze(0), mix=one.repeat_interleave(self.rank, dim=1))
+        return HeadUpdate(
+            self.down.unsqueeze(0), self.up.unsqueeze(0), mix=one.repeat_interleave(self.rank, dim=1)
+        )

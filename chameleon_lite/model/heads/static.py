@@ -5,6 +5,7 @@
 
 LoRA starts with `up` = 0 and a random `down`: exactly the frozen head, and `up` gets gradient at once.
 """
+
 import math
 
 import torch
@@ -18,7 +19,9 @@ class FrozenHead(Head):
 
     def __init__(self, width: int, vocab: int) -> None:
         super().__init__()
-        self.register_buffer("down", torch.empty(1, 0, width), persistent=False)  # a buffer follows .to(device)
+        self.register_buffer(
+            "down", torch.empty(1, 0, width), persistent=False
+        )  # a buffer follows .to(device)
         self.register_buffer("up", torch.empty(1, vocab, 0), persistent=False)
 
     def factors(self, condition: Condition | None = None) -> HeadUpdate:

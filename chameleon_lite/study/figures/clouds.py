@@ -1,4 +1,5 @@
 """Vectors as points: a map coloured by group, a number against length, and what clusters hold."""
+
 from collections import Counter
 from collections.abc import Sequence
 
@@ -12,10 +13,27 @@ def group_map(ax, xy, groups: Sequence[str]):
     xy, groups = np.asarray(xy), np.asarray(groups)
     for index, name in enumerate(sorted(set(groups))):
         own, style = xy[groups == name], look(index)
-        ax.plot(own[:, 0], own[:, 1], color=style["color"], marker=style["marker"], linestyle="none",
-                markersize=3.5, alpha=0.55, markeredgewidth=0, label=name)
-    ax.legend(frameon=False, markerscale=2, ncols=3, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, 0),
-              columnspacing=1, handletextpad=0.2)
+        ax.plot(
+            own[:, 0],
+            own[:, 1],
+            color=style["color"],
+            marker=style["marker"],
+            linestyle="none",
+            markersize=3.5,
+            alpha=0.55,
+            markeredgewidth=0,
+            label=name,
+        )
+    ax.legend(
+        frameon=False,
+        markerscale=2,
+        ncols=3,
+        fontsize=9,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        columnspacing=1,
+        handletextpad=0.2,
+    )
     return bare(ax)
 
 
@@ -39,8 +57,17 @@ def bare(ax):
 def against_length(ax, lengths, values, index: int = 0, label: str = ""):
     """One point a document: tokens (N,) on a logarithmic axis against any number (N,)."""
     style = look(index)
-    ax.plot(lengths, values, color=style["color"], marker=style["marker"], linestyle="none", markersize=3,
-            alpha=0.35, markeredgewidth=0, label=label)
+    ax.plot(
+        lengths,
+        values,
+        color=style["color"],
+        marker=style["marker"],
+        linestyle="none",
+        markersize=3,
+        alpha=0.35,
+        markeredgewidth=0,
+        label=label,
+    )
     ax.set_xscale("log", base=2)
     ax.set_xticks([16, 32, 64, 128, 256], ["16", "32", "64", "128", "256"])
     ax.minorticks_off()
@@ -54,11 +81,15 @@ def composition(ax, members: Sequence[Sequence[str]], names: Sequence[str]):
     left = np.zeros(len(members))
     for index, group in enumerate(groups):
         share = np.array([Counter(own)[group] / max(len(own), 1) for own in members])
-        ax.barh(range(len(members)), share, left=left, color=look(index)["color"], label=group, edgecolor="white")
+        ax.barh(
+            range(len(members)), share, left=left, color=look(index)["color"], label=group, edgecolor="white"
+        )
         left += share
     ax.set_yticks(range(len(members)), names)
     ax.invert_yaxis()
     ax.set_xlabel("share of the cluster's rows")
     ax.grid(False)
-    ax.legend(frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.22), columnspacing=1)
+    ax.legend(
+        frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.22), columnspacing=1
+    )
     return ax

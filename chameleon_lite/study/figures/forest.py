@@ -8,8 +8,12 @@ from .style import look
 VERDICT_LOOKS = {"confirmed": 2, "refuted": 1, "equivalent": 0, "not decidable here": 4}
 
 
-def forest(ax, contrasts: Mapping[str, Contrast], margin: float | None = MARGIN,
-           verdicts: Mapping[str, str] | None = None):
+def forest(
+    ax,
+    contrasts: Mapping[str, Contrast],
+    margin: float | None = MARGIN,
+    verdicts: Mapping[str, str] | None = None,
+):
     """Draw name → Contrast top down; the shaded band is ±`margin` nats, where differences are of no use.
 
     With `verdicts`, name → verdict, colour and marker say the verdict, explained in a legend.

@@ -14,8 +14,14 @@ def group_sizes(ax, frame):
     for index, (kind, own) in enumerate(frame.groupby("order", sort=True)):
         error = [own["difference"] - own["low"], own["high"] - own["difference"]]
         places = own["rows in a group"] * 1.06 ** (index - 1)  # beside each other, not on top
-        ax.errorbar(places, own["difference"], yerr=error, capsize=3, label=f"{kind} (n = {int(own['n seeds'].min())})",
-                    **look(index))
+        ax.errorbar(
+            places,
+            own["difference"],
+            yerr=error,
+            capsize=3,
+            label=f"{kind} (n = {int(own['n seeds'].min())})",
+            **look(index),
+        )
     ax.set_xscale("log", base=2)
     sizes = sorted(frame["rows in a group"].unique())
     ax.set_xticks(sizes, [str(s) for s in sizes])
@@ -37,8 +43,14 @@ def pareto(ax, frame):
         x, y = math.log10(max(row["stored bytes"], 1)), row["nll"]
         y = max([y, *(height + gap for at, height in lowest if abs(at - x) < LABEL_DECADES)])
         lowest.append((x, y))
-        ax.annotate(row["regime"], (row["stored bytes"], row["nll"]), xytext=(1.6 * row["stored bytes"], y),
-                    fontsize=9, va="center", arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.6})
+        ax.annotate(
+            row["regime"],
+            (row["stored bytes"], row["nll"]),
+            xytext=(1.6 * row["stored bytes"], y),
+            fontsize=9,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.6},
+        )
     ax.set_xscale("log")
     ax.set_xlim(right=20 * frame["stored bytes"].max())
     ax.set_xlabel("stored bytes")
@@ -49,8 +61,13 @@ def pareto(ax, frame):
 def by_position(ax, frame):
     """Loss by scored position in the text less the frozen model's, one line a regime; below zero is a gain."""
     for index, (name, own) in enumerate(frame.groupby("regime", sort=False)):
-        ax.errorbar(own["position"], own["difference"], yerr=own["half"],
-                    label=f"{name} (n = {int(own['n seeds'].min())})", **look(index))
+        ax.errorbar(
+            own["position"],
+            own["difference"],
+            yerr=own["half"],
+            label=f"{name} (n = {int(own['n seeds'].min())})",
+            **look(index),
+        )
     ax.axhline(0, color="0.4", linewidth=1)
     ax.set_xlabel("scored tokens before (bins of 16)")
     ax.set_ylabel("difference from R0 (nats a token)")

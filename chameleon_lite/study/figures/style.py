@@ -18,6 +18,15 @@ def figure(width: float = 7.0, height: float = 4.0, **options):
     """A figure and its axes at a size that stays readable on a phone."""
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-                         "grid.alpha": 0.3, "figure.dpi": 110, "savefig.bbox": "tight"})  # fmt: skip
+    plt.rcParams.update(
+        {
+            "font.size": 11,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.3,
+            "figure.dpi": 110,
+            "savefig.bbox": "tight",
+        }
+    )
     return plt.subplots(figsize=(width, height), layout="constrained", **options)

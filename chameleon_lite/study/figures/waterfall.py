@@ -5,13 +5,20 @@ import pandas as pd
 from .style import look
 
 LABELS = {
-    "": "as released", "average": "average over tokens, not batches", "ignored": "score text, not padding",
-    "attention": "mask padding, not id 0", "objective": "predict the next token everywhere",
-    "padding_in_mean": "embed without padding", "reads": "read the prefix, score the rest",
-    "validation_clusters": "clusters from training", "kmeans": "k-means++, no tiny groups",
-    "batches": "new batches every epoch", "initialisation": "start as the frozen head",
-    "split": "disjoint split", "reported": "report the test split",
-}  # fmt: skip
+    "": "as released",
+    "average": "average over tokens, not batches",
+    "ignored": "score text, not padding",
+    "attention": "mask padding, not id 0",
+    "objective": "predict the next token everywhere",
+    "padding_in_mean": "embed without padding",
+    "reads": "read the prefix, score the rest",
+    "validation_clusters": "clusters from training",
+    "kmeans": "k-means++, no tiny groups",
+    "batches": "new batches every epoch",
+    "initialisation": "start as the frozen head",
+    "split": "disjoint split",
+    "reported": "report the test split",
+}
 
 
 def waterfall(ax, walk: pd.DataFrame, regimes: dict[str, str] | None = None):
@@ -30,16 +37,33 @@ def waterfall(ax, walk: pd.DataFrame, regimes: dict[str, str] | None = None):
         for step, (after, low, high) in own["loss"].agg(["mean", "min", "max"]).iterrows():
             changed = step > first and not own.get_group(step)["same yardstick"].iloc[0]
             y = step - first + index * height - 0.08
-            ax.barh(y, after - before, left=before, height=height * 0.88, color=style["color"],
-                    alpha=0.55 if changed else 1.0, hatch="///" if changed else None, edgecolor="white", linewidth=0,
-                    label=name if step == first else None)  # fmt: skip
+            ax.barh(
+                y,
+                after - before,
+                left=before,
+                height=height * 0.88,
+                color=style["color"],
+                alpha=0.55 if changed else 1.0,
+                hatch="///" if changed else None,
+                edgecolor="white",
+                linewidth=0,
+                label=name if step == first else None,
+            )
             ax.plot([low, high], [y, y], color="black", linewidth=1.5, marker="|", markersize=8)
             change = "" if step == first else f" ({after - before:+.3f})"
-            ax.text(1.02, y, f"{after:.3f}{change}", transform=ax.get_yaxis_transform(), va="center", fontsize=9.5)
+            ax.text(
+                1.02, y, f"{after:.3f}{change}", transform=ax.get_yaxis_transform(), va="center", fontsize=9.5
+            )
             before = after
     for place, row in enumerate(steps.itertuples()):  # the label stands over its bars: no width is lost to it
-        ax.text(0.01, place - 0.36, f"{LABELS.get(row.mended, row.mended)}  ({row.scored:,})", va="center",
-                fontsize=9.5, transform=ax.get_yaxis_transform())  # fmt: skip
+        ax.text(
+            0.01,
+            place - 0.36,
+            f"{LABELS.get(row.mended, row.mended)}  ({row.scored:,})",
+            va="center",
+            fontsize=9.5,
+            transform=ax.get_yaxis_transform(),
+        )
     _frame(ax, float(walk["loss"].max()), len(steps))
     ax.figure.legend(*_legend(ax), frameon=False, loc="outside lower left", ncols=2, fontsize=9.5)
     return ax
@@ -60,4 +84,8 @@ def _legend(ax) -> tuple[list, list]:
 
     handles, names = ax.get_legend_handles_labels()
     hatch = Patch(facecolor="0.6", edgecolor="white", hatch="///", linewidth=0)
-    return [*handles, hatch, Line2D([], [], color="black", marker="|")], [*names, "another yardstick", "over seeds"]
+    return [*handles, hatch, Line2D([], [], color="black", marker="|")], [
+        *names,
+        "another yardstick",
+        "over seeds",
+    ]

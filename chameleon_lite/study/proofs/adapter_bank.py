@@ -17,7 +17,11 @@ def rebuilt(head: HyperHead, condition: Condition) -> tuple[float, float]:
     Also how far the update differs from the same blend of whole updates (ΔW = Σ u_k B_k A_k), on unit inputs:
     blending factors has cross terms, so the bank is one by storage and not by function.
     """
-    update, basis, code = head.factors(condition), head.basis(), head.code(condition)  # (G, …), (33, …), (G, 33)
+    update, basis, code = (
+        head.factors(condition),
+        head.basis(),
+        head.code(condition),
+    )  # (G, …), (33, …), (G, 33)
     down = torch.einsum("gk,krc->grc", code, basis.down)
     up = torch.einsum("gk,kvr->gvr", code, basis.up)
     error = max(float((a - b).norm() / b.norm()) for a, b in ((down, update.down), (up, update.up)))
@@ -39,14 +43,19 @@ def prove(subject: Subject) -> Proof:
     lora = LoraHead(head.width, head.vocab, head.rank).trainable_parameters()
     last = sum(p.numel() for p in head.last.parameters())
     numbers = {
-        "stored_adapters": last / lora, "last_layer_parameters": float(last), "one_adapter_parameters": float(lora),
-        "gate_parameters": float(head.trainable_parameters() - last), "relative_error": error,
+        "stored_adapters": last / lora,
+        "last_layer_parameters": float(last),
+        "one_adapter_parameters": float(lora),
+        "gate_parameters": float(head.trainable_parameters() - last),
+        "relative_error": error,
         "difference_to_blended_updates": cross,
-    }  # fmt: skip
+    }
     return Proof(
-        proof="adapter_bank", title="A bank of 33 adapters and a gate", audit=(14, 15),
+        proof="adapter_bank",
+        title="A bank of 33 adapters and a gate",
+        audit=(14, 15),
         where="LoRALinearHyper",
         shows=f"The last layer stores {numbers['stored_adapters']:g} rank-{head.rank} adapters; its factors are "
-              f"rebuilt from them to {error:.0e}. Blending whole updates instead would differ by {cross:.0%}.",
+        f"rebuilt from them to {error:.0e}. Blending whole updates instead would differ by {cross:.0%}.",
         numbers=numbers,
-    )  # fmt: skip
+    )

@@ -24,9 +24,11 @@ def prove(subject: Subject) -> Proof | None:
             / len(instructions["validation"]),
         }
     return Proof(
-        proof="alpaca_overlap", title="Alpaca is validated on rows that were trained on", audit=(23,),
+        proof="alpaca_overlap",
+        title="Alpaca is validated on rows that were trained on",
+        audit=(23,),
         where="the loading of the data in main_alpaca.py",
         shows=f"{numbers['as_released_rows_also_trained_on']:.0%} of the released validation rows are training rows; "
-              f"{numbers['honest_rows_also_trained_on']:.0%} under the disjoint split.",
+        f"{numbers['honest_rows_also_trained_on']:.0%} under the disjoint split.",
         numbers=numbers,
-    )  # fmt: skip
+    )

@@ -29,7 +29,9 @@ def early_checks(found: dict[str, Proof], vocab: int) -> dict[str, float]:
 def checks_frame(found: dict[str, Proof], kept: list[Proof], vocab: int) -> pd.DataFrame:
     """One column a source: as published, each stored run of the same backbone with all proofs, this run."""
     lora, frozen = (published(1, regime, "validation_loss") for regime in ("R1", "R0"))
-    columns = {"published, Table 1": {UNTRAINED: frozen - math.log(paper()["source"]["vocabulary"]), LORA: lora}}
+    columns = {
+        "published, Table 1": {UNTRAINED: frozen - math.log(paper()["source"]["vocabulary"]), LORA: lora}
+    }
     runs: dict[tuple, dict[str, Proof]] = {}
     for proof in kept:
         runs.setdefault(proof.key[1:], {})[proof.proof] = proof

@@ -30,17 +30,23 @@ def prove(subject: Subject) -> Proof:
     numbers = {"row_weighted_f": float(full.double().mean()), "largest_smallest_batch": float(max(smallest))}
     for name, found in values.items():
         x = torch.tensor(found, dtype=torch.float64)
-        numbers |= {f"{name}_mean": float(x.mean()), f"{name}_sd": float(x.std()),
-                    f"{name}_min": float(x.min()), f"{name}_max": float(x.max())}  # fmt: skip
+        numbers |= {
+            f"{name}_mean": float(x.mean()),
+            f"{name}_sd": float(x.std()),
+            f"{name}_min": float(x.min()),
+            f"{name}_max": float(x.max()),
+        }
     expected = published(subject.table, "R0", "validation_loss")
     numbers |= {"published_frozen": expected}
     if subject.is_gpt2:  # only for the paper's own backbone is the published number an expectation
         numbers["published_frozen_inside_spread"] = float(numbers["R0_min"] <= expected <= numbers["R0_max"])
     spread = (numbers["R1_max"] - numbers["R1_min"]) / numbers["R1_mean"]
     return Proof(
-        proof="clustering_spread", title="The metric moves with the clustering alone", audit=(7, 28, 35),
+        proof="clustering_spread",
+        title="The metric moves with the clustering alone",
+        audit=(7, 28, 35),
         where="evaluate, train_lm",
         shows=f"Over {CLUSTERINGS} clusterings of the same rows, the same LoRA head has a loss between "
-              f"{numbers['R1_min']:.4f} and {numbers['R1_max']:.4f} ({spread:.1%} of its mean).",
+        f"{numbers['R1_min']:.4f} and {numbers['R1_max']:.4f} ({spread:.1%} of its mean).",
         numbers=numbers,
-    )  # fmt: skip
+    )

@@ -30,14 +30,19 @@ def prove(subject: Subject) -> Proof:
     own = numbers["R4_running_training_loss"] - numbers["R4_training_loss_re_read"]
     live = numbers.get("R1_dropout_on", 0.0) - numbers.get("R1_dropout_off", 0.0)
     return Proof(
-        proof="dropout_and_selection", title="What dropout and the choice of the epoch are worth",
-        audit=(10, 33, 37), where="train_lm, evaluate",
+        proof="dropout_and_selection",
+        title="What dropout and the choice of the epoch are worth",
+        audit=(10, 33, 37),
+        where="train_lm, evaluate",
         shows=f"The hyper-network's running training loss differs by {own:+.4f} from the same head re-read; reporting "
-              f"the lowest epoch is worth {numbers['R4_lowest_minus_last_epoch']:+.4f}; "
-              + (f"the backbone's dropout changes the LoRA loss by {live:+.4f}." if applies
-                 else "this backbone has no dropout to switch on."),
+        f"the lowest epoch is worth {numbers['R4_lowest_minus_last_epoch']:+.4f}; "
+        + (
+            f"the backbone's dropout changes the LoRA loss by {live:+.4f}."
+            if applies
+            else "this backbone has no dropout to switch on."
+        ),
         numbers=numbers,
-    )  # fmt: skip
+    )
 
 
 def _backbone_dropout(subject: Subject) -> dict[str, float]:
@@ -45,16 +50,24 @@ def _backbone_dropout(subject: Subject) -> dict[str, float]:
     material = subject.material
     backbone = copy.deepcopy(subject.backbone)
     found = live_dropout(backbone.lm)
-    out = {"backbone_dropout_applies": float(found["applies"]), "backbone_dropout_configured": found["configured"],
-           "backbone_dropout_set": float(found["set"] or found["configured"])}  # fmt: skip
+    out = {
+        "backbone_dropout_applies": float(found["applies"]),
+        "backbone_dropout_configured": found["configured"],
+        "backbone_dropout_set": float(found["set"] or found["configured"]),
+    }
     table = material.tables["train"]
     rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(subject.seed))
     rows = rows[: ROWS.get(backbone.device.type, ROWS["cpu"])].sort().values
     table, batches = table.take(rows), list(torch.arange(len(rows)).split(32))
     head = [(subject.trained["R1"][0].head, None)]
     for name, train_mode in (("R1_dropout_off", False), ("R1_dropout_on", True)):
-        states = LiveStates(backbone, table, scoring_of(material.settings, material.protocol),
-                            dtype=getattr(torch, material.feature_dtype), train_mode=train_mode)  # fmt: skip
+        states = LiveStates(
+            backbone,
+            table,
+            scoring_of(material.settings, material.protocol),
+            dtype=getattr(torch, material.feature_dtype),
+            train_mode=train_mode,
+        )
         with torch.random.fork_rng():
             torch.manual_seed(subject.seed)
             nll = evaluate(head, states, batches, material.weight)[0].cpu()

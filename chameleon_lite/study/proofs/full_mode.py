@@ -27,9 +27,11 @@ def prove(subject: Subject) -> Proof:
     table = material.tables["validation"]
     text = float(table.lengths.sum()) / (len(table) * length)
     return Proof(
-        proof="full_mode", title="The loss over all positions fails on Alpaca", audit=(5, 6),
+        proof="full_mode",
+        title="The loss over all positions fails on Alpaca",
+        audit=(5, 6),
         where="compute_loss (mode full) in main_alpaca.py and main_wikitext.py",
         shows=f"With prompt labels of -100 and an ignored id of 0 the call ends in {error or 'no error'}; so Table 2 "
-              f"can only come from mode last. On this corpus mode full would average over {text:.1%} text.",
+        f"can only come from mode last. On this corpus mode full would average over {text:.1%} text.",
         numbers={"fails": float(bool(error)), "text_share_of_positions": text},
-    )  # fmt: skip
+    )

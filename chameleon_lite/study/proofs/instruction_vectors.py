@@ -27,9 +27,11 @@ def prove(subject: Subject) -> Proof | None:
         "rows": float(len(table)),
     }
     return Proof(
-        proof="instruction_vectors", title="The condition on Alpaca is nearly a constant", audit=(19, 25),
+        proof="instruction_vectors",
+        title="The condition on Alpaca is nearly a constant",
+        audit=(19, 25),
         where="the embedding step before k-means, the task embedding of the Alpaca script",
         shows=f"Two instructions' vectors have a mean cosine of {numbers['padded_mean_cosine']:.5f} with padding in "
-              f"the mean and {numbers['unpadded_mean_cosine']:.2f} without.",
+        f"the mean and {numbers['unpadded_mean_cosine']:.2f} without.",
         numbers=numbers,
-    )  # fmt: skip
+    )

@@ -23,14 +23,19 @@ def prove(subject: Subject) -> Proof:
         found: dict[str, list[float]] = {}
         for seed in range(SEEDS):
             clustering = fit(vectors, k, seed=seed)
-            batches = [b for b in released_batches(clustering.labels, size, seed=seed) if int(counts[b].sum())]
+            batches = [
+                b for b in released_batches(clustering.labels, size, seed=seed) if int(counts[b].sum())
+            ]
             sizes = torch.tensor([len(b) for b in batches], dtype=torch.float64)
             row = {
-                "inertia": clustering.inertia, "singleton_clusters": float((clustering.sizes == 1).sum()),
-                "empty_clusters": float((clustering.sizes == 0).sum()), "batches": float(len(batches)),
-                "mean_batch": float(sizes.mean()), "share_of_small_batches": float((sizes < SMALL).double().mean()),
+                "inertia": clustering.inertia,
+                "singleton_clusters": float((clustering.sizes == 1).sum()),
+                "empty_clusters": float((clustering.sizes == 0).sum()),
+                "batches": float(len(batches)),
+                "mean_batch": float(sizes.mean()),
+                "share_of_small_batches": float((sizes < SMALL).double().mean()),
                 "full_share": sum(float(full[b].mean()) for b in batches) / len(batches),
-            }  # fmt: skip
+            }
             for regime in ("R1", "R4"):
                 nll = subject.validation_losses(regime, batches)
                 row[f"{regime}_loss"] = float(average(nll, counts, "batch", batches))
@@ -61,10 +66,12 @@ def _proof(numbers: dict[str, float]) -> Proof:
     k = int(numbers["clusters"])
     change = numbers["plusplus_R1_loss"] - numbers["ten_steps_R1_loss"]
     return Proof(
-        proof="kmeans_start", title="What the k-means start is worth", audit=(28, 29, 30),
+        proof="kmeans_start",
+        title="What the k-means start is worth",
+        audit=(28, 29, 30),
         where="the k-means function of both scripts",
         shows=f"Batches hold {numbers['ten_steps_mean_batch']:.1f} rows on average, and "
-              f"{numbers['ten_steps_singleton_clusters']:.1f} of {k} clusters hold one row; with k-means++ the same "
-              f"LoRA head's loss changes by {change:+.4f}.",
+        f"{numbers['ten_steps_singleton_clusters']:.1f} of {k} clusters hold one row; with k-means++ the same "
+        f"LoRA head's loss changes by {change:+.4f}.",
         numbers=numbers,
-    )  # fmt: skip
+    )

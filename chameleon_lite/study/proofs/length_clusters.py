@@ -35,12 +35,14 @@ def prove(subject: Subject) -> Proof:
             numbers[f"{name}_group_mutual_information"] = quality["adjusted_mutual_information"]
     with_, without = (numbers[f"{name}_length_variance_explained"] for name in ("padded", "unpadded"))
     return Proof(
-        proof="length_clusters", title="Clusters of padded means are clusters of length", audit=(19, 27),
+        proof="length_clusters",
+        title="Clusters of padded means are clusters of length",
+        audit=(19, 27),
         where="the embedding step before k-means, in both scripts",
         shows=f"Clusters explain {with_:.1%} of the variance of length with padding in the mean, {without:.1%} "
-              "without.",
+        "without.",
         numbers=numbers,
-    )  # fmt: skip
+    )
 
 
 def first_component(x: Tensor, values: np.ndarray) -> tuple[float, float]:

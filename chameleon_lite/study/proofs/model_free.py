@@ -37,9 +37,11 @@ def prove(subject: Subject) -> Proof:
         "published_LoRA_loss": published(subject.table, "R1", "validation_loss"),
     }
     return Proof(
-        proof="model_free", title="A predictor without a language model", audit=(1, 2, 8),
+        proof="model_free",
+        title="A predictor without a language model",
+        audit=(1, 2, 8),
         where="compute_loss (mode last)",
         shows=f"Padding for padded rows and token frequencies for the others give {numbers['model_free_loss']:.4f}; "
-              f"the trained LoRA head gives {own['R1']:.4f}, the hyper-network {own['R4']:.4f}.",
+        f"the trained LoRA head gives {own['R1']:.4f}, the hyper-network {own['R4']:.4f}.",
         numbers=numbers,
-    )  # fmt: skip
+    )

@@ -21,10 +21,12 @@ def prove(subject: Subject) -> Proof:
         }
     scored = 1 - numbers["validation_full_share"]
     return Proof(
-        proof="padding_share", title="What is scored is mostly padding", audit=(1, 3, 4, 5, 9),
+        proof="padding_share",
+        title="What is scored is mostly padding",
+        audit=(1, 3, 4, 5, 9),
         where="compute_loss (mode last), collate_fn",
         shows=f"{scored:.1%} of the scored validation positions are padding; "
-              f"the loss rests on {int(numbers['validation_full_rows'])} tokens of text; "
-              f"the ignored id 0 occurs {int(numbers['validation_tokens_of_ignored_id'])} times in it.",
+        f"the loss rests on {int(numbers['validation_full_rows'])} tokens of text; "
+        f"the ignored id 0 occurs {int(numbers['validation_tokens_of_ignored_id'])} times in it.",
         numbers=numbers,
-    )  # fmt: skip
+    )

@@ -24,10 +24,20 @@ from .subject import Subject
 PROOFS: dict[str, Callable[[Subject], Proof | None]] = {
     module.__name__.rsplit(".", 1)[1]: module.prove
     for module in (
-        padding_share, decomposition, model_free, clustering_spread, length_clusters, instruction_vectors,
-        alpaca_overlap, full_mode, untouched_layers, adapter_bank, kmeans_start, dropout_and_selection,
+        padding_share,
+        decomposition,
+        model_free,
+        clustering_spread,
+        length_clusters,
+        instruction_vectors,
+        alpaca_overlap,
+        full_mode,
+        untouched_layers,
+        adapter_bank,
+        kmeans_start,
+        dropout_and_selection,
     )
-}  # fmt: skip
+}
 
 
 def prove_all(subject: Subject, command: str, names: Iterable[str] | None = None) -> list[Proof]:

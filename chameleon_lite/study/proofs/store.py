@@ -37,16 +37,25 @@ class Proof(BaseModel):
     @property
     def key(self) -> tuple[str, str, str, int]:
         """Proofs of one key replace each other: name, backbone, corpus, padded length."""
-        return self.proof, self.backbone, self.corpus, int(self.settings.get("tokens", {}).get("max_length", 0))
+        return (
+            self.proof,
+            self.backbone,
+            self.corpus,
+            int(self.settings.get("tokens", {}).get("max_length", 0)),
+        )
 
 
 def store_proofs(found: list[Proof], results: Path) -> tuple[Path, Path]:
     """Add proofs to a results folder, replacing those of the same key; refuses smoke runs and random weights."""
     for proof in found:
         if proof.profile == "smoke":
-            raise UserError("proofs of the smoke profile are shown, never kept in results: use --profile paper")
+            raise UserError(
+                "proofs of the smoke profile are shown, never kept in results: use --profile paper"
+            )
         if proof.backbone.startswith(REFUSED_BACKBONES):
-            raise UserError(f"proofs with {proof.backbone}, whose weights are random, are not kept in results")
+            raise UserError(
+                f"proofs with {proof.backbone}, whose weights are random, are not kept in results"
+            )
         bad = [name for name, value in proof.numbers.items() if not math.isfinite(value)]
         if bad:
             raise UserError(f"proof {proof.proof}: {bad[0]} is not finite")
@@ -66,9 +75,13 @@ def load_proofs(results: Path) -> list[Proof]:
     if not path.is_file():
         return []
     try:
-        return [Proof.model_validate(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [
+            Proof.model_validate(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()
+        ]
     except ValueError as error:
-        raise DamagedFile(f"{path} is damaged ({str(error).splitlines()[0]}): make the proofs again") from error
+        raise DamagedFile(
+            f"{path} is damaged ({str(error).splitlines()[0]}): make the proofs again"
+        ) from error
 
 
 def stored_sentences(kept: list[Proof], names: Iterable[str]) -> dict[str, str]:
@@ -90,7 +103,14 @@ def stored_sentences(kept: list[Proof], names: Iterable[str]) -> dict[str, str]:
 def proof_frame(found: list[Proof]) -> pd.DataFrame:
     """One row a number: proof, backbone, corpus, length, what, value."""
     rows = [
-        {"proof": p.proof, "backbone": p.backbone, "corpus": p.corpus, "length": p.key[3], "what": what, "value": value}
+        {
+            "proof": p.proof,
+            "backbone": p.backbone,
+            "corpus": p.corpus,
+            "length": p.key[3],
+            "what": what,
+            "value": value,
+        }
         for p in found
         for what, value in p.numbers.items()
     ]

@@ -36,8 +36,12 @@ class Subject:
         """The corpus as the released procedure sees it."""
         protocol = self.settings.protocol
         if protocol.preset != "as_released" or set(protocol.switches) - {"initialisation"} or protocol.mend:
-            raise UserError(f"{self.settings.name}: proofs are made of the released procedure, protocol as_released")
-        return prepare_released(self.settings, self.backbone, self.corpus, data_dir=self.data_dir, say=self.say)
+            raise UserError(
+                f"{self.settings.name}: proofs are made of the released procedure, protocol as_released"
+            )
+        return prepare_released(
+            self.settings, self.backbone, self.corpus, data_dir=self.data_dir, say=self.say
+        )
 
     @cached_property
     def trained(self) -> dict[str, tuple]:
@@ -70,5 +74,7 @@ class Subject:
             return row_losses(self.material, regime, member, "validation", batches)
         if regime not in self._losses:
             own: Trained = self.trained[regime][1]
-            self._losses[regime] = row_losses(self.material, regime, member, "validation", own.batches["validation"])
+            self._losses[regime] = row_losses(
+                self.material, regime, member, "validation", own.batches["validation"]
+            )
         return self._losses[regime]

@@ -35,10 +35,12 @@ def prove(subject: Subject) -> Proof:
         "published_hyper_network_parameters": published(1, "R4", "parameters"),
     }
     return Proof(
-        proof="untouched_layers", title="No transformer layer is adapted", audit=(12, 13, 15, 18),
+        proof="untouched_layers",
+        title="No transformer layer is adapted",
+        audit=(12, 13, 15, 18),
         where="apply_lora_to_module",
         shows=f"GPT-2's layers hold {linear} nn.Linear and {conv} Conv1D modules; the head alone has "
-              f"{counts['lora_head']:,} LoRA parameters, the published number, and the layers would add "
-              f"{counts['lora_layers']:,}.",
+        f"{counts['lora_head']:,} LoRA parameters, the published number, and the layers would add "
+        f"{counts['lora_layers']:,}.",
         numbers=numbers,
-    )  # fmt: skip
+    )

@@ -15,7 +15,9 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("where", ["alpaca.jsonl", "alpaca/alpaca.jsonl", "alpaca/alpaca_data.json", "rows.json"])
+@pytest.mark.parametrize(
+    "where", ["alpaca.jsonl", "alpaca/alpaca.jsonl", "alpaca/alpaca_data.json", "rows.json"]
+)
 def test_the_file_is_found_and_instructions_are_disjoint(tmp_path, where):
     path = tmp_path / where
     path.parent.mkdir(exist_ok=True)
@@ -23,7 +25,11 @@ def test_the_file_is_found_and_instructions_are_disjoint(tmp_path, where):
     corpus = load_corpus("alpaca", data_dir=tmp_path)
     keys = [{instruction_key(d) for d in part} for part in corpus.splits.values()]
     assert sum(map(len, keys)) == 30 == len(set.union(*keys))
-    assert {split: len(part) for split, part in corpus.splits.items()} == {"train": 48, "validation": 6, "test": 6}
+    assert {split: len(part) for split, part in corpus.splits.items()} == {
+        "train": 48,
+        "validation": 6,
+        "test": 6,
+    }
 
 
 def test_no_file_or_too_many(tmp_path):

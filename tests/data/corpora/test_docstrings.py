@@ -28,7 +28,9 @@ def test_real_prose_in_real_amounts(paragraphs):
 
 def test_names_are_public_and_near_copies_dropped(paragraphs):
     documents = everything(paragraphs)
-    assert not [d.id for d in documents if any(part.startswith("_") for part in d.id.split("#")[0].split("."))]
+    assert not [
+        d.id for d in documents if any(part.startswith("_") for part in d.id.split("#")[0].split("."))
+    ]
     masks = [IDENTIFIER.sub("#", d.text).lower() for d in documents]
     assert len(set(masks)) == len(masks)
 
@@ -42,7 +44,10 @@ def test_instructions_ask_for_a_name():
     corpus = build("instructions", libs=("matplotlib",))
     by_name = {d.id: d for d in everything(corpus)}
     one = by_name["matplotlib.figure.Figure.savefig"]
-    assert one.prompt == "Explain `matplotlib.figure.Figure.savefig`.\n\n" and one.instruction == one.prompt.strip()
+    assert (
+        one.prompt == "Explain `matplotlib.figure.Figure.savefig`.\n\n"
+        and one.instruction == one.prompt.strip()
+    )
     assert by_name["python.lambda"].instruction == "Explain `lambda` in Python."
     assert max(len(d.text) for d in by_name.values()) < 4_000
 
@@ -58,14 +63,19 @@ def test_the_same_in_another_process_and_nothing_is_imported(paragraphs):
 
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(docstrings.LIBRARIES, "no_such_library", "no-such-library")
-    with pytest.raises(UserError, match="no-such-library, which is not installed: pip install no-such-library"):
+    with pytest.raises(
+        UserError, match="no-such-library, which is not installed: pip install no-such-library"
+    ):
         build(libs=("no_such_library",))
 
 
 def test_functions_documented_from_outside_and_re_exports():
     names = {name for _, name, _ in docstrings._docstrings(("numpy",))}
     assert {"numpy.mean", "numpy.linalg.norm"} <= names
-    assert {"numpy.arange", "numpy.ndarray.sort"} <= names  # compiled: the text is added by a call, not by a def
+    assert {
+        "numpy.arange",
+        "numpy.ndarray.sort",
+    } <= names  # compiled: the text is added by a call, not by a def
 
 
 def test_the_whole_corpus_by_name_is_kept_and_read_back(monkeypatch, tmp_path):

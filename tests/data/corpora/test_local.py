@@ -13,7 +13,9 @@ def written(tmp_path):
     def write(name, content):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content if isinstance(content, str) else "\n".join(map(json.dumps, content)), encoding="utf-8")
+        path.write_text(
+            content if isinstance(content, str) else "\n".join(map(json.dumps, content)), encoding="utf-8"
+        )
         return str(path)
 
     return write

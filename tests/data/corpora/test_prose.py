@@ -43,10 +43,20 @@ def test_numpydoc_sections():
 
 def test_google_sections():
     first, note, last = prose(GOOGLE)
-    assert first.startswith("Opens the door") and note.startswith("The cat may") and last.startswith("This is said")
+    assert (
+        first.startswith("Opens the door")
+        and note.startswith("The cat may")
+        and last.startswith("This is said")
+    )
 
 
 def test_boilerplate_and_code_are_left_out():
-    assert prose("This file is in the process of migration and it will be removed in one of the next versions.") == []
-    assert prose("x = frobnicate(alpha, beta, gamma, delta)[0:3] + 4.2 * np.array([1, 2, 3, 4, 5, 6, 7, 8])") == []
+    assert (
+        prose("This file is in the process of migration and it will be removed in one of the next versions.")
+        == []
+    )
+    assert (
+        prose("x = frobnicate(alpha, beta, gamma, delta)[0:3] + 4.2 * np.array([1, 2, 3, 4, 5, 6, 7, 8])")
+        == []
+    )
     assert prose("Too short to be of use.") == []

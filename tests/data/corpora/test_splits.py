@@ -48,7 +48,11 @@ def test_near_duplicates_stay_on_one_side():
     side = {d.id: name for name, part in splits.items() for d in part}
     assert all(side[i] == side[i.removesuffix("b")] for i in side)
     assert {name: len(part) for name, part in splits.items()} == {"train": 320, "validation": 40, "test": 40}
-    assert notes == {"linked_documents": 200, "largest_component": 2, "overlap": {"validation": 0.0, "test": 0.0}}
+    assert notes == {
+        "linked_documents": 200,
+        "largest_component": 2,
+        "overlap": {"validation": 0.0, "test": 0.0},
+    }
 
 
 def test_equal_keys_stay_on_one_side():
@@ -88,4 +92,8 @@ def test_overlap_counts_documents_found_in_training_by_half():
 def test_too_few_to_split(n):
     with pytest.raises(UserError, match="too few distinct documents"):
         split_documents(unrelated(n))
-    assert {k: len(v) for k, v in split_documents(unrelated(3))[0].items()} == {"train": 1, "validation": 1, "test": 1}
+    assert {k: len(v) for k, v in split_documents(unrelated(3))[0].items()} == {
+        "train": 1,
+        "validation": 1,
+        "test": 1,
+    }

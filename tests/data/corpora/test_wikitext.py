@@ -35,7 +35,11 @@ def test_lite_takes_training_from_test_and_halves_validation(folder):
 
 def test_as_released_all_validation_rows_are_the_validation_set(folder):
     corpus = load_corpus("wikitext-2-lite-released", data_dir=folder)
-    assert {split: len(part) for split, part in corpus.splits.items()} == {"train": 10, "validation": 10, "test": 0}
+    assert {split: len(part) for split, part in corpus.splits.items()} == {
+        "train": 10,
+        "validation": 10,
+        "test": 0,
+    }
 
 
 def test_the_folder_may_be_given_by_its_parent(folder, tmp_path):

@@ -123,7 +123,10 @@ def test_early_checks_of_the_paper_of_what_is_stored_and_of_this_run(proofs_of):
     assert list(frame.columns)[0] == "published, Table 1" and list(frame.columns)[-1] == "this run"
     assert len(frame.columns) == 3 and frame.iloc[:, 1].equals(frame.iloc[:, 2].rename(frame.columns[1]))
     expected = published(1, "R0", "validation_loss") - math.log(50_257)
-    assert frame.iloc[0, 0] == pytest.approx(expected, abs=1e-3) and frame.loc["loss without a model"].iloc[0] == "–"
+    assert (
+        frame.iloc[0, 0] == pytest.approx(expected, abs=1e-3)
+        and frame.loc["loss without a model"].iloc[0] == "–"
+    )
     untrained = found["clustering_spread"].numbers["R0_mean"] - math.log(100)
     assert frame.iloc[0, -1] == pytest.approx(untrained, abs=1e-3)
 
