@@ -26,7 +26,7 @@ export HF_HUB_DISABLE_PROGRESS_BARS ?= 1
 export TRANSFORMERS_VERBOSITY ?= error
 
 .DEFAULT_GOAL := help
-.PHONY: help book test triton reproduce browser serve lint install clean-book clean-runs clean-venv clean
+.PHONY: help book test triton reproduce browser serve lint count install clean-book clean-runs clean-venv clean
 
 help:
 	@echo "make book       install if needed, run every notebook (PROFILE=$(PROFILE)), build the book into _build/site"
@@ -36,6 +36,7 @@ help:
 	@echo "make serve      show the built book at http://localhost:8000 (Ctrl-C ends it)"
 	@echo "make browser    open every page of the built book in Chromium and check it"
 	@echo "make lint       ruff over package, tests, notebooks and book"
+	@echo "make count      lines of Python by package, of the one sitting, longest file and function"
 	@echo "make clean-book | clean-runs | clean-venv | clean   remove _build | runs | .venv | all three"
 	@echo "variables: PYTHON=$(PYTHON)  PROFILE=smoke|colab|paper  ONLY=03  DATA_DIR=FOLDER (reproduce)"
 	@echo "           TORCH_INDEX=https://download.pytorch.org/whl/cpu   PyTorch without CUDA on Linux"
@@ -102,6 +103,10 @@ serve:
 
 lint: $(VENV)/.stamp-test
 	@$(BIN)/ruff check .
+
+# Any Python 3.11 will do: nothing is installed for it.
+count:
+	@$(PYTHON) tests/repository/counts.py
 
 clean-book:
 	rm -rf _build
