@@ -22,9 +22,10 @@ from ..data.corpora.documents import Document
 from ..data.embeddings import mean_embeddings
 from ..data.tokens import tokenise
 from ..errors import UserError
+from ..heads import Condition
+from ..loss import HeadWeight
+from ..model.capability import matmul_dtype
 from ..model.conditions import group_means
-from ..model.head_loss import HeadWeight, matmul_dtype
-from ..model.heads.interface import Condition
 from ..ops import nearest_centroid
 from ..training.features import features
 from ..training.loop import evaluate

@@ -23,12 +23,11 @@ from ..data.embeddings import mean_embeddings
 from ..data.ragged import by_length
 from ..data.tokens import TokenTable, tokenise
 from ..errors import UserError
+from ..heads import HeadUpdate
+from ..loss import HeadWeight, next_token
 from ..model.conditions import Grouped, grouped
-from ..model.head_loss import HeadWeight
-from ..model.heads.interface import HeadUpdate
 from ..model.lora import without_lora
 from ..ops import normalise
-from ..training.objectives import next_token
 from .mixed import continue_mixed, mixed_losses
 from .rows import Row
 

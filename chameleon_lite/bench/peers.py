@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..data.tokens import TokenTable
 from ..errors import UserError
+from ..heads import Condition, Head
 from ..model.backbones import Backbone
-from ..model.heads.interface import Condition, Head
 
 IGNORED = -100
 

@@ -2,11 +2,12 @@
 
 import torch
 
-from ..data.clusters import MANY_PRODUCTS, scikit_steps_from, steps_from
+from .. import engine
+from ..data.clusters import MANY_PRODUCTS, steps_from
 from ..data.corpora.documents import Document
 from ..data.embeddings import mean_embeddings
-from ..data.lloyd import label_finder
 from ..data.tokens import tokenise
+from ..fast.lloyd import label_finder
 from ..ops import nearest_centroid, normalise
 from . import peers
 from .measure import Comparison, Gate, Row, interleaved, relative_error, seconds_of
@@ -83,10 +84,15 @@ def clusters(bench: Bench) -> Row:
     start = x[torch.randperm(n, generator=g)[:k]]
     x, start = x.to(bench.device), start.to(bench.device)
     on_host, start_on_host = x.cpu(), start.cpu()
+
+    def scikit():
+        with engine.use("plain"):
+            return steps_from(on_host, start_on_host, steps)
+
     contenders = {
         "ours": lambda: steps_from(x, start, steps),
         "released way": lambda: peers.kmeans_by_loop(x, start, steps)[0],
-        "scikit-learn on the host": lambda: scikit_steps_from(on_host, start_on_host, steps),
+        "scikit-learn on the host": scikit,
     }
     inertia = {name: _inertia(x, work().to(x)) for name, work in contenders.items()}
     times = interleaved(contenders, bench.device, bench.repetitions(), warm_up=False)

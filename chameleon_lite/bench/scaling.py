@@ -20,10 +20,8 @@ import torch
 from ..config import TrainSettings
 from ..data.arrangement import arrange
 from ..errors import RunFailed, UserError
-from ..model.head_loss import HeadWeight
-from ..model.heads.hyper import HyperHead
-from ..model.heads.interface import Condition
-from ..model.heads.static import LoraHead
+from ..heads import Condition, HyperHead, LoraHead
+from ..loss import HeadWeight
 from ..training.loop import Member, fit
 from ..training.processes import Processes, leave
 from ..training.scored import ScoredStates

@@ -8,11 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ..data import lloyd
-from ..data.clusters import scikit_steps_from
-from ..model.aligned_head import AlignedHead
+from .. import engine
+from ..data.clusters import steps_from
+from ..fast import lloyd
+from ..fast.aligned_head import AlignedHead
+from ..loss import HeadWeight
 from ..model.formats import in_format
-from ..model.head_loss import HeadWeight
 from ..training.features import arithmetic
 from .measure import interleaved
 from .rows_head import HeadWork
@@ -93,13 +94,18 @@ def _own_clusters(bench: Bench) -> dict:
     x = torch.randn(bench.size(8_192, 23_767, 1_024), 256, generator=g)
     start = x[: bench.size(256, 742, 32)].clone()
     own, own_start = x.to(bench.device), start.to(bench.device)
+
+    def scikit():
+        with engine.use("plain"):
+            return steps_from(x, start, 2)
+
     return _entry(
         bench,
         "own k-means instead of scikit-learn on the host",
         True,
         "where there are many rows and clusters: scikit-learn repeats itself on one thread only",
         lambda: lloyd.lloyd(own, own_start, 2, -1.0),
-        lambda: scikit_steps_from(x, start, 2),
+        scikit,
     )
 
 

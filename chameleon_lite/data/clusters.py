@@ -4,8 +4,8 @@
     labels ── merge_small ─▶ no group smaller than the minimum: its rows go to the nearest centroid that remains
 
 Released code: k-means of its own, 10 Lloyd steps from random rows, the evaluation set clustered on itself.
-Here: k-means with a k-means++ start on the training set only: scikit-learn's, or `lloyd.py` where there are many
-vectors, on the device they lie on.
+Here: k-means with a k-means++ start on the training set only: scikit-learn's, or the engine's fast form where there
+are many vectors.
 """
 
 import warnings
@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import engine
 from ..errors import UserError
 from ..ops import nearest_centroid
-from . import lloyd
 
 MAX_CLUSTERS = 4_096
 MANY_PRODUCTS = 1 << 20  # rows × clusters from which scikit-learn on its one thread is what one waits for
@@ -55,7 +55,7 @@ def cluster_count(n: int, rows: int) -> int:
     return max(1, min(MAX_CLUSTERS, n // rows))
 
 
-def fit_clusters(x: Tensor, k: int, *, seed: int, n_init: int = 1, sample: int = 100_000) -> Clustering:
+def fit_clusters(x: Tensor, k: int, *, seed: int, sample: int = 100_000) -> Clustering:
     """k-means of x (N, C) into k clusters; the same seed gives the same labels, bit for bit.
 
     Fits on at most `sample` rows, drawn by the seed, and assigns the rest. Raises UserError when k is not
@@ -71,44 +71,36 @@ def fit_clusters(x: Tensor, k: int, *, seed: int, n_init: int = 1, sample: int =
     if len(x) > sample:
         chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:sample]
         rows = rows[chosen.sort().values.to(x.device)]
-    if _many(rows, k):
-        centroids = lloyd.kmeans(rows, k, seed=seed, n_init=n_init)
-    else:
-        centroids = torch.from_numpy(_kmeans(rows.cpu().numpy(), k, seed, n_init)).to(x.device)
+    centroids = kmeans(rows, k, seed=seed)
     labels, distance = nearest_centroid(x.detach().float(), centroids)
     return Clustering(centroids, labels, distance, float(distance.double().square().sum()))
 
 
 def steps_from(x: Tensor, start: Tensor, steps: int) -> Tensor:
     """Centroids (K, C) after exactly `steps` Lloyd steps from start (K, C), by what `fit_clusters` uses here."""
-    return (
-        lloyd.lloyd(x, start, steps, tolerance=-1.0)
-        if _many(x, len(start))
-        else scikit_steps_from(x, start, steps)
-    )
+    return kmeans(x, len(start), start=start, steps=steps)
 
 
-def scikit_steps_from(x: Tensor, start: Tensor, steps: int) -> Tensor:
-    """The same by scikit-learn on the host, whatever the size."""
-    found = _kmeans(x.cpu().numpy(), len(start), 0, 1, init=start.cpu().numpy(), max_iter=steps, tol=0)
-    return torch.from_numpy(found).to(x.device)
+def kmeans(
+    x: Tensor, k: int, *, seed: int = 0, start: Tensor | None = None, steps: int | None = None
+) -> Tensor:
+    """Centroids (k, C) float32 of x (N, C) on its device: exactly `steps` from a start (k, C), or until they rest.
 
-
-def _many(x: Tensor, k: int) -> bool:
-    return len(x) * k >= MANY_PRODUCTS
-
-
-def _kmeans(rows: np.ndarray, k: int, seed: int, n_init: int, **options) -> np.ndarray:
-    """Centroids (k, C) float32; on one thread, because the order of a parallel sum is not fixed."""
+    scikit-learn on one thread, because the order of a parallel sum is not fixed.
+    """
+    if impl := engine.fast("kmeans", worth=len(x) * k >= MANY_PRODUCTS):
+        return impl(x, k, seed=seed, start=start, steps=steps)
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
+    options = {"max_iter": 100} if steps is None else {"max_iter": steps, "tol": 0}
+    if start is not None:
+        options["init"] = start.cpu().numpy()
     with threadpool_limits(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than k: see Clustering
-        options = {"max_iter": 100} | options
-        fit = KMeans(k, n_init=n_init, random_state=seed, **options).fit(rows)
-    return fit.cluster_centers_.astype(np.float32)
+        fit = KMeans(k, n_init=1, random_state=seed, **options).fit(x.cpu().numpy())
+    return torch.from_numpy(fit.cluster_centers_.astype(np.float32)).to(x.device)
 
 
 def merge_small(x: Tensor, labels: Tensor, centroids: Tensor, minimum: int = 4) -> Tensor:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, unknown
+from ..heads import Condition
 from ..ops import masked_mean, nearest_centroid, normalise
-from .heads.interface import Condition
 
 MODES = ("cluster", "centroid", "row")
 

@@ -16,7 +16,7 @@ import torch
 
 from .. import cache
 from ..config import Experiment
-from ..model.heads.interface import Head
+from ..heads import Head
 from ..training.loop import Member, Processes, fit
 from .deadline import Deadline
 from .material import Material, seed_material, seed_materials, split_view

@@ -43,7 +43,7 @@ def _package(name: str) -> str:
 def _devices() -> list[str]:
     import torch
 
-    from ..model.head_loss import matmul_dtype
+    from ..model.capability import matmul_dtype
 
     names = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     cpu = f"cpu, {os.cpu_count()} cores, {torch.get_num_threads()} threads"

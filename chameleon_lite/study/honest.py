@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..model.heads import matched_rank
+from ..heads import matched_rank
 from .evidence import FOREIGN, Evidence
 from .regimes import REGIMES
 from .statistics import mean_interval

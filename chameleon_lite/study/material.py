@@ -26,8 +26,9 @@ from ..data.corpora import load_corpus
 from ..data.corpora.documents import Corpus
 from ..data.tokens import TokenTable, tokenise
 from ..errors import UserError
+from ..loss import HeadWeight
 from ..model.backbones import Backbone
-from ..model.head_loss import HeadWeight, matmul_dtype
+from ..model.capability import matmul_dtype
 from ..training.features import features
 from ..training.scored import ScoredStates, scored_states
 from .conditions import Split

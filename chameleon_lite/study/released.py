@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from .. import cache
 from ..config import Experiment
 from ..errors import UserError, unknown
+from ..heads import Condition, Head, HyperHead, LoraHead, matched_rank
 from ..model.backbones import Backbone
-from ..model.heads.hyper import HyperHead, matched_rank
-from ..model.heads.interface import Condition, Head
-from ..model.heads.static import LoraHead
 from ..training.loop import Member, Processes, average, evaluate, fit
 from .outcome import peak_memory, reset_peak
 from .protocol import Protocol

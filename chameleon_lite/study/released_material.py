@@ -22,9 +22,9 @@ from ..data.embeddings import mean_embeddings
 from ..data.released import released_batches, released_clusters
 from ..data.tokens import TokenTable, tokenise
 from ..errors import UserError
+from ..heads import Condition
+from ..loss import HeadWeight
 from ..model.backbones import Backbone
-from ..model.head_loss import HeadWeight
-from ..model.heads.interface import Condition
 from ..ops import normalise
 from ..training.dropout import live_dropout
 from ..training.padded import LiveStates, Scoring, full_rows, padded_states

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from .. import cache
 from ..errors import RunFailed, unknown
+from ..loss import pick_next_token
 from .features import BATCH_TOKENS, arithmetic
-from .objectives import IGNORED_BY_RELEASED, Pick, pick_full, pick_last, pick_next_token, released_mask
+from .objectives import IGNORED_BY_RELEASED, Pick, pick_full, pick_last, released_mask
 from .scored import ScoredStates
 
 FORMAT = 2  # raised whenever a stored value would change

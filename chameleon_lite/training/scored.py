@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..data.ragged import ragged
-from ..model.head_loss import IGNORED
+from ..loss import IGNORED
 from ..ops import sent
 from .features import FeatureStore
 

@@ -6,11 +6,19 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chameleon_lite import engine, loss
+from chameleon_lite.fast.head_loss import head_losses, token_losses
+from chameleon_lite.heads import Condition, HeadUpdate, HyperHead, LoraHead
+from chameleon_lite.loss import IGNORED, HeadWeight
 from chameleon_lite.model import capability
-from chameleon_lite.model.head_loss import IGNORED, HeadWeight, head_losses, plain_losses, token_losses
-from chameleon_lite.model.heads import Condition, FrozenHead, HeadUpdate, HyperHead, LoraHead
 
 F64 = torch.float64
+
+
+def plain_losses(*args, **options):
+    """The losses of the plain engine."""
+    with engine.use("plain"):
+        return loss.head_losses(*args, **options)
 
 
 def make_update(g, rank, width, vocab, bias, generator, dtype=F64) -> HeadUpdate:
@@ -95,7 +103,7 @@ def test_is_torch_cross_entropy_of_the_frozen_head():
     target = torch.randint(50, (9,), generator=gen)
     expected = F.cross_entropy(h @ weight.T, target, reduction="none")
     fp32 = HeadWeight(weight, dtype=torch.float32)
-    frozen = FrozenHead(8, 50).factors()
+    frozen = HeadUpdate(torch.empty(1, 0, 8), torch.empty(1, 50, 0))
     torch.testing.assert_close(token_losses(h, target, fp32, [None, frozen], chunk=4), expected.expand(2, 9))
     torch.testing.assert_close(head_losses(h, target, fp32, [None]), expected.sum()[None])
 

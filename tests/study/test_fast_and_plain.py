@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from chameleon_lite.PLAIN import plain_losses
 
-from chameleon_lite.model.head_loss import IGNORED, HeadWeight, plain_losses
+from chameleon_lite.loss import IGNORED, HeadWeight
 from chameleon_lite.study.experiment import run_experiment
 from chameleon_lite.training import features, loop, steps
 

@@ -2,9 +2,7 @@
 
 import torch
 
-from ...model.heads.hyper import HyperHead
-from ...model.heads.interface import Condition
-from ...model.heads.static import LoraHead
+from ...heads import Condition, HyperHead, LoraHead
 from .store import Proof
 from .subject import Subject
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from chameleon_lite.errors import UserError
-from chameleon_lite.model.heads import Condition, HyperHead
+from chameleon_lite.heads import Condition, HyperHead
 from chameleon_lite.study.paper import published
 from chameleon_lite.study.proofs import (
     PROOFS,

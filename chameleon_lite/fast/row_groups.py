@@ -1,9 +1,9 @@
-"""Which of a head's updates each row of a pass uses, known on the host as well: no kernel launch waits for the device.
+"""Which of a head's updates each row of a pass uses, on the device and as runs on the host.
 
-group (B,) of documents, counts (B,) ─ of_documents ─▶ RowGroups: index (M,) on the device, runs on the host
+An index that lies on the host costs no wait: its runs are read there and it is sent to the device. One that lies on
+the device is waited for once.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,21 +20,11 @@ class RowGroups:
     group: np.ndarray  # (runs,) each run's group
 
     @classmethod
-    def of(cls, index: Tensor) -> "RowGroups":
-        """From the index (M,) alone; waits for its device once."""
+    def of(cls, index: Tensor, device: torch.device) -> "RowGroups":
+        """From the index (M,), on the host or on `device`."""
         values = index.detach().cpu().numpy()
         starts = np.flatnonzero(np.diff(values, prepend=values[:1] - 1))
-        return cls(index, starts, values[starts])
-
-    @classmethod
-    def of_documents(cls, group: Tensor, counts: Tensor, device: torch.device) -> "RowGroups":
-        """From the group (B,) and the rows (B,) of documents that lie one after another; both on the host."""
-        group, counts = group.cpu().numpy(), counts.cpu().numpy()
-        # By numpy: PyTorch's own wakes all threads of the processor for a handful of numbers, in every step.
-        index = torch.from_numpy(np.repeat(group, counts)).to(device, non_blocking=True)
-        group, counts = group[counts > 0], counts[counts > 0]
-        new = np.diff(group, prepend=group[:1] - 1) != 0
-        return cls(index, (np.cumsum(counts) - counts)[new], group[new])
+        return cls(index.to(device, non_blocking=True), starts, values[starts])
 
     @property
     def ordered(self) -> bool:
@@ -47,6 +37,3 @@ class RowGroups:
         high = int(np.searchsorted(self.first, rows.start + count, side="left"))
         first = np.maximum(self.first[low:high] - rows.start, 0)
         return first, np.append(first[1:], count), self.group[low:high]
-
-
-Groups = Sequence[Tensor | RowGroups | None] | None

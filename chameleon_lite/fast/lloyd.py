@@ -18,15 +18,18 @@ from torch import Tensor
 
 CHUNK_BYTES = 256 << 20  # of the (rows, K) products held at one time
 SPLIT_CAPABILITY = (8, 0)  # bfloat16 units: A100 and later
+MOST_STEPS = 100
 TOLERANCE = 1e-4  # of the mean variance of a column: scikit-learn's measure of having come to rest
 
 
-def kmeans(x: Tensor, k: int, *, seed: int, n_init: int = 1, steps: int = 100) -> Tensor:
-    """Centroids (K, C) float32 of x (N, C), the best of `n_init` starts by inertia; on x's device."""
+def kmeans(
+    x: Tensor, k: int, *, seed: int = 0, start: Tensor | None = None, steps: int | None = None
+) -> Tensor:
+    """`clusters.kmeans`: exactly `steps` from a start (k, C), or until the centroids rest, at most 100."""
     x = x.detach().float()
-    generator = torch.Generator().manual_seed(seed)
-    found = [lloyd(x, plus_plus(x, k, generator), steps) for _ in range(n_init)]
-    return found[0] if n_init == 1 else min(found, key=lambda centroids: inertia(x, centroids))
+    if start is None:
+        start = plus_plus(x, k, torch.Generator().manual_seed(seed))
+    return lloyd(x, start, steps or MOST_STEPS, TOLERANCE if steps is None else -1.0)
 
 
 def lloyd(x: Tensor, start: Tensor, steps: int, tolerance: float = TOLERANCE) -> Tensor:
@@ -58,11 +61,6 @@ def lloyd(x: Tensor, start: Tensor, steps: int, tolerance: float = TOLERANCE) ->
 def label_finder(x: Tensor) -> Callable[[Tensor], Tensor]:
     """What finds the nearest of centroids (K, C) for each row of x (N, C), labels (N,) int64, as `lloyd` does here."""
     return SplitProducts(x).labels if _splits(x) else lambda centroids: _closest(x, centroids)[1]
-
-
-def inertia(x: Tensor, centroids: Tensor) -> float:
-    """Sum of squared distances of x (N, C) to the nearest of centroids (K, C)."""
-    return float(assign(x, centroids, x.square().sum(1))[1].double().sum())
 
 
 def assign(x: Tensor, centroids: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,8 @@
     h (B, T, C) ── frozen head ─▶ base (B, T, V)                   one product for all rows
     rows of one group ── (h downᵀ) upᵀ ─▶ added to their base       groups of equal size in one baddbmm
 
-Which rows belong together is laid out once; decoding then repeats nothing but the arithmetic. A condition for
-every row, or one for all, are the two ends of the same thing.
+Which rows belong together is laid out once; decoding then repeats nothing but the arithmetic. One condition per row
+and one for the whole batch are special cases.
 """
 
 from collections.abc import Callable
@@ -12,43 +12,31 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .interface import HeadUpdate
+from ..heads import HeadUpdate
+from .aligned_head import aligned
+
+
+def update_logits(update: HeadUpdate, group: Tensor, rows: int | None = None) -> "MixedUpdate":
+    """`heads.update_logits`."""
+    return MixedUpdate(update, group)
 
 
 class MixedUpdate:
-    """An update of G groups, ready for batches whose row b belongs to group `group[b]`.
+    """An update of G groups, ready for batches whose row b belongs to group `group[b]`, (B,) int64.
 
-    Rows that are repeated one after another (beams, several samples a prompt) need no new layout: a batch of
+    Rows that are repeated one after another (beams, several samples per prompt) need no new layout: a batch of
     k · B rows is taken as k copies of each. Groups that own no row are left out.
     """
 
     mix: Tensor | None = None  # (B, R) a row's weights of the shared slots, in the rows' order
 
-    def __init__(
-        self,
-        update: HeadUpdate,
-        group: Tensor | None = None,
-        dtype: torch.dtype | None = None,
-        rows: int | None = None,
-    ) -> None:
-        """update: factors (G, …); group (B,) int64, or None where row b has update b, or all rows the only one."""
-        if group is None:
-            group = torch.arange(update.groups) if rows in (None, update.groups) else torch.zeros(rows).long()
-            if update.groups not in (1, len(group)):
-                raise ValueError(
-                    f"{update.groups} updates for {rows} rows: say in `group` which row takes which"
-                )
+    def __init__(self, update: HeadUpdate, group: Tensor) -> None:
         if (
             update.mix is not None
         ):  # one shared pair of factors: a row's own part is R numbers, nothing to group
-            self.mix, update = (
-                update.mix[group.to(update.mix.device)],
-                HeadUpdate(update.down, update.up),
-            )  # (B, R)
-            group = torch.zeros_like(group)
+            self.mix = update.mix[group.to(update.mix.device)]  # (B, R)
+            update, group = HeadUpdate(update.down, update.up), torch.zeros_like(group)
         ids, local, sizes = torch.unique(group.cpu(), return_inverse=True, return_counts=True)
-        if ids[0] < 0 or ids[-1] >= update.groups:
-            raise ValueError(f"group must lie in 0 … {update.groups - 1}, the update's groups")
         by_size = torch.argsort(sizes, stable=True)  # (G',) groups of equal size side by side
         place = torch.argsort(torch.argsort(by_size)[local], stable=True)  # (B,) rows, group after group
         counts, groups = torch.unique_consecutive(sizes[by_size], return_counts=True)
@@ -59,20 +47,18 @@ class MixedUpdate:
         self.place = None if sorted_already else place.to(device)
         self.back = None if sorted_already else torch.argsort(place).to(device)
         ids = ids[by_size].to(device)
-        self._kept: dict[tuple, list[tuple]] = {}  # by the formats of states and logits
-        self.down, self.up, self.bias = (
-            self._take(x, ids, dtype) for x in (update.down, update.up, update.bias)
-        )
+        self._cast: dict[tuple, list[tuple]] = {}  # by the formats of states and logits
+        self.down, self.up, self.bias = (self._take(x, ids) for x in (update.down, update.up, update.bias))
 
     @staticmethod
-    def _take(x: Tensor | None, ids: Tensor, dtype: torch.dtype | None) -> Tensor | None:
-        """The groups `ids` of x (G, …) in the wanted format, copied only where that is not what x already is."""
+    def _take(x: Tensor | None, ids: Tensor) -> Tensor | None:
+        """The groups `ids` of x (G, …), copied only where they are not x itself."""
         if x is None:
             return None
         same = len(ids) == len(x) and torch.equal(ids, torch.arange(len(x), device=x.device))
-        return (x if same else x[ids]).to(dtype or x.dtype)
+        return x if same else x[ids]
 
-    def logits(self, head: Callable[[Tensor], Tensor], h: Tensor, scale: float = 1.0) -> Tensor:
+    def __call__(self, head: Callable[[Tensor], Tensor], h: Tensor, scale: float = 1.0) -> Tensor:
         """h (B, T, C) to the adapted logits (B, T, V); `head` gives the frozen ones, which are written into.
 
         Raises ValueError where the number of rows is not a multiple of the layout's.
@@ -84,7 +70,7 @@ class MixedUpdate:
             inner = torch.arange(copies, device=h.device)
             place, back = ((x[:, None] * copies + inner).flatten() for x in (place, back))
         h = h if place is None else h[place]
-        out = self._add(head(h), h, copies, scale)  # (B, T, V), rows in the layout's order
+        out = self._add(aligned(head)(h), h, copies, scale)  # (B, T, V), rows in the layout's order
         return out if back is None else out[back]
 
     def _add(self, base: Tensor, h: Tensor, copies: int, scale: float) -> Tensor:
@@ -107,38 +93,20 @@ class MixedUpdate:
         return base if in_place else torch.cat(parts)
 
     def _factors(self, states: torch.dtype, logits: torch.dtype) -> list[tuple]:
-        """(groups, rows in each, down (g, C, R), up (g, R, V), bias (g, 1, V)) of each run, as the products want them.
+        """(groups, rows in each, down (g, C, R), up (g, R, V), bias (g, 1, V)) of each run, as the products take them.
 
-        Kept from token to token; not where gradients are recorded, whose graph is used up by the first backward pass.
+        Cached from token to token; not where gradients are recorded: the first backward pass uses up their graph.
         """
         key = states, logits
-        if key in self._kept and not torch.is_grad_enabled():
-            return self._kept[key]
-        found, first = [], 0
+        if key in self._cast and not torch.is_grad_enabled():
+            return self._cast[key]
+        runs, first = [], 0
         for groups, size in self.runs:
             own = slice(first, first := first + groups)
             down = None if self.down is None else self.down[own].to(states).transpose(1, 2)
             up = None if self.up is None else self.up[own].to(logits).transpose(1, 2)
             bias = None if self.bias is None else self.bias[own].to(logits).unsqueeze(1)
-            found.append((groups, size, down, up, bias))
+            runs.append((groups, size, down, up, bias))
         if not torch.is_grad_enabled():
-            self._kept[key] = found
-        return found
-
-
-def one_by_one(
-    update: HeadUpdate, group: Tensor, head: torch.nn.Module, h: Tensor, scale: float = 1.0
-) -> Tensor:
-    """The same logits (B, T, V) with every row by itself: the plain form, for tests and as a benchmark's peer."""
-    from .interface import apply_update
-
-    rows = []
-    fields = vars(update)
-    for b, g in enumerate(group.tolist()):
-        own = {
-            name: x[g : g + 1] if x is not None and len(x) == update.groups else x
-            for name, x in fields.items()
-        }
-        part = HeadUpdate(**own)
-        rows.append(head(h[b]) + apply_update(h[b], part, scale))  # (T, V)
-    return torch.stack(rows)
+            self._cast[key] = runs
+        return runs

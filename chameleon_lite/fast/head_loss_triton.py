@@ -1,6 +1,6 @@
 """The head loss on a GPU: heads of a small rank share their launches, others go one by one (see `head_loss.py`).
 
-    tasks ─┬ rank ≤ 32, factors of its own a group ─▶ Bundle: S slots side by side, one launch for all its heads
+    tasks ─┬ rank ≤ 32, each group its own factors ─▶ Bundle: S slots side by side, one launch for all its heads
            └ larger, or a mixture of shared slots  ─▶ wide: z upᵀ added to a copy of the logits, g written, two products
 
 With few heads a GPU may be done with a chunk before the host has described the next, so the host does little: where
@@ -14,14 +14,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .head_loss_kernels import GRADS, ROW_ALIGNED, STATS, Many, gradients, losses
-from .head_loss_pass import FP16_SHIFT, HeadTask, add_gradients, low_rank_states, product, torch_step
+from ..loss import HeadWeight
+from ..training.recorder import outliving
+from .head_loss_launch import GRADS, ROW_ALIGNED, STATS, Many, gradients, losses
+from .head_loss_torch import (
+    FP16_SHIFT,
+    Factors,
+    HeadTask,
+    add_gradients,
+    low_rank_states,
+    product,
+    torch_step,
+)
 
-ROWS = 4_080  # rows a chunk: memory
+ROWS = 4_080  # per chunk: memory
 SMALL_RANK = 32  # what the kernels add in registers
 PROGRAMS = 1_024  # of `grads` that keep a large GPU busy; an only head's rows are cut in two below that
-_RECORDED: dict[int, "Layout"] = {}  # what a recorded pass reads must outlive the cache of layouts
-LAYOUTS = 4_096  # kept of chunks seen before, some kilobytes each on the device
+LAYOUTS = 4_096  # cached, of chunk sizes seen before; some kilobytes each on the device
 PARTIAL_BYTES = 256 << 20  # of a bundle's sums by column block; more heads go into another bundle
 
 
@@ -30,18 +39,18 @@ class TritonPass:
 
     rows = ROWS
 
-    def __init__(self, weight, tasks: list[HeadTask]) -> None:
+    def __init__(self, weight: HeadWeight, tasks: list[HeadTask]) -> None:
         self.weight, self.tasks = weight, tasks
         self.bundles: list[Bundle] = []
         self.wide: list[int] = []
         self.heads: dict[tuple, list[int]] = {}
         for k, task in enumerate(tasks):
-            rank = 0 if task.down is None else task.down.shape[1]
-            if task.mix is not None or rank > SMALL_RANK:
+            rank = 0 if task.all.down is None else task.all.down.shape[1]
+            if task.all.mix is not None or rank > SMALL_RANK:
                 self.wide.append(k)
                 task.start_sums()
             else:
-                self.heads.setdefault((rank, task.bias is not None, task.wanted), []).append(k)
+                self.heads.setdefault((rank, task.all.bias is not None, task.wanted), []).append(k)
 
     def _bundles(self, n: int, alone: bool) -> "list[Bundle]":
         """The bundles, made when the first chunk's rows are known."""
@@ -63,8 +72,8 @@ class TritonPass:
             return bundles[0].chunk(hc, base, target, rows, None if gh is None else gh[0], reuse=True)
         nll = hc.new_empty(len(self.tasks), len(hc), dtype=torch.float32)
         for bundle in bundles:
-            found = bundle.chunk(hc, base, target, rows, None if gh is None else gh[bundle.heads[0]])
-            torch._foreach_copy_([nll[k] for k in bundle.heads], list(found))
+            losses_of = bundle.chunk(hc, base, target, rows, None if gh is None else gh[bundle.heads[0]])
+            torch._foreach_copy_([nll[k] for k in bundle.heads], list(losses_of))
         for k in self.wide:
             nll[k] = wide_step(hc, base, target, self.tasks[k], rows, None if gh is None else gh[k])
         return nll
@@ -76,23 +85,25 @@ class TritonPass:
 
 
 class Bundle:
-    """Heads of one small rank, packed: their factors side by side in S slots, one a head and group."""
+    """Heads of one small rank, packed: their factors side by side in S slots, one per head and group."""
 
-    def __init__(self, weight, members: list[tuple[int, HeadTask]]) -> None:
+    def __init__(self, weight: HeadWeight, members: list[tuple[int, HeadTask]]) -> None:
         self.weight, self.heads, self.tasks = weight, [k for k, _ in members], [t for _, t in members]
-        one = self.tasks[0]
+        all_factors = [t.all for t in self.tasks]
+        down, _, bias, _ = all_factors[0]
         sizes = [
-            1 if x is None else len(x) for x in (t.bias if t.down is None else t.down for t in self.tasks)
+            1 if down is None and bias is None else len(f.bias if f.down is None else f.down)
+            for f in all_factors
         ]
         self.first = np.cumsum([0, *sizes])  # (K + 1,) each head's first slot
         self.down, self.up, self.bias = None, None, None
-        if one.down is not None:
-            self.down = torch.cat([t.down for t in self.tasks]).to(weight.weight.dtype)  # (S, R, C)
-            self.up = self.down.new_empty(int(self.first[-1]), one.down.shape[1], weight.vocab)  # (S, R, V)
-            torch._foreach_copy_(list(self.up.split(sizes)), [t.up.transpose(1, 2) for t in self.tasks])
-        if one.bias is not None:
-            self.bias = torch.cat([t.bias for t in self.tasks]).float()  # (S, V)
-        self.sums: list[Tensor | None] = [None] * 3  # of down (S, R, C), up (S, R, V), bias (S, V)
+        if down is not None:
+            self.down = torch.cat([f.down for f in all_factors]).to(weight.weight.dtype)  # (S, R, C)
+            self.up = self.down.new_empty(int(self.first[-1]), down.shape[1], weight.vocab)  # (S, R, V)
+            torch._foreach_copy_(list(self.up.split(sizes)), [f.up.transpose(1, 2) for f in all_factors])
+        if bias is not None:
+            self.bias = torch.cat([f.bias for f in all_factors]).float()  # (S, V)
+        self.sums = Factors()  # down (S, R, C), up (S, R, V), bias (S, V)
 
     def chunk(
         self, hc: Tensor, base: Tensor, target: Tensor, rows: slice, gh: Tensor | None, reuse: bool = False
@@ -102,14 +113,8 @@ class Bundle:
         base may be overwritten if `reuse`.
         """
         layout = self._layout(rows, len(hc))
-        many = Many(
-            self._states(hc, layout.slot),
-            self.up,
-            self.bias,
-            layout.slot,
-            self.weight.padded_bias,
-            self.weight.vocab,
-        )
+        states = self._states(hc, layout.slot)
+        many = Many(states, self.up, self.bias, layout.slot, self.weight.padded_bias, self.weight.vocab)
         nll, lse = losses(base, many, layout.tiles, target)
         if gh is not None or any(self.tasks[0].wanted):
             g = None if gh is None else base if reuse else torch.empty_like(base)
@@ -158,17 +163,25 @@ class Bundle:
         gh: Tensor | None,
         g: Tensor | None,
     ) -> None:
-        down, up, bias, _ = self.tasks[0].wanted
+        wanted = self.tasks[0].wanted
         shift = FP16_SHIFT if base.dtype == torch.float16 else 1.0
         gu, gz, g_bias = gradients(
-            base, many, layout.items, target, lse, shift, out=g, want_bias=bias, scale=self.tasks[0].scale
+            base,
+            many,
+            layout.items,
+            target,
+            lse,
+            shift,
+            out=g,
+            want_bias=bool(wanted.bias),
+            scale=self.tasks[0].scale,
         )
-        if up:
-            self._add(1, layout.by_slot(gu))
-        if bias:
-            self._add(2, layout.by_slot(g_bias))
+        if wanted.up:
+            self._add("up", layout.by_slot(gu))
+        if wanted.bias:
+            self._add("bias", layout.by_slot(g_bias))
         if gz is not None:
-            self._down(hc, gz, many.slot, down, gh)
+            self._down(hc, gz, many.slot, wanted.down, gh)
         if gh is not None:
             gh += product(g, self.weight.weight) / shift
 
@@ -180,18 +193,18 @@ class Bundle:
             gz = gz.new_zeros(slots, rank, n).scatter_(0, own, gz)
         flat = gz.reshape(slots * rank, n)
         if wanted:
-            self._add(0, (flat @ hc.to(flat.dtype)).view(slots, rank, width))
+            self._add("down", (flat @ hc.to(flat.dtype)).view(slots, rank, width))
         if gh is not None:
             gh += flat.T @ self.down.flatten(0, 1).to(flat.dtype)
 
-    def _add(self, which: int, part: Tensor) -> None:
-        self.sums[which] = part if self.sums[which] is None else self.sums[which].add_(part)
+    def _add(self, name: str, part: Tensor) -> None:
+        total = getattr(self.sums, name)
+        self.sums = self.sums._replace(**{name: part if total is None else total.add_(part)})
 
     def finish(self) -> None:
-        """Give each task the gradients of its own slots, as it keeps them."""
+        """Give each task the gradients of its own slots."""
         for task, first, end in zip(self.tasks, self.first, self.first[1:]):
-            own = [None if x is None else x[first:end] for x in self.sums]
-            task.gradients = [*own, None]
+            task.gradients = Factors(*(None if x is None else x[first:end] for x in self.sums))
 
 
 class Layout(NamedTuple):
@@ -231,14 +244,11 @@ def _lay_out(slot: Tensor, runs: np.ndarray, slots: int, most: int) -> Layout:
 
 def _alike(heads: int, n: int, most: int, device: torch.device) -> Layout:
     """The layout of heads that have one slot each for all n rows: the same in every chunk of that size."""
-    layout = _made_alike(heads, n, most, device)
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        _RECORDED[id(layout)] = layout
-    return layout
+    return outliving(_cached_alike(heads, n, most, device))
 
 
 @lru_cache(maxsize=LAYOUTS)
-def _made_alike(heads: int, n: int, most: int, device: torch.device) -> Layout:
+def _cached_alike(heads: int, n: int, most: int, device: torch.device) -> Layout:
     number = np.arange(heads)
     runs = np.stack([number, number, np.zeros_like(number), np.full_like(number, n)], axis=1)
     return _lay_out(torch.arange(heads, device=device)[:, None].expand(-1, n), runs, heads, most)
@@ -258,8 +268,8 @@ def wide_step(
     hc: Tensor, base: Tensor, target: Tensor, task: HeadTask, rows: slice, gh: Tensor | None
 ) -> Tensor:
     """Losses (n,) of one head of a large rank or with mixtures; gradients are added to the task's and to gh (n, C)."""
-    if task.bias is not None and task.group is not None:
-        return torch_step(hc, base, target, task, rows, gh, reuse=False)  # a bias a row has no place here
+    if task.all.bias is not None and task.group is not None:
+        return torch_step(hc, base, target, task, rows, gh, reuse=False)  # no place here for a bias per row
     part = task.factors(rows)
     z = low_rank_states(hc, part, task.scale)  # (n, R')
     if part.aligned_up is None:
@@ -274,10 +284,10 @@ def wide_step(
         return nll[0]
     shift = FP16_SHIFT if logits.dtype == torch.float16 else 1.0
     *_, g_bias = gradients(
-        logits, many, layout.items, target, lse, shift, out=logits, want_bias=task.wanted[2]
+        logits, many, layout.items, target, lse, shift, out=logits, want_bias=bool(task.wanted.bias)
     )
-    if task.wanted[2]:
-        task.add(2, layout.by_slot(g_bias), None)
+    if task.wanted.bias:
+        task.add("bias", layout.by_slot(g_bias))
     add_gradients(hc, logits, z, part, target, task, rows, gh, shift)
     return nll[0]
 
