@@ -6,22 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from ..tokens import Document
+
+__all__ = ["SPLITS", "Corpus", "Document", "lines"]
 SPLITS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text. Only `text` is ever scored; `prompt` stands before it as context.
-
-    `instruction` is the part of `prompt` that is the bare instruction; `group` is where the document comes
-    from (a library, an article), which no model sees and cluster quality is measured against.
-    """
-
-    id: str
-    text: str
-    group: str = ""
-    prompt: str = ""
-    instruction: str = ""
 
 
 @dataclass(frozen=True)
