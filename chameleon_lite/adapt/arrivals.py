@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.clusters import Clustering, fit_clusters
+from ..data.clusters import Clustering, fit_clusters, nearest_centroid
 from ..data.corpora.documents import Document
 from ..data.embeddings import mean_embeddings
 from ..data.tokens import tokenise
@@ -25,7 +25,6 @@ from ..errors import UserError
 from ..model.conditions import group_means
 from ..model.head_loss import HeadWeight, matmul_dtype
 from ..model.heads.interface import Condition
-from ..ops import nearest_centroid
 from ..training.features import features
 from ..training.loop import evaluate
 from ..training.scored import scored_states

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..data.clusters import fit_clusters
 from ..data.corpora.documents import Document
-from ..data.embeddings import mean_embeddings
+from ..data.embeddings import mean_embeddings, normalise
 from ..data.ragged import by_length
 from ..data.tokens import TokenTable, tokenise
 from ..errors import UserError
@@ -27,7 +27,6 @@ from ..model.conditions import Grouped, grouped
 from ..model.head_loss import HeadWeight
 from ..model.heads.interface import HeadUpdate
 from ..model.lora import without_lora
-from ..ops import normalise
 from ..training.objectives import next_token
 from .mixed import continue_mixed, mixed_losses
 from .rows import Row

@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..adapt.arrivals import Service, waiting_table
-from ..data.clusters import fit_clusters
+from ..data.clusters import fit_clusters, nearest_centroid
+from ..data.embeddings import normalise
 from ..model.capability import backbone_dtype
 from ..model.conditions import prompt_vectors
 from ..model.formats import in_format
 from ..model.head_loss import HeadWeight, plain_losses, token_losses
 from ..model.heads.hyper import HyperHead
 from ..model.heads.interface import Condition, HeadUpdate
-from ..ops import nearest_centroid, normalise
 from .measure import Gate, seconds_of
 from .workload import RANK, Bench, random_table, row_lengths
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import errors
+from ..data.tokens import pad_id
 from . import hub, smollm2, tiny
 
 BUILT_IN = ("smollm2", "random-gpt2", "tiny", "tiny-llama")
@@ -91,7 +92,7 @@ def load_backbone(
         head=head,
         width=head.weight.shape[1],
         vocab=head.weight.shape[0],
-        pad_id=_pad_id(tokenizer),
+        pad_id=pad_id(tokenizer),
         hash=hashlib.sha256(f"{weights}:{dtype}".encode()).hexdigest(),
         parameters=sum(p.numel() for p in lm.parameters()),  # parameters() yields a tied matrix once
         max_length=_max_length(lm.config),
@@ -159,13 +160,6 @@ def weight_hash(lm: nn.Module) -> str:
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _pad_id(tokenizer) -> int:
-    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if candidate is not None:
-            return candidate
-    return 0
 
 
 def _max_length(config) -> int:

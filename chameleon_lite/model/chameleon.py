@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ..data.tokens import IGNORED
 from ..errors import DamagedFile, UserError
 from . import hub
 from .aligned_head import AlignedHead, gains
@@ -33,7 +34,6 @@ from .heads.static import LoraHead
 
 WEIGHTS = "model.safetensors"
 LORA = "lora."  # prefix of LoRA factors in a saved adapter
-IGNORED = -100
 
 
 class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):

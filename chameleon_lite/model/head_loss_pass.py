@@ -16,12 +16,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..data.tokens import IGNORED
 from .row_groups import RowGroups
 from .scratch import Scratch
 
-IGNORED = (
-    -100
-)  # a target that counts nothing; the same number as in the data room, which this room does not know
 CPU_ROWS, CUDA_ROWS = 128, 510  # rows a chunk: last-level cache; memory
 # Probabilities below 6e-8 vanish in float16 and those below 6e-5 lose digits; this shift by 2^10 keeps them.
 FP16_SHIFT = 1_024.0

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from ..data.ragged import ragged
 from ..model.head_loss import IGNORED
-from ..ops import sent
-from .features import FeatureStore
+from .features import FeatureStore, sent
 
 RESIDENT_BYTES = {"cpu": 1 << 30, "cuda": 24 << 30}
 
