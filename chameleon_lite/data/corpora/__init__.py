@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ... import cache
 from ...errors import DamagedFile, UserError, unknown
-from . import alpaca, docstrings, hub, local, prose, splits, wikitext
+from . import alpaca, docstrings, documents, hub, local, prose, wikitext
 from .documents import SPLITS, Corpus, Document
 from .jsonl import read_jsonl, write_jsonl
 
@@ -63,7 +63,7 @@ def _docstrings_key(seed: int) -> str:
             parts.append(f"{install} {version(install)}")
         except PackageNotFoundError:
             parts.append(f"{install} missing")  # build() says so
-    parts += [Path(module.__file__).read_text(encoding="utf-8") for module in (docstrings, prose, splits)]
+    parts += [Path(module.__file__).read_text(encoding="utf-8") for module in (docstrings, prose, documents)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from ...errors import UserError
 from . import rows
-from .documents import Corpus, Document
+from .documents import Corpus, Document, split_documents
 from .jsonl import is_exported, read_jsonl
-from .splits import split_documents
 
 KINDS = ".jsonl, .json, .csv or a folder of .txt"
 FEW_FILES = 10  # below this, whole files cannot be dealt out 80/10/10

@@ -10,8 +10,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 from ...errors import UserError
-from .documents import SPLITS, Corpus, Document
-from .splits import overlaps, split_documents
+from .documents import SPLITS, Corpus, Document, overlaps, split_documents
 
 COLUMNS = {("instruction", "output"): "output", ("prompt", "response"): "response", ("text",): "text"}
 EMPTY = "empty_rows"
