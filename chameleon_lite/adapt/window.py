@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..data.clusters import fit_clusters
 from ..data.corpora.documents import Document
+from ..data.corpora.own_texts import Row
 from ..data.embeddings import mean_embeddings, normalise
 from ..data.ragged import by_length
 from ..data.tokens import TokenTable, tokenise
@@ -29,7 +30,6 @@ from ..model.heads.interface import HeadUpdate
 from ..model.lora import without_lora
 from ..training.objectives import next_token
 from .mixed import continue_mixed, mixed_losses
-from .rows import Row
 
 TOKENS_AT_ONCE = {"cpu": 2_048, "cuda": 32_768}
 LONGEST_TOKEN = 64  # characters: a text is cut to this many for every token that fits, before it is tokenised

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from ...errors import Unreachable, UserError
-from . import rows
+from . import own_texts
 from .documents import Corpus
 
 PATIENCE = 0.7  # seconds the probe may take, name look-up included
@@ -29,8 +29,8 @@ def load(repository: str, *, seed: int = 0) -> Corpus:
         raise UserError(f"hub:{repository} is not hub:owner/name")
     by_split = fetch(repository)
     tagged = ({**row, "split": split} for split in by_split for row in by_split[split])
-    found, named, empty = rows.documents(tagged, f"hub:{repository}")
-    return rows.corpus(repository.split("/")[1], f"hub {repository}", found, named, empty, seed=seed)
+    name, source = repository.split("/")[1], f"hub {repository}"
+    return own_texts.corpus(name, source, own_texts.parsed(tagged), f"hub:{repository}", seed=seed)
 
 
 def fetch(repository: str, config: str | None = None, *, instead: str = INSTEAD) -> dict[str, list[dict]]:
