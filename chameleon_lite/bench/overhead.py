@@ -21,13 +21,13 @@ from torch import Tensor
 
 from .. import engine
 from ..adapt.arrivals import Service, waiting_table
-from ..data.clusters import fit_clusters
+from ..data.clusters import fit_clusters, nearest_centroid
+from ..data.embeddings import normalise
 from ..heads import Condition, HeadUpdate, HyperHead
 from ..loss import HeadWeight, head_losses, token_losses
 from ..model.capability import backbone_dtype
 from ..model.conditions import prompt_vectors
 from ..model.formats import in_format
-from ..ops import nearest_centroid, normalise
 from .measure import Gate, seconds_of
 from .workload import RANK, Bench, random_table, row_lengths
 

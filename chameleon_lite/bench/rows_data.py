@@ -3,12 +3,11 @@
 import torch
 
 from .. import engine
-from ..data.clusters import MANY_PRODUCTS, steps_from
+from ..data.clusters import MANY_PRODUCTS, nearest_centroid, steps_from
 from ..data.corpora.documents import Document
-from ..data.embeddings import mean_embeddings
+from ..data.embeddings import mean_embeddings, normalise
 from ..data.tokens import tokenise
-from ..fast.lloyd import label_finder
-from ..ops import nearest_centroid, normalise
+from ..fast.lloyd import closest
 from . import peers
 from .measure import Comparison, Gate, Row, interleaved, relative_error, seconds_of
 from .workload import LENGTH, Bench, texts, trained_tokenizer
@@ -127,8 +126,7 @@ def clusters(bench: Bench) -> Row:
 
 def _stages(x, centroids, step: float) -> dict[str, float]:
     """Seconds of a step's two stages, as `lloyd.py` does them."""
-    labels_of = label_finder(x)
-    nearest = interleaved({"it": lambda: labels_of(centroids)}, x.device, 3)["it"].median
+    nearest = interleaved({"it": lambda: closest(x, centroids)}, x.device, 3)["it"].median
     return {"nearest centroids": nearest, "means and the host": max(0.0, step - nearest)}
 
 

@@ -31,7 +31,7 @@ def tried(bench: Bench) -> dict:
         _sixteen_decode(bench),
     ]
     if bench.gpu:
-        found += [_split_products(bench), _recorded(bench), _aligned_decode(bench)]
+        found += [_recorded(bench), _aligned_decode(bench)]
     return {"what": "tried, kept or not", "status": "shown", "tried": found}
 
 
@@ -127,22 +127,6 @@ def _low_bits(bench: Bench) -> dict:
         False,
         f"{moved:.1%} of the rows would change their cluster",
         low_labels,
-        lambda: lloyd.assign(x, c, norms)[0],
-    )
-
-
-def _split_products(bench: Bench) -> dict:
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(bench.size(8_192, 23_767, 1_024), 768, generator=g).to(bench.device)
-    c = x[: bench.size(256, 742, 32)] * 0.1
-    labels_of, norms = lloyd.label_finder(x), x.square().sum(1)
-    moved = float((labels_of(c) != lloyd.assign(x, c, norms)[0]).float().mean())
-    return _entry(
-        bench,
-        "k-means distances from bfloat16 parts",
-        True,
-        f"{moved:.1%} of the rows change their cluster",
-        lambda: labels_of(c),
         lambda: lloyd.assign(x, c, norms)[0],
     )
 

@@ -9,7 +9,6 @@ are many vectors.
 """
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from .. import engine
 from ..errors import UserError
-from ..ops import nearest_centroid
 
 MAX_CLUSTERS = 4_096
 MANY_PRODUCTS = 1 << 20  # rows × clusters from which scikit-learn on its one thread is what one waits for
@@ -43,7 +41,7 @@ class Clustering:
 
     @property
     def sizes(self) -> Tensor:
-        """Rows a cluster, (K,) int64."""
+        """Rows per cluster, (K,) int64."""
         return torch.bincount(self.labels, minlength=len(self.centroids))
 
 
@@ -119,56 +117,17 @@ def merge_small(x: Tensor, labels: Tensor, centroids: Tensor, minimum: int = 4) 
     return merged
 
 
-def cluster_quality(
-    clustering: Clustering, *, groups: Sequence[str], lengths: Sequence[int] | np.ndarray
-) -> dict:
-    """Numbers on the fitted rows: what the clusters are made of, beside what they are hoped to be made of.
+def nearest_centroid(x: Tensor, centroids: Tensor, chunk: int = 16_384) -> tuple[Tensor, Tensor]:
+    """For x (N, C) the nearest row of centroids (K, C): labels (N,) int64 and Euclidean distances (N,).
 
-    groups (N,) and lengths (N,) are the documents' origins and token counts. `adjusted_mutual_information` is
-    1 for clusters that are the groups, about 0 for chance, None with fewer than two groups;
-    `length_variance_explained` is η²: the share of the variance of length that lies between clusters.
+    Works in chunks of documents, so memory is chunk × K whatever N is; ties go to the lower index.
     """
-    sizes = clustering.sizes
-    filled = sizes[sizes > 0].double()
-    return {
-        "clusters": len(sizes),
-        "empty": int((sizes == 0).sum()),
-        "inertia": clustering.inertia,
-        "sizes": {"min": int(filled.min()), "median": float(filled.quantile(0.5)), "max": int(filled.max())},
-        "adjusted_mutual_information": _mutual_information(clustering.labels, groups),
-        "length_variance_explained": _variance_explained(
-            clustering.labels.cpu().numpy(), np.asarray(lengths, float)
-        ),
-    }
-
-
-def worst_cluster(clustering: Clustering, groups: Sequence[str]) -> int:
-    """The cluster whose largest group has the smallest share; among equals the larger, then the lower label."""
-    counts = _contingency(clustering, groups)  # (K, groups)
-    sizes = counts.sum(1)
-    purity = np.where(sizes > 0, counts.max(1) / np.maximum(sizes, 1), np.inf)
-    return int(np.lexsort((-sizes, purity))[0])
-
-
-def _contingency(clustering: Clustering, groups: Sequence[str]) -> np.ndarray:
-    """Rows of cluster k that belong to group g, (K, groups) int64."""
-    names, group = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
-    flat = clustering.labels.cpu().numpy() * len(names) + group
-    return np.bincount(flat, minlength=len(clustering.centroids) * len(names)).reshape(-1, len(names))
-
-
-def _mutual_information(labels: Tensor, groups: Sequence[str]) -> float | None:
-    from sklearn.metrics import adjusted_mutual_info_score
-
-    if len(set(groups)) < 2:
-        return None
-    return float(adjusted_mutual_info_score(list(groups), labels.cpu().numpy()))
-
-
-def _variance_explained(labels: np.ndarray, values: np.ndarray) -> float:
-    """η² of values (N,) by labels (N,): between-cluster over total sum of squares; 0 where values are equal."""
-    centred = values - values.mean()
-    total = float(centred @ centred)
-    sizes = np.bincount(labels)
-    sums = np.bincount(labels, weights=centred)
-    return float((sums**2 / np.maximum(sizes, 1)).sum() / total) if total else 0.0
+    if len(x) <= chunk:
+        distance, labels = torch.cdist(x, centroids).min(dim=1)
+        return labels, distance
+    labels = torch.empty(len(x), dtype=torch.int64, device=x.device)
+    distance = torch.empty(len(x), dtype=x.dtype, device=x.device)
+    for start in range(0, len(x), chunk):
+        part = torch.cdist(x[start : start + chunk], centroids)  # (n, K)
+        distance[start : start + chunk], labels[start : start + chunk] = part.min(dim=1)
+    return labels, distance

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ..data.tokens import IGNORED
 from ..errors import DamagedFile, UserError
 from ..heads import Condition, HeadUpdate, HyperHead, LoraHead, update_logits
 from . import hub
@@ -30,7 +31,6 @@ from .formats import set_format
 
 WEIGHTS = "model.safetensors"
 LORA = "lora."  # prefix of LoRA factors in a saved adapter
-IGNORED = -100
 
 
 class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ..config import Experiment
 from ..data.arrangement import Arrangement, arrange
-from ..data.clusters import cluster_count, cluster_quality, fit_clusters, merge_small
+from ..data.cluster_quality import cluster_quality
+from ..data.clusters import cluster_count, fit_clusters, merge_small
 from ..data.corpora import load_corpus
 from ..data.corpora.documents import Corpus
 from ..data.tokens import TokenTable, tokenise
@@ -86,7 +87,7 @@ class Seeded:
     nearest: dict[str, Tensor]  # (N,) nearest centroid of the batching clustering
     centroids: Tensor  # (K, C)
     routing: dict[str, Tensor]  # (N,) nearest centroid of the routing clustering
-    quality: dict  # of the batching clustering, see data.clusters.cluster_quality
+    quality: dict  # of the batching clustering, see data.cluster_quality
     seed: int
 
     def epoch(self, split: str, order: str, number: int) -> Arrangement:

@@ -18,14 +18,13 @@ from ..data.batches import cluster_batches
 from ..data.clusters import fit_clusters, merge_small
 from ..data.corpora import load_corpus
 from ..data.corpora.documents import Corpus, Document
-from ..data.embeddings import mean_embeddings
+from ..data.embeddings import mean_embeddings, normalise
 from ..data.released import released_batches, released_clusters
 from ..data.tokens import TokenTable, tokenise
 from ..errors import UserError
 from ..heads import Condition
 from ..loss import HeadWeight
 from ..model.backbones import Backbone
-from ..ops import normalise
 from ..training.dropout import live_dropout
 from ..training.padded import LiveStates, Scoring, full_rows, padded_states
 from .material import _dtype, _timed

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.embeddings import mean_embeddings
+from ..data.embeddings import mean_embeddings, normalise
 from ..data.ragged import ragged
 from ..data.tokens import TokenTable
 from ..errors import unknown
-from ..ops import normalise
 from ..training.features import FeatureStore
 
 LEAKS = ("row", "length")  # views that read what is scored

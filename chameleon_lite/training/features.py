@@ -25,7 +25,6 @@ from .. import cache
 from ..errors import RunFailed, UserError
 from ..model.formats import in_format
 from ..model.lora import lora_names
-from ..ops import sent
 
 FORMAT = 3  # raised whenever a stored value would change
 SHARD_TOKENS = 65_536
@@ -216,6 +215,11 @@ def hidden_rows(backbone, table, rows: np.ndarray) -> np.ndarray:
     if not torch.isfinite(states).all():
         raise RunFailed(f"{backbone.name}: hidden states are not finite; try feature_dtype: float32")
     return _fetched(states).numpy()
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """x on the device, copied beside its work: the host does not wait for a GPU."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def _fetched(x: Tensor) -> Tensor:

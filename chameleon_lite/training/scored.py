@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from ..data.ragged import ragged
-from ..loss import IGNORED
-from ..ops import sent
-from .features import FeatureStore
+from ..data.tokens import IGNORED
+from .features import FeatureStore, sent
 
 RESIDENT_BYTES = {"cpu": 1 << 30, "cuda": 24 << 30}
 

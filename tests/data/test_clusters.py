@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from chameleon_lite.data.clusters import Clustering, cluster_quality, fit_clusters, merge_small, worst_cluster
+from chameleon_lite.data.cluster_quality import cluster_quality, worst_cluster
+from chameleon_lite.data.clusters import Clustering, fit_clusters, merge_small
 from chameleon_lite.errors import UserError
 
 # Three pairs in the plane: the centroids are (0, 1), (10, 1) and (5, 9), every distance is 1.

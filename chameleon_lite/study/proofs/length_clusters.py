@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...data.clusters import cluster_quality
+from ...data.cluster_quality import cluster_quality
 from ...data.released import released_clusters
 from ..released_material import span_vectors
 from .store import Proof

@@ -1,4 +1,4 @@
-"""The tokenizer's short way against the library's own, in every field of the table."""
+"""Tables of chunks of documents against single calls of the library, in every field."""
 
 from dataclasses import fields
 
@@ -9,10 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from chameleon_lite.data import encoding, tokens
-from chameleon_lite.data.corpora.documents import Document
-from chameleon_lite.data.encoding import encode
-from chameleon_lite.data.tokens import SHORT, tokenise
+from chameleon_lite.data import tokens
+from chameleon_lite.data.tokens import SHORT, Document, tokenise
 from chameleon_lite.errors import UserError
 
 END = "<|endoftext|>"
@@ -151,52 +149,16 @@ def test_chunks_change_nothing(monkeypatch):
         assert whole.hash == parts.hash
 
 
-def test_settings_left_from_an_earlier_call_neither_count_nor_change():
-    texts = ["the naïve café", END, "", "over there " * 9]
+def test_settings_left_from_an_earlier_call_do_not_count():
+    documents = [Document("a", "the naïve café"), Document("b", "over there " * 9), Document("c", END)]
     tokenizer = fast()
-    before = [library(fast(), text)[0] for text in texts]
-    rust = tokenizer.backend_tokenizer
-    tokenizer(texts, padding="max_length", truncation=True, max_length=6, stride=2, pad_to_multiple_of=2)
-    rust.encode_special_tokens = True
-    state = (rust.truncation, rust.padding, rust.encode_special_tokens)
-    assert None not in state
-    for characters in (True, False):
-        found = encode(texts, tokenizer, characters=characters)
-        assert found.ids.tolist() == sum(before, []) and found.lengths.tolist() == [
-            len(row) for row in before
-        ]
-        assert (rust.truncation, rust.padding, rust.encode_special_tokens) == state
-    with pytest.raises(TypeError):
-        encode([None], tokenizer)
-    assert (rust.truncation, rust.padding, rust.encode_special_tokens) == state
+    tokenizer(["a"], padding="max_length", truncation=True, max_length=6, stride=2, pad_to_multiple_of=2)
+    tokenizer.backend_tokenizer.encode_special_tokens = True
+    words = dict(max_length=256, prefix_tokens=1, min_scored=0)
+    assert as_rows(tokenise(documents, tokenizer, **words)) == as_rows(tokenise(documents, fast(), **words))
 
 
-def test_only_what_the_library_would_do_itself_is_left_out():
-    tokenizer = fast()
-    assert encoding._inside(tokenizer) is tokenizer.backend_tokenizer
-    assert encoding._inside(fast(kind=Own)) is None and encoding._inside(plain) is None
-    tokenizer._encode_plus = lambda *args, **words: None
-    assert encoding._inside(tokenizer) is None
-    speaking = type("Speaking", (PreTrainedTokenizerFast,), {"_switch_to_input_mode": lambda self: None})
-    assert encoding._inside(fast(kind=speaking)) is None
-
-
-@pytest.mark.parametrize("missing", ["_encode_plus", "set_truncation_and_padding"])
-def test_a_library_that_names_its_parts_otherwise_is_called(monkeypatch, missing):
-    tokenizer = fast()
-    monkeypatch.setattr(
-        encoding, "OWN", tuple(f"{name}_2" if name == missing else name for name in encoding.OWN)
-    )
-    assert encoding._inside(tokenizer) is None
-    found, (ids, ends) = encode(["the café"], tokenizer), library(tokenizer, "the café")
-    assert (
-        found.ids.tolist() == ids
-        and found.stops(np.array([0]), np.array([len(ids) - 1])).tolist() == ends[-1:]
-    )
-
-
-def test_ends_are_asked_for_a_text_and_a_token():
-    found = encode(["naïve", "ab"], fast())
-    last = found.lengths - 1
-    assert found.stops(np.array([1, 0, 0]), np.array([last[1], last[0], -1])).tolist() == [2, 5, 0]
-    assert encode(["ab"], plain).characters is None and encode([], fast()).lengths.tolist() == []
+def test_bytes_without_offsets_are_shared_out_evenly():
+    documents = [Document("0", "naïve"), Document("1", "ab" * 5)]  # 6 bytes and tokens; 10
+    table = tokenise(documents, plain, max_length=8, prefix_tokens=2, min_scored=1)
+    assert table.scored_bytes.tolist() == [4, 6]
