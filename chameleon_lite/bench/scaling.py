@@ -1,7 +1,7 @@
 """More than one GPU: two processes against one, in steps they share and in seeds they share out.
 
     steps    torchrun, every step's documents split over the processes, gradients added: losses must be one process's
-    seeds    the command line with one worker a GPU, each taking seeds that are free: nothing is sent between them
+    seeds    the command line with one worker per GPU, each given the next seed: settings are sent, records come back
 
 Where there is no second GPU the same runs on two CPU processes, which shows that it is right, not that it is fast.
 Run as a module this file is the worker: it trains once in whatever group of processes it finds itself.

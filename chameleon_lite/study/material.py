@@ -8,10 +8,8 @@ arrangements belong to a seed. Besides train, validation and test there are prob
 `seen` (training documents, for the generalisation gap) and `transfer:<corpus>` (another corpus's test documents).
 """
 
-import os
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,7 +100,7 @@ def prepare(
     backbone: Backbone,
     corpus_name: str,
     *,
-    data_dir: Path | None = None,
+    data_dir: Path | Mapping[str, Corpus] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Material:
     """Build a corpus's material on the backbone's device; stages are timed and said through `say`."""
@@ -149,8 +147,10 @@ def prepare(
     return material
 
 
-def corpus_by_name(name: str, data_dir: Path | None) -> Corpus:
-    """A corpus of the data room, or the mixed stream of three of them."""
+def corpus_by_name(name: str, data_dir: Path | Mapping[str, Corpus] | None) -> Corpus:
+    """A corpus of the data room, or the mixed stream of three of them; from `data_dir` where that holds corpora."""
+    if isinstance(data_dir, Mapping):
+        return data_dir[name]
     return mixed_corpus(data_dir) if name == MIXED else load_corpus(name, data_dir=data_dir)
 
 
@@ -179,17 +179,6 @@ def seed_material(settings: Experiment, material: Material, seed: int) -> Seeded
             settings, vectors, material.tables["train"], material.corpus.name, seed
         )
     return material.seeds[seed]
-
-
-def seed_materials(settings: Experiment, material: Material, seeds: Sequence[int]) -> None:
-    """The same for several seeds side by side: k-means is on one thread each, so that it repeats itself."""
-    from threadpoolctl import threadpool_limits
-
-    missing = [s for s in seeds if s not in material.seeds]
-    [views["prefix"] for views in material.views.values()]  # made once, before threads ask
-    # The outer limit keeps one thread's exit from lifting another's.
-    with threadpool_limits(limits=1), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        list(pool.map(lambda seed: seed_material(settings, material, seed), missing))
 
 
 def _fit_seed(

@@ -5,7 +5,7 @@ load_corpus ─ split ─ tokenise ─▶ TokenTable a split ─ padded_states o
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from torch import Tensor
 from ..config import Experiment
 from ..data.batches import cluster_batches
 from ..data.clusters import fit_clusters, merge_small
-from ..data.corpora import load_corpus
 from ..data.corpora.documents import Corpus, Document
 from ..data.embeddings import mean_embeddings, normalise
 from ..data.released import released_batches, released_clusters
@@ -27,7 +26,7 @@ from ..loss import HeadWeight
 from ..model.backbones import Backbone
 from ..training.dropout import live_dropout
 from ..training.padded import LiveStates, Scoring, full_rows, padded_states
-from .material import _dtype, _timed
+from .material import _dtype, _timed, corpus_by_name
 from .protocol import Protocol, needs_no_prompt, protocol_of
 
 SCRIPT_SEED = 42  # the Alpaca script draws its validation rows with this seed
@@ -93,12 +92,12 @@ def prepare_released(
     backbone: Backbone,
     corpus_name: str,
     *,
-    data_dir: Path | None = None,
+    data_dir: Path | Mapping[str, Corpus] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> ReleasedMaterial:
     """Build a corpus's material under the experiment's protocol; stages are timed."""
     protocol, seconds = protocol_of(settings.protocol), {}
-    corpus = _timed(seconds, "corpus", lambda: load_corpus(corpus_name, data_dir=data_dir))
+    corpus = _timed(seconds, "corpus", lambda: corpus_by_name(corpus_name, data_dir))
     documents = documents_by_split(settings, protocol, corpus)
     tables = _timed(seconds, "tokens", lambda: _tables(settings, protocol, backbone, documents))
     device = backbone.head.weight.device

@@ -131,3 +131,6 @@ def _texts(context: Context, seeded: Seeded, r: Regime, source: Callable, split:
         return view.arrangement.steps(context.settings.train.rows_per_step)
 
     return Texts(context.material.tables[split], batches, source(view))
+
+
+PROCEDURES = {procedure.__name__: procedure for procedure in (in_context, layers_static, layers_hyper)}

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from chameleon_lite.PLAIN import plain_losses
 
 from chameleon_lite.loss import IGNORED, HeadWeight
 from chameleon_lite.study.experiment import run_experiment

@@ -39,7 +39,6 @@ def trained(small):
         context = Context(
             settings,
             prepare(settings, load_backbone("tiny"), settings.corpora[0]),
-            Path("."),
             Processes(),
             "",
             lambda _: None,
