@@ -32,7 +32,7 @@ from ..training.features import features
 from ..training.scored import ScoredStates, scored_states
 from .conditions import Split
 from .mixed import MIXED, mixed_corpus
-from .units import TRANSFER
+from .names import TRANSFER
 from .views import Replaced, Views, condition_tokens, with_foreign
 
 SPLITS = ("train", "validation", "test")

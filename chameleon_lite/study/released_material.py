@@ -257,14 +257,15 @@ def _clusters(protocol: Protocol, vectors: Tensor, rows: int, seed: int):
 def batches_of(
     material: ReleasedMaterial, split: str, labels: Tensor, seed: int, epoch: int | None
 ) -> list[Tensor]:
-    """Batches of one cluster in an epoch (None: evaluation, always the fixed list); those with nothing scored left out.
-
-    A batch without a scored token has no mean; the released scripts would get NaN there.
-    """
+    """Batches of one cluster with something scored in an epoch (None: evaluation, always the fixed list)."""
     size, protocol = material.settings.clusters.batch_rows, material.protocol
     if epoch is None or protocol.batches == "fixed":
         batches = released_batches(labels, size, seed=seed)
     else:
         batches = cluster_batches(labels, size, torch.Generator().manual_seed(seed * 100_003 + epoch))
-    counts = material.scored[split].counts
+    return scored_batches(batches, material.scored[split].counts)
+
+
+def scored_batches(batches: list[Tensor], counts: Tensor) -> list[Tensor]:
+    """The batches with at least one scored token by counts (N,): others have no mean, and the scripts get NaN there."""
     return [b for b in batches if int(counts[b].sum())]

@@ -1,10 +1,11 @@
-"""The honest study's pictures: each draws one frame of `study/honest.py` on an axis and returns it."""
+"""The study's pictures: each draws one table of `study_tables` or `adapt.arrivals` on an axis and returns it."""
 
 import math
 
 from ..statistics import MARGIN
 from .style import look
 
+QUANTILES = ("p50", "p95", "p99")
 LABEL_DECADES = 1.2  # labels of points nearer than this in bytes are kept apart in height
 
 
@@ -86,4 +87,20 @@ def foreign_rows(ax, frame):
     ax.set_xlabel("foreign rows in the conditioning (%)")
     ax.set_ylabel("cost (nats a token), 95 % interval")
     ax.legend(frameon=False)
+    return ax
+
+
+def waiting(ax, frame):
+    """Seconds from arrival to result against batch size: a colour per way of batching, a line per quantile."""
+    for index, (name, own) in enumerate(frame.groupby("batches", sort=True)):
+        own = own.sort_values("size")
+        for place, quantile in enumerate(QUANTILES):
+            style = look(index) | {"linestyle": look(place)["linestyle"]}
+            ax.plot(own["size"], own[quantile], label=f"{name}, {quantile}", **style)
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.set_xticks(sorted(frame["size"].unique()), [str(n) for n in sorted(frame["size"].unique())])
+    ax.set_xlabel("rows of a batch")
+    ax.set_ylabel("seconds from arrival to result")
+    ax.legend(frameon=False, ncols=2)
     return ax

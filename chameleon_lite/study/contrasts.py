@@ -1,7 +1,12 @@
-"""What the honest runs say: contrasts of regimes on a corpus, registered ones as one Holm family.
+"""Contrasts of regimes on a corpus from the stored runs, registered ones as one Holm family.
 
-results/honest-*.jsonl + .parquet ─▶ Evidence ─ contrast(corpus, first, second) ─▶ difference, intervals, p
+results/honest-*.jsonl + .parquet ─▶ StoredRuns ─ contrast(corpus, first, second) ─▶ difference, intervals, p
                                           └ family(corpus) ─▶ every registered contrast with its verdict
+
+The bootstrap resamples documents or, where documents are pieces of one text, the text: rows of a WikiText article
+resemble each other, and drawing rows would make intervals too narrow. So an article's losses and tokens are summed
+before anything is drawn. In the mixed stream a row's group is its source; its article comes from the results of the
+corpus itself.
 """
 
 from collections.abc import Iterable
@@ -14,11 +19,10 @@ import pandas as pd
 import yaml
 
 from ..errors import UserError
+from .names import ARTICLES, FOREIGN, HONEST, TRANSFER
 from .records import Record, load_records
-from .statistics import Contrast, contrast, holm, verdict
-from .units import HONEST, TRANSFER, articles_of, by_unit
+from .statistics import MARGIN, Contrast, holm, mean_interval, verdict
 
-FOREIGN = "foreign-"  # readings amid foreign rows, and experiments made for them where honest-* has none
 REGISTERED = Path(__file__).resolve().parents[2] / "experiments" / "registered.yaml"
 
 
@@ -48,11 +52,44 @@ def by_corpus_and_regime(records: Iterable[Record], backbone: str) -> dict[tuple
     return out
 
 
-class Evidence:
+def by_unit(frame: pd.DataFrame, corpus: str, articles: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    """A reading's nll and tokens (units,), units in a fixed order; frame: document, group, nll, tokens, one row each.
+
+    corpus: whose documents they are; articles: for documents named `<corpus>/<document>` the article, if known.
+    """
+    if corpus.startswith(ARTICLES):
+        unit = frame["group"].astype(str)
+    else:
+        unit = frame["document"].astype(str).map(lambda name: articles.get(name, name))
+    summed = frame.groupby(unit.to_numpy(), sort=True)[["nll", "tokens"]].sum()
+    return summed["nll"].to_numpy(float), summed["tokens"].to_numpy(float)
+
+
+def articles_of(folder: Path) -> dict[str, str]:
+    """`<corpus>/<document>` to its article, from the honest study's stored results of WikiText corpora."""
+    out: dict[str, str] = {}
+    for path in sorted(folder.glob(f"{HONEST}{ARTICLES}*.parquet")):
+        corpus = path.stem.removeprefix(HONEST) + "/"
+        rows = pd.read_parquet(path, columns=["document", "group", "split"])
+        rows = rows[rows["split"] == "test"].drop_duplicates("document")
+        out |= dict(zip(corpus + rows["document"].astype(str), corpus + rows["group"].astype(str)))
+    return out
+
+
+def judge(family: dict[str, Contrast], margin: float = MARGIN) -> dict[str, Judged]:
+    """Each contrast with its verdict, p values Holm-adjusted over the family."""
+    adjusted = holm({name: c.p for name, c in family.items()})
+    return {
+        name: Judged(name, c, adjusted[name], verdict(c, adjusted[name], margin=margin))
+        for name, c in family.items()
+    }
+
+
+class StoredRuns:
     """The records and per-document losses of all honest experiments of one backbone in a results folder.
 
     Experiments are picked by name: `honest-*`, nothing else. `four-regimes`, chapter 05's, has regimes and a corpus
-    in common with honest-docstrings; its runs stop by settings of their own (validations an epoch, patience), so a
+    in common with honest-docstrings; its runs stop by settings of their own (validations per epoch, patience), so a
     contrast across both would compare settings, and alone it has few of the registered contrasts, with which the
     Holm adjustment would shrink. So it decides no claim, also where no other record of its corpus is stored.
     experiments: how their names begin, if not `honest-`; see `with_foreign`.
@@ -69,9 +106,8 @@ class Evidence:
     ) -> None:
         self.folder, self.backbone, self.draws, self.experiments = Path(results), backbone, draws, experiments
         self.benchmarks = Path(benchmarks or self.folder.parent / "benchmarks" / "results")
-        found = [r for path in sorted(self.folder.glob(f"{experiments}*.jsonl")) for r in load_records(path)]
-        self.all_records: list[Record] = [r for r in found if r.status == "done"]
-        self.failed: list[Record] = [r for r in found if r.status == "failed"]
+        paths = sorted(self.folder.glob(f"{experiments}*.jsonl"))
+        self.all_records = [r for path in paths for r in load_records(path) if r.status == "done"]
         self._families: dict[str, dict[str, Judged]] = {}
 
     @cached_property
@@ -86,15 +122,14 @@ class Evidence:
 
     @cached_property
     def losses(self) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
-        """(run, reading) to nll (N,) and tokens (N,) of the N units that intervals draw (`units.py`)."""
+        """(run, reading) to nll (N,) and tokens (N,) of the N units that intervals draw, see `by_unit`."""
         out, corpus_of = {}, {r.name: r.corpus for r in self.all_records}
-        articles = articles_of(self.folder, HONEST)
+        articles = articles_of(self.folder)
         for path in sorted(self.folder.glob(f"{self.experiments}*.parquet")):
             for key, own in pd.read_parquet(path).groupby(["run", "split"], observed=True, sort=False):
                 run, reading = key
-                corpus = (
-                    reading.removeprefix(TRANSFER) if reading.startswith(TRANSFER) else corpus_of.get(run, "")
-                )
+                moved = reading.startswith(TRANSFER)
+                corpus = reading.removeprefix(TRANSFER) if moved else corpus_of.get(run, "")
                 out[key] = by_unit(own, corpus, articles)
         return out
 
@@ -108,10 +143,10 @@ class Evidence:
         return {r.seed: self.losses[r.name, reading][0] for r in own}, self.losses[own[0].name, reading][1]
 
     @cached_property
-    def _amid_foreign(self) -> "Evidence":
-        return Evidence(self.folder, self.backbone, self.draws, self.benchmarks, FOREIGN)
+    def _amid_foreign(self) -> "StoredRuns":
+        return StoredRuns(self.folder, self.backbone, self.draws, self.benchmarks, FOREIGN)
 
-    def with_foreign(self, corpus: str) -> "Evidence":
+    def with_foreign(self, corpus: str) -> "StoredRuns":
         """Where a corpus's readings amid foreign rows stand: here, else in the `foreign-*` experiments.
 
         Those train the honest heads once more, at the rates of the honest sweep; they are read for this alone.
@@ -121,11 +156,11 @@ class Evidence:
         return self if here or self.experiments == FOREIGN else self._amid_foreign
 
     def contrast(self, corpus: str, first: str, second: str, reading: str = "test") -> Contrast | None:
-        """first − second in nats a token over the seeds and documents both have; None where one is missing."""
+        """first − second in nats per token over the seeds and documents both have; None where one is missing."""
         return self.sum_of([(corpus, first, reading, 1.0), (corpus, second, reading, -1.0)])
 
     def combination(self, corpus: str, weights: dict[str, float], reading: str = "test") -> Contrast | None:
-        """A weighted sum of regimes' losses, in nats a token, with its intervals."""
+        """A weighted sum of regimes' losses, in nats per token, with its intervals."""
         return self.sum_of([(corpus, regime, reading, w) for regime, w in weights.items()])
 
     def sum_of(self, terms: list[tuple[str, str, str, float]]) -> Contrast | None:
@@ -138,10 +173,10 @@ class Evidence:
         if not seeds or any(len(part[1]) != len(tokens) for part, _ in parts):
             return None
         total = np.stack([sum(w * part[0][s] for part, w in parts) for s in seeds])  # (S, N)
-        return contrast(total, np.zeros_like(total), tokens, draws=self.draws)
+        return mean_interval(total, tokens, draws=self.draws)
 
     def over_seeds(self, corpus: str, value, weights: dict[str, float]) -> Contrast | None:
-        """A weighted sum of `value(record)`, one number a seed, with an interval over seeds alone."""
+        """A weighted sum of `value(record)`, one number per seed, with an interval over seeds alone."""
         parts = {
             regime: {r.seed: value(r) for r in self.records.get((corpus, regime), [])} for regime in weights
         }
@@ -150,7 +185,7 @@ class Evidence:
         if not seeds:
             return None
         total = np.array([[sum(w * parts[name][s] for name, w in weights.items())] for s in seeds])  # (S, 1)
-        return contrast(total, np.zeros_like(total), np.ones(1), draws=min(self.draws, 2_000))
+        return mean_interval(total, np.ones(1), draws=min(self.draws, 2_000))
 
     def family(self, corpus: str) -> dict[str, Judged]:
         """Every registered contrast that can be made on a corpus, Holm-adjusted together."""
@@ -159,23 +194,17 @@ class Evidence:
                 name: self.contrast(corpus, c["first"], c["second"])
                 for name, c in registered()["contrasts"].items()
             }
-            found = {name: c for name, c in found.items() if c is not None}
-            adjusted = holm({name: c.p for name, c in found.items()})
-            self._families[corpus] = {
-                name: Judged(name, c, adjusted[name], verdict(c, adjusted[name])) for name, c in found.items()
-            }
+            self._families[corpus] = judge({name: c for name, c in found.items() if c is not None})
         return self._families[corpus]
 
     def family_frame(self) -> pd.DataFrame:
-        """One row a registered contrast and corpus, with n, interval, adjusted p and verdict."""
+        """One row per registered contrast and corpus, with n, interval, adjusted p and verdict."""
         rows = [
             {
                 "corpus": corpus,
                 "contrast": j.name,
                 "registered": True,
-                "difference": j.found.difference,
-                "low": j.found.low,
-                "high": j.found.high,
+                **j.found.row(),
                 "low90": j.found.low90,
                 "high90": j.found.high90,
                 "adjusted p": j.adjusted_p,
