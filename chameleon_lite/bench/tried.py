@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from ..data import lloyd
-from ..data.clusters import scikit_steps_from
 from ..model.aligned_head import AlignedHead
 from ..model.formats import in_format
 from ..model.head_loss import HeadWeight
 from ..training.features import arithmetic
+from . import peers
 from .measure import interleaved
 from .rows_head import HeadWork
 from .workload import Bench, random_table
@@ -99,7 +99,7 @@ def _own_clusters(bench: Bench) -> dict:
         True,
         "where there are many rows and clusters: scikit-learn repeats itself on one thread only",
         lambda: lloyd.lloyd(own, own_start, 2, -1.0),
-        lambda: scikit_steps_from(x, start, 2),
+        lambda: peers.kmeans_by_scikit_learn(x, start, 2),
     )
 
 

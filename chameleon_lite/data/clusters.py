@@ -4,8 +4,8 @@
     labels ── merge_small ─▶ no group smaller than the minimum: its rows go to the nearest centroid that remains
 
 Released code: k-means of its own, 10 Lloyd steps from random rows, the evaluation set clustered on itself.
-Here: k-means with a k-means++ start on the training set only: scikit-learn's, or `lloyd.py` where there are many
-vectors, on the device they lie on.
+Here: k-means with a k-means++ start on the training set only: scikit-learn's, or for many vectors `lloyd.py`, on
+their device.
 """
 
 import warnings
@@ -19,7 +19,7 @@ from ..errors import UserError
 from . import lloyd
 
 MAX_CLUSTERS = 4_096
-MANY_PRODUCTS = 1 << 20  # rows × clusters from which scikit-learn on its one thread is what one waits for
+MANY_PRODUCTS = 1 << 20  # rows × clusters from which scikit-learn on one thread is slow
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ def fit_clusters(x: Tensor, k: int, *, seed: int, sample: int = 100_000) -> Clus
     if len(x) > sample:
         chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:sample]
         rows = rows[chosen.sort().values.to(x.device)]
-    if _many(rows, k):
+    if len(rows) * k >= MANY_PRODUCTS:
         centroids = lloyd.kmeans(rows, k, seed=seed)
     else:
         centroids = torch.from_numpy(_kmeans(rows.cpu().numpy(), k, seed)).to(x.device)
@@ -77,26 +77,7 @@ def fit_clusters(x: Tensor, k: int, *, seed: int, sample: int = 100_000) -> Clus
     return Clustering(centroids, labels, distance, float(distance.double().square().sum()))
 
 
-def steps_from(x: Tensor, start: Tensor, steps: int) -> Tensor:
-    """Centroids (K, C) after exactly `steps` Lloyd steps from start (K, C), by what `fit_clusters` uses here."""
-    return (
-        lloyd.lloyd(x, start, steps, tolerance=-1.0)
-        if _many(x, len(start))
-        else scikit_steps_from(x, start, steps)
-    )
-
-
-def scikit_steps_from(x: Tensor, start: Tensor, steps: int) -> Tensor:
-    """The same by scikit-learn on the host, whatever the size."""
-    found = _kmeans(x.cpu().numpy(), len(start), 0, init=start.cpu().numpy(), max_iter=steps, tol=0)
-    return torch.from_numpy(found).to(x.device)
-
-
-def _many(x: Tensor, k: int) -> bool:
-    return len(x) * k >= MANY_PRODUCTS
-
-
-def _kmeans(rows: np.ndarray, k: int, seed: int, **options) -> np.ndarray:
+def _kmeans(rows: np.ndarray, k: int, seed: int) -> np.ndarray:
     """Centroids (k, C) float32; on one thread, because the order of a parallel sum is not fixed."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
@@ -104,16 +85,16 @@ def _kmeans(rows: np.ndarray, k: int, seed: int, **options) -> np.ndarray:
 
     with threadpool_limits(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than k: see Clustering
-        options = {"max_iter": 100} | options
-        fit = KMeans(k, n_init=1, random_state=seed, **options).fit(rows)
-    return fit.cluster_centers_.astype(np.float32)
+        return (
+            KMeans(k, n_init=1, max_iter=100, random_state=seed).fit(rows).cluster_centers_.astype(np.float32)
+        )
 
 
 def merge_small(x: Tensor, labels: Tensor, centroids: Tensor, minimum: int = 4) -> Tensor:
-    """Labels (N,) in which each row of a group smaller than `minimum` joined the nearest centroid that remains.
+    """Labels (N,) in which the rows of groups smaller than `minimum` have the nearest centroid that remains.
 
     x (N, C), labels (N,) int64, centroids (K, C). Label numbers stay those of the centroids. Where no group
-    is large enough, all rows join the largest one (the lowest label among equals).
+    is large enough, all rows get the largest one (the lowest label among equals).
     """
     sizes = torch.bincount(labels, minlength=len(centroids))  # (K,)
     remaining = torch.nonzero(sizes >= minimum).flatten()
@@ -130,12 +111,5 @@ def nearest_centroid(x: Tensor, centroids: Tensor, chunk: int = 16_384) -> tuple
 
     Works in chunks of documents, so memory is chunk × K whatever N is; ties go to the lower index.
     """
-    if len(x) <= chunk:
-        distance, labels = torch.cdist(x, centroids).min(dim=1)
-        return labels, distance
-    labels = torch.empty(len(x), dtype=torch.int64, device=x.device)
-    distance = torch.empty(len(x), dtype=x.dtype, device=x.device)
-    for start in range(0, len(x), chunk):
-        part = torch.cdist(x[start : start + chunk], centroids)  # (n, K)
-        distance[start : start + chunk], labels[start : start + chunk] = part.min(dim=1)
-    return labels, distance
+    nearest = [torch.cdist(rows, centroids).min(dim=1) for rows in x.split(chunk)]
+    return torch.cat([n.indices for n in nearest]), torch.cat([n.values for n in nearest])
