@@ -241,11 +241,10 @@ def _encoded(chunk: list[Document], tokenizer: Callable, condition_on: str) -> I
     prompts = ids([d.prompt for d in chunk])["input_ids"]
     before = until = [[]] * len(chunk)
     if condition_on == "instruction":
-        parts = [
-            d.prompt.partition(d.instruction or "\0") for d in chunk
-        ]  # a part that is not there: all before it
-        before = ids([head if part else "" for head, part, _ in parts])["input_ids"]
-        until = ids([head + part if part else "" for head, part, _ in parts])["input_ids"]
+        parts = [d.prompt.partition(d.instruction) if d.instruction else ("", "", "") for d in chunk]
+        # An instruction that the prompt lacks gives twice the same length: an empty span.
+        before = ids([head for head, _, _ in parts])["input_ids"]
+        until = ids([head + part for head, part, _ in parts])["input_ids"]
     instructions = [(len(first), len(last)) for first, last in zip(before, until)]
     spans = text.get("offset_mapping") or [None] * len(chunk)
     yield from map(_Encoded, chunk, prompts, text["input_ids"], spans, instructions)
