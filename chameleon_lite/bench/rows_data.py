@@ -2,12 +2,11 @@
 
 import torch
 
-from .. import engine
-from ..data.clusters import MANY_PRODUCTS, nearest_centroid, steps_from
+from ..data.clusters import MANY_PRODUCTS, nearest_centroid
 from ..data.corpora.documents import Document
 from ..data.embeddings import mean_embeddings, normalise
 from ..data.tokens import tokenise
-from ..fast.lloyd import closest
+from ..fast.lloyd import closest, lloyd
 from . import peers
 from .measure import Comparison, Gate, Row, interleaved, relative_error, seconds_of
 from .workload import LENGTH, Bench, texts, trained_tokenizer
@@ -82,16 +81,15 @@ def clusters(bench: Bench) -> Row:
     x = normalise(torch.randn(n, 768, generator=g) + 0.6 * centres[torch.randint(k, (n,), generator=g)])
     start = x[torch.randperm(n, generator=g)[:k]]
     x, start = x.to(bench.device), start.to(bench.device)
+    many = n * k >= MANY_PRODUCTS  # as `fit_clusters` chooses
     on_host, start_on_host = x.cpu(), start.cpu()
 
-    def scikit():
-        with engine.use("plain"):
-            return steps_from(on_host, start_on_host, steps)
-
     contenders = {
-        "ours": lambda: steps_from(x, start, steps),
+        "ours": lambda: (
+            lloyd(x, start, steps, tolerance=-1.0) if many else peers.kmeans_by_scikit_learn(x, start, steps)
+        ),
         "released way": lambda: peers.kmeans_by_loop(x, start, steps)[0],
-        "scikit-learn on the host": scikit,
+        "scikit-learn on the host": lambda: peers.kmeans_by_scikit_learn(on_host, start_on_host, steps),
     }
     inertia = {name: _inertia(x, work().to(x)) for name, work in contenders.items()}
     times = interleaved(contenders, bench.device, bench.repetitions(), warm_up=False)
@@ -118,7 +116,7 @@ def clusters(bench: Bench) -> Row:
             "steps": steps,
             "s/step": times["ours"].median / steps,
             "GFLOP/s of x·c": ideal / times["ours"].median / 1e9,
-            "ours": "lloyd.py" if n * k >= MANY_PRODUCTS else "scikit-learn, one thread",
+            "ours": "lloyd.py" if many else "scikit-learn, one thread",
         },
         profile=_stages(x, start, times["ours"].median / steps),
     )

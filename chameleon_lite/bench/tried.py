@@ -8,13 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from .. import engine
-from ..data.clusters import steps_from
 from ..fast import lloyd
 from ..fast.aligned_head import AlignedHead
 from ..loss import HeadWeight
 from ..model.formats import in_format
 from ..training.features import arithmetic
+from . import peers
 from .measure import interleaved
 from .rows_head import HeadWork
 from .workload import Bench, random_table
@@ -95,17 +94,13 @@ def _own_clusters(bench: Bench) -> dict:
     start = x[: bench.size(256, 742, 32)].clone()
     own, own_start = x.to(bench.device), start.to(bench.device)
 
-    def scikit():
-        with engine.use("plain"):
-            return steps_from(x, start, 2)
-
     return _entry(
         bench,
         "own k-means instead of scikit-learn on the host",
         True,
         "where there are many rows and clusters: scikit-learn repeats itself on one thread only",
         lambda: lloyd.lloyd(own, own_start, 2, -1.0),
-        scikit,
+        lambda: peers.kmeans_by_scikit_learn(x, start, 2),
     )
 
 

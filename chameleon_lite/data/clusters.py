@@ -19,7 +19,7 @@ from .. import engine
 from ..errors import UserError
 
 MAX_CLUSTERS = 4_096
-MANY_PRODUCTS = 1 << 20  # rows × clusters from which scikit-learn on its one thread is what one waits for
+MANY_PRODUCTS = 1 << 20  # rows × clusters from which scikit-learn on one thread is slow
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,38 +74,28 @@ def fit_clusters(x: Tensor, k: int, *, seed: int, sample: int = 100_000) -> Clus
     return Clustering(centroids, labels, distance, float(distance.double().square().sum()))
 
 
-def steps_from(x: Tensor, start: Tensor, steps: int) -> Tensor:
-    """Centroids (K, C) after exactly `steps` Lloyd steps from start (K, C), by what `fit_clusters` uses here."""
-    return kmeans(x, len(start), start=start, steps=steps)
-
-
-def kmeans(
-    x: Tensor, k: int, *, seed: int = 0, start: Tensor | None = None, steps: int | None = None
-) -> Tensor:
-    """Centroids (k, C) float32 of x (N, C) on its device: exactly `steps` from a start (k, C), or until they rest.
+def kmeans(x: Tensor, k: int, *, seed: int) -> Tensor:
+    """Centroids (k, C) float32 of x (N, C) on its device, by at most 100 steps from a start drawn by the seed.
 
     scikit-learn on one thread, because the order of a parallel sum is not fixed.
     """
     if impl := engine.fast("kmeans", worth=len(x) * k >= MANY_PRODUCTS):
-        return impl(x, k, seed=seed, start=start, steps=steps)
+        return impl(x, k, seed=seed)
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
-    options = {"max_iter": 100} if steps is None else {"max_iter": steps, "tol": 0}
-    if start is not None:
-        options["init"] = start.cpu().numpy()
     with threadpool_limits(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than k: see Clustering
-        fit = KMeans(k, n_init=1, random_state=seed, **options).fit(x.cpu().numpy())
+        fit = KMeans(k, n_init=1, max_iter=100, random_state=seed).fit(x.cpu().numpy())
     return torch.from_numpy(fit.cluster_centers_.astype(np.float32)).to(x.device)
 
 
 def merge_small(x: Tensor, labels: Tensor, centroids: Tensor, minimum: int = 4) -> Tensor:
-    """Labels (N,) in which each row of a group smaller than `minimum` joined the nearest centroid that remains.
+    """Labels (N,) in which the rows of groups smaller than `minimum` have the nearest centroid that remains.
 
     x (N, C), labels (N,) int64, centroids (K, C). Label numbers stay those of the centroids. Where no group
-    is large enough, all rows join the largest one (the lowest label among equals).
+    is large enough, all rows get the largest one (the lowest label among equals).
     """
     sizes = torch.bincount(labels, minlength=len(centroids))  # (K,)
     remaining = torch.nonzero(sizes >= minimum).flatten()
@@ -122,12 +112,5 @@ def nearest_centroid(x: Tensor, centroids: Tensor, chunk: int = 16_384) -> tuple
 
     Works in chunks of documents, so memory is chunk × K whatever N is; ties go to the lower index.
     """
-    if len(x) <= chunk:
-        distance, labels = torch.cdist(x, centroids).min(dim=1)
-        return labels, distance
-    labels = torch.empty(len(x), dtype=torch.int64, device=x.device)
-    distance = torch.empty(len(x), dtype=x.dtype, device=x.device)
-    for start in range(0, len(x), chunk):
-        part = torch.cdist(x[start : start + chunk], centroids)  # (n, K)
-        distance[start : start + chunk], labels[start : start + chunk] = part.min(dim=1)
-    return labels, distance
+    nearest = [torch.cdist(rows, centroids).min(dim=1) for rows in x.split(chunk)]
+    return torch.cat([n.indices for n in nearest]), torch.cat([n.values for n in nearest])

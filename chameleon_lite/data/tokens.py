@@ -178,10 +178,8 @@ def tokenise(
             span = (first, stop) if first < stop else (0, prefix)
             rows.append((e.document, ids, prefix, span, e.bytes(0 if n_prompt else prefix, n_text)))
     if not rows:
-        need = f"{prefix_tokens} prefix (or a prompt) + {min_scored} scored tokens"
-        raise UserError(
-            f"no document of {len(documents)} has {need}; lower prefix_tokens or min_scored, or add text"
-        )
+        need = f"no document of {len(documents)} has {prefix_tokens} prefix (or a prompt) + {min_scored} scored tokens"
+        raise UserError(f"{need}; lower prefix_tokens or min_scored, or add text")
     kept, ids, prefix, span, scored_bytes = zip(*rows)
     return TokenTable(
         ids=np.concatenate(ids),
@@ -207,7 +205,7 @@ def _check(max_length: int, prefix_tokens: int, min_scored: int, condition_on: s
         raise UserError(f"condition_on is 'prompt' or 'instruction', not {condition_on!r}")
     if prefix_tokens < 1 or min_scored < 0:
         raise UserError(
-            "prefix_tokens must be at least 1 (nothing predicts a first token) and min_scored at least 0"
+            "prefix_tokens is at least 1 (nothing predicts a first token) and min_scored at least 0"
         )
     if max_length < prefix_tokens + max(min_scored, 1):
         need = f"{prefix_tokens} prefix and {min_scored} scored tokens"
@@ -241,14 +239,12 @@ def _encoded(chunk: list[Document], tokenizer: Callable, condition_on: str) -> I
 
     text = ids([d.text for d in chunk], return_offsets_mapping=True)
     prompts = ids([d.prompt for d in chunk])["input_ids"]
-    instructions = [(0, 0)] * len(chunk)
+    before = until = [[]] * len(chunk)
     if condition_on == "instruction":
-        starts = [d.prompt.find(d.instruction) if d.instruction else -1 for d in chunk]
-        stops = [start + len(d.instruction) if start >= 0 else 0 for d, start in zip(chunk, starts)]
-        ends = [
-            [len(row) for row in ids([d.prompt[: max(n, 0)] for d, n in zip(chunk, places)])["input_ids"]]
-            for places in (starts, stops)
-        ]
-        instructions = zip(*ends)
+        parts = [d.prompt.partition(d.instruction) if d.instruction else ("", "", "") for d in chunk]
+        # An instruction that the prompt lacks gives twice the same length: an empty span.
+        before = ids([head for head, _, _ in parts])["input_ids"]
+        until = ids([head + part for head, part, _ in parts])["input_ids"]
+    instructions = [(len(first), len(last)) for first, last in zip(before, until)]
     spans = text.get("offset_mapping") or [None] * len(chunk)
     yield from map(_Encoded, chunk, prompts, text["input_ids"], spans, instructions)

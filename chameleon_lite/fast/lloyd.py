@@ -14,18 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_BYTES = 256 << 20  # of the (rows, K) products held at one time
-MOST_STEPS = 100
-TOLERANCE = 1e-4  # of the mean variance of a column: scikit-learn's measure of having come to rest
+TOLERANCE = 1e-4  # of the mean variance of a column: scikit-learn's criterion of convergence
 
 
-def kmeans(
-    x: Tensor, k: int, *, seed: int = 0, start: Tensor | None = None, steps: int | None = None
-) -> Tensor:
-    """`clusters.kmeans`: exactly `steps` from a start (k, C), or until the centroids rest, at most 100."""
+def kmeans(x: Tensor, k: int, *, seed: int) -> Tensor:
+    """Centroids (k, C) float32 of x (N, C) on its device, by at most 100 steps from a start drawn by the seed."""
     x = x.detach().float()
-    if start is None:
-        start = plus_plus(x, k, torch.Generator().manual_seed(seed))
-    return lloyd(x, start, steps or MOST_STEPS, TOLERANCE if steps is None else -1.0)
+    return lloyd(x, plus_plus(x, k, torch.Generator().manual_seed(seed)), steps=100)
 
 
 def lloyd(x: Tensor, start: Tensor, steps: int, tolerance: float = TOLERANCE) -> Tensor:

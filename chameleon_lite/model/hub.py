@@ -48,32 +48,24 @@ def reachable(seconds: float = 0.5) -> bool:
 
 def load_hub(name: str, dtype: torch.dtype, revision: str | None):
     """(lm, tokenizer, revision, hash) of a hub id; from the cache where it is there, whatever the network."""
+    from huggingface_hub import try_to_load_from_cache
+
     try:
         lm, tokenizer = load_checkpoint(name, dtype, revision=revision, local_files_only=True)
     except (OSError, ValueError):
-        lm, tokenizer = _download(name, dtype, revision)
+        if not reachable():
+            raise errors.Unreachable(
+                f"backbone {name!r} is not in the local cache and the model hub cannot be reached: use --backbone "
+                "smollm2 (it comes from the package index), give a local folder, or connect and try again"
+            ) from None
+        try:
+            lm, tokenizer = load_checkpoint(name, dtype, revision=revision)
+        except OSError as error:
+            reason = _first_line(error)
+            raise errors.UserError(f"backbone {name!r} could not be loaded from the hub: {reason}") from error
     commit = getattr(lm.config, "_commit_hash", None) or revision or ""
-    return lm, tokenizer, commit, f"{folder_hash(_snapshot(name, commit))}:{commit}"
-
-
-def _download(name: str, dtype: torch.dtype, revision: str | None):
-    if not reachable():
-        raise errors.Unreachable(
-            f"backbone {name!r} is not in the local cache and the model hub cannot be reached: "
-            "use --backbone smollm2 (it comes from the package index), give a local folder, or connect and try again"
-        )
-    try:
-        return load_checkpoint(name, dtype, revision=revision)
-    except OSError as error:
-        raise errors.UserError(
-            f"backbone {name!r} could not be loaded from the hub: {_first_line(error)}"
-        ) from error
-
-
-def _snapshot(name: str, commit: str) -> Path:
-    from huggingface_hub import try_to_load_from_cache
-
-    return Path(try_to_load_from_cache(name, "config.json", revision=commit or None)).parent
+    config = try_to_load_from_cache(name, "config.json", revision=commit or None)
+    return lm, tokenizer, commit, f"{folder_hash(Path(config).parent)}:{commit}"
 
 
 def load_folder(folder: Path, dtype: torch.dtype):
@@ -99,14 +91,11 @@ def load_checkpoint(source: str, dtype: torch.dtype, **options):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    safe = None if "gguf_file" in options else True
-    lm, info = AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype, output_loading_info=True, use_safetensors=safe, **options
-    )
-    if info["missing_keys"]:
+    how = options | {"dtype": dtype, "use_safetensors": None if "gguf_file" in options else True}
+    lm, info = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **how)
+    if missing := info["missing_keys"]:
         raise errors.DamagedFile(
-            f"{source} lacks weights for {len(info['missing_keys'])} tensors, "
-            f"for example {min(info['missing_keys'])}: fetch it again"
+            f"{source} lacks weights for {len(missing)} tensors, for example {min(missing)}: fetch it again"
         )
     return lm, tokenizer
 
@@ -114,10 +103,8 @@ def load_checkpoint(source: str, dtype: torch.dtype, **options):
 def folder_hash(folder: Path) -> str:
     """sha256 over the names and contents of the configuration and all weight files of a folder."""
     files = sorted({path for pattern in ("config.json", *WEIGHT_FILES) for path in folder.glob(pattern)})
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.name} {cache.sha256(path)}\n".encode())
-    return digest.hexdigest()
+    text = "".join(f"{path.name} {cache.sha256(path)}\n" for path in files)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _first_line(error: Exception) -> str:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import cache
+from ..data.tokens import by_length
 from ..errors import RunFailed, UserError
 from ..model.formats import in_format
 from ..model.lora import lora_names
@@ -195,7 +196,7 @@ def fused_activations(lm: nn.Module) -> Iterator[None]:
 
 @torch.inference_mode()
 def hidden_rows(backbone, table, rows: np.ndarray) -> np.ndarray:
-    """Hidden states of documents `rows`, best sorted by length, one after another: (tokens, C) fp16.
+    """Hidden states of documents `rows`, sorted by length, one after another: (tokens, C) fp16.
 
     Rows are padded on the right and every token sees only what is left of it, so no mask is needed: real
     tokens never see padding, and attention without a mask takes its fastest path.
@@ -204,7 +205,7 @@ def hidden_rows(backbone, table, rows: np.ndarray) -> np.ndarray:
     lengths = table.lengths[rows]
     states = torch.empty(int(lengths.sum()), backbone.width, dtype=torch.float16, device=device)
     done = 0
-    for part in _by_budget(lengths, BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])):
+    for part in by_length(lengths, BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])):
         ids, mask = table.padded(rows[part])  # (B, T), (B, T)
         real = (
             mask.flatten().nonzero().squeeze(1)
@@ -227,14 +228,3 @@ def _fetched(x: Tensor) -> Tensor:
     if not x.is_cuda:
         return x.cpu()
     return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x)
-
-
-def _by_budget(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
-    """Cut sorted lengths into runs whose padded size stays within `budget` tokens (at least one document)."""
-    low = 0
-    while low < len(lengths):
-        high = low + 1
-        while high < len(lengths) and lengths[high] * (high + 1 - low) <= budget:
-            high += 1
-        yield np.arange(low, high)
-        low = high

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import cache
+from ..data.tokens import by_length
 from ..errors import RunFailed, unknown
 from ..loss import pick_next_token
 from .features import BATCH_TOKENS, arithmetic
@@ -158,15 +159,9 @@ def _compute(
 
 def _batches(table, scoring: Scoring, device: torch.device) -> Iterator[np.ndarray]:
     """Documents by length, in batches whose padded size stays within what the device takes well."""
-    budget = BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
     order = np.argsort(table.lengths, kind="stable")
-    low = 0
-    while low < len(order):
-        high = low + 1
-        while high < len(order):
-            longest = table.lengths[order[high]] if scoring.objective == "next_token" else scoring.length
-            if longest * (high + 1 - low) > budget:
-                break
-            high += 1
-        yield order[low:high]
-        low = high
+    padded = (
+        table.lengths[order] if scoring.objective == "next_token" else np.full(len(table), scoring.length)
+    )
+    for places in by_length(padded, BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])):
+        yield order[places]

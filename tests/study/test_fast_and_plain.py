@@ -51,7 +51,7 @@ def plain(losses, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(steps, "head_losses", plain_losses)
         patch.setattr(loop, "token_losses", plain_token_losses)
-        patch.setattr(features, "_by_budget", one_document_at_a_time)
+        patch.setattr(features, "by_length", one_document_at_a_time)
         return losses("plain")
 
 

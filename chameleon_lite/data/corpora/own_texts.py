@@ -67,10 +67,9 @@ def parse(value: Any, number: int, *, scored: bool = False) -> Row:
     columns = next((some for some in accepted if all(c in value for c in some)), None)
     if columns is None:
         return Row(number, name, error=_no_column(value))
-    for column in (*columns, "input"):
-        if not isinstance(value.get(column) or "", str):
-            kind = type(value[column]).__name__
-            return Row(number, name, error=f"{column!r} is {kind}, not a string")
+    wrong = [c for c in (*columns, "input") if not isinstance(value.get(c) or "", str)]
+    if wrong:
+        return Row(number, name, error=f"{wrong[0]!r} is {type(value[wrong[0]]).__name__}, not a string")
     asked = value[columns[0]] or "" if columns[0] != "text" else ""
     prompt = alpaca_prompt(asked, value.get("input") or "") if columns[0] == "instruction" else asked
     text = value[columns[-1]] or "" if columns in SCORED else ""
@@ -79,16 +78,12 @@ def parse(value: Any, number: int, *, scored: bool = False) -> Row:
 
 
 def _no_column(value: dict) -> str:
-    names = sorted({column for some in SCORED for column in some})
-    near = ((str(c), difflib.get_close_matches(str(c).lower(), names, n=1, cutoff=0.5)) for c in value)
-    hint = next(
-        (f"{c!r} looks like {match[0]!r}" for c, match in near if match and c not in names), "rename one"
-    )
-    found = ", ".join(map(repr, value)) or "none"
-    return (
-        "no column 'text', nor 'prompt' and 'response', nor 'instruction' and 'output'; "
-        f"found {found}: {hint}"
-    )
+    names, hint = [column for some in SCORED for column in some], "rename one"
+    for column in reversed([str(c) for c in value if c not in names]):
+        if near := difflib.get_close_matches(column.lower(), names, n=1, cutoff=0.5):
+            hint = f"{column!r} looks like {near[0]!r}"
+    there = f"found {', '.join(map(repr, value)) or 'none'}: {hint}"
+    return f"no column 'text', nor 'prompt' and 'response', nor 'instruction' and 'output'; {there}"
 
 
 def parse_line(line: bytes, number: int, *, scored: bool = False) -> Row:
@@ -132,8 +127,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         return (row for row, _ in jsonl_rows(path, scored=True))
     if path.suffix not in (".json", ".csv"):
         raise UserError(f"cannot read {path.name}: a corpus is {KINDS}")
-    values = _json(path) if path.suffix == ".json" else _csv(path)
-    return parsed(values)
+    return parsed(_json(path) if path.suffix == ".json" else _csv(path))
 
 
 def parsed(values: Iterable) -> Iterator[Row]:
@@ -164,7 +158,7 @@ def _csv(path: Path) -> Iterator[dict]:
     for row in csv.DictReader(io.StringIO(_text(path, newline=""), newline="")):
         if None in row:
             raise UserError(
-                f"{path.name}: a row has more cells than the header; quote cells that hold commas"
+                f"{path.name}: a row has more cells than the header; quote those that hold commas"
             )
         yield row
 
@@ -197,9 +191,7 @@ def corpus(name: str, source: str, rows: Iterable[Row], where: str, *, seed: int
         else:
             empty += 1
     if not found:
-        raise UserError(
-            f"{where} has no text: {empty} rows, all empty; give at least 3 rows with something in them"
-        )
+        raise UserError(f"{where} has no text: {empty} rows, all empty; give at least 3 that are not")
     if set(split_of) == set(SPLITS):
         splits = {split: tuple(d for d, s in zip(found, split_of) if s == split) for split in SPLITS}
         return Corpus(name, splits, source, {"split": "given by the rows", EMPTY: empty} | overlaps(splits))

@@ -47,6 +47,13 @@ def test_instruction_columns(written):
     assert second.instruction == f"Do {TEXTS[1]}"
 
 
+def test_a_prompt_beside_a_text_is_its_context_and_a_string_is_a_text(written):
+    rows = [{"prompt": f"About {t[-1]}: ", "text": t, "id": i} for i, t in enumerate(TEXTS)]
+    first, *_ = everything(load_corpus(written("a.jsonl", rows)))
+    assert (first.id, first.prompt, first.text) == ("0", "About a: ", TEXTS[0])
+    assert [d.text for d in everything(load_corpus(written("b.jsonl", TEXTS)))] == TEXTS
+
+
 def test_splits_named_by_the_rows_are_kept(written):
     rows = [{"text": t, "split": ("train", "validation", "test")[i % 3]} for i, t in enumerate(TEXTS)]
     corpus = load_corpus(written("a.jsonl", rows))
