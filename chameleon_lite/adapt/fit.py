@@ -27,10 +27,11 @@ from ..data.corpora.documents import Corpus, Document
 from ..data.corpora.splits import split_documents
 from ..errors import RunFailed, UserError
 from ..model.backbones import Backbone, copied, load_backbone
+from ..model.capability import number_format
 from ..model.head_loss import HeadWeight
 from ..training.loop import Member, Processes, evaluate
 from ..training.loop import fit as train
-from .parts import Part, number_format, parts_of
+from .parts import Part, parts_of
 
 RESAMPLES = 2_000
 

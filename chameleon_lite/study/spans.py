@@ -16,7 +16,8 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from .. import cache
-from .records import device_name, file_safe, load_records
+from .provenance import device_name
+from .records import file_safe, load_records
 
 FILE = "spans.jsonl"
 
