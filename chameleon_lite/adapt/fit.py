@@ -27,9 +27,10 @@ from ..data.corpora.documents import Corpus, Document, split_documents
 from ..errors import RunFailed, UserError
 from ..loss import HeadWeight
 from ..model.backbones import Backbone, copied, load_backbone
+from ..model.capability import number_format
 from ..training.loop import Member, Processes, evaluate
 from ..training.loop import fit as train
-from .parts import Part, number_format, parts_of
+from .parts import Part, parts_of
 
 RESAMPLES = 2_000
 

@@ -18,7 +18,7 @@ from ..data.embeddings import mean_embeddings
 from ..data.tokens import TokenTable, tokenise
 from ..heads import Condition
 from ..model.backbones import Backbone
-from ..model.capability import matmul_dtype
+from ..model.capability import number_format
 from ..model.conditions import group_means
 from ..training.features import features
 from ..training.scored import ScoredStates, scored_states
@@ -89,8 +89,3 @@ def _states(backbone: Backbone, table: TokenTable, settings: FitSettings, progre
     return scored_states(
         features(backbone, table, dtype=dtype, progress=progress), table, device=backbone.device
     )
-
-
-def number_format(name: str, device: torch.device) -> torch.dtype:
-    """A format by its name; "auto" is the one the device multiplies fast."""
-    return matmul_dtype(device) if name == "auto" else getattr(torch, name)

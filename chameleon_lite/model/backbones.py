@@ -234,3 +234,8 @@ def backbone_dtype(device: str | torch.device) -> torch.dtype:
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= BF16_CAPABILITY:
         return torch.bfloat16
     return matmul_dtype(device)
+
+
+def number_format(name: str, device: str | torch.device) -> torch.dtype:
+    """A format by its name; "auto" is the one the device multiplies fast."""
+    return matmul_dtype(device) if name == "auto" else getattr(torch, name)

@@ -22,7 +22,7 @@ from .statistics import Contrast, contrast
 
 COHERENCE = "coherence-"  # files of results that hold continuations
 SCORE = "rouge_l"  # what decides; the other columns stand beside
-AGAINST = ("R1", "R3")  # R4 above a static update, and above the same hyper-network told nothing
+AGAINST = ("R1", "R3")  # R4 above a static update, and above the same hyper-network with a constant input
 # Chosen before any run at full size. Of ROUGE-L F1; in 64 tokens, some 45 words, it is less than one word more in the
 # right order.
 MARGIN = 0.01
@@ -62,9 +62,8 @@ class Generations:
             frame = pd.read_parquet(path)
             if SCORE in frame:
                 frame = frame[(frame["split"] == "test") & frame[SCORE].notna()].astype({"document": str})
-                out |= {
-                    str(run): own.sort_values("document") for run, own in frame.groupby("run", observed=True)
-                }
+                runs = frame.groupby("run", observed=True)
+                out |= {str(run): own.sort_values("document") for run, own in runs}
         return out
 
     def values(self, corpus: str, regime: str, column: str = SCORE) -> dict[int, np.ndarray]:
@@ -79,16 +78,13 @@ class Generations:
     def contrast(
         self, corpus: str, first: str, second: str | None = None, column: str = SCORE
     ) -> Contrast | None:
-        """first − second, mean of a column over documents (nats a token for "nll"); without `second`, first alone.
+        """first − second, mean of a column over documents (nats per token for "nll"); without `second`, first alone.
 
         Only seeds that both have; None where there are none or the documents differ.
         """
         one = self.values(corpus, first, column)
-        other = (
-            {s: np.zeros_like(v) for s, v in one.items()}
-            if second is None
-            else self.values(corpus, second, column)
-        )
+        zero = {s: np.zeros_like(v) for s, v in one.items()}
+        other = self.values(corpus, second, column) if second else zero
         seeds = sorted(set(one) & set(other))
         both = (self._tables(corpus, regime) for regime in (first, second or first))
         if len({tuple(own[s]["document"]) for own in both for s in seeds}) != 1:
@@ -115,7 +111,7 @@ class Generations:
 
 
 def generation_frame(generations: Generations) -> pd.DataFrame:
-    """One row a corpus and regime: every score's mean, what R4's ROUGE-L has over it, and the reference's loss.
+    """One row per corpus and regime: every score's mean, what R4's ROUGE-L has over it, and the reference's loss.
 
     The difference has its 95 % interval; the verdict stands where the contrast is one of the family.
     """

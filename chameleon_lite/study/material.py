@@ -27,7 +27,7 @@ from ..data.tokens import TokenTable, tokenise
 from ..errors import UserError
 from ..loss import HeadWeight
 from ..model.backbones import Backbone
-from ..model.capability import matmul_dtype
+from ..model.capability import number_format
 from ..training.features import features
 from ..training.scored import ScoredStates, scored_states
 from .conditions import Split
@@ -62,19 +62,25 @@ class Material:
 
     def facts(self) -> dict:
         """What a record says of its data."""
-        return {
-            "corpus": self.corpus.name,
-            "hash": self.corpus.hash,
-            "source": self.corpus.source,
-            "notes": self.corpus.notes,
-            "backbone_hash": self.backbone.hash,
-            "feature_dtype": self.feature_dtype,
-            "matmul_dtype": str(self.weight.weight.dtype).removeprefix("torch."),
-            "documents": {s: len(t) for s, t in self.tables.items()},
-            "tokens": {s: int(t.lengths.sum()) for s, t in self.tables.items()},
+        return common_facts(self) | {
             "scored_tokens": {s: int(t.n_scored.sum()) for s, t in self.tables.items()},
             "dropped": {s: t.dropped for s, t in self.tables.items()},
         }
+
+
+def common_facts(material) -> dict:
+    """What every record says of its corpus, backbone and number formats, whatever the procedure."""
+    return {
+        "corpus": material.corpus.name,
+        "hash": material.corpus.hash,
+        "source": material.corpus.source,
+        "notes": material.corpus.notes,
+        "backbone_hash": material.backbone.hash,
+        "feature_dtype": material.feature_dtype,
+        "matmul_dtype": str(material.weight.weight.dtype).removeprefix("torch."),
+        "documents": {s: len(t) for s, t in material.tables.items()},
+        "tokens": {s: int(t.lengths.sum()) for s, t in material.tables.items()},
+    }
 
 
 @dataclass
@@ -109,7 +115,7 @@ def prepare(
     say(f"{corpus.name}: {corpus.counts()['train']['documents']} training documents from {corpus.source}")
     tables = _timed(seconds, "tokens", lambda: tables_of(settings, backbone, corpus))
     device = backbone.head.weight.device
-    dtype = _dtype(settings.train.feature_dtype, device)
+    dtype = number_format(settings.train.feature_dtype, device)
     others = {
         name: tables_of(settings, backbone, corpus_by_name(name, data_dir))
         for name in settings.probes.corpora
@@ -129,7 +135,7 @@ def prepare(
     embedding, length = backbone.embedding.cpu(), settings.tokens.max_length
     views = {s: Views(t, scored[s].store, embedding, device, length) for s, t in tables.items()}
     weight = HeadWeight(
-        backbone.head.weight, backbone.head.bias, dtype=_dtype(settings.train.matmul_dtype, device)
+        backbone.head.weight, backbone.head.bias, dtype=number_format(settings.train.matmul_dtype, device)
     )
     material = Material(
         backbone, corpus, tables, scored, views, weight, str(dtype).removeprefix("torch."), seconds
@@ -214,12 +220,6 @@ def split_view(material: Material, seeded: Seeded, split: str, foreign_share: fl
     return Split(
         views, None, seeded.nearest[split], centroids, seeded.routing[split], domain, material.tokens[split]
     )
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name != "auto":
-        return getattr(torch, name)
-    return matmul_dtype(device)
 
 
 def _timed(seconds: dict[str, float], stage: str, work: Callable):

@@ -189,21 +189,30 @@ def fairness(evidence: StoredRuns) -> Finding:
     return replace(found, verdict=worst(list(by_corpus.values())), corpora=by_corpus)
 
 
+def _clusterings(evidence: StoredRuns, corpus: str) -> list[dict]:
+    """The clusterings' qualities by seed, from R4's records."""
+    records = evidence.records.get((corpus, "R4"), [])
+    return [r.data["clusters"] for r in records if r.data.get("clusters")]
+
+
+def _limited(values: Sequence[float], above: Callable[[float], bool]) -> str:
+    """Confirmed where every value is above a limit, refuted where none is."""
+    return CONFIRMED if all(map(above, values)) else UNDECIDED if any(map(above, values)) else REFUTED
+
+
 def content(evidence: StoredRuns) -> Finding:
     """Clusters of prefixes agree with the documents' sources beyond chance in every seed, where sources are known."""
 
     def judge(corpus: str) -> tuple[str, ...]:
-        own = [r.data["clusters"] for r in evidence.records.get((corpus, "R4"), []) if r.data.get("clusters")]
-        values = [
-            c["adjusted_mutual_information"] for c in own if c["adjusted_mutual_information"] is not None
-        ]
+        own = _clusterings(evidence, corpus)
+        values = [c["adjusted_mutual_information"] for c in own]
+        values = [v for v in values if v is not None]
         if not values:
             return UNTESTED, ""
         length = np.mean([c["length_variance_explained"] for c in own])
         agreement = f"adjusted mutual information {min(values):.2f} … {max(values):.2f}"
         number = f"{agreement}, length variance explained {length:.2f} (n = {len(values)})"
-        found = CONFIRMED if min(values) > AGREES else REFUTED if max(values) <= AGREES else UNDECIDED
-        return found, number, agreement
+        return _limited(values, lambda v: v > AGREES), number, agreement
 
     return _over(evidence, None, judge)
 
@@ -212,20 +221,12 @@ def sizes(evidence: StoredRuns) -> Finding:
     """The smallest cluster that k-means with K = N // 32 leaves, before small ones are merged."""
 
     def judge(corpus: str) -> tuple[str, str]:
-        own = [
-            r.data["clusters"]["sizes"]
-            for r in evidence.records.get((corpus, "R4"), [])
-            if r.data.get("clusters")
-        ]
+        own = [c["sizes"] for c in _clusterings(evidence, corpus)]
         if not own:
             return UNTESTED, ""
-        least = [s["min"] for s in own]
-        number = (
-            f"smallest {min(least)} … {max(least)} rows, median {np.median([s['median'] for s in own]):.0f}"
-        )
-        return (
-            CONFIRMED if min(least) >= MINIMUM else REFUTED if max(least) < MINIMUM else UNDECIDED
-        ), number
+        least, median = [s["min"] for s in own], np.median([s["median"] for s in own])
+        number = f"smallest {min(least)} … {max(least)} rows, median {median:.0f}"
+        return _limited(least, lambda v: v >= MINIMUM), number
 
     return _over(evidence, None, judge)
 
@@ -235,11 +236,9 @@ def parameters(evidence: StoredRuns) -> Finding:
     own = [evidence.records.get((c, r)) for c in evidence.corpora[:1] for r in ("R4", "R1")]
     if not own or not all(own):
         return Finding()
-    ratio = own[0][0].trainable_parameters / own[1][0].trainable_parameters
-    number = (
-        f"{own[0][0].trainable_parameters:,} against {own[1][0].trainable_parameters:,}: {ratio:.1f} times"
-    )
-    return Finding(CONFIRMED if ratio <= FEW else REFUTED, number)
+    hyper, lora = (records[0].trainable_parameters for records in own)
+    number = f"{hyper:,} against {lora:,}: {hyper / lora:.1f} times"
+    return Finding(CONFIRMED if hyper / lora <= FEW else REFUTED, number)
 
 
 def any_model(evidence: StoredRuns) -> Finding:

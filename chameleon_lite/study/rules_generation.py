@@ -20,27 +20,23 @@ def coherent_outputs(evidence: StoredRuns) -> Finding:
     both contrasts must hold, on every corpus with continuations. Without such records "not tested".
     """
     generations = Generations(evidence.folder, evidence.backbone, evidence.draws)
-    found, numbers, deciding = {}, {}, {}
+    found, numbers, deciding = {}, [], {}
     for corpus in generations.corpora:
         family = generations.family(corpus)
         if not family:
             continue
-        found[corpus] = worst([j.verdict for j in family.values()])
-        numbers[corpus] = ", ".join(text(f"ROUGE-L {name}", j.found) for name, j in family.items())
-        deciding[corpus] = next(
-            text(f"ROUGE-L {n}", j.found) for n, j in family.items() if j.verdict == found[corpus]
+        verdict = found[corpus] = worst([j.verdict for j in family.values()])
+        texts = {name: text(f"ROUGE-L {name}", j.found) for name, j in family.items()}
+        deciding.setdefault(
+            verdict, f"{corpus}: {next(texts[n] for n in family if family[n].verdict == verdict)}"
         )
-        numbers[corpus] += f"; beside: {_beside(generations, corpus, family)}"
+        numbers.append(
+            f"{corpus}: {', '.join(texts.values())}; beside: {_beside(generations, corpus, family)}"
+        )
     if not found:
         return Finding()
     of_all = worst(list(found.values()))
-    decided_by = next(corpus for corpus, v in found.items() if v == of_all)
-    return Finding(
-        of_all,
-        "; ".join(f"{c}: {n}" for c, n in numbers.items()),
-        found,
-        f"{decided_by}: {deciding[decided_by]}",
-    )
+    return Finding(of_all, "; ".join(numbers), found, deciding[of_all])
 
 
 def _beside(generations: Generations, corpus: str, family) -> str:

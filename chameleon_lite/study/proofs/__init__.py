@@ -6,7 +6,7 @@ Subject (corpus, backbone, released procedure, one seed trained) ─ PROOFS ─�
 from collections.abc import Callable, Iterable
 
 from ...errors import unknown
-from ..records import provenance
+from ..provenance import provenance
 from .clustering import clustering_spread, instruction_vectors, kmeans_start, length_clusters
 from .data_and_training import alpaca_overlap, dropout_and_selection
 from .parameters import adapter_bank, untouched_layers
