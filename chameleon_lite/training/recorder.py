@@ -26,7 +26,7 @@ class Recording:
     graph: "torch.cuda.CUDAGraph"
     inputs: list[Tensor]
     output: Tensor
-    outlived: list
+    outlived: Sequence = ()
 
 
 _outlived: list | None = None  # of the recording under way
