@@ -27,13 +27,7 @@ def span(start, end, experiment="a", device="one"):
 
 
 def test_time_that_processes_share_counts_once_and_devices_add_up():
-    several = [
-        span(0, 60),
-        span(30, 120),
-        span(300, 360),
-        span(0, 60, device="two"),
-        span(90, 150, "b"),
-    ]
+    several = [span(0, 60), span(30, 120), span(300, 360), span(0, 60, device="two"), span(90, 150, "b")]
     table = device_minutes(several).set_index("experiment")
     assert table.loc["a", "device minutes"] == pytest.approx(
         2 + 1 + 1
