@@ -13,7 +13,7 @@ from ..data.clusters import scikit_steps_from
 from ..model.aligned_head import AlignedHead
 from ..model.formats import in_format
 from ..model.head_loss import HeadWeight
-from ..training.features import arithmetic
+from ..states import arithmetic
 from .measure import interleaved
 from .rows_head import HeadWork
 from .workload import Bench, random_table

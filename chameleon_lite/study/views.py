@@ -8,7 +8,7 @@ states  mean final hidden state over the condition span            R13
 noisy-P the prefix view with P % of the rows' vectors replaced by foreign documents' (claim 7)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -19,25 +19,20 @@ from ..data.ragged import ragged
 from ..data.tokens import TokenTable
 from ..errors import unknown
 from ..ops import normalise
-from ..training.features import FeatureStore
 
 LEAKS = ("row", "length")  # views that read what is scored
 CHUNK = 4_096  # documents whose hidden states are averaged at once
 
 
-class Views(Mapping):
+class Views:
     """The views of one split, each computed once and kept on the device."""
 
     def __init__(
-        self, table: TokenTable, store: FeatureStore, embedding: Tensor, device, length: int
+        self, table: TokenTable, states: np.ndarray | None, embedding: Tensor, device, length: int
     ) -> None:
-        self.table, self.store, self.embedding, self.device, self.length = (
-            table,
-            store,
-            embedding,
-            device,
-            length,
-        )
+        """states (L, C) are those of the table's tokens; `length` is that of a padded row."""
+        self.table, self.states, self.embedding = table, states, embedding
+        self.device, self.length = device, length
         self._made: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -47,31 +42,15 @@ class Views(Mapping):
             self._made[name] = MAKERS[name](self).to(self.device)
         return self._made[name]
 
-    def __iter__(self):
-        return iter(MAKERS)
 
-    def __len__(self) -> int:
-        return len(MAKERS)
+class Replaced:
+    """Views of the same documents in which `prefix` stands for the prefix view."""
 
-    def put(self, name: str, vectors: Tensor) -> None:
-        """Add a view made elsewhere."""
-        self._made[name] = vectors.to(self.device)
-
-
-class Replaced(Mapping):
-    """Views of which the prefix view is another one: the same documents, told something else."""
-
-    def __init__(self, views: Mapping, prefix: Tensor) -> None:
+    def __init__(self, views: Views, prefix: Tensor) -> None:
         self.views, self.prefix = views, prefix
 
     def __getitem__(self, name: str) -> Tensor:
         return self.prefix if name == "prefix" else self.views[name]
-
-    def __iter__(self):
-        return iter(self.views)
-
-    def __len__(self) -> int:
-        return len(self.views)
 
 
 def with_foreign(own: Tensor, foreign: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -118,15 +97,14 @@ def _length(views: Views) -> Tensor:
 
 
 def _states(views: Views) -> Tensor:
-    start = views.store.start + views.table.condition[:, 0]
-    count = (views.table.condition[:, 1] - views.table.condition[:, 0]).astype(np.int64)
+    start = views.table.offsets[:-1] + views.table.condition[:, 0]
+    count = np.diff(views.table.condition)[:, 0].astype(np.int64)
     parts = []
     for low in range(0, len(count), CHUNK):
         piece = slice(low, low + CHUNK)
-        place = ragged(start[piece], count[piece])
-        states = views.store.gather(place, torch.empty(len(place), views.store.width, dtype=torch.float16))
+        states = torch.from_numpy(views.states[ragged(start[piece], count[piece])]).float()
         lengths = torch.from_numpy(count[piece])
-        parts.append(torch.segment_reduce(states.float(), "mean", lengths=lengths, axis=0, unsafe=True))
+        parts.append(torch.segment_reduce(states, "mean", lengths=lengths, axis=0, unsafe=True))
     return normalise(torch.cat(parts))
 
 

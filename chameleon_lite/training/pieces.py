@@ -21,7 +21,7 @@ from ..data.ragged import by_length
 from ..data.tokens import TokenTable
 from ..model.backbones import Backbone
 from ..model.lora import without_lora
-from ..ops import sent
+from ..states import sent
 from .objectives import pick_next_token
 
 ROW_LENGTH = (

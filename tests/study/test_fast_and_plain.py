@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from chameleon_lite import states
 from chameleon_lite.model.head_loss import IGNORED, HeadWeight, plain_losses
 from chameleon_lite.study.experiment import run_experiment
-from chameleon_lite.training import features, loop, steps
+from chameleon_lite.training import loop, steps
 
 REGIMES = ["R0", "R1", "R2", "R4", "R6"]
 EXACT, SIXTEEN, BETWEEN = 1e-5, 2e-3, 5e-4  # nats a token: float32, 16 bits, differences between regimes
@@ -51,7 +52,7 @@ def plain(losses, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(steps, "head_losses", plain_losses)
         patch.setattr(loop, "token_losses", plain_token_losses)
-        patch.setattr(features, "_by_budget", one_document_at_a_time)
+        patch.setattr(states, "by_length", one_document_at_a_time)
         return losses("plain")
 
 
