@@ -1,8 +1,7 @@
 """Where files live, and how they get there whole.
 
-Every room that keeps a file uses these five: `home` says where, `atomic` writes under a temporary name and
-renames, `locked` keeps two processes off one file, `turns` lets them share out a list of jobs, `verified`
-compares a checksum. A file under its final
+Every room that keeps a file uses these: `home` says where, `atomic` writes under a temporary name and renames,
+`locked` keeps two processes off one file, `sha256` and `verified` compare a checksum. A file under its final
 name is therefore complete; whatever a killed process leaves behind carries a `.part-` name and is ignored.
 """
 
@@ -10,16 +9,13 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from .errors import DamagedFile
-
-Job = TypeVar("Job")
 
 
 def home() -> Path:
@@ -55,26 +51,6 @@ def locked(path: Path | str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(path.parent / f".{path.name}.lock")):
         yield
-
-
-def turns(jobs: Iterable[Job], lock_of: Callable[[Job], Path]) -> Iterator[Job]:
-    """Yield each job while its lock is held: free ones first, then those that another process held, once it is done.
-
-    Processes that share a disk and walk the same jobs so split the work; each must look, job in hand, whether it
-    was done meanwhile.
-    """
-    held_elsewhere = []
-    for job in jobs:
-        lock = lock_of(job)
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(f"{lock}.lock", timeout=0):
-                yield job
-        except Timeout:
-            held_elsewhere.append(job)
-    for job in held_elsewhere:
-        with FileLock(f"{lock_of(job)}.lock"):
-            yield job
 
 
 def sha256(path: Path | str) -> str:

@@ -108,19 +108,14 @@ def run(
     results: Annotated[
         Path | None, typer.Option("--results", help="Also pack the records into this folder.")
     ] = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="Stop before a seed that would not end in time.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes sharing the work; default: one a GPU.")
-    ] = None,
+    workers: cli_adapt.Processes = None,
+    dask: cli_adapt.Dask = None,
 ) -> None:
     """Run an experiment: every regime × corpus × seed it names that is not there yet.
 
     Example: chameleon-lite run experiments/four-regimes.yaml --profile smoke
     """
     from .config import load_experiment
-    from .study import workers as work
     from .study.experiment import expected_names, run_experiment
     from .study.records import pack
     from .study.released_tables import is_released, released_frame
@@ -128,16 +123,9 @@ def run(
     from .study.tables import summary_frame
     from .training.processes import leave
 
-    if not resume and (workers or 1) > 1:
-        raise UserError("--again runs everything in one process: leave --workers out")
     settings = load_experiment(experiment, profile, backbone=backbone, corpora=corpus or None, seeds=seeds)
-    if resume and (count := work.wanted(workers if device is None else workers or 1)):
-        work.start(count, sys.argv[1:])  # what they leave, nothing as a rule, is done here
-    if work.MARK in os.environ:
-        results = None
-    records = run_experiment(
-        settings, runs=out, data_dir=data_dir, device=device, resume=resume, minutes=minutes, say=_say
-    )
+    how = {"device": device, "resume": resume, "workers": workers, "dask": dask}
+    records = run_experiment(settings, runs=out, data_dir=data_dir, say=_say, **how)
     leave()
     if _others_speak():
         return
@@ -231,7 +219,7 @@ def claims(
 
     Example: chameleon-lite claims --results results
     """
-    from .study.evidence import Evidence
+    from .study.contrasts import StoredRuns
     from .study.ledger import ledger, ledger_frame, write_verdicts
 
     found = ledger(results, backbone, benchmarks=benchmarks)
@@ -242,7 +230,7 @@ def claims(
     if csv is not None:
         frame.to_csv(csv, index=False)
     if contrasts is not None:
-        Evidence(results, backbone).family_frame().to_csv(contrasts, index=False)
+        StoredRuns(results, backbone).family_frame().to_csv(contrasts, index=False)
     if write:
         write_verdicts(found, results / "verdicts.json")
 

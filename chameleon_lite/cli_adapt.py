@@ -7,6 +7,10 @@ import typer
 
 LAYERS = "Rank of LoRA in the layers; 0: none. Features cannot be cached then: every step runs the backbone."
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: what is there.")]
+Processes = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Processes that share the work, each with its own GPU.")
+]
+Dask = Annotated[str | None, typer.Option("--dask", help="A Dask scheduler whose workers share the work.")]
 
 
 def fit(
@@ -90,6 +94,8 @@ def adapt(
         str | None, typer.Option(help="float32, bfloat16, float16 or auto; default: as fitted.")
     ] = None,
     device: Device = None,
+    workers: Processes = None,
+    dask: Dask = None,
 ) -> None:
     """Score or continue the rows of a JSONL file, each under the update of its cluster.
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from . import cache
-from .data.ragged import by_length, cumulative, ragged
+from .data.tokens import by_length, cumulative, ragged
 from .errors import RunFailed, UserError
-from .model.formats import in_format
+from .model.backbones import in_format
 from .model.lora import lora_names
 from .stored import stored
 
@@ -119,7 +119,7 @@ def place_of(backbone, table, dtype: torch.dtype, layout: str, folder: Path | No
     Raises UserError for a backbone that carries LoRA.
     """
     if lora_names(backbone):  # the name is of the frozen weights, and these states are others
-        raise UserError(f"{backbone.name} carries LoRA, and only the frozen backbone's hidden states are kept")
+        raise UserError(f"{backbone.name} carries LoRA: only a frozen backbone's hidden states are kept")
     parts = (backbone.hash, table.hash, str(dtype), str(FORMAT), str(backbone.width), layout)
     name = hashlib.sha256("|".join(parts).encode()).hexdigest()[:24]
     return (folder or cache.home() / "states") / f"{name}.npy"

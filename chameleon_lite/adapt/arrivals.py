@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.clusters import Clustering, fit_clusters
+from ..data.clusters import Clustering, fit_clusters, nearest_centroid
 from ..data.corpora.documents import Document
 from ..data.embeddings import mean_embeddings
 from ..data.tokens import tokenise
 from ..errors import UserError
+from ..heads import Condition
+from ..loss import HeadWeight
+from ..model.backbones import matmul_dtype
 from ..model.conditions import group_means
-from ..model.head_loss import HeadWeight, matmul_dtype
-from ..model.heads.interface import Condition
-from ..ops import nearest_centroid
 from ..states import ScoredStates, hidden_states
 from ..training.loop import evaluate
 from .window import Adapter

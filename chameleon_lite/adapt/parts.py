@@ -16,10 +16,10 @@ from ..data.clusters import Clustering, cluster_count, fit_clusters, merge_small
 from ..data.corpora.documents import SPLITS, Corpus
 from ..data.embeddings import mean_embeddings
 from ..data.tokens import TokenTable, tokenise
+from ..heads import Condition
 from ..model.backbones import Backbone
+from ..model.capability import matmul_dtype
 from ..model.conditions import group_means
-from ..model.head_loss import matmul_dtype
-from ..model.heads.interface import Condition
 from ..states import ScoredStates, hidden_states
 
 

@@ -2,24 +2,28 @@
 
     list or JSONL ─ windows of rows ─ window.py ─▶ results ─▶ list, or OUT.part line by line, renamed when complete
 
-Memory is one window. An interrupted run leaves OUT.part; with `resume` whole windows in it are kept, the input's
-rows they answer are skipped, and the finished file is the same as an unbroken run's, byte for byte.
+Memory is one window, or two for each worker that shares the work. An interrupted run leaves OUT.part; with `resume`
+whole windows in it are kept, the input's rows they answer are skipped, and the finished file is the same as an
+unbroken run's, byte for byte.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import cache
+from ..data.corpora.own_texts import Row, jsonl_rows, parse, windows
 from ..errors import UserError
-from .rows import parse, read_jsonl, windows
 from .window import Adapter
+from .workers import Workers, check_device
 
 WINDOW = 512  # rows
 
@@ -46,6 +50,24 @@ class Summary:
         return text
 
 
+@dataclass
+class Sent:
+    """An adapter as it is sent to other processes: the files of its folder, and how it is to be used."""
+
+    files: dict[str, bytes]
+    device: str | None
+    dtype: str | None
+    how: dict
+
+    @cached_property
+    def adapter(self) -> Adapter:
+        """The adapter, loaded where and when it is first needed; the backbone comes from that machine."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in self.files.items():
+                (Path(folder) / name).write_bytes(content)
+            return Adapter(open_model(folder, self.device, self.dtype), **self.how)
+
+
 def open_model(model: Any, device: str | None = None, dtype: str | None = None):
     """A loaded model as it is, or the adapter saved at a path; dtype "auto" is what the machine multiplies fast."""
     if not isinstance(model, str | os.PathLike):
@@ -61,7 +83,7 @@ def open_model(model: Any, device: str | None = None, dtype: str | None = None):
 def adapt(
     model: Any, texts: Iterable[str | dict], *, window: int = WINDOW, progress: bool = True, **how
 ) -> list[dict]:
-    """Score or continue texts (strings, or objects as in `rows.py`); one result a text, in order.
+    """Score or continue texts (strings, or objects as in `own_texts.py`); one result a text, in order.
 
     model: a ChameleonLiteForCausalLM or a saved adapter's folder. how: `window.Adapter`'s fields, such as
     new_tokens=20 to continue prompts. Results hold row, id, cluster, distance to its centroid, rows in its group,
@@ -93,12 +115,15 @@ def adapt_file(
     device: str | None = None,
     dtype: str | None = None,
     progress: bool = True,
+    workers: int | None = None,
+    dask: str | None = None,
     **how,
 ) -> Summary:
     """`adapt` from one JSONL file to another, in bounded memory.
 
-    Raises UserError for a missing input, and where `resume` finds a part that other settings, another adapter or
-    another input made. With `resume` a complete `out` is left as it is.
+    `workers` processes of this machine or the workers of the Dask scheduler at `dask` share the windows; `model` is
+    an adapter's folder then. Raises UserError for a missing input, and where `resume` finds a part that other
+    settings, another adapter or another input made. With `resume` a complete `out` is left as it is.
     """
     source, out = Path(source), Path(out)
     if not source.is_file():
@@ -107,15 +132,30 @@ def adapt_file(
     if resume and out.is_file() and not part.is_file():
         return _summary(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    adapter = Adapter(open_model(model, device, dtype), **how)
+    sent = _sent(model, device, dtype, how) if workers or dask else None
+    adapter = Adapter(open_model(model, "cpu" if sent else device, dtype), **how)
     done = _prepare(part, marker, _key(adapter, source, _size(window)), window, resume)
-    _run(adapter, source, part, done, window, progress)
+    with Workers(sent or adapter, workers, dask) as crew:
+        _run(crew, source, part, done, window, progress)
     os.replace(part, out)
     marker.unlink(missing_ok=True)
     return _summary(out)
 
 
-def _run(adapter: Adapter, source: Path, part: Path, done: int, window: int, progress: bool) -> None:
+def _sent(model: Any, device: str | None, dtype: str | None, how: dict) -> Sent:
+    """What other processes need; raises UserError for a model that lies in no folder, or one GPU for all of them."""
+    if not isinstance(model, str | os.PathLike):
+        raise UserError(
+            "workers need the adapter's folder: save the model with save_pretrained and give that"
+        )
+    from ..model.chameleon import hub_folder
+
+    check_device(device)
+    files = [path for path in Path(hub_folder(model)).iterdir() if path.is_file()]
+    return Sent({path.name: path.read_bytes() for path in files}, device, dtype, how)
+
+
+def _run(crew: Workers, source: Path, part: Path, done: int, window: int, progress: bool) -> None:
     """Answer the input's rows from `done` on, a window at a time."""
     from tqdm import tqdm
 
@@ -128,11 +168,16 @@ def _run(adapter: Adapter, source: Path, part: Path, done: int, window: int, pro
         disable=None if progress else True,
     )
     with bar, open(part, "a", encoding="utf-8", newline="\n") as file:
-        for rows in windows(read_jsonl(source, done), window):
-            results = adapter([row for row, _ in rows])
+        jobs = windows(jsonl_rows(source, done), window)
+        for rows, results in crew.share(_answers, jobs, ordered=True):
             file.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in results))
             file.flush()
             bar.update(rows[-1][1] - bar.n)
+
+
+def _answers(common: Adapter | Sent, rows: list[tuple[Row, int]]) -> Iterator[list[dict]]:
+    adapter = common.adapter if isinstance(common, Sent) else common
+    yield adapter([row for row, _ in rows])
 
 
 def _prepare(part: Path, marker: Path, key: str, window: int, resume: bool) -> int:

@@ -17,9 +17,9 @@ from ..data.clusters import fit_clusters
 from ..data.corpora.documents import Document
 from ..data.embeddings import mean_embeddings
 from ..data.tokens import TokenTable, tokenise
+from ..heads import HeadUpdate
+from ..loss import HeadWeight, head_losses
 from ..model.backbones import load_backbone
-from ..model.head_loss import HeadWeight, head_losses
-from ..model.heads.interface import HeadUpdate
 from ..states import ScoredStates, hidden_states
 from .measure import peak_bytes, seconds_of
 from .workload import Bench, topic_words

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..config import TrainSettings
-from ..model.head_loss import HeadWeight
+from ..loss import HeadWeight
 from ..states import ScoredStates, hidden_states
 from ..training.loop import Member, fit
 from ..training.recorder import LIMIT, Recorder

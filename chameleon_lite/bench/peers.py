@@ -11,12 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.tokens import TokenTable
+from ..data.tokens import IGNORED, TokenTable
 from ..errors import UserError
+from ..heads import Condition, Head
 from ..model.backbones import Backbone
-from ..model.heads.interface import Condition, Head
-
-IGNORED = -100
 
 
 def prepare_one_by_one(

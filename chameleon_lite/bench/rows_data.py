@@ -2,12 +2,12 @@
 
 import torch
 
-from ..data.clusters import MANY_PRODUCTS, scikit_steps_from, steps_from
+from .. import engine
+from ..data.clusters import MANY_PRODUCTS, nearest_centroid, steps_from
 from ..data.corpora.documents import Document
-from ..data.embeddings import mean_embeddings
-from ..data.lloyd import label_finder
+from ..data.embeddings import mean_embeddings, normalise
 from ..data.tokens import tokenise
-from ..ops import nearest_centroid, normalise
+from ..fast.lloyd import closest
 from . import peers
 from .measure import Comparison, Gate, Row, interleaved, relative_error, seconds_of
 from .workload import LENGTH, Bench, texts, trained_tokenizer
@@ -83,10 +83,15 @@ def clusters(bench: Bench) -> Row:
     start = x[torch.randperm(n, generator=g)[:k]]
     x, start = x.to(bench.device), start.to(bench.device)
     on_host, start_on_host = x.cpu(), start.cpu()
+
+    def scikit():
+        with engine.use("plain"):
+            return steps_from(on_host, start_on_host, steps)
+
     contenders = {
         "ours": lambda: steps_from(x, start, steps),
         "released way": lambda: peers.kmeans_by_loop(x, start, steps)[0],
-        "scikit-learn on the host": lambda: scikit_steps_from(on_host, start_on_host, steps),
+        "scikit-learn on the host": scikit,
     }
     inertia = {name: _inertia(x, work().to(x)) for name, work in contenders.items()}
     times = interleaved(contenders, bench.device, bench.repetitions(), warm_up=False)
@@ -121,8 +126,7 @@ def clusters(bench: Bench) -> Row:
 
 def _stages(x, centroids, step: float) -> dict[str, float]:
     """Seconds of a step's two stages, as `lloyd.py` does them."""
-    labels_of = label_finder(x)
-    nearest = interleaved({"it": lambda: labels_of(centroids)}, x.device, 3)["it"].median
+    nearest = interleaved({"it": lambda: closest(x, centroids)}, x.device, 3)["it"].median
     return {"nearest centroids": nearest, "means and the host": max(0.0, step - nearest)}
 
 

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..model.head_loss import HeadWeight, head_losses
-from ..model.heads.interface import HeadUpdate
-from ..model.heads.static import LoraHead
+from ..heads import HeadUpdate, LoraHead
+from ..loss import HeadWeight, head_losses
 from ..states import ScoredStates
 from ..training.loop import evaluate
 from ..training.recorder import Recorder

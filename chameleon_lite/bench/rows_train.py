@@ -10,10 +10,8 @@ from torch import Tensor
 
 from ..config import TrainSettings
 from ..data.embeddings import mean_embeddings
-from ..model.head_loss import HeadWeight
-from ..model.heads.hyper import HyperHead
-from ..model.heads.interface import Condition, Head
-from ..model.heads.static import LoraHead
+from ..heads import Condition, Head, HyperHead, LoraHead
+from ..loss import HeadWeight
 from ..states import ScoredStates, hidden_states
 from ..training.loop import Member, fit
 from . import peers

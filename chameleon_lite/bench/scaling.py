@@ -1,7 +1,7 @@
 """More than one GPU: two processes against one, in steps they share and in seeds they share out.
 
     steps    torchrun, every step's documents split over the processes, gradients added: losses must be one process's
-    seeds    the command line with one worker a GPU, each taking seeds that are free: nothing is sent between them
+    seeds    the command line with one worker per GPU, each given the next seed: settings are sent, records come back
 
 Where there is no second GPU the same runs on two CPU processes, which shows that it is right, not that it is fast.
 Run as a module this file is the worker: it trains once in whatever group of processes it finds itself.
@@ -21,10 +21,8 @@ import torch
 from ..config import TrainSettings
 from ..data.arrangement import arrange
 from ..errors import RunFailed, UserError
-from ..model.head_loss import HeadWeight
-from ..model.heads.hyper import HyperHead
-from ..model.heads.interface import Condition
-from ..model.heads.static import LoraHead
+from ..heads import Condition, HyperHead, LoraHead
+from ..loss import HeadWeight
 from ..states import ScoredStates
 from ..training.loop import Member, fit
 from ..training.processes import Processes, leave

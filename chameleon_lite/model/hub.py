@@ -1,7 +1,7 @@
 """Causal LMs from a model hub or a folder, without ever waiting for a network that is not there.
 
-The library's own retries take some 25 seconds before they give up. Here the local cache is asked first; only
-when it lacks the model, and one connection to the hub succeeds in half a second, is anything downloaded.
+The library's own retries take some 25 seconds before they give up. Here the local cache comes first; only where it
+lacks the model, and one connection to the hub opens within half a second, is anything downloaded.
 """
 
 import hashlib
@@ -18,30 +18,32 @@ from .. import cache, errors
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
 
 
-def reachable(endpoint: str | None = None, seconds: float = 0.5) -> bool:
-    """Whether a connection to the hub (or to the proxy that leads there) opens within `seconds`.
+def offline() -> bool:
+    """Whether HF_HUB_OFFLINE switches the hub off."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
-    Runs in a thread of its own, because resolving a host name obeys no time limit.
+
+def reachable(seconds: float = 0.5) -> bool:
+    """Whether a connection to the hub (or to the proxy that leads there) opens within `seconds`; False if offline.
+
+    In a thread, because looking up a host name obeys no time limit.
     """
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+    if offline():
         return False
-    endpoint = endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     proxy = os.environ.get("https_proxy") or os.environ.get("HTTPS_PROXY")
-    parts = urlsplit(proxy or endpoint)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    opened = []
+    address = urlsplit(proxy or os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    port = address.port or (443 if address.scheme == "https" else 80)
+    opened = threading.Event()
 
     def connect() -> None:
         try:
-            socket.create_connection((parts.hostname, port), timeout=seconds).close()
-            opened.append(True)
+            socket.create_connection((address.hostname, port), timeout=seconds).close()
+            opened.set()
         except OSError:
-            pass
+            pass  # no name, no route, refused: not reachable
 
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(seconds + 0.2)
-    return bool(opened)
+    threading.Thread(target=connect, daemon=True).start()
+    return opened.wait(seconds + 0.2)
 
 
 def load_hub(name: str, dtype: torch.dtype, revision: str | None):

@@ -7,8 +7,8 @@ import time
 
 import torch
 
-from ..model.head_loss import head_losses
-from ..model.heads import LoraHead
+from ..heads import LoraHead
+from ..loss import head_losses
 from .cohort import Context
 from .regimes import Regime
 

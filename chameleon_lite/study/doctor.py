@@ -3,10 +3,13 @@
 import os
 import platform
 import shutil
-import socket
 from importlib.metadata import PackageNotFoundError, version
 
+import torch
+
 from .. import cache
+from ..model import hub
+from ..model.capability import matmul_dtype
 
 PACKAGES = (
     "torch",
@@ -19,11 +22,10 @@ PACKAGES = (
     "umap-learn",
     "torchmetrics",
 )
-HUB = "huggingface.co"
 
 
 def report(timeout: float = 1.0) -> str:
-    """The report as text; `timeout` seconds are spent at most on asking the hub."""
+    """The report as text; `timeout` seconds are the limit of the probe of the hub."""
     lines = [f"python {platform.python_version()} on {platform.system()} {platform.machine()}"]
     lines += [_package(name) for name in PACKAGES]
     lines += _devices()
@@ -41,10 +43,6 @@ def _package(name: str) -> str:
 
 
 def _devices() -> list[str]:
-    import torch
-
-    from ..model.head_loss import matmul_dtype
-
     names = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     cpu = f"cpu, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     first = torch.device("cuda" if names else "cpu")
@@ -53,13 +51,11 @@ def _devices() -> list[str]:
 
 
 def _hub(timeout: float) -> str:
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
-        return "model hub: switched off by HF_HUB_OFFLINE=1; smollm2 and docstrings need none"
-    try:
-        socket.create_connection((HUB, 443), timeout=timeout).close()
+    if hub.offline():
+        return "model hub: switched off by HF_HUB_OFFLINE; smollm2 and docstrings need none"
+    if hub.reachable(timeout):
         return "model hub: reachable"
-    except OSError:
-        return "model hub: not reachable; use --backbone smollm2 and --corpus docstrings, or a local folder"
+    return "model hub: not reachable; use --backbone smollm2 and --corpus docstrings, or a local folder"
 
 
 def _cached() -> list[str]:

@@ -7,17 +7,18 @@ Seeds and documents are crossed as everywhere in the study. A batch's variety be
 batches of two seeds hold different documents: it is averaged over documents first, and only seeds are drawn.
 """
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .evidence import Judged, by_corpus_and_regime
+from .contrasts import Judged, by_corpus_and_regime, judge
 from .generation_metrics import COLUMNS
 from .records import Record, load_records
 from .regimes import REGIMES
-from .statistics import Contrast, contrast, holm, verdict
+from .statistics import Contrast, contrast
 
 COHERENCE = "coherence-"  # files of results that hold continuations
 SCORE = "rouge_l"  # what decides; the other columns stand beside
@@ -109,11 +110,8 @@ class Generations:
         }
         if any(gain is None for gain, _ in found.values()):
             return {}
-        adjusted = holm({name: gain.p for name, (gain, _) in found.items()})
-        return {
-            name: Judged(name, gain, adjusted[name], verdict(turned, adjusted[name], margin=MARGIN))
-            for name, (gain, turned) in found.items()
-        }
+        judged = judge({name: turned for name, (_, turned) in found.items()}, MARGIN)
+        return {name: replace(judged[name], found=gain) for name, (gain, _) in found.items()}
 
 
 def generation_frame(generations: Generations) -> pd.DataFrame:
@@ -121,7 +119,7 @@ def generation_frame(generations: Generations) -> pd.DataFrame:
 
     The difference has its 95 % interval; the verdict stands where the contrast is one of the family.
     """
-    rows = []
+    rows, gain = [], "R4's ROUGE-L less it"
     for corpus, regime in generations.records:
         family, mean = generations.family(corpus), generations.contrast(corpus, regime)
         if mean is None:
@@ -137,9 +135,7 @@ def generation_frame(generations: Generations) -> pd.DataFrame:
                 "n seeds": mean.n,
                 "documents": mean.documents,
                 **means,
-                "R4's ROUGE-L less it": against.difference if against else None,
-                "low": against.low if against else None,
-                "high": against.high if against else None,
+                **(against.row(gain) if against else dict.fromkeys((gain, "low", "high"))),
                 "adjusted p": judged.adjusted_p if judged else None,
                 "verdict": judged.verdict if judged else "–",
                 "reference, nats a token": generations.contrast(corpus, regime, column="nll").difference,

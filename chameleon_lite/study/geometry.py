@@ -8,7 +8,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from ..ops import normalise
+from ..data.embeddings import normalise
 
 
 def mean_cosine(x: Tensor) -> float:

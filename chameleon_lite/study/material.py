@@ -8,10 +8,8 @@ arrangements belong to a seed. Besides train, validation and test there are prob
 `seen` (training documents, for the generalisation gap) and `transfer:<corpus>` (another corpus's test documents).
 """
 
-import os
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,17 +19,19 @@ from torch import Tensor
 
 from ..config import Experiment
 from ..data.arrangement import Arrangement, arrange
-from ..data.clusters import cluster_count, cluster_quality, fit_clusters, merge_small
+from ..data.cluster_quality import cluster_quality
+from ..data.clusters import cluster_count, fit_clusters, merge_small
 from ..data.corpora import load_corpus
 from ..data.corpora.documents import Corpus
 from ..data.tokens import TokenTable, tokenise
 from ..errors import UserError
+from ..loss import HeadWeight
 from ..model.backbones import Backbone
-from ..model.head_loss import HeadWeight, matmul_dtype
+from ..model.capability import matmul_dtype
 from ..states import ScoredStates, hidden_states
 from .conditions import Split
 from .mixed import MIXED, mixed_corpus
-from .units import TRANSFER
+from .names import TRANSFER
 from .views import Replaced, Views, condition_tokens, with_foreign
 
 SPLITS = ("train", "validation", "test")
@@ -84,7 +84,7 @@ class Seeded:
     nearest: dict[str, Tensor]  # (N,) nearest centroid of the batching clustering
     centroids: Tensor  # (K, C)
     routing: dict[str, Tensor]  # (N,) nearest centroid of the routing clustering
-    quality: dict  # of the batching clustering, see data.clusters.cluster_quality
+    quality: dict  # of the batching clustering, see data.cluster_quality
     seed: int
 
     def epoch(self, split: str, order: str, number: int) -> Arrangement:
@@ -99,7 +99,7 @@ def prepare(
     backbone: Backbone,
     corpus_name: str,
     *,
-    data_dir: Path | None = None,
+    data_dir: Path | Mapping[str, Corpus] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Material:
     """Build a corpus's material on the backbone's device; stages are timed and said through `say`."""
@@ -147,8 +147,10 @@ def prepare(
     return material
 
 
-def corpus_by_name(name: str, data_dir: Path | None) -> Corpus:
-    """A corpus of the data room, or the mixed stream of three of them."""
+def corpus_by_name(name: str, data_dir: Path | Mapping[str, Corpus] | None) -> Corpus:
+    """A corpus of the data room, or the mixed stream of three of them; from `data_dir` where that holds corpora."""
+    if isinstance(data_dir, Mapping):
+        return data_dir[name]
     return mixed_corpus(data_dir) if name == MIXED else load_corpus(name, data_dir=data_dir)
 
 
@@ -177,17 +179,6 @@ def seed_material(settings: Experiment, material: Material, seed: int) -> Seeded
             settings, vectors, material.tables["train"], material.corpus.name, seed
         )
     return material.seeds[seed]
-
-
-def seed_materials(settings: Experiment, material: Material, seeds: Sequence[int]) -> None:
-    """The same for several seeds side by side: k-means is on one thread each, so that it repeats itself."""
-    from threadpoolctl import threadpool_limits
-
-    missing = [s for s in seeds if s not in material.seeds]
-    [views["prefix"] for views in material.views.values()]  # made once, before threads ask
-    # The outer limit keeps one thread's exit from lifting another's.
-    with threadpool_limits(limits=1), ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        list(pool.map(lambda seed: seed_material(settings, material, seed), missing))
 
 
 def _fit_seed(

@@ -21,7 +21,7 @@ from ..training.loop import average
 from .cohort import Context
 from .generation_metrics import COLUMNS
 from .material import SEEN, Material
-from .measure import FOREIGN
+from .names import FOREIGN
 from .records import Record, provenance, run_name
 from .regimes import Regime
 

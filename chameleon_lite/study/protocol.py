@@ -103,7 +103,7 @@ class Protocol(Settings):
         for clash, reason in (
             (
                 self.layers and self.backbone == "cached",
-                "layers: true changes the hidden states in every step, so backbone cannot be cached; set backbone: live",
+                "layers: true changes the hidden states in every step, so backbone cannot be cached: set it to live",
             ),
             (
                 self.objective == "next_token" and self.ignored == "id 0",

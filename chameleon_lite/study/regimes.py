@@ -11,17 +11,8 @@ from functools import partial
 from torch import Tensor
 
 from ..errors import unknown
-from ..model.heads import (
-    BankHead,
-    FactorBankHead,
-    Head,
-    HyperHead,
-    LoraHead,
-    RoutedHead,
-    SvfBank,
-    UnigramBias,
-    matched_rank,
-)
+from ..heads import Head, HyperHead, LoraHead, matched_rank
+from ..model.heads.others import BankHead, FactorBankHead, RoutedHead, SvfBank, UnigramBias
 from .conditions import (
     Constant,
     Counted,

@@ -10,25 +10,22 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .. import cache
 from ..config import Experiment
 from ..errors import UserError, unknown
+from ..heads import Condition, Head, HyperHead, LoraHead, matched_rank
 from ..model.backbones import Backbone
-from ..model.heads.hyper import HyperHead, matched_rank
-from ..model.heads.interface import Condition, Head
-from ..model.heads.static import LoraHead
 from ..training.loop import Member, Processes, average, evaluate, fit
+from .cohort import Context
 from .outcome import peak_memory, reset_peak
 from .protocol import Protocol
-from .records import Record, provenance, read_run, write_run
+from .records import Record, provenance
 from .regimes import RANK
-from .released_material import BatchMean, ReleasedMaterial, batches_of, labels_of, prepare_released
+from .released_material import BatchMean, ReleasedMaterial, batches_of, labels_of
 
 REGIMES = ("R0", "R1", "R2", "R3", "R4")
 HYPER_INIT = {"wikitext": "wikitext", "alpaca": "alpaca", "described": "wikitext", "no_op": None}
@@ -82,58 +79,15 @@ def check_released(settings: Experiment) -> None:
         )
 
 
-def run_released(
-    settings: Experiment,
-    backbone: Backbone,
-    corpus: str,
-    missing: dict[int, list[str]],
-    names,
-    *,
-    runs: Path,
-    data_dir: Path | None,
-    processes: Processes,
-    command: str,
-    deadline,
-    say,
-    resume: bool = True,
-) -> dict:
-    """Train and measure the missing regimes of each seed; writes each run, returns records by (regime, seed).
-
-    `names(regime, seed)` gives a run's name. Processes that share the folder of runs split the seeds between them,
-    and with `resume` take what another has finished meanwhile.
-    """
-    check_released(settings)
-    material = prepare_released(settings, backbone, corpus, data_dir=data_dir, say=say)
-    out = {}
-    job = f"{len(settings.regimes)}-of-{names(settings.regimes[0], 0)}"  # whatever is missing of it
-    for seed in _shared_out([seed for seed, regimes in missing.items() if regimes], job, runs, processes):
-        finished = {r: read_run(runs, names(r, seed)) for r in missing[seed]} if resume else {}
-        out |= {(r, seed): record for r, record in finished.items() if record is not None}
-        regimes = [r for r in missing[seed] if (r, seed) not in out]
-        if not regimes:
-            continue
-        deadline.check(f"{corpus}, seed {seed}")
-        say(f"{corpus}, seed {seed}: {', '.join(regimes)} under {settings.protocol.preset}")
-        reset_peak(backbone.device)
-        for regime, member, trained in train_released(material, regimes, seed, processes):
-            record, documents = _record(
-                material, regime, member, trained, names(regime, seed), corpus, command
-            )
-            if processes.index == 0:
-                write_run(runs, record, documents)
-            out[regime, seed] = record
-        deadline.done()
-    return out
-
-
-def _shared_out(seeds: list[int], job: str, runs: Path, processes: Processes) -> Iterator[int]:
-    """The seeds in turn; processes that compute together (torchrun) walk all of them side by side.
-
-    A process that starts late misses fewer runs of a seed, so a lock's name must not depend on what is missing.
-    """
-    if processes.count > 1:
-        return iter(seeds)
-    return cache.turns(seeds, lambda seed: runs / "locks" / f"{job}-seed{seed}")
+def measure_released(
+    context: Context, regimes: list[str], seed: int, corpus: str, names: list[str]
+) -> Iterator[tuple[Record, pd.DataFrame]]:
+    """Train and measure regimes of one seed; yields each run's record, under its name, and its losses per row."""
+    material = context.material
+    reset_peak(material.backbone.device)
+    name_of = dict(zip(regimes, names, strict=True))
+    for regime, member, trained in train_released(material, regimes, seed, context.processes):
+        yield _record(material, regime, member, trained, name_of[regime], corpus, context.command)
 
 
 def train_released(

@@ -5,7 +5,7 @@ load_corpus ─ split ─ tokenise ─▶ TokenTable a split ─ padded_states o
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,19 +16,17 @@ from torch import Tensor
 from ..config import Experiment
 from ..data.batches import cluster_batches
 from ..data.clusters import fit_clusters, merge_small
-from ..data.corpora import load_corpus
 from ..data.corpora.documents import Corpus, Document
-from ..data.embeddings import mean_embeddings
+from ..data.embeddings import mean_embeddings, normalise
 from ..data.released import released_batches, released_clusters
 from ..data.tokens import TokenTable, tokenise
 from ..errors import UserError
+from ..heads import Condition
+from ..loss import HeadWeight
 from ..model.backbones import Backbone
-from ..model.head_loss import HeadWeight
-from ..model.heads.interface import Condition
-from ..ops import normalise
 from ..training.dropout import live_dropout
 from ..training.padded import LiveStates, Scoring, full_rows, padded_states
-from .material import _dtype, _timed
+from .material import _dtype, _timed, corpus_by_name
 from .protocol import Protocol, needs_no_prompt, protocol_of
 
 SCRIPT_SEED = 42  # the Alpaca script draws its validation rows with this seed
@@ -94,12 +92,12 @@ def prepare_released(
     backbone: Backbone,
     corpus_name: str,
     *,
-    data_dir: Path | None = None,
+    data_dir: Path | Mapping[str, Corpus] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> ReleasedMaterial:
     """Build a corpus's material under the experiment's protocol; stages are timed."""
     protocol, seconds = protocol_of(settings.protocol), {}
-    corpus = _timed(seconds, "corpus", lambda: load_corpus(corpus_name, data_dir=data_dir))
+    corpus = _timed(seconds, "corpus", lambda: corpus_by_name(corpus_name, data_dir))
     documents = documents_by_split(settings, protocol, corpus)
     tables = _timed(seconds, "tokens", lambda: _tables(settings, protocol, backbone, documents))
     device = backbone.head.weight.device
@@ -259,14 +257,15 @@ def _clusters(protocol: Protocol, vectors: Tensor, rows: int, seed: int):
 def batches_of(
     material: ReleasedMaterial, split: str, labels: Tensor, seed: int, epoch: int | None
 ) -> list[Tensor]:
-    """Batches of one cluster in an epoch (None: evaluation, always the fixed list); those with nothing scored left out.
-
-    A batch without a scored token has no mean; the released scripts would get NaN there.
-    """
+    """Batches of one cluster with something scored in an epoch (None: evaluation, always the fixed list)."""
     size, protocol = material.settings.clusters.batch_rows, material.protocol
     if epoch is None or protocol.batches == "fixed":
         batches = released_batches(labels, size, seed=seed)
     else:
         batches = cluster_batches(labels, size, torch.Generator().manual_seed(seed * 100_003 + epoch))
-    counts = material.scored[split].counts
+    return scored_batches(batches, material.scored[split].counts)
+
+
+def scored_batches(batches: list[Tensor], counts: Tensor) -> list[Tensor]:
+    """The batches with at least one scored token by counts (N,): others have no mean, and the scripts get NaN there."""
     return [b for b in batches if int(counts[b].sum())]

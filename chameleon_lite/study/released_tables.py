@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .figures.curves import mean_and_span
 from .paper import published
 from .protocol import PRESETS, Protocol
 from .records import Record, load_records
+from .statistics import mean_and_span
 
 NOT_MEASURED = "not measured yet"
 COLUMNS = {"R0": "R0", "R1": "R1", "R4": "R4"}  # the rows that the paper has

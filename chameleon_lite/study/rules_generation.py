@@ -6,14 +6,14 @@
 cannot gain by being short of words; variety, of a document and of its cluster batch, and repetition stand beside.
 """
 
-from .evidence import Evidence
+from .contrasts import StoredRuns
 from .generated import TITLES, Generations
 from .rules import Finding, text, worst
 
 BESIDE = ("distinct_2", "repeated", "batch_distinct_2")  # R4's less R1's and R3's, without a verdict
 
 
-def coherent_outputs(evidence: Evidence) -> Finding:
+def coherent_outputs(evidence: StoredRuns) -> Finding:
     """R4's ROUGE-L F1 above R1's and above R3's, both by more than 0.01 with the whole 95 % interval, Holm-adjusted.
 
     Equivalent, refuted and not decidable as in every contrast (`statistics.verdict`), with 0.01 of F1 as the margin;

@@ -1,28 +1,23 @@
-"""When a process worked on an experiment and on which device: what a whole study cost, although processes shared it.
+"""When jobs of an experiment ran and on which device: what a whole study cost, although jobs shared it.
 
-run_experiment ─▶ runs/spans/<experiment>--<corpus>--<host>-<pid>-<start>.json, written at the start and at the end
-pack_spans     ─▶ results/spans.jsonl, one line a process ─▶ device_minutes: time a device had work, counted once
+job ─▶ Span ─▶ runs/spans.jsonl ─ pack_spans ─▶ results/spans.jsonl ─▶ device_minutes: time a device had work, once
 """
 
-import json
-import os
-import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+import torch
 from pydantic import BaseModel, ConfigDict
 
 from .. import cache
-from .records import device_name, file_safe, load_records
+from .records import device_name, load_records
 
 FILE = "spans.jsonl"
 
 
 class Span(BaseModel):
-    """One process on one corpus and device, in seconds since 1970; `ended` is None if it was killed."""
+    """One job (in older lines one process) on a corpus and a device, in seconds since 1970."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -31,84 +26,62 @@ class Span(BaseModel):
     device: str  # an identity, not a kind: two processes with the same one shared it
     device_name: str
     started: float
-    ended: float | None = None
+    ended: float
     source: str = "the process itself"
 
 
-@contextmanager
-def noted(experiment: str, corpus: str, device: str, runs: Path) -> Iterator[None]:
-    """Write a span around the work in hand."""
-    span = Span(experiment=experiment, corpus=corpus, started=time.time(), **_identity(device))
-    process = (
-        f"{socket.gethostname()}-{os.getpid()}-{span.started:.6f}"  # a process may do several in a second
+def span_of(experiment: str, corpus: str, started: float, device: torch.device) -> Span:
+    """The span that ends now."""
+    identity = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else "cpu"
+    name = device_name(str(device))
+    ended = time.time()
+    return Span(
+        experiment=experiment, corpus=corpus, device=identity, device_name=name, started=started, ended=ended
     )
-    path = runs / "spans" / f"{experiment}--{file_safe(corpus)}--{process}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, span)
-    try:
-        yield
-    finally:
-        _write(path, span.model_copy(update={"ended": time.time()}))
 
 
-def _write(path: Path, span: Span) -> None:
-    with cache.atomic(path) as part:
-        part.write_text(span.model_dump_json() + "\n")
-
-
-def _identity(device: str) -> dict[str, str]:
-    import torch
-
-    if not device.startswith("cuda"):
-        return {"device": "cpu", "device_name": device_name(device)}
-    return {"device": str(torch.cuda.get_device_properties(device).uuid), "device_name": device_name(device)}
+def note(span: Span, runs: Path) -> None:
+    """Add a span to those of a folder of runs."""
+    runs.mkdir(parents=True, exist_ok=True)
+    with open(runs / FILE, "a") as file:
+        file.write(span.model_dump_json() + "\n")
 
 
 def pack_spans(experiment: str, runs: Path, results: Path) -> Path:
-    """Add what is known of an experiment's processes to `results/spans.jsonl`; a span found there already stays one."""
+    """Add an experiment's spans to `results/spans.jsonl`; one that is there already stays one."""
     path = results / FILE
-    found = [Span.model_validate_json(p.read_text()) for p in (runs / "spans").glob("*.json")]
-    with cache.locked(runs / "locks" / FILE):  # experiments that end side by side share the file
-        lines = {
-            (s.experiment, s.device, s.started): s
-            for s in [*load_spans(results), *(s for s in found if s.experiment == experiment)]
-        }
+    with cache.locked(runs / FILE):  # experiments that end side by side share the file
+        spans = load_spans(results) + [s for s in load_spans(runs) if s.experiment == experiment]
+        lines = {(s.experiment, s.device, s.started): s.model_dump_json() + "\n" for s in spans}
         with cache.atomic(path) as part:
-            part.write_text("".join(s.model_dump_json() + "\n" for _, s in sorted(lines.items())))
+            part.write_text("".join(line for _, line in sorted(lines.items())))
     return path
 
 
 def load_spans(results: Path) -> list[Span]:
-    """The spans of a results folder, none where there is no file."""
+    """The spans of a folder, none where there is no file."""
     path = Path(results) / FILE
-    return (
-        [Span.model_validate(json.loads(line)) for line in path.read_text().splitlines()]
-        if path.is_file()
-        else []
-    )
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [Span.model_validate_json(line) for line in lines]
 
 
 def device_minutes(spans: list[Span]) -> pd.DataFrame:
-    """A line an experiment and one for all: processes, devices, and the minutes in which a device had work of it.
+    """One row per experiment and one for all: spans, devices, and the minutes in which a device had work of it.
 
-    Time that several processes shared one device counts once, so lines need not add up to the last one. Processes
-    that were killed count in `unfinished` alone.
+    Time that several spans share on one device counts once, so rows need not add up to the last one.
     """
     rows = []
     for name in [*dict.fromkeys(s.experiment for s in spans), None]:
-        own = [s for s in spans if name in (None, s.experiment)]
-        ended = [s for s in own if s.ended is not None]
+        of_name = [s for s in spans if name in (None, s.experiment)]
+        devices = {s.device for s in of_name}
+        seconds = sum(_covered([s for s in of_name if s.device == d]) for d in devices)
         rows.append(
             {
                 "experiment": name or "all of them",
-                "processes": len(own),
-                "unfinished": len(own) - len(ended),
-                "devices": len({s.device for s in own}),
-                "device": ", ".join(sorted({s.device_name for s in own})),
-                "device minutes": sum(
-                    _covered([s for s in ended if s.device == d]) for d in {s.device for s in ended}
-                )
-                / 60,
+                "spans": len(of_name),
+                "devices": len(devices),
+                "device": ", ".join(sorted({s.device_name for s in of_name})),
+                "device minutes": seconds / 60,
             }
         )
     return pd.DataFrame(rows)

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 
 from ..errors import UserError
+from .contrasts import articles_of, by_unit
 from .records import Record, load_records, record_files
 from .regimes import REGIMES
-from .statistics import Contrast, contrast, mean_interval
-from .units import HONEST, articles_of, by_unit
+from .statistics import Contrast, contrast, interval_text, mean_interval
 
 
 def parameter_frame(backbone: str) -> pd.DataFrame:
@@ -54,7 +54,7 @@ def loss_matrix(
 ) -> tuple[np.ndarray, np.ndarray]:
     """nll sums (S, N) and tokens (N,) of one regime's records (one a seed) over the units that intervals draw.
 
-    Units are documents, of WikiText articles; `articles` names those of the mixed stream's rows (`units.py`).
+    Units are documents, of WikiText articles; `articles` names those of the mixed stream's rows (`contrasts.by_unit`).
     """
     rows, tokens = [], None
     for record in sorted(records, key=lambda r: r.seed):
@@ -66,7 +66,7 @@ def loss_matrix(
 
 def summary_frame(records: list[Record], folder: Path, split: str = "test") -> pd.DataFrame:
     """One row a regime and corpus: n seeds, nats a token with interval, and the difference from the frozen model."""
-    documents, articles = documents_of(records, folder), articles_of(Path(folder), HONEST)
+    documents, articles = documents_of(records, folder), articles_of(Path(folder))
     rows = []
     for (corpus, backbone), group in _groups(records).items():
         base = _matrix(group.get("R0"), documents, split, articles)
@@ -108,11 +108,6 @@ def curve_frame(records: list[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def interval_text(found: Contrast, digits: int = 4) -> str:
-    """A value with its 95 % interval, as tables print it."""
-    return f"{found.difference:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
-
-
 def _row(name, corpus, backbone, done, mean: Contrast, against: Contrast | None, split: str) -> dict:
     return {
         "regime": name,
@@ -123,10 +118,14 @@ def _row(name, corpus, backbone, done, mean: Contrast, against: Contrast | None,
         "documents": mean.documents,
         "parameters": done[0].trainable_parameters,
         "learning rate": done[0].learning_rate,
-        f"{split} nll": interval_text(mean),
-        "difference from R0": interval_text(against) if against else "–",
+        f"{split} nll": _text(mean),
+        "difference from R0": _text(against) if against else "–",
         "profile": done[0].profile,
     }
+
+
+def _text(c: Contrast) -> str:
+    return interval_text(c.difference, c.low, c.high)
 
 
 def _groups(records: list[Record]) -> dict:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ..data.ragged import by_length
+from ..heads import Head, HyperHead, LoraHead
 from ..model.backbones import copied
-from ..model.heads import Head, HyperHead, LoraHead
 from ..model.lora import add_lora
 from ..states import arithmetic
 from ..training.uncached import READ_TOKENS, Layered, Texts, fit_layers, read_layers, row_losses
@@ -131,3 +131,6 @@ def _texts(context: Context, seeded: Seeded, r: Regime, source: Callable, split:
         return view.arrangement.steps(context.settings.train.rows_per_step)
 
     return Texts(context.material.tables[split], batches, source(view))
+
+
+PROCEDURES = {procedure.__name__: procedure for procedure in (in_context, layers_static, layers_hyper)}

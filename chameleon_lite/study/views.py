@@ -14,11 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.embeddings import mean_embeddings
-from ..data.ragged import ragged
-from ..data.tokens import TokenTable
+from ..data.embeddings import mean_embeddings, normalise
+from ..data.tokens import TokenTable, ragged
 from ..errors import unknown
-from ..ops import normalise
 
 LEAKS = ("row", "length")  # views that read what is scored
 CHUNK = 4_096  # documents whose hidden states are averaged at once

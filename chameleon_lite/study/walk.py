@@ -11,6 +11,7 @@ import pandas as pd
 
 from .protocol import PRESETS
 from .records import Record
+from .statistics import interval_text
 
 # what a step of these does to the loss is no gain and no loss: other positions count, or with other weights
 YARDSTICK = ("objective", "ignored", "average", "reads", "split", "reported")
@@ -106,6 +107,8 @@ def _texts(values: pd.DataFrame) -> list[str]:
     out = []
     for _, row in values.iterrows():
         row = row.dropna()
-        span = f" [{row.min():+.4f}, {row.max():+.4f}]" if len(row) > 1 else ""
-        out.append(f"{row.mean():+.4f}{span}" if len(row) else "–")
+        if len(row) > 1:
+            out.append(interval_text(row.mean(), row.min(), row.max(), "+.4f"))
+        else:
+            out.append(f"{row.mean():+.4f}" if len(row) else "–")
     return out

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.ragged import by_length, cumulative
+from ..data.tokens import by_length, cumulative
 from ..errors import unknown
+from ..loss import pick_next_token
 from ..states import BATCH_TOKENS, ScoredStates, arithmetic, fetched, place_of
 from ..stored import stored
-from .objectives import IGNORED_BY_RELEASED, Pick, pick_full, pick_last, pick_next_token, released_mask
+from .objectives import IGNORED_BY_RELEASED, Pick, pick_full, pick_last, released_mask
 
 OBJECTIVES = ("last", "full", "next_token")
 
@@ -133,5 +134,7 @@ def _targets(table, scoring: Scoring) -> tuple[np.ndarray, np.ndarray]:
 def _batches(table, scoring: Scoring, device: torch.device) -> list[np.ndarray]:
     """Documents by length, in batches whose padded size stays within what the device takes well."""
     order = np.argsort(table.lengths, kind="stable")
-    lengths = table.lengths[order] if scoring.objective == "next_token" else np.full(len(order), scoring.length)
+    lengths = (
+        table.lengths[order] if scoring.objective == "next_token" else np.full(len(order), scoring.length)
+    )
     return [order[part] for part in by_length(lengths, BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"]))]

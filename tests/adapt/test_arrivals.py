@@ -53,7 +53,7 @@ def test_stream_is_scored_on_the_same_positions_whatever_is_known(adapter, some_
     from chameleon_lite.data.corpora.documents import Document
     from chameleon_lite.data.embeddings import mean_embeddings
     from chameleon_lite.data.tokens import tokenise
-    from chameleon_lite.model.head_loss import HeadWeight
+    from chameleon_lite.loss import HeadWeight
     from chameleon_lite.states import ScoredStates, hidden_states
 
     backbone = adapter.backbone

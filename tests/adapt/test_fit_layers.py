@@ -12,10 +12,10 @@ from chameleon_lite.adapt.stream import adapt
 from chameleon_lite.config import ClusterSettings, FitSettings, TokenSettings, TrainSettings
 from chameleon_lite.data.tokens import tokenise
 from chameleon_lite.errors import RunFailed, UserError
+from chameleon_lite.heads import LoraHead
+from chameleon_lite.loss import HeadWeight
 from chameleon_lite.model.backbones import copied, load_backbone
 from chameleon_lite.model.chameleon import ChameleonLiteForCausalLM
-from chameleon_lite.model.head_loss import HeadWeight
-from chameleon_lite.model.heads import LoraHead
 from chameleon_lite.model.lora import add_lora, lora_names, lora_parameters
 from chameleon_lite.states import hidden_states
 from chameleon_lite.training import uncached

@@ -8,8 +8,10 @@ import os
 import pytest
 import torch
 
-from chameleon_lite.model.head_loss import IGNORED, HeadWeight, head_losses, plain_losses, token_losses
-from chameleon_lite.model.heads import HeadUpdate
+from chameleon_lite import engine, loss
+from chameleon_lite.fast.head_loss import head_losses, token_losses
+from chameleon_lite.heads import HeadUpdate
+from chameleon_lite.loss import IGNORED, HeadWeight
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -28,6 +30,12 @@ SMALL = {
     "one in groups": [(3, 4, False)],
     "groups": [(3, 4, False), (12, 4, False), (2, 2, True), (0, 4, False)],
 }
+
+
+def plain_losses(*args, **options):
+    """The losses of the plain engine."""
+    with engine.use("plain"):
+        return loss.head_losses(*args, **options)
 
 
 def setting(rows, width, vocab, spec, *, base_bias=False, want_h=False, seed=0):
@@ -101,7 +109,7 @@ def test_small_shapes_uneven_chunks(heads, want_h, kernel):
 def test_where_rows_lie_is_told_once_for_chunks_of_one_size(monkeypatch):
     """Also when the first pass was made in inference mode, whose tensors can't be trained on."""
     pytest.importorskip("triton")
-    from chameleon_lite.model import head_loss_triton
+    from chameleon_lite.fast import head_loss_triton
 
     case = setting(41, 16, 200, [(0, 4, False), (0, 2, True), (0, 40, False)])
     h, target, weight, bias, updates, *_ = case

@@ -4,9 +4,8 @@ import shutil
 import pytest
 import torch
 
-from chameleon_lite.errors import RunFailed
 from chameleon_lite.model.backbones import load_backbone
-from chameleon_lite.study import cohort, experiment
+from chameleon_lite.study import experiment, sweep
 from chameleon_lite.study.cohort import Context, Trial, train_seed
 from chameleon_lite.study.experiment import expected_names, run_experiment
 from chameleon_lite.study.material import prepare, seed_material, split_view
@@ -50,22 +49,20 @@ def test_resume_after_a_kill_loses_only_the_run_in_progress(small, tmp_path, mon
 
 
 def test_a_sweep_is_kept_and_not_repeated(small, tmp_path, monkeypatch):
-    sweep = {"grid": [1e-3, 1e-2], "seeds": 1, "extend": 0}
-    settings = small(["R1", "R5", "R5-g4"], learning_rates={}, sweep=sweep)
-    (record, *_) = run_experiment(settings, runs=tmp_path)
+    grid = {"grid": [1e-3, 1e-2], "seeds": 1, "extend": 0}
+    settings = small(["R1", "R5", "R5-g4"], learning_rates={}, sweep=grid)
+    *_, record = run_experiment(settings, runs=tmp_path)
     assert set(record.learning_rate_trials) == {"0.001", "0.01"}
     kept = sorted(p.name for p in (tmp_path / "sweeps").iterdir() if p.suffix == ".json")
     assert len(kept) == 4  # R5-g4 takes R5's rate
     assert json.loads((tmp_path / "sweeps" / kept[0]).read_text())["trial"].startswith("R1@")
-    monkeypatch.setattr(cohort, "train_seed", lambda *_: pytest.fail("the sweep ran again"))
-    monkeypatch.setattr(experiment, "_cached_outcomes", lambda *_: {})
-    context = _context(settings, tmp_path)
-    assert experiment._run_corpus(context, [regime("R1")], {}, "x") == {}
-
-
-def test_time_is_kept(small, tmp_path):
-    with pytest.raises(RunFailed, match="time is up"):
-        run_experiment(small(["R1"]), runs=tmp_path, minutes=0)
+    shutil.rmtree(tmp_path / record.name)
+    monkeypatch.setattr(sweep, "train_seed", lambda *_: pytest.fail("the sweep ran again"))
+    again = run_experiment(settings, runs=tmp_path)
+    assert (
+        again[2].measured() == record.measured()
+        and again[2].learning_rate_trials == record.learning_rate_trials
+    )
 
 
 def test_readings_beyond_the_test_split_are_recorded(small, tmp_path, made_up, monkeypatch):
@@ -86,14 +83,14 @@ def test_readings_beyond_the_test_split_are_recorded(small, tmp_path, made_up, m
         pack("x", [four.name], tmp_path, tmp_path / "results")
 
 
-def _context(settings, runs):
+def _context(settings):
     material = prepare(settings, load_backbone("tiny"), settings.corpora[0])
-    return Context(settings, material, runs, Processes(), "test", lambda text: None)
+    return Context(settings, material, Processes(), "test", lambda text: None)
 
 
 def test_constant_input_is_a_static_adapter(small, tmp_path):
     """R3 trained, then folded into a LoRA head: the same losses, since nothing it is told varies."""
-    context = _context(small(["R3"]), tmp_path)
+    context = _context(small(["R3"]))
     (trial,) = train_seed(context, [Trial(regime("R3"), 1e-2)], 0)
     seeded = seed_material(context.settings, context.material, 0)
     view, train = split_view(context.material, seeded, "test"), split_view(context.material, seeded, "train")
@@ -109,7 +106,7 @@ def test_constant_input_is_a_static_adapter(small, tmp_path):
 
 def test_every_regime_on_cached_states_is_measured(small, tmp_path):
     names = [n for n, r in REGIMES.items() if r.procedure is None]
-    context = _context(small(names), tmp_path)
+    context = _context(small(names))
     trained = [r for r in REGIMES.values() if r.trained]
     members = {t.regime.name: t.member for t in train_seed(context, [Trial(r, 1e-2) for r in trained], 0)}
     seeded = seed_material(context.settings, context.material, 0)

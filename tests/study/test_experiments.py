@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from chameleon_lite.config import PROFILES, load_experiment
-from chameleon_lite.study.experiment import expected_names, is_honest, stops
+from chameleon_lite.study.experiment import expected_names, stops
+from chameleon_lite.study.jobs import is_honest
 from chameleon_lite.study.regimes import REGIMES
 from chameleon_lite.study.released import check_released
 

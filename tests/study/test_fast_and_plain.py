@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from chameleon_lite import states
-from chameleon_lite.model.head_loss import IGNORED, HeadWeight, plain_losses
+from chameleon_lite import engine, states
+from chameleon_lite.loss import IGNORED, HeadWeight
 from chameleon_lite.study.experiment import run_experiment
-from chameleon_lite.training import loop, steps
+from chameleon_lite.training import loop
 
 REGIMES = ["R0", "R1", "R2", "R4", "R6"]
 EXACT, SIXTEEN, BETWEEN = 1e-5, 2e-3, 5e-4  # nats a token: float32, 16 bits, differences between regimes
@@ -20,7 +20,7 @@ def plain_token_losses(h, target, weight: HeadWeight, updates, *, groups=None, s
         logits = F.linear(x, weight.weight[: weight.vocab].float(), weight.bias)
         if update is not None and update.down is not None:
             group = groups[k] if groups is not None else None
-            row = torch.zeros(len(h), dtype=torch.int64) if group is None else group.index
+            row = torch.zeros(len(h), dtype=torch.int64) if group is None else group
             z = torch.einsum("mc,mrc->mr", x, update.down[row])
             logits = logits + scale * torch.einsum("mr,mvr->mv", z, update.up[row])
         out.append(F.cross_entropy(logits, target, reduction="none", ignore_index=IGNORED))
@@ -49,8 +49,7 @@ def losses(small, tmp_path, monkeypatch):
 @pytest.fixture
 def plain(losses, monkeypatch):
     """The grid on the readable path."""
-    with monkeypatch.context() as patch:
-        patch.setattr(steps, "head_losses", plain_losses)
+    with engine.use("plain"), monkeypatch.context() as patch:
         patch.setattr(loop, "token_losses", plain_token_losses)
         patch.setattr(states, "by_length", one_document_at_a_time)
         return losses("plain")

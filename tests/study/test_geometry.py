@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from chameleon_lite.ops import normalise
+from chameleon_lite.data.embeddings import normalise
 from chameleon_lite.study.geometry import main_direction, mean_cosine, plane
 
 

@@ -41,7 +41,7 @@ def contexts(small, two_worlds, **more):
     backbone = load_backbone("tiny")
     settings = small(["R4"], **more)
     return [
-        Context(settings, prepare(settings, backbone, name), Path("."), Processes(), "", lambda _: None)
+        Context(settings, prepare(settings, backbone, name), Processes(), "", lambda _: None)
         for name in two_worlds
     ]
 

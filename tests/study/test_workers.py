@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from chameleon_lite import cache
-from chameleon_lite.study import workers
+from chameleon_lite.bench.scaling import workers
 from chameleon_lite.study.experiment import run_experiment
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

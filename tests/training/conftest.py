@@ -4,8 +4,8 @@ import torch
 
 from chameleon_lite.data.corpora.documents import Document
 from chameleon_lite.data.tokens import tokenise
+from chameleon_lite.loss import HeadWeight
 from chameleon_lite.model.backbones import load_backbone
-from chameleon_lite.model.head_loss import HeadWeight
 from chameleon_lite.states import ScoredStates, hidden_states
 
 WORDS = "the mean of a batch tells what kind of text it holds and little else than that".split()

@@ -7,11 +7,9 @@ import torch
 
 from chameleon_lite.config import TrainSettings
 from chameleon_lite.data.arrangement import arrange
-from chameleon_lite.model.head_loss import IGNORED, HeadWeight, head_losses
+from chameleon_lite.heads import Condition, HeadUpdate, HyperHead, LoraHead
+from chameleon_lite.loss import IGNORED, HeadWeight, head_losses
 from chameleon_lite.model.heads.dropout import Dropout
-from chameleon_lite.model.heads.hyper import HyperHead
-from chameleon_lite.model.heads.interface import Condition, HeadUpdate
-from chameleon_lite.model.heads.static import LoraHead
 from chameleon_lite.states import ScoredStates
 from chameleon_lite.training.loop import Member, fit
 from chameleon_lite.training.recorder import Recorder, Recording
@@ -27,7 +25,7 @@ class Rehearsal(Recorder):
     replays = 0
 
     def _record(self, inputs, work):
-        return Recording(work, [x.clone() for x in inputs], torch.empty(0))
+        return Recording(work, [x.clone() for x in inputs], torch.empty(0), [])
 
     def _replay(self, kept, inputs):
         type(self).replays += 1

@@ -67,8 +67,8 @@ def test_folder_of_text_files(written, tmp_path):
     [
         ("a.jsonl", [{"Txt": "x"}], "no column 'text'.*found 'Txt': 'Txt' looks like 'text'"),
         ("a.jsonl", [{"prompt": "x", "answer": "y"}], "nor 'prompt' and 'response'"),
-        ("a.jsonl", '{"text": "x"}\n{"text": oops}', "a.jsonl, line 2 is not JSON"),
-        ("a.jsonl", "[1]", "row 1 is list"),
+        ("a.jsonl", '{"text": "x"}\n{"text": oops}', "a.jsonl, row 2: not JSON"),
+        ("a.jsonl", "[1]", "row 1: a row is an object or a string, not list"),
         ("a.jsonl", [{"text": 3}], "row 1: 'text' is int, not a string"),
         ("a.jsonl", "", "has no text"),
         ("a.jsonl", [{"text": ""}, {"text": None}], "2 rows, all empty"),
