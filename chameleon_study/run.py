@@ -126,8 +126,8 @@ def _rates(
         crew.common.say(estimate(crew.common.context(settings, corpus), trained))
 
     def measured(wanted: list[tuple[str, float]]) -> Losses:
-        jobs, files = sweep_jobs(settings, corpus, wanted), _sweep_files(settings, corpus, crew, runs)
-        losses = files.read(jobs)
+        jobs, sweeps = sweep_jobs(settings, corpus, wanted), _sweep_files(settings, corpus, crew, runs)
+        losses = sweeps.read(jobs)
         left = [job.without(losses) for job in jobs]
         for job, result in crew.share(work, [job for job in left if job.heads]):
             if isinstance(result, Span):
@@ -135,7 +135,7 @@ def _rates(
                 continue
             losses[result[0]] = result[1]
             if crew.common.processes.index == 0:
-                files.write(*result)
+                sweeps.write(*result)
         return {key: losses[key] for job in jobs for key in job.keys}
 
     rates, trials = choose_rates(settings, trained, measured)

@@ -151,8 +151,8 @@ def _sent(model: Any, device: str | None, dtype: str | None, how: dict) -> Sent:
     from ..chameleon import hub_folder
 
     check_device(device)
-    files = [path for path in Path(hub_folder(model)).iterdir() if path.is_file()]
-    return Sent({path.name: path.read_bytes() for path in files}, device, dtype, how)
+    paths = [path for path in Path(hub_folder(model)).iterdir() if path.is_file()]
+    return Sent({path.name: path.read_bytes() for path in paths}, device, dtype, how)
 
 
 def _run(crew: Workers, source: Path, part: Path, done: int, window: int, progress: bool) -> None:

@@ -102,8 +102,8 @@ def load_checkpoint(source: str, dtype: torch.dtype, **options):
 
 def folder_hash(folder: Path) -> str:
     """sha256 over the names and contents of the configuration and all weight files of a folder."""
-    files = sorted({path for pattern in ("config.json", *WEIGHT_FILES) for path in folder.glob(pattern)})
-    text = "".join(f"{path.name} {files.sha256(path)}\n" for path in files)
+    paths = sorted({path for pattern in ("config.json", *WEIGHT_FILES) for path in folder.glob(pattern)})
+    text = "".join(f"{path.name} {files.sha256(path)}\n" for path in paths)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

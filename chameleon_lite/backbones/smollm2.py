@@ -72,10 +72,10 @@ def verified_folder(folder: Path) -> Path:
     """`folder` if every file in its manifest is there with its sha256; DamagedFile, naming it, if not."""
     manifest = folder / MANIFEST
     try:
-        files = json.loads(manifest.read_text())["files"]
+        entries = json.loads(manifest.read_text())["files"]
     except (OSError, ValueError, KeyError) as error:
         raise errors.DamagedFile(f"{manifest} is missing or unreadable") from error
-    for name, entry in files.items():
+    for name, entry in entries.items():
         if not (folder / name).is_file():
             raise errors.DamagedFile(f"{folder / name} is missing")
         files.verified(folder / name, entry["sha256"])
@@ -84,8 +84,8 @@ def verified_folder(folder: Path) -> Path:
 
 def write_manifest(folder: Path) -> None:
     """Record the sha256 of every file of `folder` in its manifest."""
-    files = {path.name: {"sha256": files.sha256(path)} for path in sorted(folder.iterdir())}
-    content = {"source": WHEEL, "gguf_sha256": GGUF_SHA256, "files": files}
+    entries = {path.name: {"sha256": files.sha256(path)} for path in sorted(folder.iterdir())}
+    content = {"source": WHEEL, "gguf_sha256": GGUF_SHA256, "files": entries}
     (folder / MANIFEST).write_text(json.dumps(content, indent=1))
 
 
