@@ -20,8 +20,7 @@ from ..heads import Condition
 from ..model.backbones import Backbone
 from ..model.capability import number_format
 from ..model.conditions import group_means
-from ..training.features import features
-from ..training.scored import ScoredStates, scored_states
+from ..states import ScoredStates, hidden_states
 
 
 @dataclass
@@ -86,6 +85,4 @@ def parts_of(
 def _states(backbone: Backbone, table: TokenTable, settings: FitSettings, progress: bool) -> ScoredStates:
     """The hidden states of a table, computed once and kept."""
     dtype = number_format(settings.train.feature_dtype, backbone.device)
-    return scored_states(
-        features(backbone, table, dtype=dtype, progress=progress), table, device=backbone.device
-    )
+    return ScoredStates(table, hidden_states(backbone, table, dtype, progress=progress), backbone.device)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from ..fast.lloyd import assign
 from ..heads import HeadUpdate
 from ..loss import HeadWeight, head_losses
-from ..training.features import arithmetic, hidden_rows
+from ..states import arithmetic, hidden_rows
 from .measure import interleaved, sample, seconds_of
 from .rows_features import pass_operations
 from .workload import Bench, head_inputs, random_table, row_lengths

@@ -12,7 +12,7 @@ from ..fast import lloyd
 from ..fast.aligned_head import AlignedHead
 from ..loss import HeadWeight
 from ..model.formats import in_format
-from ..training.features import arithmetic
+from ..states import arithmetic
 from . import peers
 from .measure import interleaved
 from .rows_head import HeadWork

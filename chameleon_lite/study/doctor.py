@@ -63,8 +63,8 @@ def _cached() -> list[str]:
     lines = [f"cache: {home}"]
     ready = any(home.glob("smollm2/**/*.safetensors"))
     lines.append("  smollm2: ready" if ready else "  smollm2: absent; chameleon-lite fetch smollm2 (93 MB)")
-    size = sum(p.stat().st_size for p in home.glob("features/**/*.npy")) if home.is_dir() else 0
-    lines.append(f"  features: {size / 1e6:.0f} MB")
+    size = sum(p.stat().st_size for p in home.glob("states/*.npy")) if home.is_dir() else 0
+    lines.append(f"  hidden states: {size / 1e6:.0f} MB")
     free = shutil.disk_usage(home if home.is_dir() else home.anchor or "/").free
     lines.append(f"  free disk: {free / 1e9:.1f} GB")
     return lines

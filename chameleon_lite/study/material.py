@@ -1,6 +1,6 @@
 """From a corpus's name to everything head training reads: tokens, hidden states, vectors, clusters.
 
-    load_corpus ─ tokenise ─▶ TokenTable a split ─ features ─▶ ScoredStates a split
+    load_corpus ─ tokenise ─▶ TokenTable per split ─ hidden_states ─▶ ScoredStates per split
                                      └ mean_embeddings ─▶ vectors ─ fit on train, assign elsewhere ─▶ labels a split
 
 Made once a (backbone, corpus, settings) and shared by all regimes and seeds; only the clusterings and the
@@ -28,8 +28,7 @@ from ..errors import UserError
 from ..loss import HeadWeight
 from ..model.backbones import Backbone
 from ..model.capability import number_format
-from ..training.features import features
-from ..training.scored import ScoredStates, scored_states
+from ..states import ScoredStates, hidden_states
 from .conditions import Split
 from .mixed import MIXED, mixed_corpus
 from .names import TRANSFER
@@ -124,16 +123,17 @@ def prepare(
     tables |= {TRANSFER + name: other["test"] for name, other in others.items()}
     if settings.probes.seen_documents:
         tables[SEEN] = tables["train"].take(np.arange(len(tables["train"]))[: settings.probes.seen_documents])
-    scored: dict[str, ScoredStates] = {}
+    states: dict[str, np.ndarray] = {}
     started = time.perf_counter()
     for split, table in tables.items():
         say(
             f"hidden states of {split}: {int(table.lengths.sum()):,} tokens in {str(dtype).removeprefix('torch.')}"
         )
-        scored[split] = scored_states(features(backbone, table, dtype=dtype), table, device=device)
+        states[split] = hidden_states(backbone, table, dtype)
+    scored = {s: ScoredStates(table, states[s], device) for s, table in tables.items()}
     seconds["features"] = time.perf_counter() - started
     embedding, length = backbone.embedding.cpu(), settings.tokens.max_length
-    views = {s: Views(t, scored[s].store, embedding, device, length) for s, t in tables.items()}
+    views = {s: Views(t, states[s], embedding, device, length) for s, t in tables.items()}
     weight = HeadWeight(
         backbone.head.weight, backbone.head.bias, dtype=number_format(settings.train.matmul_dtype, device)
     )

@@ -22,7 +22,7 @@ from ..data.tokens import TokenTable
 from ..loss import pick_next_token
 from ..model.backbones import Backbone
 from ..model.lora import without_lora
-from .features import sent
+from ..states import sent
 
 ROW_LENGTH = (
     256  # tokens of a packed row, where no document is longer: a longer one costs more attention, for nothing

@@ -13,15 +13,16 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import TrainSettings
 from ..heads import Condition, Head, HeadUpdate
-from ..loss import HeadWeight, head_losses
+from ..loss import IGNORED, HeadWeight, head_losses
 from ..model.heads.dropout import Dropout, active, maskable
+from ..states import ScoredStates
 from .processes import Processes
 from .recorder import Recorder
-from .scored import ScoredStates
 
 # rows (B,) in the order of the step ─▶ the condition's groups and each row's group (B,), or None for one group
 ConditionOf = Callable[[Tensor], tuple[Condition, Tensor | None]]
@@ -67,11 +68,10 @@ class Steps:
             and all(g is None for g in groups)
             and all(_can_give(m.head) for m in live)
         )
-        room = [roomy(int(self.train.counts[rows[share]].sum()))] if recorded else []
-        h, target, _ = self.train.batch(rows[share], *room)
+        h, target, _ = self.train.batch(rows[share])
         with own_dropout([m.head for m in live], self.train.device) as seed_dropout:
             if recorded:
-                nll = self._recorded(live, number, told, (h, target), total, seed_dropout)
+                nll = self._recorded(live, number, told, filled(h, target), total, seed_dropout)
             else:
                 updates = []
                 for member, condition in zip(live, told):
@@ -205,6 +205,12 @@ def roomy(count: int) -> int:
     """The number of positions that a step of `count` is filled up to: few different ones, and little added."""
     step = 64 if count <= 1_024 else 256 if count <= 4_096 else 1_024
     return -(-count // step) * step
+
+
+def filled(h: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """States (M, C) and targets (M,) with positions added that count nothing, up to `roomy` ones."""
+    more = roomy(len(target)) - len(target)
+    return F.pad(h, (0, 0, 0, more)), F.pad(target, (0, more), value=IGNORED)
 
 
 @contextmanager

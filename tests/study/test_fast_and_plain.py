@@ -2,9 +2,8 @@
 
 import pytest
 
-from chameleon_lite import engine
+from chameleon_lite import engine, states
 from chameleon_lite.study.experiment import run_experiment
-from chameleon_lite.training import features
 
 REGIMES = ["R0", "R1", "R2", "R4", "R6"]
 EXACT, SIXTEEN, BETWEEN = 1e-5, 2e-3, 5e-4  # nats a token: float32, 16 bits, differences between regimes
@@ -33,12 +32,14 @@ def losses(small, tmp_path, monkeypatch):
 def plain(losses, monkeypatch):
     """The grid on the plain engine, documents one by one."""
     with monkeypatch.context() as patch, engine.use("plain"):
-        patch.setattr(features, "by_length", one_document_at_a_time)
+        patch.setattr(states, "by_length", one_document_at_a_time)
         return losses("plain")
 
 
 def test_the_fast_path_in_float32_records_the_plain_paths_losses(losses, plain):
-    with engine.use("auto"):  # of so few documents both cluster plainly: another start would give other batches
+    with engine.use(
+        "auto"
+    ):  # of so few documents both cluster plainly: another start would give other batches
         fast = losses("fast")
     assert set(fast) == set(plain) == set(REGIMES)
     for regime, expected in plain.items():

@@ -10,9 +10,9 @@ from ...data.cluster_quality import cluster_quality
 from ...data.clusters import fit_clusters
 from ...data.released import released_batches, released_clusters
 from ...training.loop import average
-from ..geometry import main_direction, mean_cosine
 from ..paper import published
 from ..released_material import scored_batches, span_vectors
+from ..views import main_direction, mean_cosine
 from .store import CLUSTERINGS, Findings, Proof, proof
 from .subject import REGIMES, Subject
 

@@ -7,7 +7,6 @@ import torch
 
 from chameleon_lite.errors import UserError
 from chameleon_lite.heads import Condition, HyperHead
-from chameleon_lite.study.geometry import mean_cosine
 from chameleon_lite.study.paper import published
 from chameleon_lite.study.proofs import (
     PROOFS,
@@ -22,6 +21,7 @@ from chameleon_lite.study.proofs.clustering import first_component, implied_shar
 from chameleon_lite.study.proofs.parameters import rebuilt
 from chameleon_lite.study.proofs.scoring import call_as_released, unigram_nll
 from chameleon_lite.study.proofs.store import proof_frame
+from chameleon_lite.study.views import mean_cosine
 
 
 @pytest.fixture
