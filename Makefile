@@ -75,7 +75,7 @@ test: $(VENV)/.stamp-test
 # The first line fails where Triton is absent: the tests alone would pass over its kernels.
 triton: $(VENV)/.stamp-test
 	@$(BIN)/python -c 'import triton; print(f"[triton] the kernels of the head loss, interpreted by Triton {triton.__version__}")'
-	@CUDA_VISIBLE_DEVICES= TRITON_INTERPRET=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest tests/model/test_head_loss_cuda.py $(PYTEST_ARGS)
+	@CUDA_VISIBLE_DEVICES= TRITON_INTERPRET=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest tests/fast/test_head_loss_cuda.py $(PYTEST_ARGS)
 
 browser: $(VENV)/.stamp-test
 	@echo "[browser] every page at two widths and two themes (about a minute)"

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from . import engine
-from .data.tokens import IGNORED
+from .backbone import matmul_dtype
 from .heads import HeadUpdate, add_update
-from .model.capability import matmul_dtype
+from .text import IGNORED
 
 ROWS = 256  # whose logits exist at one time
 ROW_MULTIPLE = 64  # matrix units need aligned columns: GPT-2's 50,257 take seven times as long as 50,304

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import cache
-from .data.tokens import by_length, cumulative, ragged
+from . import files
+from .backbone import in_format
 from .errors import RunFailed, UserError
-from .model.backbones import in_format
-from .model.lora import lora_names
+from .lora import lora_names
 from .stored import stored
+from .text import by_length, cumulative, ragged
 
 FORMAT = 4  # raised whenever a stored value would change
 PIECE_TOKENS = 65_536  # about how many tokens are computed, then written, at a time
@@ -122,7 +122,7 @@ def place_of(backbone, table, dtype: torch.dtype, layout: str, folder: Path | No
         raise UserError(f"{backbone.name} carries LoRA: only a frozen backbone's hidden states are kept")
     parts = (backbone.hash, table.hash, str(dtype), str(FORMAT), str(backbone.width), layout)
     name = hashlib.sha256("|".join(parts).encode()).hexdigest()[:24]
-    return (folder or cache.home() / "states") / f"{name}.npy"
+    return (folder or files.home() / "states") / f"{name}.npy"
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import cache
+from . import files
 
 _whole: dict[Path, int] = {}  # files this process compared with their marks: when each was last written, ns
 
@@ -37,7 +37,7 @@ def stored(
     together; `compute` gives their rows, document after document, inside the context `meanwhile`. Two processes may
     call this at once: one computes, the other waits.
     """
-    with cache.locked(path):
+    with files.locked(path):
         if not path.is_file() or _whole.get(path) != path.stat().st_mtime_ns:
             marks = _opened(path.with_suffix(".marks.npy"), (len(offsets) - 1,), np.int64)
             rows = _opened(path, (int(offsets[-1]), width), np.float16)
@@ -59,7 +59,7 @@ def _opened(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
             return found
     except (FileNotFoundError, ValueError):
         pass  # not there, cut short, or no array
-    with cache.atomic(path) as part:
+    with files.atomic(path) as part:
         np.lib.format.open_memmap(part, "w+", dtype, shape)
     return np.lib.format.open_memmap(path, "r+")
 

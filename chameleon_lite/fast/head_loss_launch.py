@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..loss import IGNORED
+from ..text import IGNORED
 from . import head_loss_kernels as kernels
 
 # Tiles of logits and how often a row is cut; an H100 is fastest with several programs per processor (132 of them).

@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ..data.tokens import IGNORED
 from ..loss import HeadWeight
+from ..text import IGNORED
 from .row_groups import RowGroups
 
 CPU_ROWS, CUDA_ROWS = 128, 510  # rows per chunk: last-level cache; memory

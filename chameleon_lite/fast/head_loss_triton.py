@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ..loss import HeadWeight
-from ..training.recorder import outliving
 from .head_loss_launch import GRADS, ROW_ALIGNED, STATS, Many, gradients, losses
 from .head_loss_torch import (
     FP16_SHIFT,
@@ -26,6 +25,7 @@ from .head_loss_torch import (
     product,
     torch_step,
 )
+from .recorder import outliving
 
 ROWS = 4_080  # per chunk: memory
 SMALL_RANK = 32  # what the kernels add in registers

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chameleon_lite import engine, loss
-from chameleon_lite.data.clusters import MANY_PRODUCTS, fit_clusters, kmeans
+from chameleon_lite.cluster import MANY_PRODUCTS, fit_clusters, kmeans
 from chameleon_lite.errors import UserError
 from chameleon_lite.heads import HeadUpdate, update_logits
-from chameleon_lite.loss import IGNORED, HeadWeight, head_losses, token_losses
+from chameleon_lite.loss import HeadWeight, head_losses, token_losses
+from chameleon_lite.text import IGNORED
 
 F64 = torch.float64
 EXACT, SIXTEEN = 1e-5, 2e-3  # nats per token: float32, 16-bit products

@@ -6,7 +6,7 @@ import time
 import pytest
 import yaml
 
-from chameleon_lite import cli
+from chameleon_lite.app import cli
 
 COMMANDS = [
     "doctor",
@@ -202,7 +202,7 @@ def test_a_loss_that_is_not_finite_is_said_and_records_are_kept(command, experim
 
 
 def test_an_interrupted_run_says_how_to_go_on(command, experiment, tmp_path, monkeypatch):
-    from chameleon_lite.study import experiment as line
+    from chameleon_study import run as line
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt

@@ -4,15 +4,16 @@ import shutil
 import pytest
 import torch
 
-from chameleon_lite.model.backbones import load_backbone
-from chameleon_lite.study import experiment, sweep
-from chameleon_lite.study.cohort import Context, Trial, train_seed
-from chameleon_lite.study.experiment import expected_names, run_experiment
-from chameleon_lite.study.material import prepare, seed_material, split_view
-from chameleon_lite.study.measure import measure
-from chameleon_lite.study.records import pack, read_run
-from chameleon_lite.study.regimes import REGIMES, regime
-from chameleon_lite.training.loop import Processes, evaluate
+from chameleon_lite.backbone import load_backbone
+from chameleon_lite.processes import Processes
+from chameleon_lite.train import evaluate
+from chameleon_study import run, sweep
+from chameleon_study.cohort import Context, Trial, train_seed
+from chameleon_study.evaluate import measure
+from chameleon_study.prepare import prepare, seed_material, split_view
+from chameleon_study.records import pack, read_run
+from chameleon_study.regimes import REGIMES, regime
+from chameleon_study.run import expected_names, run_experiment
 
 FEW = ["R0", "R1", "R4", "R7", "R15"]
 
@@ -29,7 +30,7 @@ def test_a_run_repeats_itself_exactly(small, tmp_path):
 def test_resume_after_a_kill_loses_only_the_run_in_progress(small, tmp_path, monkeypatch):
     settings = small(["R0", "R1", "R14"], seeds=2)
     whole = {r.name: r.measured() for r in run_experiment(settings, runs=tmp_path / "whole")}
-    written, write = [], experiment.write_run
+    written, write = [], run.write_run
 
     def killed(folder, record, documents):
         if len(written) == 3:
@@ -37,10 +38,10 @@ def test_resume_after_a_kill_loses_only_the_run_in_progress(small, tmp_path, mon
         written.append(record.name)
         return write(folder, record, documents)
 
-    monkeypatch.setattr(experiment, "write_run", killed)
+    monkeypatch.setattr(run, "write_run", killed)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(settings, runs=tmp_path / "runs")
-    monkeypatch.setattr(experiment, "write_run", write)
+    monkeypatch.setattr(run, "write_run", write)
     assert [read_run(tmp_path / "runs", name) is not None for name in written] == [True] * 3
     said = []
     found = run_experiment(settings, runs=tmp_path / "runs", say=said.append)

@@ -3,7 +3,7 @@
 import pytest
 
 from chameleon_lite import engine, states
-from chameleon_lite.study.experiment import run_experiment
+from chameleon_study.run import run_experiment
 
 REGIMES = ["R0", "R1", "R2", "R4", "R6"]
 EXACT, SIXTEEN, BETWEEN = 1e-5, 2e-3, 5e-4  # nats a token: float32, 16 bits, differences between regimes

@@ -5,12 +5,12 @@ import matplotlib
 import pandas as pd
 import pytest
 
-from chameleon_lite.config import load_experiment
-from chameleon_lite.study import page, study_tables
-from chameleon_lite.study.contrasts import StoredRuns, registered
-from chameleon_lite.study.figures import study as figures
-from chameleon_lite.study.records import load_records
-from chameleon_lite.study.rules import slopes
+from chameleon_study import page, study_tables
+from chameleon_study.claims.contrasts import StoredRuns, registered
+from chameleon_study.claims.rules import slopes
+from chameleon_study.config import load_experiment
+from chameleon_study.figures import study as figures
+from chameleon_study.records import load_records
 
 matplotlib.use("Agg")
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from chameleon_lite.config import load_experiment
-from chameleon_lite.study.contrasts import REGISTERED, StoredRuns, registered
-from chameleon_lite.study.ledger import RULES, ledger, ledger_frame, predictions, scoreboard, write_verdicts
-from chameleon_lite.study.paper import claims
-from chameleon_lite.study.regimes import REGIMES
-from chameleon_lite.study.rules import VERDICTS, worst
+from chameleon_study.claims.contrasts import REGISTERED, StoredRuns, registered
+from chameleon_study.claims.ledger import RULES, ledger, ledger_frame, predictions, scoreboard, write_verdicts
+from chameleon_study.claims.paper import claims
+from chameleon_study.claims.rules import VERDICTS, worst
+from chameleon_study.config import load_experiment
+from chameleon_study.regimes import REGIMES
 
 
 @pytest.fixture(scope="module")

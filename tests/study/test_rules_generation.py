@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chameleon_lite.study.contrasts import StoredRuns
-from chameleon_lite.study.generated import MARGIN, Generations, generation_frame
-from chameleon_lite.study.generation_metrics import COLUMNS
-from chameleon_lite.study.ledger import ledger, write_verdicts
-from chameleon_lite.study.records import Record
-from chameleon_lite.study.rules_generation import coherent_outputs
+from chameleon_study.claims.continuations import MARGIN, Generations, generation_frame
+from chameleon_study.claims.contrasts import StoredRuns
+from chameleon_study.claims.ledger import ledger, write_verdicts
+from chameleon_study.claims.rules_generation import coherent_outputs
+from chameleon_study.records import Record
+from chameleon_study.text_scores import COLUMNS
 
 DOCUMENTS, SEEDS = 80, 5
 MADE_UP = {"command": "made up", "device_name": "none", "commit": "none", "source": "none"}

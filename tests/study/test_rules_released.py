@@ -2,15 +2,15 @@
 
 import pytest
 
-from chameleon_lite.config import load_experiment
-from chameleon_lite.study.contrasts import REGISTERED, StoredRuns
-from chameleon_lite.study.ledger import RULES
-from chameleon_lite.study.paper import paper, published
-from chameleon_lite.study.proofs.store import Proof, store_proofs
-from chameleon_lite.study.protocol import protocol_of
-from chameleon_lite.study.records import Record
-from chameleon_lite.study.released_tables import protocol_label
-from chameleon_lite.study.rules_released import RELEASED
+from chameleon_study.claims.contrasts import REGISTERED, StoredRuns
+from chameleon_study.claims.ledger import RULES
+from chameleon_study.claims.paper import paper, published
+from chameleon_study.claims.rules_released import RELEASED
+from chameleon_study.config import load_experiment
+from chameleon_study.records import Record
+from chameleon_study.released.proofs.store import Proof, store_proofs
+from chameleon_study.released.protocol import protocol_of
+from chameleon_study.released.tables import protocol_label
 
 
 def proof(corpus, free, lora):

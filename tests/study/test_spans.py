@@ -4,9 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from chameleon_lite.study.experiment import run_experiment
-from chameleon_lite.study.provenance import device_name
-from chameleon_lite.study.spans import (
+from chameleon_study.provenance import device_name
+from chameleon_study.run import run_experiment
+from chameleon_study.spans import (
     FILE,
     Span,
     device_minutes,

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chameleon_lite.study.ledger import UNTESTED, ledger
-from chameleon_lite.study.records import NOT_RECORDS, REFUSED_BACKBONES, load_records
-from chameleon_lite.study.regimes import REGIMES
-from chameleon_lite.study.spans import device_minutes, load_spans, unnoted_minutes
-from chameleon_lite.study.statistics import contrast
-from chameleon_lite.study.tables import documents_of, loss_matrix
+from chameleon_study.claims.ledger import ledger
+from chameleon_study.claims.rules import UNTESTED
+from chameleon_study.claims.statistics import contrast
+from chameleon_study.records import NOT_RECORDS, REFUSED_BACKBONES, load_records
+from chameleon_study.regimes import REGIMES
+from chameleon_study.spans import device_minutes, load_spans, unnoted_minutes
+from chameleon_study.tables import documents_of, loss_matrix
 
 RESULTS = Path(__file__).parents[2] / "results"
 STORED = sorted(p for p in RESULTS.glob("*.jsonl") if p.stem not in NOT_RECORDS)

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chameleon_lite.study.contrasts import articles_of, by_unit
-from chameleon_lite.study.statistics import contrast
+from chameleon_study.claims.contrasts import articles_of, by_unit
+from chameleon_study.claims.statistics import contrast
 
 ROWS = pd.DataFrame(
     {

@@ -5,13 +5,12 @@ import sys
 import pytest
 import torch
 
-from chameleon_lite.data.corpora.documents import Document
-from chameleon_lite.data.embeddings import normalise
-from chameleon_lite.data.tokens import tokenise
+from chameleon_lite.backbone import load_backbone
+from chameleon_lite.embed import normalise
 from chameleon_lite.errors import UserError
-from chameleon_lite.model.backbones import load_backbone
 from chameleon_lite.states import hidden_states
-from chameleon_lite.study.views import Replaced, Views, main_direction, mean_cosine, plane
+from chameleon_lite.text import Document, tokenise
+from chameleon_study.vectors import Replaced, Views, main_direction, mean_cosine, plane
 
 
 def test_mean_cosine_is_that_of_all_pairs():

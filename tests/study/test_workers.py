@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from chameleon_lite.errors import UserError
-from chameleon_lite.study.experiment import run_experiment
+from chameleon_study.run import run_experiment
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"

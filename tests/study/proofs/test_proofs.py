@@ -7,21 +7,20 @@ import torch
 
 from chameleon_lite.errors import UserError
 from chameleon_lite.heads import Condition, HyperHead
-from chameleon_lite.study.paper import published
-from chameleon_lite.study.proofs import (
-    PROOFS,
-    Subject,
+from chameleon_study.claims.paper import published
+from chameleon_study.released.proofs import PROOFS, prove_all
+from chameleon_study.released.proofs.clustering import first_component, implied_shares
+from chameleon_study.released.proofs.parameters import rebuilt
+from chameleon_study.released.proofs.scoring import call_as_released, unigram_nll
+from chameleon_study.released.proofs.store import (
     checks_frame,
     load_proofs,
-    prove_all,
+    proof_frame,
     store_proofs,
     stored_sentences,
 )
-from chameleon_lite.study.proofs.clustering import first_component, implied_shares
-from chameleon_lite.study.proofs.parameters import rebuilt
-from chameleon_lite.study.proofs.scoring import call_as_released, unigram_nll
-from chameleon_lite.study.proofs.store import proof_frame
-from chameleon_lite.study.views import mean_cosine
+from chameleon_study.released.proofs.subject import Subject
+from chameleon_study.vectors import mean_cosine
 
 
 @pytest.fixture

@@ -1,1 +1,0 @@
-"""Heads of other methods, compared with the package's own (`chameleon_lite/heads.py`)."""
