@@ -46,13 +46,11 @@ class HeadWeight:
         exact = weight.detach().to(device)
         if dtype.itemsize == 2:
             exact = exact.float() - exact.float().mean(0)
-        self.weight = torch.zeros(self.padded, self.width, dtype=dtype, device=device)  # (Vp, C)
-        self.weight[: self.vocab] = exact
-        self.bias = self.padded_bias = None
+        spare, self.bias, self.padded_bias = self.padded - self.vocab, None, None
+        self.weight = F.pad(exact.to(dtype), (0, 0, 0, spare))  # (Vp, C), always a copy
         if bias is not None:
-            self.padded_bias = torch.zeros(self.padded, dtype=self.accumulate, device=device)  # (Vp,)
+            self.padded_bias = F.pad(bias.detach().to(device, self.accumulate), (0, spare))  # (Vp,)
             self.bias = self.padded_bias[: self.vocab]
-            self.bias.copy_(bias.detach())
 
     @property
     def accumulate(self) -> torch.dtype:

@@ -105,8 +105,7 @@ class HeadTask:
     @property
     def whole(self) -> ChunkFactors:
         """The factors of a head whose rows all use the same ones, laid out once per pass."""
-        if self._whole is None:
-            self._whole = self._lay_out(self.all)
+        self._whole = self._whole or self._lay_out(self.all)
         return self._whole
 
     def start_sums(self) -> None:
@@ -265,12 +264,12 @@ def down_gradients(
 ) -> None:
     """From gz (n, R') = shift · dloss/dz / α: the gradients of down and mix, and their part of gh (n, C)."""
     if task.gradients.mix is not None:
-        by_row = (hc @ part.down.T).to(gz.dtype) * gz * (task.scale / shift)  # (n, R)
-        if task.mix_of is not None:  # by a product: adding at an index would not repeat itself on a GPU
-            by_row = (
-                torch.nn.functional.one_hot(task.mix_of[rows], len(task.all.mix)).to(by_row.dtype).T @ by_row
-            )
-        task.add("mix", by_row if task.mix_of is not None else by_row.sum(0, True))
+        mix = (hc @ part.down.T).to(gz.dtype) * gz * (task.scale / shift)  # (n, R)
+        if task.mix_of is None:
+            mix = mix.sum(0, True)
+        else:  # summed by a product: adding at an index would not repeat itself on a GPU
+            mix = torch.nn.functional.one_hot(task.mix_of[rows], len(task.all.mix)).to(mix.dtype).T @ mix
+        task.add("mix", mix)
     gz = gz if part.own is None else gz * part.own
     gz = gz * (task.scale / shift)
     if task.gradients.down is not None:

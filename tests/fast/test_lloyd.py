@@ -132,13 +132,14 @@ def test_on_a_gpu_labels_are_those_of_float64_and_centroids_those_of_the_host():
 
 
 def test_many_rows_are_clustered_here_and_few_by_scikit_learn(monkeypatch):
-    x = points(400, seed=3)
-    few = fit_clusters(x, 12, seed=0)
-    monkeypatch.setattr(cluster, "MANY_PRODUCTS", 400 * 12)
-    many = fit_clusters(x, 12, seed=0)
-    assert torch.equal(many.centroids, lloyd.kmeans(x, 12, seed=0))
-    assert not torch.equal(many.centroids, few.centroids)
-    assert many.inertia == pytest.approx(few.inertia, rel=0.2)
+    with engine.use("auto"):
+        x = points(400, seed=3)
+        few = fit_clusters(x, 12, seed=0)
+        monkeypatch.setattr(cluster, "MANY_PRODUCTS", 400 * 12)
+        many = fit_clusters(x, 12, seed=0)
+        assert torch.equal(many.centroids, lloyd.kmeans(x, 12, seed=0))
+        assert not torch.equal(many.centroids, few.centroids)
+        assert many.inertia == pytest.approx(few.inertia, rel=0.2)
 
 
 def test_the_number_of_threads_changes_no_bit():
