@@ -179,8 +179,8 @@ def kill_one_at_work(cluster: Cluster, runs: Path, lost: list) -> None:
         cluster.workers[lost[0]].wait()
         while len(client.scheduler_info()["workers"]) > 1:
             time.sleep(0.01)
-        events = [event for event in client.story(*lost[1:]) if event[0] in lost]
-        lost.append({key for key, old, new, *_ in events if (old, new) == ("processing", "released")})
+        events = client.story(*lost[1:])
+        lost.append({key for _, key, old, new, *_ in events if (old, new) == ("processing", "released")})
 
 
 @pytest.mark.slow
