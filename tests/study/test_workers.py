@@ -15,7 +15,9 @@ import pytest
 import torch
 import yaml
 
+from chameleon_lite.adapt.stream import adapt_file
 from chameleon_lite.errors import UserError
+from chameleon_lite.model.backbones import load_backbone
 from chameleon_lite.study.experiment import run_experiment
 
 ROOT = Path(__file__).parents[2]
@@ -200,7 +202,7 @@ def test_a_cluster_that_loses_a_worker_gives_the_records_of_one_process(small, c
 
 
 @pytest.mark.slow
-def test_a_cluster_without_a_shared_folder_gives_the_records_of_one_process(
+def test_a_cluster_without_a_shared_folder_gives_the_records_and_the_answers_of_one_process(
     small, cluster, made_up, tmp_path, monkeypatch
 ):
     here = tmp_path / "here"
@@ -216,9 +218,24 @@ def test_a_cluster_without_a_shared_folder_gives_the_records_of_one_process(
         left = {p.name for p in (tmp_path / name).rglob("*")}
         assert "features" in left  # of its own
         assert not left & {"runs", "sweeps", "record.json", "spans.jsonl", "texts.jsonl"}
+    adapter(here / "adapter")
+    Path("in.jsonl").write_text("".join(f'"a text number {i} to be scored, and more"\n' for i in range(20)))
+    adapt_file(here / "adapter", "in.jsonl", "out.jsonl", window=3, dask=both.address, device="cpu")
+    adapt_file(here / "adapter", "in.jsonl", "alone.jsonl", window=3, device="cpu")
+    assert Path("out.jsonl").read_bytes() == Path("alone.jsonl").read_bytes()
     alone = run_experiment(settings, runs=Path("alone"))
     assert [r.measured() for r in together] == [r.measured() for r in alone]
     pd.testing.assert_frame_equal(documents("runs", together), documents("alone", alone))
+
+
+def adapter(folder: Path) -> None:
+    """Save an adapter that changes what `tiny` predicts."""
+    from chameleon_lite.model.chameleon import ChameleonLiteForCausalLM
+
+    prompts = {"max_length": 64, "prefix_tokens": 8, "min_scored": 4, "condition_on": "prompt"}
+    model = ChameleonLiteForCausalLM.from_backbone(load_backbone("tiny"), rank=2, prompts=prompts)
+    torch.nn.init.normal_(model.head.last.weight, std=0.1)
+    model.save_pretrained(folder)
 
 
 def documents(runs: str, records: list) -> pd.DataFrame:
