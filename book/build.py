@@ -24,11 +24,12 @@ import yaml
 from execute import parameter_names, run_notebook
 
 from chameleon_lite import cache
+from chameleon_lite.config import PROFILES
 from chameleon_lite.errors import RunFailed, UserError, unknown
+from chameleon_lite.study.provenance import installed
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "_build"
-PROFILES = ("smoke", "colab", "paper")
 COPIED = ("_config.yml", "_toc.yml", "book", "results", "benchmarks", "chameleon_lite")
 QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -40,20 +41,8 @@ QUIET = {
     "OMP_WAIT_POLICY": "passive",
 }
 MATHJAX = ("tex-mml-chtml.js", "output/chtml/fonts/woff-v2")  # 1.6 of the package's 24 MB
-SHOWN_VERSIONS = (
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "numpy",
-    "scikit-learn",
-    "umap-learn",
-    "datasets",
-    "papermill",
-    "jupyter-book",
-    "myst-nb",
-    "sphinx",
-)
+SHOWN_VERSIONS = """torch transformers peft accelerate numpy scikit-learn umap-learn datasets
+papermill jupyter-book myst-nb sphinx""".split()
 
 
 def say(text: str) -> None:
@@ -147,15 +136,7 @@ def machine() -> list[tuple[str, str]]:
         ("GPU", device),
         ("Python", platform.python_version()),
     ]
-    return rows + [(name, version(name)) for name in SHOWN_VERSIONS]
-
-
-def version(name: str) -> str:
-    """The installed version of a distribution, or 'not installed'."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+    return rows + [(name, installed(name, "not installed")) for name in SHOWN_VERSIONS]
 
 
 def notebook_status(executed: list[Path]) -> list[tuple]:

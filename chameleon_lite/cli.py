@@ -219,7 +219,7 @@ def claims(
 
     Example: chameleon-lite claims --results results
     """
-    from .study.evidence import Evidence
+    from .study.contrasts import StoredRuns
     from .study.ledger import ledger, ledger_frame, write_verdicts
 
     found = ledger(results, backbone, benchmarks=benchmarks)
@@ -230,7 +230,7 @@ def claims(
     if csv is not None:
         frame.to_csv(csv, index=False)
     if contrasts is not None:
-        Evidence(results, backbone).family_frame().to_csv(contrasts, index=False)
+        StoredRuns(results, backbone).family_frame().to_csv(contrasts, index=False)
     if write:
         write_verdicts(found, results / "verdicts.json")
 

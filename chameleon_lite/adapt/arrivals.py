@@ -17,18 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.clusters import Clustering, fit_clusters
+from ..data.clusters import Clustering, fit_clusters, nearest_centroid
 from ..data.corpora.documents import Document
 from ..data.embeddings import mean_embeddings
 from ..data.tokens import tokenise
 from ..errors import UserError
+from ..heads import Condition
+from ..loss import HeadWeight
+from ..model.backbones import matmul_dtype
 from ..model.conditions import group_means
-from ..model.head_loss import HeadWeight, matmul_dtype
-from ..model.heads.interface import Condition
-from ..ops import nearest_centroid
-from ..training.features import features
+from ..states import ScoredStates, hidden_states
 from ..training.loop import evaluate
-from ..training.scored import scored_states
 from .window import Adapter
 
 KNOWN = ("current", "past", "offline", "whole rows")
@@ -118,7 +117,7 @@ def evaluate_stream(
 ) -> dict[str, Tensor]:
     """Sums of nats a text (N,) by what may be known, and "frozen"; all on the same batches and positions.
 
-    scored: training.scored.ScoredStates of the N texts; weight: the frozen head's HeadWeight.
+    scored: states.ScoredStates of the N texts; weight: the frozen head's HeadWeight.
     """
     heads = [(None, None), *((head, arriving.source(name, scored.device)) for name in known)]
     nll = evaluate(heads, scored, arriving.batches(), weight, scale=scale)
@@ -137,8 +136,8 @@ def on_the_fly(
 
     backbone, settings = model.backbone, Adapter(model).prompts
     table = tokenise(documents, model.tokenizer, **settings)
-    store = features(backbone, table, dtype=matmul_dtype(backbone.device), progress=progress)
-    scored = scored_states(store, table, device=backbone.device)
+    states = hidden_states(backbone, table, matmul_dtype(backbone.device), progress=progress)
+    scored = ScoredStates(table, states, backbone.device)
     embedding = backbone.embedding.detach().cpu()
     prefixes, rows = (mean_embeddings(table, embedding, span=span) for span in ("condition", "row"))
     labels, distance = nearest_centroid(prefixes, model.centroids.cpu())

@@ -23,14 +23,14 @@ from torch import Tensor
 from ..config import FitSettings
 from ..data.clusters import Clustering
 from ..data.corpora import load_corpus
-from ..data.corpora.documents import Corpus, Document
-from ..data.corpora.splits import split_documents
+from ..data.corpora.documents import Corpus, Document, split_documents
 from ..errors import RunFailed, UserError
+from ..loss import HeadWeight
 from ..model.backbones import Backbone, copied, load_backbone
-from ..model.head_loss import HeadWeight
+from ..model.capability import number_format
 from ..training.loop import Member, Processes, evaluate
 from ..training.loop import fit as train
-from .parts import Part, number_format, parts_of
+from .parts import Part, parts_of
 
 RESAMPLES = 2_000
 

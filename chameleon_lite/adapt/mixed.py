@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..model.head_loss import HeadWeight, token_losses
-from ..model.heads.interface import HeadUpdate
+from ..heads import HeadUpdate, update_logits
+from ..loss import HeadWeight, token_losses
 
 
 @torch.no_grad()
@@ -54,14 +54,13 @@ def continue_mixed(
             torch.argsort(group.cpu()[rows], stable=True)
         ]  # groups together: nothing to put back at each step
         ids, mask = left_padded([prompts[i] for i in rows], model.backbone.pad_id)
-        prepared = _prepared(model, update, group.cpu()[rows])
-        found = model.generate(
+        new = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
-            head_update=prepared,
+            head_update=update_logits(update, group.cpu()[rows]),
             **options,
         )[:, ids.shape[1] :]
-        for i, tokens in zip(rows.tolist(), found.tolist()):
+        for i, tokens in zip(rows.tolist(), new.tolist()):
             out[i] = until_end(tokens, model.generation_config.eos_token_id)
     return out
 
@@ -91,9 +90,3 @@ def until_end(tokens: list[int], end: int | list[int] | None) -> list[int]:
     """The tokens before the first end token; after it a finished row of a batch holds nothing but padding."""
     ends = set(end if isinstance(end, list) else [end])
     return next((tokens[:i] for i, token in enumerate(tokens) if token in ends), tokens)
-
-
-def _prepared(model, update: HeadUpdate, group: Tensor):
-    from ..model.heads.mixed import MixedUpdate
-
-    return MixedUpdate(update, group, dtype=model.get_output_embeddings().weight.dtype)

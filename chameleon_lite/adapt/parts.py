@@ -16,12 +16,11 @@ from ..data.clusters import Clustering, cluster_count, fit_clusters, merge_small
 from ..data.corpora.documents import SPLITS, Corpus
 from ..data.embeddings import mean_embeddings
 from ..data.tokens import TokenTable, tokenise
+from ..heads import Condition
 from ..model.backbones import Backbone
+from ..model.capability import number_format
 from ..model.conditions import group_means
-from ..model.head_loss import matmul_dtype
-from ..model.heads.interface import Condition
-from ..training.features import features
-from ..training.scored import ScoredStates, scored_states
+from ..states import ScoredStates, hidden_states
 
 
 @dataclass
@@ -86,11 +85,4 @@ def parts_of(
 def _states(backbone: Backbone, table: TokenTable, settings: FitSettings, progress: bool) -> ScoredStates:
     """The hidden states of a table, computed once and kept."""
     dtype = number_format(settings.train.feature_dtype, backbone.device)
-    return scored_states(
-        features(backbone, table, dtype=dtype, progress=progress), table, device=backbone.device
-    )
-
-
-def number_format(name: str, device: torch.device) -> torch.dtype:
-    """A format by its name; "auto" is the one the device multiplies fast."""
-    return matmul_dtype(device) if name == "auto" else getattr(torch, name)
+    return ScoredStates(table, hidden_states(backbone, table, dtype, progress=progress), backbone.device)

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from .. import cache
+from ..data.corpora.own_texts import Row, jsonl_rows, parse, windows
 from ..errors import UserError
-from .rows import Row, parse, read_jsonl, windows
 from .window import Adapter
 from .workers import Workers, check_device
 
@@ -83,7 +83,7 @@ def open_model(model: Any, device: str | None = None, dtype: str | None = None):
 def adapt(
     model: Any, texts: Iterable[str | dict], *, window: int = WINDOW, progress: bool = True, **how
 ) -> list[dict]:
-    """Score or continue texts (strings, or objects as in `rows.py`); one result a text, in order.
+    """Score or continue texts (strings, or objects as in `own_texts.py`); one result a text, in order.
 
     model: a ChameleonLiteForCausalLM or a saved adapter's folder. how: `window.Adapter`'s fields, such as
     new_tokens=20 to continue prompts. Results hold row, id, cluster, distance to its centroid, rows in its group,
@@ -168,7 +168,7 @@ def _run(crew: Workers, source: Path, part: Path, done: int, window: int, progre
         disable=None if progress else True,
     )
     with bar, open(part, "a", encoding="utf-8", newline="\n") as file:
-        jobs = windows(read_jsonl(source, done), window)
+        jobs = windows(jsonl_rows(source, done), window)
         for rows, results in crew.share(_answers, jobs, ordered=True):
             file.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in results))
             file.flush()

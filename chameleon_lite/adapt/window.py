@@ -19,18 +19,16 @@ from torch import Tensor
 
 from ..data.clusters import fit_clusters
 from ..data.corpora.documents import Document
-from ..data.embeddings import mean_embeddings
+from ..data.corpora.own_texts import Row
+from ..data.embeddings import mean_embeddings, normalise
 from ..data.ragged import by_length
 from ..data.tokens import TokenTable, tokenise
 from ..errors import UserError
+from ..heads import HeadUpdate
+from ..loss import HeadWeight, next_token
 from ..model.conditions import Grouped, grouped
-from ..model.head_loss import HeadWeight
-from ..model.heads.interface import HeadUpdate
 from ..model.lora import without_lora
-from ..ops import normalise
-from ..training.objectives import next_token
 from .mixed import continue_mixed, mixed_losses
-from .rows import Row
 
 TOKENS_AT_ONCE = {"cpu": 2_048, "cuda": 32_768}
 LONGEST_TOKEN = 64  # characters: a text is cut to this many for every token that fits, before it is tokenised

@@ -17,11 +17,10 @@ from ..data.clusters import fit_clusters
 from ..data.corpora.documents import Document
 from ..data.embeddings import mean_embeddings
 from ..data.tokens import TokenTable, tokenise
+from ..heads import HeadUpdate
+from ..loss import HeadWeight, head_losses
 from ..model.backbones import load_backbone
-from ..model.head_loss import HeadWeight, head_losses
-from ..model.heads.interface import HeadUpdate
-from ..training.features import features
-from ..training.scored import scored_states
+from ..states import ScoredStates, hidden_states
 from .measure import peak_bytes, seconds_of
 from .workload import Bench, topic_words
 
@@ -109,7 +108,7 @@ def measure_rows(bench: Bench, backbone, n: int) -> dict[str, float]:
         stores = []
         peak = peak_bytes(
             lambda: stores.append(
-                features(backbone, table, dtype=torch.float32, folder=Path(folder), progress=False)
+                hidden_states(backbone, table, torch.float32, Path(folder), progress=False)
             ),
             bench.device,
         )
@@ -117,11 +116,10 @@ def measure_rows(bench: Bench, backbone, n: int) -> dict[str, float]:
         # A second call finds all states on disk. What it takes is where the documents lie: a few numbers a document,
         # which grow with the ids and are counted with them.
         places = peak_bytes(
-            lambda: features(backbone, table, dtype=torch.float32, folder=Path(folder), progress=False),
-            bench.device,
+            lambda: hidden_states(backbone, table, torch.float32, Path(folder), progress=False), bench.device
         )
         out["feature memory"] = max(peak - places, RESOLUTION)
-        scored = scored_states(stores[0], table, device=bench.device, budget=0)
+        scored = ScoredStates(table, stores[0], bench.device, budget=0)
         rows = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:32]
         scored.batch(rows)
         out["draw a batch"] = seconds_of(lambda: scored.batch(rows), bench.device, 20)

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from ..config import TrainSettings
-from ..model.head_loss import HeadWeight
-from ..training.features import features
+from ..loss import HeadWeight
+from ..states import ScoredStates, hidden_states
 from ..training.loop import Member, fit
 from ..training.recorder import LIMIT, Recorder
-from ..training.scored import ScoredStates, scored_states
 from . import peers
 from .measure import sample, seconds_of
 from .rows_train import EPOCHS, LEARNING_RATE, REGIMES, Training
@@ -124,8 +123,8 @@ class _Steps:
     def _features(self, dtype: torch.dtype) -> None:
         self.passes += 1
         folder = Path(self.folder.name) / str(self.passes)
-        store = features(self.backbone, self.table, dtype=dtype, folder=folder, progress=False)
-        self.states[dtype] = scored_states(store, self.table, device=self.bench.device)
+        states = hidden_states(self.backbone, self.table, dtype, folder, progress=False)
+        self.states[dtype] = ScoredStates(self.table, states, self.bench.device)
 
     def padded_epoch(self) -> None:
         for h, labels in zip(self.padded, self.labels.split(self.training.rows_a_step)):

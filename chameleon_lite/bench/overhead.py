@@ -19,15 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import engine
 from ..adapt.arrivals import Service, waiting_table
-from ..data.clusters import fit_clusters
+from ..data.clusters import fit_clusters, nearest_centroid
+from ..data.embeddings import normalise
+from ..heads import Condition, HeadUpdate, HyperHead
+from ..loss import HeadWeight, head_losses, token_losses
 from ..model.capability import backbone_dtype
 from ..model.conditions import prompt_vectors
 from ..model.formats import in_format
-from ..model.head_loss import HeadWeight, plain_losses, token_losses
-from ..model.heads.hyper import HyperHead
-from ..model.heads.interface import Condition, HeadUpdate
-from ..ops import nearest_centroid, normalise
 from .measure import Gate, seconds_of
 from .workload import RANK, Bench, random_table, row_lengths
 
@@ -204,9 +204,9 @@ def _gates(work: Batches) -> list[Gate]:
     losses = {
         name: float(work.losses(h[:256], some, u).mean()) for name, u in (("with", update), ("without", None))
     }
-    expected = float(plain_losses(h[:256].float(), some["target"], work.exact, [update])[0]) / len(
-        some["target"]
-    )
+    with engine.use("plain"):
+        nats = float(head_losses(h[:256].float(), some["target"], work.exact, [update])[0])
+    expected = nats / len(some["target"])
     nothing = HeadUpdate(update.down, torch.zeros_like(update.up))
     same = float(work.losses(h[:256], some, nothing).mean())
     far = torch.cdist(vectors.double(), work.centroids.double())  # (B, K)

@@ -5,18 +5,21 @@ padding in every epoch and for every regime, and form all logits. Where the scri
 shifted, masked loss (audit, rows 1–5) the peer computes the masked one: same amount of work, comparable numbers.
 """
 
+import warnings
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from ..data.tokens import TokenTable
+from ..data.tokens import IGNORED, TokenTable
 from ..errors import UserError
+from ..heads import Condition, Head
 from ..model.backbones import Backbone
-from ..model.heads.interface import Condition, Head
-
-IGNORED = -100
 
 
 def prepare_one_by_one(
@@ -47,6 +50,14 @@ def kmeans_by_loop(x: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor
             if len(members):
                 centroids[k] = members.mean(0)
     return centroids, torch.cdist(x, centroids).argmin(1)
+
+
+def kmeans_by_scikit_learn(x: Tensor, start: Tensor, steps: int) -> Tensor:
+    """Centroids (K, C) after `steps` Lloyd steps of scikit-learn's from start (K, C), on one thread of the host."""
+    with threadpool_limits(limits=1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fit = KMeans(len(start), init=start.cpu().numpy(), n_init=1, max_iter=steps, tol=0, random_state=0)
+        return torch.from_numpy(fit.fit(x.cpu().numpy()).cluster_centers_.astype(np.float32)).to(x.device)
 
 
 @torch.no_grad()

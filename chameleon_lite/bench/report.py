@@ -146,7 +146,7 @@ def conditions(quick: bool) -> dict:
     """When and with what a row was measured, and how busy the machine was."""
     import os
 
-    from ..study.records import provenance
+    from ..study.provenance import provenance
 
     facts = provenance("cpu", " ".join(["chameleon-lite", *sys.argv[1:]]))
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..data.lloyd import assign
-from ..model.head_loss import HeadWeight, head_losses
-from ..model.heads.interface import HeadUpdate
-from ..training.features import arithmetic, hidden_rows
+from ..fast.lloyd import assign
+from ..heads import HeadUpdate
+from ..loss import HeadWeight, head_losses
+from ..states import arithmetic, hidden_rows
 from .measure import interleaved, sample, seconds_of
 from .rows_features import pass_operations
 from .workload import Bench, head_inputs, random_table, row_lengths

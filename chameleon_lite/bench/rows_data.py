@@ -2,12 +2,11 @@
 
 import torch
 
-from ..data.clusters import MANY_PRODUCTS, scikit_steps_from, steps_from
+from ..data.clusters import MANY_PRODUCTS, nearest_centroid
 from ..data.corpora.documents import Document
-from ..data.embeddings import mean_embeddings
-from ..data.lloyd import label_finder
+from ..data.embeddings import mean_embeddings, normalise
 from ..data.tokens import tokenise
-from ..ops import nearest_centroid, normalise
+from ..fast.lloyd import closest, lloyd
 from . import peers
 from .measure import Comparison, Gate, Row, interleaved, relative_error, seconds_of
 from .workload import LENGTH, Bench, texts, trained_tokenizer
@@ -82,11 +81,15 @@ def clusters(bench: Bench) -> Row:
     x = normalise(torch.randn(n, 768, generator=g) + 0.6 * centres[torch.randint(k, (n,), generator=g)])
     start = x[torch.randperm(n, generator=g)[:k]]
     x, start = x.to(bench.device), start.to(bench.device)
+    many = n * k >= MANY_PRODUCTS  # as `fit_clusters` chooses
     on_host, start_on_host = x.cpu(), start.cpu()
+
     contenders = {
-        "ours": lambda: steps_from(x, start, steps),
+        "ours": lambda: (
+            lloyd(x, start, steps, tolerance=-1.0) if many else peers.kmeans_by_scikit_learn(x, start, steps)
+        ),
         "released way": lambda: peers.kmeans_by_loop(x, start, steps)[0],
-        "scikit-learn on the host": lambda: scikit_steps_from(on_host, start_on_host, steps),
+        "scikit-learn on the host": lambda: peers.kmeans_by_scikit_learn(on_host, start_on_host, steps),
     }
     inertia = {name: _inertia(x, work().to(x)) for name, work in contenders.items()}
     times = interleaved(contenders, bench.device, bench.repetitions(), warm_up=False)
@@ -113,7 +116,7 @@ def clusters(bench: Bench) -> Row:
             "steps": steps,
             "s/step": times["ours"].median / steps,
             "GFLOP/s of x·c": ideal / times["ours"].median / 1e9,
-            "ours": "lloyd.py" if n * k >= MANY_PRODUCTS else "scikit-learn, one thread",
+            "ours": "lloyd.py" if many else "scikit-learn, one thread",
         },
         profile=_stages(x, start, times["ours"].median / steps),
     )
@@ -121,8 +124,7 @@ def clusters(bench: Bench) -> Row:
 
 def _stages(x, centroids, step: float) -> dict[str, float]:
     """Seconds of a step's two stages, as `lloyd.py` does them."""
-    labels_of = label_finder(x)
-    nearest = interleaved({"it": lambda: labels_of(centroids)}, x.device, 3)["it"].median
+    nearest = interleaved({"it": lambda: closest(x, centroids)}, x.device, 3)["it"].median
     return {"nearest centroids": nearest, "means and the host": max(0.0, step - nearest)}
 
 

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..training.features import arithmetic, features, hidden_rows
-from ..training.scored import scored_states
+from ..states import ScoredStates, arithmetic, hidden_rows, hidden_states
 from . import peers
 from .measure import Comparison, Gate, Row, Sample, interleaved, seconds_of
 from .workload import LENGTH, Bench, random_table, row_lengths
@@ -17,7 +16,7 @@ PADDED_ROWS = 32  # rows a padded batch, as released
 
 
 def feature_pass(bench: Bench) -> Row:
-    """B4: the whole feature store, on disk at the end, against the padded float32 pass that keeps nothing."""
+    """B4: all hidden states, on disk at the end, against the padded float32 pass that keeps nothing."""
     rows = bench.size(cpu=32, gpu=2_048, quick=4)
     backbone, dtype = bench.backbone, bench.fast
     table = random_table(row_lengths(rows), backbone.vocab, backbone.pad_id)
@@ -26,9 +25,7 @@ def feature_pass(bench: Bench) -> Row:
         passes = iter(range(10_000))
 
         def ours():
-            return features(
-                backbone, table, dtype=dtype, folder=Path(folder) / str(next(passes)), progress=False
-            )
+            return hidden_states(backbone, table, dtype, Path(folder) / str(next(passes)), progress=False)
 
         def released():
             return peers.padded_states(backbone, ids, PADDED_ROWS)
@@ -57,10 +54,10 @@ def feature_pass(bench: Bench) -> Row:
     )
 
 
-def _loss_gap(bench: Bench, table, store, padded, labels) -> Gate:
+def _loss_gap(bench: Bench, table, states, padded, labels) -> Gate:
     """Mean next-token loss of the frozen head on our states against the padded float32 ones."""
     head, device = bench.backbone.head, bench.device
-    ours, count = scored_states(store, table, device=device), int(table.n_scored.sum())
+    ours, count = ScoredStates(table, states, device), int(table.n_scored.sum())
     found = expected = 0.0
     for rows in torch.arange(len(table)).split(PADDED_ROWS):
         h, target, _ = ours.batch(rows)

@@ -3,13 +3,14 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from unittest import mock
 
 import torch
 from torch import Tensor
 
+from ..fast import aligned_head
+from ..heads import HeadUpdate, update_logits
 from ..model.formats import in_format
-from ..model.heads.interface import HeadUpdate
 from .measure import Comparison, Gate, Row, interleaved, seconds_of
 from .workload import RANK, Bench
 
@@ -64,7 +65,7 @@ def one_at_a_time(bench: Bench) -> Row:
     """B11: 64 prompts in one left-padded batch, against one after another as released; float32 on both sides."""
     prompts = Prompts(bench, 64, bench.size(cpu=8, gpu=32, quick=2))
     model, factors = _adapted(bench, groups=1)
-    update = _laid_out(factors, None, torch.float32)
+    update = _laid_out(factors, None)
 
     def ours() -> Tensor:
         return prompts.batched(model, head_update=update)
@@ -101,24 +102,22 @@ def adapted_against_plain(bench: Bench) -> Row:
     prompts = Prompts(bench, bench.size(16, 64, 4), bench.size(cpu=12, gpu=64, quick=3))
     with _format(bench) as dtype:
         model, factors = _adapted(bench, groups=1)
-        update = _laid_out(factors, None, dtype)
+        update = _laid_out(factors, None)
         plain = bench.backbone.lm
 
-        def ours(align: bool = True) -> Tensor:
-            model.align = align
+        def ours() -> Tensor:
             return prompts.batched(model, head_update=update)
 
+        def unaligned() -> Tensor:
+            with mock.patch.object(aligned_head, "gains", return_value=False):
+                return ours()
+
         contenders = {"ours": ours, "plain generate": lambda: prompts.batched(plain)}
-        if (
-            bench.gpu
-        ):  # how much of it is due to the aligned copy of W, which the plain model could have as well
-            contenders["W as it is"] = partial(ours, align=False)
+        if bench.gpu:  # what is due to the aligned copy of W, which the plain model could have as well
+            contenders["W as it is"] = unaligned
         # The goal lies within a few per cent of 1, and the host of a GPU is noisier than that.
         times = interleaved(contenders, bench.device, bench.repetitions(25 if bench.gpu else 9))
-        model.align = True
-    nothing = _laid_out(
-        HeadUpdate(factors.down.float(), torch.zeros_like(factors.up).float()), None, torch.float32
-    )
+    nothing = _laid_out(HeadUpdate(factors.down.float(), torch.zeros_like(factors.up).float()), None)
     same = prompts.batched(model, head_update=nothing), prompts.batched(plain)
     return Row(
         "B12",
@@ -152,7 +151,7 @@ def mixed_clusters(bench: Bench) -> Row:
     group = torch.arange(prompts.count) % groups
     with _format(bench) as dtype:
         model, factors = _adapted(bench, groups)
-        update = _laid_out(factors, group, dtype)
+        update = _laid_out(factors, group)
         peer, names = _peft(bench, factors, group)
         times = interleaved(
             {
@@ -164,7 +163,7 @@ def mixed_clusters(bench: Bench) -> Row:
             bench.repetitions(),
         )
     exact = HeadUpdate(factors.down.float(), factors.up.float())
-    update = _laid_out(exact, group, torch.float32)
+    update = _laid_out(exact, group)
     del peer
     peer, names = _peft(bench, exact, group)
     found, expected = prompts.batched(model, head_update=update), prompts.batched(peer, adapter_names=names)
@@ -208,10 +207,8 @@ def _adapted(bench: Bench, groups: int):
     return model, HeadUpdate(down.to(bench.device), up.to(bench.device))
 
 
-def _laid_out(factors: HeadUpdate, group: Tensor | None, dtype: torch.dtype):
-    from ..model.heads.mixed import MixedUpdate
-
-    return MixedUpdate(factors, torch.zeros(1, dtype=torch.int64) if group is None else group, dtype)
+def _laid_out(factors: HeadUpdate, group: Tensor | None):
+    return update_logits(factors, torch.zeros(1, dtype=torch.int64) if group is None else group)
 
 
 def _peft(bench: Bench, factors: HeadUpdate, group: Tensor):

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..model.head_loss import HeadWeight, head_losses
-from ..model.heads.interface import HeadUpdate
-from ..model.heads.static import LoraHead
+from ..heads import HeadUpdate, LoraHead
+from ..loss import HeadWeight, head_losses
+from ..states import ScoredStates
 from ..training.loop import evaluate
 from ..training.recorder import Recorder
-from ..training.scored import ScoredStates
 from . import peers
 from .measure import (
     Comparison,
@@ -276,8 +276,8 @@ def shared_pass(bench: Bench) -> Row:
 def made_up_states(bench: Bench, documents: int, each: int) -> ScoredStates:
     """Resident states of `documents` documents with `each` scored tokens, without a backbone's pass."""
     h, target, _, _ = head_inputs(bench, documents * each)
-    counts = torch.full((documents,), each, dtype=torch.int64)
-    return ScoredStates.resident(h.to(torch.float16), target, counts)
+    counts = np.full(documents, each)
+    return ScoredStates.of_pairs(h.to(torch.float16), target.cpu().numpy(), counts, bench.device)
 
 
 def _drawn_head(bench: Bench, seed: int) -> LoraHead:

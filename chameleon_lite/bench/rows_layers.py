@@ -10,8 +10,9 @@ import gc
 
 import torch
 
-from ..model.head_loss import HeadWeight
-from ..model.heads.static import LoraHead
+from ..fast.head_loss_torch import Scratch
+from ..heads import LoraHead
+from ..loss import HeadWeight
 from ..training.recorded_layers import RecordedLayers
 from ..training.uncached import Layered, Texts, gradients, step_layers
 from . import peers
@@ -118,7 +119,7 @@ class LoraStep:
         peak on top; or the recording's, should that be higher. The head's buffers, which a CPU keeps from step to
         step, are made anew.
         """
-        self.both.weight.scratch = None
+        Scratch.forget(self.both.weight)
         if not isinstance(self.layers.run, RecordedLayers):
             return peak_bytes(self.ours, self.bench.device)
         self._forget()

@@ -10,13 +10,10 @@ from torch import Tensor
 
 from ..config import TrainSettings
 from ..data.embeddings import mean_embeddings
-from ..model.head_loss import HeadWeight
-from ..model.heads.hyper import HyperHead
-from ..model.heads.interface import Condition, Head
-from ..model.heads.static import LoraHead
-from ..training.features import features
+from ..heads import Condition, Head, HyperHead, LoraHead
+from ..loss import HeadWeight
+from ..states import ScoredStates, hidden_states
 from ..training.loop import Member, fit
-from ..training.scored import scored_states
 from . import peers
 from .measure import Comparison, Gate, Row, Sample, sample, scaled, synchronise
 from .workload import LENGTH, Bench, random_table, row_lengths
@@ -54,9 +51,9 @@ class Training:
         stages = {} if stages is None else stages
         with tempfile.TemporaryDirectory() as folder:
             lap = _Laps(stages, self.bench.device)
-            store = features(self.backbone, self.table, dtype=dtype, folder=Path(folder), progress=False)
+            states = hidden_states(self.backbone, self.table, dtype, Path(folder), progress=False)
             lap("hidden states")
-            data = scored_states(store, self.table, device=self.bench.device)
+            data = ScoredStates(self.table, states, self.bench.device)
             weight = HeadWeight(self.backbone.head.weight, dtype=dtype)
             lap("loading")
             told = self.condition  # one source, asked once a step for all heads

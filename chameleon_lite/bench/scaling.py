@@ -15,18 +15,17 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..config import TrainSettings
 from ..data.arrangement import arrange
 from ..errors import RunFailed, UserError
-from ..model.head_loss import HeadWeight
-from ..model.heads.hyper import HyperHead
-from ..model.heads.interface import Condition
-from ..model.heads.static import LoraHead
+from ..heads import Condition, HyperHead, LoraHead
+from ..loss import HeadWeight
+from ..states import ScoredStates
 from ..training.loop import Member, fit
 from ..training.processes import Processes, leave
-from ..training.scored import ScoredStates
 from .measure import Gate, synchronise
 from .workload import Bench, topic_words
 
@@ -135,10 +134,11 @@ def _fit(
 ) -> list[Member]:
     width, vocab = shape
     g = torch.Generator().manual_seed(0)
-    data = ScoredStates.resident(
-        torch.randn(documents * each, width, generator=g).to(bench.device, torch.float16),
-        torch.randint(vocab, (documents * each,), generator=g).to(bench.device),
-        torch.full((documents,), each, dtype=torch.int64),
+    data = ScoredStates.of_pairs(
+        torch.randn(documents * each, width, generator=g).to(torch.float16),
+        torch.randint(vocab, (documents * each,), generator=g).numpy(),
+        np.full(documents, each),
+        bench.device,
     )
     weight = HeadWeight(torch.randn(vocab, width, generator=g) * 0.02, dtype=dtype, device=bench.device)
     vectors = torch.randn(documents, width, generator=g).to(bench.device)

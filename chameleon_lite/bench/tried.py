@@ -8,12 +8,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ..data import lloyd
-from ..data.clusters import scikit_steps_from
-from ..model.aligned_head import AlignedHead
+from ..fast import lloyd
+from ..fast.aligned_head import AlignedHead
+from ..loss import HeadWeight
 from ..model.formats import in_format
-from ..model.head_loss import HeadWeight
-from ..training.features import arithmetic
+from ..states import arithmetic
+from . import peers
 from .measure import interleaved
 from .rows_head import HeadWork
 from .workload import Bench, random_table
@@ -30,7 +30,7 @@ def tried(bench: Bench) -> dict:
         _sixteen_decode(bench),
     ]
     if bench.gpu:
-        found += [_split_products(bench), _recorded(bench), _aligned_decode(bench)]
+        found += [_recorded(bench), _aligned_decode(bench)]
     return {"what": "tried, kept or not", "status": "shown", "tried": found}
 
 
@@ -93,13 +93,14 @@ def _own_clusters(bench: Bench) -> dict:
     x = torch.randn(bench.size(8_192, 23_767, 1_024), 256, generator=g)
     start = x[: bench.size(256, 742, 32)].clone()
     own, own_start = x.to(bench.device), start.to(bench.device)
+
     return _entry(
         bench,
         "own k-means instead of scikit-learn on the host",
         True,
         "where there are many rows and clusters: scikit-learn repeats itself on one thread only",
         lambda: lloyd.lloyd(own, own_start, 2, -1.0),
-        lambda: scikit_steps_from(x, start, 2),
+        lambda: peers.kmeans_by_scikit_learn(x, start, 2),
     )
 
 
@@ -121,22 +122,6 @@ def _low_bits(bench: Bench) -> dict:
         False,
         f"{moved:.1%} of the rows would change their cluster",
         low_labels,
-        lambda: lloyd.assign(x, c, norms)[0],
-    )
-
-
-def _split_products(bench: Bench) -> dict:
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(bench.size(8_192, 23_767, 1_024), 768, generator=g).to(bench.device)
-    c = x[: bench.size(256, 742, 32)] * 0.1
-    labels_of, norms = lloyd.label_finder(x), x.square().sum(1)
-    moved = float((labels_of(c) != lloyd.assign(x, c, norms)[0]).float().mean())
-    return _entry(
-        bench,
-        "k-means distances from bfloat16 parts",
-        True,
-        f"{moved:.1%} of the rows change their cluster",
-        lambda: labels_of(c),
         lambda: lloyd.assign(x, c, norms)[0],
     )
 

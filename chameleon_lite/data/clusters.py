@@ -4,24 +4,22 @@
     labels ── merge_small ─▶ no group smaller than the minimum: its rows go to the nearest centroid that remains
 
 Released code: k-means of its own, 10 Lloyd steps from random rows, the evaluation set clustered on itself.
-Here: k-means with a k-means++ start on the training set only: scikit-learn's, or `lloyd.py` where there are many
-vectors, on the device they lie on.
+Here: k-means with a k-means++ start on the training set only: scikit-learn's, or the engine's fast form where there
+are many vectors.
 """
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .. import engine
 from ..errors import UserError
-from ..ops import nearest_centroid
-from . import lloyd
 
 MAX_CLUSTERS = 4_096
-MANY_PRODUCTS = 1 << 20  # rows × clusters from which scikit-learn on its one thread is what one waits for
+MANY_PRODUCTS = 1 << 20  # rows × clusters from which scikit-learn on one thread is slow
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +41,7 @@ class Clustering:
 
     @property
     def sizes(self) -> Tensor:
-        """Rows a cluster, (K,) int64."""
+        """Rows per cluster, (K,) int64."""
         return torch.bincount(self.labels, minlength=len(self.centroids))
 
 
@@ -55,7 +53,7 @@ def cluster_count(n: int, rows: int) -> int:
     return max(1, min(MAX_CLUSTERS, n // rows))
 
 
-def fit_clusters(x: Tensor, k: int, *, seed: int, n_init: int = 1, sample: int = 100_000) -> Clustering:
+def fit_clusters(x: Tensor, k: int, *, seed: int, sample: int = 100_000) -> Clustering:
     """k-means of x (N, C) into k clusters; the same seed gives the same labels, bit for bit.
 
     Fits on at most `sample` rows, drawn by the seed, and assigns the rest. Raises UserError when k is not
@@ -71,51 +69,33 @@ def fit_clusters(x: Tensor, k: int, *, seed: int, n_init: int = 1, sample: int =
     if len(x) > sample:
         chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:sample]
         rows = rows[chosen.sort().values.to(x.device)]
-    if _many(rows, k):
-        centroids = lloyd.kmeans(rows, k, seed=seed, n_init=n_init)
-    else:
-        centroids = torch.from_numpy(_kmeans(rows.cpu().numpy(), k, seed, n_init)).to(x.device)
+    centroids = kmeans(rows, k, seed=seed)
     labels, distance = nearest_centroid(x.detach().float(), centroids)
     return Clustering(centroids, labels, distance, float(distance.double().square().sum()))
 
 
-def steps_from(x: Tensor, start: Tensor, steps: int) -> Tensor:
-    """Centroids (K, C) after exactly `steps` Lloyd steps from start (K, C), by what `fit_clusters` uses here."""
-    return (
-        lloyd.lloyd(x, start, steps, tolerance=-1.0)
-        if _many(x, len(start))
-        else scikit_steps_from(x, start, steps)
-    )
+def kmeans(x: Tensor, k: int, *, seed: int) -> Tensor:
+    """Centroids (k, C) float32 of x (N, C) on its device, by at most 100 steps from a start drawn by the seed.
 
-
-def scikit_steps_from(x: Tensor, start: Tensor, steps: int) -> Tensor:
-    """The same by scikit-learn on the host, whatever the size."""
-    found = _kmeans(x.cpu().numpy(), len(start), 0, 1, init=start.cpu().numpy(), max_iter=steps, tol=0)
-    return torch.from_numpy(found).to(x.device)
-
-
-def _many(x: Tensor, k: int) -> bool:
-    return len(x) * k >= MANY_PRODUCTS
-
-
-def _kmeans(rows: np.ndarray, k: int, seed: int, n_init: int, **options) -> np.ndarray:
-    """Centroids (k, C) float32; on one thread, because the order of a parallel sum is not fixed."""
+    scikit-learn on one thread, because the order of a parallel sum is not fixed.
+    """
+    if impl := engine.fast("kmeans", worth=len(x) * k >= MANY_PRODUCTS):
+        return impl(x, k, seed=seed)
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than k: see Clustering
-        options = {"max_iter": 100} | options
-        fit = KMeans(k, n_init=n_init, random_state=seed, **options).fit(rows)
-    return fit.cluster_centers_.astype(np.float32)
+        fit = KMeans(k, n_init=1, max_iter=100, random_state=seed).fit(x.cpu().numpy())
+    return torch.from_numpy(fit.cluster_centers_.astype(np.float32)).to(x.device)
 
 
 def merge_small(x: Tensor, labels: Tensor, centroids: Tensor, minimum: int = 4) -> Tensor:
-    """Labels (N,) in which each row of a group smaller than `minimum` joined the nearest centroid that remains.
+    """Labels (N,) in which the rows of groups smaller than `minimum` have the nearest centroid that remains.
 
     x (N, C), labels (N,) int64, centroids (K, C). Label numbers stay those of the centroids. Where no group
-    is large enough, all rows join the largest one (the lowest label among equals).
+    is large enough, all rows get the largest one (the lowest label among equals).
     """
     sizes = torch.bincount(labels, minlength=len(centroids))  # (K,)
     remaining = torch.nonzero(sizes >= minimum).flatten()
@@ -127,56 +107,10 @@ def merge_small(x: Tensor, labels: Tensor, centroids: Tensor, minimum: int = 4) 
     return merged
 
 
-def cluster_quality(
-    clustering: Clustering, *, groups: Sequence[str], lengths: Sequence[int] | np.ndarray
-) -> dict:
-    """Numbers on the fitted rows: what the clusters are made of, beside what they are hoped to be made of.
+def nearest_centroid(x: Tensor, centroids: Tensor, chunk: int = 16_384) -> tuple[Tensor, Tensor]:
+    """For x (N, C) the nearest row of centroids (K, C): labels (N,) int64 and Euclidean distances (N,).
 
-    groups (N,) and lengths (N,) are the documents' origins and token counts. `adjusted_mutual_information` is
-    1 for clusters that are the groups, about 0 for chance, None with fewer than two groups;
-    `length_variance_explained` is η²: the share of the variance of length that lies between clusters.
+    Works in chunks of documents, so memory is chunk × K whatever N is; ties go to the lower index.
     """
-    sizes = clustering.sizes
-    filled = sizes[sizes > 0].double()
-    return {
-        "clusters": len(sizes),
-        "empty": int((sizes == 0).sum()),
-        "inertia": clustering.inertia,
-        "sizes": {"min": int(filled.min()), "median": float(filled.quantile(0.5)), "max": int(filled.max())},
-        "adjusted_mutual_information": _mutual_information(clustering.labels, groups),
-        "length_variance_explained": _variance_explained(
-            clustering.labels.cpu().numpy(), np.asarray(lengths, float)
-        ),
-    }
-
-
-def worst_cluster(clustering: Clustering, groups: Sequence[str]) -> int:
-    """The cluster whose largest group has the smallest share; among equals the larger, then the lower label."""
-    counts = _contingency(clustering, groups)  # (K, groups)
-    sizes = counts.sum(1)
-    purity = np.where(sizes > 0, counts.max(1) / np.maximum(sizes, 1), np.inf)
-    return int(np.lexsort((-sizes, purity))[0])
-
-
-def _contingency(clustering: Clustering, groups: Sequence[str]) -> np.ndarray:
-    """Rows of cluster k that belong to group g, (K, groups) int64."""
-    names, group = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
-    flat = clustering.labels.cpu().numpy() * len(names) + group
-    return np.bincount(flat, minlength=len(clustering.centroids) * len(names)).reshape(-1, len(names))
-
-
-def _mutual_information(labels: Tensor, groups: Sequence[str]) -> float | None:
-    from sklearn.metrics import adjusted_mutual_info_score
-
-    if len(set(groups)) < 2:
-        return None
-    return float(adjusted_mutual_info_score(list(groups), labels.cpu().numpy()))
-
-
-def _variance_explained(labels: np.ndarray, values: np.ndarray) -> float:
-    """η² of values (N,) by labels (N,): between-cluster over total sum of squares; 0 where values are equal."""
-    centred = values - values.mean()
-    total = float(centred @ centred)
-    sizes = np.bincount(labels)
-    sums = np.bincount(labels, weights=centred)
-    return float((sums**2 / np.maximum(sizes, 1)).sum() / total) if total else 0.0
+    nearest = [torch.cdist(rows, centroids).min(dim=1) for rows in x.split(chunk)]
+    return torch.cat([n.indices for n in nearest]), torch.cat([n.values for n in nearest])

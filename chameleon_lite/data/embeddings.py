@@ -11,9 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError, unknown
-from ..ops import normalise
-from .ragged import cumulative, ragged
-from .tokens import TokenTable
+from .tokens import TokenTable, cumulative, ragged
 
 SPANS = ("condition", "row", "padded")
 
@@ -50,3 +48,14 @@ def mean_embeddings(
     else:
         x = F.embedding_bag(ids, weight, offsets, mode="mean")  # (N, C)
     return normalise(x) if normalised else x
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of x (..., T, C) over the tokens where mask (..., T) is true, to (..., C); zeros where none is."""
+    weight = mask.to(x.dtype).unsqueeze(-1)  # (..., T, 1)
+    return (x * weight).sum(-2) / weight.sum(-2).clamp_min(1)  # (..., C)
+
+
+def normalise(x: Tensor, eps: float = 1e-12) -> Tensor:
+    """x (..., C) scaled to Euclidean length 1; a zero vector stays zero."""
+    return x / x.norm(dim=-1, keepdim=True).clamp_min(eps)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..ops import nearest_centroid
-from .clusters import Clustering
+from .clusters import Clustering, nearest_centroid
 
 LLOYD_STEPS = 10
 

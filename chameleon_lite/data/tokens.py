@@ -9,26 +9,61 @@ confused with an ordinary token of the same id. No token is added at either end.
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .corpora.documents import Document
-from .encoding import Encoded, encode, held
-from .ragged import cumulative, ragged
 
 IGNORED = -100  # the label of a position that is not scored
-CHUNK = (
-    1024  # documents given to the tokenizer at once; more is slower: what it returns no longer fits a cache
-)
+CHUNK = 1024  # documents per call of the tokenizer: its lists of offsets are many times larger than the ids
 SHORT = "shorter than prefix + scored"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text. Only `text` is ever scored; `prompt` stands before it as context.
+
+    `instruction` is the part of `prompt` that is the bare instruction; `group` is where the document comes
+    from (a library, an article), which no model sees and cluster quality is measured against.
+    """
+
+    id: str
+    text: str
+    group: str = ""
+    prompt: str = ""
+    instruction: str = ""
+
+
+def cumulative(lengths: np.ndarray) -> np.ndarray:
+    """Lengths (N,) to offsets (N + 1,) int64."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+def ragged(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Flat indices of N runs: starts (N,), lengths (N,) to (lengths.sum(),) int64, run after run."""
+    lengths = np.asarray(lengths, dtype=np.int64)
+    run = cumulative(lengths)
+    return np.arange(run[-1]) + np.repeat(np.asarray(starts, dtype=np.int64) - run[:-1], lengths)
+
+
+def by_length(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
+    """Lengths (N,) to document numbers in runs of similar length, at most `budget` padded tokens or one document.
+
+    Equal lengths keep their order, so lengths that are sorted already give 0 … N - 1.
+    """
+    order = np.argsort(lengths, kind="stable")
+    low = 0
+    while low < len(order):
+        high = low + 1
+        while high < len(order) and lengths[order[high]] * (high + 1 - low) <= budget:
+            high += 1
+        yield order[low:high]
+        low = high
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +77,7 @@ class TokenTable:
     names: tuple[str, ...]
     groups: tuple[str, ...]
     scored_bytes: np.ndarray  # (N,) int64: UTF-8 bytes of the scored text
-    dropped: dict[str, int] = field(default_factory=dict)  # why ▶ documents; also how many were truncated
+    dropped: dict[str, int] = field(default_factory=dict)  # reason ▶ documents; also how many were truncated
     pad_id: int = 0
 
     def __len__(self) -> int:
@@ -50,12 +85,12 @@ class TokenTable:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens a document, (N,) int64; kept, because every batch asks for some of them."""
+        """Tokens per document, (N,) int64."""
         return np.diff(self.offsets)
 
     @cached_property
     def n_scored(self) -> np.ndarray:
-        """Scored tokens a document, (N,) int64."""
+        """Scored tokens per document, (N,) int64."""
         return self.lengths - self.prefix
 
     @property
@@ -68,7 +103,7 @@ class TokenTable:
         return digest.hexdigest()
 
     def take(self, index: Sequence[int] | np.ndarray | Tensor) -> "TokenTable":
-        """The documents at `index`, in that order, as a table of their own."""
+        """The documents at `index`, in that order, as a table."""
         index = np.asarray(index, dtype=np.int64)
         lengths = self.lengths[index]
         return TokenTable(
@@ -126,83 +161,43 @@ def tokenise(
     """
     _check(max_length, prefix_tokens, min_scored, condition_on)
     documents = list(documents)
-    with closing(_chunks(documents, tokenizer)) as chunks:
-        parts = [
-            _part(*chunk, tokenizer, max_length, prefix_tokens, min_scored, condition_on) for chunk in chunks
-        ]
-    if not sum(map(len, parts)):
-        need = f"{prefix_tokens} prefix (or a prompt) + {min_scored} scored tokens"
-        raise UserError(
-            f"no document of {len(documents)} has {need}; lower prefix_tokens or min_scored, or add text"
-        )
-    arrays = ("ids", "prefix", "condition", "scored_bytes")
+    rows, dropped = [], {SHORT: 0, "truncated": 0, "prompt truncated": 0}
+    for start in range(0, len(documents), CHUNK):
+        for e in _encoded(documents[start : start + CHUNK], tokenizer, condition_on):
+            cut = max(0, len(e.prompt) - (max_length - min_scored))  # prompt tokens lost on the left
+            n_prompt = len(e.prompt) - cut
+            n_text = min(len(e.text), max_length - n_prompt)
+            prefix = n_prompt or prefix_tokens
+            if n_prompt + n_text - prefix < min_scored:
+                dropped[SHORT] += 1
+                continue
+            dropped["truncated"] += n_text < len(e.text)
+            dropped["prompt truncated"] += cut > 0
+            ids = np.array(e.prompt[cut:] + e.text[:n_text], dtype=np.int32)
+            first, stop = (min(max(0, place - cut), prefix) for place in e.instruction)
+            span = (first, stop) if first < stop else (0, prefix)
+            rows.append((e.document, ids, prefix, span, e.bytes(0 if n_prompt else prefix, n_text)))
+    if not rows:
+        need = f"no document of {len(documents)} has {prefix_tokens} prefix (or a prompt) + {min_scored} scored tokens"
+        raise UserError(f"{need}; lower prefix_tokens or min_scored, or add text")
+    kept, ids, prefix, span, scored_bytes = zip(*rows)
     return TokenTable(
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays},
-        offsets=cumulative(np.concatenate([part.lengths for part in parts])),
-        names=tuple(chain.from_iterable(part.names for part in parts)),
-        groups=tuple(chain.from_iterable(part.groups for part in parts)),
-        dropped={why: sum(part.dropped[why] for part in parts) for why in parts[0].dropped},
-        pad_id=_pad_id(tokenizer),
-    )
-
-
-def _chunks(
-    documents: list[Document], tokenizer: Callable
-) -> Iterator[tuple[list[Document], Encoded, Encoded]]:
-    """Chunks of documents with their prompts and texts encoded, where that may be done a chunk ahead.
-
-    What a tokenizer returns is many times larger than the ids: two chunks' are held at a time.
-    """
-
-    def both(chunk: list[Document]) -> tuple[list[Document], Encoded, Encoded]:
-        prompts = [d.prompt for d in chunk]
-        return chunk, encode(prompts, tokenizer, characters=False), encode([d.text for d in chunk], tokenizer)
-
-    chunks = [documents[start : start + CHUNK] for start in range(0, len(documents), CHUNK)]
-    with held(tokenizer) as beside:
-        if not beside:
-            yield from map(both, chunks)
-            return
-        with ThreadPoolExecutor(1) as other:
-            before = None
-            for chunk in [*chunks, None]:
-                ahead = None if chunk is None else other.submit(both, chunk)
-                if before is not None:
-                    yield before.result()
-                before = ahead
-
-
-def _part(
-    documents, prompt: Encoded, text: Encoded, tokenizer, max_length, prefix_tokens, min_scored, condition_on
-) -> TokenTable:
-    """The table of one chunk of documents; it may have none."""
-    n_prompt = np.minimum(prompt.lengths, max_length - min_scored)
-    n_text = np.minimum(text.lengths, max_length - n_prompt)
-    prefix = np.where(n_prompt > 0, n_prompt, prefix_tokens)  # (N,)
-    keep = np.flatnonzero(n_prompt + n_text - prefix >= min_scored)
-    cut = prompt.lengths - n_prompt  # (N,) prompt tokens lost on the left
-    dropped = {
-        SHORT: len(documents) - len(keep),
-        "truncated": int((n_text < text.lengths)[keep].sum()),
-        "prompt truncated": int((cut > 0)[keep].sum()),
-    }
-    kept = [documents[i] for i in keep]
-    n_prompt, n_text, prefix, cut = n_prompt[keep], n_text[keep], prefix[keep], cut[keep]
-    span = np.stack([np.zeros_like(prefix), prefix], axis=1)  # (N, 2)
-    if condition_on == "instruction":
-        span = _instruction_spans(kept, tokenizer, cut, span)
-    skipped = np.where(n_prompt > 0, 0, prefix)  # (N,) text tokens that are prefix, not scored
-    prompt_from, text_from = cumulative(prompt.lengths)[keep] + cut, cumulative(text.lengths)[keep]
-    return TokenTable(
-        ids=_joined(prompt.ids, prompt_from, n_prompt, text.ids, text_from, n_text),
-        offsets=cumulative(n_prompt + n_text),
-        prefix=prefix.astype(np.int32),
-        condition=span.astype(np.int32),
+        ids=np.concatenate(ids),
+        offsets=cumulative([len(row) for row in ids]),
+        prefix=np.array(prefix, dtype=np.int32),
+        condition=np.array(span, dtype=np.int32),
         names=tuple(d.id for d in kept),
         groups=tuple(d.group for d in kept),
-        scored_bytes=_scored_bytes(kept, keep, text, skipped, n_text),
+        scored_bytes=np.array(scored_bytes, dtype=np.int64),
         dropped=dropped,
+        pad_id=pad_id(tokenizer),
     )
+
+
+def pad_id(tokenizer: Callable) -> int:
+    """The tokenizer's padding token, its end-of-text token where it has none, else 0."""
+    ids = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
+    return next((int(i) for i in ids if i is not None), 0)
 
 
 def _check(max_length: int, prefix_tokens: int, min_scored: int, condition_on: str) -> None:
@@ -210,50 +205,46 @@ def _check(max_length: int, prefix_tokens: int, min_scored: int, condition_on: s
         raise UserError(f"condition_on is 'prompt' or 'instruction', not {condition_on!r}")
     if prefix_tokens < 1 or min_scored < 0:
         raise UserError(
-            "prefix_tokens must be at least 1 (nothing predicts a first token) and min_scored at least 0"
+            "prefix_tokens is at least 1 (nothing predicts a first token) and min_scored at least 0"
         )
     if max_length < prefix_tokens + max(min_scored, 1):
         need = f"{prefix_tokens} prefix and {min_scored} scored tokens"
         raise UserError(f"max_length {max_length} has no room for {need}; raise it")
 
 
-def _joined(prompt, prompt_from, n_prompt, text, text_from, n_text) -> np.ndarray:
-    """Of each document n_prompt ids of `prompt`, then n_text ids of `text`, all flat: (L,) int32."""
-    starts = cumulative(n_prompt + n_text)
-    ids = np.empty(starts[-1], dtype=np.int32)
-    ids[ragged(starts[:-1], n_prompt)] = prompt[ragged(prompt_from, n_prompt)]
-    ids[ragged(starts[:-1] + n_prompt, n_text)] = text[ragged(text_from, n_text)]
-    return ids
+class _Encoded(NamedTuple):
+    document: Document
+    prompt: list[int]  # token ids
+    text: list[int]
+    spans: list[tuple[int, int]] | None  # characters [start, stop) of each token of `text`
+    instruction: tuple[int, int]  # prompt tokens [start, stop) of the instruction; (0, 0) where there is none
+
+    def bytes(self, start: int, stop: int) -> int:
+        """UTF-8 bytes of the text's tokens [start, stop); without `spans` the text's bytes in equal shares."""
+        if self.spans is None:
+            return len(self.document.text.encode()) * (stop - start) // max(len(self.text), 1)
+        first, last = (self.spans[n - 1][1] if n else 0 for n in (start, stop))
+        return len(self.document.text[first:last].encode())
 
 
-def _scored_bytes(kept: list[Document], at: np.ndarray, text: Encoded, skipped, n_text) -> np.ndarray:
-    """UTF-8 bytes of each document's scored text, (N,) int64; document n is number at[n] of `text`.
+def _encoded(chunk: list[Document], tokenizer: Callable, condition_on: str) -> Iterator[_Encoded]:
+    """The documents of one chunk with their token ids, one call of the tokenizer per kind of text."""
+    fast = getattr(tokenizer, "is_fast", False)
 
-    Exact with a fast tokenizer; others don't say which characters a token covers, and the text's bytes are
-    shared out evenly over its tokens (exact where every token has as many bytes).
-    """
-    if text.characters is None:
-        total = np.array([len(d.text.encode()) for d in kept], dtype=np.int64)
-        return total * (n_text - skipped) // np.maximum(text.lengths[at], 1)
-    first, stop = text.stops(at, skipped - 1), text.stops(at, n_text - 1)
-    return np.array([len(d.text[a:b].encode()) for d, a, b in zip(kept, first, stop)], dtype=np.int64)
+    def ids(texts: list[str], **options) -> dict:
+        if not any(texts):  # plain text: every prompt is empty
+            return {"input_ids": [[]] * len(texts)}
+        options = options | {"return_attention_mask": False, "verbose": False} if fast else {}
+        return tokenizer(texts, add_special_tokens=False, **options)
 
-
-def _instruction_spans(
-    kept: list[Document], tokenizer: Callable, cut: np.ndarray, whole: np.ndarray
-) -> np.ndarray:
-    """Where in each document (N, 2) the instruction lies; the whole prefix where there is none left to read."""
-    at = [d.prompt.find(d.instruction) if d.instruction else -1 for d in kept]
-    before = [d.prompt[: max(a, 0)] for d, a in zip(kept, at)]
-    until = [d.prompt[: max(a, 0) + len(d.instruction)] for d, a in zip(kept, at)]
-    ends = [encode(texts, tokenizer, characters=False).lengths - cut for texts in (before, until)]
-    span = np.stack(ends, axis=1).clip(0, whole[:, 1:])  # (N, 2)
-    found = (np.array(at) >= 0) & (span[:, 1] > span[:, 0])
-    return np.where(found[:, None], span, whole)
-
-
-def _pad_id(tokenizer: Callable) -> int:
-    for name in ("pad_token_id", "eos_token_id"):
-        if getattr(tokenizer, name, None) is not None:
-            return int(getattr(tokenizer, name))
-    return 0
+    text = ids([d.text for d in chunk], return_offsets_mapping=True)
+    prompts = ids([d.prompt for d in chunk])["input_ids"]
+    before = until = [[]] * len(chunk)
+    if condition_on == "instruction":
+        parts = [d.prompt.partition(d.instruction) if d.instruction else ("", "", "") for d in chunk]
+        # An instruction that the prompt lacks gives twice the same length: an empty span.
+        before = ids([head for head, _, _ in parts])["input_ids"]
+        until = ids([head + part for head, part, _ in parts])["input_ids"]
+    instructions = [(len(first), len(last)) for first, last in zip(before, until)]
+    spans = text.get("offset_mapping") or [None] * len(chunk)
+    yield from map(_Encoded, chunk, prompts, text["input_ids"], spans, instructions)

@@ -9,7 +9,10 @@ the model is refused by name. All weights are frozen and the model is in evaluat
 
 import copy
 import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import errors
+from ..data.tokens import pad_id
 from . import hub, smollm2, tiny
 
 BUILT_IN = ("smollm2", "random-gpt2", "tiny", "tiny-llama")
@@ -27,11 +31,15 @@ SHORT_NAMES = {
     "gpt2-xl": "openai-community/gpt2-xl",
     "distilgpt2": "distilbert/distilgpt2",
 }
+ALWAYS_EXACT = ("inv_freq",)  # ends of the names of buffers that stay as they are in every number format
+CPU_FLAGS = {"avx512_bf16", "amx_bf16"}  # 16-bit units, as /proc/cpuinfo spells them
+FP16_CAPABILITY = (7, 0)  # tensor cores for IEEE half precision: V100, T4 and later
+BF16_CAPABILITY = (8, 0)  # tensor cores for brain float: A100 and later
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen causal LM and the parts of it that the other rooms use."""
+    """A frozen causal LM and the parts of it that the method uses."""
 
     name: str
     revision: str  # the hub's commit, "" where there is none
@@ -54,11 +62,11 @@ class Backbone:
     def hidden(self, ids: Tensor, mask: Tensor | None = None, position: Tensor | None = None) -> Tensor:
         """ids (B, T) int64 and mask (B, T), 1 for real tokens, to hidden states (B, T, C).
 
-        Several documents a row: a mask (B, 1, T, T) bool of who sees whom, and position (B, T) inside the document;
-        not every model takes them, see training/pieces.py.
+        Several documents per row: a mask (B, 1, T, T) bool of which token attends to which, and position (B, T) inside
+        the document; not every model takes them, see training/pieces.py.
         """
-        told = {} if position is None else {"position_ids": position}
-        return self.body(input_ids=ids, attention_mask=mask, use_cache=False, **told).last_hidden_state
+        positions = {} if position is None else {"position_ids": position}
+        return self.body(input_ids=ids, attention_mask=mask, use_cache=False, **positions).last_hidden_state
 
     def logits(self, h: Tensor) -> Tensor:
         """Hidden states (…, C) to the frozen model's logits (…, V)."""
@@ -91,7 +99,7 @@ def load_backbone(
         head=head,
         width=head.weight.shape[1],
         vocab=head.weight.shape[0],
-        pad_id=_pad_id(tokenizer),
+        pad_id=pad_id(tokenizer),
         hash=hashlib.sha256(f"{weights}:{dtype}".encode()).hexdigest(),
         parameters=sum(p.numel() for p in lm.parameters()),  # parameters() yields a tied matrix once
         max_length=_max_length(lm.config),
@@ -99,7 +107,7 @@ def load_backbone(
 
 
 def copied(backbone: Backbone) -> Backbone:
-    """A backbone with a model of its own, to put LoRA into while the shared one stays as it is."""
+    """A copy of the backbone, to put LoRA into while the shared one stays as it is."""
     lm = copy.deepcopy(backbone.lm)
     return replace(
         backbone,
@@ -161,12 +169,73 @@ def weight_hash(lm: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _pad_id(tokenizer) -> int:
-    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if candidate is not None:
-            return candidate
-    return 0
-
-
 def _max_length(config) -> int:
     return int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or 1024)
+
+
+def set_format(lm: nn.Module, dtype: torch.dtype) -> Callable[[], None]:
+    """Convert a model's weights and buffers, rotary frequencies excepted; returns a function that undoes it exactly.
+
+    `lm.to(dtype)` alone also rounds rotary frequencies, which libraries keep in float32 when they load a 16-bit model
+    and which are in no state dict (hidden states of SmolLM2 off by 0.1 %). Parameters keep their identity.
+    """
+    weights = [(p, p.data) for p in lm.parameters()]
+    buffers = [(m, name, b) for m in lm.modules() for name, b in m._buffers.items() if b is not None]
+
+    def undo() -> None:
+        for p, data in weights:
+            p.data = data
+        for module, name, value in buffers:
+            module._buffers[name] = value
+
+    if any(p.dtype != dtype for p, _ in weights):
+        lm.to(dtype)
+        for module, name, value in buffers:
+            if name.endswith(ALWAYS_EXACT):
+                module._buffers[name] = value
+    return undo
+
+
+@contextmanager
+def in_format(lm: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Hold a model in `dtype` inside the block; afterwards it is bit for bit what it was."""
+    undo = set_format(lm, dtype)
+    try:
+        yield
+    finally:
+        undo()
+
+
+@lru_cache
+def cpu_flags(path: str = "/proc/cpuinfo") -> frozenset[str]:
+    """The instruction-set flags of the first processor; empty where the system does not list them."""
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith("flags")), ":").split(":", 1)[1].split())
+
+
+def matmul_dtype(device: str | torch.device) -> torch.dtype:
+    """The format for large matrix products: float16 on GPUs with tensor cores, bfloat16 on CPUs that have it.
+
+    Decided by what the chip has: the libraries say yes to formats that they emulate several times slower. float16 also
+    on GPUs that have both: same speed, eight times finer, and nothing here comes near its range.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.float16 if torch.cuda.get_device_capability(device) >= FP16_CAPABILITY else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and CPU_FLAGS & cpu_flags() else torch.float32
+
+
+def backbone_dtype(device: str | torch.device) -> torch.dtype:
+    """The format for a whole transformer's forward pass: bfloat16 where it is fast, for its range; else as above."""
+    device = torch.device(device)
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= BF16_CAPABILITY:
+        return torch.bfloat16
+    return matmul_dtype(device)
+
+
+def number_format(name: str, device: str | torch.device) -> torch.dtype:
+    """A format by its name; "auto" is the one the device multiplies fast."""
+    return matmul_dtype(device) if name == "auto" else getattr(torch, name)

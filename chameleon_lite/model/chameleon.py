@@ -12,6 +12,7 @@ import copy
 import inspect
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,21 +20,17 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ..data.tokens import IGNORED
 from ..errors import DamagedFile, UserError
+from ..heads import Condition, HeadUpdate, HyperHead, LoraHead, update_logits
 from . import hub
-from .aligned_head import AlignedHead, gains
 from .backbones import Backbone, load_backbone
 from .chameleon_config import ChameleonLiteConfig, check_backbone, identity
 from .conditions import Grouped, grouped, prompt_vectors
 from .formats import set_format
-from .heads.hyper import HyperHead
-from .heads.interface import Condition, HeadUpdate
-from .heads.mixed import MixedUpdate
-from .heads.static import LoraHead
 
 WEIGHTS = "model.safetensors"
 LORA = "lora."  # prefix of LoRA factors in a saved adapter
-IGNORED = -100
 
 
 class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
@@ -61,10 +58,6 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         self.head.to(backbone.device)
         self.centroids = self.centroids.to(backbone.device)
         self._body_arguments = set(inspect.signature(self.lm.base_model.forward).parameters)
-        self.align, self._aligned = (
-            True,
-            None,
-        )  # the copy is made when a batch is first adapted without gradients
         self.post_init()
         if (
             config.lora_rank
@@ -220,10 +213,9 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
 
     def prepare(
         self, condition: Condition | Tensor | int, group: Tensor | None = None, rows: int | None = None
-    ) -> MixedUpdate:
+    ) -> Callable[..., Tensor]:
         """The update of several groups laid out for the rows of a batch, to be given to `forward` or `generate`."""
-        dtype = self.get_output_embeddings().weight.dtype
-        return MixedUpdate(self.update_for(condition), group, dtype, rows)
+        return update_logits(self.update_for(condition), group, rows)
 
     def forward(
         self,
@@ -237,7 +229,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         condition: Condition | Tensor | None = None,
         group: Tensor | None = None,
-        head_update: MixedUpdate | None = None,
+        head_update: Callable[..., Tensor] | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """ids (B, T) to logits (B, T, V), adapted by `condition` (G, C) with `group` (B,), or by a ready `head_update`.
@@ -266,23 +258,12 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         if head_update is None and condition is not None:
             head_update = self.prepare(condition, group, rows=len(h))
         head = self.get_output_embeddings()
-        logits = (
-            head(h) if head_update is None else head_update.logits(self._product(head), h, self.config.scale)
-        )
+        logits = head(h) if head_update is None else head_update(head, h, self.config.scale)
         return CausalLMOutputWithPast(
             loss=None if labels is None else _loss(logits, labels),
             logits=logits,
             past_key_values=out.get("past_key_values"),
         )
-
-    def _product(self, head: nn.Linear) -> nn.Linear | AlignedHead:
-        """What multiplies h by W: without gradients on a GPU a copy of W with aligned rows, where that is faster."""
-        if torch.is_grad_enabled() or not (self.align and gains(head)):
-            self._aligned = None
-            return head
-        if self._aligned is None or not self._aligned.serves(head):
-            self._aligned = AlignedHead(head)
-        return self._aligned
 
     @torch.no_grad()
     def generate(
@@ -291,7 +272,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         *args,
         condition: Condition | Tensor | str | None = None,
         group: Tensor | None = None,
-        head_update: MixedUpdate | None = None,
+        head_update: Callable[..., Tensor] | None = None,
         **kwargs,
     ):
         """Continue prompts (left-padded, with attention_mask) under an update fixed before the first new token.

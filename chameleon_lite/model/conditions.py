@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..data.clusters import nearest_centroid
+from ..data.embeddings import masked_mean, normalise
 from ..errors import UserError, unknown
-from ..ops import masked_mean, nearest_centroid, normalise
-from .heads.interface import Condition
+from ..heads import Condition
 
 MODES = ("cluster", "centroid", "row")
 

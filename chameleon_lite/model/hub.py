@@ -1,7 +1,7 @@
 """Causal LMs from a model hub or a folder, without ever waiting for a network that is not there.
 
-The library's own retries take some 25 seconds before they give up. Here the local cache is asked first; only
-when it lacks the model, and one connection to the hub succeeds in half a second, is anything downloaded.
+The library's own retries take some 25 seconds before they give up. Here the local cache comes first; only where it
+lacks the model, and one connection to the hub opens within half a second, is anything downloaded.
 """
 
 import hashlib
@@ -18,60 +18,54 @@ from .. import cache, errors
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
 
 
-def reachable(endpoint: str | None = None, seconds: float = 0.5) -> bool:
-    """Whether a connection to the hub (or to the proxy that leads there) opens within `seconds`.
+def offline() -> bool:
+    """Whether HF_HUB_OFFLINE switches the hub off."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
-    Runs in a thread of its own, because resolving a host name obeys no time limit.
+
+def reachable(seconds: float = 0.5) -> bool:
+    """Whether a connection to the hub (or to the proxy that leads there) opens within `seconds`; False if offline.
+
+    In a thread, because looking up a host name obeys no time limit.
     """
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+    if offline():
         return False
-    endpoint = endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     proxy = os.environ.get("https_proxy") or os.environ.get("HTTPS_PROXY")
-    parts = urlsplit(proxy or endpoint)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    opened = []
+    address = urlsplit(proxy or os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    port = address.port or (443 if address.scheme == "https" else 80)
+    opened = threading.Event()
 
     def connect() -> None:
         try:
-            socket.create_connection((parts.hostname, port), timeout=seconds).close()
-            opened.append(True)
+            socket.create_connection((address.hostname, port), timeout=seconds).close()
+            opened.set()
         except OSError:
-            pass
+            pass  # no name, no route, refused: not reachable
 
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(seconds + 0.2)
-    return bool(opened)
+    threading.Thread(target=connect, daemon=True).start()
+    return opened.wait(seconds + 0.2)
 
 
 def load_hub(name: str, dtype: torch.dtype, revision: str | None):
     """(lm, tokenizer, revision, hash) of a hub id; from the cache where it is there, whatever the network."""
+    from huggingface_hub import try_to_load_from_cache
+
     try:
         lm, tokenizer = load_checkpoint(name, dtype, revision=revision, local_files_only=True)
     except (OSError, ValueError):
-        lm, tokenizer = _download(name, dtype, revision)
+        if not reachable():
+            raise errors.Unreachable(
+                f"backbone {name!r} is not in the local cache and the model hub cannot be reached: use --backbone "
+                "smollm2 (it comes from the package index), give a local folder, or connect and try again"
+            ) from None
+        try:
+            lm, tokenizer = load_checkpoint(name, dtype, revision=revision)
+        except OSError as error:
+            reason = _first_line(error)
+            raise errors.UserError(f"backbone {name!r} could not be loaded from the hub: {reason}") from error
     commit = getattr(lm.config, "_commit_hash", None) or revision or ""
-    return lm, tokenizer, commit, f"{folder_hash(_snapshot(name, commit))}:{commit}"
-
-
-def _download(name: str, dtype: torch.dtype, revision: str | None):
-    if not reachable():
-        raise errors.Unreachable(
-            f"backbone {name!r} is not in the local cache and the model hub cannot be reached: "
-            "use --backbone smollm2 (it comes from the package index), give a local folder, or connect and try again"
-        )
-    try:
-        return load_checkpoint(name, dtype, revision=revision)
-    except OSError as error:
-        raise errors.UserError(
-            f"backbone {name!r} could not be loaded from the hub: {_first_line(error)}"
-        ) from error
-
-
-def _snapshot(name: str, commit: str) -> Path:
-    from huggingface_hub import try_to_load_from_cache
-
-    return Path(try_to_load_from_cache(name, "config.json", revision=commit or None)).parent
+    config = try_to_load_from_cache(name, "config.json", revision=commit or None)
+    return lm, tokenizer, commit, f"{folder_hash(Path(config).parent)}:{commit}"
 
 
 def load_folder(folder: Path, dtype: torch.dtype):
@@ -97,14 +91,11 @@ def load_checkpoint(source: str, dtype: torch.dtype, **options):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    safe = None if "gguf_file" in options else True
-    lm, info = AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype, output_loading_info=True, use_safetensors=safe, **options
-    )
-    if info["missing_keys"]:
+    how = options | {"dtype": dtype, "use_safetensors": None if "gguf_file" in options else True}
+    lm, info = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **how)
+    if missing := info["missing_keys"]:
         raise errors.DamagedFile(
-            f"{source} lacks weights for {len(info['missing_keys'])} tensors, "
-            f"for example {min(info['missing_keys'])}: fetch it again"
+            f"{source} lacks weights for {len(missing)} tensors, for example {min(missing)}: fetch it again"
         )
     return lm, tokenizer
 
@@ -112,10 +103,8 @@ def load_checkpoint(source: str, dtype: torch.dtype, **options):
 def folder_hash(folder: Path) -> str:
     """sha256 over the names and contents of the configuration and all weight files of a folder."""
     files = sorted({path for pattern in ("config.json", *WEIGHT_FILES) for path in folder.glob(pattern)})
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.name} {cache.sha256(path)}\n".encode())
-    return digest.hexdigest()
+    text = "".join(f"{path.name} {cache.sha256(path)}\n" for path in files)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _first_line(error: Exception) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from .. import errors
+from ..heads import HyperHead, LoraHead, matched_rank
 from . import smollm2, tiny
 from .backbones import BUILT_IN, SHORT_NAMES
-from .heads import HyperHead, LoraHead, matched_rank
 from .lora import add_lora, lora_parameters
 
 PAPER_RANK = 4

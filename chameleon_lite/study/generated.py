@@ -7,21 +7,22 @@ Seeds and documents are crossed as everywhere in the study. A batch's variety be
 batches of two seeds hold different documents: it is averaged over documents first, and only seeds are drawn.
 """
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .evidence import Judged, by_corpus_and_regime
+from .contrasts import Judged, by_corpus_and_regime, judge
 from .generation_metrics import COLUMNS
 from .records import Record, load_records
 from .regimes import REGIMES
-from .statistics import Contrast, contrast, holm, verdict
+from .statistics import Contrast, contrast
 
 COHERENCE = "coherence-"  # files of results that hold continuations
 SCORE = "rouge_l"  # what decides; the other columns stand beside
-AGAINST = ("R1", "R3")  # R4 above a static update, and above the same hyper-network told nothing
+AGAINST = ("R1", "R3")  # R4 above a static update, and above the same hyper-network with a constant input
 # Chosen before any run at full size. Of ROUGE-L F1; in 64 tokens, some 45 words, it is less than one word more in the
 # right order.
 MARGIN = 0.01
@@ -61,9 +62,8 @@ class Generations:
             frame = pd.read_parquet(path)
             if SCORE in frame:
                 frame = frame[(frame["split"] == "test") & frame[SCORE].notna()].astype({"document": str})
-                out |= {
-                    str(run): own.sort_values("document") for run, own in frame.groupby("run", observed=True)
-                }
+                runs = frame.groupby("run", observed=True)
+                out |= {str(run): own.sort_values("document") for run, own in runs}
         return out
 
     def values(self, corpus: str, regime: str, column: str = SCORE) -> dict[int, np.ndarray]:
@@ -78,16 +78,13 @@ class Generations:
     def contrast(
         self, corpus: str, first: str, second: str | None = None, column: str = SCORE
     ) -> Contrast | None:
-        """first − second, mean of a column over documents (nats a token for "nll"); without `second`, first alone.
+        """first − second, mean of a column over documents (nats per token for "nll"); without `second`, first alone.
 
         Only seeds that both have; None where there are none or the documents differ.
         """
         one = self.values(corpus, first, column)
-        other = (
-            {s: np.zeros_like(v) for s, v in one.items()}
-            if second is None
-            else self.values(corpus, second, column)
-        )
+        zero = {s: np.zeros_like(v) for s, v in one.items()}
+        other = self.values(corpus, second, column) if second else zero
         seeds = sorted(set(one) & set(other))
         both = (self._tables(corpus, regime) for regime in (first, second or first))
         if len({tuple(own[s]["document"]) for own in both for s in seeds}) != 1:
@@ -109,19 +106,16 @@ class Generations:
         }
         if any(gain is None for gain, _ in found.values()):
             return {}
-        adjusted = holm({name: gain.p for name, (gain, _) in found.items()})
-        return {
-            name: Judged(name, gain, adjusted[name], verdict(turned, adjusted[name], margin=MARGIN))
-            for name, (gain, turned) in found.items()
-        }
+        judged = judge({name: turned for name, (_, turned) in found.items()}, MARGIN)
+        return {name: replace(judged[name], found=gain) for name, (gain, _) in found.items()}
 
 
 def generation_frame(generations: Generations) -> pd.DataFrame:
-    """One row a corpus and regime: every score's mean, what R4's ROUGE-L has over it, and the reference's loss.
+    """One row per corpus and regime: every score's mean, what R4's ROUGE-L has over it, and the reference's loss.
 
     The difference has its 95 % interval; the verdict stands where the contrast is one of the family.
     """
-    rows = []
+    rows, gain = [], "R4's ROUGE-L less it"
     for corpus, regime in generations.records:
         family, mean = generations.family(corpus), generations.contrast(corpus, regime)
         if mean is None:
@@ -137,9 +131,7 @@ def generation_frame(generations: Generations) -> pd.DataFrame:
                 "n seeds": mean.n,
                 "documents": mean.documents,
                 **means,
-                "R4's ROUGE-L less it": against.difference if against else None,
-                "low": against.low if against else None,
-                "high": against.high if against else None,
+                **(against.row(gain) if against else dict.fromkeys((gain, "low", "high"))),
                 "adjusted p": judged.adjusted_p if judged else None,
                 "verdict": judged.verdict if judged else "–",
                 "reference, nats a token": generations.contrast(corpus, regime, column="nll").difference,

@@ -9,7 +9,7 @@ was trained on one, so that stopping would compare habits of the frozen model wi
 The texts themselves are not kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,9 +19,7 @@ from torch import Tensor
 from ..config import Experiment
 from ..data.tokens import TokenTable
 from ..errors import UserError
-from ..model.heads import Head
-from ..model.heads.interface import Condition
-from ..model.heads.mixed import MixedUpdate
+from ..heads import Condition, Head, update_logits
 from ..training.loop import Member
 from .cohort import Context, order_of
 from .generation_metrics import document_scores, rouge_l, scorer
@@ -146,11 +144,7 @@ def write(
     out = torch.empty(len(rows), asked.new_tokens, dtype=torch.int64)
     for part in by_length.split(asked.rows):
         ids, mask = (x.to(backbone.device) for x in prompts(table, rows[part]))  # (B, T)
-        own = (
-            {"head_update": _update(head, told, rows[part], backbone.head.weight.dtype)}
-            if head is not None
-            else {}
-        )
+        own = {"head_update": _update(head, told, rows[part])} if head is not None else {}
         found = who.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -188,12 +182,12 @@ def agreement(tokens: Tensor, table: TokenTable, rows: Tensor, tokenizer) -> np.
     return rouge_l(*texts)
 
 
-def _update(head: Head, told, rows: Tensor, dtype: torch.dtype) -> MixedUpdate:
+def _update(head: Head, told, rows: Tensor) -> Callable[..., Tensor]:
     """The head's update for some rows, each under its own condition; only the conditions of these rows are asked."""
     if told is None:
-        return MixedUpdate(head.factors(None), None, dtype, rows=len(rows))
+        return update_logits(head.factors(None), None, len(rows))
     condition, group = told
     used, own = torch.unique(group[rows], return_inverse=True)
     asked = Condition(**{k: v[used.to(v.device)] for k, v in vars(condition).items() if v is not None})
     update = head.factors(asked)
-    return MixedUpdate(update, own if update.groups > 1 else None, dtype, rows=len(rows))
+    return update_logits(update, own if update.groups > 1 else None, len(rows))

@@ -1,18 +1,21 @@
 """The claims, one by one: a verdict is what a rule makes of the records, never something typed.
 
-paper.json (claims) + RULES + Evidence(results, benchmarks) ─▶ one row a claim ─▶ table, CSV, results/verdicts.json
+paper.json (claims) + RULES + StoredRuns(results, benchmarks) ─▶ one row per claim ─▶ table, CSV, results/verdicts.json
+results/verdicts.json ─▶ scoreboard, the first page of the book
 """
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
 
 from .. import cache
-from .evidence import Evidence, registered
+from ..errors import DamagedFile
+from .contrasts import StoredRuns, registered
 from .paper import claims
+from .regimes import REGIMES
 from .rules import (
-    CONFIRMED,
     UNTESTED,
     Finding,
     Rule,
@@ -33,6 +36,7 @@ from .rules_generation import coherent_outputs
 from .rules_released import published_again, without_a_model
 from .rules_speed import modest_overhead
 
+OPEN = "not measured yet"
 INSTRUCTED = ("alpaca", "docstrings-instructions")  # corpora whose condition is an instruction
 
 # claim ▶ (what must hold for "confirmed", in words; the rule)
@@ -72,26 +76,26 @@ def ledger(
     results: Path, backbone: str = "smollm2", draws: int = 10_000, benchmarks: Path | None = None
 ) -> dict[int, Finding]:
     """The finding of every claim from a results folder and its timings; without records all are "not tested"."""
-    evidence = Evidence(results, backbone, draws, benchmarks)
+    evidence = StoredRuns(results, backbone, draws, benchmarks)
     return {c["claim"]: RULES[c["claim"]][1](evidence) for c in claims()}
 
 
 def ledger_frame(found: dict[int, Finding]) -> pd.DataFrame:
-    """One row a claim: what it says, the rule, the verdict, the deciding number and the corpora's verdicts."""
-    return pd.DataFrame(
-        [
+    """One row per claim: what it says, the rule, the verdict, the deciding number and the corpora's verdicts."""
+    rows = []
+    for c in claims():
+        finding = found[c["claim"]]
+        rows.append(
             {
                 "claim": c["claim"],
                 "says": c["says"],
                 "confirmed if": RULES[c["claim"]][0],
-                "verdict": found[c["claim"]].verdict,
-                "number": found[c["claim"]].number,
-                "by corpus": ", ".join(f"{name}: {v}" for name, v in found[c["claim"]].corpora.items())
-                or "–",
+                "verdict": finding.verdict,
+                "number": finding.number,
+                "by corpus": ", ".join(f"{name}: {v}" for name, v in finding.corpora.items()) or "–",
             }
-            for c in claims()
-        ]
-    )
+        )
+    return pd.DataFrame(rows)
 
 
 def write_verdicts(found: dict[int, Finding], path: Path) -> None:
@@ -105,37 +109,76 @@ def write_verdicts(found: dict[int, Finding], path: Path) -> None:
         part.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def predictions(evidence: Evidence) -> pd.DataFrame:
-    """The registered predictions, each corpus with what came of it: as expected, or not."""
+def stored_verdicts(results: Path) -> dict[int, dict]:
+    """What `write_verdicts` left in a results folder, by claim number; {} where there is nothing.
+
+    Raises DamagedFile for any other content: a scoreboard must not quietly show less than was measured.
+    """
+    path = Path(results) / "verdicts.json"
+    if not path.exists():
+        return {}
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return {int(row["claim"]): {k: row[k] for k in ("status", "number", "deciding")} for row in rows}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFile(
+            f"{path} is not a list of verdicts ({error}); write it again from the records"
+        ) from error
+
+
+def scoreboard(results: Path) -> list[dict]:
+    """One row per claim: `claim`, `says`, `status`, `number`, `decided by`; OPEN and a dash where nothing is stored.
+
+    `number` is the deciding one, nats per token with its 95 % interval where it is a difference; chapter 09 has all.
+    """
+    stored, rows = stored_verdicts(results), []
+    for c in claims():
+        verdict = stored.get(c["claim"], {"status": OPEN, "deciding": "–"})
+        shown = {"status": verdict["status"], "number": verdict["deciding"], "decided by": c["decided_by"]}
+        rows.append({"claim": c["claim"], "says": c["says"], **shown})
+    return rows
+
+
+def regimes_named(board: list[dict]) -> list[dict]:
+    """One row per regime that the board's `number` or `decided by` names, in the study's order: `regime`, `is`.
+
+    A name that only stands for its variants (R19 for R19-R1 and R19-R2) brings those.
+    """
+    words = {
+        word for row in board for key in ("number", "decided by") for word in re.findall(r"[\w-]+", row[key])
+    }
+    words |= {name for name in REGIMES if name.split("-")[0] in words - set(REGIMES)}
+    return [{"regime": name, "is": regime.title} for name, regime in REGIMES.items() if name in words]
+
+
+def predictions(evidence: StoredRuns) -> pd.DataFrame:
+    """The registered predictions, each corpus with its result: as expected, or not."""
     rows = []
     for name, p in registered()["predictions"].items():
         for corpus in evidence.corpora:
-            came = _came(evidence, corpus, p)
-            if came is not None:
-                rows.append({"prediction": name, "says": p["says"], "corpus": corpus, **came})
+            result = _result(evidence, corpus, p)
+            if result is not None:
+                found, expected = result
+                row = {"prediction": name, "says": p["says"], "corpus": corpus}
+                rows.append(row | {"found": found, "as expected": expected})
     return pd.DataFrame(rows)
 
 
-def _came(evidence: Evidence, corpus: str, p: dict) -> dict | None:
+def _result(evidence: StoredRuns, corpus: str, p: dict) -> tuple[str, bool | None] | None:
+    """What the records say of a prediction, and whether it is as expected (None where nothing could be expected)."""
     if "contrast" in p:
         judged = evidence.family(corpus).get(p["contrast"])
         if judged is None:
             return None
         number = f"{p['contrast']} {judged.found.difference:+.4f}"
-        return {"found": f"{number}: {judged.verdict}", "as expected": judged.verdict in p["expected"]}
+        return f"{number}: {judged.verdict}", judged.verdict in p["expected"]
     if "share_of" not in p:
         return None
     worse, control, best = p["share_of"]
-    gain, all_of_it = (evidence.contrast(corpus, worse, other) for other in (control, best))
-    if gain is None or all_of_it is None:
+    gain, whole = (evidence.contrast(corpus, worse, other) for other in (control, best))
+    if gain is None or whole is None:
         return None
-    if all_of_it.low <= 0:  # no advantage that could be shared out
-        return {
-            "found": f"{worse} − {best} {all_of_it.difference:+.4f}: no advantage to explain",
-            "as expected": None,
-        }
-    share = gain.difference / all_of_it.difference
-    return {"found": f"{share:.0%} of the advantage", "as expected": share > p["above"]}
-
-
-__all__ = ["CONFIRMED", "RULES", "ledger", "ledger_frame", "predictions", "write_verdicts"]
+    if whole.low <= 0:  # no advantage that could be shared out
+        return f"{worse} − {best} {whole.difference:+.4f}: no advantage to explain", None
+    share = gain.difference / whole.difference
+    return f"{share:.0%} of the advantage", share > p["above"]

@@ -1,6 +1,6 @@
 """From a corpus's name to everything head training reads: tokens, hidden states, vectors, clusters.
 
-    load_corpus ─ tokenise ─▶ TokenTable a split ─ features ─▶ ScoredStates a split
+    load_corpus ─ tokenise ─▶ TokenTable per split ─ hidden_states ─▶ ScoredStates per split
                                      └ mean_embeddings ─▶ vectors ─ fit on train, assign elsewhere ─▶ labels a split
 
 Made once a (backbone, corpus, settings) and shared by all regimes and seeds; only the clusterings and the
@@ -19,18 +19,19 @@ from torch import Tensor
 
 from ..config import Experiment
 from ..data.arrangement import Arrangement, arrange
-from ..data.clusters import cluster_count, cluster_quality, fit_clusters, merge_small
+from ..data.cluster_quality import cluster_quality
+from ..data.clusters import cluster_count, fit_clusters, merge_small
 from ..data.corpora import load_corpus
 from ..data.corpora.documents import Corpus
 from ..data.tokens import TokenTable, tokenise
 from ..errors import UserError
+from ..loss import HeadWeight
 from ..model.backbones import Backbone
-from ..model.head_loss import HeadWeight, matmul_dtype
-from ..training.features import features
-from ..training.scored import ScoredStates, scored_states
+from ..model.capability import number_format
+from ..states import ScoredStates, hidden_states
 from .conditions import Split
 from .mixed import MIXED, mixed_corpus
-from .units import TRANSFER
+from .names import TRANSFER
 from .views import Replaced, Views, condition_tokens, with_foreign
 
 SPLITS = ("train", "validation", "test")
@@ -60,19 +61,25 @@ class Material:
 
     def facts(self) -> dict:
         """What a record says of its data."""
-        return {
-            "corpus": self.corpus.name,
-            "hash": self.corpus.hash,
-            "source": self.corpus.source,
-            "notes": self.corpus.notes,
-            "backbone_hash": self.backbone.hash,
-            "feature_dtype": self.feature_dtype,
-            "matmul_dtype": str(self.weight.weight.dtype).removeprefix("torch."),
-            "documents": {s: len(t) for s, t in self.tables.items()},
-            "tokens": {s: int(t.lengths.sum()) for s, t in self.tables.items()},
+        return common_facts(self) | {
             "scored_tokens": {s: int(t.n_scored.sum()) for s, t in self.tables.items()},
             "dropped": {s: t.dropped for s, t in self.tables.items()},
         }
+
+
+def common_facts(material) -> dict:
+    """What every record says of its corpus, backbone and number formats, whatever the procedure."""
+    return {
+        "corpus": material.corpus.name,
+        "hash": material.corpus.hash,
+        "source": material.corpus.source,
+        "notes": material.corpus.notes,
+        "backbone_hash": material.backbone.hash,
+        "feature_dtype": material.feature_dtype,
+        "matmul_dtype": str(material.weight.weight.dtype).removeprefix("torch."),
+        "documents": {s: len(t) for s, t in material.tables.items()},
+        "tokens": {s: int(t.lengths.sum()) for s, t in material.tables.items()},
+    }
 
 
 @dataclass
@@ -83,7 +90,7 @@ class Seeded:
     nearest: dict[str, Tensor]  # (N,) nearest centroid of the batching clustering
     centroids: Tensor  # (K, C)
     routing: dict[str, Tensor]  # (N,) nearest centroid of the routing clustering
-    quality: dict  # of the batching clustering, see data.clusters.cluster_quality
+    quality: dict  # of the batching clustering, see data.cluster_quality
     seed: int
 
     def epoch(self, split: str, order: str, number: int) -> Arrangement:
@@ -107,7 +114,7 @@ def prepare(
     say(f"{corpus.name}: {corpus.counts()['train']['documents']} training documents from {corpus.source}")
     tables = _timed(seconds, "tokens", lambda: tables_of(settings, backbone, corpus))
     device = backbone.head.weight.device
-    dtype = _dtype(settings.train.feature_dtype, device)
+    dtype = number_format(settings.train.feature_dtype, device)
     others = {
         name: tables_of(settings, backbone, corpus_by_name(name, data_dir))
         for name in settings.probes.corpora
@@ -116,18 +123,19 @@ def prepare(
     tables |= {TRANSFER + name: other["test"] for name, other in others.items()}
     if settings.probes.seen_documents:
         tables[SEEN] = tables["train"].take(np.arange(len(tables["train"]))[: settings.probes.seen_documents])
-    scored: dict[str, ScoredStates] = {}
+    states: dict[str, np.ndarray] = {}
     started = time.perf_counter()
     for split, table in tables.items():
         say(
             f"hidden states of {split}: {int(table.lengths.sum()):,} tokens in {str(dtype).removeprefix('torch.')}"
         )
-        scored[split] = scored_states(features(backbone, table, dtype=dtype), table, device=device)
+        states[split] = hidden_states(backbone, table, dtype)
+    scored = {s: ScoredStates(table, states[s], device) for s, table in tables.items()}
     seconds["features"] = time.perf_counter() - started
     embedding, length = backbone.embedding.cpu(), settings.tokens.max_length
-    views = {s: Views(t, scored[s].store, embedding, device, length) for s, t in tables.items()}
+    views = {s: Views(t, states[s], embedding, device, length) for s, t in tables.items()}
     weight = HeadWeight(
-        backbone.head.weight, backbone.head.bias, dtype=_dtype(settings.train.matmul_dtype, device)
+        backbone.head.weight, backbone.head.bias, dtype=number_format(settings.train.matmul_dtype, device)
     )
     material = Material(
         backbone, corpus, tables, scored, views, weight, str(dtype).removeprefix("torch."), seconds
@@ -212,12 +220,6 @@ def split_view(material: Material, seeded: Seeded, split: str, foreign_share: fl
     return Split(
         views, None, seeded.nearest[split], centroids, seeded.routing[split], domain, material.tokens[split]
     )
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name != "auto":
-        return getattr(torch, name)
-    return matmul_dtype(device)
 
 
 def _timed(seconds: dict[str, float], stage: str, work: Callable):

@@ -12,11 +12,10 @@ from ..training.loop import Member, evaluate
 from .cohort import Context, order_of
 from .conditions import Split
 from .material import Material, Seeded, split_view
+from .names import FOREIGN, TRANSFER
 from .regimes import Regime
-from .units import TRANSFER
 
 POSITIONS = 16  # scored positions a bin of "nll by position"
-FOREIGN = "foreign-"
 
 
 @dataclass

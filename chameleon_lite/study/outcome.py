@@ -21,8 +21,9 @@ from ..training.loop import average
 from .cohort import Context
 from .generation_metrics import COLUMNS
 from .material import SEEN, Material
-from .measure import FOREIGN
-from .records import Record, provenance, run_name
+from .names import FOREIGN
+from .provenance import provenance
+from .records import Record, run_name
 from .regimes import Regime
 
 UNPAIRED = ("validation", SEEN)  # splits whose documents no contrast pairs
@@ -32,14 +33,14 @@ UNPAIRED = ("validation", SEEN)  # splits whose documents no contrast pairs
 class Outcome:
     """What came of one regime under one seed."""
 
-    nll: dict[str, Tensor]  # split or probe ▶ (N,) nats summed a document
+    nll: dict[str, Tensor]  # split or probe ▶ (N,) nats summed per document
     positions: list[dict[str, float]] = field(default_factory=list)
     learning_rate: float | None = None
     curve: list[dict] = field(default_factory=list)
     trainable_parameters: int = 0
     stored_bytes: int = 0
     failure: str | None = None
-    kept: bool = True  # whether a state from before the failure is left, and was measured
+    kept: bool = True  # a usable checkpoint from before the failure exists and was evaluated
     seconds: dict[str, float] = field(default_factory=dict)
     generated: pd.DataFrame | None = None  # scores of continued test prompts, see generation.py
 
@@ -50,7 +51,7 @@ def split_of(name: str) -> str:
 
 
 def record_of(context: Context, r: Regime, found: Outcome, seed: int, corpus: str) -> Record:
-    """The record of one run; metrics are named `<reading>_nll`, nats a token."""
+    """The record of one run; metrics are named `<reading>_nll`, nats per token."""
     settings, material = context.settings, context.material
     device = material.scored["test"].device
     metrics = {}
@@ -63,15 +64,13 @@ def record_of(context: Context, r: Regime, found: Outcome, seed: int, corpus: st
             metrics[f"{name}_row_mean_nll"] = float((values / counts.clamp_min(1)).mean())
     if found.generated is not None:
         metrics |= {f"generated_{name}": float(found.generated[name].mean()) for name in COLUMNS}
+    clusters = material.seeds[seed].quality if seed in material.seeds else None
     return Record(
+        **circumstances(settings, device, context.command),
         name=name_of(settings, r, corpus, seed),
-        experiment=settings.name,
         regime=r.name,
-        backbone=settings.backbone,
         corpus=corpus,
         seed=seed,
-        profile=settings.profile,
-        settings=settings.model_dump(mode="json"),
         learning_rate=found.learning_rate,
         metrics=metrics,
         curve=found.curve,
@@ -79,17 +78,26 @@ def record_of(context: Context, r: Regime, found: Outcome, seed: int, corpus: st
         trainable_parameters=found.trainable_parameters,
         stored_bytes=found.stored_bytes,
         seconds={**material.seconds, **found.seconds},
-        peak_memory_bytes=peak_memory(device),
         status="done" if found.kept else "failed",
         failure=found.failure,
-        data=material.facts()
-        | {"clusters": material.seeds[seed].quality if seed in material.seeds else None},
-        provenance=provenance(str(device), context.command),
+        data=material.facts() | {"clusters": clusters},
     )
 
 
+def circumstances(settings: Experiment, device: torch.device, command: str) -> dict:
+    """The fields of a record that do not depend on what was trained."""
+    return {
+        "experiment": settings.name,
+        "backbone": settings.backbone,
+        "profile": settings.profile,
+        "settings": settings.model_dump(mode="json"),
+        "peak_memory_bytes": peak_memory(device),
+        "provenance": provenance(str(device), command),
+    }
+
+
 def documents_frame(material: Material, found: Outcome) -> pd.DataFrame:
-    """One row a document and reading: its name, group, scored tokens and summed nll (nats)."""
+    """One row per document and reading: its name, group, scored tokens and summed nll (nats)."""
     frames = []
     for name, values in found.nll.items():
         if name in UNPAIRED:
@@ -106,17 +114,9 @@ def documents_frame(material: Material, found: Outcome) -> pd.DataFrame:
 def name_of(settings: Experiment, r: Regime, corpus: str, seed: int) -> str:
     """The run's name; its key covers what changes the run's numbers, not which other runs the file lists."""
     rates = {k: v for k, v in settings.learning_rates.items() if k == r.name}
-    own = settings.model_copy(
-        update={
-            "regimes": (r.name,),
-            "corpora": (corpus,),
-            "seeds": 1,
-            "name": "run",
-            "what": "",
-            "learning_rates": rates,
-        }
-    )
-    return run_name(r.name, settings.backbone, corpus, own.key(), seed)
+    alone = {"regimes": (r.name,), "corpora": (corpus,), "seeds": 1, "name": "run", "what": ""}
+    key = settings.model_copy(update=alone | {"learning_rates": rates}).key()
+    return run_name(r.name, settings.backbone, corpus, key, seed)
 
 
 def reset_peak(device: torch.device) -> None:

@@ -2,13 +2,17 @@
 
 start(profile, seed) ─ prints device and versions, seeds torch and numpy
 keep(loss=3.21)      ─ the book's text can say {glue:text}`…::loss` instead of typing the number again
+csv_link(frame, "x") ─ a link under a table that saves it as x.csv
 """
 
+import base64
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError, unknown
+import pandas as pd
 
-PROFILES = ("smoke", "colab", "paper")
+from ..config import PROFILES
+from ..errors import UserError, unknown
 
 
 def root() -> Path:
@@ -53,6 +57,20 @@ def keep(**values: float | int | str) -> None:
     except ImportError:
         return
     for name, value in values.items():
-        glue(
-            name, value.item() if hasattr(value, "item") else value, display=False
-        )  # numpy's and torch's scalars
+        glue(name, getattr(value, "item", lambda: value)(), display=False)  # numpy's and torch's scalars too
+
+
+@dataclass(frozen=True)
+class CsvLink:
+    """A link under a table that saves it as `name`.csv; notebooks show it, and it needs no server."""
+
+    name: str
+    data: str  # the file, base64
+
+    def _repr_html_(self) -> str:
+        return f'<a download="{self.name}.csv" href="data:text/csv;base64,{self.data}">Download as CSV</a>'
+
+
+def csv_link(frame: pd.DataFrame, name: str) -> CsvLink:
+    """The link for a frame."""
+    return CsvLink(name, base64.b64encode(frame.to_csv(index=False).encode()).decode())

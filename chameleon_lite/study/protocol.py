@@ -1,6 +1,6 @@
 """The released procedure, the described one and the honest one as settings of the same switches.
 
-    Protocol(objective=…, average=…, …)     one field a difference, each documented in three voices
+    Protocol(objective=…, average=…, …)     one field per difference, each documented in three voices
     preset("as_released")                   what the released scripts do (ChameleonLLM's repository at f163587)
     preset("as_described")                  what the paper's text says
     preset("honest")                        what this book's study does
@@ -100,30 +100,20 @@ class Protocol(Settings):
 
     @model_validator(mode="after")
     def _contradictions(self) -> "Protocol":
-        for clash, reason in (
-            (
-                self.layers and self.backbone == "cached",
-                "layers: true changes the hidden states in every step, so backbone cannot be cached; set backbone: live",
-            ),
-            (
-                self.objective == "next_token" and self.ignored == "id 0",
-                "objective next_token scores real tokens only; ignored: id 0 belongs to last and full: "
-                "set ignored: padding",
-            ),
-            (
-                self.reads == "prefix" and self.objective != "next_token",
-                f"reads: prefix leaves the prefix unscored, objective {self.objective} scores fixed positions; "
-                "set objective: next_token",
-            ),
-            (
-                self.reads == "prefix" and self.padding_in_mean,
-                "reads: prefix has no padding that padding_in_mean could average; set padding_in_mean: false",
-            ),
-            (
-                self.backbone != "cached" and self.objective == "full",
-                "objective full is measured on cached states only: it is a control, not a table; set backbone: cached",
-            ),
-        ):
+        cached, next_token = self.backbone == "cached", self.objective == "next_token"
+        reasons = {
+            "layers: true changes the hidden states in every step, so backbone cannot be cached; "
+            "set backbone: live": self.layers and cached,
+            "objective next_token scores real tokens only; ignored: id 0 belongs to last and full: "
+            "set ignored: padding": next_token and self.ignored == "id 0",
+            f"reads: prefix leaves the prefix unscored, objective {self.objective} scores fixed positions; "
+            "set objective: next_token": self.reads == "prefix" and not next_token,
+            "reads: prefix has no padding that padding_in_mean could average; "
+            "set padding_in_mean: false": self.reads == "prefix" and self.padding_in_mean,
+            "objective full is measured on cached states only: it is a control, not a table; "
+            "set backbone: cached": self.objective == "full" and not cached,
+        }
+        for reason, clash in reasons.items():
             if clash:
                 raise ValueError(reason)
         return self
@@ -145,22 +135,6 @@ _RELEASED = dict(
     layers=False,
     backbone="cached",
 )
-_DESCRIBED = dict(
-    objective="next_token",
-    ignored="padding",
-    attention="padding",
-    average="token",
-    reads="row",
-    padding_in_mean=False,
-    validation_clusters="itself",
-    kmeans="plusplus",
-    batches="fresh",
-    initialisation="described",
-    split="disjoint",
-    reported="lowest validation",
-    layers=True,
-    backbone="live",
-)
 _HONEST = dict(
     objective="next_token",
     ignored="padding",
@@ -176,6 +150,14 @@ _HONEST = dict(
     reported="test",
     layers=False,
     backbone="cached",
+)
+_DESCRIBED = _HONEST | dict(
+    reads="row",
+    validation_clusters="itself",
+    initialisation="described",
+    reported="lowest validation",
+    layers=True,
+    backbone="live",
 )
 PRESETS: dict[str, Protocol] = {
     name: Protocol(**switches)
@@ -194,9 +176,8 @@ def preset(name: str, **switches: Any) -> Protocol:
         return Protocol(**{**PRESETS[name].model_dump(), **switches})
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"protocol {name}: {where + ': ' if where else ''}{reason}") from None
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise UserError(f"protocol {name}: {where}{first['msg'].removeprefix('Value error, ')}") from None
 
 
 def protocol_of(settings: ProtocolSettings) -> Protocol:
@@ -230,7 +211,7 @@ def needs_no_prompt(protocol: Protocol, corpus: str, prompts: bool) -> None:
 
 
 def voices() -> list[dict[str, str]]:
-    """One row a switch: its name and what Paper, Released code and Here say, read from the descriptions."""
+    """One row per switch: its name and what Paper, Released code and Here say, read from the descriptions."""
     rows = []
     for name, field in Protocol.model_fields.items():
         paper, rest = field.description.removeprefix("Paper: ").split(" Released code: ")

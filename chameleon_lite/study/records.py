@@ -1,38 +1,22 @@
-"""A result with its circumstances: what is written of each run, how it is named, and what may enter `results/`.
+"""What is written of each run, how it is named, and what may enter `results/`.
 
-runs/<name>/record.json + documents.parquet   raw, one folder a run, renamed into place when complete
+runs/<name>/record.json + documents.parquet   raw, one folder per run, renamed into place when complete
 results/<experiment>.jsonl + .parquet         kept: every record of an experiment, every per-document loss
 """
 
-import json
 import os
-import platform
-import subprocess
-from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from .. import cache
 from ..errors import UserError
 
 NOT_RECORDS = ("proofs", "spans")
 REFUSED_BACKBONES = ("tiny", "random-gpt2")
-LIBRARIES = (
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "numpy",
-    "scikit-learn",
-    "scipy",
-    "pandas",
-    "pydantic",
-)
 
 
 class Record(BaseModel):
@@ -49,12 +33,10 @@ class Record(BaseModel):
     profile: str
     settings: dict[str, Any]
     learning_rate: float | None
-    learning_rate_trials: dict[str, dict[str, float]] = Field(
-        default_factory=dict
-    )  # rate -> sweep seed -> nats/token
+    learning_rate_trials: dict[str, dict[str, float]] = {}  # rate ▶ sweep seed ▶ nats per token
     metrics: dict[str, float]
-    curve: list[dict[str, float | None]] = Field(default_factory=list)
-    positions: list[dict[str, float]] = Field(default_factory=list)  # test nll sums by scored position
+    curve: list[dict[str, float | None]] = []
+    positions: list[dict[str, float]] = []  # test nll sums by scored position
     trainable_parameters: int
     stored_bytes: int
     seconds: dict[str, float]
@@ -111,19 +93,14 @@ def pack(experiment: str, names: list[str], runs: Path, results: Path) -> tuple[
         )
     for record in records:
         _admissible(record)
-    tables = [
-        pd.read_parquet(runs / r.name / "documents.parquet").assign(run=r.name)
-        for r in records
-        if (runs / r.name / "documents.parquet").is_file()
-    ]
+    paths = {name: runs / name / "documents.parquet" for name in names}
+    tables = [pd.read_parquet(path).assign(run=name) for name, path in paths.items() if path.is_file()]
     jsonl, parquet = results / f"{experiment}.jsonl", results / f"{experiment}.parquet"
     with cache.atomic(jsonl) as part:
         part.write_text("".join(r.model_dump_json() + "\n" for r in records))
     if tables:
         frame = pd.concat(tables, ignore_index=True)
-        frame["run"] = frame["run"].astype("category")
-        frame["document"] = frame["document"].astype("category")
-        frame["nll"] = frame["nll"].astype(np.float32)
+        frame = frame.astype({"run": "category", "document": "category", "nll": np.float32})
         with cache.atomic(parquet) as part:
             frame.to_parquet(part, index=False, compression="zstd")
     return jsonl, parquet
@@ -153,87 +130,3 @@ def _admissible(record: Record) -> None:
         raise UserError(
             f"{record.name} was made with {record.backbone}, whose weights are random: not a result"
         )
-
-
-@lru_cache
-def source_hash() -> str:
-    """sha256 over the package's own source files: what code made a record, also without a repository."""
-    root = Path(__file__).parent.parent
-    digest = sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
-@lru_cache
-def commit() -> str:
-    """`$CHAMELEON_LITE_COMMIT`, else the repository's HEAD (with `+` if files differ), else "unknown"."""
-    given = os.environ.get("CHAMELEON_LITE_COMMIT")
-    if given:
-        return given
-    root = Path(__file__).parent.parent.parent
-    try:
-        head = _git(root, "rev-parse", "HEAD")
-        return head + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _git(root: Path, *words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-def provenance(device: str, command: str) -> dict[str, Any]:
-    """Versions, commit, source hash, device and the command that made a run."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    import torch
-
-    versions = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "absent"
-    return {
-        "versions": versions,
-        "commit": commit(),
-        "source": source_hash(),
-        "device": device,
-        "device_name": device_name(device),
-        "threads": torch.get_num_threads(),
-        "command": command,
-    }
-
-
-def device_name(device: str) -> str:
-    """What a device is called by its maker."""
-    import torch
-
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
-
-
-def as_frame(records: list[Record]) -> pd.DataFrame:
-    """One row a record: name parts, learning rate, parameters and every metric."""
-    rows = [
-        {
-            **{
-                k: getattr(r, k)
-                for k in ("name", "experiment", "regime", "backbone", "corpus", "seed", "profile", "status")
-            },
-            "learning_rate": r.learning_rate,
-            "trainable_parameters": r.trainable_parameters,
-            "stored_bytes": r.stored_bytes,
-            **r.metrics,
-        }
-        for r in records
-    ]
-    return pd.DataFrame(rows)
-
-
-def dumps(value: Any) -> str:
-    """JSON that can be compared byte for byte."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False)

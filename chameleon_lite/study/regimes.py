@@ -11,17 +11,8 @@ from functools import partial
 from torch import Tensor
 
 from ..errors import unknown
-from ..model.heads import (
-    BankHead,
-    FactorBankHead,
-    Head,
-    HyperHead,
-    LoraHead,
-    RoutedHead,
-    SvfBank,
-    UnigramBias,
-    matched_rank,
-)
+from ..heads import Head, HyperHead, LoraHead, matched_rank
+from ..model.heads.others import BankHead, FactorBankHead, RoutedHead, SvfBank, UnigramBias
 from .conditions import (
     Constant,
     Counted,
@@ -55,9 +46,8 @@ class Parts:
 
 
 MakeHead = Callable[[Parts], Head]
-MakeSource = Callable[
-    [Split, Split, int], Callable
-]  # the split to condition, the training split, the vocabulary
+# the split to condition, the training split, the vocabulary
+MakeSource = Callable[[Split, Split, int], Callable]
 
 
 @dataclass(frozen=True)
@@ -144,179 +134,125 @@ def _counted(split: Split, train: Split, vocab: int) -> Counted:
     return Counted(split, vocab)
 
 
-def _sizes() -> list[Regime]:
-    """R4 and R5 with smaller conditioning groups, always 32 rows an optimiser step (claim 6)."""
-    clustered = [
-        Regime(
-            f"R4-g{g}",
-            f"hyper-network, cluster groups of {g}",
-            f"prefixes of {g} rows of a cluster",
-            _hyper,
-            CLUSTERED,
-            _group(g),
-            rate_of="R4",
-        )
-        for g in GROUP_SIZES
-    ]
-    return clustered + [
-        Regime(
-            f"R5-g{g}",
-            f"hyper-network, random groups of {g}",
-            f"prefixes of {g} random rows",
-            _hyper,
-            RANDOM,
-            _group(g),
-            rate_of="R5",
-        )
-        for g in (1, *GROUP_SIZES)
-    ]
-
-
-def _banks() -> list[Regime]:
-    """R11 with fewer experts (claim 10's Pareto front)."""
-    return [
-        Regime(
-            f"R11-K{k}",
-            f"softmax bank of {k}",
-            "the row's own prefix",
-            partial(_bank, experts=k),
-            RANDOM,
-            _own(),
-            rate_of="R11",
-        )
-        for k in BANK_SIZES
-    ]
-
-
 OWN, BATCH = "the row's own prefix", "prefixes of a cluster batch"
+OTHER = "prefixes of another cluster"
+# hyper-networks trained on clustered and on random batches
+_clustered = partial(Regime, head=_hyper, order=CLUSTERED)
+_random = partial(Regime, head=_hyper, order=RANDOM)
 
-REGIMES: dict[str, Regime] = {
-    r.name: r
-    for r in (
-        Regime("R0", "frozen", "nothing"),
-        Regime("R1", "LoRA head, rank 4", "nothing", _lora),
-        Regime("R2", "LoRA head, parameter-matched", "nothing", _matched),
-        Regime("R3", "hyper-network, constant input", "a constant", _hyper, RANDOM, _constant),
-        Regime("R4", "hyper-network, cluster batch", BATCH, _hyper, CLUSTERED, _group()),
-        Regime("R5", "hyper-network, random batch", "prefixes of a random batch", _hyper, RANDOM, _group()),
-        Regime("R6", "hyper-network, per sample", OWN, _hyper, CLUSTERED, _own()),
-        Regime(
-            "R7",
-            "R4's weights, another cluster's condition",
-            "prefixes of another cluster",
-            None,
-            CLUSTERED,
-            _group(kind=OtherCluster),
-            weights_of="R4",
-        ),
-        Regime(
-            "R7b",
-            "hyper-network trained on another cluster's condition",
-            "prefixes of another cluster",
-            _hyper,
-            CLUSTERED,
-            _group(kind=OtherCluster),
-        ),
-        Regime(
-            "R8",
-            "hyper-network, length only (leak)",
-            "mean length and padding of a cluster batch",
-            _hyper,
-            CLUSTERED,
-            _group(view="length"),
-            leak=True,
-        ),
-        Regime(
-            "R9",
-            "hyper-network, whole rows (leak)",
-            "whole rows of a cluster batch",
-            _hyper,
-            CLUSTERED,
-            _group(view="row"),
-            leak=True,
-        ),
-        Regime(
-            "R10",
-            "hyper-network, leave-one-out",
-            "prefixes of the batch's other rows",
-            _hyper,
-            CLUSTERED,
-            _group(kind=LeaveOneOut),
-        ),
-        Regime("R11", "softmax bank of 33, blended as updates", OWN, _bank, RANDOM, _own()),
-        Regime("R11b", "softmax bank of 33, blended in factor space", OWN, _factor_bank, RANDOM, _own()),
-        Regime(
-            "R12",
-            "one LoRA a cluster, nearest centroid",
-            "the row's routing cluster",
-            _routed,
-            RANDOM,
-            _own(kind=Routed),
-        ),
-        Regime(
-            "R12-oracle",
-            "one LoRA a source, told which",
-            "the row's source",
-            _oracle,
-            RANDOM,
-            _own(kind=Oracle),
-            rate_of="R12",
-        ),
-        Regime(
-            "R13",
-            "hyper-network, mean final hidden state",
-            "hidden states of the row's prefix",
-            _hyper,
-            RANDOM,
-            _own("states"),
-        ),
-        Regime(
-            "R14",
-            "no adapter, prefixes of the batch in context",
-            BATCH,
-            order=CLUSTERED,
-            procedure="in_context",
-        ),
-        Regime("R15", "context-unigram bias", "token counts of the row's prefix", _unigram, RANDOM, _counted),
-        Regime("R16", "LoRA in the layers and on the head", "nothing", procedure="layers_static"),
-        Regime(
-            "R17", "LoRA in the layers, hyper-network head", BATCH, order=CLUSTERED, procedure="layers_hyper"
-        ),
-        Regime(
-            "R18",
-            "hyper-network, train centroid, random batches",
-            "the row's training cluster",
-            _hyper,
-            RANDOM,
-            _centroid,
-        ),
-        Regime("R19-R1", "R1 trained in clustered order", "nothing", _lora, CLUSTERED, rate_of="R1"),
-        Regime("R19-R2", "R2 trained in clustered order", "nothing", _matched, CLUSTERED, rate_of="R2"),
-        Regime("R20", "bank of singular-value masks", OWN, _svf, RANDOM, _own()),
-        Regime("R4-nodrop", "R4 without dropout", BATCH, partial(_hyper, dropout=0.0), CLUSTERED, _group()),
-        Regime("R4-padded", "R4, pad embedding in the mean", BATCH, _hyper, CLUSTERED, _group(view="padded")),
-        Regime(
-            "R4-stream",
-            "R4's weights, rows in order of arrival",
-            "prefixes of the step's rows of a cluster",
-            None,
-            RANDOM,
-            _own(kind=StreamMean),
-            weights_of="R4",
-        ),
-        Regime(
-            "R3-clustered",
-            "R3 trained in clustered order",
-            "a constant",
-            _hyper,
-            CLUSTERED,
-            _constant,
-            rate_of="R3",
-        ),
-        *_sizes(),
-        *_banks(),
+_REGIMES = (
+    Regime("R0", "frozen", "nothing"),
+    Regime("R1", "LoRA head, rank 4", "nothing", _lora),
+    Regime("R2", "LoRA head, parameter-matched", "nothing", _matched),
+    _random("R3", "hyper-network, constant input", "a constant", source=_constant),
+    _clustered("R4", "hyper-network, cluster batch", BATCH, source=_group()),
+    _random("R5", "hyper-network, random batch", "prefixes of a random batch", source=_group()),
+    _clustered("R6", "hyper-network, per sample", OWN, source=_own()),
+    _clustered(
+        "R7",
+        "R4's weights, another cluster's condition",
+        OTHER,
+        head=None,
+        source=_group(kind=OtherCluster),
+        weights_of="R4",
+    ),
+    _clustered(
+        "R7b", "hyper-network trained on another cluster's condition", OTHER, source=_group(kind=OtherCluster)
+    ),
+    _clustered(
+        "R8",
+        "hyper-network, length only (leak)",
+        "mean length and padding of a cluster batch",
+        source=_group(view="length"),
+        leak=True,
+    ),
+    _clustered(
+        "R9",
+        "hyper-network, whole rows (leak)",
+        "whole rows of a cluster batch",
+        source=_group(view="row"),
+        leak=True,
+    ),
+    _clustered(
+        "R10",
+        "hyper-network, leave-one-out",
+        "prefixes of the batch's other rows",
+        source=_group(kind=LeaveOneOut),
+    ),
+    Regime("R11", "softmax bank of 33, blended as updates", OWN, _bank, source=_own()),
+    Regime("R11b", "softmax bank of 33, blended in factor space", OWN, _factor_bank, source=_own()),
+    Regime(
+        "R12",
+        "one LoRA a cluster, nearest centroid",
+        "the row's routing cluster",
+        _routed,
+        source=_own(kind=Routed),
+    ),
+    Regime(
+        "R12-oracle",
+        "one LoRA a source, told which",
+        "the row's source",
+        _oracle,
+        source=_own(kind=Oracle),
+        rate_of="R12",
+    ),
+    _random(
+        "R13",
+        "hyper-network, mean final hidden state",
+        "hidden states of the row's prefix",
+        source=_own("states"),
+    ),
+    Regime(
+        "R14", "no adapter, prefixes of the batch in context", BATCH, order=CLUSTERED, procedure="in_context"
+    ),
+    Regime("R15", "context-unigram bias", "token counts of the row's prefix", _unigram, source=_counted),
+    Regime("R16", "LoRA in the layers and on the head", "nothing", procedure="layers_static"),
+    Regime("R17", "LoRA in the layers, hyper-network head", BATCH, order=CLUSTERED, procedure="layers_hyper"),
+    _random(
+        "R18", "hyper-network, train centroid, random batches", "the row's training cluster", source=_centroid
+    ),
+    Regime("R19-R1", "R1 trained in clustered order", "nothing", _lora, CLUSTERED, rate_of="R1"),
+    Regime("R19-R2", "R2 trained in clustered order", "nothing", _matched, CLUSTERED, rate_of="R2"),
+    Regime("R20", "bank of singular-value masks", OWN, _svf, source=_own()),
+    _clustered("R4-nodrop", "R4 without dropout", BATCH, head=partial(_hyper, dropout=0.0), source=_group()),
+    _clustered("R4-padded", "R4, pad embedding in the mean", BATCH, source=_group(view="padded")),
+    _random(
+        "R4-stream",
+        "R4's weights, rows in order of arrival",
+        "prefixes of the step's rows of a cluster",
+        head=None,
+        source=_own(kind=StreamMean),
+        weights_of="R4",
+    ),
+    _clustered("R3-clustered", "R3 trained in clustered order", "a constant", source=_constant, rate_of="R3"),
+)
+# R4 and R5 with smaller conditioning groups, always 32 rows per optimiser step (claim 6)
+_SIZES = [
+    _clustered(
+        f"R4-g{g}",
+        f"hyper-network, cluster groups of {g}",
+        f"prefixes of {g} rows of a cluster",
+        source=_group(g),
+        rate_of="R4",
     )
-}
+    for g in GROUP_SIZES
+] + [
+    _random(
+        f"R5-g{g}",
+        f"hyper-network, random groups of {g}",
+        f"prefixes of {g} random rows",
+        source=_group(g),
+        rate_of="R5",
+    )
+    for g in (1, *GROUP_SIZES)
+]
+# R11 with fewer experts (claim 10's Pareto front)
+_BANKS = [
+    Regime(f"R11-K{k}", f"softmax bank of {k}", OWN, partial(_bank, experts=k), source=_own(), rate_of="R11")
+    for k in BANK_SIZES
+]
+
+REGIMES: dict[str, Regime] = {r.name: r for r in (*_REGIMES, *_SIZES, *_BANKS)}
 
 
 def regime(name: str) -> Regime:

@@ -1,6 +1,6 @@
 """Tables 1 and 2 under any protocol: the heads of one seed trained side by side, measured, and taken apart.
 
-    ReleasedMaterial ─ a seed: cluster, batch ─▶ fit (training/loop.py) ─▶ losses a row
+    ReleasedMaterial ─ a seed: cluster, batch ─▶ fit (training/loop.py) ─▶ losses per row
       ─▶ validation loss as the protocol averages it · full and padded rows apart · training loss, running and re-read
 
 Every record holds the decomposition L = f · L_full + (1 − f) · L_pad, with each row weighted as the average weights it.
@@ -17,15 +17,13 @@ from torch import Tensor, nn
 
 from ..config import Experiment
 from ..errors import UserError, unknown
+from ..heads import Condition, Head, HyperHead, LoraHead, matched_rank
 from ..model.backbones import Backbone
-from ..model.heads.hyper import HyperHead, matched_rank
-from ..model.heads.interface import Condition, Head
-from ..model.heads.static import LoraHead
 from ..training.loop import Member, Processes, average, evaluate, fit
 from .cohort import Context
-from .outcome import peak_memory, reset_peak
+from .outcome import circumstances, reset_peak
 from .protocol import Protocol
-from .records import Record, provenance
+from .records import Record
 from .regimes import RANK
 from .released_material import BatchMean, ReleasedMaterial, batches_of, labels_of
 
@@ -139,7 +137,7 @@ def _member(material: ReleasedMaterial, regime: str, seed: int) -> Member:
 
 
 def source_of(material: ReleasedMaterial, regime: str, split: str):
-    """What a regime's head is told in a split: nothing, a constant, or the mean of the batch's rows."""
+    """A regime's condition source in a split: none, a constant, or the mean of the batch's rows."""
     if regime in ("R0", "R1", "R2"):
         return None
     if regime == "R3":
@@ -153,10 +151,8 @@ def row_losses(
 ) -> Tensor:
     """nll sums (N,) of a split's rows under a trained regime, float64 on the host."""
     head = member.head if member else None
-    pair = (head, source_of(material, regime, split))
-    return evaluate(
-        [pair], material.scored[split], batches, material.weight, scale=material.settings.train.scale
-    )[0].cpu()
+    pair, scale = (head, source_of(material, regime, split)), material.settings.train.scale
+    return evaluate([pair], material.scored[split], batches, material.weight, scale=scale)[0].cpu()
 
 
 def row_weights(counts: Tensor, batches: list[Tensor], over: str) -> Tensor:
@@ -189,7 +185,7 @@ def decomposition(nll: Tensor, counts: Tensor, full: Tensor, weight: Tensor) -> 
 def measure(
     material: ReleasedMaterial, regime: str, member: Member | None, trained: Trained
 ) -> tuple[dict, dict]:
-    """Metrics of one trained regime, and its losses a row by split."""
+    """Metrics of one trained regime, and its losses per row by split."""
     over, metrics, rows = material.protocol.average, {}, {}
     for split in material.tables:
         batches, counts = trained.batches[split], material.scored[split].counts
@@ -200,9 +196,8 @@ def measure(
         if split == "validation":
             metrics |= decomposition(nll, counts, material.full(split), row_weights(counts, batches, over))
     if member is not None:
-        best = min(
-            member.curve[1:], key=lambda point: point["validation_nll"]
-        )  # the first is before training
+        after = member.curve[1:]  # the first point is before training
+        best = min(after, key=lambda point: point["validation_nll"])
         metrics |= {"train_nll": best["train_nll"], "best_epoch": float(best["epoch"])}
         metrics["validation_last_epoch_nll"] = member.curve[-1]["validation_nll"]
     split = "test" if material.protocol.reported == "test" else "validation"
@@ -218,33 +213,27 @@ def _record(material, regime, member, trained, name, corpus, command) -> tuple[R
     seconds = {**material.seconds, **trained.seconds, "evaluation": time.perf_counter() - started}
     head = member.head if member else None
     record = Record(
+        **circumstances(settings, device, command),
         name=name,
-        experiment=settings.name,
         regime=regime,
-        backbone=settings.backbone,
         corpus=corpus,
         seed=trained.seed,
-        profile=settings.profile,
-        settings=settings.model_dump(mode="json"),
         learning_rate=member.learning_rate if member else None,
         metrics=metrics,
         curve=member.curve if member else [],
         trainable_parameters=head.trainable_parameters() if head else 0,
         stored_bytes=head.stored_bytes() if head else 0,
         seconds=seconds,
-        peak_memory_bytes=peak_memory(device),
         status="failed" if member and member.failure and not member.state else "done",
         failure=member.failure if member else None,
         data=material.facts(),
-        provenance=provenance(str(device), command),
     )
-    return record, pd.concat(
-        [_rows(material, split, nll, trained) for split, nll in rows.items() if split != "train"]
-    )
+    held_out = [_rows(material, split, nll, trained) for split, nll in rows.items() if split != "train"]
+    return record, pd.concat(held_out)
 
 
 def _rows(material: ReleasedMaterial, split: str, nll: Tensor, trained: Trained) -> pd.DataFrame:
-    """One row a held-out document: scored tokens, summed nll, whether it is full, its weight in the average."""
+    """One row per held-out document: scored tokens, summed nll, whether it is full, its weight in the average."""
     table, counts = material.tables[split], material.scored[split].counts
     weight = row_weights(counts, trained.batches[split], material.protocol.average)
     return pd.DataFrame(
@@ -266,9 +255,10 @@ def _fresh_layers(backbone: Backbone, seed: int) -> list[nn.Parameter]:
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        for name, parameter in lora_parameters(backbone).items():
+        parameters = lora_parameters(backbone)
+        for name, parameter in parameters.items():
             start = torch.zeros(parameter.shape)
             if ".lora_A." in name:
                 nn.init.kaiming_uniform_(start, a=math.sqrt(5))
             parameter.copy_(start)
-    return list(lora_parameters(backbone).values())
+    return list(parameters.values())

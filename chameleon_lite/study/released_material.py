@@ -17,17 +17,17 @@ from ..config import Experiment
 from ..data.batches import cluster_batches
 from ..data.clusters import fit_clusters, merge_small
 from ..data.corpora.documents import Corpus, Document
-from ..data.embeddings import mean_embeddings
+from ..data.embeddings import mean_embeddings, normalise
 from ..data.released import released_batches, released_clusters
 from ..data.tokens import TokenTable, tokenise
 from ..errors import UserError
+from ..heads import Condition
+from ..loss import HeadWeight
 from ..model.backbones import Backbone
-from ..model.head_loss import HeadWeight
-from ..model.heads.interface import Condition
-from ..ops import normalise
+from ..model.capability import number_format
 from ..training.dropout import live_dropout
 from ..training.padded import LiveStates, Scoring, full_rows, padded_states
-from .material import _dtype, _timed, corpus_by_name
+from .material import _timed, common_facts, corpus_by_name
 from .protocol import Protocol, needs_no_prompt, protocol_of
 
 SCRIPT_SEED = 42  # the Alpaca script draws its validation rows with this seed
@@ -57,16 +57,7 @@ class ReleasedMaterial:
     def facts(self) -> dict:
         """What a record says of its data."""
         length = self.settings.tokens.max_length
-        return {
-            "corpus": self.corpus.name,
-            "hash": self.corpus.hash,
-            "source": self.corpus.source,
-            "notes": self.corpus.notes,
-            "backbone_hash": self.backbone.hash,
-            "feature_dtype": self.feature_dtype,
-            "matmul_dtype": str(self.weight.weight.dtype).removeprefix("torch."),
-            "documents": {s: len(t) for s, t in self.tables.items()},
-            "tokens": {s: int(t.lengths.sum()) for s, t in self.tables.items()},
+        return common_facts(self) | {
             "scored_tokens": {s: int(x.counts.sum()) for s, x in self.scored.items()},
             "full_rows": {s: int(self.full(s).sum()) for s in self.tables},
             "padding_share": {
@@ -102,7 +93,7 @@ def prepare_released(
     documents = documents_by_split(settings, protocol, corpus)
     tables = _timed(seconds, "tokens", lambda: _tables(settings, protocol, backbone, documents))
     device = backbone.head.weight.device
-    dtype = _dtype(settings.train.feature_dtype, device)
+    dtype = number_format(settings.train.feature_dtype, device)
     scoring = scoring_of(settings, protocol)
     dropout = None
     if protocol.backbone != "cached":
@@ -118,15 +109,13 @@ def prepare_released(
     def states(split: str):
         if protocol.backbone == "cached":
             return padded_states(backbone, tables[split], scoring, dtype=dtype)
-        return LiveStates(
-            backbone, tables[split], scoring, dtype=dtype, train_mode=dropout is not None and split == "train"
-        )
+        train_mode = dropout is not None and split == "train"
+        return LiveStates(backbone, tables[split], scoring, dtype=dtype, train_mode=train_mode)
 
     scored = _timed(seconds, "features", lambda: {split: states(split) for split in tables})
     vectors = {split: _vectors(settings, protocol, backbone, t) for split, t in tables.items()}
-    weight = HeadWeight(
-        backbone.head.weight, backbone.head.bias, dtype=_dtype(settings.train.matmul_dtype, device)
-    )
+    matmul = number_format(settings.train.matmul_dtype, device)
+    weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul)
     return ReleasedMaterial(
         settings,
         protocol,
@@ -145,12 +134,8 @@ def prepare_released(
 
 def scoring_of(settings: Experiment, protocol: Protocol) -> Scoring:
     """What is scored of a padded row."""
-    return Scoring(
-        protocol.objective,
-        settings.tokens.max_length,
-        protocol.attention == "id not 0",
-        protocol.ignored == "padding",
-    )
+    masks_zero, skips_padding = protocol.attention == "id not 0", protocol.ignored == "padding"
+    return Scoring(protocol.objective, settings.tokens.max_length, masks_zero, skips_padding)
 
 
 def documents_by_split(
@@ -231,9 +216,7 @@ def span_vectors(table: TokenTable, weight: Tensor, length: int | None) -> Tenso
 def labels_of(material: ReleasedMaterial, seed: int) -> dict[str, Tensor]:
     """Cluster labels (N,) of every split for one seed."""
     rows, protocol = material.settings.clusters.batch_rows, material.protocol
-    x = (
-        material.cluster_vectors
-    )  # ten steps stay on the device; scikit-learn's k-means takes what it needs itself
+    x = material.cluster_vectors  # ten steps stay on the device; scikit-learn's k-means moves what it needs
     train = _clusters(protocol, x["train"], rows, seed)
     found = {}
     for split, vectors in x.items():
@@ -258,14 +241,15 @@ def _clusters(protocol: Protocol, vectors: Tensor, rows: int, seed: int):
 def batches_of(
     material: ReleasedMaterial, split: str, labels: Tensor, seed: int, epoch: int | None
 ) -> list[Tensor]:
-    """Batches of one cluster in an epoch (None: evaluation, always the fixed list); those with nothing scored left out.
-
-    A batch without a scored token has no mean; the released scripts would get NaN there.
-    """
+    """Batches of one cluster with something scored in an epoch (None: evaluation, always the fixed list)."""
     size, protocol = material.settings.clusters.batch_rows, material.protocol
     if epoch is None or protocol.batches == "fixed":
         batches = released_batches(labels, size, seed=seed)
     else:
         batches = cluster_batches(labels, size, torch.Generator().manual_seed(seed * 100_003 + epoch))
-    counts = material.scored[split].counts
+    return scored_batches(batches, material.scored[split].counts)
+
+
+def scored_batches(batches: list[Tensor], counts: Tensor) -> list[Tensor]:
+    """The batches with at least one scored token by counts (N,): others have no mean, and the scripts get NaN there."""
     return [b for b in batches if int(counts[b].sum())]

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .figures.curves import mean_and_span
 from .paper import published
 from .protocol import PRESETS, Protocol
 from .records import Record, load_records
+from .statistics import mean_and_span
 
 NOT_MEASURED = "not measured yet"
-COLUMNS = {"R0": "R0", "R1": "R1", "R4": "R4"}  # the rows that the paper has
+PUBLISHED = ("R0", "R1", "R4")  # the rows that the paper has
 
 
 def is_released(record: Record) -> bool:
@@ -21,7 +21,7 @@ def is_released(record: Record) -> bool:
 
 
 def released_frame(records: list[Record]) -> pd.DataFrame:
-    """One row a protocol, backbone, corpus, length and regime: parameters, losses with 95 % t intervals over seeds.
+    """One row per protocol, backbone, corpus, length and regime: parameters, losses with 95 % t intervals over seeds.
 
     The published columns stand where the paper has the row, whatever the backbone; `backbone` says whose ours are.
     """
@@ -51,7 +51,11 @@ def _row(key: tuple, own: list[Record]) -> dict:
     protocol, backbone, corpus, length, regime = key
     done = [r for r in own if r.status == "done"]
     table = table_of(own[0])
-    row = {
+
+    def paper(field: str) -> float | None:
+        return published(table, regime, field) if regime in PUBLISHED else None
+
+    return {
         "table": table,
         "protocol": protocol,
         "backbone": backbone,
@@ -59,19 +63,31 @@ def _row(key: tuple, own: list[Record]) -> dict:
         "length": length,
         "regime": regime,
         "n seeds": len(done),
+        "published parameters": paper("parameters"),
+        "parameters": own[0].trainable_parameters or own[0].data["backbone_parameters"],
+        "published train loss": paper("train_loss"),
+        "train loss": _text(done, "train_nll" if regime != "R0" else "train_eval_nll"),
+        "published loss": paper("validation_loss"),
+        "loss": _text(done, "reported_nll"),
+        "perplexity": f"{math.exp(min(_mean(done, 'reported_nll'), 700)):,.4f}" if done else "–",
+        "full rows": int(_mean(done, "full_rows")) if done else 0,
+        "loss of full rows": _text(done, "full_nll", 2),
+        "loss of padded rows": _text(done, "padded_nll", 4),
+        "profile": own[0].profile,
+        "command": own[0].provenance["command"],
     }
-    row["published parameters"] = published(table, regime, "parameters") if regime in COLUMNS else None
-    row["parameters"] = own[0].trainable_parameters or own[0].data["backbone_parameters"]
-    row["published train loss"] = published(table, regime, "train_loss") if regime in COLUMNS else None
-    row["train loss"] = _text(done, "train_nll" if regime != "R0" else "train_eval_nll")
-    row["published loss"] = published(table, regime, "validation_loss") if regime in COLUMNS else None
-    row["loss"] = _text(done, "reported_nll")
-    row["perplexity"] = f"{math.exp(min(_mean(done, 'reported_nll'), 700)):,.4f}" if done else "–"
-    row["full rows"] = int(_mean(done, "full_rows")) if done else 0
-    row["loss of full rows"] = _text(done, "full_nll", 2)
-    row["loss of padded rows"] = _text(done, "padded_nll", 4)
-    row["profile"], row["command"] = own[0].profile, own[0].provenance["command"]
-    return row
+
+
+def _records(results: Path, name: str) -> list[Record]:
+    """The records of a named experiment, [] where it was not run."""
+    path = Path(results) / f"{name}.jsonl"
+    return load_records(path) if path.is_file() else []
+
+
+def _shown(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with dashes for what is absent; a whole number stays one where another row has nothing."""
+    frame = frame.astype(object)
+    return frame.where(frame.notna(), "–")
 
 
 def stored_table(results: Path, names: list[str]) -> pd.DataFrame:
@@ -81,26 +97,21 @@ def stored_table(results: Path, names: list[str]) -> pd.DataFrame:
     """
     frames = []
     for name in names:
-        path = Path(results) / f"{name}.jsonl"
-        if path.is_file():
-            frame = released_frame(load_records(path))
-        else:
-            frame = pd.DataFrame([{"loss": NOT_MEASURED}])
+        records = _records(results, name)
+        frame = released_frame(records) if records else pd.DataFrame([{"loss": NOT_MEASURED}])
         frame.insert(0, "experiment", name)
-        frames.append(frame.astype(object))  # a whole number stays one where another row has nothing
-    table = pd.concat([f.dropna(axis=1, how="all") for f in frames], ignore_index=True)
-    return table.where(table.notna(), "–")
+        frames.append(frame.astype(object).dropna(axis=1, how="all"))
+    return _shown(pd.concat(frames, ignore_index=True))
 
 
 def circumstances(results: Path, names: list[str]) -> pd.DataFrame:
-    """One row a named experiment: protocol, backbone, corpus, length, rows of each split, seeds and command.
+    """One row per named experiment: protocol, backbone, corpus, length, rows of each split, seeds and command.
 
     An experiment that was not run says so in the column `protocol`, with dashes beside it.
     """
     rows = []
     for name in names:
-        path = Path(results) / f"{name}.jsonl"
-        own = [r for r in load_records(path) if is_released(r)] if path.is_file() else []
+        own = [r for r in _records(results, name) if is_released(r)]
         row = {"experiment": name, "protocol": NOT_MEASURED}
         if own:
             r = own[0]
@@ -115,45 +126,36 @@ def circumstances(results: Path, names: list[str]) -> pd.DataFrame:
                 "command": r.provenance["command"],
             }
         rows.append(row)
-    table = pd.DataFrame(rows, dtype=object)  # a whole number stays one where another row has nothing
-    return table.where(table.notna(), "–")
+    return _shown(pd.DataFrame(rows, dtype=object))
 
 
 def controls_frame(results: Path, names: list[str]) -> pd.DataFrame:
     """In the released loss, the hyper-network (R4) less its controls, seed by seed: mean and 95 % t interval.
 
-    R1 and R2 are static, R3 is told a constant: what R4 does not have over them is not its batch's context. Columns:
+    R1 and R2 are static, R3 reads a constant: what R4 does not have over them is not its batch's context. Columns:
     experiment, difference, nats, low, high, n seeds, and what the interval says of R4's loss.
     """
     rows = []
     for name in names:
-        path = Path(results) / f"{name}.jsonl"
-        records = [r for r in load_records(path) if r.status == "done"] if path.is_file() else []
-        loss = {(r.regime, r.seed): r.metrics["reported_nll"] for r in records}
+        loss = {key: metrics["reported_nll"] for key, metrics in _metrics(results, name).items()}
         for other in ("R1", "R2", "R3"):
             seeds = sorted(s for regime, s in loss if regime == other and ("R4", s) in loss)
             if len(seeds) > 1:
                 mean, span = mean_and_span(np.array([loss["R4", s] - loss[other, s] for s in seeds]))
                 low, high = mean - span, mean + span
                 says = "lower" if high < 0 else "higher" if low > 0 else "not told apart"
-                rows.append(
-                    {
-                        "experiment": name,
-                        "difference": f"R4 − {other}",
-                        "nats": mean,
-                        "low": low,
-                        "high": high,
-                        "n seeds": len(seeds),
-                        "R4's loss": says,
-                    }
-                )
-    return pd.DataFrame(
-        rows, columns=["experiment", "difference", "nats", "low", "high", "n seeds", "R4's loss"]
-    )
+                rows.append((name, f"R4 − {other}", mean, low, high, len(seeds), says))
+    columns = ["experiment", "difference", "nats", "low", "high", "n seeds", "R4's loss"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _metrics(results: Path, name: str) -> dict[tuple[str, int], dict[str, float]]:
+    """(regime, seed) to the metrics of a named experiment's complete runs."""
+    return {(r.regime, r.seed): r.metrics for r in _records(results, name) if r.status == "done"}
 
 
 def lengths_frame(results: Path, names: list[str]) -> pd.DataFrame:
-    """The same table at several padded lengths: one row a regime, and by length full rows, loss and its full part."""
+    """The same table at several padded lengths: one row per regime, and by length full rows, loss and its full part."""
     table = stored_table(results, names)
     if "length" not in table:
         return table
@@ -166,18 +168,16 @@ def lengths_frame(results: Path, names: list[str]) -> pd.DataFrame:
 
 
 def dropout_frame(results: Path, cached: str, live: str) -> pd.DataFrame:
-    """The un-cached control beside the cached runs: one row a quantity, regime and seed that both have.
+    """The un-cached control beside the cached runs: one row per quantity, regime and seed that both have.
 
     `change` is the control less the cached run of the same seed; lowest and highest are over all cached seeds.
     """
-    paths = [Path(results) / f"{name}.jsonl" for name in (cached, live)]
-    records = [load_records(path) if path.is_file() else [] for path in paths]
-    runs = [{(r.regime, r.seed): r.metrics for r in own if r.status == "done"} for own in records]
+    base, controls = (_metrics(results, name) for name in (cached, live))
     rows = []
     for what, key in (("validation loss", "reported_nll"), ("running training loss", "train_nll")):
-        for (regime, seed), control in runs[1].items():
-            if (regime, seed) in runs[0]:
-                own, values = runs[0][regime, seed], [m[key] for (r, _), m in runs[0].items() if r == regime]
+        for (regime, seed), control in controls.items():
+            if (regime, seed) in base:
+                own, values = base[regime, seed], [m[key] for (r, _), m in base.items() if r == regime]
                 rows.append(
                     {
                         "what": what,

@@ -1,6 +1,6 @@
 """How a claim is decided: rules that turn evidence into a finding (`ledger.py` says which claim has which).
 
-    Evidence ── rule ─▶ Finding(verdict, number, by corpus)
+    StoredRuns ── rule ─▶ Finding(verdict, number, by corpus)
 
 A claim about the method in general must hold on every corpus it was tested on: `worst` says how verdicts combine.
 Where the records a rule needs are absent the verdict is "not tested".
@@ -11,20 +11,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .evidence import Evidence
+from .contrasts import StoredRuns
+from .names import TRANSFER
 from .statistics import Contrast, verdict
 
 CONFIRMED, EQUIVALENT, REFUTED = "confirmed", "equivalent", "refuted"
 UNDECIDED, UNTESTED = "not decidable here", "not tested"
 VERDICTS = (CONFIRMED, EQUIVALENT, REFUTED, UNDECIDED, UNTESTED)
-SIZES = (
-    "R6",
-    "R4-g2",
-    "R4-g4",
-    "R4-g8",
-    "R4-g16",
-    "R4",
-)  # conditioning groups of 1, 2, … 32 rows of a cluster
+# conditioning groups of 1, 2, … 32 rows of a cluster
+SIZES = ("R6", "R4-g2", "R4-g4", "R4-g8", "R4-g16", "R4")
 FEW = 2.0  # times the baseline's parameters that still count as few (claim 12)
 AGREES = 0.1  # adjusted mutual information with the source above which clusters follow content (claim 5)
 MINIMUM = 4  # rows of a cluster large enough for a mean (claim 18)
@@ -44,7 +39,7 @@ class Finding:
     deciding: str = ""
 
 
-Rule = Callable[[Evidence], Finding]
+Rule = Callable[[StoredRuns], Finding]
 
 
 def worst(verdicts: Sequence[str]) -> str:
@@ -56,11 +51,11 @@ def worst(verdicts: Sequence[str]) -> str:
 
 def text(name: str, found: Contrast) -> str:
     """A contrast as the ledger prints it."""
-    return f"{name} {found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+    return f"{name} {found.text()}"
 
 
 def _over(
-    evidence: Evidence, corpora: Sequence[str] | None, judge: Callable[[str], tuple[str, ...]]
+    evidence: StoredRuns, corpora: Sequence[str] | None, judge: Callable[[str], tuple[str, ...]]
 ) -> Finding:
     """The finding of `judge(corpus) ─▶ (verdict, number[, deciding part])` over the corpora that have what it needs."""
     found = {c: judge(c) for c in evidence.corpora if corpora is None or c in corpora}
@@ -73,7 +68,7 @@ def _over(
     return Finding(verdict_of_all, numbers, {c: f[0] for c, f in found.items()}, deciding)
 
 
-def lower(evidence: Evidence, *names: str, corpora=None, then: Callable | None = None) -> Finding:
+def lower(evidence: StoredRuns, *names: str, corpora=None, then: Callable | None = None) -> Finding:
     """All named registered contrasts hold; `then(evidence, corpus, verdict)` may still change a corpus's verdict."""
 
     def judge(corpus: str) -> tuple[str, ...]:
@@ -90,7 +85,7 @@ def lower(evidence: Evidence, *names: str, corpora=None, then: Callable | None =
 
 
 def unregistered(
-    evidence: Evidence, make: Callable[[str], dict[str, Contrast | None]], corpora=None
+    evidence: StoredRuns, make: Callable[[str], dict[str, Contrast | None]], corpora=None
 ) -> Finding:
     """Contrasts made for one claim alone: no family, so their own p decides."""
 
@@ -106,7 +101,7 @@ def unregistered(
     return _over(evidence, corpora, judge)
 
 
-def monotone(evidence: Evidence, corpus: str, found: str) -> str:
+def monotone(evidence: StoredRuns, corpus: str, found: str) -> str:
     """Confirmed only if the mean loss falls with every larger conditioning group."""
     records = [evidence.records.get((corpus, name)) for name in SIZES]
     if not all(records):
@@ -116,7 +111,7 @@ def monotone(evidence: Evidence, corpus: str, found: str) -> str:
     return found if falls or found != CONFIRMED else UNDECIDED
 
 
-def slopes(evidence: Evidence) -> Finding:
+def slopes(evidence: StoredRuns) -> Finding:
     """What half foreign rows cost R4, less what they cost R6, on the same clean rows."""
 
     def make(corpus: str):
@@ -130,7 +125,7 @@ def slopes(evidence: Evidence) -> Finding:
     return unregistered(evidence, make)
 
 
-def generalisation(evidence: Evidence) -> Finding:
+def generalisation(evidence: StoredRuns) -> Finding:
     """R4's gap between test and seen documents below R1's and R2's, and its loss on other corpora below R1's."""
 
     def gap(r):
@@ -141,7 +136,7 @@ def generalisation(evidence: Evidence) -> Finding:
             f"gap R4 − {other}": evidence.over_seeds(corpus, gap, {"R4": 1, other: -1})
             for other in ("R1", "R2")
         }
-        others = sorted({s for _, s in evidence.losses if s.startswith("transfer:")})
+        others = sorted({s for _, s in evidence.losses if s.startswith(TRANSFER)})
         moved = {f"{s} R4 − R1": evidence.contrast(corpus, "R4", "R1", s) for s in others}
         return out | {name: c for name, c in moved.items() if c is not None}
 
@@ -159,7 +154,7 @@ def area(record) -> float | None:
     return float(np.trapezoid(values, at) / epochs)
 
 
-def convergence(evidence: Evidence) -> Finding:
+def convergence(evidence: StoredRuns) -> Finding:
     """The area under the validation curve, each regime at its best rate: R4 below R1 and below R3."""
     return unregistered(
         evidence,
@@ -170,7 +165,7 @@ def convergence(evidence: Evidence) -> Finding:
     )
 
 
-def half_way_to_the_oracle(evidence: Evidence) -> Finding:
+def half_way_to_the_oracle(evidence: StoredRuns) -> Finding:
     """In the mixed stream R4 lies below the middle between R1 and the LoRA that is told the source."""
 
     def judge(corpus: str) -> tuple[str, str]:
@@ -186,7 +181,7 @@ def half_way_to_the_oracle(evidence: Evidence) -> Finding:
     return _over(evidence, ("mixed",), judge)
 
 
-def fairness(evidence: Evidence) -> Finding:
+def fairness(evidence: StoredRuns) -> Finding:
     """A leak that pays, reversed: if reading whole rows lowers the loss, an evaluation that does so is not fair."""
     turned = {CONFIRMED: REFUTED, REFUTED: CONFIRMED}
     found = lower(evidence, "R9<R4")
@@ -194,63 +189,62 @@ def fairness(evidence: Evidence) -> Finding:
     return replace(found, verdict=worst(list(by_corpus.values())), corpora=by_corpus)
 
 
-def content(evidence: Evidence) -> Finding:
+def _clusterings(evidence: StoredRuns, corpus: str) -> list[dict]:
+    """The clusterings' qualities by seed, from R4's records."""
+    records = evidence.records.get((corpus, "R4"), [])
+    return [r.data["clusters"] for r in records if r.data.get("clusters")]
+
+
+def _limited(values: Sequence[float], above: Callable[[float], bool]) -> str:
+    """Confirmed where every value is above a limit, refuted where none is."""
+    return CONFIRMED if all(map(above, values)) else UNDECIDED if any(map(above, values)) else REFUTED
+
+
+def content(evidence: StoredRuns) -> Finding:
     """Clusters of prefixes agree with the documents' sources beyond chance in every seed, where sources are known."""
 
     def judge(corpus: str) -> tuple[str, ...]:
-        own = [r.data["clusters"] for r in evidence.records.get((corpus, "R4"), []) if r.data.get("clusters")]
-        values = [
-            c["adjusted_mutual_information"] for c in own if c["adjusted_mutual_information"] is not None
-        ]
+        own = _clusterings(evidence, corpus)
+        values = [c["adjusted_mutual_information"] for c in own]
+        values = [v for v in values if v is not None]
         if not values:
             return UNTESTED, ""
         length = np.mean([c["length_variance_explained"] for c in own])
         agreement = f"adjusted mutual information {min(values):.2f} … {max(values):.2f}"
         number = f"{agreement}, length variance explained {length:.2f} (n = {len(values)})"
-        found = CONFIRMED if min(values) > AGREES else REFUTED if max(values) <= AGREES else UNDECIDED
-        return found, number, agreement
+        return _limited(values, lambda v: v > AGREES), number, agreement
 
     return _over(evidence, None, judge)
 
 
-def sizes(evidence: Evidence) -> Finding:
+def sizes(evidence: StoredRuns) -> Finding:
     """The smallest cluster that k-means with K = N // 32 leaves, before small ones are merged."""
 
     def judge(corpus: str) -> tuple[str, str]:
-        own = [
-            r.data["clusters"]["sizes"]
-            for r in evidence.records.get((corpus, "R4"), [])
-            if r.data.get("clusters")
-        ]
+        own = [c["sizes"] for c in _clusterings(evidence, corpus)]
         if not own:
             return UNTESTED, ""
-        least = [s["min"] for s in own]
-        number = (
-            f"smallest {min(least)} … {max(least)} rows, median {np.median([s['median'] for s in own]):.0f}"
-        )
-        return (
-            CONFIRMED if min(least) >= MINIMUM else REFUTED if max(least) < MINIMUM else UNDECIDED
-        ), number
+        least, median = [s["min"] for s in own], np.median([s["median"] for s in own])
+        number = f"smallest {min(least)} … {max(least)} rows, median {median:.0f}"
+        return _limited(least, lambda v: v >= MINIMUM), number
 
     return _over(evidence, None, judge)
 
 
-def parameters(evidence: Evidence) -> Finding:
+def parameters(evidence: StoredRuns) -> Finding:
     """Trainable parameters of R4 as a multiple of R1's."""
     own = [evidence.records.get((c, r)) for c in evidence.corpora[:1] for r in ("R4", "R1")]
     if not own or not all(own):
         return Finding()
-    ratio = own[0][0].trainable_parameters / own[1][0].trainable_parameters
-    number = (
-        f"{own[0][0].trainable_parameters:,} against {own[1][0].trainable_parameters:,}: {ratio:.1f} times"
-    )
-    return Finding(CONFIRMED if ratio <= FEW else REFUTED, number)
+    hyper, lora = (records[0].trainable_parameters for records in own)
+    number = f"{hyper:,} against {lora:,}: {hyper / lora:.1f} times"
+    return Finding(CONFIRMED if hyper / lora <= FEW else REFUTED, number)
 
 
-def any_model(evidence: Evidence) -> Finding:
+def any_model(evidence: StoredRuns) -> Finding:
     """R4 below R1 on more than one backbone; one alone cannot decide it."""
     names = sorted({r.backbone for r in evidence.all_records})
-    found = {n: lower(Evidence(evidence.folder, n, evidence.draws), "R4<R1") for n in names}
+    found = {n: lower(StoredRuns(evidence.folder, n, evidence.draws), "R4<R1") for n in names}
     found = {n: f for n, f in found.items() if f.verdict != UNTESTED}
     if not found:
         return Finding()
@@ -259,7 +253,7 @@ def any_model(evidence: Evidence) -> Finding:
     return Finding(worst(list(verdicts.values())) if len(found) > 1 else UNDECIDED, number, verdicts)
 
 
-def nothing(evidence: Evidence) -> Finding:
+def nothing(evidence: StoredRuns) -> Finding:
     """No experiment of the study decides this claim."""
     return Finding()
 

@@ -6,41 +6,37 @@
 cannot gain by being short of words; variety, of a document and of its cluster batch, and repetition stand beside.
 """
 
-from .evidence import Evidence
+from .contrasts import StoredRuns
 from .generated import TITLES, Generations
 from .rules import Finding, text, worst
 
 BESIDE = ("distinct_2", "repeated", "batch_distinct_2")  # R4's less R1's and R3's, without a verdict
 
 
-def coherent_outputs(evidence: Evidence) -> Finding:
+def coherent_outputs(evidence: StoredRuns) -> Finding:
     """R4's ROUGE-L F1 above R1's and above R3's, both by more than 0.01 with the whole 95 % interval, Holm-adjusted.
 
     Equivalent, refuted and not decidable as in every contrast (`statistics.verdict`), with 0.01 of F1 as the margin;
     both contrasts must hold, on every corpus with continuations. Without such records "not tested".
     """
     generations = Generations(evidence.folder, evidence.backbone, evidence.draws)
-    found, numbers, deciding = {}, {}, {}
+    found, numbers, deciding = {}, [], {}
     for corpus in generations.corpora:
         family = generations.family(corpus)
         if not family:
             continue
-        found[corpus] = worst([j.verdict for j in family.values()])
-        numbers[corpus] = ", ".join(text(f"ROUGE-L {name}", j.found) for name, j in family.items())
-        deciding[corpus] = next(
-            text(f"ROUGE-L {n}", j.found) for n, j in family.items() if j.verdict == found[corpus]
+        verdict = found[corpus] = worst([j.verdict for j in family.values()])
+        texts = {name: text(f"ROUGE-L {name}", j.found) for name, j in family.items()}
+        deciding.setdefault(
+            verdict, f"{corpus}: {next(texts[n] for n in family if family[n].verdict == verdict)}"
         )
-        numbers[corpus] += f"; beside: {_beside(generations, corpus, family)}"
+        numbers.append(
+            f"{corpus}: {', '.join(texts.values())}; beside: {_beside(generations, corpus, family)}"
+        )
     if not found:
         return Finding()
     of_all = worst(list(found.values()))
-    decided_by = next(corpus for corpus, v in found.items() if v == of_all)
-    return Finding(
-        of_all,
-        "; ".join(f"{c}: {n}" for c, n in numbers.items()),
-        found,
-        f"{decided_by}: {deciding[decided_by]}",
-    )
+    return Finding(of_all, "; ".join(numbers), found, deciding[of_all])
 
 
 def _beside(generations: Generations, corpus: str, family) -> str:

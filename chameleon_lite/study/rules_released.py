@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .evidence import Evidence
+from .contrasts import StoredRuns
 from .paper import paper
 from .proofs.store import load_proofs
 from .records import Record, load_records
@@ -16,7 +16,7 @@ RELEASED = {1: (256, "as_released"), 2: (512, "as_released + initialisation=alpa
 SPREAD = 2.0  # standard deviations over seeds around the mean that a published number may lie in
 
 
-def without_a_model(evidence: Evidence) -> Finding:
+def without_a_model(evidence: StoredRuns) -> Finding:
     """Claim 2: refuted as a statement on language models where a predictor without one is as good as the LoRA row.
 
     Where it is not, the released loss does not decide the claim: chapter 08 asks it of next tokens.
@@ -34,7 +34,7 @@ def without_a_model(evidence: Evidence) -> Finding:
     return Finding(worst(list(found.values())), "; ".join(numbers), found) if found else Finding()
 
 
-def published_again(evidence: Evidence) -> Finding:
+def published_again(evidence: StoredRuns) -> Finding:
     """Claim 22: the re-derived losses of LoRA and of the hyper-network have the published ones in their spread.
 
     The spread is mean ± 2 standard deviations over seeds, so two seeds at least. Only the paper's own backbone, data

@@ -8,7 +8,7 @@ The files are read as data: nothing here runs a benchmark, and no timing is made
 import json
 from collections.abc import Iterator
 
-from .evidence import Evidence
+from .contrasts import StoredRuns
 from .rules import CONFIRMED, REFUTED, UNDECIDED, Finding, worst
 
 MODEST = 1.10  # times the plain batch's seconds that still count as modest
@@ -16,7 +16,7 @@ ENOUGH = 200  # batches that a 95th percentile is taken over
 BESIDE = {"shown", "met", "missed"}  # of rows whose gates hold: a missed goal of ours is still a measurement
 
 
-def modest_overhead(evidence: Evidence) -> Finding:
+def modest_overhead(evidence: StoredRuns) -> Finding:
     """An adapted batch takes at most 10 % more than the plain one, at p50 and at p95, and so does generating.
 
     Each interval must lie below 1.10 for "confirmed", or above for "refuted". A machine with fewer than 200 batches
@@ -35,7 +35,7 @@ def modest_overhead(evidence: Evidence) -> Finding:
     return Finding(worst(decided) if decided else UNDECIDED, "; ".join(numbers), found)
 
 
-def _machines(evidence: Evidence) -> Iterator[tuple[str, dict]]:
+def _machines(evidence: StoredRuns) -> Iterator[tuple[str, dict]]:
     """(machine, its usable rows by name) of every stored file that has whole batches timed; quick runs left out."""
     for path in sorted(evidence.benchmarks.glob("*.json")):
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]

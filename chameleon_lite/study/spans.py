@@ -11,7 +11,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from .. import cache
-from .records import device_name, load_records
+from .provenance import device_name
+from .records import load_records
 from .uncached import LEARNING_RATES
 
 FILE = "spans.jsonl"

@@ -1,23 +1,23 @@
 """Intervals and verdicts over runs whose seeds and documents are crossed (the same documents under every seed).
 
-Statistic of a contrast: sum of nll differences / sum of tokens, in nats a token; below zero, the first regime
+Statistic of a contrast: sum of nll differences / sum of tokens, in nats per token; below zero, the first regime
 has the lower loss. Two intervals are made and the wider decides: a bootstrap that draws seeds and documents
 independently and takes every pair, and a paired t over seeds.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from scipy import stats
 
 DRAWS_AT_ONCE = 2_000
-MARGIN = 0.01  # nats a token: smaller differences are of no use to anyone
+MARGIN = 0.01  # nats per token: smaller differences are of no use to anyone
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """A difference in nats a token with its 95 % and 90 % intervals and two-sided p; `n` seeds, `documents`."""
+    """A difference in nats per token with its 95 % and 90 % intervals and two-sided p; `n` seeds, `documents`."""
 
     difference: float
     low: float
@@ -29,14 +29,32 @@ class Contrast:
     documents: int
     decided_by: str  # "bootstrap" or "t"
 
-    def as_dict(self) -> dict:
-        return asdict(self)
+    def row(self, name: str = "difference") -> dict[str, float]:
+        """The difference under `name` and its 95 % interval, as columns of a table."""
+        return {name: self.difference, "low": self.low, "high": self.high}
+
+    def text(self, digits: int = 4) -> str:
+        """The difference with its sign and 95 % interval."""
+        return interval_text(self.difference, self.low, self.high, f"+.{digits}f")
+
+
+def interval_text(value: float, low: float, high: float, spec: str = ".4f") -> str:
+    """A value with its interval, as tables and the ledger print it."""
+    return f"{value:{spec}} [{low:{spec}}, {high:{spec}}]"
+
+
+def mean_and_span(values: np.ndarray) -> tuple[float, float]:
+    """Mean of values (S,) over seeds and half the width of its 95 % t interval (0 for one seed)."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return float(values.mean()), 0.0
+    return float(values.mean()), float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
 
 
 def crossed_bootstrap(
     difference: np.ndarray, tokens: np.ndarray, *, draws: int = 10_000, seed: int = 0
 ) -> np.ndarray:
-    """Draws (draws,) of the statistic for difference (S, N) = nll_a − nll_b summed a document, tokens (N,).
+    """Draws (draws,) of the statistic for difference (S, N) = nll_a − nll_b summed per document, tokens (N,).
 
     With one seed only documents are drawn.
     """
@@ -75,7 +93,7 @@ def contrast(
 
 
 def mean_interval(nll: np.ndarray, tokens: np.ndarray, **options) -> Contrast:
-    """A single regime's nats a token with its intervals: the contrast with a loss of zero."""
+    """A single regime's nats per token with its intervals: the contrast with a loss of zero."""
     return contrast(nll, np.zeros_like(nll), tokens, **options)
 
 
@@ -122,9 +140,5 @@ def _paired_t(by_seed: np.ndarray) -> tuple[tuple[float, float], tuple[float, fl
     if error == 0:  # the same number under every seed: the seeds say nothing of the spread
         return (mean, mean), (mean, mean), 1.0 if mean == 0 else 0.0
     spans = [error * stats.t.ppf((1 + level) / 2, freedom) for level in (0.95, 0.90)]
-    p = float(2 * stats.t.sf(abs(mean / error), freedom))
-    return (
-        (float(mean - spans[0]), float(mean + spans[0])),
-        (float(mean - spans[1]), float(mean + spans[1])),
-        p,
-    )
+    wide, narrow = ((float(mean - span), float(mean + span)) for span in spans)
+    return wide, narrow, float(2 * stats.t.sf(abs(mean / error), freedom))

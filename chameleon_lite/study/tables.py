@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 
 from ..errors import UserError
+from .contrasts import articles_of, by_unit
 from .records import Record, load_records, record_files
 from .regimes import REGIMES
-from .statistics import Contrast, contrast, mean_interval
-from .units import HONEST, articles_of, by_unit
+from .statistics import Contrast, contrast, interval_text, mean_interval
 
 
 def parameter_frame(backbone: str) -> pd.DataFrame:
@@ -18,32 +18,25 @@ def parameter_frame(backbone: str) -> pd.DataFrame:
     from .paper import published_parameters
 
     published = published_parameters() if "gpt2" in backbone else {}
+    counts = parameter_table(backbone)
     rows = [
-        {
-            "part": part,
-            "derived": "–" if count is None else f"{count:,}",
-            "paper": _or_dash(published.get(part)),
-        }
-        for part, count in parameter_table(backbone).items()
+        (part, f"{n:,}", f"{published[part]:,}" if part in published else "–") for part, n in counts.items()
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["part", "derived", "paper"])
 
 
 def documents_of(records: list[Record], folder: Path) -> pd.DataFrame:
     """Per-document losses of the given records: from `runs/<name>/` or from a packed parquet in `folder`."""
-    frames = []
-    for experiment in {r.experiment for r in records}:
-        packed = Path(folder) / f"{experiment}.parquet"
-        if packed.is_file():
-            frames.append(pd.read_parquet(packed))
-    for record in records:
-        raw = Path(folder) / record.name / "documents.parquet"
-        if raw.is_file():
-            frames.append(pd.read_parquet(raw).assign(run=record.name))
+    packed = [Path(folder) / f"{experiment}.parquet" for experiment in {r.experiment for r in records}]
+    frames = [pd.read_parquet(path) for path in packed if path.is_file()]
+    raw = {r.name: Path(folder) / r.name / "documents.parquet" for r in records}
+    frames += [pd.read_parquet(path).assign(run=name) for name, path in raw.items() if path.is_file()]
     if not frames:
         raise UserError(f"no per-document losses in {folder}: run the experiment there first")
     joined = pd.concat(frames, ignore_index=True)
-    return joined.astype({"run": "category", "split": "category"})  # compared once a record, not once a row
+    return joined.astype(
+        {"run": "category", "split": "category"}
+    )  # compared once per record, not once per row
 
 
 def loss_matrix(
@@ -52,9 +45,9 @@ def loss_matrix(
     split: str = "test",
     articles: dict[str, str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """nll sums (S, N) and tokens (N,) of one regime's records (one a seed) over the units that intervals draw.
+    """nll sums (S, N) and tokens (N,) of one regime's records (one per seed) over the units that intervals draw.
 
-    Units are documents, of WikiText articles; `articles` names those of the mixed stream's rows (`units.py`).
+    Units are documents, of WikiText articles; `articles` names those of the mixed stream's rows (`contrasts.by_unit`).
     """
     rows, tokens = [], None
     for record in sorted(records, key=lambda r: r.seed):
@@ -65,11 +58,15 @@ def loss_matrix(
 
 
 def summary_frame(records: list[Record], folder: Path, split: str = "test") -> pd.DataFrame:
-    """One row a regime and corpus: n seeds, nats a token with interval, and the difference from the frozen model."""
-    documents, articles = documents_of(records, folder), articles_of(Path(folder), HONEST)
+    """One row per regime and corpus: n seeds, nats per token and the difference from R0, with intervals."""
+    documents, articles = documents_of(records, folder), articles_of(Path(folder))
     rows = []
-    for (corpus, backbone), group in _groups(records).items():
-        base = _matrix(group.get("R0"), documents, split, articles)
+    groups: dict[tuple[str, str], dict[str, list[Record]]] = {}
+    for record in records:
+        group = groups.setdefault((record.corpus, record.backbone), {})
+        group.setdefault(record.regime, []).append(record)
+    for (corpus, backbone), group in groups.items():
+        base = loss_matrix(group["R0"], documents, split, articles)[0] if group.get("R0") else None
         for name, own in group.items():
             done = [r for r in own if r.status == "done"]
             if not done:
@@ -99,18 +96,13 @@ def results_frame(results: Path) -> pd.DataFrame:
 
 
 def curve_frame(records: list[Record]) -> pd.DataFrame:
-    """Validation and training loss by epoch, one row a record and validation."""
+    """Validation and training loss by epoch, one row per record and validation."""
     rows = [
         {"regime": r.regime, "corpus": r.corpus, "seed": r.seed, "learning_rate": r.learning_rate, **point}
         for r in records
         for point in r.curve
     ]
     return pd.DataFrame(rows)
-
-
-def interval_text(found: Contrast, digits: int = 4) -> str:
-    """A value with its 95 % interval, as tables print it."""
-    return f"{found.difference:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
 def _row(name, corpus, backbone, done, mean: Contrast, against: Contrast | None, split: str) -> dict:
@@ -123,24 +115,11 @@ def _row(name, corpus, backbone, done, mean: Contrast, against: Contrast | None,
         "documents": mean.documents,
         "parameters": done[0].trainable_parameters,
         "learning rate": done[0].learning_rate,
-        f"{split} nll": interval_text(mean),
-        "difference from R0": interval_text(against) if against else "–",
+        f"{split} nll": _text(mean),
+        "difference from R0": _text(against) if against else "–",
         "profile": done[0].profile,
     }
 
 
-def _groups(records: list[Record]) -> dict:
-    out: dict = {}
-    for record in records:
-        out.setdefault((record.corpus, record.backbone), {}).setdefault(record.regime, []).append(record)
-    return out
-
-
-def _matrix(
-    records: list[Record] | None, documents: pd.DataFrame, split: str, articles: dict
-) -> np.ndarray | None:
-    return None if not records else loss_matrix(records, documents, split, articles)[0]
-
-
-def _or_dash(value: int | None) -> str:
-    return "–" if value is None else f"{value:,}"
+def _text(c: Contrast) -> str:
+    return interval_text(c.difference, c.low, c.high)

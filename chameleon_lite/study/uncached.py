@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ..data.ragged import by_length
+from ..heads import Head, HyperHead, LoraHead
 from ..model.backbones import copied
-from ..model.heads import Head, HyperHead, LoraHead
 from ..model.lora import add_lora
-from ..training.features import arithmetic
+from ..states import arithmetic
 from ..training.uncached import READ_TOKENS, Layered, Texts, fit_layers, read_layers, row_losses
 from .cohort import Context
 from .conditions import GroupMean

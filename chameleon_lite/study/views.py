@@ -1,4 +1,4 @@
-"""Vectors of documents by name: what a condition may be made of, computed when a regime first asks.
+"""Vectors of documents by name, from which conditions are made, computed at first use; and how a cloud of them lies.
 
 prefix  mean token embedding of the condition span                 every honest regime
 padded  the same with the pad embedding of all other positions     the released scripts' mean, honest span
@@ -8,36 +8,30 @@ states  mean final hidden state over the condition span            R13
 noisy-P the prefix view with P % of the rows' vectors replaced by foreign documents' (claim 7)
 """
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.embeddings import mean_embeddings
-from ..data.ragged import ragged
-from ..data.tokens import TokenTable
+from ..data.embeddings import mean_embeddings, normalise
+from ..data.tokens import TokenTable, ragged
 from ..errors import unknown
-from ..ops import normalise
-from ..training.features import FeatureStore
 
 LEAKS = ("row", "length")  # views that read what is scored
 CHUNK = 4_096  # documents whose hidden states are averaged at once
 
 
-class Views(Mapping):
+class Views:
     """The views of one split, each computed once and kept on the device."""
 
     def __init__(
-        self, table: TokenTable, store: FeatureStore, embedding: Tensor, device, length: int
+        self, table: TokenTable, states: np.ndarray | None, embedding: Tensor, device, length: int
     ) -> None:
-        self.table, self.store, self.embedding, self.device, self.length = (
-            table,
-            store,
-            embedding,
-            device,
-            length,
-        )
+        """states (L, C) are those of the table's tokens; `length` is that of a padded row."""
+        self.table, self.states, self.embedding = table, states, embedding
+        self.device, self.length = device, length
         self._made: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -47,31 +41,15 @@ class Views(Mapping):
             self._made[name] = MAKERS[name](self).to(self.device)
         return self._made[name]
 
-    def __iter__(self):
-        return iter(MAKERS)
 
-    def __len__(self) -> int:
-        return len(MAKERS)
+class Replaced:
+    """Views of the same documents in which `prefix` stands for the prefix view."""
 
-    def put(self, name: str, vectors: Tensor) -> None:
-        """Add a view made elsewhere."""
-        self._made[name] = vectors.to(self.device)
-
-
-class Replaced(Mapping):
-    """Views of which the prefix view is another one: the same documents, told something else."""
-
-    def __init__(self, views: Mapping, prefix: Tensor) -> None:
+    def __init__(self, views: Views, prefix: Tensor) -> None:
         self.views, self.prefix = views, prefix
 
     def __getitem__(self, name: str) -> Tensor:
         return self.prefix if name == "prefix" else self.views[name]
-
-    def __iter__(self):
-        return iter(self.views)
-
-    def __len__(self) -> int:
-        return len(self.views)
 
 
 def with_foreign(own: Tensor, foreign: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -118,15 +96,14 @@ def _length(views: Views) -> Tensor:
 
 
 def _states(views: Views) -> Tensor:
-    start = views.store.start + views.table.condition[:, 0]
-    count = (views.table.condition[:, 1] - views.table.condition[:, 0]).astype(np.int64)
+    start = views.table.offsets[:-1] + views.table.condition[:, 0]
+    count = np.diff(views.table.condition)[:, 0].astype(np.int64)
     parts = []
     for low in range(0, len(count), CHUNK):
         piece = slice(low, low + CHUNK)
-        place = ragged(start[piece], count[piece])
-        states = views.store.gather(place, torch.empty(len(place), views.store.width, dtype=torch.float16))
+        states = torch.from_numpy(views.states[ragged(start[piece], count[piece])]).float()
         lengths = torch.from_numpy(count[piece])
-        parts.append(torch.segment_reduce(states.float(), "mean", lengths=lengths, axis=0, unsafe=True))
+        parts.append(torch.segment_reduce(states, "mean", lengths=lengths, axis=0, unsafe=True))
     return normalise(torch.cat(parts))
 
 
@@ -137,3 +114,42 @@ MAKERS: dict[str, Callable[[Views], Tensor]] = {
     "length": _length,
     "states": _states,
 }
+
+
+def mean_cosine(x: Tensor) -> float:
+    """The mean cosine over all pairs of different rows of x (N, C); no (N, N) matrix is made. NaN for one row."""
+    unit = normalise(x.double())
+    n, total = len(unit), unit.sum(0)  # (C,)
+    return float((total @ total - unit.square().sum()) / (n * (n - 1))) if n > 1 else float("nan")
+
+
+def main_direction(x: Tensor) -> tuple[Tensor, float]:
+    """Place of each row (N,) along the direction of largest variance, and that direction's share of the variance.
+
+    The sign is arbitrary in principle; here the largest entry of the direction is positive.
+    """
+    centred = x.double() - x.double().mean(0)
+    covariance = centred.T @ centred  # (C, C)
+    values, vectors = torch.linalg.eigh(covariance)
+    direction = vectors[:, -1]  # (C,)
+    direction = direction * direction[direction.abs().argmax()].sign()
+    total = float(values.clamp_min(0).sum())
+    return (centred @ direction).float(), float(values[-1]) / total if total else 0.0
+
+
+def plane(x: Tensor, *, seed: int, neighbours: int = 15) -> tuple[Tensor, str]:
+    """A map (N, 2) of x and the name of the method: UMAP on cosine distance, or PCA where umap-learn is missing.
+
+    UMAP keeps neighbours together; distances between far groups mean nothing. One thread, so that the same seed
+    gives the same map.
+    """
+    try:
+        import umap
+    except ImportError:
+        centred = x.double() - x.double().mean(0)
+        return (centred @ torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -2:].flip(1)).float(), "PCA"
+    neighbours = max(2, min(neighbours, len(x) - 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # spectral start falls back to a random one on degenerate clouds
+        fit = umap.UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1)
+        return torch.from_numpy(fit.fit_transform(x.float().cpu().numpy())), "UMAP"

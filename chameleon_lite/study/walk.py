@@ -1,6 +1,6 @@
 """The walk from the released to the honest procedure: its stops in order, and what each mended switch did.
 
-    waterfall-*.jsonl ─ walk_frame ─▶ one row a stop, regime and seed ─ steps_frame ─▶ one row a stop, with changes
+    waterfall-*.jsonl ─ walk_frame ─▶ one row per stop, regime and seed ─ steps_frame ─▶ one row per stop, with changes
 
 A stop is known by its resolved protocol, so a switch that an experiment sets from the start and mends later (the
 initialisation on Alpaca) is a step like any other. Some switches change the yardstick: which positions are scored, or
@@ -11,34 +11,20 @@ import pandas as pd
 
 from .protocol import PRESETS
 from .records import Record
+from .statistics import interval_text
 
-# what a step of these does to the loss is no gain and no loss: other positions count, or with other weights
+# these switches change what is averaged, so the losses before and after are not comparable
 YARDSTICK = ("objective", "ignored", "average", "reads", "split", "reported")
-COLUMNS = [
-    "step",
-    "mended",
-    "same yardstick",
-    "corpus",
-    "backbone",
-    "regime",
-    "seed",
-    "loss",
-    "validation loss",
-    "scored",
-    "rows",
-    "full rows",
-]
 
 
 def walk_frame(records: list[Record]) -> pd.DataFrame:
-    """One row a stop, regime and seed, in order: step number, the switch just mended, loss and what was scored.
+    """One row per stop, regime and seed, in order: step number, the switch just mended, loss and what was scored.
 
     `scored` counts the positions, and `rows` the rows, of the split whose loss is reported; `full rows` those of the
     validation split that have no padding.
     """
-    stops = _stops([record for record in records if "protocol" in record.data])
     rows = []
-    for step, (mended, own) in enumerate(stops):
+    for step, (mended, own) in enumerate(_stops([r for r in records if "protocol" in r.data])):
         for record in own:
             split = "test" if record.data["protocol"].get("reported") == "test" else "validation"
             rows.append(
@@ -57,8 +43,8 @@ def walk_frame(records: list[Record]) -> pd.DataFrame:
                     "full rows": record.data["full_rows"]["validation"],
                 }
             )
-    frame = pd.DataFrame(rows, columns=COLUMNS)
-    return frame.sort_values(["step", "regime", "seed"], ignore_index=True)
+    frame = pd.DataFrame(rows)
+    return frame.sort_values(["step", "regime", "seed"], ignore_index=True) if rows else frame
 
 
 def _stops(records: list[Record]) -> list[tuple[str, list[Record]]]:
@@ -79,15 +65,12 @@ def _stops(records: list[Record]) -> list[tuple[str, list[Record]]]:
 
 
 def steps_frame(walk: pd.DataFrame, regimes: dict[str, str]) -> pd.DataFrame:
-    """One row a stop: what was scored, each regime's mean loss and its change, and the last regime less the first.
+    """One row per stop: what was scored, each regime's mean loss and its change, and the last regime less the first.
 
     Changes and the difference are taken seed by seed; with several seeds the lowest and highest stand in brackets.
     """
-    table = walk.pivot(
-        index=["step", "mended", "same yardstick", "rows", "scored"],
-        columns=["regime", "seed"],
-        values="loss",
-    )
+    index = ["step", "mended", "same yardstick", "rows", "scored"]
+    table = walk.pivot(index=index, columns=["regime", "seed"], values="loss")
     frame = table.index.to_frame(index=False)
     frame["same yardstick"] = [
         "–" if not m else "yes" if s else "no" for m, s in zip(frame["mended"], frame["same yardstick"])
@@ -106,6 +89,8 @@ def _texts(values: pd.DataFrame) -> list[str]:
     out = []
     for _, row in values.iterrows():
         row = row.dropna()
-        span = f" [{row.min():+.4f}, {row.max():+.4f}]" if len(row) > 1 else ""
-        out.append(f"{row.mean():+.4f}{span}" if len(row) else "–")
+        if len(row) > 1:
+            out.append(interval_text(row.mean(), row.min(), row.max(), "+.4f"))
+        else:
+            out.append(f"{row.mean():+.4f}" if len(row) else "–")
     return out

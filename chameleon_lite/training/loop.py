@@ -18,11 +18,11 @@ from torch import Tensor
 
 from ..config import TrainSettings
 from ..errors import RunFailed
-from ..model.head_loss import HeadWeight, token_losses
-from ..model.heads.interface import Head
+from ..heads import Head
+from ..loss import HeadWeight, token_losses
+from ..states import ScoredStates
 from .processes import Processes
 from .recorder import Recorder
-from .scored import ScoredStates
 from .steps import ConditionOf, Steps, tell
 
 Epochs = Callable[[int], Sequence[Tensor]]  # epoch number ─▶ that epoch's batches of document numbers

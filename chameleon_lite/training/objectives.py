@@ -1,36 +1,22 @@
-"""What is scored: each objective picks (state, target) pairs from a padded batch and returns sums and counts.
+"""What the released scripts score: each objective picks (state, target) pairs from a padded batch.
 
     ids (B, T), mask (B, T) ─ pick ─▶ row (M,), column (M,), target (M,)
       hidden[row, column] (M, C) ─ losses ─▶ (nll_sum, n_tokens)
 
-    next_token      state before the token, real tokens after the prefix             what this book measures with
-    released_last   state and token of the final padded position                     mode "last" of the released scripts
-    released_full   state and token of every position, padding included              their mode "full"
+    released_last   state and token of the final padded position          mode "last" of the released scripts
+    released_full   state and token of every position, padding included   their mode "full"
 
-Sums and counts stay apart until the last moment: a mean of means depends on how the rows were batched (audit, row 7).
-`losses` is any function from (states, targets, rows) to one nll sum per head, nats.
+`loss.next_token` is what this book measures with.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-Losses = Callable[[Tensor, Tensor, Tensor], Tensor]
+from ..loss import Losses
+
 Pick = tuple[Tensor, Tensor, Tensor]  # row (M,), column (M,) of the state, target (M,); rows ascending
 
 IGNORED_BY_RELEASED = 0  # their ignore id: an ordinary token of every vocabulary used here
-
-
-def next_token(
-    hidden: Tensor, ids: Tensor, mask: Tensor, prefix: Tensor, losses: Losses
-) -> tuple[Tensor, int]:
-    """Shifted, padding-masked cross-entropy over the positions after each row's prefix.
-
-    hidden (B, T, C); ids (B, T); mask (B, T) true on real tokens; prefix (B,) tokens never scored, at least 1.
-    Returns (nll_sum, n_tokens): nats summed over the scored tokens, and how many there are.
-    """
-    return _summed(hidden, pick_next_token(ids, mask, prefix), losses)
 
 
 def released_last(
@@ -40,7 +26,7 @@ def released_last(
     mask: Tensor | None = None,
     ignored: int | None = IGNORED_BY_RELEASED,
 ) -> tuple[Tensor, int]:
-    """The released scripts' loss of mode "last" (compute_loss): at most one target a row, and mostly padding.
+    """The released scripts' loss of mode "last" (compute_loss): at most one target per row, and mostly padding.
 
     hidden (B, T, C) under `released_mask`; ids (B, T) padded to one length. Unshifted: the target is the token just
     read, the pad token in a padded row. Targets equal to `ignored` do not count; None ignores padding instead, by
@@ -69,14 +55,6 @@ def released_mask(ids: Tensor) -> Tensor:
     Paper: padding masked / released code: collate_fn compares ids with 0 / here: a mask of the real tokens.
     """
     return ids != IGNORED_BY_RELEASED
-
-
-def pick_next_token(ids: Tensor, mask: Tensor, prefix: Tensor) -> Pick:
-    """Pairs of `next_token`: the state at t - 1 with the token at t, for real t from prefix (B,) on, never t = 0."""
-    position = torch.arange(ids.shape[1], device=ids.device)  # (T,)
-    scored = mask.bool() & (position[None] >= prefix[:, None].clamp_min(1))  # (B, T): is this token a target?
-    row, column = scored.nonzero(as_tuple=True)  # (M,), (M,)
-    return row, column - 1, ids[row, column]
 
 
 def pick_last(ids: Tensor, mask: Tensor | None = None, ignored: int | None = IGNORED_BY_RELEASED) -> Pick:

@@ -1,14 +1,12 @@
 """States and targets of rows padded to one length: what the released objectives score.
 
     TokenTable ─ rows padded to `length`, mask by the protocol ─ backbone ─ pick ─▶ h (S, C), target (S,)
-      cached: one pass, kept on disk (fp16), then `ScoredStates` like any other        `padded_states`
+      cached: one pass, its scored positions kept on disk, then `ScoredStates`        `padded_states`
       live:   a pass a batch, for layers that train or a backbone whose dropout is on   `LiveStates`
 
 The pass computes padded positions too where the mask lets them be attended; nothing else gives their states.
 """
 
-import hashlib
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import cache
-from ..errors import RunFailed, unknown
-from .features import BATCH_TOKENS, arithmetic
-from .objectives import IGNORED_BY_RELEASED, Pick, pick_full, pick_last, pick_next_token, released_mask
-from .scored import ScoredStates
+from ..data.tokens import by_length, cumulative
+from ..errors import unknown
+from ..loss import pick_next_token
+from ..states import BATCH_TOKENS, ScoredStates, arithmetic, fetched, place_of
+from ..stored import stored
+from .objectives import IGNORED_BY_RELEASED, Pick, pick_full, pick_last, released_mask
 
-FORMAT = 2  # raised whenever a stored value would change
 OBJECTIVES = ("last", "full", "next_token")
 
 
@@ -68,16 +66,24 @@ def padded_states(
     """The scored pairs of a table on the backbone's device; states come from disk where they were computed before."""
     device = backbone.head.weight.device
     target, counts = _targets(table, scoring)
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    parts = (backbone.hash, table.hash, str(dtype), str(FORMAT), repr(scoring), str(table.pad_id))
-    name = hashlib.sha256("|".join(parts).encode()).hexdigest()[:24]
-    path = (folder or cache.home() / "features") / f"padded-{name}.npy"
-    with cache.locked(path):
-        if not _whole(path, (len(target), backbone.width)):
-            _compute(backbone, table, scoring, offsets, dtype, path, progress)
-    states = torch.from_numpy(np.load(path)).to(device)  # (S, C)
-    to = torch.from_numpy
-    return ScoredStates.resident(states, to(target).to(device), to(counts))
+
+    @torch.inference_mode()
+    def compute(rows: np.ndarray) -> np.ndarray:
+        ids, real = scoring.rows(table, rows)
+        row, column, _ = scoring.pick(ids, real, torch.from_numpy(table.prefix[rows]))
+        hidden = backbone.hidden(ids.to(device), scoring.mask(ids, real).long().to(device))  # (B, T, C)
+        return fetched(hidden[row.to(device), column.to(device)].to(torch.float16), backbone.name)  # (M, C)
+
+    states = stored(
+        place_of(backbone, table, dtype, f"{scoring} padded with {table.pad_id}", folder),
+        cumulative(counts),
+        backbone.width,
+        _batches(table, scoring, device),
+        compute,
+        arithmetic(backbone, dtype),
+        progress,
+    )
+    return ScoredStates.of_pairs(states, target, counts, device)
 
 
 def full_rows(table, length: int) -> Tensor:
@@ -125,47 +131,10 @@ def _targets(table, scoring: Scoring) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(targets).astype(np.int64), np.concatenate(counts).astype(np.int64)
 
 
-def _whole(path: Path, shape: tuple[int, int]) -> bool:
-    return path.is_file() and np.load(path, mmap_mode="r").shape == shape
-
-
-def _compute(
-    backbone, table, scoring: Scoring, offsets: np.ndarray, dtype, path: Path, progress: bool
-) -> None:
-    """Write the states (S, C) fp16 of every scored pair under `path`, whole or not at all."""
-    from tqdm import tqdm
-
-    device = backbone.head.weight.device
-    bar = tqdm(total=len(table), unit="row", desc="states", disable=None if progress else True, leave=False)
-    with cache.atomic(path) as part, bar, arithmetic(backbone, dtype):
-        out = np.lib.format.open_memmap(part, "w+", np.float16, (int(offsets[-1]), backbone.width))
-        for rows in _batches(table, scoring, device):
-            ids, real = scoring.rows(table, rows)
-            row, column, _ = scoring.pick(ids, real, torch.from_numpy(table.prefix[rows]))
-            mask = scoring.mask(ids, real).long()
-            with torch.inference_mode():
-                hidden = backbone.hidden(ids.to(device), mask.to(device))  # (B, T, C)
-                states = hidden[row.to(device), column.to(device)]  # (M, C)
-            if not torch.isfinite(states).all():
-                raise RunFailed(f"{backbone.name}: hidden states are not finite; try feature_dtype: float32")
-            place = np.concatenate([np.arange(offsets[n], offsets[n + 1]) for n in rows])
-            out[place] = states.to(torch.float16).cpu().numpy()
-            bar.update(len(rows))
-        out.flush()
-        del out
-
-
-def _batches(table, scoring: Scoring, device: torch.device) -> Iterator[np.ndarray]:
+def _batches(table, scoring: Scoring, device: torch.device) -> list[np.ndarray]:
     """Documents by length, in batches whose padded size stays within what the device takes well."""
-    budget = BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
     order = np.argsort(table.lengths, kind="stable")
-    low = 0
-    while low < len(order):
-        high = low + 1
-        while high < len(order):
-            longest = table.lengths[order[high]] if scoring.objective == "next_token" else scoring.length
-            if longest * (high + 1 - low) > budget:
-                break
-            high += 1
-        yield order[low:high]
-        low = high
+    lengths = (
+        table.lengths[order] if scoring.objective == "next_token" else np.full(len(order), scoring.length)
+    )
+    return [order[part] for part in by_length(lengths, BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"]))]

@@ -19,10 +19,10 @@ from torch import Tensor
 from ..data.packing import first_fit, packed, sees
 from ..data.ragged import by_length
 from ..data.tokens import TokenTable
+from ..loss import pick_next_token
 from ..model.backbones import Backbone
 from ..model.lora import without_lora
-from ..ops import sent
-from .objectives import pick_next_token
+from ..states import sent
 
 ROW_LENGTH = (
     256  # tokens of a packed row, where no document is longer: a longer one costs more attention, for nothing

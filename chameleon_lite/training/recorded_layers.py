@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..data.packing import sees
 from ..model.backbones import Backbone
 from ..model.capability import backbone_dtype
-from .features import fused_activations
+from ..states import fused_activations
 
 Run = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 

@@ -21,11 +21,22 @@ LIMIT = 64  # recordings kept; work beyond them is done plainly
 
 @dataclass
 class Recording:
-    """One graph, the inputs it reads and the output it writes."""
+    """One graph, the inputs it reads, the output it writes, and what else it reads from memory not its own."""
 
     graph: "torch.cuda.CUDAGraph"
     inputs: list[Tensor]
     output: Tensor
+    outlived: Sequence = ()
+
+
+_outlived: list | None = None  # of the recording under way
+
+
+def outliving(tables):
+    """`tables`, which live from here on at least as long as the recording under way, if there is one."""
+    if _outlived is not None:
+        _outlived.append(tables)
+    return tables
 
 
 class Recorder:
@@ -77,18 +88,21 @@ class Recorder:
         self.plain.clear()
 
     def _record(self, inputs: Sequence[Tensor], work: Callable[..., Tensor]) -> Recording:
+        global _outlived
         own, graph = [x.clone() for x in inputs], torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream(self.device)
         self.aside.wait_stream(current)
         with torch.cuda.stream(self.aside):
             # Not `torch.cuda.graph`: it empties the allocator's cache and waits for the device at each recording.
             graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            _outlived = outlived = []
             try:
                 output = work(*own)
             finally:
+                _outlived = None
                 graph.capture_end()
         current.wait_stream(self.aside)
-        return Recording(graph, own, output)
+        return Recording(graph, own, output, outlived)
 
     @staticmethod
     def _replay(kept: Recording, inputs: Sequence[Tensor]) -> Tensor:

@@ -11,16 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import TrainSettings
-from ..model.head_loss import HeadWeight, RowGroups, head_losses
-from ..model.heads.dropout import Dropout, active
-from ..model.heads.interface import Condition, Head, HeadUpdate
+from ..heads import Condition, Head, HeadUpdate
+from ..loss import IGNORED, HeadWeight, head_losses
+from ..model.heads.dropout import Dropout, active, maskable
+from ..states import ScoredStates
 from .processes import Processes
 from .recorder import Recorder
-from .scored import ScoredStates
 
 # rows (B,) in the order of the step ─▶ the condition's groups and each row's group (B,), or None for one group
 ConditionOf = Callable[[Tensor], tuple[Condition, Tensor | None]]
@@ -43,6 +45,9 @@ class Steps:
         # States that are computed anew for every batch may carry gradients on to the layers: a copy would not.
         can = isinstance(train, ScoredStates) and recorder is not None and recorder.limit > 0
         self.recorder = recorder if can else None
+        if self.recorder is not None:
+            for member in members:
+                maskable(member.head)
         self.living: tuple[str, ...] = ()
         self.sums = Sums(over)
         self.run = (
@@ -58,12 +63,15 @@ class Steps:
         total = int(self.train.counts[rows].sum())
         share = slice(self.processes.index, None, self.processes.count)
         told, groups = tell([(m.head, m.condition) for m in live], rows, self.train, share)
-        recorded = self.recorder is not None and not any(groups) and all(_can_give(m.head) for m in live)
-        room = [roomy(int(self.train.counts[rows[share]].sum()))] if recorded else []
-        h, target, _ = self.train.batch(rows[share], *room)
+        recorded = (
+            self.recorder is not None
+            and all(g is None for g in groups)
+            and all(_can_give(m.head) for m in live)
+        )
+        h, target, _ = self.train.batch(rows[share])
         with own_dropout([m.head for m in live], self.train.device) as seed_dropout:
             if recorded:
-                nll = self._recorded(live, number, told, (h, target), total, seed_dropout)
+                nll = self._recorded(live, number, told, filled(h, target), total, seed_dropout)
             else:
                 updates = []
                 for member, condition in zip(live, told):
@@ -83,7 +91,7 @@ class Steps:
         self,
         live: Sequence,
         updates: list[HeadUpdate],
-        groups: list[RowGroups | None],
+        groups: list[Tensor | None],
         h: Tensor,
         target: Tensor,
         total: int | Tensor,
@@ -174,18 +182,20 @@ def tell(
     rows: Tensor,
     data: ScoredStates,
     share: slice = slice(None),
-) -> tuple[list[Condition | None], list[RowGroups | None]]:
-    """Each head's condition for a batch of documents, and the groups of the positions where there are several.
+) -> tuple[list[Condition | None], list[Tensor | None]]:
+    """Each head's condition for a batch of documents, and the group (M,) of each position where there are several.
 
     `share`: those of the documents whose positions this process computes. Heads that share a condition source, as one
-    regime's learning rates do, ask it once.
+    regime's learning rates do, ask it once. Groups lie on the host: so no step waits for a GPU.
     """
     known: dict[int, tuple] = {}
     for _, condition_of in heads:
         if id(condition_of) not in known:
             condition, group = condition_of(rows) if condition_of is not None else (None, None)
             if group is not None:
-                group = RowGroups.of_documents(group[share], data.counts[rows[share]], data.device)
+                # By numpy: PyTorch's own wakes all threads of the processor for a handful of numbers, in every step.
+                group = np.repeat(group[share].cpu().numpy(), data.counts[rows[share]].numpy())
+                group = torch.from_numpy(group)
             known[id(condition_of)] = condition, group
     told = [known[id(condition_of)] for _, condition_of in heads]
     return [condition for condition, _ in told], [group for _, group in told]
@@ -195,6 +205,12 @@ def roomy(count: int) -> int:
     """The number of positions that a step of `count` is filled up to: few different ones, and little added."""
     step = 64 if count <= 1_024 else 256 if count <= 4_096 else 1_024
     return -(-count // step) * step
+
+
+def filled(h: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """States (M, C) and targets (M,) with positions added that count nothing, up to `roomy` ones."""
+    more = roomy(len(target)) - len(target)
+    return F.pad(h, (0, 0, 0, more)), F.pad(target, (0, more), value=IGNORED)
 
 
 @contextmanager

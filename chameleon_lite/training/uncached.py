@@ -20,12 +20,11 @@ from torch import Tensor
 from ..config import TrainSettings
 from ..data.ragged import by_length
 from ..data.tokens import TokenTable
+from ..heads import Head, HeadUpdate
+from ..loss import HeadWeight, head_losses, next_token, token_losses
 from ..model.backbones import Backbone
-from ..model.head_loss import HeadWeight, head_losses, token_losses
-from ..model.heads.interface import Head, HeadUpdate
 from ..model.lora import load_lora_state, lora_parameters, lora_state
 from .loop import ConditionOf, Epochs, average, steps_bar
-from .objectives import next_token
 from .pieces import Piece, packed_pieces, padded_pieces, row_length, takes_packed
 from .processes import Processes
 from .recorded_layers import Layers, RecordedLayers, Run, recorded

@@ -53,17 +53,14 @@ def test_stream_is_scored_on_the_same_positions_whatever_is_known(adapter, some_
     from chameleon_lite.data.corpora.documents import Document
     from chameleon_lite.data.embeddings import mean_embeddings
     from chameleon_lite.data.tokens import tokenise
-    from chameleon_lite.model.head_loss import HeadWeight
-    from chameleon_lite.training.features import features
-    from chameleon_lite.training.scored import scored_states
+    from chameleon_lite.loss import HeadWeight
+    from chameleon_lite.states import ScoredStates, hidden_states
 
     backbone = adapter.backbone
     table = tokenise(
         [Document(str(i), t) for i, t in enumerate(some_texts(30))], adapter.tokenizer, max_length=96
     )
-    scored = scored_states(
-        features(backbone, table, dtype=torch.float32, folder=tmp_path, progress=False), table
-    )
+    scored = ScoredStates(table, hidden_states(backbone, table, torch.float32, tmp_path, progress=False))
     clustering = Clustering(adapter.centroids, torch.zeros(1).long(), torch.zeros(1), 0.0)
     vectors, rows = (mean_embeddings(table, backbone.embedding, span=s) for s in ("condition", "row"))
     weight = HeadWeight(backbone.head.weight, dtype=torch.float32)

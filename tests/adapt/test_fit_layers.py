@@ -12,13 +12,13 @@ from chameleon_lite.adapt.stream import adapt
 from chameleon_lite.config import ClusterSettings, FitSettings, TokenSettings, TrainSettings
 from chameleon_lite.data.tokens import tokenise
 from chameleon_lite.errors import RunFailed, UserError
+from chameleon_lite.heads import LoraHead
+from chameleon_lite.loss import HeadWeight
 from chameleon_lite.model.backbones import copied, load_backbone
 from chameleon_lite.model.chameleon import ChameleonLiteForCausalLM
-from chameleon_lite.model.head_loss import HeadWeight
-from chameleon_lite.model.heads import LoraHead
 from chameleon_lite.model.lora import add_lora, lora_names, lora_parameters
+from chameleon_lite.states import hidden_states
 from chameleon_lite.training import uncached
-from chameleon_lite.training.features import features
 from chameleon_lite.training.uncached import Layered, Texts, read_layers
 
 
@@ -51,7 +51,7 @@ def fitted(tmp_path_factory, two_kinds):
 
 def test_it_lowers_the_held_out_loss_and_keeps_no_states(fitted, own_cache):
     assert fitted.helped and fitted.after < fitted.before - 0.1
-    assert not (own_cache / "features").exists()
+    assert not (own_cache / "states").exists()
     assert fitted.model.config.lora_rank == fitted.model.config.notes["settings"]["lora_rank"] == 2
     assert len(fitted.curve) == 3 and fitted.curve[0]["train_nll"] is None
     factors = lora_parameters(fitted.model.backbone)
@@ -133,7 +133,7 @@ def test_states_under_lora_are_never_kept(two_kinds):
     table = tokenise(corpus_of(two_kinds(60)).splits["train"], backbone.tokenizer)
     add_lora(backbone, rank=1)
     with pytest.raises(UserError, match="carries LoRA"):
-        features(backbone, table, dtype=torch.float32)
+        hidden_states(backbone, table, torch.float32)
 
 
 def test_pieces_change_neither_gradients_nor_readings(monkeypatch, two_kinds):

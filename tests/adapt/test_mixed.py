@@ -1,8 +1,8 @@
 import torch
 
 from chameleon_lite.adapt.mixed import apart, continue_mixed, left_padded, mixed_losses, until_end
-from chameleon_lite.model.head_loss import HeadWeight
-from chameleon_lite.model.heads.interface import HeadUpdate
+from chameleon_lite.heads import HeadUpdate, update_logits
+from chameleon_lite.loss import HeadWeight
 
 
 def prompts_of(adapter, texts):
@@ -40,9 +40,7 @@ def test_end_to_end_logits_and_nll_equal_clusters_apart(adapter, some_texts):
             if own_group is None
             else HeadUpdate(update.down[own_group : own_group + 1], update.up[own_group : own_group + 1])
         )
-        from chameleon_lite.model.heads.mixed import MixedUpdate
-
-        prepared = MixedUpdate(own, group[rows] if own_group is None else torch.zeros(len(rows)).long())
+        prepared = update_logits(own, group[rows] if own_group is None else torch.zeros(len(rows)).long())
         with torch.no_grad():
             logits = adapter(
                 ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0), head_update=prepared

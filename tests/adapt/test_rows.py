@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from chameleon_lite.adapt.rows import parse, parse_line, read_jsonl, windows
+from chameleon_lite.data.corpora.own_texts import jsonl_rows, parse, parse_line, windows
 from chameleon_lite.errors import UserError
 
 
@@ -55,20 +55,20 @@ def test_ids_are_kept_also_numbers_and_also_twice(tmp_path):
         + '\n\n\n"d"',
         encoding="utf-8-sig",
     )
-    rows = [row for row, _ in read_jsonl(path)]
+    rows = [row for row, _ in jsonl_rows(path)]
     assert [(r.number, r.id, r.text) for r in rows] == [
         (1, "0", "a"),
         (2, "x", "b"),
         (3, "x", "c"),
         (6, "6", "d"),
     ]
-    assert [row for row, _ in read_jsonl(path, skip=2)] == rows[2:]
-    assert list(read_jsonl(path))[-1][1] == path.stat().st_size
+    assert [row for row, _ in jsonl_rows(path, skip=2)] == rows[2:]
+    assert list(jsonl_rows(path))[-1][1] == path.stat().st_size
 
 
 def test_missing_file():
     with pytest.raises(UserError, match="no file at"):
-        next(read_jsonl("nowhere.jsonl"))
+        next(jsonl_rows("nowhere.jsonl"))
 
 
 def test_windows():

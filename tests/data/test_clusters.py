@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from chameleon_lite.data.clusters import Clustering, cluster_quality, fit_clusters, merge_small, worst_cluster
+from chameleon_lite.data.cluster_quality import cluster_quality, worst_cluster
+from chameleon_lite.data.clusters import Clustering, fit_clusters, merge_small
 from chameleon_lite.errors import UserError
 
 # Three pairs in the plane: the centroids are (0, 1), (10, 1) and (5, 9), every distance is 1.
@@ -10,7 +11,7 @@ SIX = torch.tensor([[0.0, 0.0], [0.0, 2.0], [10.0, 0.0], [10.0, 2.0], [4.0, 9.0]
 
 
 def test_six_points_by_hand():
-    found = fit_clusters(SIX, 3, seed=0, n_init=4)
+    found = fit_clusters(SIX, 3, seed=0)
     assert sorted(found.centroids.tolist()) == [[0.0, 1.0], [5.0, 9.0], [10.0, 1.0]]
     a, b, c = found.labels.view(3, 2).tolist()  # one pair a row
     assert a[0] == a[1] and b[0] == b[1] and c[0] == c[1] and len({a[0], b[0], c[0]}) == 3
@@ -18,7 +19,7 @@ def test_six_points_by_hand():
 
 
 def test_new_points_go_to_the_nearest_centroid():
-    found = fit_clusters(SIX, 3, seed=0, n_init=4)
+    found = fit_clusters(SIX, 3, seed=0)
     labels, distance = found.assign(torch.tensor([[10.0, 5.0], [0.0, 1.0]]))
     assert labels.tolist() == [int(found.labels[2]), int(found.labels[0])] and distance.tolist() == [4.0, 0.0]
 
@@ -76,7 +77,7 @@ def test_where_none_is_large_enough_all_join_the_largest():
 
 
 def test_quality_of_perfect_clusters():
-    found = fit_clusters(SIX, 3, seed=0, n_init=4)
+    found = fit_clusters(SIX, 3, seed=0)
     quality = cluster_quality(found, groups=list("aabbcc"), lengths=[1, 1, 5, 5, 9, 9])
     assert quality["adjusted_mutual_information"] == pytest.approx(1)
     assert quality["length_variance_explained"] == pytest.approx(1) and quality["empty"] == 0

@@ -4,10 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chameleon_lite.data.corpora.documents import Document
-from chameleon_lite.data.embeddings import mean_embeddings
+from chameleon_lite.data.embeddings import masked_mean, mean_embeddings, normalise
 from chameleon_lite.data.tokens import tokenise
 from chameleon_lite.errors import UserError
-from chameleon_lite.ops import masked_mean, normalise
 
 WEIGHT = torch.randn(128, 8, generator=torch.Generator().manual_seed(0))
 TEXTS = st.lists(st.text(st.characters(max_codepoint=127), min_size=2, max_size=20), min_size=1, max_size=6)

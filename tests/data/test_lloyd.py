@@ -1,19 +1,14 @@
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from chameleon_lite.data import clusters, lloyd
-from chameleon_lite.data.clusters import (
-    MAX_CLUSTERS,
-    cluster_count,
-    fit_clusters,
-    scikit_steps_from,
-    steps_from,
-)
-from chameleon_lite.ops import nearest_centroid, normalise
+from chameleon_lite.bench.peers import kmeans_by_scikit_learn
+from chameleon_lite.data import clusters
+from chameleon_lite.data.clusters import MAX_CLUSTERS, cluster_count, fit_clusters, nearest_centroid
+from chameleon_lite.data.embeddings import normalise
+from chameleon_lite.fast import lloyd
 
 
 def points(n=600, k=12, width=8, seed=0):
@@ -24,12 +19,6 @@ def points(n=600, k=12, width=8, seed=0):
 
 def inertia(x, centroids):
     return float(nearest_centroid(x, centroids)[1].double().square().sum())
-
-
-@pytest.fixture(params=["float32", "split"])
-def products(request, monkeypatch):
-    """Labels by float32 products, and by those of a GPU with bfloat16 units, imitated."""
-    monkeypatch.setattr(lloyd, "_splits", lambda x: request.param == "split")
 
 
 def scores(x, centroids):
@@ -45,18 +34,18 @@ def unit_rows(n=3_000, k=100, width=96):
     return x, x[torch.randperm(n, generator=g)[:k]]
 
 
-def test_one_step_by_hand(products):
+def test_one_step_by_hand():
     x = torch.tensor([[0.0], [1.0], [10.0], [14.0]])
     centroids = lloyd.lloyd(x, torch.tensor([[0.0], [9.0]]), 1)
-    assert centroids.tolist() == [[0.5], [12.0]] and lloyd.inertia(x, centroids) == pytest.approx(0.5 + 8.0)
+    assert centroids.tolist() == [[0.5], [12.0]] and inertia(x, centroids) == pytest.approx(0.5 + 8.0)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 50])
-def test_the_same_start_and_steps_give_scikit_learns_inertia(steps, products):
+def test_the_same_start_and_steps_give_scikit_learns_inertia(steps):
     x = points()
     start = x[:12].clone()
     ours = lloyd.lloyd(x, start, steps, tolerance=-1.0)
-    assert inertia(x, ours) == pytest.approx(inertia(x, scikit_steps_from(x, start, steps)), rel=1e-3)
+    assert inertia(x, ours) == pytest.approx(inertia(x, kmeans_by_scikit_learn(x, start, steps)), rel=1e-3)
 
 
 def test_chunks_change_nothing(monkeypatch):
@@ -68,16 +57,13 @@ def test_chunks_change_nothing(monkeypatch):
     assert torch.equal(labels, nearest_centroid(x, c)[0])
 
 
-def test_an_empty_cluster_starts_anew_at_the_farthest_row(products):
+def test_an_empty_cluster_starts_anew_at_the_farthest_row():
     x = torch.tensor([[0.0], [1.0], [2.0], [50.0]])
     centroids = lloyd.lloyd(x, torch.tensor([[1.0], [1000.0]]), 5)
-    assert lloyd.inertia(x, centroids) == pytest.approx(2.0) and sorted(centroids.flatten().tolist()) == [
-        1.0,
-        50.0,
-    ]
+    assert inertia(x, centroids) == pytest.approx(2.0) and sorted(centroids.flatten().tolist()) == [1.0, 50.0]
 
 
-def test_empty_clusters_take_different_rows_and_do_not_end_the_steps(products):
+def test_empty_clusters_take_different_rows_and_do_not_end_the_steps():
     x = torch.tensor([[0.0], [1.0], [20.0], [50.0]])
     start = torch.tensor([[0.5], [1000.0], [2000.0]])
     assert lloyd.lloyd(x, start, 1).flatten().tolist() == [17.75, 50.0, 20.0]
@@ -86,7 +72,7 @@ def test_empty_clusters_take_different_rows_and_do_not_end_the_steps(products):
     assert sorted(lost_at_zero.flatten().tolist()) == [4.0, 6.0]
 
 
-def test_rows_at_rest_end_the_steps(monkeypatch, products):
+def test_rows_at_rest_end_the_steps(monkeypatch):
     x, means = points(), lloyd._means
     calls = []
     monkeypatch.setattr(lloyd, "_means", lambda *given: calls.append(1) or means(*given))
@@ -96,68 +82,6 @@ def test_rows_at_rest_end_the_steps(monkeypatch, products):
     assert torch.equal(lloyd.lloyd(x, rest, 200), rest) and len(calls) == 1
     lloyd.lloyd(x, rest, 7, tolerance=-1.0)
     assert len(calls) == 1 + 7
-
-
-@pytest.mark.parametrize("scale", [1.0, 1e4, 1e-6])
-def test_split_products_give_the_labels_of_float64(scale, monkeypatch):
-    x, centroids = (scale * a for a in unit_rows())
-    split = lloyd.SplitProducts(x)
-    labels = split.labels(centroids)
-    assert labels.dtype == torch.int64 and torch.equal(labels, scores(x, centroids).argmax(1))
-    assert torch.equal(split.labels(centroids), labels)
-    monkeypatch.setattr(lloyd, "CHUNK_BYTES", 1 << 16)
-    assert torch.equal(lloyd.SplitProducts(x).labels(centroids), labels)
-
-
-def test_what_all_rows_have_in_common_costs_split_products_nothing():
-    x, centroids = (a + 30 for a in unit_rows())
-    assert torch.equal(lloyd.SplitProducts(x).labels(centroids), scores(x, centroids).argmax(1))
-
-
-def test_among_near_duplicates_split_products_take_one_as_near():
-    x, centroids = unit_rows()
-    centroids = torch.cat([centroids, centroids * (1 + 1e-6), centroids + 1e-7])
-    found, best = lloyd.SplitProducts(x).labels(centroids), scores(x, centroids)
-    assert (best.max(1).values - best.gather(1, found.unsqueeze(1))[:, 0]).max() < 3 * 2**-16
-
-
-def test_no_row_takes_a_column_that_only_fills_up():
-    x = unit_rows()[0]
-    far = 100 + points(5, 5, 96)  # every real score is far below a filled column's zero
-    assert torch.equal(lloyd.SplitProducts(x).labels(far), scores(x, far).argmax(1))
-
-
-def test_lengths_of_centroids_count_as_in_float32():
-    lengths = 1 + 1e-6 * torch.randperm(70, generator=torch.Generator().manual_seed(0))
-    centroids = lengths.unsqueeze(1) * normalise(
-        torch.randn(70, 16, generator=torch.Generator().manual_seed(1))
-    )
-    x = torch.cat([centroids, -centroids, torch.zeros(1, 16)])  # the mean is zero
-    assert int(lloyd.SplitProducts(x).labels(centroids)[-1]) == int(lengths.argmin())
-
-
-def test_two_parts_hold_a_number_to_sixteen_bits():
-    a = torch.cat([torch.randn(1_000), torch.tensor([0.0, -0.5, 1e30, 1e-30])])
-    high, low = torch.empty(2, len(a), dtype=torch.bfloat16)
-    lloyd._split(a, high, low)
-    assert ((a.double() - high.double() - low.double()).abs() <= 2**-16 * a.double().abs()).all()
-
-
-@pytest.mark.parametrize(
-    "capability, cuda, overloads, expected",
-    [
-        ((8, 0), "12.8", ["default", "dtype"], True),
-        ((7, 5), "12.8", ["default", "dtype"], False),
-        ((9, 0), None, ["default", "dtype"], False),
-        ((9, 0), "12.8", ["default"], False),
-    ],
-)
-def test_where_products_are_split(monkeypatch, capability, cuda, overloads, expected):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(torch.version, "cuda", cuda)
-    monkeypatch.setattr(torch.ops.aten.mm, "overloads", lambda: overloads)
-    assert lloyd._splits(SimpleNamespace(is_cuda=True, device="cuda")) is expected
-    assert lloyd._splits(points()) is False
 
 
 def test_a_start_is_of_rows_and_as_good_as_scikit_learns():
@@ -172,13 +96,13 @@ def test_a_start_is_of_rows_and_as_good_as_scikit_learns():
     assert all(bool((row == x).all(1).any()) for row in start)
 
 
-def test_the_same_seed_gives_the_same_centroids_bit_for_bit(products):
+def test_the_same_seed_gives_the_same_centroids_bit_for_bit():
     x = points()
     assert torch.equal(lloyd.kmeans(x, 9, seed=4), lloyd.kmeans(x, 9, seed=4))
     assert not torch.equal(lloyd.kmeans(x, 9, seed=4), lloyd.kmeans(x, 9, seed=5))
 
 
-def test_fewer_distinct_rows_than_clusters(products):
+def test_fewer_distinct_rows_than_clusters():
     x = torch.tensor([[0.0, 0.0]] * 5 + [[1.0, 0.0]] * 5)
     assert inertia(x, lloyd.kmeans(x, 4, seed=0)) == pytest.approx(0.0, abs=1e-6)
 
@@ -199,7 +123,7 @@ def test_on_a_gpu_large_inputs_are_clustered_there_and_repeat_themselves():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_labels_are_those_of_float64_and_centroids_those_of_the_host():
     x, start = (a.cuda() for a in unit_rows(20_000, 100, 96))
-    assert torch.equal(lloyd.label_finder(x)(start), scores(x, start).argmax(1))
+    assert torch.equal(lloyd.closest(x, start)[1], scores(x, start).argmax(1))
     found, again = (lloyd.lloyd(x, start, 5, -1.0) for _ in range(2))
     assert torch.equal(found, again)
     assert inertia(x, found) == pytest.approx(
@@ -215,7 +139,6 @@ def test_many_rows_are_clustered_here_and_few_by_scikit_learn(monkeypatch):
     assert torch.equal(many.centroids, lloyd.kmeans(x, 12, seed=0))
     assert not torch.equal(many.centroids, few.centroids)
     assert many.inertia == pytest.approx(few.inertia, rel=0.2)
-    assert torch.equal(steps_from(x, x[:12], 3), lloyd.lloyd(x, x[:12], 3, -1.0))
 
 
 def test_the_number_of_threads_changes_no_bit():

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from chameleon_lite.model.aligned_head import ROW_MULTIPLE, AlignedHead, gains
-from chameleon_lite.model.heads.interface import HeadUpdate
-from chameleon_lite.model.heads.mixed import MixedUpdate
+from chameleon_lite.fast.aligned_head import AlignedHead, aligned, gains
+from chameleon_lite.fast.mixed_update import MixedUpdate
+from chameleon_lite.heads import HeadUpdate
+from chameleon_lite.loss import ROW_MULTIPLE
 
 
 def head_of(vocab: int, bias: bool, dtype=torch.float64) -> nn.Linear:
@@ -33,9 +34,7 @@ def test_updates_of_several_groups_are_added_to_its_view():
     )
     mixed = MixedUpdate(update, torch.tensor([2, 0, 1, 1, 0, 0]))
     with torch.no_grad():
-        torch.testing.assert_close(
-            mixed.logits(AlignedHead(head), h), mixed.logits(head, h), rtol=1e-12, atol=1e-12
-        )
+        torch.testing.assert_close(mixed(AlignedHead(head), h), mixed(head, h), rtol=1e-12, atol=1e-12)
 
 
 def test_a_changed_or_replaced_weight_is_noticed():
@@ -72,5 +71,9 @@ def test_adapted_logits_on_a_gpu_are_the_plain_heads_but_for_rounding():
             condition=torch.zeros(1, backbone.width, device="cuda"),
             group=torch.zeros(2, dtype=torch.int64),
         ).logits.float()
-    assert (model._aligned is not None) == (backbone.vocab % ROW_MULTIPLE > 0)
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        assert isinstance(aligned(head), AlignedHead) == (backbone.vocab % ROW_MULTIPLE > 0)
+        assert aligned(head) is aligned(head)
+    assert aligned(head) is head  # training gets the head itself, and its memory
     assert float((found - expected).abs().max()) <= 2**-7 * float(expected.abs().max())

@@ -1,13 +1,17 @@
 """A backbone is exactly transformers' model, cut between body and head; everything that cannot be cut is refused."""
 
+import socket
+import threading
 import time
 
 import pytest
 import torch
 
 from chameleon_lite import errors
+from chameleon_lite.data.corpora import hub as corpora_hub
 from chameleon_lite.model import hub
 from chameleon_lite.model.backbones import BUILT_IN, head_access, load_backbone
+from chameleon_lite.study import doctor
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny-llama"])
@@ -100,10 +104,34 @@ def test_no_network_and_no_cache_fails_at_once(monkeypatch):
     assert time.monotonic() - start < 1.0
 
 
-def test_offline_mode_makes_no_connection(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+@pytest.mark.parametrize("value", ["1", "ON", "yes", "True"])
+def test_offline_mode_makes_no_connection(monkeypatch, value):
+    monkeypatch.setenv("HF_HUB_OFFLINE", value)
     monkeypatch.setattr(hub.socket, "create_connection", lambda *a, **k: pytest.fail("connected"))
-    assert not hub.reachable()
+    assert not hub.reachable() and "switched off" in doctor.report()
+
+
+def test_a_name_look_up_that_hangs_is_not_waited_for(monkeypatch):
+    released = threading.Event()
+    asked = []
+
+    def hangs(host, *args, **options):
+        asked.append(host)
+        released.wait(30)
+        raise OSError("no such name")
+
+    for name in ("https_proxy", "HTTPS_PROXY", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
+    monkeypatch.setattr(socket, "getaddrinfo", hangs)
+    try:
+        assert not hub.reachable(0.1)
+        assert "not reachable" in doctor.report(0.1)
+        with pytest.raises(errors.Unreachable, match="cannot reach the hub"):
+            corpora_hub.fetch("owner/not-cached")
+        assert not released.is_set() and asked == ["hub.invalid"] * 3  # all three answered while it hung
+    finally:
+        released.set()
 
 
 def test_models_that_change_logits_after_the_head_are_refused_by_name():

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from chameleon_lite.errors import UserError
+from chameleon_lite.heads import Condition
 from chameleon_lite.model.chameleon import ChameleonLiteForCausalLM
-from chameleon_lite.model.heads.interface import Condition
 
 
 def test_starts_as_the_backbone_in_logits_and_in_generation(architecture, small_backbone, batch, new_tokens):

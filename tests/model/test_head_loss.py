@@ -6,11 +6,19 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chameleon_lite.model import capability
-from chameleon_lite.model.head_loss import IGNORED, HeadWeight, head_losses, plain_losses, token_losses
-from chameleon_lite.model.heads import Condition, FrozenHead, HeadUpdate, HyperHead, LoraHead
+from chameleon_lite import engine, loss
+from chameleon_lite.fast.head_loss import head_losses, token_losses
+from chameleon_lite.heads import Condition, HeadUpdate, HyperHead, LoraHead
+from chameleon_lite.loss import IGNORED, HeadWeight
+from chameleon_lite.model import backbones
 
 F64 = torch.float64
+
+
+def plain_losses(*args, **options):
+    """The losses of the plain engine."""
+    with engine.use("plain"):
+        return loss.head_losses(*args, **options)
 
 
 def make_update(g, rank, width, vocab, bias, generator, dtype=F64) -> HeadUpdate:
@@ -95,7 +103,7 @@ def test_is_torch_cross_entropy_of_the_frozen_head():
     target = torch.randint(50, (9,), generator=gen)
     expected = F.cross_entropy(h @ weight.T, target, reduction="none")
     fp32 = HeadWeight(weight, dtype=torch.float32)
-    frozen = FrozenHead(8, 50).factors()
+    frozen = HeadUpdate(torch.empty(1, 0, 8), torch.empty(1, 50, 0))
     torch.testing.assert_close(token_losses(h, target, fp32, [None, frozen], chunk=4), expected.expand(2, 9))
     torch.testing.assert_close(head_losses(h, target, fp32, [None]), expected.sum()[None])
 
@@ -187,12 +195,12 @@ def test_the_machine_is_judged_by_its_flags_not_by_the_libraries_word(tmp_path, 
     ):
         listing = tmp_path / flags.split()[-1]
         listing.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
-        found = capability.cpu_flags(str(listing))
-        monkeypatch.setattr(capability, "cpu_flags", lambda found=found: found)
-        assert capability.matmul_dtype("cpu") == expected
+        found = backbones.cpu_flags(str(listing))
+        monkeypatch.setattr(backbones, "cpu_flags", lambda found=found: found)
+        assert backbones.matmul_dtype("cpu") == expected
         monkeypatch.undo()
-    assert capability.cpu_flags(str(tmp_path / "none")) == frozenset()
+    assert backbones.cpu_flags(str(tmp_path / "none")) == frozenset()
     for level, expected in (((6, 1), torch.float32), ((7, 5), torch.float16), ((9, 0), torch.float16)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, level=level: level)
-        assert capability.matmul_dtype("cuda") == expected
-        assert capability.backbone_dtype("cuda") == (torch.bfloat16 if level >= (8, 0) else expected)
+        assert backbones.matmul_dtype("cuda") == expected
+        assert backbones.backbone_dtype("cuda") == (torch.bfloat16 if level >= (8, 0) else expected)

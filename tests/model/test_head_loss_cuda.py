@@ -3,13 +3,18 @@
 Without a GPU the small cases also run on Triton's interpreter: TRITON_INTERPRET=1, with Triton installed.
 """
 
+import gc
 import os
+import weakref
 
 import pytest
 import torch
 
-from chameleon_lite.model.head_loss import IGNORED, HeadWeight, head_losses, plain_losses, token_losses
-from chameleon_lite.model.heads import HeadUpdate
+from chameleon_lite import engine, loss
+from chameleon_lite.fast.head_loss import head_losses, token_losses
+from chameleon_lite.heads import HeadUpdate
+from chameleon_lite.loss import IGNORED, HeadWeight
+from chameleon_lite.training.recorder import Recorder
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -28,6 +33,12 @@ SMALL = {
     "one in groups": [(3, 4, False)],
     "groups": [(3, 4, False), (12, 4, False), (2, 2, True), (0, 4, False)],
 }
+
+
+def plain_losses(*args, **options):
+    """The losses of the plain engine."""
+    with engine.use("plain"):
+        return loss.head_losses(*args, **options)
 
 
 def setting(rows, width, vocab, spec, *, base_bias=False, want_h=False, seed=0):
@@ -101,7 +112,7 @@ def test_small_shapes_uneven_chunks(heads, want_h, kernel):
 def test_where_rows_lie_is_told_once_for_chunks_of_one_size(monkeypatch):
     """Also when the first pass was made in inference mode, whose tensors can't be trained on."""
     pytest.importorskip("triton")
-    from chameleon_lite.model import head_loss_triton
+    from chameleon_lite.fast import head_loss_triton
 
     case = setting(41, 16, 200, [(0, 4, False), (0, 2, True), (0, 40, False)])
     h, target, weight, bias, updates, *_ = case
@@ -125,6 +136,49 @@ def test_gpt2s_shape(heads, dtype, kernel):
     if dtype == torch.bfloat16 and torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("no bfloat16 units")
     check(setting(1_100, 768, 50_257, heads, want_h=True), kernel=kernel, dtype=dtype)
+
+
+@on_gpu
+def test_groups_that_lie_on_the_host_make_no_step_wait_for_the_gpu():
+    h, target, weight, _, updates, groups, leaves = setting(600, 64, 1_000, SMALL["groups"])
+    weight, on_host = HeadWeight(weight, dtype=torch.float16), [g if g is None else g.cpu() for g in groups]
+
+    def step(groups):
+        return torch.autograd.grad(head_losses(h, target, weight, updates, groups).sum(), leaves)
+
+    expected = step(groups)
+    step(on_host)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        gradients = step(on_host)
+        with pytest.raises(RuntimeError, match="synchronizing"):
+            step(groups)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a, b) for a, b in zip(gradients, expected))
+
+
+@on_gpu
+def test_tables_of_a_recorded_pass_live_as_long_as_its_recording():
+    pytest.importorskip("triton")
+    from chameleon_lite.fast import head_loss_triton
+
+    h, target, weight, _, updates, *_ = setting(600, 64, 1_000, SMALL["one"])
+    weight, recorder = HeadWeight(weight, dtype=torch.float16), Recorder(h.device)
+
+    def work(h, target):
+        with torch.no_grad():
+            return head_losses(h, target, weight, updates)
+
+    plain = [recorder("it", [h, target], work).clone() for _ in range(3)]
+    tables = [weakref.ref(x.tiles) for recording in recorder.kept.values() for x in recording.outlived]
+    head_loss_triton._cached_alike.cache_clear()
+    gc.collect()
+    assert tables and all(table() is not None for table in tables)
+    assert all(torch.equal(x, plain[0]) for x in (*plain, recorder("it", [h, target], work)))
+    recorder.forget()
+    gc.collect()
+    assert all(table() is None for table in tables)
 
 
 @on_gpu

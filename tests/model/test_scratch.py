@@ -1,7 +1,10 @@
+import weakref
+
 import torch
 
-from chameleon_lite.model.head_loss import HeadWeight, head_losses, token_losses
-from chameleon_lite.model.scratch import Scratch
+from chameleon_lite.fast.head_loss import head_losses, token_losses
+from chameleon_lite.fast.head_loss_torch import Scratch
+from chameleon_lite.loss import HeadWeight
 
 
 def test_a_buffer_is_made_once_and_cut_to_the_rows_asked_for():
@@ -15,11 +18,22 @@ def test_buffers_stay_with_the_weight_and_grow_when_they_must():
     weight = HeadWeight(torch.randn(70, 6), dtype=torch.float32)
     small, large = torch.randn(4, 6), torch.randn(9, 6)
     token_losses(small, torch.zeros(4, dtype=torch.int64), weight, [None])
-    first = weight.scratch
+    first = Scratch.of(weight, 4)
+    assert first.rows == 4 and "p" in first.buffers
     token_losses(small[:2], torch.zeros(2, dtype=torch.int64), weight, [None])
-    assert weight.scratch is first
+    assert Scratch.of(weight, 2) is first
     token_losses(large, torch.zeros(9, dtype=torch.int64), weight, [None])
-    assert weight.scratch is not first and weight.scratch.rows == 9
+    assert Scratch.of(weight, 1) is not first and Scratch.of(weight, 1).rows == 9
+
+
+def test_buffers_are_freed_with_the_weight_or_when_forgotten():
+    weight = HeadWeight(torch.randn(70, 6), dtype=torch.float32)
+    seen = weakref.ref(Scratch.of(weight, 4))
+    Scratch.forget(weight)
+    assert seen() is None
+    seen = weakref.ref(Scratch.of(weight, 4))
+    del weight
+    assert seen() is None
 
 
 def test_what_a_pass_returns_does_not_change_in_the_next():

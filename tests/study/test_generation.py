@@ -10,8 +10,8 @@ import torch
 
 from chameleon_lite.config import PROFILES, Experiment, load_experiment
 from chameleon_lite.errors import UserError
+from chameleon_lite.heads import LoraHead
 from chameleon_lite.model.backbones import load_backbone
-from chameleon_lite.model.heads import FrozenHead, LoraHead
 from chameleon_lite.study import experiment, generation
 from chameleon_lite.study.cohort import Context, Trial, train_seed
 from chameleon_lite.study.experiment import expected_names, run_experiment
@@ -115,9 +115,9 @@ def test_what_a_head_writes_under_is_what_it_is_evaluated_under(trained):
     scored = mask[:, 1:] & (torch.arange(1, ids.shape[1]) >= torch.from_numpy(table.prefix)[:, None])
     for name in KINDS:
         head, told = told_of(name, context, seeded, members)
-        head = head.eval() if head is not None else FrozenHead(model.backbone.width, model.backbone.vocab)
+        head = head.eval() if head is not None else LoraHead(model.backbone.width, model.backbone.vocab)
         with torch.no_grad():
-            update = generation._update(head, told, rows, torch.float32)
+            update = generation._update(head, told, rows)
             logits = model(input_ids=ids, attention_mask=mask.long(), head_update=update).logits
         each = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
         nll = (each * scored).sum(1)

@@ -7,8 +7,8 @@ import pytest
 
 from chameleon_lite.errors import DamagedFile, UserError
 from chameleon_lite.study import page
+from chameleon_lite.study.ledger import OPEN, regimes_named, scoreboard
 from chameleon_lite.study.paper import claims, paper, published, published_parameters, table_rows
-from chameleon_lite.study.scoreboard import OPEN, regimes_named, scoreboard
 
 
 @pytest.mark.parametrize("table", [1, 2])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from chameleon_lite.study.evidence import Evidence
+from chameleon_lite.study.contrasts import StoredRuns
 from chameleon_lite.study.ledger import RULES, ledger
 
 
@@ -37,7 +37,7 @@ def found(folder, **machines):
     """The finding for files of rows by machine."""
     for name, rows in machines.items():
         (folder / f"{name}.json").write_text(json.dumps({"machine": {}, "rows": rows}))
-    return RULES[11][1](Evidence(folder / "results", benchmarks=folder))
+    return RULES[11][1](StoredRuns(folder / "results", benchmarks=folder))
 
 
 @pytest.mark.parametrize(

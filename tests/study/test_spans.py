@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from chameleon_lite.study.experiment import run_experiment
-from chameleon_lite.study.records import device_name
+from chameleon_lite.study.provenance import device_name
 from chameleon_lite.study.spans import (
     FILE,
     Span,

@@ -4,10 +4,9 @@ import torch
 
 from chameleon_lite.data.corpora.documents import Document
 from chameleon_lite.data.tokens import tokenise
+from chameleon_lite.loss import HeadWeight
 from chameleon_lite.model.backbones import load_backbone
-from chameleon_lite.model.head_loss import HeadWeight
-from chameleon_lite.training.features import features
-from chameleon_lite.training.scored import scored_states
+from chameleon_lite.states import ScoredStates, hidden_states
 
 WORDS = "the mean of a batch tells what kind of text it holds and little else than that".split()
 
@@ -31,8 +30,8 @@ def tiny_table(tiny, some_documents):
 
 @pytest.fixture(scope="session")
 def tiny_states(tiny, tiny_table, tmp_path_factory):
-    store = features(tiny, tiny_table, dtype=torch.float32, folder=tmp_path_factory.mktemp("features"))
-    return scored_states(store, tiny_table)
+    states = hidden_states(tiny, tiny_table, torch.float32, tmp_path_factory.mktemp("states"))
+    return ScoredStates(tiny_table, states)
 
 
 @pytest.fixture(scope="session")

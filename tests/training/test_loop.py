@@ -7,11 +7,9 @@ import torch.nn.functional as F
 
 from chameleon_lite.config import TrainSettings
 from chameleon_lite.data.arrangement import arrange
-from chameleon_lite.model.heads.hyper import HyperHead
-from chameleon_lite.model.heads.interface import Condition
-from chameleon_lite.model.heads.static import LoraHead
+from chameleon_lite.heads import Condition, HyperHead, LoraHead
+from chameleon_lite.loss import next_token
 from chameleon_lite.training.loop import Member, Processes, average, evaluate, fit
-from chameleon_lite.training.objectives import next_token
 
 SETTINGS = TrainSettings(epochs=3, rows_per_step=8, patience=9)
 

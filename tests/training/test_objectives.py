@@ -7,11 +7,11 @@ import torch
 
 from chameleon_lite.data.embeddings import mean_embeddings
 from chameleon_lite.data.tokens import TokenTable
+from chameleon_lite.heads import Condition, HyperHead, LoraHead
+from chameleon_lite.loss import HeadWeight, head_losses, next_token
 from chameleon_lite.model.backbones import load_backbone
-from chameleon_lite.model.head_loss import HeadWeight, plain_losses
-from chameleon_lite.model.heads import Condition, HyperHead, LoraHead
 from chameleon_lite.training.loop import average
-from chameleon_lite.training.objectives import next_token, released_full, released_last, released_mask
+from chameleon_lite.training.objectives import released_full, released_last, released_mask
 
 LENGTH, PAD = 6, 256
 # by hand: a full row, a row with padding, rows with the ignored id 0 inside and at the scored position, one token
@@ -94,7 +94,7 @@ def test_released_objectives_agree_with_a_slow_loop(double_tiny, kind, mode):
         ids, _ = table.padded(batch, LENGTH)
         hidden = double_tiny.hidden(ids, released_mask(ids).long())
         update = head.factors(Condition(vectors[batch].mean(0, keepdim=True)))
-        nll, n = objective(hidden, ids, lambda h, target, row, u=update: plain_losses(h, target, weight, [u]))
+        nll, n = objective(hidden, ids, lambda h, target, row, u=update: head_losses(h, target, weight, [u]))
         sums.append(nll[0])
         counts.append(n)
     batches = [torch.tensor([i]) for i in range(len(BATCHES))]

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from chameleon_lite import stored
 from chameleon_lite.errors import UserError
+from chameleon_lite.states import ScoredStates, hidden_states
 from chameleon_lite.training.dropout import live_dropout
-from chameleon_lite.training.features import features
 from chameleon_lite.training.padded import LiveStates, Scoring, full_rows, padded_states
-from chameleon_lite.training.scored import scored_states
 
 LENGTH = 64
 
@@ -47,11 +47,11 @@ def test_ignoring_padding_scores_full_rows_alone(tiny, tiny_table, tmp_path):
     assert torch.equal(states.counts.bool(), full_rows(tiny_table, LENGTH))
 
 
-def test_next_token_pairs_are_those_of_the_feature_store(tiny, tiny_table, tmp_path):
+def test_next_token_pairs_are_those_of_all_hidden_states(tiny, tiny_table, tmp_path):
     ours = padded_states(
         tiny, tiny_table, Scoring("next_token", 96, False, True), dtype=torch.float32, folder=tmp_path
     )
-    theirs = scored_states(features(tiny, tiny_table, dtype=torch.float32, folder=tmp_path), tiny_table)
+    theirs = ScoredStates(tiny_table, hidden_states(tiny, tiny_table, torch.float32, tmp_path))
     assert torch.equal(ours.target, theirs.target) and torch.equal(ours.counts, theirs.counts)
     rows = torch.arange(len(tiny_table))
     assert torch.allclose(ours.batch(rows)[0].float(), theirs.batch(rows)[0].float(), atol=0.02)
@@ -60,9 +60,32 @@ def test_next_token_pairs_are_those_of_the_feature_store(tiny, tiny_table, tmp_p
 def test_a_second_call_reads_the_file(tiny, tiny_table, tmp_path, monkeypatch):
     scoring = Scoring("last", LENGTH, True, False)
     first = padded_states(tiny, tiny_table, scoring, dtype=torch.float32, folder=tmp_path)
-    monkeypatch.setattr("chameleon_lite.training.padded._compute", None)
+    monkeypatch.setattr(stored, "_whole", {})  # as in another process
+    monkeypatch.setattr(stored, "_compute", None)
     again = padded_states(tiny, tiny_table, scoring, dtype=torch.float32, folder=tmp_path)
     assert torch.equal(first.states, again.states)
+
+
+def test_each_scoring_has_a_file_of_its_own_and_a_damaged_one_is_made_again(
+    tiny, tiny_table, tmp_path, monkeypatch
+):
+    last, other = (Scoring("last", LENGTH, attention, False) for attention in (True, False))
+    first = padded_states(tiny, tiny_table, last, dtype=torch.float32, folder=tmp_path)
+    (path,) = set(tmp_path.glob("*.npy")) - set(tmp_path.glob("*.marks.npy"))
+    padded_states(tiny, tiny_table, other, dtype=torch.float32, folder=tmp_path)
+    assert len(list(tmp_path.glob("*.marks.npy"))) == 2
+    path.write_bytes(path.read_bytes()[:-2] + b"ab")
+    monkeypatch.setattr(stored, "_whole", {})
+    with pytest.warns(UserWarning, match=f"{path.name} is damaged: 1 documents"):
+        again = padded_states(tiny, tiny_table, last, dtype=torch.float32, folder=tmp_path)
+    assert torch.equal(first.states, again.states)
+
+
+def test_where_nothing_is_scored_nothing_is_stored(tiny, tiny_table, tmp_path):
+    scoring = Scoring("last", 97, False, True)  # no document fills such a row
+    few = tiny_table.take([0, 1])
+    states = padded_states(tiny, few, scoring, dtype=torch.float32, folder=tmp_path)
+    assert states.total == 0 and states.batch(torch.arange(2))[0].shape == (0, tiny.width)
 
 
 def test_dropout_of_the_frozen_backbone_is_live_only_when_asked(tiny, tiny_table):

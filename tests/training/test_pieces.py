@@ -7,12 +7,11 @@ import pytest
 import torch
 import transformers
 
+from chameleon_lite.heads import LoraHead
+from chameleon_lite.loss import HeadWeight, pick_next_token
 from chameleon_lite.model.backbones import copied, load_backbone
-from chameleon_lite.model.head_loss import HeadWeight
-from chameleon_lite.model.heads import LoraHead
 from chameleon_lite.model.lora import add_lora, lora_parameters
 from chameleon_lite.model.tiny import byte_tokenizer
-from chameleon_lite.training.objectives import pick_next_token
 from chameleon_lite.training.pieces import packed_pieces, padded_pieces, row_length, takes_packed
 from chameleon_lite.training.recorded_layers import Layers
 from chameleon_lite.training.uncached import Layered, StepLayers, Texts, gradients, step_layers

@@ -9,9 +9,7 @@ import torch
 from chameleon_lite.config import TrainSettings
 from chameleon_lite.data.arrangement import arrange
 from chameleon_lite.errors import RunFailed
-from chameleon_lite.model.heads.hyper import HyperHead
-from chameleon_lite.model.heads.interface import Condition
-from chameleon_lite.model.heads.static import LoraHead
+from chameleon_lite.heads import Condition, HyperHead, LoraHead
 from chameleon_lite.training.loop import Member, fit
 from chameleon_lite.training.processes import Processes
 

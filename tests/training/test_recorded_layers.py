@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from chameleon_lite.heads import LoraHead
+from chameleon_lite.loss import HeadWeight
 from chameleon_lite.model.backbones import load_backbone
-from chameleon_lite.model.head_loss import HeadWeight
-from chameleon_lite.model.heads import LoraHead
 from chameleon_lite.model.lora import add_lora
 from chameleon_lite.training import recorded_layers, uncached
 from chameleon_lite.training.recorded_layers import Layers, RecordedLayers, recorded

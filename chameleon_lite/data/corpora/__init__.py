@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ... import cache
 from ...errors import DamagedFile, UserError, unknown
-from . import alpaca, docstrings, hub, local, prose, splits, wikitext
+from . import alpaca, docstrings, documents, hub, own_texts, prose, wikitext
 from .documents import SPLITS, Corpus, Document
-from .jsonl import read_jsonl, write_jsonl
+from .own_texts import read_jsonl, write_jsonl
 
 __all__ = ["NAMES", "SPLITS", "Corpus", "Document", "load_corpus", "read_jsonl", "write_jsonl"]
 
@@ -31,7 +31,7 @@ def load_corpus(name: str, *, data_dir: Path | str | None = None, seed: int = 0)
     if name.startswith("hub:"):
         return hub.load(name.removeprefix("hub:"), seed=seed)
     if Path(name).exists() or "/" in name or Path(name).suffix:
-        return local.load(name, seed=seed)
+        return own_texts.load(name, seed=seed)
     raise unknown("corpus", name, [*NAMES, "hub:owner/name", "a path"])
 
 
@@ -63,7 +63,7 @@ def _docstrings_key(seed: int) -> str:
             parts.append(f"{install} {version(install)}")
         except PackageNotFoundError:
             parts.append(f"{install} missing")  # build() says so
-    parts += [Path(module.__file__).read_text(encoding="utf-8") for module in (docstrings, prose, splits)]
+    parts += [Path(module.__file__).read_text(encoding="utf-8") for module in (docstrings, prose, documents)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

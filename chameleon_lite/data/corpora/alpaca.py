@@ -7,9 +7,8 @@ near-duplicates stay on one side.
 from pathlib import Path
 
 from ...errors import UserError
-from . import hub, rows
+from . import hub, own_texts
 from .documents import Corpus
-from .local import read_rows
 
 REPOSITORIES = {"alpaca": "tatsu-lab/alpaca", "alpaca-cleaned": "yahma/alpaca-cleaned"}
 INSTEAD = "give --data-dir FOLDER with Alpaca's .json or .jsonl, or use the corpus docstrings-instructions"
@@ -19,13 +18,12 @@ def load(name: str = "alpaca", *, data_dir: Path | None = None, seed: int = 0) -
     """The rows of the hub's data set, or of the JSON or JSONL file in `data_dir` or `data_dir`/alpaca."""
     if data_dir is None:
         fetched = hub.fetch(REPOSITORIES[name], instead=INSTEAD)
-        found = [row for split in fetched.values() for row in split]
+        rows = own_texts.parsed(row for split in fetched.values() for row in split)
         where = f"hub {REPOSITORIES[name]}"
     else:
         path = _file(Path(data_dir), name)
-        found, where = read_rows(path), f"file {path.name}"
-    documents, _, empty = rows.documents(found, where)
-    return rows.corpus(name, where, documents, [], empty, seed=seed)
+        rows, where = own_texts.read_rows(path), f"file {path.name}"
+    return own_texts.corpus(name, where, rows, where, seed=seed)
 
 
 def _file(data_dir: Path, name: str) -> Path:

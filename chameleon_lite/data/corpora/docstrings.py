@@ -19,9 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ...errors import UserError
-from .documents import Corpus, Document
+from .documents import Corpus, Document, split_documents
 from .prose import prose
-from .splits import split_documents
 
 LIBRARIES = {  # import name ▶ name to install
     "numpy": "numpy",

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from ...errors import UserError
 from . import hub
-from .documents import Corpus, Document
-from .splits import overlaps
+from .documents import Corpus, Document, overlaps
 
 REPOSITORY, CONFIG = "Salesforce/wikitext", "wikitext-2-raw-v1"
 ARTICLE = re.compile(r"\s*= [^=](.*[^=])? =\s*")

@@ -28,6 +28,13 @@ class Dropout(nn.Dropout):
         return F.dropout(torch.ones(groups, *self.seen[1:], device=device), self.p, training=True)
 
 
+def maskable(module: nn.Module) -> None:
+    """Replace every nn.Dropout by the layer above: the same numbers, and masks can be given."""
+    for name, layer in list(module.named_modules()):
+        if type(layer) is nn.Dropout and not layer.inplace:
+            module.set_submodule(name, Dropout(layer.p).train(layer.training))
+
+
 def active(module: nn.Module) -> list[nn.Dropout]:
     """The dropout layers that drop anything, in the order of their names."""
     return [m for m in module.modules() if isinstance(m, nn.Dropout) and m.p > 0]

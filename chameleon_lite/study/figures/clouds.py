@@ -1,6 +1,5 @@
-"""Vectors as points: a map coloured by group, a number against length, and what clusters hold."""
+"""Vectors as points: maps coloured by group or number, a number against length; logit shifts as a heat map."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,18 +11,7 @@ def group_map(ax, xy, groups: Sequence[str]):
     """Points xy (N, 2), one colour and marker for each of the groups (N,); the map's axes carry no unit."""
     xy, groups = np.asarray(xy), np.asarray(groups)
     for index, name in enumerate(sorted(set(groups))):
-        own, style = xy[groups == name], look(index)
-        ax.plot(
-            own[:, 0],
-            own[:, 1],
-            color=style["color"],
-            marker=style["marker"],
-            linestyle="none",
-            markersize=3.5,
-            alpha=0.55,
-            markeredgewidth=0,
-            label=name,
-        )
+        _points(ax, *xy[groups == name].T, index, label=name, markersize=3.5, alpha=0.55)
     ax.legend(
         frameon=False,
         markerscale=2,
@@ -35,6 +23,11 @@ def group_map(ax, xy, groups: Sequence[str]):
         handletextpad=0.2,
     )
     return bare(ax)
+
+
+def _points(ax, x, y, index: int, **options) -> None:
+    style = look(index) | {"linestyle": "none", "markeredgewidth": 0}
+    ax.plot(x, y, **style, **options)
 
 
 def value_map(ax, xy, values, label: str):
@@ -56,18 +49,7 @@ def bare(ax):
 
 def against_length(ax, lengths, values, index: int = 0, label: str = ""):
     """One point a document: tokens (N,) on a logarithmic axis against any number (N,)."""
-    style = look(index)
-    ax.plot(
-        lengths,
-        values,
-        color=style["color"],
-        marker=style["marker"],
-        linestyle="none",
-        markersize=3,
-        alpha=0.35,
-        markeredgewidth=0,
-        label=label,
-    )
+    _points(ax, lengths, values, index, label=label, markersize=3, alpha=0.35)
     ax.set_xscale("log", base=2)
     ax.set_xticks([16, 32, 64, 128, 256], ["16", "32", "64", "128", "256"])
     ax.minorticks_off()
@@ -75,21 +57,14 @@ def against_length(ax, lengths, values, index: int = 0, label: str = ""):
     return ax
 
 
-def composition(ax, members: Sequence[Sequence[str]], names: Sequence[str]):
-    """One bar a cluster, cut by group; members[i] lists the groups of the rows of the cluster named names[i]."""
-    groups = sorted({group for own in members for group in own})
-    left = np.zeros(len(members))
-    for index, group in enumerate(groups):
-        share = np.array([Counter(own)[group] / max(len(own), 1) for own in members])
-        ax.barh(
-            range(len(members)), share, left=left, color=look(index)["color"], label=group, edgecolor="white"
-        )
-        left += share
-    ax.set_yticks(range(len(members)), names)
-    ax.invert_yaxis()
-    ax.set_xlabel("share of the cluster's rows")
+def shifts(ax, values: np.ndarray, clusters: Sequence[str], tokens: Sequence[str]):
+    """Draw values (K, tokens) in logits, red where an update raises a token, blue where it lowers it."""
+    values = np.asarray(values)
+    limit = float(np.abs(values).max()) or 1.0
+    picture = ax.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    names = [token.replace("$", r"\$") for token in tokens]  # two dollars would be a formula
+    ax.set_xticks(range(len(tokens)), names, rotation=90, family="monospace")
+    ax.set_yticks(range(len(clusters)), clusters)
     ax.grid(False)
-    ax.legend(
-        frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.22), columnspacing=1
-    )
+    ax.figure.colorbar(picture, ax=ax, label="shift of the logit")
     return ax

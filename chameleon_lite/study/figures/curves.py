@@ -1,18 +1,10 @@
-"""Loss against epochs: the mean over seeds with a 95 % t interval, one line a regime."""
+"""Loss against epochs: the mean over seeds with a 95 % t interval, one line per regime."""
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
+from ..statistics import mean_and_span
 from .style import look
-
-
-def mean_and_span(values: np.ndarray) -> tuple[float, float]:
-    """Mean of values (S,) over seeds and half the width of its 95 % t interval (0 for one seed)."""
-    values = np.asarray(values, dtype=float)
-    if len(values) < 2:
-        return float(values.mean()), 0.0
-    return float(values.mean()), float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
 
 
 def learning_curves(ax, curves: pd.DataFrame, value: str = "validation_nll", frozen: float | None = None):

@@ -1,4 +1,4 @@
-"""What the proofs look at: a corpus under the released procedure, and one seed of its heads, trained when first asked.
+"""What the proofs examine: a corpus under the released procedure, and one seed of its heads, trained on first use.
 
 The heads are the released ones (LoRA and the hyper-network), trained by `released.py` like those of the tables.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from ...config import Experiment
 from ...errors import UserError
 from ...model.backbones import Backbone
-from ..released import Trained, measure, row_losses, train_released
+from ..released import measure, row_losses, train_released
 from ..released_material import ReleasedMaterial, prepare_released
 
 REGIMES = ("R0", "R1", "R4")
@@ -47,10 +47,10 @@ class Subject:
     def trained(self) -> dict[str, tuple]:
         """(member or None, Trained, metrics) of each regime in REGIMES, one seed."""
         self.say(f"training {', '.join(REGIMES[1:])} for the proofs, seed {self.seed}")
-        found = {}
-        for regime, member, trained in train_released(self.material, list(REGIMES), self.seed):
-            found[regime] = (member, trained, measure(self.material, regime, member, trained)[0])
-        return found
+        return {
+            regime: (member, trained, measure(self.material, regime, member, trained)[0])
+            for regime, member, trained in train_released(self.material, list(REGIMES), self.seed)
+        }
 
     @property
     def prompts(self) -> bool:
@@ -73,8 +73,6 @@ class Subject:
         if regime == "R4":
             return row_losses(self.material, regime, member, "validation", batches)
         if regime not in self._losses:
-            own: Trained = self.trained[regime][1]
-            self._losses[regime] = row_losses(
-                self.material, regime, member, "validation", own.batches["validation"]
-            )
+            fixed = self.trained[regime][1].batches["validation"]
+            self._losses[regime] = row_losses(self.material, regime, member, "validation", fixed)
         return self._losses[regime]

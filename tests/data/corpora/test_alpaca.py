@@ -3,7 +3,7 @@ import json
 import pytest
 
 from chameleon_lite.data.corpora import load_corpus
-from chameleon_lite.data.corpora.rows import instruction_key
+from chameleon_lite.data.corpora.own_texts import instruction_key
 from chameleon_lite.errors import UserError
 
 # Written for this test: each instruction occurs twice, once in another case.

@@ -52,13 +52,13 @@ def test_instructions_ask_for_a_name():
     assert max(len(d.text) for d in by_name.values()) < 4_000
 
 
-def test_the_same_in_another_process_and_nothing_is_imported(paragraphs):
+def test_the_same_in_another_process_and_the_library_is_not_imported(paragraphs):
     code = (
         "import sys; from chameleon_lite.data.corpora.docstrings import build; c = build(libs=('matplotlib',));"
-        "print(c.hash, 'matplotlib' in sys.modules, 'torch' in sys.modules)"
+        "print(c.hash, 'matplotlib' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.split() == [paragraphs.hash, "False", "False"] and out.stderr == ""
+    assert out.stdout.split() == [paragraphs.hash, "False"] and out.stderr == ""
 
 
 def test_a_missing_library_is_named(monkeypatch):

@@ -47,6 +47,13 @@ def test_instruction_columns(written):
     assert second.instruction == f"Do {TEXTS[1]}"
 
 
+def test_a_prompt_beside_a_text_is_its_context_and_a_string_is_a_text(written):
+    rows = [{"prompt": f"About {t[-1]}: ", "text": t, "id": i} for i, t in enumerate(TEXTS)]
+    first, *_ = everything(load_corpus(written("a.jsonl", rows)))
+    assert (first.id, first.prompt, first.text) == ("0", "About a: ", TEXTS[0])
+    assert [d.text for d in everything(load_corpus(written("b.jsonl", TEXTS)))] == TEXTS
+
+
 def test_splits_named_by_the_rows_are_kept(written):
     rows = [{"text": t, "split": ("train", "validation", "test")[i % 3]} for i, t in enumerate(TEXTS)]
     corpus = load_corpus(written("a.jsonl", rows))
@@ -67,8 +74,8 @@ def test_folder_of_text_files(written, tmp_path):
     [
         ("a.jsonl", [{"Txt": "x"}], "no column 'text'.*found 'Txt': 'Txt' looks like 'text'"),
         ("a.jsonl", [{"prompt": "x", "answer": "y"}], "nor 'prompt' and 'response'"),
-        ("a.jsonl", '{"text": "x"}\n{"text": oops}', "a.jsonl, line 2 is not JSON"),
-        ("a.jsonl", "[1]", "row 1 is list"),
+        ("a.jsonl", '{"text": "x"}\n{"text": oops}', "a.jsonl, row 2: not JSON"),
+        ("a.jsonl", "[1]", "row 1: a row is an object or a string, not list"),
         ("a.jsonl", [{"text": 3}], "row 1: 'text' is int, not a string"),
         ("a.jsonl", "", "has no text"),
         ("a.jsonl", [{"text": ""}, {"text": None}], "2 rows, all empty"),

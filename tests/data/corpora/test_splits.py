@@ -2,8 +2,7 @@ import random
 
 import pytest
 
-from chameleon_lite.data.corpora import Document
-from chameleon_lite.data.corpora.splits import near_duplicates, overlaps, split_documents
+from chameleon_lite.data.corpora.documents import Document, components, overlaps, split_documents
 from chameleon_lite.errors import UserError
 
 WORDS = [f"word{i}" for i in range(3_000)]
@@ -26,19 +25,19 @@ def test_half_of_the_shorter_ones_grams_links():
         " ".join(base[9:20]),  # a short one, all of its 4 grams
         sentence("other"),
     ]
-    component = near_duplicates(texts).tolist()
+    component = components(texts).tolist()
     assert component[0] == component[1] == component[3]
     assert len({component[0], component[2], component[4]}) == 3
 
 
 def test_short_texts_link_only_when_equal_but_for_case_and_marks():
-    assert near_duplicates(["See also.", "see ALSO", "see also this"]).tolist() == [0, 0, 1]
+    assert components(["See also.", "see ALSO", "see also this"]).tolist() == [0, 0, 1]
 
 
 def test_links_are_followed():
     words = sentence("chain", 60).split()
     texts = [" ".join(words[i : i + 20]) for i in range(0, 41, 5)]  # each shares 8 of 13 with the next
-    assert set(near_duplicates(texts)) == {0}
+    assert set(components(texts)) == {0}
 
 
 def test_near_duplicates_stay_on_one_side():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from chameleon_lite.errors import UserError
-from chameleon_lite.model.heads import Condition, HyperHead
+from chameleon_lite.heads import Condition, HyperHead
 from chameleon_lite.study.paper import published
 from chameleon_lite.study.proofs import (
     PROOFS,
@@ -17,13 +17,11 @@ from chameleon_lite.study.proofs import (
     store_proofs,
     stored_sentences,
 )
-from chameleon_lite.study.proofs.adapter_bank import rebuilt
-from chameleon_lite.study.proofs.full_mode import call_as_released
-from chameleon_lite.study.proofs.instruction_vectors import mean_cosine
-from chameleon_lite.study.proofs.kmeans_start import implied_shares
-from chameleon_lite.study.proofs.length_clusters import first_component
-from chameleon_lite.study.proofs.model_free import unigram_nll
+from chameleon_lite.study.proofs.clustering import first_component, implied_shares
+from chameleon_lite.study.proofs.parameters import rebuilt
+from chameleon_lite.study.proofs.scoring import call_as_released, unigram_nll
 from chameleon_lite.study.proofs.store import proof_frame
+from chameleon_lite.study.views import mean_cosine
 
 
 @pytest.fixture
