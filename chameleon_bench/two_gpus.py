@@ -196,37 +196,15 @@ def _workers(bench: Bench, folder: Path) -> dict:
         text = json.dumps(settings | {"train": {"epochs": epochs, "patience": EPOCHS}})  # JSON is YAML
         (folder / f"{name}.yaml").write_text(text)
     home = {"CHAMELEON_LITE_HOME": str(folder / "home")}
-    command = [sys.executable, "-m", "chameleon_lite", "run"]
-    _run(
-        [
-            *command,
-            str(folder / "first.yaml"),
-            "--out",
-            str(folder / "first"),
-            "--seeds",
-            "1",
-            "--workers",
-            "1",
-        ],
-        bench,
-        **home,
-    )
-    seconds = {}
-    for workers in (1, 2):
+
+    def run(name: str, *more: str) -> float:
         started = time.perf_counter()
-        _run(
-            [
-                *command,
-                str(folder / "workers.yaml"),
-                "--out",
-                str(folder / str(workers)),
-                "--workers",
-                str(workers),
-            ],
-            bench,
-            **home,
-        )
-        seconds[str(workers)] = time.perf_counter() - started
+        words = [str(folder / f"{name}.yaml"), "--out", str(folder / "-".join([name, *more])), *more]
+        _run([sys.executable, "-m", "chameleon_lite", "run", *words], bench, **home)
+        return time.perf_counter() - started
+
+    run("first", "--seeds", "1")
+    seconds = {str(count): run("workers", "--workers", str(count)) for count in (1, 2)}
     return {
         "seconds": seconds,
         "speed-up": seconds["1"] / seconds["2"],
