@@ -46,7 +46,7 @@ def run(folder, made_up, *more, **settings):
     command = [
         sys.executable,
         "-m",
-        "chameleon_lite.cli",
+        "chameleon_lite",
         "run",
         str(path),
         "--profile",
@@ -84,7 +84,7 @@ def test_workers_that_refuse_their_settings_leave_wrong_uses_exit_code(tmp_path)
     command = [
         sys.executable,
         "-m",
-        "chameleon_lite.cli",
+        "chameleon_lite",
         "run",
         str(EXPERIMENTS / "four-regimes.yaml"),
         "--backbone",
