@@ -25,11 +25,11 @@ _HOME = {  # public name -> the file it lives in
     "HyperHead": "model.heads.hyper",
     "LoraHead": "model.heads.static",
     "TokenTable": "data.tokens",
-    "cluster_batches": "data.batches",
+    "cluster_batches": "batches",
     "fit_clusters": "data.clusters",
     "load_backbone": "model.backbones",
     "mean_embeddings": "data.embeddings",
-    "random_batches": "data.batches",
+    "random_batches": "batches",
     "tokenise": "data.tokens",
 }
 __all__ = sorted(_HOME)

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..batches import Arrangement
+from ..conditions import Source, group_means
 from ..data.clusters import Clustering, fit_clusters
 from ..data.corpora.documents import Document
 from ..data.embeddings import mean_embeddings
 from ..data.tokens import tokenise
 from ..errors import UserError
-from ..model.conditions import group_means
 from ..model.head_loss import HeadWeight, matmul_dtype
 from ..model.heads.interface import Condition
 from ..ops import nearest_centroid
@@ -89,11 +90,11 @@ class Arrivals:
             out[batch] = (sums[own] / counts[own]).to(out.dtype)
         return out
 
-    def source(self, known: str, device):
-        """The condition source `training.loop.evaluate` asks: rows (B,) to one condition a distinct vector."""
+    def source(self, known: str, device) -> Source:
+        """The condition source of `training.loop.evaluate`: one condition per distinct vector of the rows (B,)."""
         told = self.vector(known).to(device)
 
-        def of(rows: Tensor) -> tuple[Condition, Tensor | None]:
+        def of(_: Arrangement, rows: Tensor) -> tuple[Condition, Tensor | None]:
             distinct, group = torch.unique(told[rows.to(device)], dim=0, return_inverse=True)
             return Condition(distinct), group if len(distinct) > 1 else None
 
@@ -121,7 +122,8 @@ def evaluate_stream(
     scored: training.scored.ScoredStates of the N texts; weight: the frozen head's HeadWeight.
     """
     heads = [(None, None), *((head, arriving.source(name, scored.device)) for name in known)]
-    nll = evaluate(heads, scored, arriving.batches(), weight, scale=scale)
+    order = Arrangement(arriving.order)
+    nll = evaluate(heads, scored, order, weight, rows=arriving.batch, scale=scale)
     return dict(zip(("frozen", *known), nll.cpu()))
 
 

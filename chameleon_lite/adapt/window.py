@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..conditions import Grouped, grouped
 from ..data.clusters import fit_clusters
 from ..data.corpora.documents import Document
 from ..data.embeddings import mean_embeddings
 from ..data.ragged import by_length
 from ..data.tokens import TokenTable, tokenise
 from ..errors import UserError
-from ..model.conditions import Grouped, grouped
 from ..model.head_loss import HeadWeight
 from ..model.heads.interface import HeadUpdate
 from ..model.lora import without_lora

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.arrangement import arrange
+from ..batches import arrange
 from ..data.clusters import fit_clusters
 from ..data.corpora.documents import Document
 from ..data.embeddings import mean_embeddings

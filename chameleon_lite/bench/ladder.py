@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..batches import Arrangement
 from ..config import TrainSettings
 from ..model.head_loss import HeadWeight
+from ..study.conditions import BatchMean
 from ..training.features import features
 from ..training.loop import Member, fit
 from ..training.recorder import LIMIT, Recorder
@@ -132,12 +134,12 @@ class _Steps:
             self._plain_step(h, labels)
 
     def real_epoch(self) -> None:
-        for rows in self.training.batches:
+        for rows in self.training.order.steps(self.training.rows_a_step):
             h, target, _ = self.states[torch.float32].batch(rows)
             self._plain_step(h.float(), target)
 
     def autocast_epoch(self) -> None:
-        for rows in self.training.batches:
+        for rows in self.training.order.steps(self.training.rows_a_step):
             h, target, _ = self.states[self.bench.fast].batch(rows)
             with torch.autocast(
                 self.bench.device.type, self.bench.fast, enabled=self.bench.fast != torch.float32
@@ -159,15 +161,15 @@ class _Steps:
         """All epochs of some regimes, heads drawn included."""
         recorder = Recorder(self.bench.device, limit=LIMIT if record else 0) if self.bench.gpu else None
         settings = TrainSettings(epochs=EPOCHS, rows_per_step=self.training.rows_a_step, patience=99)
-        told = self.training.condition
-        members = [Member(r, self.training.head(r), told, told, LEARNING_RATE) for r in regimes]
+        source = BatchMean(self.training.vectors)
+        members = [Member(r, self.training.head(r), source, source, LEARNING_RATE) for r in regimes]
         data = self.states[self.bench.fast]
         fit(
             members,
             data,
-            lambda _: self.training.batches,
+            lambda _: self.training.order,
             data,
-            [torch.arange(1)],
+            Arrangement(torch.arange(1)),
             self.weight,
             settings,
             progress=False,

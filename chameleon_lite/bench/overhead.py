@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..adapt.arrivals import Service, waiting_table
+from ..conditions import prompt_vectors
 from ..data.clusters import fit_clusters
 from ..model.capability import backbone_dtype
-from ..model.conditions import prompt_vectors
 from ..model.formats import in_format
 from ..model.head_loss import HeadWeight, plain_losses, token_losses
 from ..model.heads.hyper import HyperHead

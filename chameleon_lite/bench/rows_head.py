@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..batches import Arrangement
 from ..errors import UserError
 from ..model.head_loss import HeadWeight, head_losses
 from ..model.heads.interface import HeadUpdate
@@ -251,13 +252,13 @@ def shared_pass(bench: Bench) -> Row:
     scored = made_up_states(bench, documents, each)
     weight = HeadWeight(bench.backbone.head.weight, dtype=bench.fast)
     heads = [(_drawn_head(bench, seed), None) for seed in range(3)]
-    batches = torch.arange(documents).split(32)
+    order = Arrangement(torch.arange(documents))
 
     def together() -> Tensor:
-        return evaluate(heads, scored, batches, weight)
+        return evaluate(heads, scored, order, weight, rows=32)
 
     def apart() -> Tensor:
-        return torch.cat([evaluate([head], scored, batches, weight) for head in heads])
+        return torch.cat([evaluate([head], scored, order, weight, rows=32) for head in heads])
 
     tokens = documents * each
     gap = float((together() - apart()).sum(1).abs().max()) / tokens

@@ -6,14 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from ..batches import Arrangement
 from ..config import TrainSettings
 from ..data.embeddings import mean_embeddings
 from ..model.head_loss import HeadWeight
 from ..model.heads.hyper import HyperHead
-from ..model.heads.interface import Condition, Head
+from ..model.heads.interface import Head
 from ..model.heads.static import LoraHead
+from ..study.conditions import BatchMean
 from ..training.features import features
 from ..training.loop import Member, fit
 from ..training.scored import scored_states
@@ -33,7 +34,7 @@ class Training:
         self.backbone = bench.backbone
         self.table = random_table(row_lengths(rows), self.backbone.vocab, self.backbone.pad_id, last=last)
         self.vectors = mean_embeddings(self.table, self.backbone.embedding, span="row")  # (N, C)
-        self.batches = list(torch.arange(rows).split(step))
+        self.order = Arrangement(torch.arange(rows))
 
     def head(self, regime: str) -> Head:
         """A freshly drawn head, the same for both ways."""
@@ -42,10 +43,6 @@ class Training:
             width, vocab = self.backbone.width, self.backbone.vocab
             head = LoraHead(width, vocab, 4) if regime == "LoRA" else HyperHead(width, vocab, 4, dropout=0.0)
         return head.to(self.bench.device)
-
-    def condition(self, rows: Tensor) -> tuple[Condition, None]:
-        """One group: the mean vector of the step's rows."""
-        return Condition(self.vectors[rows.to(self.vectors.device)].mean(0, keepdim=True)), None
 
     def ours(
         self, dtype: torch.dtype, epochs: int = EPOCHS, regimes=REGIMES, stages: dict | None = None
@@ -59,11 +56,11 @@ class Training:
             data = scored_states(store, self.table, device=self.bench.device)
             weight = HeadWeight(self.backbone.head.weight, dtype=dtype)
             lap("loading")
-            told = self.condition  # one source, asked once a step for all heads
-            members = [Member(r, self.head(r), told, told, LEARNING_RATE) for r in regimes]
+            source = BatchMean(self.vectors)  # one source for all heads is called once per step
+            members = [Member(r, self.head(r), source, source, LEARNING_RATE) for r in regimes]
             settings = TrainSettings(epochs=epochs, rows_per_step=self.rows_a_step, patience=99)
-            held_out = [torch.arange(1)]  # fit wants something to validate on: one document
-            fit(members, data, lambda _: self.batches, data, held_out, weight, settings, progress=False)
+            held_out = Arrangement(torch.arange(1))  # validation is part of fit: on one document
+            fit(members, data, lambda _: self.order, data, held_out, weight, settings, progress=False)
             lap("head training")
         return {m.name: [p["train_nll"] for p in m.curve if p["train_nll"] is not None] for m in members}
 

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import torch
 
+from ..batches import Arrangement, arrange
 from ..config import TrainSettings
-from ..data.arrangement import arrange
 from ..errors import RunFailed, UserError
 from ..model.head_loss import HeadWeight
 from ..model.heads.hyper import HyperHead
-from ..model.heads.interface import Condition
 from ..model.heads.static import LoraHead
+from ..study.conditions import BatchMean
 from ..training.loop import Member, fit
 from ..training.processes import Processes, leave
 from ..training.scored import ScoredStates
@@ -143,20 +143,18 @@ def _fit(
     weight = HeadWeight(torch.randn(vocab, width, generator=g) * 0.02, dtype=dtype, device=bench.device)
     vectors = torch.randn(documents, width, generator=g).to(bench.device)
 
-    def condition(rows):
-        return Condition(vectors[rows.to(vectors.device)].mean(0, keepdim=True)), None
-
+    source = BatchMean(vectors)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         heads = {"LoRA": LoraHead(width, vocab, 4), "hyper-network": HyperHead(width, vocab, 4)}
-    members = [Member(n, h.to(bench.device), condition, condition, 1e-3) for n, h in heads.items()]
+    members = [Member(n, h.to(bench.device), source, source, 1e-3) for n, h in heads.items()]
     settings = TrainSettings(epochs=epochs, rows_per_step=min(256, documents // 4), patience=99)
     fit(
         members,
         data,
-        lambda n: arrange(documents, None, torch.Generator().manual_seed(n)).steps(settings.rows_per_step),
+        lambda n: arrange(documents, None, torch.Generator().manual_seed(n)),
         data,
-        list(torch.arange(min(documents, 256)).split(64)),
+        Arrangement.of(torch.arange(min(documents, 256)).split(64)),
         weight,
         settings,
         processes,

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ..conditions import Grouped, grouped, prompt_vectors
 from ..errors import DamagedFile, UserError
 from . import hub
 from .aligned_head import AlignedHead, gains
 from .backbones import Backbone, load_backbone
 from .chameleon_config import ChameleonLiteConfig, check_backbone, identity
-from .conditions import Grouped, grouped, prompt_vectors
 from .formats import set_format
 from .heads.hyper import HyperHead
 from .heads.interface import Condition, HeadUpdate

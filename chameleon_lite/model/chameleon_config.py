@@ -9,8 +9,8 @@ import json
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from ..conditions import MODES
 from ..errors import UserError, unknown
-from .conditions import MODES
 
 HEADS = ("hyper", "lora")
 

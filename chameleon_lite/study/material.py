@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..batches import Arrangement, arrange
 from ..config import Experiment
-from ..data.arrangement import Arrangement, arrange
 from ..data.clusters import cluster_count, cluster_quality, fit_clusters, merge_small
 from ..data.corpora import load_corpus
 from ..data.corpora.documents import Corpus
@@ -221,7 +221,7 @@ def split_view(material: Material, seeded: Seeded, split: str, foreign_share: fl
     domain = torch.tensor([number.get(g, 0) for g in material.tables[split].groups])
     centroids = seeded.centroids.to(views["prefix"].device)
     return Split(
-        views, None, seeded.nearest[split], centroids, seeded.routing[split], domain, material.tokens[split]
+        views, seeded.nearest[split], centroids, seeded.routing[split], domain, material.tokens[split]
     )
 
 

@@ -10,6 +10,7 @@ from functools import partial
 
 from torch import Tensor
 
+from ..conditions import GroupMean, Source
 from ..errors import unknown
 from ..model.heads import (
     BankHead,
@@ -22,19 +23,7 @@ from ..model.heads import (
     UnigramBias,
     matched_rank,
 )
-from .conditions import (
-    Constant,
-    Counted,
-    GroupMean,
-    LeaveOneOut,
-    Oracle,
-    OtherCluster,
-    Own,
-    Routed,
-    Split,
-    StreamMean,
-    TrainCentroid,
-)
+from .conditions import Constant, Counted, LeaveOneOut, OtherCluster, Own, Split, StreamMean, TrainCentroid
 
 RANK = 4  # the paper's, for every low-rank regime but the matched one
 GROUP = 32  # rows a conditioning batch holds at most (paper: batch 32 on WikiText-2)
@@ -55,9 +44,8 @@ class Parts:
 
 
 MakeHead = Callable[[Parts], Head]
-MakeSource = Callable[
-    [Split, Split, int], Callable
-]  # the split to condition, the training split, the vocabulary
+# the split whose documents are conditioned, the training split, the vocabulary ─▶ a condition source
+MakeSource = Callable[[Split, Split, int], Source]
 
 
 @dataclass(frozen=True)
@@ -125,23 +113,35 @@ def _unigram(parts: Parts) -> Head:
 
 
 def _group(size: int = GROUP, view: str = "prefix", kind: type = GroupMean) -> MakeSource:
-    return lambda split, train, vocab: kind(split, size, view)
+    return lambda split, train, vocab: kind(split.views[view], size)
 
 
-def _own(view: str = "prefix", kind: type = Own) -> MakeSource:
-    return lambda split, train, vocab: kind(split, view)
+def _own(view: str = "prefix") -> MakeSource:
+    return lambda split, train, vocab: Own(split.views[view])
 
 
-def _constant(split: Split, train: Split, vocab: int) -> Constant:
+def _constant(split: Split, train: Split, vocab: int) -> Source:
     return Constant(train.vectors.mean(0))
 
 
-def _centroid(split: Split, train: Split, vocab: int) -> TrainCentroid:
-    return TrainCentroid(split)
+def _centroid(split: Split, train: Split, vocab: int) -> Source:
+    return TrainCentroid(split.centroids, split.cluster)
 
 
-def _counted(split: Split, train: Split, vocab: int) -> Counted:
-    return Counted(split, vocab)
+def _counted(split: Split, train: Split, vocab: int) -> Source:
+    return Counted(split.vectors, split.tokens, vocab)
+
+
+def _routing(split: Split, train: Split, vocab: int) -> Source:
+    return Own(split.vectors, split.routing)
+
+
+def _domain(split: Split, train: Split, vocab: int) -> Source:
+    return Own(split.vectors, split.domain)
+
+
+def _stream(split: Split, train: Split, vocab: int) -> Source:
+    return StreamMean(split.vectors, split.cluster)
 
 
 def _sizes() -> list[Regime]:
@@ -251,7 +251,7 @@ REGIMES: dict[str, Regime] = {
             "the row's routing cluster",
             _routed,
             RANDOM,
-            _own(kind=Routed),
+            _routing,
         ),
         Regime(
             "R12-oracle",
@@ -259,7 +259,7 @@ REGIMES: dict[str, Regime] = {
             "the row's source",
             _oracle,
             RANDOM,
-            _own(kind=Oracle),
+            _domain,
             rate_of="R12",
         ),
         Regime(
@@ -301,7 +301,7 @@ REGIMES: dict[str, Regime] = {
             "prefixes of the step's rows of a cluster",
             None,
             RANDOM,
-            _own(kind=StreamMean),
+            _stream,
             weights_of="R4",
         ),
         Regime(

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import cache
+from ..batches import Arrangement
+from ..conditions import Source
 from ..config import Experiment
 from ..errors import UserError, unknown
 from ..model.backbones import Backbone
@@ -24,11 +27,12 @@ from ..model.heads.hyper import HyperHead, matched_rank
 from ..model.heads.interface import Condition, Head
 from ..model.heads.static import LoraHead
 from ..training.loop import Member, Processes, average, evaluate, fit
+from .conditions import BatchMean, Constant
 from .outcome import peak_memory, reset_peak
 from .protocol import Protocol
 from .records import Record, provenance, read_run, write_run
 from .regimes import RANK
-from .released_material import BatchMean, ReleasedMaterial, batches_of, labels_of, prepare_released
+from .released_material import ReleasedMaterial, labels_of, order_of, prepare_released
 
 REGIMES = ("R0", "R1", "R2", "R3", "R4")
 HYPER_INIT = {"wikitext": "wikitext", "alpaca": "alpaca", "described": "wikitext", "no_op": None}
@@ -36,11 +40,11 @@ HYPER_INIT = {"wikitext": "wikitext", "alpaca": "alpaca", "described": "wikitext
 
 @dataclass
 class Trained:
-    """One seed: the heads (None for the frozen model), their conditions, and the batches they are read in."""
+    """One seed: the heads (None for the frozen model), and the batches they are read in."""
 
     seed: int
     members: dict[str, Member]
-    batches: dict[str, list[Tensor]]  # the fixed list of each split
+    orders: dict[str, Arrangement]  # the fixed batches of each split
     seconds: dict[str, float]
 
 
@@ -145,22 +149,22 @@ def train_released(
     """
     processes = processes or Processes()
     labels = labels_of(material, seed)
-    batches = {split: batches_of(material, split, labels[split], seed, None) for split in labels}
+    orders = {split: order_of(material, split, labels[split], seed, None) for split in labels}
     trained = [r for r in regimes if r != "R0"]
     cohorts = [[r] for r in trained] if material.protocol.layers else [trained]
     if "R0" in regimes:
         if material.protocol.layers:
             _fresh_layers(material.backbone, seed)
-        yield "R0", None, Trained(seed, {}, batches, {"training": 0.0})
+        yield "R0", None, Trained(seed, {}, orders, {"training": 0.0})
     for cohort in filter(None, cohorts):
         started = time.perf_counter()
         members = {r: _member(material, r, seed) for r in cohort}
         fit(
             list(members.values()),
             material.scored["train"],
-            lambda epoch: batches_of(material, "train", labels["train"], seed, epoch),
+            partial(order_of, material, "train", labels["train"], seed),
             material.scored["validation"],
-            batches["validation"],
+            orders["validation"],
             material.weight,
             material.settings.train,
             processes,
@@ -168,7 +172,7 @@ def train_released(
         )
         seconds = {"training": (time.perf_counter() - started) / len(cohort)}
         for r in cohort:
-            yield r, members[r], Trained(seed, members, batches, seconds)
+            yield r, members[r], Trained(seed, members, orders, seconds)
 
 
 def _member(material: ReleasedMaterial, regime: str, seed: int) -> Member:
@@ -182,24 +186,23 @@ def _member(material: ReleasedMaterial, regime: str, seed: int) -> Member:
     return Member(regime, head, *sources, rate, seed=seed * 1_000_003)
 
 
-def source_of(material: ReleasedMaterial, regime: str, split: str):
-    """What a regime's head is told in a split: nothing, a constant, or the mean of the batch's rows."""
+def source_of(material: ReleasedMaterial, regime: str, split: str) -> Source | None:
+    """A regime's condition source in a split: none, a constant, or the mean of the batch's rows."""
     if regime in ("R0", "R1", "R2"):
         return None
     if regime == "R3":
-        constant = Condition(material.condition_vectors["train"].mean(0, keepdim=True))
-        return lambda rows: (constant, None)
+        return Constant(material.condition_vectors["train"].mean(0))
     return BatchMean(material.condition_vectors[split])
 
 
 def row_losses(
-    material: ReleasedMaterial, regime: str, member: Member | None, split: str, batches: list[Tensor]
+    material: ReleasedMaterial, regime: str, member: Member | None, split: str, order: Arrangement
 ) -> Tensor:
     """nll sums (N,) of a split's rows under a trained regime, float64 on the host."""
     head = member.head if member else None
     pair = (head, source_of(material, regime, split))
     return evaluate(
-        [pair], material.scored[split], batches, material.weight, scale=material.settings.train.scale
+        [pair], material.scored[split], order, material.weight, scale=material.settings.train.scale
     )[0].cpu()
 
 
@@ -236,8 +239,8 @@ def measure(
     """Metrics of one trained regime, and its losses a row by split."""
     over, metrics, rows = material.protocol.average, {}, {}
     for split in material.tables:
-        batches, counts = trained.batches[split], material.scored[split].counts
-        nll = rows[split] = row_losses(material, regime, member, split, batches)
+        batches, counts = trained.orders[split].steps(), material.scored[split].counts
+        nll = rows[split] = row_losses(material, regime, member, split, trained.orders[split])
         key = "train_eval" if split == "train" else split
         metrics[f"{key}_nll"] = float(average(nll, counts, over, batches))
         metrics[f"{key}_token_nll"] = float(average(nll, counts))
@@ -290,7 +293,7 @@ def _record(material, regime, member, trained, name, corpus, command) -> tuple[R
 def _rows(material: ReleasedMaterial, split: str, nll: Tensor, trained: Trained) -> pd.DataFrame:
     """One row a held-out document: scored tokens, summed nll, whether it is full, its weight in the average."""
     table, counts = material.tables[split], material.scored[split].counts
-    weight = row_weights(counts, trained.batches[split], material.protocol.average)
+    weight = row_weights(counts, trained.orders[split].steps(), material.protocol.average)
     return pd.DataFrame(
         {
             "split": split,

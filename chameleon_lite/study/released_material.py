@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..batches import Arrangement, cluster_batches
 from ..config import Experiment
-from ..data.batches import cluster_batches
 from ..data.clusters import fit_clusters, merge_small
 from ..data.corpora import load_corpus
 from ..data.corpora.documents import Corpus, Document
@@ -24,7 +24,6 @@ from ..data.tokens import TokenTable, tokenise
 from ..errors import UserError
 from ..model.backbones import Backbone
 from ..model.head_loss import HeadWeight
-from ..model.heads.interface import Condition
 from ..ops import normalise
 from ..training.dropout import live_dropout
 from ..training.padded import LiveStates, Scoring, full_rows, padded_states
@@ -77,16 +76,6 @@ class ReleasedMaterial:
             "backbone_parameters": self.backbone.parameters,
             "protocol": self.protocol.model_dump(),
         }
-
-
-class BatchMean:
-    """The plain mean of the vectors of a step's rows: the whole batch is one conditioning group."""
-
-    def __init__(self, vectors: Tensor) -> None:
-        self.vectors = vectors  # (N, C)
-
-    def __call__(self, rows: Tensor) -> tuple[Condition, None]:
-        return Condition(self.vectors[rows.to(self.vectors.device)].mean(0, keepdim=True)), None
 
 
 def prepare_released(
@@ -256,10 +245,10 @@ def _clusters(protocol: Protocol, vectors: Tensor, rows: int, seed: int):
     return fit(vectors, len(vectors) // rows, seed=seed)
 
 
-def batches_of(
+def order_of(
     material: ReleasedMaterial, split: str, labels: Tensor, seed: int, epoch: int | None
-) -> list[Tensor]:
-    """Batches of one cluster in an epoch (None: evaluation, always the fixed list); those with nothing scored left out.
+) -> Arrangement:
+    """An epoch's batches, each of one cluster (None: evaluation, the fixed list), without those that score nothing.
 
     A batch without a scored token has no mean; the released scripts would get NaN there.
     """
@@ -269,4 +258,4 @@ def batches_of(
     else:
         batches = cluster_batches(labels, size, torch.Generator().manual_seed(seed * 100_003 + epoch))
     counts = material.scored[split].counts
-    return [b for b in batches if int(counts[b].sum())]
+    return Arrangement.of([b for b in batches if int(counts[b].sum())])

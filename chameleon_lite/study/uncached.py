@@ -11,11 +11,13 @@ which the better one on validation counts.
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..conditions import GroupMean
 from ..data.ragged import by_length
 from ..model.backbones import copied
 from ..model.heads import Head, HyperHead, LoraHead
@@ -23,7 +25,6 @@ from ..model.lora import add_lora
 from ..training.features import arithmetic
 from ..training.uncached import READ_TOKENS, Layered, Texts, fit_layers, read_layers, row_losses
 from .cohort import Context
-from .conditions import GroupMean
 from .material import Material, Seeded, split_view
 from .outcome import Outcome
 from .regimes import CLUSTERED, GROUP, RANK, Regime
@@ -40,7 +41,7 @@ def in_context(context: Context, seeded: Seeded, r: Regime) -> Outcome:
     nll = {}
     with arithmetic(material.backbone, dtype):
         for split in ("validation", "test"):
-            groups = seeded.epoch(split, CLUSTERED, 0).groups(NEIGHBOURS + 1)
+            groups = seeded.epoch(split, CLUSTERED, 0).groups(NEIGHBOURS + 1).of
             nll[split] = _in_context_nll(material, split, groups)
     return Outcome(nll, seconds={"evaluation": time.perf_counter() - started})
 
@@ -93,7 +94,7 @@ def layers_hyper(context: Context, seeded: Seeded, r: Regime) -> Outcome:
         seeded,
         r,
         lambda: HyperHead(backbone.width, backbone.vocab, RANK),
-        lambda view: GroupMean(view, GROUP),
+        lambda view: GroupMean(view.vectors, GROUP),
     )
 
 
@@ -123,11 +124,6 @@ def _trained(context: Context, seeded: Seeded, r: Regime, make, source, lr: floa
 
 
 def _texts(context: Context, seeded: Seeded, r: Regime, source: Callable, split: str) -> Texts:
-    """A split with the regime's order and condition source, which reads the order of the latest round."""
-    view = split_view(context.material, seeded, split)
-
-    def batches(number: int) -> list[Tensor]:
-        view.arrangement = seeded.epoch(split, r.order, number)
-        return view.arrangement.steps(context.settings.train.rows_per_step)
-
-    return Texts(context.material.tables[split], batches, source(view))
+    """A split with the regime's order and condition source."""
+    view, rows = split_view(context.material, seeded, split), context.settings.train.rows_per_step
+    return Texts(context.material.tables[split], partial(seeded.epoch, split, r.order), rows, source(view))

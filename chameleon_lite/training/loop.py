@@ -10,12 +10,15 @@ summed over processes and divided by the global token count, so the result is on
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..batches import Arrangement
+from ..conditions import Source
 from ..config import TrainSettings
 from ..errors import RunFailed
 from ..model.head_loss import HeadWeight, token_losses
@@ -23,9 +26,9 @@ from ..model.heads.interface import Head
 from .processes import Processes
 from .recorder import Recorder
 from .scored import ScoredStates
-from .steps import ConditionOf, Steps, tell
+from .steps import Steps, tell
 
-Epochs = Callable[[int], Sequence[Tensor]]  # epoch number ─▶ that epoch's batches of document numbers
+Orders = Callable[[int], Arrangement]  # epoch number ─▶ the order of that epoch's documents
 
 
 @dataclass
@@ -34,8 +37,8 @@ class Member:
 
     name: str
     head: Head
-    condition: ConditionOf
-    validation_condition: ConditionOf
+    condition: Source
+    validation_condition: Source
     learning_rate: float
     seed: int = 0  # of the head's dropout, so that it does not depend on who else is in the cohort
     live: bool = True
@@ -50,9 +53,9 @@ class Member:
 def fit(
     members: Sequence[Member],
     train: ScoredStates,
-    epochs: Epochs,
+    orders: Orders,
     validation: ScoredStates,
-    validation_batches: Sequence[Tensor],
+    validation_order: Arrangement,
     weight: HeadWeight,
     settings: TrainSettings,
     processes: Processes | None = None,
@@ -62,6 +65,7 @@ def fit(
 ) -> None:
     """Train every member in place and leave each with its best validation state.
 
+    Each epoch's order is cut into steps of settings.rows_per_step documents, as the validation order is into batches.
     `over` is how losses are averaged, "token" or "batch" (see `average`), in training and in validation.
     `recorder`: what steps are recorded with and replayed from; by default one process on a GPU has its own.
     Raises nothing for a member whose loss stops being finite: it is stopped and its `failure` says at which step.
@@ -72,10 +76,12 @@ def fit(
     run = Steps(members, train, weight, settings, processes, over, recorder)
     for member in members:
         member.head.train()  # readings put a head back into the mode it was in
-    _validate(members, validation, validation_batches, weight, settings, processes, 0.0, {}, over)
+    check = (validation, validation_order, weight, settings, processes, over)
+    _validate(members, *check, 0.0, {})
     number = 0
     for epoch in range(settings.epochs):
-        batches = epochs(epoch)
+        arrangement = orders(epoch)
+        batches = arrangement.steps(settings.rows_per_step)
         stops = _validation_steps(len(batches), settings.validations_per_epoch)
         for step, rows in enumerate(
             steps_bar(batches, f"epoch {epoch + 1}/{settings.epochs}", progress, processes), start=1
@@ -84,39 +90,37 @@ def fit(
             if not live:
                 return _end(run, members)
             number += 1
-            run(live, rows, number)
+            run(live, arrangement, rows, number)
             if step in stops:
                 at = epoch + step / len(batches)
-                means = run.sums.take(processes)
-                _validate(live, validation, validation_batches, weight, settings, processes, at, means, over)
+                _validate(live, *check, at, run.sums.take(processes))
     _end(run, members)
 
 
 def evaluate(
-    heads: Sequence[tuple[Head | None, ConditionOf | None]],
+    heads: Sequence[tuple[Head | None, Source | None]],
     data: ScoredStates,
-    batches: Sequence[Tensor],
+    arrangement: Arrangement,
     weight: HeadWeight,
     *,
+    rows: int | None = None,
     scale: float = 1.0,
     processes: Processes | None = None,
     watch: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """Per-document nll sums (heads, N) in float64 nats; a head of None is the frozen model.
 
-    `watch` is shown every batch's token losses (heads, M) and their document numbers (M,), ascending in the batch.
-
-    A head that ignores its condition gets the same numbers from any batches; documents in no batch stay 0.
+    `rows` per batch cut the arrangement, unless it was given as batches. `watch` is called with every batch's token
+    losses (heads, M) and their document numbers (M,), ascending in the batch. Heads are read in eval mode and left
+    in the mode they were in. A head that ignores its condition gets the same numbers from any batches; documents in
+    no batch stay 0.
     """
     processes = processes or Processes()
     out = torch.zeros(len(heads), data.documents, dtype=torch.float64, device=data.device)
-    modes = [(h, h.training) for h, _ in heads if h is not None]
-    for head, _ in modes:
-        head.eval()
-    with torch.no_grad():
-        for batch in batches[processes.index :: processes.count]:
+    with torch.no_grad(), in_eval_mode([head for head, _ in heads if head is not None]):
+        for batch in arrangement.steps(rows)[processes.index :: processes.count]:
             h, target, row = data.batch(batch)
-            told, groups = tell(heads, batch, data)
+            told, groups = tell(heads, arrangement, batch, data)
             updates = [
                 None if head is None else head.factors(condition) for (head, _), condition in zip(heads, told)
             ]
@@ -125,9 +129,20 @@ def evaluate(
             if watch is not None:
                 watch(nll, batch.to(row.device)[row])
             out[:, batch.to(out.device)] = _by_row(nll.double(), data.counts[batch].to(out.device))
-    for head, mode in modes:
-        head.train(mode)
     return processes.sum(out)
+
+
+@contextmanager
+def in_eval_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Modules in eval mode, and afterwards, whatever happens, in the mode they were in."""
+    modes = [(module, module.training) for module in modules]
+    for module, _ in modes:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.train(mode)
 
 
 def average(
@@ -148,26 +163,27 @@ def average(
 
 
 def _validate(
-    members,
-    data,
-    batches,
-    weight,
-    settings,
-    processes,
+    members: Sequence[Member],
+    data: ScoredStates,
+    arrangement: Arrangement,
+    weight: HeadWeight,
+    settings: TrainSettings,
+    processes: Processes,
+    over: str,
     epoch: float,
     train_nll: dict[str, float],
-    over: str = "token",
 ) -> None:
-    """Measure every member, keep the best state, and stop those that ran out of patience or left the numbers."""
+    """Measure every member, keep the best state, and stop heads without patience left or with a loss not finite."""
     nll = evaluate(
         [(m.head, m.validation_condition) for m in members],
         data,
-        batches,
+        arrangement,
         weight,
+        rows=settings.rows_per_step,
         scale=settings.scale,
         processes=processes,
     )
-    means = average(nll, data.counts, over, batches).tolist()
+    means = average(nll, data.counts, over, arrangement.steps(settings.rows_per_step)).tolist()
     for member, value in zip(members, means):
         training = train_nll.get(member.name)
         member.curve.append({"epoch": epoch, "train_nll": training, "validation_nll": value})

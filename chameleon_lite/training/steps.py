@@ -14,6 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..batches import Arrangement
+from ..conditions import Source
 from ..config import TrainSettings
 from ..model.head_loss import HeadWeight, RowGroups, head_losses
 from ..model.heads.dropout import Dropout, active
@@ -21,9 +23,6 @@ from ..model.heads.interface import Condition, Head, HeadUpdate
 from .processes import Processes
 from .recorder import Recorder
 from .scored import ScoredStates
-
-# rows (B,) in the order of the step ─▶ the condition's groups and each row's group (B,), or None for one group
-ConditionOf = Callable[[Tensor], tuple[Condition, Tensor | None]]
 
 
 class Steps:
@@ -50,14 +49,14 @@ class Steps:
         )  # part of every key: heads of the same names in another run must not meet these recordings
         self.optimisers = {m.name: _optimiser(m, settings) for m in members}
 
-    def __call__(self, live: Sequence, rows: Tensor, number: int) -> None:
+    def __call__(self, live: Sequence, arrangement: Arrangement, rows: Tensor, number: int) -> None:
         """Step `number` of every member of `live` on a batch of documents (B,)."""
         if self.recorder is not None and self.living != (names := tuple(m.name for m in live)):
             self.recorder.forget()  # a head that stopped does not come back, and neither do steps with it
             self.living = names
         total = int(self.train.counts[rows].sum())
         share = slice(self.processes.index, None, self.processes.count)
-        told, groups = tell([(m.head, m.condition) for m in live], rows, self.train, share)
+        told, groups = tell([(m.head, m.condition) for m in live], arrangement, rows, self.train, share)
         recorded = self.recorder is not None and not any(groups) and all(_can_give(m.head) for m in live)
         room = [roomy(int(self.train.counts[rows[share]].sum()))] if recorded else []
         h, target, _ = self.train.batch(rows[share], *room)
@@ -170,7 +169,8 @@ class Sums:
 
 
 def tell(
-    heads: Sequence[tuple[Head | None, ConditionOf | None]],
+    heads: Sequence[tuple[Head | None, Source | None]],
+    arrangement: Arrangement,
     rows: Tensor,
     data: ScoredStates,
     share: slice = slice(None),
@@ -183,7 +183,7 @@ def tell(
     known: dict[int, tuple] = {}
     for _, condition_of in heads:
         if id(condition_of) not in known:
-            condition, group = condition_of(rows) if condition_of is not None else (None, None)
+            condition, group = condition_of(arrangement, rows) if condition_of is not None else (None, None)
             if group is not None:
                 group = RowGroups.of_documents(group[share], data.counts[rows[share]], data.device)
             known[id(condition_of)] = condition, group

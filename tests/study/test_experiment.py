@@ -7,9 +7,9 @@ import torch
 from chameleon_lite.errors import RunFailed
 from chameleon_lite.model.backbones import load_backbone
 from chameleon_lite.study import cohort, experiment
-from chameleon_lite.study.cohort import Context, Trial, train_seed
+from chameleon_lite.study.cohort import Context, Trial, source_of, train_seed
 from chameleon_lite.study.experiment import expected_names, run_experiment
-from chameleon_lite.study.material import prepare, seed_material, split_view
+from chameleon_lite.study.material import prepare, seed_material
 from chameleon_lite.study.measure import measure
 from chameleon_lite.study.records import pack, read_run
 from chameleon_lite.study.regimes import REGIMES, regime
@@ -96,14 +96,13 @@ def test_constant_input_is_a_static_adapter(small, tmp_path):
     context = _context(small(["R3"]), tmp_path)
     (trial,) = train_seed(context, [Trial(regime("R3"), 1e-2)], 0)
     seeded = seed_material(context.settings, context.material, 0)
-    view, train = split_view(context.material, seeded, "test"), split_view(context.material, seeded, "train")
-    view.arrangement = seeded.epoch("test", "random", 0)
-    source = regime("R3").source(view, train, 257)
-    folded = trial.member.head.fold(source(torch.arange(4))[0])
-    steps = view.arrangement.steps(16)
+    order = seeded.epoch("test", "random", 0)
+    source = source_of(regime("R3"), context.material, seeded, "test")
+    folded = trial.member.head.fold(source(order, torch.arange(4))[0])
     scored, weight = context.material.scored["test"], context.material.weight
-    hyper, static = evaluate([(trial.member.head, source), (folded, None)], scored, steps, weight)
-    assert hyper.sum() < evaluate([(None, None)], scored, steps, weight)[0].sum()  # it learned something
+    heads = [(trial.member.head, source), (folded, None), (None, None)]
+    hyper, static, frozen = evaluate(heads, scored, order, weight, rows=16)
+    assert hyper.sum() < frozen.sum()  # it learned something
     assert torch.allclose(hyper / scored.counts, static / scored.counts, atol=1e-5)
 
 

@@ -18,7 +18,7 @@ from chameleon_lite.study.experiment import expected_names, run_experiment
 from chameleon_lite.study.generated import Generations, generation_frame
 from chameleon_lite.study.generation_metrics import COLUMNS, distinct, document_scores, repeated, rouge_l
 from chameleon_lite.study.material import prepare, seed_material
-from chameleon_lite.study.measure import head_and_source, held_out, measure
+from chameleon_lite.study.measure import head_and_source, measure
 from chameleon_lite.study.records import load_records, pack
 from chameleon_lite.study.regimes import REGIMES, regime
 from chameleon_lite.training.loop import Processes
@@ -57,9 +57,9 @@ def trained(small):
 def told_of(name, context, seeded, members):
     """(head, conditions) as `generated` makes them."""
     r, material = REGIMES[name], context.material
-    view, train = held_out(material, seeded, "test", r.order)
-    head, source = head_and_source(r, members, view, train, material.backbone.vocab)
-    return head, generation.conditions(source, view.arrangement.steps(context.settings.train.rows_per_step))
+    head, source = head_and_source(r, members, material, seeded, "test")
+    order = seeded.epoch("test", r.order, 0)
+    return head, generation.conditions(source, order, context.settings.train.rows_per_step)
 
 
 def test_the_frozen_head_writes_what_transformers_writes(trained):

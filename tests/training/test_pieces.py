@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 
+from chameleon_lite.batches import Arrangement
 from chameleon_lite.model.backbones import copied, load_backbone
 from chameleon_lite.model.head_loss import HeadWeight
 from chameleon_lite.model.heads import LoraHead
@@ -82,7 +83,8 @@ def step(both, layers, table):
     for parameter in both.parameters():
         parameter.grad = None
     rows, states = torch.arange(len(table)), {}
-    nats = gradients(both, layers, Texts(table, lambda number: [rows]), rows, int(table.n_scored.sum()))
+    order, count = Arrangement(rows), int(table.n_scored.sum())
+    nats = gradients(both, layers, Texts(table, lambda number: order), order, rows, count)
     for piece in layers.pieces(table, rows):
         h = layers.states(piece).detach()
         states |= {int(n): h[piece.owner == d] for d, n in enumerate(piece.documents)}

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from chameleon_lite.batches import Arrangement, arrange
 from chameleon_lite.config import TrainSettings
-from chameleon_lite.data.arrangement import arrange
 from chameleon_lite.errors import RunFailed
 from chameleon_lite.model.heads.hyper import HyperHead
 from chameleon_lite.model.heads.interface import Condition
@@ -19,7 +19,7 @@ from chameleon_lite.training.processes import Processes
 SETTINGS = TrainSettings(epochs=3, rows_per_step=8, patience=9, validations_per_epoch=2)
 
 
-def per_row(rows):
+def per_row(_, rows):
     """Three groups a step, so that each process meets groups the other has too."""
     vectors = torch.randn(60, 16, generator=torch.Generator().manual_seed(7))
     return Condition(vectors[rows[:3]]), torch.arange(len(rows)) % min(3, len(rows))
@@ -34,9 +34,9 @@ def curves(states, weight, processes):
     fit(
         members,
         states,
-        lambda n: arrange(60, None, torch.Generator().manual_seed(n)).steps(8),
+        lambda n: arrange(60, None, torch.Generator().manual_seed(n)),
         states,
-        torch.arange(60).split(8),
+        Arrangement(torch.arange(60)),
         weight,
         SETTINGS,
         processes,

@@ -4,6 +4,7 @@ import copy
 
 import torch
 
+from ...batches import Arrangement
 from ...training.dropout import live_dropout
 from ...training.loop import average, evaluate
 from ...training.padded import LiveStates
@@ -58,7 +59,7 @@ def _backbone_dropout(subject: Subject) -> dict[str, float]:
     table = material.tables["train"]
     rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(subject.seed))
     rows = rows[: ROWS.get(backbone.device.type, ROWS["cpu"])].sort().values
-    table, batches = table.take(rows), list(torch.arange(len(rows)).split(32))
+    table, order = table.take(rows), Arrangement(torch.arange(len(rows)))
     head = [(subject.trained["R1"][0].head, None)]
     for name, train_mode in (("R1_dropout_off", False), ("R1_dropout_on", True)):
         states = LiveStates(
@@ -70,6 +71,6 @@ def _backbone_dropout(subject: Subject) -> dict[str, float]:
         )
         with torch.random.fork_rng():
             torch.manual_seed(subject.seed)
-            nll = evaluate(head, states, batches, material.weight)[0].cpu()
+            nll = evaluate(head, states, order, material.weight, rows=32)[0].cpu()
         out[name] = float(average(nll, states.counts))
     return out

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ...batches import Arrangement
 from ...config import Experiment
 from ...errors import UserError
 from ...model.backbones import Backbone
@@ -71,10 +72,10 @@ class Subject:
         """nll (N,) of the validation rows; heads without a condition are read once, whatever the batches."""
         member = self.trained[regime][0]
         if regime == "R4":
-            return row_losses(self.material, regime, member, "validation", batches)
+            return row_losses(self.material, regime, member, "validation", Arrangement.of(batches))
         if regime not in self._losses:
             own: Trained = self.trained[regime][1]
             self._losses[regime] = row_losses(
-                self.material, regime, member, "validation", own.batches["validation"]
+                self.material, regime, member, "validation", own.orders["validation"]
             )
         return self._losses[regime]
