@@ -23,13 +23,15 @@ import nbformat
 import yaml
 from execute import parameter_names, run_notebook
 
-from chameleon_lite import cache
+from chameleon_lite import files
 from chameleon_lite.errors import RunFailed, UserError, unknown
+from chameleon_study.config import PROFILES
+from chameleon_study.provenance import installed
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "_build"
-PROFILES = ("smoke", "colab", "paper")
-COPIED = ("_config.yml", "_toc.yml", "book", "results", "benchmarks", "chameleon_lite")
+PACKAGES = ("chameleon_lite", "chameleon_study", "chameleon_bench")
+COPIED = ("_config.yml", "_toc.yml", "book", "results", "benchmarks", *PACKAGES)
 QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -40,20 +42,8 @@ QUIET = {
     "OMP_WAIT_POLICY": "passive",
 }
 MATHJAX = ("tex-mml-chtml.js", "output/chtml/fonts/woff-v2")  # 1.6 of the package's 24 MB
-SHOWN_VERSIONS = (
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "numpy",
-    "scikit-learn",
-    "umap-learn",
-    "datasets",
-    "papermill",
-    "jupyter-book",
-    "myst-nb",
-    "sphinx",
-)
+SHOWN_VERSIONS = """torch transformers peft accelerate numpy scikit-learn umap-learn datasets
+papermill jupyter-book myst-nb sphinx""".split()
 
 
 def say(text: str) -> None:
@@ -147,15 +137,7 @@ def machine() -> list[tuple[str, str]]:
         ("GPU", device),
         ("Python", platform.python_version()),
     ]
-    return rows + [(name, version(name)) for name in SHOWN_VERSIONS]
-
-
-def version(name: str) -> str:
-    """The installed version of a distribution, or 'not installed'."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+    return rows + [(name, installed(name, "not installed")) for name in SHOWN_VERSIONS]
 
 
 def notebook_status(executed: list[Path]) -> list[tuple]:
@@ -186,7 +168,7 @@ def stage() -> Path:
     (target / "notebooks").mkdir()
     for path in toc_notebooks():
         shutil.copy2(OUT / "executed" / path.name, target / "notebooks" / path.name)
-    (target / "book" / "api_modules.md").write_text(api_page(ROOT / "chameleon_lite"), encoding="utf-8")
+    (target / "book" / "api_modules.md").write_text(api_page(ROOT), encoding="utf-8")
     copy_mathjax(target / "book" / "_static" / "mathjax")
     write_csv(
         target / "book" / "status_notebooks.csv",
@@ -196,21 +178,20 @@ def stage() -> Path:
     return target
 
 
-def api_page(package: Path) -> str:
-    """Markdown with one heading a room and one a file, each documented from its docstrings."""
+def api_page(root: Path) -> str:
+    """Markdown with one heading per package or folder and one per file, each documented from its docstrings."""
     rooms: dict[str, list[str]] = {}
-    for path in sorted(package.rglob("*.py")):
-        parts = path.relative_to(package.parent).with_suffix("").parts
-        if path.name == "cli.py" or path.stat().st_size == 0 or parts == (package.name, "__init__"):
+    for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        if path.name in ("cli.py", "__main__.py") or path.stat().st_size == 0 or parts[1:] == ("__init__",):
             continue
-        module = ".".join(parts).removesuffix(".__init__")
-        rooms.setdefault(parts[1] + "/" if len(parts) > 2 else "At the top", []).append(module)
+        rooms.setdefault("/".join(parts[:-1]), []).append(".".join(parts).removesuffix(".__init__"))
     text = []
-    for room in sorted(rooms, key=lambda name: (name != "At the top", name)):
-        text.append(f"## {room}\n")
-        for module in rooms[room]:
+    for room, modules in rooms.items():
+        text.append(f"## {room}/\n")
+        for module in modules:
             text.append(
-                f"### {module.partition('.')[2]}\n\n```{{eval-rst}}\n.. automodule:: {module}\n"
+                f"### {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n"
                 "   :members:\n   :exclude-members: model_config\n   :ignore-module-all:\n```\n"
             )
     return "\n".join(text)
@@ -253,7 +234,7 @@ def build_site(staged: Path) -> Path:
         raise RunFailed(
             "\n".join([*(lines or run.stdout.splitlines()[-20:]), f"the book did not build; see {log}"])
         )
-    with cache.atomic(OUT / "site") as site:
+    with files.atomic(OUT / "site") as site:
         shutil.copytree(OUT / "jupyter-book" / "_build" / "html", site)
     return OUT / "site"
 

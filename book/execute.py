@@ -17,7 +17,7 @@ from pathlib import Path
 
 import nbformat
 
-from chameleon_lite import cache
+from chameleon_lite import files
 from chameleon_lite.errors import RunFailed, unknown
 
 TRACEBACK = re.compile(r"Traceback \(most recent call last\)")
@@ -84,7 +84,7 @@ def run_notebook(
                 f"{source.name}: {problem} (the executed copy: {failed}; the kernel's messages: {log})"
             )
     seconds = float(book.metadata.papermill.duration)
-    with cache.atomic(done) as temporary:
+    with files.atomic(done) as temporary:
         nbformat.write(presentable(book, parameters, seconds), temporary)
     return seconds
 

@@ -1,45 +1,50 @@
 """ChameleonLLM, re-implemented small: text becomes batches, a batch becomes a low-rank update of the LM head.
 
+The whole method is these files, to be read in this order:
+
+    text → embed → cluster → batches → backbone → lora → heads → loss → states → conditions → train → chameleon
+
 Axes, in every file:
 
     N documents   B rows of a batch   G conditioning groups   T tokens   C width   V vocabulary   K clusters   R rank
+    H heads trained side by side
 
-The low-rank factors are `down` (R, C) and `up` (V, R), the paper's A and B. Public names are fetched from their
-rooms when they are first used, so importing the package loads no heavy library and prints nothing.
+The low-rank factors are `down` (R, C) and `up` (V, R), the paper's A and B. `fast/` holds quicker forms of five
+functions, which `engine.py` chooses; `backbones/` where weights come from; `app/` the method for own texts. Public
+names are imported on first use, so importing the package loads no heavy library and prints nothing.
 """
 
 from importlib import import_module
 
 __version__ = "0.1.0"
 
-_HOME = {  # public name -> the file it lives in
-    "ChameleonLiteConfig": "model.chameleon_config",
-    "ChameleonLiteForCausalLM": "model.chameleon",
-    "Condition": "model.heads.interface",
-    "Head": "model.heads.interface",
-    "HeadUpdate": "model.heads.interface",
-    "apply_update": "model.heads.interface",
-    "Clustering": "data.clusters",
-    "Corpus": "data.corpora.documents",
-    "Document": "data.corpora.documents",
-    "HyperHead": "model.heads.hyper",
-    "LoraHead": "model.heads.static",
-    "TokenTable": "data.tokens",
-    "cluster_batches": "batches",
-    "fit_clusters": "data.clusters",
-    "load_backbone": "model.backbones",
-    "mean_embeddings": "data.embeddings",
-    "random_batches": "batches",
-    "tokenise": "data.tokens",
+_NAMES = {  # file -> the public names that live in it
+    "text": "Document TokenTable tokenise",
+    "embed": "mean_embeddings",
+    "cluster": "Clustering fit_clusters",
+    "batches": "Arrangement arrange",
+    "backbone": "Backbone load_backbone",
+    "lora": "add_lora",
+    "heads": "Condition Head HeadUpdate HyperHead LoraHead apply_update matched_rank",
+    "loss": "HeadWeight head_losses token_losses",
+    "states": "ScoredStates hidden_states",
+    "train": "Member average evaluate train_heads",
+    "chameleon": "ChameleonLiteForCausalLM",
+    "chameleon_config": "ChameleonLiteConfig",
+    "app.fit": "fit",
+    "app.stream": "adapt",
 }
-__all__ = sorted(_HOME)
+_FILE = {name: file for file, names in _NAMES.items() for name in names.split()}
+__all__ = sorted([*_FILE, "engine"])
 
 
 def __getattr__(name: str):
-    """A public name, imported from its room on first use (PEP 562)."""
-    if name not in _HOME:
+    """A public name, imported from its file on first use (PEP 562)."""
+    if name == "engine":
+        return import_module(".engine", __name__)
+    if name not in _FILE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    value = getattr(import_module(f".{_FILE[name]}", __name__), name)
     globals()[name] = value
     return value
 

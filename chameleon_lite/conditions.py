@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from .batches import Arrangement
+from .cluster import nearest_centroid
+from .embed import masked_mean, normalise
 from .errors import UserError, unknown
-from .model.heads.interface import Condition
-from .ops import masked_mean, nearest_centroid, normalise
+from .heads import Condition
 
 MODES = ("cluster", "centroid", "row")
 Source = Callable[[Arrangement, Tensor], tuple[Condition, Tensor | None]]

@@ -23,12 +23,14 @@ import pandas as pd
 import pytest
 import torch
 
-from chameleon_lite.adapt.fit import fit
-from chameleon_lite.adapt.stream import adapt
-from chameleon_lite.config import FitSettings, experiment_from
-from chameleon_lite.data.corpora import write_jsonl
-from chameleon_lite.data.corpora.documents import Corpus, Document
-from chameleon_lite.study.experiment import run_experiment
+from chameleon_lite.app.corpus import Corpus
+from chameleon_lite.app.fit import fit
+from chameleon_lite.app.own_texts import write_jsonl
+from chameleon_lite.app.stream import adapt
+from chameleon_lite.settings import FitSettings
+from chameleon_lite.text import Document
+from chameleon_study.config import experiment_from
+from chameleon_study.run import run_experiment
 
 FILE = Path(__file__).with_name("golden.json")
 RELATIVE = 1e-5  # of a float, on a machine other than the file's

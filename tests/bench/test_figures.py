@@ -3,9 +3,9 @@ import json
 import matplotlib
 import pytest
 
-from chameleon_lite.bench import figures, results
-from chameleon_lite.bench.report import EXTRAS, ROWS
-from chameleon_lite.study import page
+from chameleon_bench import figures, tables
+from chameleon_bench.report import EXTRAS, ROWS
+from chameleon_study import page
 
 matplotlib.use("Agg")
 ROW = {
@@ -87,17 +87,17 @@ def test_a_results_folder_becomes_tables(tmp_path):
     kept = {"machine": {"name": "m"}, "rows": {"B5": ROW, "growth": {"status": "shown", "curves": [CURVE]}}}
     (tmp_path / "m.json").write_text(json.dumps(kept))
     (tmp_path / "m-quick.json").write_text(json.dumps(kept))
-    found = results.load(tmp_path)
+    found = tables.load(tmp_path)
     assert list(found) == ["m"]
-    frame = results.goals_frame(found["m"]).set_index("against")
+    frame = tables.goals_frame(found["m"]).set_index("against")
     assert (
         frame.loc["released way", "verdict"] == "missed"
         and frame.loc["Liger", "verdict"] == "peer not installed"
     )
     assert frame.loc["released way", "times better"] == "4 [3, 5]"
-    assert results.missed_frame(found)["reason"].tolist() == [ROW["reason"]]
-    assert results.growth_frame(found["m"]["rows"]["growth"])["slope"].tolist() == [1.0]
-    assert results.entry(found, "B5", prefer="h100")[0] == "m" and results.entry(found, "B6") is None
+    assert tables.missed_frame(found)["reason"].tolist() == [ROW["reason"]]
+    assert tables.growth_frame(found["m"]["rows"]["growth"])["slope"].tolist() == [1.0]
+    assert tables.entry(found, "B5", prefer="h100")[0] == "m" and tables.entry(found, "B6") is None
 
 
 def machine(device, **rows):
@@ -109,11 +109,11 @@ def machine(device, **rows):
 
 def test_a_machine_with_a_few_rows_says_which_it_lacks():
     found = {"a": machine("one", B5=ROW, ladder=LADDER), "b": machine("other", B5=ROW)}
-    text = results.not_yet(found["b"])
+    text = tables.not_yet(found["b"])
     assert text.startswith("not measured on this machine yet: B1, B3, B4, B6") and "ladder" in text
     assert "B5" not in text and "scaling" not in text
-    assert results.not_yet(machine("full", **dict.fromkeys([*ROWS, *EXTRAS], {}))) == ""
-    counts = results.summary_frame(found)
+    assert tables.not_yet(machine("full", **dict.fromkeys([*ROWS, *EXTRAS], {}))) == ""
+    counts = tables.summary_frame(found)
     assert counts.loc["goal missed"].tolist() == [1, 1] and counts.loc["could not be run here"].tolist() == [
         1,
         1,
@@ -123,8 +123,8 @@ def test_a_machine_with_a_few_rows_says_which_it_lacks():
 
 def test_a_file_about_several_gpus_alone_has_no_goals_to_show():
     found = {"one": machine("one", B5=ROW), "two": machine("two", scaling=SCALING)}
-    assert list(results.with_goals(found)) == ["one"]
-    assert results.summary_frame(results.with_goals(found)).columns.tolist() == ["one"]
+    assert list(tables.with_goals(found)) == ["one"]
+    assert tables.summary_frame(tables.with_goals(found)).columns.tolist() == ["one"]
 
 
 def test_panels_are_drawn_for_machines_that_have_them_and_never_stay_empty():
@@ -141,18 +141,18 @@ def test_panels_are_drawn_for_machines_that_have_them_and_never_stay_empty():
 
 
 def test_stored_files_become_tables():
-    stored = results.load(page.root() / "benchmarks" / "results")
+    stored = tables.load(page.root() / "benchmarks" / "results")
     assert all(name == kept["machine"]["name"] for name, kept in stored.items())
-    assert results.entry(stored, "scaling")[1]["gates"][0]["passed"]
-    found = results.with_goals(stored)
-    assert len(results.summary_frame(found).columns) == len(found)
+    assert tables.entry(stored, "scaling")[1]["gates"][0]["passed"]
+    found = tables.with_goals(stored)
+    assert len(tables.summary_frame(found).columns) == len(found)
     for kept in found.values():
-        goals = results.goals_frame(kept)
+        goals = tables.goals_frame(kept)
         assert set(goals["row"]) == {name for name, row in kept["rows"].items() if row.get("comparisons")}
         assert goals["times better"].str.match(r"–|[\d.e+]+").all()
-        if results.usable(kept["rows"].get("tried")):
-            assert results.tried_frame(kept)["gain"].str.fullmatch(r"[\d.]+ ×").all()
-    assert not (results.missed_frame(found)["reason"] == "").any()
+        if tables.usable(kept["rows"].get("tried")):
+            assert tables.tried_frame(kept)["gain"].str.fullmatch(r"[\d.]+ ×").all()
+    assert not (tables.missed_frame(found)["reason"] == "").any()
 
 
 def test_what_was_tried_is_timed_on_both_sides(small_bench):
@@ -160,4 +160,4 @@ def test_what_was_tried_is_timed_on_both_sides(small_bench):
     assert len(entry["tried"]) >= 6 and all(
         t["with"] > 0 and t["without"] > 0 and t["why"] for t in entry["tried"]
     )
-    assert len(results.tried_frame({"rows": {"tried": entry}})) == len(entry["tried"])
+    assert len(tables.tried_frame({"rows": {"tried": entry}})) == len(entry["tried"])

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from chameleon_lite.bench.growth import EXPECTED, growth, measure_rows, slope
-from chameleon_lite.model.backbones import load_backbone
+from chameleon_bench.growth import EXPECTED, growth, measure_rows, slope
+from chameleon_lite.backbone import load_backbone
 
 
 def test_slope_by_hand():
@@ -12,7 +12,7 @@ def test_slope_by_hand():
 
 def test_every_curve_is_there(small_bench, monkeypatch):
     monkeypatch.setattr(
-        "chameleon_lite.bench.growth.measure_rows",
+        "chameleon_bench.growth.measure_rows",
         lambda bench, backbone, n: {stage: float(n) for stage in EXPECTED},
     )
     curves = growth(small_bench)["curves"]

@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from chameleon_lite.bench.measure import (
+from chameleon_bench.measure import (
     Comparison,
     Gate,
     Row,
@@ -16,7 +16,7 @@ from chameleon_lite.bench.measure import (
     sample,
     scaled,
 )
-from chameleon_lite.bench.rows_head import launching
+from chameleon_bench.rows_head import launching
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from chameleon_lite.bench.overhead import ROWS, Batches, overhead, quantiles, ratios
+from chameleon_bench.overhead import ROWS, Batches, overhead, quantiles, ratios
 
 
 @pytest.fixture

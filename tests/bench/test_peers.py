@@ -3,11 +3,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from chameleon_lite.bench import peers
-from chameleon_lite.bench.workload import random_table, row_lengths, texts, trained_tokenizer
-from chameleon_lite.data.corpora.documents import Document
-from chameleon_lite.data.embeddings import mean_embeddings
-from chameleon_lite.data.tokens import tokenise
+from chameleon_bench import baselines
+from chameleon_bench.workload import random_table, row_lengths, texts, trained_tokenizer
+from chameleon_lite.embed import mean_embeddings
+from chameleon_lite.text import Document, tokenise
 
 
 def test_row_lengths_are_like_those_of_the_corpus_they_stand_for():
@@ -20,7 +19,7 @@ def test_row_lengths_are_like_those_of_the_corpus_they_stand_for():
 def test_preparing_one_by_one_is_what_ours_does_at_once():
     words, tokenizer = texts(20), trained_tokenizer(1_000)
     embedding, positions = torch.randn(len(tokenizer), 12), torch.randn(256, 12)
-    ids, vectors = peers.prepare_one_by_one(words, tokenizer, embedding, positions, 256)
+    ids, vectors = baselines.prepare_one_by_one(words, tokenizer, embedding, positions, 256)
     table = tokenise(
         [Document(str(i), w) for i, w in enumerate(words)], tokenizer, prefix_tokens=1, min_scored=1
     )
@@ -30,28 +29,32 @@ def test_preparing_one_by_one_is_what_ours_does_at_once():
 
 def test_labels_of_padded_rows_are_the_tables_targets():
     table = random_table(np.array([5, 9, 4]), vocab=50, pad_id=7)
-    ids, labels = peers.padded_rows(table, 12, torch.device("cpu"))
+    ids, labels = baselines.padded_rows(table, 12, torch.device("cpu"))
     position, target, document = table.targets()
-    assert labels[labels != peers.IGNORED].tolist() == target.tolist()
-    assert (labels != peers.IGNORED).sum(1).tolist() == [4, 8, 3]
+    assert labels[labels != baselines.IGNORED].tolist() == target.tolist()
+    assert (labels != baselines.IGNORED).sum(1).tolist() == [4, 8, 3]
     assert ids[1, :9].tolist() == table.ids[5:14].tolist()
     last = random_table(np.array([5, 9, 4]), vocab=50, pad_id=7, last=True)
-    assert (peers.padded_rows(last, 12, torch.device("cpu"))[1] != peers.IGNORED).sum(1).tolist() == [1, 1, 1]
+    assert (baselines.padded_rows(last, 12, torch.device("cpu"))[1] != baselines.IGNORED).sum(1).tolist() == [
+        1,
+        1,
+        1,
+    ]
 
 
 def test_kmeans_by_loop_keeps_the_centroid_of_an_empty_cluster():
     x = torch.tensor([[0.0], [1.0], [10.0]])
-    centroids, labels = peers.kmeans_by_loop(x, torch.tensor([[0.0], [9.0], [100.0]]), 3)
+    centroids, labels = baselines.kmeans_by_loop(x, torch.tensor([[0.0], [9.0], [100.0]]), 3)
     assert centroids.tolist() == [[0.5], [10.0], [100.0]] and labels.tolist() == [0, 0, 1]
 
 
 def test_the_concatenation_has_the_same_logits():
     h, weight, down, up = torch.randn(6, 16), torch.randn(30, 16), torch.randn(4, 16), torch.randn(30, 4)
-    wide, matrix = peers.concatenated(h, weight, down, up)
+    wide, matrix = baselines.concatenated(h, weight, down, up)
     assert wide.shape[1] % 8 == 0
     assert torch.allclose(wide @ matrix.T, h @ weight.T + (h @ down.T) @ up.T, atol=1e-5)
     target = torch.randint(30, (6,))
-    plain = peers.plain_head_loss(h, target, weight, down, up)
+    plain = baselines.plain_head_loss(h, target, weight, down, up)
     assert float(plain) == pytest.approx(
         float(F.cross_entropy(wide @ matrix.T, target, reduction="sum")), rel=1e-5
     )

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from chameleon_lite.bench import rows_head
-from chameleon_lite.bench.report import EXTRAS, ROWS, line, run_rows
-from chameleon_lite.bench.results import many_texts_frame
+from chameleon_bench import rows_head
+from chameleon_bench.report import EXTRAS, ROWS, line, run_rows
+from chameleon_bench.tables import many_texts_frame
 from chameleon_lite.errors import RunFailed, UserError
 
 HEAVY = {"B3", "B16"}  # the one's size does not follow the backbone's, the other starts processes
@@ -27,7 +27,7 @@ def test_a_row_runs_and_its_gates_hold(name, small_bench):
 def test_clusters_row():
     import torch
 
-    from chameleon_lite.bench.workload import Bench
+    from chameleon_bench.workload import Bench
 
     row = ROWS["B3"](Bench(torch.device("cpu"), quick=True))
     assert all(gate.passed for gate in row.gates)
@@ -52,8 +52,9 @@ def test_adapting_many_short_texts_row(small_bench):
 
 
 def test_short_texts_are_whole_pieces_of_equal_length():
-    from chameleon_lite.bench.rows_adapt import WORDS, short_texts
-    from chameleon_lite.data.corpora import Corpus, Document
+    from chameleon_bench.rows_app import WORDS, short_texts
+    from chameleon_lite.app.corpus import Corpus
+    from chameleon_lite.text import Document
 
     long = Document("a", " ".join(map(str, range(2 * WORDS + 3))))
     corpus = Corpus(
@@ -64,7 +65,7 @@ def test_short_texts_are_whole_pieces_of_equal_length():
 
 
 def test_a_command_that_fails_is_said_to():
-    from chameleon_lite.bench.accounted import run
+    from chameleon_bench.subprocess_usage import run
 
     with pytest.raises(RunFailed, match="no file at nowhere.jsonl"):
         run(["adapt", "nowhere.jsonl", "--model", "none", "--out", "none.jsonl", "--device", "cpu"], 1)

@@ -69,12 +69,13 @@ def test_environment_installs_what_pyproject_names(repository, project):
 
 def test_the_package_imports_only_what_pyproject_declares(repository, project):
     declared = {canonicalize_name(r.name) for r in requirements(project)} | MEASURED_WHERE_THERE
-    for path in (repository / "chameleon_lite").rglob("*.py"):
+    ours = {"chameleon_lite", "chameleon_study", "chameleon_bench"}
+    for path in (p for package in ours for p in (repository / package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 names = [node.module]
-            for top in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"chameleon_lite"}:
+            for top in {name.split(".")[0] for name in names} - sys.stdlib_module_names - ours:
                 assert canonicalize_name(IMPORT_NAMES.get(top, top)) in declared, f"{path.name} imports {top}"
 
 
@@ -128,7 +129,7 @@ def test_readme_names_commands_the_cli_has(repository):
         pytest.fail("the README shows no command")
     from typer.main import get_command
 
-    from chameleon_lite import cli
+    from chameleon_lite.app import cli
 
     assert commands <= set(get_command(cli.app).commands)
 

@@ -5,12 +5,13 @@ import pandas as pd
 import pytest
 import torch
 
-from chameleon_lite.config import experiment_from
-from chameleon_lite.data.corpora import write_jsonl
-from chameleon_lite.data.corpora.documents import Corpus, Document
-from chameleon_lite.model.backbones import load_backbone
-from chameleon_lite.study.records import Record
-from chameleon_lite.study.regimes import REGIMES
+from chameleon_lite.app.corpus import Corpus
+from chameleon_lite.app.own_texts import write_jsonl
+from chameleon_lite.backbone import load_backbone
+from chameleon_lite.text import Document
+from chameleon_study.config import experiment_from
+from chameleon_study.records import Record
+from chameleon_study.regimes import REGIMES
 
 WORDS = "a model of short texts reads some words and then it writes others of the same kind".split()
 RELEASED = dict(

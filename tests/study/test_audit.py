@@ -1,8 +1,8 @@
 """The audit's table: every difference once, with a place and a decision; proofs point at existing rows."""
 
-from chameleon_lite.study.audit import audit_frame
-from chameleon_lite.study.proofs import PROOFS
-from chameleon_lite.study.proofs.store import Proof
+from chameleon_study.released.audit import audit_frame
+from chameleon_study.released.proofs import PROOFS
+from chameleon_study.released.proofs.store import Proof
 
 
 def test_every_row_says_where_and_what_decides_it():

@@ -6,7 +6,7 @@ import time
 import pytest
 import yaml
 
-from chameleon_lite import cli
+from chameleon_lite.app import cli
 
 COMMANDS = [
     "doctor",
@@ -160,12 +160,6 @@ def test_wrong_use_is_one_line_that_helps(command, experiment, tmp_path, setting
     refused(command("run", experiment(**settings), "--out", tmp_path / "r", *use, *words), *parts)
 
 
-def test_running_again_is_for_one_process(command, experiment, tmp_path):
-    code, _, said = command("run", experiment(), "--out", tmp_path, "--again", "--workers", "2")
-    assert code == 2 and "--again" in said and len(said.strip().splitlines()) == 1
-    assert not (tmp_path / "spans").exists()
-
-
 def test_missing_and_malformed_files(command, tmp_path):
     refused(command("run", tmp_path / "none.yaml"), "none.yaml")
     (tmp_path / "bad.yaml").write_text("a: [1, 2")
@@ -208,7 +202,7 @@ def test_a_loss_that_is_not_finite_is_said_and_records_are_kept(command, experim
 
 
 def test_an_interrupted_run_says_how_to_go_on(command, experiment, tmp_path, monkeypatch):
-    from chameleon_lite.study import experiment as line
+    from chameleon_study import run as line
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt

@@ -4,16 +4,16 @@ import shutil
 import pytest
 import torch
 
-from chameleon_lite.errors import RunFailed
-from chameleon_lite.model.backbones import load_backbone
-from chameleon_lite.study import cohort, experiment
-from chameleon_lite.study.cohort import Context, Trial, source_of, train_seed
-from chameleon_lite.study.experiment import expected_names, run_experiment
-from chameleon_lite.study.material import prepare, seed_material
-from chameleon_lite.study.measure import measure
-from chameleon_lite.study.records import pack, read_run
-from chameleon_lite.study.regimes import REGIMES, regime
-from chameleon_lite.training.loop import Processes, evaluate
+from chameleon_lite.backbone import load_backbone
+from chameleon_lite.processes import Processes
+from chameleon_lite.train import evaluate
+from chameleon_study import run, sweep
+from chameleon_study.cohort import Context, Trial, source_of, train_seed
+from chameleon_study.evaluate import measure
+from chameleon_study.prepare import prepare, seed_material
+from chameleon_study.records import pack, read_run
+from chameleon_study.regimes import REGIMES, regime
+from chameleon_study.run import expected_names, run_experiment
 
 FEW = ["R0", "R1", "R4", "R7", "R15"]
 
@@ -27,10 +27,12 @@ def test_a_run_repeats_itself_exactly(small, tmp_path):
     assert before.metrics["test_nll"] < [r for r in first if r.regime == "R0"][0].metrics["test_nll"]
 
 
-def test_resume_after_a_kill_loses_only_the_run_in_progress(small, tmp_path, monkeypatch):
+@pytest.mark.parametrize("workers", [None, pytest.param(2, marks=pytest.mark.slow)])
+def test_resume_after_a_kill_loses_only_the_run_in_progress(small, tmp_path, monkeypatch, workers):
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # as many in a worker as here
     settings = small(["R0", "R1", "R14"], seeds=2)
     whole = {r.name: r.measured() for r in run_experiment(settings, runs=tmp_path / "whole")}
-    written, write = [], experiment.write_run
+    written, write = [], run.write_run
 
     def killed(folder, record, documents):
         if len(written) == 3:
@@ -38,34 +40,35 @@ def test_resume_after_a_kill_loses_only_the_run_in_progress(small, tmp_path, mon
         written.append(record.name)
         return write(folder, record, documents)
 
-    monkeypatch.setattr(experiment, "write_run", killed)
+    monkeypatch.setattr(run, "write_run", killed)
     with pytest.raises(KeyboardInterrupt):
-        run_experiment(settings, runs=tmp_path / "runs")
-    monkeypatch.setattr(experiment, "write_run", write)
+        run_experiment(settings, runs=tmp_path / "runs", workers=workers)
+    monkeypatch.setattr(run, "write_run", write)
     assert [read_run(tmp_path / "runs", name) is not None for name in written] == [True] * 3
+    times = {n: (tmp_path / "runs" / n / "record.json").stat().st_mtime_ns for n in written}
     said = []
-    found = run_experiment(settings, runs=tmp_path / "runs", say=said.append)
+    found = run_experiment(settings, runs=tmp_path / "runs", say=said.append, workers=workers)
     assert {r.name: r.measured() for r in found} == whole
-    assert not [line for line in said if "seed 0" in line]  # seed 0 was complete
+    assert workers or not [line for line in said if "seed 0" in line]  # seed 0 was complete
+    for name in written:  # and what is complete is not run again
+        assert (tmp_path / "runs" / name / "record.json").stat().st_mtime_ns == times[name]
 
 
 def test_a_sweep_is_kept_and_not_repeated(small, tmp_path, monkeypatch):
-    sweep = {"grid": [1e-3, 1e-2], "seeds": 1, "extend": 0}
-    settings = small(["R1", "R5", "R5-g4"], learning_rates={}, sweep=sweep)
-    (record, *_) = run_experiment(settings, runs=tmp_path)
+    grid = {"grid": [1e-3, 1e-2], "seeds": 1, "extend": 0}
+    settings = small(["R1", "R5", "R5-g4"], learning_rates={}, sweep=grid)
+    *_, record = run_experiment(settings, runs=tmp_path)
     assert set(record.learning_rate_trials) == {"0.001", "0.01"}
     kept = sorted(p.name for p in (tmp_path / "sweeps").iterdir() if p.suffix == ".json")
     assert len(kept) == 4  # R5-g4 takes R5's rate
     assert json.loads((tmp_path / "sweeps" / kept[0]).read_text())["trial"].startswith("R1@")
-    monkeypatch.setattr(cohort, "train_seed", lambda *_: pytest.fail("the sweep ran again"))
-    monkeypatch.setattr(experiment, "_cached_outcomes", lambda *_: {})
-    context = _context(settings, tmp_path)
-    assert experiment._run_corpus(context, [regime("R1")], {}, "x") == {}
-
-
-def test_time_is_kept(small, tmp_path):
-    with pytest.raises(RunFailed, match="time is up"):
-        run_experiment(small(["R1"]), runs=tmp_path, minutes=0)
+    shutil.rmtree(tmp_path / record.name)
+    monkeypatch.setattr(sweep, "train_seed", lambda *_: pytest.fail("the sweep ran again"))
+    again = run_experiment(settings, runs=tmp_path)
+    assert (
+        again[2].measured() == record.measured()
+        and again[2].learning_rate_trials == record.learning_rate_trials
+    )
 
 
 def test_readings_beyond_the_test_split_are_recorded(small, tmp_path, made_up, monkeypatch):
@@ -86,14 +89,14 @@ def test_readings_beyond_the_test_split_are_recorded(small, tmp_path, made_up, m
         pack("x", [four.name], tmp_path, tmp_path / "results")
 
 
-def _context(settings, runs):
+def _context(settings):
     material = prepare(settings, load_backbone("tiny"), settings.corpora[0])
-    return Context(settings, material, runs, Processes(), "test", lambda text: None)
+    return Context(settings, material, Processes(), "test", lambda text: None)
 
 
 def test_constant_input_is_a_static_adapter(small, tmp_path):
     """R3 trained, then folded into a LoRA head: the same losses, since nothing it is told varies."""
-    context = _context(small(["R3"]), tmp_path)
+    context = _context(small(["R3"]))
     (trial,) = train_seed(context, [Trial(regime("R3"), 1e-2)], 0)
     seeded = seed_material(context.settings, context.material, 0)
     order = seeded.epoch("test", "random", 0)
@@ -108,7 +111,7 @@ def test_constant_input_is_a_static_adapter(small, tmp_path):
 
 def test_every_regime_on_cached_states_is_measured(small, tmp_path):
     names = [n for n, r in REGIMES.items() if r.procedure is None]
-    context = _context(small(names), tmp_path)
+    context = _context(small(names))
     trained = [r for r in REGIMES.values() if r.trained]
     members = {t.regime.name: t.member for t in train_seed(context, [Trial(r, 1e-2) for r in trained], 0)}
     seeded = seed_material(context.settings, context.material, 0)

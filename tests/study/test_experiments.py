@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from chameleon_lite.config import PROFILES, load_experiment
-from chameleon_lite.study.experiment import expected_names, is_honest, stops
-from chameleon_lite.study.regimes import REGIMES
-from chameleon_lite.study.released import check_released
+from chameleon_study.config import PROFILES, load_experiment
+from chameleon_study.jobs import is_honest
+from chameleon_study.regimes import REGIMES
+from chameleon_study.released.run import check_released
+from chameleon_study.run import expected_names, stops
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments"
 HONEST = sorted(FOLDER.glob("honest-*.yaml"))

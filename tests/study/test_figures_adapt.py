@@ -16,7 +16,7 @@ def ax():
 
 
 def test_waiting_has_a_line_for_every_way_and_quantile(ax):
-    from chameleon_lite.study.figures.waiting import waiting
+    from chameleon_study.figures.study import waiting
 
     ways = [(b, n) for b in ("by cluster", "mixed") for n in (1, 8)]
     rows = [{"batches": b, "size": n, "p50": n, "p95": 2 * n, "p99": 3 * n} for b, n in ways]
@@ -26,7 +26,7 @@ def test_waiting_has_a_line_for_every_way_and_quantile(ax):
 
 
 def test_shifts_are_centred_on_no_change(ax):
-    from chameleon_lite.study.figures.shifts import shifts
+    from chameleon_study.figures.clouds import shifts
 
     shifts(ax, np.array([[1.0, -3.0], [0.0, 2.0]]), ["0", "1"], ["a", "b"])
     assert ax.images[0].get_clim() == (-3.0, 3.0)

@@ -8,20 +8,20 @@ import pandas as pd
 import pytest
 import torch
 
-from chameleon_lite.config import PROFILES, Experiment, load_experiment
+from chameleon_lite.backbone import load_backbone
 from chameleon_lite.errors import UserError
-from chameleon_lite.model.backbones import load_backbone
-from chameleon_lite.model.heads import FrozenHead, LoraHead
-from chameleon_lite.study import experiment, generation
-from chameleon_lite.study.cohort import Context, Trial, train_seed
-from chameleon_lite.study.experiment import expected_names, run_experiment
-from chameleon_lite.study.generated import Generations, generation_frame
-from chameleon_lite.study.generation_metrics import COLUMNS, distinct, document_scores, repeated, rouge_l
-from chameleon_lite.study.material import prepare, seed_material
-from chameleon_lite.study.measure import head_and_source, measure
-from chameleon_lite.study.records import load_records, pack
-from chameleon_lite.study.regimes import REGIMES, regime
-from chameleon_lite.training.loop import Processes
+from chameleon_lite.heads import LoraHead
+from chameleon_lite.processes import Processes
+from chameleon_study import run, write
+from chameleon_study.claims.continuations import Generations, generation_frame
+from chameleon_study.cohort import Context, Trial, train_seed
+from chameleon_study.config import PROFILES, Experiment, load_experiment
+from chameleon_study.evaluate import head_and_source, measure
+from chameleon_study.prepare import prepare, seed_material
+from chameleon_study.records import load_records, pack
+from chameleon_study.regimes import REGIMES, regime
+from chameleon_study.run import expected_names, run_experiment
+from chameleon_study.text_scores import COLUMNS, distinct, document_scores, repeated, rouge_l
 
 ROOT = Path(__file__).parents[2]
 COHERENCE = ROOT / "experiments" / "coherence-alpaca.yaml"
@@ -39,7 +39,6 @@ def trained(small):
         context = Context(
             settings,
             prepare(settings, load_backbone("tiny"), settings.corpora[0]),
-            Path("."),
             Processes(),
             "",
             lambda _: None,
@@ -59,20 +58,19 @@ def told_of(name, context, seeded, members):
     r, material = REGIMES[name], context.material
     head, source = head_and_source(r, members, material, seeded, "test")
     order = seeded.epoch("test", r.order, 0)
-    return head, generation.conditions(source, order, context.settings.train.rows_per_step)
+    return head, write.conditions(source, order, context.settings.train.rows_per_step)
 
 
 def test_the_frozen_head_writes_what_transformers_writes(trained):
     context, seeded, members = trained(["R0"])
     material, settings = context.material, context.settings
-    table, model = material.tables["test"], generation.writer(context.settings, material)
-    rows = generation.chosen(settings, table)
+    table, model = material.tables["test"], write.writer(context.settings, material)
+    rows = write.chosen(settings, table)
     assert len(rows) == 20 and (rows.diff() > 0).all()
-    found = generation.write(model, None, None, rows, table, settings)
+    found = write.write(model, None, None, rows, table, settings)
     untrained = LoraHead(model.backbone.width, model.backbone.vocab).train()  # starts as a no-op
     assert (
-        torch.equal(generation.write(model, untrained, None, rows, table, settings), found)
-        and untrained.training
+        torch.equal(write.write(model, untrained, None, rows, table, settings), found) and untrained.training
     )
     differ = 0
     for own, row in zip(found, rows.tolist()):
@@ -110,15 +108,15 @@ def test_what_a_head_writes_under_is_what_it_is_evaluated_under(trained):
         for p in member.head.parameters():
             p.data += 0.2 * torch.randn(p.shape, generator=generator)
     measured = measure(context, seeded, [regime(n) for n in KINDS], members)
-    table, model = context.material.tables["test"], generation.writer(context.settings, context.material)
+    table, model = context.material.tables["test"], write.writer(context.settings, context.material)
     rows = torch.arange(len(table))
     ids, mask = table.padded(rows)
     scored = mask[:, 1:] & (torch.arange(1, ids.shape[1]) >= torch.from_numpy(table.prefix)[:, None])
     for name in KINDS:
         head, told = told_of(name, context, seeded, members)
-        head = head.eval() if head is not None else FrozenHead(model.backbone.width, model.backbone.vocab)
+        head = head.eval() if head is not None else LoraHead(model.backbone.width, model.backbone.vocab)
         with torch.no_grad():
-            update = generation._update(head, told, rows, torch.float32)
+            update = write._update(head, told, rows)
             logits = model(input_ids=ids, attention_mask=mask.long(), head_update=update).logits
         each = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
         nll = (each * scored).sum(1)
@@ -129,7 +127,7 @@ def test_what_a_head_writes_under_is_what_it_is_evaluated_under(trained):
 def test_prompts_are_padded_on_the_left(trained):
     context, *_ = trained(["R0"])
     table = context.material.tables["test"]
-    ids, mask = generation.prompts(table, torch.tensor([3, 1]))
+    ids, mask = write.prompts(table, torch.tensor([3, 1]))
     assert ids.shape == mask.shape and mask[:, -1].all()
     for own, shown, row in zip(ids, mask, (3, 1)):
         start = table.offsets[row]
@@ -239,14 +237,14 @@ def test_both_texts_are_cut_to_the_shorter_ones_tokens(trained):
     references = [table.ids[table.offsets[r] + table.prefix[r] : table.offsets[r + 1]] for r in rows.tolist()]
     length = max(map(len, references))
     tokens = torch.tensor([[*r.tolist(), *[ord("x")] * (length - len(r))] for r in references])
-    assert generation.agreement(tokens, table, rows, tokenizer) == pytest.approx(np.ones(6))
+    assert write.agreement(tokens, table, rows, tokenizer) == pytest.approx(np.ones(6))
 
 
 def test_what_cannot_be_done_is_refused_in_words(small, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="R14 has no head"):
         run_experiment(small(["R0", "R14"], probes={"generate": {"regimes": ["R14"]}}), runs=tmp_path)
     with pytest.raises(UserError, match="512 positions"), monkeypatch.context() as patched:
-        patched.setattr(experiment, "train_seed", lambda *_: pytest.fail("trained, and only then refused"))
+        patched.setattr(run, "train_seed", lambda *_: pytest.fail("trained, and only then refused"))
         run_experiment(small(["R0", "R1"], probes={"generate": {"new_tokens": 510}}), runs=tmp_path)
     for probes, more in (
         ({"generate": {"regimes": ["R1"]}}, {}),
@@ -262,7 +260,7 @@ def test_what_cannot_be_done_is_refused_in_words(small, tmp_path, monkeypatch):
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_experiment_loads_under_every_profile(profile):
     settings = load_experiment(COHERENCE, profile)
-    assert settings.name == COHERENCE.stem and generation.writing(settings) == list(settings.regimes)
+    assert settings.name == COHERENCE.stem and write.writing(settings) == list(settings.regimes)
     assert {n for n in settings.regimes if REGIMES[n].trained} == set(
         settings.learning_rates
     )  # nothing is swept

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from chameleon_lite.config import load_experiment
-from chameleon_lite.data.corpora import hub
-from chameleon_lite.model.backbones import load_backbone
-from chameleon_lite.study.experiment import run_experiment
-from chameleon_lite.study.proofs import Subject, prove_all
-from chameleon_lite.study.released_tables import released_frame
+from chameleon_lite.backbone import load_backbone
+from chameleon_study.config import load_experiment
+from chameleon_study.corpora import hub
+from chameleon_study.released.proofs import prove_all
+from chameleon_study.released.proofs.subject import Subject
+from chameleon_study.released.tables import released_frame
+from chameleon_study.run import run_experiment
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 VOCAB, END = 50_257, 50_256

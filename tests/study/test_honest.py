@@ -5,12 +5,12 @@ import matplotlib
 import pandas as pd
 import pytest
 
-from chameleon_lite.config import load_experiment
-from chameleon_lite.study import honest
-from chameleon_lite.study.evidence import Evidence, registered
-from chameleon_lite.study.figures import honest as figures
-from chameleon_lite.study.records import load_records
-from chameleon_lite.study.rules import slopes
+from chameleon_study import page, study_tables
+from chameleon_study.claims.contrasts import StoredRuns, registered
+from chameleon_study.claims.rules import slopes
+from chameleon_study.config import load_experiment
+from chameleon_study.figures import study as figures
+from chameleon_study.records import load_records
 
 matplotlib.use("Agg")
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -18,24 +18,24 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 @pytest.fixture
 def evidence(made_up_results):
-    return Evidence(made_up_results, draws=300)
+    return StoredRuns(made_up_results, draws=300)
 
 
 def test_no_mean_without_n_and_interval(evidence):
-    frame = honest.regimes_frame(evidence, "docstrings")
+    frame = study_tables.regimes_frame(evidence, "docstrings")
     assert (frame["n seeds"] == 5).all() and (frame["low"] < frame["high"]).all()
     assert set(frame.loc[frame["regime"].str.contains("leak"), "regime"]) == {"R8 (leak)", "R9 (leak)"}
 
 
 def test_loss_falls_along_the_group_sizes_that_were_made_so(evidence):
-    frame = honest.group_frame(evidence, "docstrings").set_index(["order", "rows in a group"])["nll"]
+    frame = study_tables.group_frame(evidence, "docstrings").set_index(["order", "rows in a group"])["nll"]
     assert (
         list(frame["clustered"].index) == [1, 2, 4, 8, 16, 32] and frame["clustered"].is_monotonic_decreasing
     )
 
 
 def test_group_sizes_are_read_against_the_rows_own_prefix(evidence):
-    frame = honest.group_frame(evidence, "docstrings").set_index(["order", "rows in a group"])
+    frame = study_tables.group_frame(evidence, "docstrings").set_index(["order", "rows in a group"])
     own = frame.loc[("clustered", 1)]
     assert own["difference"] == own["low"] == own["high"] == 0.0
     largest = frame.loc[("clustered", 32)]
@@ -45,18 +45,18 @@ def test_group_sizes_are_read_against_the_rows_own_prefix(evidence):
 
 
 def test_every_control_is_a_registered_contrast_and_is_judged_on_every_corpus(evidence):
-    assert set(honest.CONTROLS.values()) <= set(registered()["contrasts"])
-    frame = honest.controls_frame(evidence).set_index("contrast")
+    assert set(study_tables.CONTROLS.values()) <= set(registered()["contrasts"])
+    frame = study_tables.controls_frame(evidence).set_index("contrast")
     for corpus in evidence.corpora:
         for name, judged in evidence.family(corpus).items():
             if name in frame.index:
                 assert frame.loc[name, corpus].endswith(judged.verdict)
-    across = honest.across_frame(evidence)
+    across = study_tables.across_frame(evidence)
     assert len(across.columns) == len(evidence.corpora) and across.index[0].startswith("R1: ")
 
 
 def test_foreign_rows_cost_what_was_put_in(evidence):
-    frame = honest.foreign_frame(evidence, "docstrings").set_index("regime")["cost"]
+    frame = study_tables.foreign_frame(evidence, "docstrings").set_index("regime")["cost"]
     assert frame["R4"] == pytest.approx(0.02, abs=1e-6) and frame["R6"] == pytest.approx(0.2, abs=1e-6)
 
 
@@ -68,17 +68,17 @@ def test_a_corpus_without_foreign_readings_has_them_from_an_experiment_made_for_
     for kind in ("jsonl", "parquet"):
         shutil.copy(tmp_path / f"honest-mixed-smollm2.{kind}", tmp_path / f"foreign-mixed.{kind}")
     frame[frame["split"] == "test"].to_parquet(parquet, index=False)
-    evidence = Evidence(tmp_path, draws=300)
+    evidence = StoredRuns(tmp_path, draws=300)
     assert evidence.with_foreign("docstrings") is evidence and evidence.with_foreign("mixed") is not evidence
     assert (
         len(evidence.records["mixed", "R4"]) == 5
     )  # the second training of the same heads counts nowhere else
-    assert honest.foreign_frame(evidence, "mixed").set_index("regime")["cost"]["R6"] == pytest.approx(
+    assert study_tables.foreign_frame(evidence, "mixed").set_index("regime")["cost"]["R6"] == pytest.approx(
         0.2, abs=1e-6
     )
     assert slopes(evidence).corpora == {"docstrings": "confirmed", "mixed": "confirmed"}
     (tmp_path / "foreign-mixed.jsonl").unlink()
-    assert slopes(Evidence(tmp_path, draws=300)).corpora.get("mixed", "not tested") == "not tested"
+    assert slopes(StoredRuns(tmp_path, draws=300)).corpora.get("mixed", "not tested") == "not tested"
 
 
 def test_the_foreign_experiments_heads_are_those_of_the_honest_study():
@@ -104,7 +104,7 @@ def test_the_foreign_experiments_heads_are_those_of_the_honest_study():
 
 
 def test_matched_rank_and_its_difference():
-    frame = honest.matched_frame().set_index("backbone")
+    frame = study_tables.matched_frame().set_index("backbone")
     assert list(frame["R2's rank"]) == [133, 133]
     assert frame.loc["gpt2", "difference"] == -271 and frame.loc["smollm2", "difference"] == 10_720
 
@@ -121,11 +121,11 @@ def test_matched_rank_and_its_difference():
 def test_pictures_draw_their_frame_and_name_their_axes(draw, frame, evidence):
     import matplotlib.pyplot as plt
 
-    ax = getattr(figures, draw)(plt.subplots()[1], getattr(honest, frame)(evidence, "docstrings"))
+    ax = getattr(figures, draw)(plt.subplots()[1], getattr(study_tables, frame)(evidence, "docstrings"))
     assert ax.get_xlabel() and "nats" in ax.get_ylabel()
     plt.close("all")
 
 
 def test_a_table_can_be_saved(evidence):
-    link = honest.csv_link(honest.accounting_frame(evidence, "docstrings"), "accounting")._repr_html_()
+    link = page.csv_link(study_tables.accounting_frame(evidence, "docstrings"), "accounting")._repr_html_()
     assert 'download="accounting.csv"' in link and "base64," in link

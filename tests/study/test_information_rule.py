@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from chameleon_lite.data.corpora import read_jsonl, write_jsonl
-from chameleon_lite.model.backbones import load_backbone
-from chameleon_lite.study import generation, uncached
-from chameleon_lite.study.cohort import Context
-from chameleon_lite.study.material import prepare, seed_material, split_view
-from chameleon_lite.study.measure import head_and_source
-from chameleon_lite.study.regimes import REGIMES, Parts
-from chameleon_lite.training.loop import Member, Processes, evaluate
+from chameleon_lite.app.own_texts import read_jsonl, write_jsonl
+from chameleon_lite.backbone import load_backbone
+from chameleon_lite.processes import Processes
+from chameleon_lite.train import Member, evaluate
+from chameleon_study import layers, write
+from chameleon_study.cohort import Context
+from chameleon_study.evaluate import head_and_source
+from chameleon_study.prepare import prepare, seed_material, split_view
+from chameleon_study.regimes import REGIMES, Parts
 
 PREFIX, KEPT = 10, 3  # tokens, characters for the byte tokenizer
 CACHED = [n for n, r in REGIMES.items() if r.procedure is None and n != "R0"]
@@ -41,7 +42,7 @@ def contexts(small, two_worlds, **more):
     backbone = load_backbone("tiny")
     settings = small(["R4"], **more)
     return [
-        Context(settings, prepare(settings, backbone, name), Path("."), Processes(), "", lambda _: None)
+        Context(settings, prepare(settings, backbone, name), Processes(), "", lambda _: None)
         for name in two_worlds
     ]
 
@@ -95,10 +96,10 @@ def written(name, context):
     member = Member(r.weights_of or name, head_of(r, context, seeded), None, None, 0.0)
     head, source = head_and_source(r, {member.name: member}, material, seeded, "test")
     order = seeded.epoch("test", r.order, 0)
-    told = generation.conditions(source, order, settings.train.rows_per_step)
+    told = write.conditions(source, order, settings.train.rows_per_step)
     table = material.tables["test"]
-    return generation.write(
-        generation.writer(settings, material), head, told, torch.arange(len(table)), table, settings
+    return write.write(
+        write.writer(settings, material), head, told, torch.arange(len(table)), table, settings
     )
 
 
@@ -116,7 +117,7 @@ def test_the_leaks_are_r8_and_r9_and_no_others():
 def test_prefixes_in_context_hold_no_scored_token_of_a_neighbour(small, two_worlds):
     here, there = (c.material for c in contexts(small, two_worlds))
     groups = torch.arange(48) // 16
-    before, after = (uncached.neighbours_in_front(m.tables["test"], groups, [10]) for m in (here, there))
+    before, after = (layers.neighbours_in_front(m.tables["test"], groups, [10]) for m in (here, there))
     assert (before[1] == after[1]).all() and before[1].min() == 15 * (PREFIX + 1)
     for n, stop in enumerate(before[1] + PREFIX + KEPT):
         assert (before[0][n][:stop] == after[0][n][:stop]).all()
@@ -126,7 +127,7 @@ def test_prefixes_in_context_hold_no_scored_token_of_a_neighbour(small, two_worl
 def test_other_rows_scored_text_changes_nothing_without_the_cache(
     name, small, two_worlds, made_up, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(uncached, "LEARNING_RATES", (1e-2,))
+    monkeypatch.setattr(layers, "LEARNING_RATES", (1e-2,))
     corpus, other = (read_jsonl(Path(p)) for p in two_worlds)
     first = corpus.splits["test"][0]
     mixed = replace(corpus, splits=corpus.splits | {"test": (first, *other.splits["test"][1:])})
@@ -134,6 +135,6 @@ def test_other_rows_scored_text_changes_nothing_without_the_cache(
     losses = []
     for context in contexts(small, (made_up, str(tmp_path / "mixed.jsonl"))):
         seeded = seed_material(context.settings, context.material, 0)
-        losses.append(getattr(uncached, REGIMES[name].procedure)(context, seeded, REGIMES[name]).nll["test"])
+        losses.append(getattr(layers, REGIMES[name].procedure)(context, seeded, REGIMES[name]).nll["test"])
     assert float(losses[0][0]) == pytest.approx(float(losses[1][0]), rel=1e-5)
     assert not torch.allclose(losses[0][1:], losses[1][1:])

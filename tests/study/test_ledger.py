@@ -4,13 +4,12 @@ import json
 
 import pytest
 
-from chameleon_lite.config import load_experiment
-from chameleon_lite.study.evidence import REGISTERED, Evidence, registered
-from chameleon_lite.study.ledger import RULES, ledger, ledger_frame, predictions, write_verdicts
-from chameleon_lite.study.paper import claims
-from chameleon_lite.study.regimes import REGIMES
-from chameleon_lite.study.rules import VERDICTS, worst
-from chameleon_lite.study.scoreboard import scoreboard
+from chameleon_study.claims.contrasts import REGISTERED, StoredRuns, registered
+from chameleon_study.claims.ledger import RULES, ledger, ledger_frame, predictions, scoreboard, write_verdicts
+from chameleon_study.claims.paper import claims
+from chameleon_study.claims.rules import VERDICTS, worst
+from chameleon_study.config import load_experiment
+from chameleon_study.regimes import REGIMES
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +72,7 @@ def test_a_claim_holds_only_if_it_holds_everywhere():
 
 
 def test_a_family_is_adjusted_together(made_up_results):
-    evidence = Evidence(made_up_results, draws=500)
+    evidence = StoredRuns(made_up_results, draws=500)
     family = evidence.family("docstrings")
     assert set(family) <= set(registered()["contrasts"])
     assert all(j.adjusted_p >= j.found.p for j in family.values())
@@ -81,7 +80,7 @@ def test_a_family_is_adjusted_together(made_up_results):
 
 
 def test_predictions_are_judged(made_up_results):
-    frame = predictions(Evidence(made_up_results, draws=500)).set_index(["prediction", "corpus"])
+    frame = predictions(StoredRuns(made_up_results, draws=500)).set_index(["prediction", "corpus"])
     assert bool(frame.loc[("b", "docstrings"), "as expected"])  # R3 has 98 % of the advantage
     assert bool(frame.loc[("c", "docstrings"), "as expected"])
 
@@ -123,9 +122,9 @@ def test_other_experiments_decide_nothing_alone_and_are_never_mixed_in(tmp_path,
     study_of(tmp_path, "docstrings", {"R1": 3.50, "R2": 3.50, "R4": 3.60})
     for kind in ("jsonl", "parquet"):
         (tmp_path / f"honest-docstrings-smollm2.{kind}").rename(tmp_path / f"four-regimes.{kind}")
-    assert Evidence(tmp_path).corpora == []
+    assert StoredRuns(tmp_path).corpora == []
     assert {f.verdict for f in ledger(tmp_path, draws=500).values()} == {"not tested"}
     study_of(tmp_path, "docstrings", {"R1": 3.50, "R2": 3.50, "R4": 3.45})
-    evidence = Evidence(tmp_path, draws=500)
+    evidence = StoredRuns(tmp_path, draws=500)
     assert len(evidence.records["docstrings", "R4"]) == 5
     assert ledger(tmp_path, draws=500)[1].verdict == "confirmed"

@@ -6,9 +6,9 @@ import math
 import pytest
 
 from chameleon_lite.errors import DamagedFile, UserError
-from chameleon_lite.study import page
-from chameleon_lite.study.paper import claims, paper, published, published_parameters, table_rows
-from chameleon_lite.study.scoreboard import OPEN, regimes_named, scoreboard
+from chameleon_study import page
+from chameleon_study.claims.ledger import OPEN, regimes_named, scoreboard
+from chameleon_study.claims.paper import claims, paper, published, published_parameters, table_rows
 
 
 @pytest.mark.parametrize("table", [1, 2])
@@ -24,7 +24,7 @@ def test_stated_improvements_follow_from_the_tables():
 
 
 def test_parameter_columns_are_what_the_package_counts():
-    from chameleon_lite.model.parameters import parameter_table
+    from chameleon_study.parameters import parameter_table
 
     counted = parameter_table("random-gpt2")
     assert published_parameters() == {part: counted[part] for part in published_parameters()}

@@ -2,9 +2,9 @@
 
 import pytest
 
-from chameleon_lite.config import ProtocolSettings
 from chameleon_lite.errors import UserError
-from chameleon_lite.study.protocol import (
+from chameleon_study.config import ProtocolSettings
+from chameleon_study.released.protocol import (
     PRESETS,
     Protocol,
     mended,

@@ -6,13 +6,13 @@ import pandas as pd
 import pytest
 import torch
 
+from chameleon_lite.backbone import load_backbone
 from chameleon_lite.errors import UserError
-from chameleon_lite.model.backbones import load_backbone
-from chameleon_lite.study.experiment import expected_names, run_experiment
-from chameleon_lite.study.protocol import preset
-from chameleon_lite.study.released import decomposition, make_head, row_weights
-from chameleon_lite.study.released_tables import protocol_label, released_frame
-from chameleon_lite.study.walk import walk_frame
+from chameleon_study.released.protocol import preset
+from chameleon_study.released.run import decomposition, make_head, row_weights
+from chameleon_study.released.tables import protocol_label, released_frame
+from chameleon_study.released.waterfall import walk_frame
+from chameleon_study.run import expected_names, run_experiment
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_as_released_on_plain_text(run):
 
 def test_a_second_run_finds_the_first(run, monkeypatch):
     settings, first, folder = run("plain", {"preset": "as_released"})
-    monkeypatch.setattr("chameleon_lite.study.experiment.run_released", None)
+    monkeypatch.setattr("chameleon_study.jobs.measure_released", None)
     again = run_experiment(settings, runs=folder / "runs", backbone=load_backbone("tiny"), command="test")
     assert [r.measured() for r in again] == [r.measured() for r in first]
 

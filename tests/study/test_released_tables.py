@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from chameleon_lite.study.paper import paper, published
-from chameleon_lite.study.records import load_records
-from chameleon_lite.study.released_tables import (
+from chameleon_study.claims.paper import paper, published
+from chameleon_study.records import load_records
+from chameleon_study.released.tables import (
     NOT_MEASURED,
     circumstances,
     controls_frame,

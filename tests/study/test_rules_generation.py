@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chameleon_lite.study.evidence import Evidence
-from chameleon_lite.study.generated import MARGIN, Generations, generation_frame
-from chameleon_lite.study.generation_metrics import COLUMNS
-from chameleon_lite.study.ledger import ledger, write_verdicts
-from chameleon_lite.study.records import Record
-from chameleon_lite.study.rules_generation import coherent_outputs
+from chameleon_study.claims.continuations import MARGIN, Generations, generation_frame
+from chameleon_study.claims.contrasts import StoredRuns
+from chameleon_study.claims.ledger import ledger, write_verdicts
+from chameleon_study.claims.rules_generation import coherent_outputs
+from chameleon_study.records import Record
+from chameleon_study.text_scores import COLUMNS
 
 DOCUMENTS, SEEDS = 80, 5
 MADE_UP = {"command": "made up", "device_name": "none", "commit": "none", "source": "none"}
@@ -115,13 +115,13 @@ def test_other_documents_are_never_paired(tmp_path):
         generations.contrast("alpaca", "R4", "R3") is None
         and generations.contrast("alpaca", "R4", "R1") is not None
     )
-    assert coherent_outputs(Evidence(tmp_path, draws=500)).verdict == "not tested"
+    assert coherent_outputs(StoredRuns(tmp_path, draws=500)).verdict == "not tested"
 
 
 def test_every_corpus_must_agree(tmp_path):
     write_coherence(tmp_path, {"R1": 0.20, "R3": 0.20, "R4": 0.25})
     write_coherence(tmp_path, {"R1": 0.25, "R3": 0.20, "R4": 0.20}, "docstrings-instructions")
-    found = coherent_outputs(Evidence(tmp_path, draws=500))
+    found = coherent_outputs(StoredRuns(tmp_path, draws=500))
     assert found.verdict == "refuted" and found.deciding.startswith("docstrings-instructions: ")
     assert found.corpora == {"alpaca": "confirmed", "docstrings-instructions": "refuted"}
 

@@ -2,15 +2,15 @@
 
 import pytest
 
-from chameleon_lite.config import load_experiment
-from chameleon_lite.study.evidence import REGISTERED, Evidence
-from chameleon_lite.study.ledger import RULES
-from chameleon_lite.study.paper import paper, published
-from chameleon_lite.study.proofs.store import Proof, store_proofs
-from chameleon_lite.study.protocol import protocol_of
-from chameleon_lite.study.records import Record
-from chameleon_lite.study.released_tables import protocol_label
-from chameleon_lite.study.rules_released import RELEASED
+from chameleon_study.claims.contrasts import REGISTERED, StoredRuns
+from chameleon_study.claims.ledger import RULES
+from chameleon_study.claims.paper import paper, published
+from chameleon_study.claims.rules_released import RELEASED
+from chameleon_study.config import load_experiment
+from chameleon_study.records import Record
+from chameleon_study.released.proofs.store import Proof, store_proofs
+from chameleon_study.released.protocol import protocol_of
+from chameleon_study.released.tables import protocol_label
 
 
 def proof(corpus, free, lora):
@@ -40,7 +40,7 @@ def proof(corpus, free, lora):
 def test_claim_2(tmp_path, proofs, verdict):
     if proofs:
         store_proofs([proof(*p) for p in proofs], tmp_path)
-    found = RULES[2][1](Evidence(tmp_path))
+    found = RULES[2][1](StoredRuns(tmp_path))
     assert found.verdict == verdict and len(found.corpora) == len(proofs)
 
 
@@ -88,7 +88,7 @@ def claim_22(folder, table=1, off=None, seeds=NEAR, regimes=("R1", "R4"), **more
     ]
     path = folder / f"table{table}-released.jsonl"
     path.write_text("".join(r.model_dump_json() + "\n" for r in lines))
-    return RULES[22][1](Evidence(folder))
+    return RULES[22][1](StoredRuns(folder))
 
 
 @pytest.mark.parametrize("table", [1, 2])
@@ -128,7 +128,7 @@ def test_claim_22_on_both_tables_and_beside_another_backbone(tmp_path):
 
 
 def test_without_tables_claim_22_is_not_tested(tmp_path):
-    assert RULES[22][1](Evidence(tmp_path)).verdict == "not tested"
+    assert RULES[22][1](StoredRuns(tmp_path)).verdict == "not tested"
 
 
 @pytest.mark.parametrize("table", [1, 2])

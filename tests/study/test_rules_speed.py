@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from chameleon_lite.study.evidence import Evidence
-from chameleon_lite.study.ledger import RULES, ledger
+from chameleon_study.claims.contrasts import StoredRuns
+from chameleon_study.claims.ledger import RULES, ledger
 
 
 def overhead(p50=1.02, p95=1.03, width=0.01, batches=200, **more):
@@ -37,7 +37,7 @@ def found(folder, **machines):
     """The finding for files of rows by machine."""
     for name, rows in machines.items():
         (folder / f"{name}.json").write_text(json.dumps({"machine": {}, "rows": rows}))
-    return RULES[11][1](Evidence(folder / "results", benchmarks=folder))
+    return RULES[11][1](StoredRuns(folder / "results", benchmarks=folder))
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_timings_lie_beside_the_results_unless_said_otherwise(tmp_path):
 def test_the_rule_reads_what_the_benchmark_writes(tmp_path):
     import torch
 
-    from chameleon_lite.bench.overhead import overhead as measured
-    from chameleon_lite.bench.workload import Bench
+    from chameleon_bench.overhead import overhead as measured
+    from chameleon_bench.workload import Bench
 
     entry = measured(Bench(torch.device("cpu"), quick=True, model="tiny"))
     made = found(tmp_path, tiny={"overhead": json.loads(json.dumps(entry))})

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from chameleon_lite.study.statistics import (
+from chameleon_study.claims.statistics import (
     Contrast,
     contrast,
     crossed_bootstrap,

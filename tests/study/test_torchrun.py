@@ -42,7 +42,7 @@ def write_corpus(path):
 def run_cli(launcher, folder, out):
     environment = os.environ | {"CHAMELEON_LITE_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    command = [*launcher, "-m", "chameleon_lite.cli", "run", str(folder / "two.yaml"), "--out", str(out)]
+    command = [*launcher, "-m", "chameleon_lite", "run", str(folder / "two.yaml"), "--out", str(out)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     records = [json.loads(p.read_text()) for p in sorted(out.glob("R*/record.json"))]

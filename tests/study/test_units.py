@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chameleon_lite.study.statistics import contrast
-from chameleon_lite.study.units import articles_of, by_unit
+from chameleon_study.claims.contrasts import articles_of, by_unit
+from chameleon_study.claims.statistics import contrast
 
 ROWS = pd.DataFrame(
     {
@@ -33,7 +33,7 @@ def test_the_mixed_streams_rows_find_their_article(tmp_path):
     mixed = ROWS.assign(
         document=["wikitext-2-lite/" + d if d != "b" else "other/b" for d in ROWS["document"]], group="source"
     )
-    nll, _ = by_unit(mixed, "mixed", articles_of(tmp_path, "honest-"))
+    nll, _ = by_unit(mixed, "mixed", articles_of(tmp_path))
     assert sorted(nll.tolist()) == [2.0, 4.0, 4.0]  # b alone, a with c of article x, d of article y
 
 

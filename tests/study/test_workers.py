@@ -1,19 +1,27 @@
+"""Experiments shared out over processes of this machine and over the workers of a real Dask cluster."""
+
 import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
 
-from chameleon_lite import cache
-from chameleon_lite.study import workers
-from chameleon_lite.study.experiment import run_experiment
+from chameleon_lite.app.stream import adapt_file
+from chameleon_lite.backbone import load_backbone
+from chameleon_lite.errors import UserError
+from chameleon_study.run import run_experiment
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = ROOT / "experiments"
 SMALL = {
     "name": "shared-work",
     "regimes": ["R0", "R1", "R4"],
@@ -38,7 +46,7 @@ def run(folder, made_up, *more, **settings):
     command = [
         sys.executable,
         "-m",
-        "chameleon_lite.cli",
+        "chameleon_lite",
         "run",
         str(path),
         "--profile",
@@ -69,52 +77,14 @@ def test_two_workers_leave_the_records_of_one_process(made_up, tmp_path, setting
     together, said = run(tmp_path / "two", made_up, "--workers", "2", **settings)
     assert len(alone) == 6 and together == alone
     jobs = [line for line in said.splitlines() if ", seed " in line]
-    assert len(jobs) == len(set(jobs))  # no sweep and no seed was computed twice
-
-
-def test_free_jobs_come_first_and_each_once(tmp_path):
-    mine = cache.turns(["a", "b"], lambda job: tmp_path / job)
-    assert next(mine) == "a"
-    theirs = []
-    for job in cache.turns(["a", "b"], lambda job: tmp_path / job):  # "a" is held above
-        theirs.append(job)
-        mine.close()  # gives "a" back, for which the second walk would wait
-    assert theirs == ["b", "a"]
-
-
-def test_no_workers_inside_a_worker_or_under_torchrun(monkeypatch):
-    assert workers.wanted(3) == 3 and workers.wanted(1) == 0
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert workers.wanted(3) == 0
-    monkeypatch.delenv("WORLD_SIZE")
-    monkeypatch.setenv(workers.MARK, "0")
-    assert workers.wanted(3) == 0
-
-
-@pytest.mark.parametrize("settings", [{}, RELEASED], ids=["honest", "as released"])
-def test_a_process_that_starts_late_waits_for_the_same_locks(small, tmp_path, monkeypatch, settings):
-    asked, turns = [], cache.turns
-
-    def noted_turns(jobs, lock_of):
-        jobs = list(jobs)
-        asked.append([lock_of(job) for job in jobs])
-        return turns(jobs, lock_of)
-
-    monkeypatch.setattr(cache, "turns", noted_turns)
-    rates = {"learning_rates": {"R1": 1e-3}} | {k: v for k, v in settings.items() if k != "learning_rates"}
-    of = small(["R0", "R1"], seeds=2, **rates)
-    records = run_experiment(of, runs=tmp_path)
-    seeds = asked[-1]
-    shutil.rmtree(tmp_path / next(r.name for r in records if (r.regime, r.seed) == ("R1", 1)))
-    run_experiment(of, runs=tmp_path)
-    assert len(seeds) == 2 and asked[-1][-1] == seeds[-1]
+    assert len(jobs) == (6 if not settings else 2)  # 2 orders × 2 sweep seeds, and 2 seeds
 
 
 def test_workers_that_refuse_their_settings_leave_wrong_uses_exit_code(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "chameleon_lite.cli",
+        "chameleon_lite",
         "run",
         str(EXPERIMENTS / "four-regimes.yaml"),
         "--backbone",
@@ -130,17 +100,153 @@ def test_workers_that_refuse_their_settings_leave_wrong_uses_exit_code(tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr and "absent.jsonl" in done.stderr
 
 
-def test_workers_share_the_threads_of_the_processor_unless_told_otherwise(tmp_path, monkeypatch):
-    program = (
-        tmp_path / "note"
-    )  # stands where the interpreter would: writes down what a worker is started with
-    program.write_text(f'#!/bin/sh\necho "$OMP_NUM_THREADS" > "{tmp_path}/$CHAMELEON_LITE_WORKER"\n')
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(program))
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    workers.start(2, ["run"])
-    each = str(max(1, torch.get_num_threads() // 2))
-    assert [(tmp_path / n).read_text().strip() for n in "01"] == [each, each]
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    workers.start(2, ["run"])
-    assert [(tmp_path / n).read_text().strip() for n in "01"] == ["3", "3"]
+class Cluster:
+    """A Dask scheduler and its workers as processes of their own, on the loopback address only.
+
+    Each worker has a folder, a home and a cache of its own and none of the runs.
+    """
+
+    def __init__(self, folder: Path, workers: int, stack: ExitStack) -> None:
+        self.folder, self.stack, self.file = folder, stack, folder / "scheduler.json"
+        self._start("scheduler", "--port", "0")
+        self.workers = {
+            f"worker-{i}": self._start("worker", "--nthreads", "1", name=f"worker-{i}")
+            for i in range(workers)
+        }
+        deadline = time.monotonic() + 60
+        while not self.file.is_file():
+            assert time.monotonic() < deadline, (folder / "scheduler" / "log").read_text()
+            time.sleep(0.05)
+        self.address = json.loads(self.file.read_text())["address"]
+
+    def _start(self, kind: str, *more: str, name: str = "scheduler") -> subprocess.Popen:
+        own = self.folder / name
+        own.mkdir()
+        environment = os.environ | {
+            "CHAMELEON_LITE_HOME": str(own / "cache"),
+            "HOME": str(own),
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),  # sums in the same order as in this process
+            "PYTHONPATH": str(ROOT),
+        }
+        if kind == "worker":
+            more = (*more, "--no-nanny", "--name", name, "--local-directory", str(own))
+        command = [
+            sys.executable,
+            "-m",
+            "dask",
+            kind,
+            "--scheduler-file",
+            str(self.file),
+            "--host",
+            "127.0.0.1",
+        ]
+        command += ["--no-dashboard", "--dashboard-address", "127.0.0.1:0", *more]
+        log = self.stack.enter_context(open(own / "log", "w"))
+        process = subprocess.Popen(command, cwd=own, env=environment, stdout=log, stderr=log)
+        self.stack.callback(process.wait)
+        self.stack.callback(process.terminate)
+        return process
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """cluster(n): a Dask cluster of n workers."""
+    with ExitStack() as stack:
+        yield lambda workers: Cluster(tmp_path, workers, stack)
+
+
+def several(small, **more):
+    sweep = {"grid": [1e-3, 1e-2], "seeds": 2, "extend": 0}
+    return small(["R0", "R1", "R4", "R14"], seeds=3, learning_rates={}, sweep=sweep, **more)
+
+
+def losses(runs: Path) -> dict:
+    return {p.name: json.loads(p.read_text())["best"] for p in (runs / "sweeps").glob("*.json")}
+
+
+def kill_one_at_work(cluster: Cluster, runs: Path, lost: list) -> None:
+    """Once a result is there, kill a worker that has jobs; `lost` gets its name and their keys."""
+    from distributed import Client
+
+    with Client(cluster.address, set_as_default=False) as client:
+        while not lost:
+            time.sleep(0.002)
+            names = {address: w["name"] for address, w in client.scheduler_info()["workers"].items()}
+            jobs = {a: [k for k in keys if "_with_common" in k] for a, keys in client.processing().items()}
+            busy = {names[a]: keys for a, keys in jobs.items() if keys and a in names}
+            if losses(runs) and len(names) == 2 and busy:
+                name, keys = next(iter(busy.items()))
+                cluster.workers[name].send_signal(signal.SIGKILL)
+                lost += [name, *keys]
+        cluster.workers[lost[0]].wait()
+        while len(client.scheduler_info()["workers"]) > 1:
+            time.sleep(0.01)
+        events = client.story(*lost[1:])
+        lost.append({key for _, key, old, new, *_ in events if (old, new) == ("processing", "released")})
+
+
+@pytest.mark.slow
+def test_a_cluster_that_loses_a_worker_gives_the_records_of_one_process(small, cluster, tmp_path):
+    settings = several(small, train={"epochs": 4, "feature_dtype": "float32", "matmul_dtype": "float32"})
+    alone = run_experiment(settings, runs=tmp_path / "one")
+    both, runs, lost = cluster(2), tmp_path / "cluster", []
+    killer = threading.Thread(target=kill_one_at_work, args=(both, runs, lost))
+    killer.start()
+    together = run_experiment(settings, runs=runs, dask=both.address)
+    killer.join()
+    assert both.workers[lost[0]].returncode == -signal.SIGKILL and lost[-1]  # jobs were taken back
+    assert [r.name for r in together] == [r.name for r in alone]
+    assert [r.measured() for r in together] == [r.measured() for r in alone]
+    assert [r.learning_rate_trials for r in together] == [r.learning_rate_trials for r in alone]
+    assert losses(runs) == losses(tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_a_cluster_without_a_shared_folder_gives_the_records_and_the_answers_of_one_process(
+    small, cluster, made_up, tmp_path, monkeypatch
+):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("CHAMELEON_LITE_HOME", str(here / "cache"))
+    Path("texts.jsonl").write_bytes(Path(made_up).read_bytes())  # a name that means nothing in another folder
+    settings = several(small, corpora=["texts.jsonl"])
+    both = cluster(2)
+    together = run_experiment(settings, runs=Path("runs"), dask=both.address)
+    assert not list((here / "cache").rglob("*.npy"))  # no hidden state was computed here
+    for name in both.workers:
+        left = {p.name for p in (tmp_path / name).rglob("*")}
+        assert any(file.endswith(".npy") for file in left)  # its own hidden states
+        assert not left & {"runs", "sweeps", "record.json", "spans.jsonl", "texts.jsonl"}
+    adapter(here / "adapter")
+    Path("in.jsonl").write_text("".join(f'"a text number {i} to be scored, and more"\n' for i in range(20)))
+    adapt_file(here / "adapter", "in.jsonl", "out.jsonl", window=3, dask=both.address, device="cpu")
+    adapt_file(here / "adapter", "in.jsonl", "alone.jsonl", window=3, device="cpu")
+    assert Path("out.jsonl").read_bytes() == Path("alone.jsonl").read_bytes()
+    alone = run_experiment(settings, runs=Path("alone"))
+    assert [r.measured() for r in together] == [r.measured() for r in alone]
+    pd.testing.assert_frame_equal(documents("runs", together), documents("alone", alone))
+
+
+def adapter(folder: Path) -> None:
+    """Save an adapter that changes what `tiny` predicts."""
+    from chameleon_lite.chameleon import ChameleonLiteForCausalLM
+
+    prompts = {"max_length": 64, "prefix_tokens": 8, "min_scored": 4, "condition_on": "prompt"}
+    model = ChameleonLiteForCausalLM.from_backbone(load_backbone("tiny"), rank=2, prompts=prompts)
+    torch.nn.init.normal_(model.head.last.weight, std=0.1)
+    model.save_pretrained(folder)
+
+
+def documents(runs: str, records: list) -> pd.DataFrame:
+    return pd.concat([pd.read_parquet(Path(runs) / r.name / "documents.parquet") for r in records])
+
+
+def test_what_other_processes_cannot_take_is_refused(small, tiny_backbone, tmp_path, monkeypatch):
+    settings = small(["R0"])
+    with pytest.raises(UserError, match="exclude each other"):
+        run_experiment(settings, runs=tmp_path, workers=2, dask="tcp://127.0.0.1:1")
+    with pytest.raises(UserError, match="by its name"):
+        run_experiment(settings, runs=tmp_path, workers=2, backbone=tiny_backbone)
+    with pytest.raises(UserError, match="cuda:1 is one GPU"):
+        run_experiment(settings, runs=tmp_path, workers=2, device="cuda:1")

@@ -6,24 +6,21 @@ import pytest
 import torch
 
 from chameleon_lite.errors import UserError
-from chameleon_lite.model.heads import Condition, HyperHead
-from chameleon_lite.study.paper import published
-from chameleon_lite.study.proofs import (
-    PROOFS,
-    Subject,
+from chameleon_lite.heads import Condition, HyperHead
+from chameleon_study.claims.paper import published
+from chameleon_study.released.proofs import PROOFS, prove_all
+from chameleon_study.released.proofs.clustering import first_component, implied_shares
+from chameleon_study.released.proofs.parameters import rebuilt
+from chameleon_study.released.proofs.scoring import call_as_released, unigram_nll
+from chameleon_study.released.proofs.store import (
     checks_frame,
     load_proofs,
-    prove_all,
+    proof_frame,
     store_proofs,
     stored_sentences,
 )
-from chameleon_lite.study.proofs.adapter_bank import rebuilt
-from chameleon_lite.study.proofs.full_mode import call_as_released
-from chameleon_lite.study.proofs.instruction_vectors import mean_cosine
-from chameleon_lite.study.proofs.kmeans_start import implied_shares
-from chameleon_lite.study.proofs.length_clusters import first_component
-from chameleon_lite.study.proofs.model_free import unigram_nll
-from chameleon_lite.study.proofs.store import proof_frame
+from chameleon_study.released.proofs.subject import Subject
+from chameleon_study.vectors import mean_cosine
 
 
 @pytest.fixture

@@ -1,0 +1,153 @@
+"""What ours is measured against: the released way, stage by stage, written afresh, and other people's kernels.
+
+The released scripts handle one row at a time where a batch would do, run the frozen backbone in float32 over the
+padding in every epoch and for every regime, and form all logits. Where the scripts' objective differs from a
+shifted, masked loss (audit, rows 1–5) the peer computes the masked one: same amount of work, comparable numbers.
+"""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from chameleon_lite.backbone import Backbone
+from chameleon_lite.errors import UserError
+from chameleon_lite.heads import Condition, Head
+from chameleon_lite.text import IGNORED, TokenTable
+
+
+def prepare_one_by_one(
+    texts: Sequence[str], tokenizer, embedding: Tensor, positions: Tensor, length: int
+) -> tuple[Tensor, Tensor]:
+    """Each text by itself: padded ids (N, T), and the normalised mean embedding (N, C) over all T positions.
+
+    Token plus position embeddings (T, C) are looked up and kept for every row as well: the scripts carry them along
+    without using them (audit, row 20).
+    """
+    ids, vectors, carried = [], [], []
+    for text in texts:
+        row = tokenizer(text, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        row = row["input_ids"].to(embedding.device)  # (1, T)
+        vectors.append(F.normalize(embedding[row].mean(1), dim=1))
+        carried.append(embedding[row] + positions[:length])  # (1, T, C)
+        ids.append(row)
+    return torch.cat(ids), torch.cat(vectors)
+
+
+def kmeans_by_loop(x: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Lloyd's steps with a loop over clusters, an empty one keeping its centroid: centroids (K, C), labels (N,)."""
+    centroids = start.clone()
+    for _ in range(steps):
+        labels = torch.cdist(x, centroids).argmin(1)
+        for k in range(len(centroids)):
+            members = x[labels == k]
+            if len(members):
+                centroids[k] = members.mean(0)
+    return centroids, torch.cdist(x, centroids).argmin(1)
+
+
+def kmeans_by_scikit_learn(x: Tensor, start: Tensor, steps: int) -> Tensor:
+    """Centroids (K, C) after `steps` Lloyd steps of scikit-learn's from start (K, C), on one thread of the host."""
+    with threadpool_limits(limits=1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fit = KMeans(len(start), init=start.cpu().numpy(), n_init=1, max_iter=steps, tol=0, random_state=0)
+        return torch.from_numpy(fit.fit(x.cpu().numpy()).cluster_centers_.astype(np.float32)).to(x.device)
+
+
+@torch.no_grad()
+def padded_states(backbone: Backbone, ids: Tensor, batch: int = 32) -> list[Tensor]:
+    """Hidden states of padded rows (N, T), batch by batch in the given order: a list of (B, T, C)."""
+    return [backbone.hidden(part) for part in ids.split(batch)]
+
+
+def padded_rows(table: TokenTable, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A table's ids (N, T) and labels (N, T): the shifted target at each scored position, IGNORED elsewhere."""
+    ids, mask = table.padded(range(len(table)), length)
+    place = torch.arange(length)[None]  # (1, T)
+    scored = mask & (place >= torch.from_numpy(table.prefix).long()[:, None])
+    labels = torch.where(scored, ids, IGNORED)
+    labels = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], dim=1)
+    return ids.to(device), labels.to(device)
+
+
+def plain_head_loss(
+    h: Tensor, labels: Tensor, weight: Tensor, down: Tensor, up: Tensor, scale: float = 1.0
+) -> Tensor:
+    """Summed cross-entropy of h (…, C), labels (…), with all logits formed; weight (V, C), down (R, C), up (V, R)."""
+    logits = F.linear(h, weight) + scale * F.linear(F.linear(h, down), up)  # (…, V)
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def concatenated(h: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """[h, h downᵀ] and [W | up], R padded to a multiple of 8: a plain linear head with the same logits."""
+    extra = -(-len(down) // 8) * 8 - len(down)
+    z = F.pad(h @ down.T.to(h.dtype), (0, extra))
+    return torch.cat([h, z], -1), torch.cat([weight, F.pad(up, (0, extra)).to(weight.dtype)], -1)
+
+
+def liger_loss():
+    """Liger's fused linear cross-entropy as a function (h, weight, target) → summed loss; UserError where absent."""
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    except ImportError:
+        raise UserError("peer not installed (liger-kernel)") from None
+    fused = LigerFusedLinearCrossEntropyLoss(reduction="sum")
+    return lambda h, weight, target: fused(weight, h, target)
+
+
+def torch_fused_loss():
+    """torch's own linear cross-entropy, (h, weight, target) → summed loss; UserError where torch has none."""
+    if not hasattr(F, "linear_cross_entropy"):
+        raise UserError("peer not installed (torch has no linear_cross_entropy)")
+    return lambda h, weight, target: F.linear_cross_entropy(h, weight, target, reduction="sum")
+
+
+class ReleasedTraining:
+    """One regime trained as released: every epoch runs the backbone on the padded rows and forms the logits.
+
+    `last`: only the last scored position of each row enters the head. The scripts form all logits and then pick
+    one; this peer forms just the one, which favours it.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        ids: Tensor,
+        labels: Tensor,
+        head: Head,
+        *,
+        rows: int,
+        vectors: Tensor,
+        learning_rate: float,
+        last: bool = False,
+    ) -> None:
+        self.backbone, self.ids, self.labels, self.head, self.rows = backbone, ids, labels, head, rows
+        self.vectors, self.last = vectors, last
+        self.optimiser = torch.optim.AdamW(head.parameters(), lr=learning_rate)
+
+    def epoch(self) -> float:
+        """One pass over all rows; returns the mean training loss, nats a token."""
+        total = count = 0.0
+        for start in range(0, len(self.ids), self.rows):
+            part = slice(start, start + self.rows)
+            loss, tokens = self._loss(self.ids[part], self.labels[part], self.vectors[part])
+            self.optimiser.zero_grad()
+            (loss / tokens).backward()
+            self.optimiser.step()
+            total, count = total + loss.item(), count + tokens
+        return total / count
+
+    def _loss(self, ids: Tensor, labels: Tensor, vectors: Tensor) -> tuple[Tensor, int]:
+        h = self.backbone.hidden(ids)  # (B, T, C)
+        if self.last:
+            scored = labels != IGNORED
+            h, labels = h[scored], labels[scored]
+        update = self.head.factors(Condition(vectors.mean(0, keepdim=True)))
+        loss = plain_head_loss(h, labels, self.backbone.head.weight, update.down[0], update.up[0])
+        return loss, int((labels != IGNORED).sum())

@@ -1,0 +1,277 @@
+"""What adapting adds to a batch of 32 texts (claim 11): each part by itself, and the whole batch beside a plain one.
+
+    plain      ids ─ backbone ─▶ h ─ head ─▶ losses (M,)
+    adapted    prefixes ─ mean embedding ─▶ nearest of K stored centroids ─ batch mean ─▶ hyper-network ─▶ update,
+               ids ─ backbone ─▶ h ─ head + update ─▶ losses (M,)
+
+Plain is also what a static LoRA costs: it can be folded into the head, an update made anew for every batch cannot.
+The backbone is `random-gpt2`, the paper's sizes: the values of weights do not matter for time. What a text waits
+until 32 of its cluster have come is no work, so it stands beside: a simulation with the seconds measured here.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chameleon_lite import engine
+from chameleon_lite.backbone import backbone_dtype, in_format
+from chameleon_lite.cluster import fit_clusters, nearest_centroid
+from chameleon_lite.conditions import prompt_vectors
+from chameleon_lite.embed import normalise
+from chameleon_lite.heads import Condition, HeadUpdate, HyperHead
+from chameleon_lite.loss import HeadWeight, head_losses, token_losses
+from chameleon_study.arrivals import Service, waiting_table
+
+from .measure import Gate, seconds_of
+from .workload import RANK, Bench, random_table, row_lengths
+
+ROWS, PREFIX = 32, 16  # texts a batch; tokens of a text that are read before any is scored
+BATCHES = 200  # as many as a 95th percentile needs; fewer where BUDGET ends first
+BUDGET = 40.0  # seconds of measuring
+LEAST, WARM = 3, 2  # batches measured whatever they take; batches before anything counts, on a CPU
+DRAWS = 2_000  # of batches, for the interval of a ratio
+LOAD = 0.3  # of what the worker could do in full batches: at what rate texts arrive in the simulation
+VALIDATION = 2_461  # WikiText-2's validation rows, which the released way clusters when it evaluates
+
+
+class Batches:
+    """Batches of random texts as long as WikiText-2's rows, and all that reading them needs, on the device."""
+
+    def __init__(self, bench: Bench, count: int) -> None:
+        backbone, g = bench.backbone, torch.Generator().manual_seed(0)
+        self.bench, self.backbone, self.count = bench, backbone, count
+        longest = bench.size(cpu=64, gpu=256, quick=32)
+        lengths = row_lengths(count * ROWS).clip(PREFIX + 8, longest)
+        self.table = random_table(lengths, backbone.vocab, backbone.pad_id)
+        centroids = normalise(
+            torch.randn(bench.size(742, 742, 32), backbone.width, generator=g)
+        )  # 23,767 // 32
+        self.centroids = centroids.to(bench.device)
+        self.weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=backbone_dtype(bench.device))
+        self.exact = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=torch.float32)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            head = HyperHead(backbone.width, backbone.vocab, RANK, released_init="wikitext")  # not the no-op
+        self.head = head.to(bench.device).eval()
+
+    def batch(self, number: int, rows: int = ROWS) -> dict[str, Tensor]:
+        """One batch, laid out: ids (B, T); where (M,) the states that predict a token are; target (M,)."""
+        own = torch.arange(number * ROWS, number * ROWS + rows)
+        ids, mask = self.table.padded(own)
+        predicts = mask[:, 1:].clone()  # (B, T − 1)
+        predicts[:, : PREFIX - 1] = False
+        at = predicts.nonzero()  # (M, 2)
+        found = {"ids": ids, "where": at[:, 0] * ids.shape[1] + at[:, 1], "target": ids[:, 1:][predicts]}
+        return {name: x.to(self.bench.device) for name, x in found.items()}
+
+    def vectors(self, b: dict) -> Tensor:
+        """Prefixes to vectors (B, C), float32."""
+        ids = b["ids"][:, :PREFIX]
+        return prompt_vectors(F.embedding(ids, self.backbone.embedding), torch.ones_like(ids))
+
+    def assign(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors (B, C) to cluster (B,) and distance (B,)."""
+        return nearest_centroid(vectors, self.centroids)
+
+    def update(self, vectors: Tensor) -> HeadUpdate:
+        """Vectors (B, C) of one cluster's batch to its update."""
+        return self.head.factors(Condition(vectors.mean(0, keepdim=True)))
+
+    def states(self, b: dict) -> Tensor:
+        """Hidden states (M, C) of the positions that are scored."""
+        return self.backbone.hidden(b["ids"]).flatten(0, 1)[b["where"]]
+
+    def losses(self, h: Tensor, b: dict, update: HeadUpdate | None) -> Tensor:
+        """Losses (M,) under the frozen head, or under the head with an update."""
+        return token_losses(h, b["target"], self.weight, [update])[0]
+
+    def plain(self, b: dict) -> Tensor:
+        """The whole batch, not adapted: losses (M,)."""
+        return self.losses(self.states(b), b, None)
+
+    def adapted(self, b: dict) -> Tensor:
+        """The whole batch, adapted: losses (M,)."""
+        vectors = self.vectors(b)
+        self.assign(vectors)
+        return self.losses(self.states(b), b, self.update(vectors))
+
+
+def overhead(bench: Bench) -> dict:
+    """Seconds (p50, p95) of the parts and of the whole batch, the ratios with intervals, gates, and the waiting."""
+    work = Batches(bench, count := bench.size(BATCHES, BATCHES, LEAST))
+    # What stays is made outside: tensors made in inference mode are of no use to rows that train on them later.
+    with in_format(bench.backbone.lm, backbone_dtype(bench.device)), torch.inference_mode():
+        gates = _gates(work)
+        seconds = _timed(work)
+        alone = [seconds_of(partial(work.adapted, work.batch(i, rows=1)), bench.device) for i in range(LEAST)]
+    whole = {name: quantiles(seconds[name]) for name in ("plain", "adapted")}
+    return {
+        "what": f"what adapting adds to a batch of {ROWS} texts",
+        "status": "shown" if all(gate.passed for gate in gates) else "gate failed",
+        "gates": [vars(gate) | {"passed": gate.passed} for gate in gates],
+        "batches": len(seconds["plain"]),
+        "rows a batch": ROWS,
+        "whole": whole,
+        "ratios": ratios(seconds["adapted"], seconds["plain"]),
+        "parts": {name: quantiles(own) for name, own in seconds.items() if name not in whole},
+        "operations": _operations(work),
+        "fitting clusters": _fitting(work),
+        "waiting": _waiting(bench, whole["adapted"]["p50"], float(np.median(alone)), len(work.centroids)),
+        "workload": {
+            "backbone": bench.model,
+            "arithmetic": str(work.weight.weight.dtype).removeprefix("torch."),
+            "prefix tokens": PREFIX,
+            "stored centroids": len(work.centroids),
+            "longest text": int(work.table.lengths.max()),
+            "scored tokens a batch": int((work.table.lengths - PREFIX).sum()) // count,
+        },
+    }
+
+
+def quantiles(seconds: list[float]) -> dict[str, float]:
+    """Median and 95th percentile."""
+    p50, p95 = np.quantile(seconds, [0.5, 0.95])
+    return {"p50": float(p50), "p95": float(p95)}
+
+
+def ratios(adapted: list[float], plain: list[float], draws: int = DRAWS) -> dict[str, dict[str, float]]:
+    """Adapted over plain seconds of the same batches (n,) at p50 and at p95, each with its 95 % interval.
+
+    The interval is a bootstrap's over batches; both times of a batch are drawn together.
+    """
+    ours, theirs = np.asarray(adapted), np.asarray(plain)
+    picks = np.random.default_rng(0).integers(0, len(ours), (draws, len(ours)))
+    found = {}
+    for name, at in (("p50", 0.5), ("p95", 0.95)):
+        drawn = np.quantile(ours[picks], at, axis=1) / np.quantile(theirs[picks], at, axis=1)
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        value = np.quantile(ours, at) / np.quantile(theirs, at)
+        found[name] = {"ratio": float(value), "low": float(low), "high": float(high)}
+    return found
+
+
+def _timed(work: Batches) -> dict[str, list[float]]:
+    """Seconds of plain, adapted and each part, batch by batch and in turns, until all batches or the budget are used.
+
+    Every second batch is read adapted first, so that neither is always the one that finds the caches warm. On a GPU
+    all batches are read once before anything counts: a product of a new size may load a kernel, once in a process.
+    """
+    found: dict[str, list[float]] = {}
+    for i in range(work.count if work.bench.gpu else WARM):
+        _round(work, work.batch(i % work.count), reverse=bool(i % 2))
+    started = time.perf_counter()
+    for i in range(work.count):
+        if i >= LEAST and time.perf_counter() - started > BUDGET:
+            break
+        for name, seconds in _round(work, work.batch(i), reverse=bool(i % 2)).items():
+            found.setdefault(name, []).append(seconds)
+    return found
+
+
+def _round(work: Batches, b: dict, reverse: bool) -> dict[str, float]:
+    """Seconds of everything on one batch; the parts take what the parts before them made."""
+    made: dict[str, Any] = {}
+    whole: list[tuple[str, Callable]] = [
+        ("plain", lambda: work.plain(b)),
+        ("adapted", lambda: work.adapted(b)),
+    ]
+    parts: list[tuple[str, Callable]] = [
+        ("prefix mean", lambda: work.vectors(b)),
+        ("nearest centroid", lambda: work.assign(made["prefix mean"])),
+        ("hyper-network", lambda: work.update(made["prefix mean"])),
+        ("backbone", lambda: work.states(b)),
+        ("plain head", lambda: work.losses(made["backbone"], b, None)),
+        ("adapted head", lambda: work.losses(made["backbone"], b, made["hyper-network"])),
+    ]
+    found = {}
+    for name, run in [*whole[:: -1 if reverse else 1], *parts]:
+        found[name] = seconds_of(lambda: made.__setitem__(name, run()), work.bench.device)
+    return found
+
+
+def _gates(work: Batches) -> list[Gate]:
+    """The timed losses are the definition's, an update of nothing changes nothing, and the centroid is the nearest."""
+    b = work.batch(0)
+    vectors, h = work.vectors(b), work.states(b)
+    update = work.update(vectors)
+    some = {"target": b["target"][:256]}
+    losses = {
+        name: float(work.losses(h[:256], some, u).mean()) for name, u in (("with", update), ("without", None))
+    }
+    with engine.use("plain"):
+        nats = float(head_losses(h[:256].float(), some["target"], work.exact, [update])[0])
+    expected = nats / len(some["target"])
+    nothing = HeadUpdate(update.down, torch.zeros_like(update.up))
+    same = float(work.losses(h[:256], some, nothing).mean())
+    far = torch.cdist(vectors.double(), work.centroids.double())  # (B, K)
+    chosen = far.gather(1, work.assign(vectors)[0][:, None])[:, 0]
+    limit = work.bench.loss_gate
+    return [
+        Gate("mean loss under the update, from float32, nats", abs(losses["with"] - expected), limit),
+        Gate(
+            "mean loss under an update of nothing, from the frozen head's",
+            abs(same - losses["without"]),
+            limit,
+        ),
+        Gate(
+            "distance to the chosen centroid beyond the nearest",
+            float((chosen - far.min(1).values).max()),
+            1e-4,
+        ),
+    ]
+
+
+def _operations(work: Batches) -> dict[str, float]:
+    """Operations a batch (two for a multiplication): the plain model's, and what each part of adapting adds."""
+    backbone, table = work.backbone, work.table
+    width, vocab, (tokens, scored) = (
+        backbone.width,
+        backbone.vocab,
+        (float(x.sum()) / work.count for x in (table.lengths, table.lengths - PREFIX)),
+    )
+    blocks = sum(p.numel() for p in backbone.body.parameters()) - backbone.embedding.numel()
+    added = {
+        "nearest centroid": 2.0 * ROWS * width * len(work.centroids),
+        "hyper-network": 2.0 * sum(p.numel() for p in work.head.parameters()),
+        "extra products": 2.0 * scored * RANK * (width + vocab),
+    }
+    plain = 2.0 * (
+        tokens * blocks + scored * width * vocab
+    )  # attention's own products left out: plain's gain
+    return {"plain": plain, **added, "share": sum(added.values()) / plain}
+
+
+def _fitting(work: Batches) -> dict[str, float]:
+    """Seconds of k-means fitted on the texts that are to be read, as released, and that a batch of 32 of them."""
+    rows = work.bench.size(VALIDATION, VALIDATION, 128)
+    x = normalise(torch.randn(rows, work.backbone.width, generator=torch.Generator().manual_seed(1)))
+    x = x.to(work.bench.device)
+    fitting = partial(fit_clusters, x, rows // ROWS, seed=0)
+    found = min(seconds_of(fitting, work.bench.device) for _ in range(2))
+    return {"texts": rows, "seconds": found, "seconds a batch": found / (rows // ROWS)}
+
+
+def _waiting(bench: Bench, full: float, one: float, clusters: int) -> dict:
+    """Seconds from arrival to result when batches of 32 are filled by cluster, and when rows of all may mix.
+
+    full and one: seconds of an adapted batch of 32 texts and of one. Clusters are equally likely here; uneven ones,
+    as real ones are, wait longer.
+    """
+    each = max(0.0, (full - one) / (ROWS - 1))
+    rate = LOAD * ROWS / full
+    labels = np.random.default_rng(0).integers(0, clusters, bench.size(4, 4, 1) * ROWS * clusters)
+    table = waiting_table(
+        labels, rate=rate, batches=(ROWS,), service=Service(max(0.0, full - ROWS * each), each)
+    )
+    return {
+        "arrivals a second": rate,
+        "clusters": clusters,
+        "texts": len(labels),
+        "batches": table.to_dict("records"),
+    }

@@ -1,0 +1,111 @@
+"""B16: the command `adapt` on many short texts, held to a limit of memory.
+
+    docstrings ─ fit, small ─▶ adapter ┐
+               ─ 24 words each ─▶ JSONL ┴─ chameleon-lite adapt, a process of its own ─▶ peak, seconds, rows a second
+
+Memory is asked of the whole process. The same command on one row shows what starting and loading take.
+"""
+
+import itertools
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from chameleon_lite.app.corpus import SPLITS, Corpus
+from chameleon_lite.app.fit import fit
+from chameleon_lite.settings import FitSettings, TokenSettings, TrainSettings
+from chameleon_study.corpora import load_corpus
+
+from . import subprocess_usage
+from .measure import Comparison, Gate, Row, sample
+from .workload import Bench
+
+WORDS = 24  # of a text: a token each at least, which are the 16 of a prefix and 8 to be scored
+LIMIT = 4e9  # bytes
+THREADS = 1  # rows a second of one core: a machine that does other things too changes that least
+FAILED = 0.0  # share of rows that may be answered with a reason instead of a number
+
+
+def ten_thousand(bench: Bench) -> Row:
+    """B16: scoring short texts with an adapter on SmolLM2 (quick: on the tiny model), from file to file."""
+    rows = bench.size(cpu=10_000, gpu=10_000, quick=200)
+    corpus = load_corpus("docstrings")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = _adapter(bench, corpus, folder / "adapter")
+        texts = list(itertools.islice(itertools.cycle(short_texts(corpus)), rows))
+        few, _ = _adapt(bench, folder, texts[:1])
+        found, results = _adapt(bench, folder, texts)
+    failed = sum("error" in result for result in results)
+    scored = sum(result.get("tokens", 0) for result in results)
+    ours, allowed = (sample([float(value)], "bytes") for value in (found.peak_bytes, LIMIT))
+    return Row(
+        "B16",
+        f"adapt: {rows:,} short texts scored, from file to file",
+        [Comparison("the limit set", "memory", ours, allowed, bench.goal(1, None))],
+        [
+            Gate("rows that were not answered", rows - len(results), 0),
+            Gate("share of rows without a number", failed / rows, FAILED),
+        ],
+        limit=f"the backbone's weights in 32 bits: {4 * model.backbone.parameters / 1e6:,.0f} MB",
+        workload={
+            "rows": rows,
+            "distinct rows": len(set(texts)),
+            "words a row": WORDS,
+            "scored tokens": scored,
+            "rows without a number": failed,
+            "backbone": model.backbone.name,
+            "threads": THREADS,
+            "s": found.seconds,
+            "processor s": found.processor_seconds,
+            "rows/s": rows / found.seconds,
+            "peak bytes": found.peak_bytes,
+            "peak bytes, one row": few.peak_bytes,
+            "s, one row": few.seconds,
+        },
+        profile={"start and load": few.seconds, "rows": max(0.0, found.seconds - few.seconds)},
+    )
+
+
+def short_texts(corpus: Corpus) -> Iterator[str]:
+    """A corpus's texts cut to pieces of WORDS words, remainders left out, in the order of the splits."""
+    for split in SPLITS:
+        for document in corpus.splits[split]:
+            words = document.text.split()
+            for start in range(0, len(words) - WORDS + 1, WORDS):
+                yield " ".join(words[start : start + WORDS])
+
+
+def _adapter(bench: Bench, corpus: Corpus, folder: Path):
+    """A small adapter, fitted in a minute or two and saved: what it learnt is of no account here."""
+    settings = FitSettings(
+        max_train_tokens=bench.size(12_000, 12_000, 4_000),
+        max_held_out=100,
+        tokens=TokenSettings(max_length=96),
+        train=TrainSettings(epochs=2),
+    )
+    backbone = "tiny" if bench.quick else "smollm2"
+    return fit(
+        corpus, backbone=backbone, out=folder, settings=settings, device=str(bench.device), progress=False
+    ).model
+
+
+def _adapt(bench: Bench, folder: Path, texts: list[str]) -> tuple[subprocess_usage.Accounts, list[dict]]:
+    """The command's accounts and its results."""
+    source, out = folder / "texts.jsonl", folder / "results.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    found = subprocess_usage.run(
+        [
+            "adapt",
+            str(source),
+            "--model",
+            str(folder / "adapter"),
+            "--out",
+            str(out),
+            "--device",
+            str(bench.device),
+        ],
+        THREADS,
+    )
+    return found, [json.loads(line) for line in out.read_text().splitlines()]

@@ -1,0 +1,134 @@
+"""What is benchmarked: rows as long as WikiText-2's, made from text that every Python carries, and random GPT-2.
+
+    topics of the language reference ─ cut and joined to drawn lengths ─▶ texts ─ a BPE trained on them ─▶ TokenTable
+
+Where the weights' values do not matter for speed, the backbone is `random-gpt2`: GPT-2's geometry, no download.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chameleon_lite.backbone import Backbone, load_backbone, matmul_dtype
+from chameleon_lite.text import TokenTable, cumulative
+
+LENGTH = 256  # tokens a row is cut or padded to (paper: WikiText-2)
+RANK = 4
+
+
+@dataclass
+class Bench:
+    """The machine a row runs on and how much time it may take."""
+
+    device: torch.device
+    quick: bool = False
+    model: str = "random-gpt2"
+
+    @property
+    def gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    def size(self, cpu: int, gpu: int, quick: int) -> int:
+        """A workload's size: by machine, or small enough that all rows take two minutes on two cores."""
+        return quick if self.quick else gpu if self.gpu else cpu
+
+    def repetitions(self, usual: int = 5) -> int:
+        """Repetitions a contender."""
+        return min(usual, 3) if self.quick else usual
+
+    def goal(self, cpu: float | None, gpu: float | None) -> float | None:
+        """The goal for this kind of machine; quick runs are too small to be held to one."""
+        return None if self.quick else gpu if self.gpu else cpu
+
+    @property
+    def fast(self) -> torch.dtype:
+        """The format of large products here."""
+        return matmul_dtype(self.device)
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The backbone in float32 on the device."""
+        return load_backbone(self.model, device=self.device)
+
+    @property
+    def gate(self) -> float:
+        """The limit for a gradient's relative error in this machine's format."""
+        return 1e-5 if self.fast == torch.float32 else 2e-2
+
+    @property
+    def loss_gate(self) -> float:
+        """The limit for a mean loss's distance from float32, nats."""
+        return 1e-5 if self.fast == torch.float32 else 2e-3
+
+
+def row_lengths(n: int, seed: int = 0) -> np.ndarray:
+    """Lengths (n,) like WikiText-2's rows: 30 % headings, the rest log-normal, about 5 % cut at 256, 38 % full."""
+    generator = np.random.default_rng(seed)
+    body = np.exp(generator.normal(np.log(118), 0.55, n)).astype(np.int64)
+    lengths = np.where(generator.random(n) < 0.3, generator.integers(4, 13, n), body.clip(24))
+    return lengths.clip(4, LENGTH)
+
+
+def random_table(
+    lengths: np.ndarray, vocab: int, pad_id: int, *, last: bool = False, seed: int = 0
+) -> TokenTable:
+    """A table of random tokens with these lengths (N,); every token but the first is scored, or the last alone."""
+    generator = np.random.default_rng(seed)
+    n = len(lengths)
+    prefix = (lengths - 1 if last else np.ones(n)).astype(np.int32)
+    return TokenTable(
+        ids=generator.integers(0, vocab, int(lengths.sum()), dtype=np.int32),
+        offsets=cumulative(lengths),
+        prefix=prefix,
+        condition=np.stack([np.zeros(n), prefix], axis=1).astype(np.int32),
+        names=tuple(str(i) for i in range(n)),
+        groups=("",) * n,
+        scored_bytes=lengths - prefix,
+        pad_id=pad_id,
+    )
+
+
+@lru_cache
+def topic_words() -> tuple[str, ...]:
+    """The words of the language reference that comes with Python, in order."""
+    from pydoc_data.topics import topics
+
+    return tuple(" ".join(topics[name] for name in sorted(topics)).split())
+
+
+def texts(n: int, seed: int = 0) -> list[str]:
+    """n texts of real words whose token counts follow `row_lengths`."""
+    words = topic_words()
+    generator = np.random.default_rng(seed)
+    counts = (row_lengths(n, seed) * 0.62).astype(int).clip(3)  # words a token, of this text and tokenizer
+    starts = generator.integers(0, len(words) - LENGTH, n)
+    return [" ".join(words[s : s + c]) for s, c in zip(starts, counts)]
+
+
+@lru_cache
+def trained_tokenizer(entries: int = 16_000):
+    """A byte-level BPE trained on the language reference: a real tokenizer's speed, the same on every machine."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=entries, special_tokens=["<|endoftext|>"], show_progress=False)
+    core.train_from_iterator([" ".join(topic_words())], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
+
+
+def head_inputs(bench: Bench, tokens: int, rank: int = RANK) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Made-up states h (M, C) like a layer norm's output, targets (M,), and factors down (R, C), up (V, R)."""
+    backbone, g = bench.backbone, torch.Generator().manual_seed(0)
+    h = torch.randn(tokens, backbone.width, generator=g).to(bench.device)
+    target = torch.randint(backbone.vocab, (tokens,), generator=g).to(bench.device)
+    down = (torch.randn(rank, backbone.width, generator=g) * 0.02).to(bench.device)
+    up = (torch.randn(backbone.vocab, rank, generator=g) * 0.02).to(bench.device)
+    return h, target, down.requires_grad_(), up.requires_grad_()

@@ -1,0 +1,76 @@
+"""What this machine has and lacks, each lack with the command that mends it (`chameleon-lite doctor`)."""
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from .. import files
+from ..backbone import matmul_dtype
+from ..backbones import hub
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "scikit-learn",
+    "gguf",
+    "datasets",
+    "umap-learn",
+    "torchmetrics",
+    "distributed",
+)
+
+
+def report(timeout: float = 1.0) -> str:
+    """The report as text; `timeout` seconds are the limit of the probe of the hub."""
+    lines = [f"python {platform.python_version()} on {platform.system()} {platform.machine()}"]
+    lines += [_package(name) for name in PACKAGES]
+    lines += _devices()
+    lines.append(_hub(timeout))
+    lines += _cached()
+    return "\n".join(lines)
+
+
+def _package(name: str) -> str:
+    try:
+        return f"  {name} {version(name)}"
+    except PackageNotFoundError:
+        extra = {
+            "datasets": "hub",
+            "umap-learn": "book",
+            "torchmetrics": "generate",
+            "distributed": "cluster",
+        }.get(name)
+        return f"  {name} is absent: pip install " + (f"'chameleon-lite[{extra}]'" if extra else name)
+
+
+def _devices() -> list[str]:
+    names = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    cpu = f"cpu, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    first = torch.device("cuda" if names else "cpu")
+    dtype = str(matmul_dtype(first)).removeprefix("torch.")
+    return [f"device: {' · '.join([*names, cpu])}", f"  large products in {dtype} on {first}"]
+
+
+def _hub(timeout: float) -> str:
+    if hub.offline():
+        return "model hub: switched off by HF_HUB_OFFLINE; smollm2 and docstrings need none"
+    if hub.reachable(timeout):
+        return "model hub: reachable"
+    return "model hub: not reachable; use --backbone smollm2 and --corpus docstrings, or a local folder"
+
+
+def _cached() -> list[str]:
+    home = files.home()
+    lines = [f"cache: {home}"]
+    ready = any(home.glob("smollm2/**/*.safetensors"))
+    lines.append("  smollm2: ready" if ready else "  smollm2: absent; chameleon-lite fetch smollm2 (93 MB)")
+    size = sum(p.stat().st_size for p in home.glob("states/*.npy")) if home.is_dir() else 0
+    lines.append(f"  hidden states: {size / 1e6:.0f} MB")
+    free = shutil.disk_usage(home if home.is_dir() else home.anchor or "/").free
+    lines.append(f"  free disk: {free / 1e9:.1f} GB")
+    return lines

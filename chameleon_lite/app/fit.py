@@ -1,0 +1,254 @@
+"""fit: an adapter trained on one's own texts, and an honest word on whether it helped.
+
+    texts ─ 80/10/10, near-duplicates on one side ─ tokens ─ hidden states (once) ─ clusters of the training prefixes
+      ─ the hyper-network on cluster groups, best state on the validation tenth ─▶ ChameleonLiteForCausalLM
+      ─ the held-out tenth, never looked at before: nats a token frozen and adapted, with an interval ─▶ Fitted
+
+The backbone stays as it is, so an epoch costs the head alone. With `lora_rank` its layers carry LoRA, trained together
+with the head: hidden states then change at every step, none are kept, and every step runs the whole backbone.
+Held-out texts are told what training texts are: the mean vector of the prefixes of at most 32 texts of their cluster.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..backbone import Backbone, copied, load_backbone, number_format
+from ..batches import Arrangement
+from ..cluster import Clustering
+from ..errors import RunFailed, UserError
+from ..loss import HeadWeight
+from ..processes import Processes
+from ..settings import FitSettings
+from ..text import Document
+from ..train import Member, evaluate, train_heads
+from .corpus import Corpus, split_documents
+from .own_texts import load_corpus
+from .parts import Part, parts_of
+
+RESAMPLES = 2_000
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted adapter and what it did to texts it never saw: nats a token, and texts behind the numbers.
+
+    `low` and `high` bound `after` - `before` with 95 % (texts drawn anew, 2,000 times).
+    """
+
+    model: Any
+    before: float
+    after: float
+    low: float
+    high: float
+    held_out: int
+    trained_on: int
+    seconds: float
+    curve: list[dict]
+    folder: Path | None = None
+
+    @property
+    def helped(self) -> bool:
+        """Whether the whole interval of the difference lies below zero."""
+        return self.high < 0
+
+    def __str__(self) -> str:
+        change = (
+            f"{self.before:.4f} nats a token before, {self.after:.4f} after ({self.after - self.before:+.4f}, "
+            f"95 % interval {self.low:+.4f} to {self.high:+.4f}) on {self.held_out} held-out texts"
+        )
+        if self.helped:
+            return f"helped: {change}"
+        word = "made things worse" if self.low > 0 else "did not help"
+        return f"{word}: {change}; use the backbone as it is, or fit on more texts of the kind you have"
+
+
+def fit(
+    texts: Sequence[str] | str | Path | Corpus,
+    *,
+    backbone: Backbone | str = "smollm2",
+    out: Path | str | None = None,
+    settings: FitSettings | None = None,
+    device: str | None = None,
+    progress: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+) -> Fitted:
+    """Train an adapter on texts (strings, a corpus's name, or a path) and save it to `out` if given.
+
+    With several processes (torchrun, accelerate) every one calls this; the first one writes.
+    Raises UserError where there are too few texts to hold any out, RunFailed where training leaves the numbers.
+    """
+    started, settings = time.perf_counter(), settings or FitSettings()
+    processes = Processes()
+    if isinstance(backbone, str):
+        backbone = load_backbone(backbone, device=device or processes.device)
+    elif settings.lora_rank:
+        backbone = copied(backbone)  # LoRA is put into the model itself, and this one is the caller's
+    corpus = corpus_of(texts, settings.seed)
+    say(f"{sum(len(d) for d in corpus.splits.values()):,} texts from {corpus.source}")
+    parts, clustering = parts_of(corpus, backbone, settings, progress)
+    model = _new_model(backbone, clustering, settings)
+    learn = _with_layers if settings.lora_rank else _head_alone
+    curve, best_epoch, nll = learn(model, parts, settings, processes, progress)
+    before, after, low, high = compared(nll, parts["test"].table.n_scored, settings.seed)
+    notes = {
+        "before": before,
+        "after": after,
+        "low": low,
+        "high": high,
+        "held_out": len(parts["test"].table),
+        "trained_on": len(parts["train"].table),
+        "corpus": corpus.name,
+        "corpus_hash": corpus.hash,
+        "settings": settings.model_dump(mode="json"),
+        "best_epoch": best_epoch,
+    }
+    model.config.notes = notes
+    if out is not None:
+        model.eval().save_pretrained(out, is_main_process=processes.index == 0)
+    return Fitted(
+        model.eval(),
+        before,
+        after,
+        low,
+        high,
+        notes["held_out"],
+        notes["trained_on"],
+        time.perf_counter() - started,
+        curve,
+        Path(out) if out is not None else None,
+    )
+
+
+def corpus_of(texts: Sequence[str] | str | Path | Corpus, seed: int = 0) -> Corpus:
+    """A corpus from whatever names or holds texts; strings are split 80/10/10 with near-duplicates on one side."""
+    if isinstance(texts, Corpus):
+        return texts
+    if isinstance(texts, str | os.PathLike):
+        return load_corpus(str(texts), seed=seed)
+    texts = list(texts)
+    if wrong := next((t for t in texts if not isinstance(t, str)), None):
+        raise UserError(
+            f"texts must be strings, not {type(wrong).__name__}; objects go through a .jsonl file"
+        )
+    documents = [Document(str(i), text) for i, text in enumerate(texts) if text.strip()]
+    splits, notes = split_documents(documents, seed=seed)
+    return Corpus("texts", splits, "a list of strings", notes)
+
+
+def _new_model(backbone: Backbone, clustering: Clustering, settings: FitSettings):
+    from ..chameleon import ChameleonLiteForCausalLM
+
+    prompts = settings.tokens.model_dump()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return ChameleonLiteForCausalLM.from_backbone(
+            backbone,
+            centroids=clustering.centroids,
+            rank=settings.rank,
+            dropout=settings.dropout,
+            scale=settings.train.scale,
+            condition=settings.condition,
+            prompts=prompts,
+            lora_rank=settings.lora_rank,
+        )
+
+
+def _head_alone(
+    model, parts: dict[str, Part], settings: FitSettings, processes: Processes, progress: bool
+) -> tuple[list[dict], float, np.ndarray]:
+    """The head trained in place on cluster groups, left in its best state on the validation part.
+
+    Returns curve, best epoch, and sums of nats (2, N) of the held-out texts, frozen and adapted.
+    """
+    weight = _weight(model.backbone, settings)
+    learn, check, test = (parts[split] for split in ("train", "validation", "test"))
+    source, valid, held_out = (part.source(settings.clusters.batch_rows) for part in (learn, check, test))
+    member = Member("adapter", model.head, source, valid, settings.learning_rate, settings.seed)
+    train_heads(
+        [member],
+        learn.scored,
+        lambda epoch: learn.order(_epoch_seed(settings, epoch)),
+        check.scored,
+        check.order(settings.seed),
+        weight,
+        settings.train,
+        processes,
+        progress,
+    )
+    nll = evaluate(
+        [(None, None), (model.head, held_out)],
+        test.scored,
+        test.order(settings.seed),
+        weight,
+        rows=settings.train.rows_per_step,
+        scale=settings.train.scale,
+        processes=processes,
+    )
+    return member.curve, member.best_epoch, nll.cpu().numpy()
+
+
+def _with_layers(
+    model, parts: dict[str, Part], settings: FitSettings, processes: Processes, progress: bool
+) -> tuple[list[dict], float, np.ndarray]:
+    """LoRA in the layers and the head trained in place, together; returns what `_head_alone` does."""
+    from ..lora import without_lora
+    from ..train_layers import Layered, Texts, fit_layers, read_layers
+
+    def texts(split: str) -> Texts:
+        def orders(number: int) -> Arrangement:
+            return parts[split].order(_epoch_seed(settings, number) if split == "train" else settings.seed)
+
+        source = parts[split].source(settings.clusters.batch_rows)
+        return Texts(parts[split].table, orders, settings.train.rows_per_step, source)
+
+    weight, test = _weight(model.backbone, settings), texts("test")
+    both = Layered(model.backbone, model.head, weight, settings.train.scale)
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        found = fit_layers(
+            both,
+            texts("train"),
+            texts("validation"),
+            settings.train,
+            settings.learning_rate,
+            processes,
+            progress,
+            settings.record_layers,
+        )
+    if found.failure:
+        raise RunFailed(f"adapter: {found.failure}; lower it")
+    with without_lora(model.backbone):
+        before = read_layers(Layered(model.backbone, None, weight), test, processes)
+    return found.curve, found.best_epoch, torch.stack([before, read_layers(both, test, processes)]).numpy()
+
+
+def _weight(backbone: Backbone, settings: FitSettings) -> HeadWeight:
+    dtype = number_format(settings.train.matmul_dtype, backbone.device)
+    return HeadWeight(backbone.head.weight, backbone.head.bias, dtype=dtype)
+
+
+def _epoch_seed(settings: FitSettings, number: int) -> int:
+    """Seed of an epoch's order."""
+    return settings.seed * 100_003 + number
+
+
+def compared(nll: np.ndarray, counts: np.ndarray, seed: int) -> tuple[float, float, float, float]:
+    """From sums of nats (2, N) and tokens (N,): before, after, and the 95 % interval of their difference a token."""
+    before, after = (nll.sum(1) / counts.sum()).tolist()
+    difference = nll[1] - nll[0]  # (N,)
+    generator = np.random.default_rng(seed)
+    draws = np.array(
+        [
+            difference[i].sum() / counts[i].sum()
+            for i in (generator.integers(len(counts), size=len(counts)) for _ in range(RESAMPLES))
+        ]
+    )
+    low, high = np.quantile(draws, [0.025, 0.975]).tolist()
+    return before, after, low, high

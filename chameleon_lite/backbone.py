@@ -1,0 +1,241 @@
+"""Any causal language model, opened at the one place the method needs: between its body and its output head.
+
+    ids (B, T) ── body ─▶ hidden (B, T, C) ── head: h Wᵀ (+ bias) ─▶ logits (B, T, V)
+
+The hidden states are exactly what the head is applied to. One probe of eight tokens checks this for every model:
+where a model scales, caps or re-projects between body and logits, an update of W would mean something else, and
+the model is refused by name. All weights are frozen and the model is in evaluation mode.
+"""
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import errors
+from .backbones import hub, smollm2, tiny
+from .text import pad_id
+
+BUILT_IN = ("smollm2", "random-gpt2", "tiny", "tiny-llama")
+SHORT_NAMES = {
+    "gpt2": "openai-community/gpt2",
+    "gpt2-medium": "openai-community/gpt2-medium",
+    "gpt2-large": "openai-community/gpt2-large",
+    "gpt2-xl": "openai-community/gpt2-xl",
+    "distilgpt2": "distilbert/distilgpt2",
+}
+ALWAYS_EXACT = ("inv_freq",)  # ends of the names of buffers that stay as they are in every number format
+CPU_FLAGS = {"avx512_bf16", "amx_bf16"}  # 16-bit units, as /proc/cpuinfo spells them
+FP16_CAPABILITY = (7, 0)  # tensor cores for IEEE half precision: V100, T4 and later
+BF16_CAPABILITY = (8, 0)  # tensor cores for brain float: A100 and later
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen causal LM and the parts of it that the method uses."""
+
+    name: str
+    revision: str  # the hub's commit, "" where there is none
+    lm: Any  # transformers model for causal LM
+    tokenizer: Any
+    body: nn.Module  # everything below the head
+    embedding: Tensor  # (V, C') input embeddings; C' differs from C in a few models
+    head: nn.Linear  # weight (V, C)
+    width: int  # C, the columns of the head's weight
+    vocab: int  # V, the rows of the head's weight
+    pad_id: int
+    hash: str  # sha256 that changes whenever a weight or the number format does
+    parameters: int  # scalars of the whole model, a tied matrix counted once
+    max_length: int  # tokens the model has positions for
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    def hidden(self, ids: Tensor, mask: Tensor | None = None, position: Tensor | None = None) -> Tensor:
+        """ids (B, T) int64 and mask (B, T), 1 for real tokens, to hidden states (B, T, C).
+
+        Several documents per row: a mask (B, 1, T, T) bool of which token attends to which, and position (B, T) inside
+        the document; not every model takes them, see training/pieces.py.
+        """
+        positions = {} if position is None else {"position_ids": position}
+        return self.body(input_ids=ids, attention_mask=mask, use_cache=False, **positions).last_hidden_state
+
+    def logits(self, h: Tensor) -> Tensor:
+        """Hidden states (…, C) to the frozen model's logits (…, V)."""
+        return self.head(h)
+
+
+def load_backbone(
+    name: str,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+) -> Backbone:
+    """A backbone by built-in name, hub id, or folder (transformers' layout or a single .gguf file).
+
+    Raises UserError for an unknown name or a model whose head cannot be reached exactly, Unreachable (at once)
+    where a download is needed and impossible, DamagedFile where weights are missing.
+    """
+    lm, tokenizer, found_revision, weights = _open(name, dtype, revision)
+    lm.requires_grad_(False).eval()
+    body, embedding, head = head_access(lm, name)
+    lm.to(device)
+    return Backbone(
+        name=name,
+        revision=found_revision,
+        lm=lm,
+        tokenizer=tokenizer,
+        body=body,
+        embedding=embedding,
+        head=head,
+        width=head.weight.shape[1],
+        vocab=head.weight.shape[0],
+        pad_id=pad_id(tokenizer),
+        hash=hashlib.sha256(f"{weights}:{dtype}".encode()).hexdigest(),
+        parameters=sum(p.numel() for p in lm.parameters()),  # parameters() yields a tied matrix once
+        max_length=_max_length(lm.config),
+    )
+
+
+def copied(backbone: Backbone) -> Backbone:
+    """A copy of the backbone, to put LoRA into while the shared one stays as it is."""
+    lm = copy.deepcopy(backbone.lm)
+    return replace(
+        backbone,
+        lm=lm,
+        body=lm.base_model,
+        embedding=lm.get_input_embeddings().weight,
+        head=lm.get_output_embeddings(),
+    )
+
+
+def _open(name: str, dtype: torch.dtype, revision: str | None):
+    """(lm, tokenizer, revision, what the weights are) for any kind of name."""
+    if name == "smollm2":
+        lm, tokenizer = hub.load_checkpoint(str(smollm2.fetch_smollm2()), dtype, local_files_only=True)
+        return lm, tokenizer, "", smollm2.GGUF_SHA256
+    if name in BUILT_IN:
+        lm, tokenizer = tiny.build(name, dtype)
+        return lm, tokenizer, "", weight_hash(lm)
+    if Path(name).expanduser().is_dir():
+        lm, tokenizer, weights = hub.load_folder(Path(name).expanduser(), dtype)
+        return lm, tokenizer, "", weights
+    if "/" not in name and name not in SHORT_NAMES:
+        raise errors.unknown(
+            "backbone", name, [*BUILT_IN, *SHORT_NAMES, "owner/name on the hub", "a local folder"]
+        )
+    return hub.load_hub(SHORT_NAMES.get(name, name), dtype, revision)
+
+
+@torch.no_grad()
+def head_access(lm, name: str = "") -> tuple[nn.Module, Tensor, nn.Linear]:
+    """(body, input embedding (V, C'), head) of a causal LM; raises UserError unless head(body(x)) is lm(x) exactly.
+
+    Exactly, because a soft cap is nearly the identity on small logits and would pass any tolerance.
+    """
+    who = f"{type(lm).__name__} ({name})" if name else type(lm).__name__
+    body, head, embedding = lm.base_model, lm.get_output_embeddings(), lm.get_input_embeddings().weight
+    if body is lm or not isinstance(head, nn.Linear):
+        raise errors.UserError(
+            f"{who} has no linear output head of its own: choose a causal language model with one"
+        )
+    probe = torch.arange(2, 10, device=head.weight.device)[None] % embedding.shape[0]  # (1, 8)
+    h = body(input_ids=probe, use_cache=False).last_hidden_state
+    logits = lm(input_ids=probe, use_cache=False).logits
+    if h.shape[-1] != head.weight.shape[1] or not torch.equal(head(h), logits):
+        raise errors.UserError(
+            f"{who} scales, caps or re-projects between hidden states and logits, so an update of "
+            "its head is not what the method describes: choose another backbone"
+        )
+    return body, embedding, head
+
+
+@torch.no_grad()
+def weight_hash(lm: nn.Module) -> str:
+    """sha256 over names, shapes and bytes of all weights."""
+    digest = hashlib.sha256()
+    for key, value in sorted(lm.state_dict().items()):
+        digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _max_length(config) -> int:
+    return int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or 1024)
+
+
+def set_format(lm: nn.Module, dtype: torch.dtype) -> Callable[[], None]:
+    """Convert a model's weights and buffers, rotary frequencies excepted; returns a function that undoes it exactly.
+
+    `lm.to(dtype)` alone also rounds rotary frequencies, which libraries keep in float32 when they load a 16-bit model
+    and which are in no state dict (hidden states of SmolLM2 off by 0.1 %). Parameters keep their identity.
+    """
+    weights = [(p, p.data) for p in lm.parameters()]
+    buffers = [(m, name, b) for m in lm.modules() for name, b in m._buffers.items() if b is not None]
+
+    def undo() -> None:
+        for p, data in weights:
+            p.data = data
+        for module, name, value in buffers:
+            module._buffers[name] = value
+
+    if any(p.dtype != dtype for p, _ in weights):
+        lm.to(dtype)
+        for module, name, value in buffers:
+            if name.endswith(ALWAYS_EXACT):
+                module._buffers[name] = value
+    return undo
+
+
+@contextmanager
+def in_format(lm: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Hold a model in `dtype` inside the block; afterwards it is bit for bit what it was."""
+    undo = set_format(lm, dtype)
+    try:
+        yield
+    finally:
+        undo()
+
+
+@lru_cache
+def cpu_flags(path: str = "/proc/cpuinfo") -> frozenset[str]:
+    """The instruction-set flags of the first processor; empty where the system does not list them."""
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith("flags")), ":").split(":", 1)[1].split())
+
+
+def matmul_dtype(device: str | torch.device) -> torch.dtype:
+    """The format for large matrix products: float16 on GPUs with tensor cores, bfloat16 on CPUs that have it.
+
+    Decided by what the chip has: the libraries say yes to formats that they emulate several times slower. float16 also
+    on GPUs that have both: same speed, eight times finer, and nothing here comes near its range.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.float16 if torch.cuda.get_device_capability(device) >= FP16_CAPABILITY else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and CPU_FLAGS & cpu_flags() else torch.float32
+
+
+def backbone_dtype(device: str | torch.device) -> torch.dtype:
+    """The format for a whole transformer's forward pass: bfloat16 where it is fast, for its range; else as above."""
+    device = torch.device(device)
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= BF16_CAPABILITY:
+        return torch.bfloat16
+    return matmul_dtype(device)
+
+
+def number_format(name: str, device: str | torch.device) -> torch.dtype:
+    """A format by its name; "auto" is the one the device multiplies fast."""
+    return matmul_dtype(device) if name == "auto" else getattr(torch, name)

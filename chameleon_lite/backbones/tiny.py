@@ -1,0 +1,66 @@
+"""Backbones that need no file: random weights, the same in every process, and a byte tokenizer.
+
+    tiny         GPT-2's architecture at width 16 (Conv1D layers, tied head)         unit tests
+    tiny-llama   Llama's architecture at width 16 (Linear layers, untied head)       unit tests
+    random-gpt2  GPT-2's exact geometry                                              counts, shapes, speed
+
+The tokenizer gives every UTF-8 byte its own id (0 … 255, the byte's value) and adds one end-of-text token, so
+English text is one token per character and every text can be encoded and decoded without loss.
+"""
+
+import torch
+
+WEIGHT_SEED = 0
+WORD_END = "<|endoftext|>"
+TINY_VOCAB = 257  # 256 bytes and the end-of-text token; odd on purpose, to exercise padded vocabularies
+TINY_LENGTH = 512  # tokens
+
+
+def byte_tokenizer(model_max_length: int = TINY_LENGTH):
+    """A fast tokenizer of 257 entries: bytes by value, then end-of-text; adds no special tokens of its own."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {symbol: value for value, symbol in enumerate(_byte_symbols())} | {WORD_END: 256}
+    core = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=WORD_END, model_max_length=model_max_length
+    )
+
+
+def _byte_symbols() -> list[str]:
+    """The printable character that stands for each byte in byte-level tokenizers, by byte value.
+
+    Printable Latin-1 bytes stand for themselves; the others take the code points from 256 on, in order.
+    """
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    spare = iter(range(256, 512))
+    return [chr(b) if b in printable else chr(next(spare)) for b in range(256)]
+
+
+def built_in_config(name: str):
+    """The transformers configuration of `tiny`, `tiny-llama` or `random-gpt2`."""
+    from transformers import GPT2Config, LlamaConfig
+
+    if name == "random-gpt2":
+        return GPT2Config()
+    # A wider initialisation than GPT-2's: at width 16 its 0.02 would make all next-token distributions flat.
+    common = dict(vocab_size=TINY_VOCAB, initializer_range=0.2, bos_token_id=256, eos_token_id=256)
+    if name == "tiny":
+        return GPT2Config(n_positions=TINY_LENGTH, n_embd=16, n_layer=2, n_head=2, **common)
+    sizes = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2)
+    heads = dict(num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False)
+    return LlamaConfig(max_position_embeddings=TINY_LENGTH, **sizes, **heads, **common)
+
+
+def build(name: str, dtype: torch.dtype):
+    """A built-in model with seeded random weights and its tokenizer; the caller's random state is untouched."""
+    from transformers import AutoModelForCausalLM
+
+    config = built_in_config(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(WEIGHT_SEED)
+        lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return lm.to(dtype), byte_tokenizer(config.max_position_embeddings)

@@ -1,1 +1,0 @@
-"""Text becomes batches: documents ▶ tokens ▶ vectors ▶ clusters ▶ batches; knows no model but an embedding matrix."""

@@ -1,0 +1,1 @@
+"""Faster forms of some functions, entered through `engine.py` only; without this folder they run plainly."""

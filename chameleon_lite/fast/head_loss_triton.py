@@ -1,0 +1,297 @@
+"""The head loss on a GPU: heads of a small rank share their launches, others go one by one (see `head_loss.py`).
+
+    tasks ─┬ rank ≤ 32, each group its own factors ─▶ Bundle: S slots side by side, one launch for all its heads
+           └ larger, or a mixture of shared slots  ─▶ wide: z upᵀ added to a copy of the logits, g written, two products
+
+With few heads a GPU may be done with a chunk before the host has described the next, so the host does little: where
+rows lie is worked out once for each number of rows and heads, and scalings are left to products and kernels.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..loss import HeadWeight
+from .head_loss_launch import GRADS, ROW_ALIGNED, STATS, Many, gradients, losses
+from .head_loss_torch import (
+    FP16_SHIFT,
+    Factors,
+    HeadTask,
+    add_gradients,
+    low_rank_states,
+    product,
+    torch_step,
+)
+from .recorder import outliving
+
+ROWS = 4_080  # per chunk: memory
+SMALL_RANK = 32  # what the kernels add in registers
+PROGRAMS = 1_024  # of `grads` that keep a large GPU busy; an only head's rows are cut in two below that
+LAYOUTS = 4_096  # cached, of chunk sizes seen before; some kilobytes each on the device
+PARTIAL_BYTES = 256 << 20  # of a bundle's sums by column block; more heads go into another bundle
+
+
+class TritonPass:
+    """A pass by GPU kernels; the same results whatever heads share it."""
+
+    rows = ROWS
+
+    def __init__(self, weight: HeadWeight, tasks: list[HeadTask]) -> None:
+        self.weight, self.tasks = weight, tasks
+        self.bundles: list[Bundle] = []
+        self.wide: list[int] = []
+        self.heads: dict[tuple, list[int]] = {}
+        for k, task in enumerate(tasks):
+            rank = 0 if task.all.down is None else task.all.down.shape[1]
+            if task.all.mix is not None or rank > SMALL_RANK:
+                self.wide.append(k)
+                task.start_sums()
+            else:
+                self.heads.setdefault((rank, task.all.bias is not None, task.wanted), []).append(k)
+
+    def _bundles(self, n: int, alone: bool) -> "list[Bundle]":
+        """The bundles, made when the first chunk's rows are known."""
+        if not self.bundles:
+            for (rank, *_), heads in self.heads.items():
+                a_head = 4 * n * rank * self.weight.padded // GRADS["BV"] + 1
+                size = 1 if alone else max(1, PARTIAL_BYTES // a_head)
+                self.bundles += [
+                    Bundle(self.weight, [(k, self.tasks[k]) for k in heads[i : i + size]])
+                    for i in range(0, len(heads), size)
+                ]
+        return self.bundles
+
+    def chunk(self, hc: Tensor, base: Tensor, target: Tensor, rows: slice, gh: Tensor | None) -> Tensor:
+        """Losses (K, n) of a chunk's rows with base logits (n, Vp); gh (K, n, C) is set."""
+        base[:, self.weight.vocab :] = -torch.inf
+        bundles = self._bundles(len(hc), alone=gh is not None)
+        if len(bundles) == 1 and not self.wide:
+            return bundles[0].chunk(hc, base, target, rows, None if gh is None else gh[0], reuse=True)
+        nll = hc.new_empty(len(self.tasks), len(hc), dtype=torch.float32)
+        for bundle in bundles:
+            losses_of = bundle.chunk(hc, base, target, rows, None if gh is None else gh[bundle.heads[0]])
+            torch._foreach_copy_([nll[k] for k in bundle.heads], list(losses_of))
+        for k in self.wide:
+            nll[k] = wide_step(hc, base, target, self.tasks[k], rows, None if gh is None else gh[k])
+        return nll
+
+    def finish(self) -> None:
+        """Hand the bundles' sums to their tasks."""
+        for bundle in self.bundles:
+            bundle.finish()
+
+
+class Bundle:
+    """Heads of one small rank, packed: their factors side by side in S slots, one per head and group."""
+
+    def __init__(self, weight: HeadWeight, members: list[tuple[int, HeadTask]]) -> None:
+        self.weight, self.heads, self.tasks = weight, [k for k, _ in members], [t for _, t in members]
+        all_factors = [t.all for t in self.tasks]
+        down, _, bias, _ = all_factors[0]
+        sizes = [
+            1 if down is None and bias is None else len(f.bias if f.down is None else f.down)
+            for f in all_factors
+        ]
+        self.first = np.cumsum([0, *sizes])  # (K + 1,) each head's first slot
+        self.down, self.up, self.bias = None, None, None
+        if down is not None:
+            self.down = torch.cat([f.down for f in all_factors]).to(weight.weight.dtype)  # (S, R, C)
+            self.up = self.down.new_empty(int(self.first[-1]), down.shape[1], weight.vocab)  # (S, R, V)
+            torch._foreach_copy_(list(self.up.split(sizes)), [f.up.transpose(1, 2) for f in all_factors])
+        if bias is not None:
+            self.bias = torch.cat([f.bias for f in all_factors]).float()  # (S, V)
+        self.sums = Factors()  # down (S, R, C), up (S, R, V), bias (S, V)
+
+    def chunk(
+        self, hc: Tensor, base: Tensor, target: Tensor, rows: slice, gh: Tensor | None, reuse: bool = False
+    ) -> Tensor:
+        """Losses (heads, n); gradients are added to the sums, and gh (n, C) of an only head is set.
+
+        base may be overwritten if `reuse`.
+        """
+        layout = self._layout(rows, len(hc))
+        states = self._states(hc, layout.slot)
+        many = Many(states, self.up, self.bias, layout.slot, self.weight.padded_bias, self.weight.vocab)
+        nll, lse = losses(base, many, layout.tiles, target)
+        if gh is not None or any(self.tasks[0].wanted):
+            g = None if gh is None else base if reuse else torch.empty_like(base)
+            self._add_gradients(hc, base, many, layout, target, lse, gh, g)
+        return nll
+
+    def _layout(self, rows: slice, n: int) -> "Layout":
+        """Which slot each of the chunk's n rows uses, head by head."""
+        device, groups = self.weight.weight.device, [task.group for task in self.tasks]
+        blocks = -(-self.weight.padded // GRADS["BV"])
+        if all(group is None for group in groups):
+            return _alike(len(groups), n, _item_rows(len(groups), n, blocks), device)
+        distinct = list({id(group): group for group in groups}.values())  # heads often share one
+        column = [next(i for i, g in enumerate(distinct) if g is group) for group in groups]
+        runs = []
+        for k, (group, first) in enumerate(zip(groups, self.first)):
+            start, end, own = ([0], [n], [0]) if group is None else group.within(rows, n)
+            runs.append(np.stack([np.full(len(own), k), first + np.asarray(own), start, end], axis=1))
+        runs = np.concatenate(runs)
+        offset = torch.from_numpy(np.stack([self.first[:-1], column])).to(device, non_blocking=True)  # (2, K)
+        columns = torch.stack([offset.new_zeros(n) if g is None else g.index[rows] for g in distinct])
+        most = _item_rows(len(runs), int((runs[:, 3] - runs[:, 2]).max()), blocks)
+        return _lay_out(columns[offset[1]] + offset[0][:, None], runs, int(self.first[-1]), most)
+
+    def _states(self, hc: Tensor, slot: Tensor) -> Tensor | None:
+        """z = α h downᵀ (K, R, Np), each row under its own slots, with room for the kernels' alignment."""
+        if self.down is None:
+            return None
+        (slots, rank, _), n, heads = self.down.shape, len(hc), len(self.tasks)
+        z = self.down.new_empty(slots, rank, -(-n // ROW_ALIGNED) * ROW_ALIGNED)
+        z.flatten(0, 1)[:, :n].addmm_(self.down.flatten(0, 1), hc.T, beta=0, alpha=self.tasks[0].scale)
+        if slots == heads:
+            return z
+        out = z.new_empty(heads, *z.shape[1:])
+        torch.gather(z[:, :, :n], 0, slot.unsqueeze(1).expand(-1, rank, -1), out=out[:, :, :n])
+        return out
+
+    def _add_gradients(
+        self,
+        hc: Tensor,
+        base: Tensor,
+        many: Many,
+        layout: "Layout",
+        target: Tensor,
+        lse: Tensor,
+        gh: Tensor | None,
+        g: Tensor | None,
+    ) -> None:
+        wanted = self.tasks[0].wanted
+        shift = FP16_SHIFT if base.dtype == torch.float16 else 1.0
+        gu, gz, g_bias = gradients(
+            base,
+            many,
+            layout.items,
+            target,
+            lse,
+            shift,
+            out=g,
+            want_bias=bool(wanted.bias),
+            scale=self.tasks[0].scale,
+        )
+        if wanted.up:
+            self._add("up", layout.by_slot(gu))
+        if wanted.bias:
+            self._add("bias", layout.by_slot(g_bias))
+        if gz is not None:
+            self._down(hc, gz, many.slot, wanted.down, gh)
+        if gh is not None:
+            gh += product(g, self.weight.weight) / shift
+
+    def _down(self, hc: Tensor, gz: Tensor, slot: Tensor, wanted: bool, gh: Tensor | None) -> None:
+        """From gz (K, R, n) = dloss/dz · α: the gradient of down, and its part of gh (n, C)."""
+        (slots, rank, width), (heads, _, n) = self.down.shape, gz.shape
+        if slots != heads:  # each row in the slots of its own groups, zero elsewhere
+            own = slot.unsqueeze(1).expand(-1, rank, -1)
+            gz = gz.new_zeros(slots, rank, n).scatter_(0, own, gz)
+        flat = gz.reshape(slots * rank, n)
+        if wanted:
+            self._add("down", (flat @ hc.to(flat.dtype)).view(slots, rank, width))
+        if gh is not None:
+            gh += flat.T @ self.down.flatten(0, 1).to(flat.dtype)
+
+    def _add(self, name: str, part: Tensor) -> None:
+        total = getattr(self.sums, name)
+        self.sums = self.sums._replace(**{name: part if total is None else total.add_(part)})
+
+    def finish(self) -> None:
+        """Give each task the gradients of its own slots."""
+        for task, first, end in zip(self.tasks, self.first, self.first[1:]):
+            task.gradients = Factors(*(None if x is None else x[first:end] for x in self.sums))
+
+
+class Layout(NamedTuple):
+    """Where the rows of each slot lie in a chunk, on the device; tables (·, 4) int32 of head, slot, first row, end."""
+
+    slot: Tensor  # (K, n) int64, the slot of each head's row
+    tiles: Tensor  # (T, 4), heads that read the same logits side by side
+    items: Tensor  # (I, 4), by slot
+    each: int  # items of every slot, or 0 where they differ
+    lengths: Tensor | None  # (S,) items of each slot, where they differ
+
+    def by_slot(self, parts: Tensor) -> Tensor:
+        """The items' sums (I, …) to the slots' (S, …)."""
+        if self.lengths is None:
+            return parts if self.each == 1 else parts.unflatten(0, (-1, self.each)).sum(1)
+        # unsafe: without looking at the lengths, for which the host would wait
+        return torch.segment_reduce(parts, "sum", lengths=self.lengths, axis=0, unsafe=True)
+
+
+def _item_rows(runs: int, longest: int, blocks: int) -> int:
+    """Rows an item may have: a whole run's, or about half where that would make too few programs."""
+    return longest if runs * blocks >= PROGRAMS else -(-longest // (2 * GRADS["BM"])) * GRADS["BM"]
+
+
+def _lay_out(slot: Tensor, runs: np.ndarray, slots: int, most: int) -> Layout:
+    """From runs (·, 4) of rows of one slot: head, slot, first, end; items of at most `most` rows."""
+    tiles = _cut(runs, STATS["BM"])
+    tiles = tiles[np.argsort(tiles[:, 2], kind="stable")]
+    items = _cut(runs[np.argsort(runs[:, 1], kind="stable")], most)
+    both = np.concatenate([tiles, items]).astype(np.int32)  # one copy to the device
+    tables = torch.from_numpy(both).to(slot.device, non_blocking=True).split([len(tiles), len(items)])
+    counts = np.bincount(items[:, 1], minlength=slots)
+    each = int(counts[0]) if (counts == counts[0]).all() else 0
+    lengths = None if each else torch.from_numpy(counts).to(slot.device, non_blocking=True)
+    return Layout(slot, *tables, each, lengths)
+
+
+def _alike(heads: int, n: int, most: int, device: torch.device) -> Layout:
+    """The layout of heads that have one slot each for all n rows: the same in every chunk of that size."""
+    return outliving(_cached_alike(heads, n, most, device))
+
+
+@lru_cache(maxsize=LAYOUTS)
+def _cached_alike(heads: int, n: int, most: int, device: torch.device) -> Layout:
+    number = np.arange(heads)
+    runs = np.stack([number, number, np.zeros_like(number), np.full_like(number, n)], axis=1)
+    return _lay_out(torch.arange(heads, device=device)[:, None].expand(-1, n), runs, heads, most)
+
+
+def _cut(runs: np.ndarray, size: int) -> np.ndarray:
+    """Runs (·, 4) cut into pieces of at most `size` rows."""
+    parts = -(-(runs[:, 3] - runs[:, 2]) // size)
+    out = runs.repeat(parts, axis=0)
+    within = np.arange(len(out)) - (np.cumsum(parts) - parts).repeat(parts)
+    out[:, 2] += within * size
+    out[:, 3] = np.minimum(out[:, 3], out[:, 2] + size)
+    return out
+
+
+def wide_step(
+    hc: Tensor, base: Tensor, target: Tensor, task: HeadTask, rows: slice, gh: Tensor | None
+) -> Tensor:
+    """Losses (n,) of one head of a large rank or with mixtures; gradients are added to the task's and to gh (n, C)."""
+    if task.all.bias is not None and task.group is not None:
+        return torch_step(hc, base, target, task, rows, gh, reuse=False)  # no place here for a bias per row
+    part = task.factors(rows)
+    z = low_rank_states(hc, part, task.scale)  # (n, R')
+    if part.aligned_up is None:
+        part.aligned_up = _aligned(part.up)  # kept: one head's factors serve all chunks
+    z = _aligned(z)
+    logits = torch.addmm(base, z, part.aligned_up.T)
+    bias = None if part.bias is None else part.bias[:, : task.weight.vocab].contiguous()  # (1, V)
+    layout = _alike(1, len(hc), GRADS["BM"], hc.device)
+    many = Many(None, None, bias, layout.slot, task.weight.padded_bias, task.weight.vocab)
+    nll, lse = losses(logits, many, layout.tiles, target)
+    if gh is None and not any(task.wanted):
+        return nll[0]
+    shift = FP16_SHIFT if logits.dtype == torch.float16 else 1.0
+    *_, g_bias = gradients(
+        logits, many, layout.items, target, lse, shift, out=logits, want_bias=bool(task.wanted.bias)
+    )
+    if task.wanted.bias:
+        task.add("bias", layout.by_slot(g_bias))
+    add_gradients(hc, logits, z, part, target, task, rows, gh, shift)
+    return nll[0]
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """x (m, R) with zero columns up to a multiple of 8: matrix units are several times slower on odd widths."""
+    return torch.nn.functional.pad(x, (0, -x.shape[1] % 8))

@@ -1,0 +1,112 @@
+"""Several conditions in one batch: the large product once, each group's own low-rank update on top of it.
+
+    h (B, T, C) ── frozen head ─▶ base (B, T, V)                   one product for all rows
+    rows of one group ── (h downᵀ) upᵀ ─▶ added to their base       groups of equal size in one baddbmm
+
+Which rows belong together is laid out once; decoding then repeats nothing but the arithmetic. One condition per row
+and one for the whole batch are special cases.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..heads import HeadUpdate
+from .aligned_head import aligned
+
+
+def update_logits(update: HeadUpdate, group: Tensor, rows: int | None = None) -> "MixedUpdate":
+    """`heads.update_logits`."""
+    return MixedUpdate(update, group)
+
+
+class MixedUpdate:
+    """An update of G groups, ready for batches whose row b belongs to group `group[b]`, (B,) int64.
+
+    Rows that are repeated one after another (beams, several samples per prompt) need no new layout: a batch of
+    k · B rows is taken as k copies of each. Groups that own no row are left out.
+    """
+
+    mix: Tensor | None = None  # (B, R) a row's weights of the shared slots, in the rows' order
+
+    def __init__(self, update: HeadUpdate, group: Tensor) -> None:
+        if (
+            update.mix is not None
+        ):  # one shared pair of factors: a row's own part is R numbers, nothing to group
+            self.mix = update.mix[group.to(update.mix.device)]  # (B, R)
+            update, group = HeadUpdate(update.down, update.up), torch.zeros_like(group)
+        ids, local, sizes = torch.unique(group.cpu(), return_inverse=True, return_counts=True)
+        by_size = torch.argsort(sizes, stable=True)  # (G',) groups of equal size side by side
+        place = torch.argsort(torch.argsort(by_size)[local], stable=True)  # (B,) rows, group after group
+        counts, groups = torch.unique_consecutive(sizes[by_size], return_counts=True)
+        self.rows = len(group)
+        self.runs = list(zip(groups.tolist(), counts.tolist()))  # (groups, rows in each)
+        sorted_already = torch.equal(place, torch.arange(self.rows))
+        device = (update.down if update.down is not None else update.bias).device
+        self.place = None if sorted_already else place.to(device)
+        self.back = None if sorted_already else torch.argsort(place).to(device)
+        ids = ids[by_size].to(device)
+        self._cast: dict[tuple, list[tuple]] = {}  # by the formats of states and logits
+        self.down, self.up, self.bias = (self._take(x, ids) for x in (update.down, update.up, update.bias))
+
+    @staticmethod
+    def _take(x: Tensor | None, ids: Tensor) -> Tensor | None:
+        """The groups `ids` of x (G, …), copied only where they are not x itself."""
+        if x is None:
+            return None
+        same = len(ids) == len(x) and torch.equal(ids, torch.arange(len(x), device=x.device))
+        return x if same else x[ids]
+
+    def __call__(self, head: Callable[[Tensor], Tensor], h: Tensor, scale: float = 1.0) -> Tensor:
+        """h (B, T, C) to the adapted logits (B, T, V); `head` gives the frozen ones, which are written into.
+
+        Raises ValueError where the number of rows is not a multiple of the layout's.
+        """
+        if len(h) % self.rows:
+            raise ValueError(f"{len(h)} rows, but the conditions are for {self.rows}")
+        copies, place, back = len(h) // self.rows, self.place, self.back
+        if place is not None and copies > 1:
+            inner = torch.arange(copies, device=h.device)
+            place, back = ((x[:, None] * copies + inner).flatten() for x in (place, back))
+        h = h if place is None else h[place]
+        out = self._add(aligned(head)(h), h, copies, scale)  # (B, T, V), rows in the layout's order
+        return out if back is None else out[back]
+
+    def _add(self, base: Tensor, h: Tensor, copies: int, scale: float) -> Tensor:
+        """base (B, T, V) plus each run's updates; in place unless gradients are recorded."""
+        in_place, parts, row = not torch.is_grad_enabled(), [], 0
+        for groups, size, down, up, bias in self._factors(h.dtype, base.dtype):
+            count = groups * size * copies
+            rows = slice(row, row := row + count)
+            part = base[rows].view(groups, -1, base.shape[-1])  # (g, M, V)
+            if down is not None:
+                z = torch.bmm(h[rows].reshape(groups, -1, h.shape[-1]), down)  # (g, M, R)
+                if self.mix is not None:  # then there is one run, of all rows
+                    z = z * self.mix.to(z.dtype).repeat_interleave(z.shape[1] // self.rows, dim=0)
+                part = (part.baddbmm_ if in_place else part.baddbmm)(z, up, alpha=scale)
+            if bias is not None:
+                part = part + bias
+                if in_place:
+                    base[rows] = part.view_as(base[rows])
+            parts.append(part.view(-1, *base.shape[1:]))
+        return base if in_place else torch.cat(parts)
+
+    def _factors(self, states: torch.dtype, logits: torch.dtype) -> list[tuple]:
+        """(groups, rows in each, down (g, C, R), up (g, R, V), bias (g, 1, V)) of each run, as the products take them.
+
+        Cached from token to token; not where gradients are recorded: the first backward pass uses up their graph.
+        """
+        key = states, logits
+        if key in self._cast and not torch.is_grad_enabled():
+            return self._cast[key]
+        runs, first = [], 0
+        for groups, size in self.runs:
+            own = slice(first, first := first + groups)
+            down = None if self.down is None else self.down[own].to(states).transpose(1, 2)
+            up = None if self.up is None else self.up[own].to(logits).transpose(1, 2)
+            bias = None if self.bias is None else self.bias[own].to(logits).unsqueeze(1)
+            runs.append((groups, size, down, up, bias))
+        if not torch.is_grad_enabled():
+            self._cast[key] = runs
+        return runs

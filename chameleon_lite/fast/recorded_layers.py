@@ -1,0 +1,111 @@
+"""The layers' pass of a training step: told to the device anew each time, or recorded once and replayed.
+
+    (ids, position, mask) ─┬─ Layers           any shape, any device                          thousands of launches
+                           └─ RecordedLayers   one shape, a CUDA graph forwards and one back  two launches
+
+A small model's step on a fast GPU takes as long as the host needs to launch its kernels. A CUDA graph has them launched
+together. It reads the LoRA factors where they lie, so it must not outlive a move of the model; dropout draws anew in
+every replay. Between its two passes it keeps the activations in memory of its own, which it holds until released.
+"""
+
+import gc
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..backbone import Backbone, backbone_dtype
+from ..states import fused_activations
+from .packing import sees
+
+Run = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+
+
+class Layers(nn.Module):
+    """ids (B, T), position (B, T) or None and mask, as in `Piece`, to hidden states (B, T, C); 16-bit on a GPU."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.body, self.hidden, self.kind = backbone.body, backbone.hidden, backbone.device.type
+        self.dtype = backbone_dtype(backbone.device)
+        self.autocast = self.kind == "cuda" and self.dtype != torch.float32
+
+    def forward(self, ids: Tensor, position: Tensor | None, mask: Tensor) -> Tensor:
+        """The pass; autocast keeps no converted weights, which a recording would take for current."""
+        precision = torch.autocast(self.kind, dtype=self.dtype, enabled=self.autocast, cache_enabled=False)
+        with precision, fused_activations(self.body):
+            return self.hidden(ids, mask, position)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """What gets gradient: a recording hands its parameters over with every call, and frozen ones need not be."""
+        return (p for p in super().parameters(recurse) if p.requires_grad)
+
+
+class RecordedLayers:
+    """`Layers` for one shape (rows, length), recorded for replay; other shapes take the plain pass.
+
+    A pass forwards must have had its pass backwards, or need none, before the next one: both use the same memory.
+    """
+
+    def __init__(self, backbone: Backbone, rows: int, length: int) -> None:
+        """Raises what recording raises: out of memory, or an operation that waits for the host."""
+        self.plain, self.shape = Layers(backbone), (rows, length)
+        self.factors = list(self.plain.parameters())
+        self.sums = [torch.zeros_like(p) for p in self.factors]
+        self.mode = self._mode()
+        # A recording adds to gradients on a stream of its own; autograd waits for it, and says so once otherwise.
+        if quiet := getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None):
+            quiet(False)
+        ids = torch.zeros(self.shape, dtype=torch.int64, device=backbone.device)
+        position = torch.zeros_like(
+            ids
+        )  # a model may have fewer positions than a row: documents begin anew in it
+        with torch.cuda.device(backbone.device):
+            self.replay: Run = torch.cuda.make_graphed_callables(
+                Layers(backbone), (ids, position, sees(ids)), allow_unused_input=True
+            )
+
+    def __call__(self, ids: Tensor, position: Tensor | None, mask: Tensor) -> Tensor:
+        """Hidden states (B, T, C), overwritten by the next call."""
+        fits = position is not None and ids.shape == self.shape and torch.is_grad_enabled()
+        if not fits or self.mode != self._mode():
+            return self.plain(ids, position, mask)
+        self._keep_gradients_apart()
+        return self.replay(ids, position, mask)
+
+    def _mode(self) -> list[bool]:
+        """Which modules are in training mode: dropout is recorded as it was, on or off."""
+        return [module.training for module in self.plain.body.modules()]
+
+    def _keep_gradients_apart(self) -> None:
+        """Give every factor without a gradient zeros of its own to add to.
+
+        A replay leaves gradients where the last one left them. As a factor's first gradient such a tensor would be
+        kept, not copied, and the next piece would write over the sum.
+        """
+        without = [(p, total) for p, total in zip(self.factors, self.sums) if p.grad is None]
+        if without:
+            torch._foreach_zero_([total for _, total in without])
+            for p, total in without:
+                p.grad = total
+
+    def release(self) -> None:
+        """Give the recording's memory back; from then on every pass is plain."""
+        self.shape, self.replay, self.sums = None, None, []
+        gc.collect()  # a graph lies in reference cycles
+
+
+def recorded(backbone: Backbone, rows: int, length: int) -> RecordedLayers | None:
+    """The layers' pass for packed rows (rows, length), recorded; None without a GPU or, with a warning, if it fails."""
+    if backbone.device.type != "cuda":
+        return None
+    try:
+        return RecordedLayers(backbone, rows, length)
+    except Exception as problem:  # as many kinds as models have operations
+        first = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        warnings.warn(
+            f"{backbone.name}: its layers cannot be recorded and are launched one by one ({first})",
+            stacklevel=2,
+        )
+        return None

@@ -1,0 +1,69 @@
+"""Where files live, and how they get there whole.
+
+Every room that keeps a file uses these: `home` says where, `atomic` writes under a temporary name and renames,
+`locked` keeps two processes off one file, `sha256` and `verified` compare a checksum. A file under its final
+name is therefore complete; whatever a killed process leaves behind carries a `.part-` name and is ignored.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+from .errors import DamagedFile
+
+
+def home() -> Path:
+    """The cache folder: `$CHAMELEON_LITE_HOME`, else `$XDG_CACHE_HOME/chameleon-lite`, else `~/.cache/…`."""
+    own = os.environ.get("CHAMELEON_LITE_HOME")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "chameleon-lite"
+
+
+@contextmanager
+def atomic(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on any failure.
+
+    The block may create a file or a folder at the temporary path.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".part-{path.name}-", dir=path.parent)) / path.name
+    try:
+        yield part
+        if path.is_dir() and part.is_dir():
+            shutil.rmtree(path)  # os.replace cannot put a folder over one that has content
+        os.replace(part, path)
+    finally:
+        shutil.rmtree(part.parent, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path | str) -> Iterator[None]:
+    """Hold the lock that belongs to `path`: one process at a time, others wait."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(path.parent / f".{path.name}.lock")):
+        yield
+
+
+def sha256(path: Path | str) -> str:
+    """Hex sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verified(path: Path | str, expected: str) -> Path:
+    """`path` if its sha256 is `expected`; raises DamagedFile, naming the file, if not."""
+    found = sha256(path)
+    if found != expected:
+        raise DamagedFile(
+            f"{path} is damaged: sha256 {found[:12]}…, expected {expected[:12]}…; remove it and fetch it again"
+        )
+    return Path(path)

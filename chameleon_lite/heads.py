@@ -1,0 +1,264 @@
+"""Heads: what adapts the output weight, from a condition to low-rank factors, and what these do to the logits.
+
+    Condition (what is known of a group before it is scored) ── head.factors ─▶ HeadUpdate ─▶ logits or loss
+    logits = h Wᵀ + b + α (h downᵀ) upᵀ + bias          down and up are the paper's A and B (section 3.1)
+
+G conditioning groups: 1 for a whole batch, B for per-sample conditioning. A static head ignores the condition.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from . import engine, errors
+
+RELEASED_INITS = ("wikitext", "alpaca")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One row per conditioning group; only `vector` is always there."""
+
+    vector: Tensor  # (G, C) mean of the group's normalised mean token embeddings
+    counts: Tensor | None = None  # (G, V) token counts of the group's prefixes, float
+    cluster: Tensor | None = None  # (G,) int64, index of the routing centroid
+
+    @property
+    def groups(self) -> int:
+        return self.vector.shape[0]
+
+    def to(self, device) -> "Condition":
+        """The same condition on another device."""
+        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if v is not None})
+
+
+@dataclass(frozen=True)
+class HeadUpdate:
+    """The update of the head's weight for each of G groups; `down`/`up` may be absent (a bias-only head).
+
+    With `mix` (G, R) there is one pair of factors, (1, R, C) and (1, V, R), and group g uses its R slots weighted
+    with mix[g]: a bank of experts, or of scaled singular directions, costs one product whatever G is. No bias then.
+    """
+
+    down: Tensor | None  # (G, R, C), the paper's A
+    up: Tensor | None  # (G, V, R), the paper's B
+    bias: Tensor | None = None  # (G, V)
+    mix: Tensor | None = None  # (G, R)
+
+    @property
+    def groups(self) -> int:
+        if self.mix is not None:
+            return self.mix.shape[0]
+        return (self.down if self.down is not None else self.bias).shape[0]
+
+    def of(self, group: int) -> "HeadUpdate":
+        """The update of one group, G = 1."""
+        own = slice(group, group + 1)
+        if self.mix is not None:
+            return HeadUpdate(self.down, self.up, mix=self.mix[own])
+        return HeadUpdate(*(None if x is None else x[own] for x in (self.down, self.up, self.bias)))
+
+    def dense(self, group: int = 0) -> Tensor:
+        """The update of the weight (V, C) for one group; large, meant for merging and for tests."""
+        if self.mix is not None:
+            return (self.up[0] * self.mix[group]) @ self.down[0]  # (V, C)
+        return self.up[group] @ self.down[group]  # (V, C)
+
+
+def apply_update(h: Tensor, update: HeadUpdate, scale: float = 1.0) -> Tensor:
+    """h (G, M, C) or (M, C) with G = 1, to the update's contribution to the logits (…, V)."""
+    flat = h.dim() == 2
+    x = h.unsqueeze(0) if flat else h  # (G, M, C)
+    out = torch.zeros((), dtype=h.dtype, device=h.device)
+    if update.down is not None:
+        z = x @ update.down.to(h.dtype).transpose(1, 2)  # (G, M, R)
+        if update.mix is not None:
+            z = z * update.mix.to(h.dtype).unsqueeze(1)
+        out = scale * (z @ update.up.to(h.dtype).transpose(1, 2))  # (G, M, V)
+    if update.bias is not None:
+        out = out + update.bias.to(h.dtype).unsqueeze(1)
+    return out.squeeze(0) if flat else out
+
+
+def add_update(
+    logits: Tensor, h: Tensor, update: HeadUpdate, group: Tensor | None = None, scale: float = 1.0
+) -> Tensor:
+    """logits (B, …, V) plus the update of each row's group: h (B, …, C), group (B,) int64, None where G = 1."""
+    if group is None:
+        return logits + apply_update(h, update, scale)
+    if not len(group):
+        return logits
+    ids, sizes = group.unique(return_counts=True)
+    order = group.argsort(stable=True)  # rows of one group side by side
+    rows = h[order].split(sizes.tolist())
+    parts = [apply_update(x, update.of(g), scale) for g, x in zip(ids.tolist(), rows)]
+    parts = [part.expand(*x.shape[:-1], -1) for part, x in zip(parts, rows)]  # a bias alone is one row
+    return logits + torch.cat(parts)[order.argsort()]
+
+
+def update_logits(
+    update: HeadUpdate, group: Tensor | None = None, rows: int | None = None
+) -> Callable[..., Tensor]:
+    """An update for batches whose row b belongs to `group[b]`: a function logits(head, h (B, T, C), scale) → (B, T, V).
+
+    group (B,) int64, or None where row b has update b, or all `rows` the only one. `head` gives the frozen logits.
+    A batch of k · B rows is taken as k copies of each row (beams, several samples per prompt).
+    """
+    group = group_of_rows(update, group, rows)
+    if impl := engine.fast("update_logits"):
+        return impl(update, group, rows)
+
+    def logits(head: Callable[[Tensor], Tensor], h: Tensor, scale: float = 1.0) -> Tensor:
+        if len(h) % len(group):
+            raise ValueError(f"{len(h)} rows, but the conditions are for {len(group)}")
+        own = group.repeat_interleave(len(h) // len(group)).to(h.device)
+        return add_update(head(h), h, update, own, scale)
+
+    return logits
+
+
+def group_of_rows(update: HeadUpdate, group: Tensor | None, rows: int | None) -> Tensor:
+    """The group (B,) of each row, as given or by rule; ValueError where it does not fit the update's groups."""
+    if group is None:
+        group = torch.arange(update.groups) if rows in (None, update.groups) else torch.zeros(rows).long()
+        if update.groups not in (1, len(group)):
+            raise ValueError(f"{update.groups} updates for {rows} rows: give each row's update in `group`")
+    if int(group.min()) < 0 or int(group.max()) >= update.groups:
+        raise ValueError(f"group must lie in 0 … {update.groups - 1}, the update's groups")
+    return group
+
+
+class Head(nn.Module):
+    """Base of all heads. `conditioned`: whether `factors` reads the condition at all."""
+
+    conditioned: bool = False
+
+    def factors(self, condition: Condition | None) -> HeadUpdate:
+        """The update for each of the condition's G groups (a static head returns G = 1, to be broadcast)."""
+        raise TypeError(f"{type(self).__name__} must define factors(condition)")
+
+    def trainable_parameters(self) -> int:
+        """Number of trainable scalars."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def stored_bytes(self) -> int:
+        """Bytes of a saved copy at the parameters' own dtypes (claim 10 counts these)."""
+        return sum(p.numel() * p.element_size() for p in self.parameters())
+
+
+class LoraHead(Head):
+    """Ordinary low-rank adaptation of the head (Hu et al. 2021): one trained pair, `down` (R, C) and `up` (V, R).
+
+    Starts with `up` = 0 and a random `down`: exactly the frozen head, and `up` gets gradient at once. `released_init`
+    draws both from N(0, 0.01²), as the released scripts do: not a no-op at the start.
+    """
+
+    def __init__(self, width: int, vocab: int, rank: int = 4, released_init: bool = False) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(rank, width))
+        self.up = nn.Parameter(torch.zeros(vocab, rank))
+        if released_init:  # Paper: standard LoRA / released code: both factors N(0, 0.01²)
+            nn.init.normal_(self.down, std=0.01)
+            nn.init.normal_(self.up, std=0.01)
+        else:
+            nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+
+    def factors(self, condition: Condition | None = None) -> HeadUpdate:
+        """`down` (1, R, C) and `up` (1, V, R), whatever the condition."""
+        return HeadUpdate(self.down.unsqueeze(0), self.up.unsqueeze(0))
+
+
+class HyperHead(Head):
+    """Hyper-network head: one low-rank update of the output weight per condition (the paper's section 3.1).
+
+        condition (G, C) ── net ─▶ code (G, 32) ── last ─▶ (G, R·C + V·R) ── split ─▶ down (G, R, C), up (G, V, R)
+
+    Sizes C → 64 → 32 → R(C + V) are the released scripts'. At the start `up` is exactly zero, so the head equals the
+    frozen one, and yet it learns: the weight of `last` is zero and only the `down` part of its bias is random
+    (bias-HyperInit, Beck et al. 2023). All zeros would stay: each factor's gradient is a multiple of the other.
+    The last layer is affine, so all updates are mixtures of 33 fixed pairs of factors, `basis`, weighted by `code`.
+    released_init "wikitext": Xavier, last layer N(0, 1e-3²); "alpaca": PyTorch's default; None: an exact no-op.
+    """
+
+    conditioned = True
+
+    def __init__(
+        self,
+        width: int,
+        vocab: int,
+        rank: int = 4,
+        dropout: float = 0.5,
+        released_init: str | None = None,
+        hidden: tuple[int, int] = (64, 32),
+    ) -> None:
+        super().__init__()
+        self.width, self.vocab, self.rank = width, vocab, rank
+        self.net = nn.Sequential(
+            nn.Linear(width, hidden[0]),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden[0], hidden[1]),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+        )
+        self.last = nn.Linear(hidden[1], rank * (width + vocab))
+        self._initialise(released_init)
+
+    def _initialise(self, released_init: str | None) -> None:
+        if released_init is None:
+            nn.init.zeros_(self.last.weight)
+            nn.init.zeros_(self.last.bias)
+            down = self.last.bias.data[: self.rank * self.width].view(self.rank, self.width)
+            nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+        elif released_init == "wikitext":  # Paper: Xavier and small-normal / released code: so, biases 0
+            for layer in (self.net[0], self.net[3], self.last):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+            nn.init.normal_(self.last.weight, std=1e-3)
+        elif released_init != "alpaca":  # released code: the Alpaca script leaves PyTorch's default
+            raise errors.unknown("released_init", released_init, RELEASED_INITS)
+
+    def factors(self, condition: Condition) -> HeadUpdate:
+        """Conditions (G, C), one per group, to `down` (G, R, C) and `up` (G, V, R)."""
+        return self._split(self.last(self.net(condition.vector)))
+
+    def code(self, condition: Condition) -> Tensor:
+        """The mixture weights (G, 1 + 32) of `basis`; the first is the bias's, always 1."""
+        code = self.net(condition.vector)  # (G, 32)
+        return torch.cat([torch.ones_like(code[:, :1]), code], dim=1)
+
+    def basis(self) -> HeadUpdate:
+        """The 1 + 32 fixed pairs of factors: factors(c) is their sum, weighted with `code(c)`."""
+        return self._split(torch.cat([self.last.bias.unsqueeze(0), self.last.weight.T]))
+
+    def _split(self, flat: Tensor) -> HeadUpdate:
+        """(G, R·C + V·R) to the two factors, as views."""
+        down, up = flat.split([self.rank * self.width, self.vocab * self.rank], dim=1)
+        return HeadUpdate(
+            down.unflatten(1, (self.rank, self.width)), up.unflatten(1, (self.vocab, self.rank))
+        )
+
+    @torch.no_grad()
+    def fold(self, condition: Condition) -> LoraHead:
+        """The static head that equals this one, in evaluation mode, for one fixed condition (G = 1)."""
+        if condition.groups != 1:
+            raise errors.UserError(
+                f"folding needs one condition, not {condition.groups}: fold each by itself"
+            )
+        was_training, folded = self.training, LoraHead(self.width, self.vocab, self.rank)
+        update = self.eval().factors(condition)
+        self.train(was_training)
+        folded.down.copy_(update.down[0])
+        folded.up.copy_(update.up[0])
+        return folded.to(update.down.device)
+
+
+def matched_rank(width: int, vocab: int, rank: int = 4) -> int:
+    """The rank at which a LoRA head has, as nearly as possible, as many parameters as the hyper-network."""
+    with torch.device("meta"):
+        hyper = HyperHead(width, vocab, rank).trainable_parameters()
+        one = LoraHead(width, vocab, rank=1).trainable_parameters()
+    return max(1, round(hyper / one))

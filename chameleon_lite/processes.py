@@ -1,0 +1,59 @@
+"""How a training step is shared over processes, on Accelerate; one process needs none of it.
+
+    torchrun --nproc_per_node 2 -m chameleon_lite run …      each process takes every second document of a step
+
+Gradients are summed over processes and divided by the step's global token count, so the result is that of one
+process with the same steps, whatever the lengths of the documents each process got.
+"""
+
+import datetime
+import os
+
+import torch
+from torch import Tensor
+
+from .errors import RunFailed
+
+PATIENCE = datetime.timedelta(hours=2)  # one process may compute hidden states while the others wait
+
+
+class Processes:
+    """The processes that take part, and which of them this is.
+
+    Raises RunFailed when fewer take part than were started: a launcher that silently runs one would be believed.
+    """
+
+    def __init__(self, accelerator=None) -> None:
+        from accelerate import Accelerator, InitProcessGroupKwargs
+
+        started = int(os.environ.get("WORLD_SIZE", 1))
+        # Without a GPU the library must be told, or every process believes to be the only one.
+        told = {"cpu": True} if started > 1 and not torch.cuda.is_available() else {}
+        handlers = [InitProcessGroupKwargs(timeout=PATIENCE)]
+        self.accelerator = accelerator or Accelerator(kwargs_handlers=handlers, **told)
+        self.index, self.count = self.accelerator.process_index, self.accelerator.num_processes
+        self.device = self.accelerator.device
+        if started != self.count:
+            raise RunFailed(
+                f"{started} processes were started but {self.count} take part: start with "
+                f"torchrun --nproc_per_node {started}"
+            )
+
+    def sum_gradients(self, parameters: list[Tensor]) -> None:
+        """Add gradients over processes in one flat message."""
+        if self.count == 1 or not parameters:
+            return
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        flat = self.accelerator.reduce(torch.cat([g.flatten() for g in grads]), "sum")
+        for p, g in zip(parameters, flat.split([g.numel() for g in grads])):
+            p.grad = g.view_as(p)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """A tensor added over processes."""
+        return value if self.count == 1 else self.accelerator.reduce(value, "sum")
+
+
+def leave() -> None:
+    """Leave the group of processes at the end of a program; without it the backend warns."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,96 @@
+"""Settings of an experiment: frozen, validated, every number with its unit.
+
+An experiment is one YAML file. `load_experiment` reads it, lays the profile's values (below) under the file's own
+`profiles:` section and returns `Experiment`. Unknown keys are refused with the nearest valid one; nothing below
+`study/experiment.py` reads a setting that is not handed to it.
+"""
+
+import hashlib
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def key(self, length: int = 8) -> str:
+        """The first hex digits of the sha256 of the canonical JSON: equal settings, equal key."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+class TokenSettings(Settings):
+    """How documents become tokens and which of them are scored."""
+
+    max_length: int = Field(256, ge=2, description="tokens a document is cut to")
+    prefix_tokens: int = Field(
+        16, ge=1, description="tokens at the start of plain text that condition and are never scored"
+    )
+    min_scored: int = Field(8, ge=1, description="scored tokens below which a document is dropped")
+    condition_on: Literal["prompt", "instruction"] = Field(
+        "prompt", description="for prompt/response documents, the span the condition reads"
+    )
+
+
+class ClusterSettings(Settings):
+    """The two clusterings: batching forms batches, routing serves banks and nearest-centroid regimes."""
+
+    batch_rows: int = Field(
+        32, ge=1, description="rows a conditioning batch holds at most; K = N // batch_rows"
+    )
+    minimum: int = Field(4, ge=1, description="rows below which a cluster joins its nearest neighbour")
+    routing_clusters: int = Field(33, ge=2, description="clusters of the routing clustering")
+
+
+class TrainSettings(Settings):
+    """The optimiser's side."""
+
+    epochs: int = Field(5, ge=1, description="passes over the training documents")
+    rows_per_step: int = Field(32, ge=1, description="documents an optimiser step, all processes together")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
+    validations_per_epoch: int = Field(1, ge=1, description="validations an epoch, evenly spaced")
+    patience: int = Field(
+        1, ge=0, description="validations without improvement that are forgiven before stopping"
+    )
+    scale: float = Field(1.0, gt=0, description="alpha: what the update is multiplied by, for every rank")
+    feature_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="arithmetic of the backbone's pass; auto = 16-bit where the machine is fast at it"
+    )
+    matmul_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="arithmetic of the head's large products"
+    )
+
+
+class FitSettings(Settings):
+    """How an adapter is fitted on one's own texts."""
+
+    rank: int = Field(4, ge=1, description="rank of the head's update")
+    lora_rank: int = Field(
+        0,
+        ge=0,
+        description="rank of LoRA in the layers, trained with the head; 0 = none. Above 0 features "
+        "cannot be cached: every step runs the backbone, forwards and backwards; one validation an epoch",
+    )
+    record_layers: bool = Field(
+        True,
+        description="on a GPU, with LoRA in the layers: record their pass once and replay it; needs memory of "
+        "its own while training lasts",
+    )
+    dropout: float = Field(0.5, ge=0, lt=1, description="dropout inside the hyper-network, as released")
+    condition: Literal["cluster", "centroid", "row"] = Field(
+        "cluster",
+        description="what texts are told at inference, see model/conditions.py; training uses groups",
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="AdamW's learning rate")
+    max_train_tokens: int | None = Field(200_000, ge=1, description="tokens of training texts; none = all")
+    max_held_out: int | None = Field(
+        500, ge=1, description="texts of validation and of the held-out part; none = all"
+    )
+    seed: int = Field(0, ge=0, description="of initialisation, order, clustering and the choice of texts")
+    tokens: TokenSettings = TokenSettings()
+    clusters: ClusterSettings = ClusterSettings()
+    train: TrainSettings = TrainSettings(epochs=3)

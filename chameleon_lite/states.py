@@ -1,0 +1,189 @@
+"""Frozen hidden states, computed once and kept, and the (state, target) pairs that heads learn from.
+
+    TokenTable ─ documents by length, little padding ─ backbone ─▶ states (L, C) fp16, a file in document order
+    ScoredStates.batch(rows (B,)) ─▶ h (M, C), target (M,), row (M,)       row[m] in 0 … B - 1, ascending
+
+A state's place in the file is its token's place in the table, and the state at place p predicts the token at p + 1.
+The file's name is a key of all that changes a value: the backbone's weights, the tokens, the arithmetic, which
+positions are stored, and FORMAT.
+fp16 keeps 11 bits where bf16 keeps 8; final hidden states (|h| below about 100) lie far inside its range.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import files
+from .backbone import in_format
+from .errors import RunFailed, UserError
+from .lora import lora_names
+from .stored import stored
+from .text import by_length, cumulative, ragged
+
+FORMAT = 4  # raised whenever a stored value would change
+PIECE_TOKENS = 65_536  # about how many tokens are computed, then written, at a time
+BATCH_TOKENS = {"cpu": 2_048, "cuda": 32_768}  # padded tokens that the backbone reads at once
+RESIDENT_BYTES = {"cpu": 1 << 30, "cuda": 24 << 30}  # states up to this size lie on the device
+
+
+class ScoredStates:
+    """The scored (state, target) pairs of N documents; they lie on the device where they fit, else in the file."""
+
+    def __init__(self, table, states: np.ndarray | Tensor, device="cpu", budget: int | None = None) -> None:
+        """Pair a table with its states (L, C); they stay in the file where they take more than `budget` bytes."""
+        self.device, self.counts = torch.device(device), torch.from_numpy(table.n_scored.astype(np.int64))
+        self.first = table.offsets[:-1] + table.prefix - 1  # (N,) place of each document's first pair
+        self.next = table.ids[1:]  # the target of the state at place p is next[p]
+        if budget is None:
+            budget = RESIDENT_BYTES.get(self.device.type, RESIDENT_BYTES["cpu"])
+        self.states = states if states.nbytes > budget else _copied(states, self.device)
+
+    @classmethod
+    def of_pairs(cls, states: np.ndarray | Tensor, target: np.ndarray, counts: np.ndarray, device="cpu"):
+        """Pairs alone, without the tokens between: states (S, C), target (S,), counts (N,) per document."""
+        ids, offsets = np.concatenate([[0], target]), cumulative(counts)
+        return cls(SimpleNamespace(ids=ids, offsets=offsets, prefix=1, n_scored=counts), states, device)
+
+    @property
+    def documents(self) -> int:
+        return len(self.counts)
+
+    @property
+    def total(self) -> int:
+        """Scored tokens of all documents, S."""
+        return int(self.counts.sum())
+
+    @property
+    def offsets(self) -> Tensor:
+        """(N + 1,) int64 on the device: of all pairs, document n owns offsets[n] … offsets[n + 1]."""
+        return torch.from_numpy(cumulative(self.counts.numpy())).to(self.device)
+
+    @property
+    def target(self) -> Tensor:
+        """All targets (S,) int64 on the device, document after document."""
+        place = ragged(self.first, self.counts.numpy())
+        return torch.from_numpy(self.next[place].astype(np.int64)).to(self.device)
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Documents rows (B,) to their states (M, C), targets (M,) and row numbers (M,) in 0 … B - 1."""
+        rows = rows.cpu().numpy()
+        counts = self.counts.numpy()[rows]
+        at = ragged(self.first[rows], counts)  # (M,)
+        pairs = np.stack([at, self.next[at], np.repeat(np.arange(len(rows)), counts)])
+        place, target, row = sent(torch.from_numpy(pairs), self.device)  # one transfer
+        if isinstance(self.states, Tensor):
+            return self.states.index_select(0, place), target, row
+        return sent(torch.from_numpy(self.states[at]), self.device), target, row
+
+
+def _copied(states: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """States (L, C) on the device; piece by piece, so that the host holds little of a file."""
+    if isinstance(states, Tensor):
+        return states.to(device)
+    out = torch.empty(states.shape, dtype=torch.float16, device=device)
+    for low in range(0, len(states), PIECE_TOKENS):
+        out[low : low + PIECE_TOKENS] = torch.from_numpy(states[low : low + PIECE_TOKENS].copy())
+    return out
+
+
+def hidden_states(
+    backbone, table, dtype: torch.dtype, folder: Path | None = None, progress=True
+) -> np.ndarray:
+    """Memory map (L, C) fp16 of the states of all tokens of `table`, computed now where they are not on disk.
+
+    `dtype` is the arithmetic of the pass. Raises RunFailed when a state is not finite, UserError for LoRA.
+    """
+    order = np.argsort(table.lengths, kind="stable")
+    lengths = table.lengths[order]
+    piece = (np.cumsum(lengths) - lengths) // PIECE_TOKENS  # (N,) the piece each document starts in
+    return stored(
+        place_of(backbone, table, dtype, "tokens", folder),
+        table.offsets,
+        backbone.width,
+        np.split(order, np.flatnonzero(np.diff(piece)) + 1),
+        lambda documents: hidden_rows(backbone, table, documents),
+        arithmetic(backbone, dtype),
+        progress,
+    )
+
+
+def place_of(backbone, table, dtype: torch.dtype, layout: str, folder: Path | None = None) -> Path:
+    """The file of a table's states; `layout` names which positions it holds and under which mask.
+
+    Raises UserError for a backbone that carries LoRA.
+    """
+    if lora_names(backbone):  # the name is of the frozen weights, and these states are others
+        raise UserError(f"{backbone.name} carries LoRA: only a frozen backbone's hidden states are kept")
+    parts = (backbone.hash, table.hash, str(dtype), str(FORMAT), str(backbone.width), layout)
+    name = hashlib.sha256("|".join(parts).encode()).hexdigest()[:24]
+    return (folder or files.home() / "states") / f"{name}.npy"
+
+
+@torch.inference_mode()
+def hidden_rows(backbone, table, rows: np.ndarray) -> np.ndarray:
+    """Hidden states of documents `rows`, sorted by length, one after another: (tokens, C) fp16 on the host.
+
+    Rows are padded on the right and every token sees only what is left of it, so no mask is needed: real
+    tokens never see padding, and attention without a mask takes its fastest path.
+    """
+    device, lengths = backbone.head.weight.device, table.lengths[rows]
+    states = torch.empty(int(lengths.sum()), backbone.width, dtype=torch.float16, device=device)
+    done = 0
+    for part in by_length(lengths, BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])):
+        ids, mask = table.padded(rows[part])  # (B, T), (B, T)
+        real = mask.flatten().nonzero().squeeze(1)  # (tokens,), on the host: the device is not waited for
+        h = backbone.hidden(sent(ids, device), None).flatten(0, 1)  # (B·T, C)
+        states[done : done + len(real)] = h.index_select(0, sent(real, device))
+        done += len(real)
+    return fetched(states, backbone.name)
+
+
+def fetched(states: Tensor, name: str) -> np.ndarray:
+    """States on the host, through page-locked memory, which a GPU fills several times faster.
+
+    Raises RunFailed when one is not finite.
+    """
+    if not torch.isfinite(states).all():
+        raise RunFailed(f"{name}: hidden states are not finite; try feature_dtype: float32")
+    if not states.is_cuda:
+        return states.numpy()
+    return torch.empty(states.shape, dtype=states.dtype, pin_memory=True).copy_(states).numpy()
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """x on the device, copied beside its work: the host does not wait for a GPU."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
+@contextmanager
+def arithmetic(backbone, dtype: torch.dtype) -> Iterator[None]:
+    """Hold the backbone in `dtype`, its activations fused, and give it back as it was."""
+    with fused_activations(backbone.lm), in_format(backbone.lm, dtype):
+        yield
+
+
+@contextmanager
+def fused_activations(lm: nn.Module) -> Iterator[None]:
+    """Compute GPT-2's activation, spelled out in eight elementwise passes, in one; afterwards all is as it was.
+
+    One pass also keeps one tensor for the way back where eight keep five.
+    """
+    slow = [
+        (module, name, child)
+        for module in lm.modules()
+        for name, child in module.named_children()
+        if type(child).__name__ == "NewGELUActivation"
+    ]
+    try:
+        for module, name, _ in slow:
+            setattr(module, name, nn.GELU(approximate="tanh"))
+        yield
+    finally:
+        for module, name, child in slow:
+            setattr(module, name, child)

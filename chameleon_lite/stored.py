@@ -1,0 +1,102 @@
+"""Rows of vectors per document in one file, computed piece by piece and checked: what a killed process wrote is kept.
+
+    <name>.npy        (S, C) fp16    document n owns rows offsets[n] … offsets[n + 1]
+    <name>.marks.npy  (N,) int64     a checksum per document, written after its rows; 0 where there are none yet
+
+A pass that is started again computes the pieces whose documents are not marked. Each process compares rows and
+marks once, at first use; what differs is named in a warning and computed again. Memory is two pieces, whatever
+the file holds.
+"""
+
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+
+from . import files
+
+_whole: dict[Path, int] = {}  # files this process compared with their marks: when each was last written, ns
+
+
+def stored(
+    path: Path,
+    offsets: np.ndarray,
+    width: int,
+    pieces: Sequence[np.ndarray],
+    compute: Callable[[np.ndarray], np.ndarray],
+    meanwhile: AbstractContextManager,
+    progress: bool = True,
+) -> np.ndarray:
+    """Memory map (S, C) fp16 of the file at `path`, computed now where it is not there.
+
+    offsets (N + 1,) say where the rows of each document lie. `pieces` are document numbers (n,) that are computed
+    together; `compute` gives their rows, document after document, inside the context `meanwhile`. Two processes may
+    call this at once: one computes, the other waits.
+    """
+    with files.locked(path):
+        if not path.is_file() or _whole.get(path) != path.stat().st_mtime_ns:
+            marks = _opened(path.with_suffix(".marks.npy"), (len(offsets) - 1,), np.int64)
+            rows = _opened(path, (int(offsets[-1]), width), np.float16)
+            good = _sums(path, rows.offset, np.diff(offsets) * rows.strides[0]) == marks  # (N,)
+            if damaged := int(((marks != 0) & ~good).sum()):
+                warnings.warn(f"{path} is damaged: {damaged} documents are computed again", stacklevel=3)
+            if not good.all():
+                with meanwhile:
+                    _compute(path, rows.offset, marks, good, offsets, pieces, compute, progress)
+            _whole[path] = path.stat().st_mtime_ns
+    return np.load(path, mmap_mode="r")
+
+
+def _opened(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
+    """The array at `path`, to be written to; one of zeros, which take no disk, where none of this shape is there."""
+    try:
+        found = np.lib.format.open_memmap(path, "r+")
+        if found.shape == shape and found.dtype == dtype:
+            return found
+    except (FileNotFoundError, ValueError):
+        pass  # not there, cut short, or no array
+    with files.atomic(path) as part:
+        np.lib.format.open_memmap(part, "w+", dtype, shape)
+    return np.lib.format.open_memmap(path, "r+")
+
+
+def _sums(path: Path, start: int, sizes: np.ndarray) -> np.ndarray:
+    """Checksums (N,) int64, none of them 0, of N runs of `sizes` bytes, one after another from byte `start`."""
+    with open(path, "rb") as file:  # not through the map, whose pages count as this process's memory
+        file.seek(start)
+        return np.array([zlib.crc32(file.read(size)) + 1 for size in sizes.tolist()], dtype=np.int64)
+
+
+def _compute(path, start, marks, good, offsets, pieces, compute, progress) -> None:
+    """Compute and write every piece with a document that is not good; one is written while the next is computed."""
+    from tqdm import tqdm
+
+    sizes = np.diff(offsets)
+    total, disable = int(sizes.sum()), None if progress else True
+    bar = tqdm(total=total, unit="token", unit_scale=True, desc="hidden states", disable=disable, leave=False)
+
+    def write(documents: np.ndarray, rows: np.ndarray) -> None:
+        parts = np.split(rows, np.cumsum(sizes[documents])[:-1])
+        with open(
+            path, "r+b"
+        ) as file:  # here a full disk is an error; through a map it would end the process
+            for document, part in zip(documents, parts):
+                file.seek(start + int(offsets[document]) * rows.strides[0])
+                file.write(part)
+        marks[documents] = [zlib.crc32(part) + 1 for part in parts]
+
+    with bar, ThreadPoolExecutor(1) as writer:
+        writing = None
+        for documents in pieces:
+            if not good[documents].all():
+                rows = compute(documents)
+                if writing is not None:
+                    writing.result()  # two pieces in memory at most
+                writing = writer.submit(write, documents, rows)
+            bar.update(int(sizes[documents].sum()))
+        if writing is not None:
+            writing.result()

@@ -1,0 +1,252 @@
+"""Documents become one flat table of token ids.
+
+    document n:  ids[offsets[n] : offsets[n + 1]]  =  prefix[n] tokens that are never scored, then scored ones
+                 plain text: the first m tokens are the prefix · prompt and response: the prompt is the prefix
+
+No padding is stored; `padded` makes it for the rows of one batch, with a mask, so that a pad token is never
+confused with an ordinary token of the same id. No token is added at either end.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import UserError
+
+__all__ = ["by_length", "cumulative", "ragged"]
+
+IGNORED = -100  # the label of a position that is not scored
+CHUNK = 1024  # documents per call of the tokenizer: its lists of offsets are many times larger than the ids
+SHORT = "shorter than prefix + scored"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text. Only `text` is ever scored; `prompt` stands before it as context.
+
+    `instruction` is the part of `prompt` that is the bare instruction; `group` is where the document comes
+    from (a library, an article), which no model sees and cluster quality is measured against.
+    """
+
+    id: str
+    text: str
+    group: str = ""
+    prompt: str = ""
+    instruction: str = ""
+
+
+def cumulative(lengths: np.ndarray) -> np.ndarray:
+    """Lengths (N,) to offsets (N + 1,) int64."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+def ragged(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Flat indices of N runs: starts (N,), lengths (N,) to (lengths.sum(),) int64, run after run."""
+    lengths = np.asarray(lengths, dtype=np.int64)
+    run = cumulative(lengths)
+    return np.arange(run[-1]) + np.repeat(np.asarray(starts, dtype=np.int64) - run[:-1], lengths)
+
+
+def by_length(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
+    """Lengths (N,) to document numbers in runs of similar length, at most `budget` padded tokens or one document.
+
+    Equal lengths keep their order, so lengths that are sorted already give 0 … N - 1.
+    """
+    order = np.argsort(lengths, kind="stable")
+    low = 0
+    while low < len(order):
+        high = low + 1
+        while high < len(order) and lengths[order[high]] * (high + 1 - low) <= budget:
+            high += 1
+        yield order[low:high]
+        low = high
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTable:
+    """N documents as flat token ids; L is the number of all tokens."""
+
+    ids: np.ndarray  # (L,) int32
+    offsets: np.ndarray  # (N + 1,) int64
+    prefix: np.ndarray  # (N,) int32: tokens at the start that are never scored, at least 1
+    condition: np.ndarray  # (N, 2) int32: span [start, stop) inside the document that the condition may read
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+    scored_bytes: np.ndarray  # (N,) int64: UTF-8 bytes of the scored text
+    dropped: dict[str, int] = field(default_factory=dict)  # reason ▶ documents; also how many were truncated
+    pad_id: int = 0
+
+    def __len__(self) -> int:
+        return len(self.prefix)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens per document, (N,) int64."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def n_scored(self) -> np.ndarray:
+        """Scored tokens per document, (N,) int64."""
+        return self.lengths - self.prefix
+
+    @property
+    def hash(self) -> str:
+        """Hex sha256 of everything that changes a loss or a condition."""
+        digest = hashlib.sha256()
+        for array in (self.ids, self.offsets, self.prefix, self.condition):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update("\n".join(self.names).encode())
+        return digest.hexdigest()
+
+    def take(self, index: Sequence[int] | np.ndarray | Tensor) -> "TokenTable":
+        """The documents at `index`, in that order, as a table."""
+        index = np.asarray(index, dtype=np.int64)
+        lengths = self.lengths[index]
+        return TokenTable(
+            ids=self.ids[ragged(self.offsets[index], lengths)],
+            offsets=cumulative(lengths),
+            prefix=self.prefix[index],
+            condition=self.condition[index],
+            names=tuple(self.names[i] for i in index),
+            groups=tuple(self.groups[i] for i in index),
+            scored_bytes=self.scored_bytes[index],
+            dropped=self.dropped,
+            pad_id=self.pad_id,
+        )
+
+    def padded(
+        self, rows: Sequence[int] | np.ndarray | Tensor, length: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Documents `rows` (B,) as ids (B, T) int64 and mask (B, T) bool, padded on the right.
+
+        T is `length` (longer documents are cut there), or the longest of the rows.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        lengths = self.lengths[rows]
+        time = np.arange(length or lengths.max(initial=1))  # (T,)
+        mask = time < lengths[:, None]  # (B, T)
+        index = np.where(mask, self.offsets[rows][:, None] + time, 0)
+        ids = np.where(mask, self.ids[index], self.pad_id).astype(np.int64)  # (B, T)
+        return torch.from_numpy(ids), torch.from_numpy(mask)
+
+    def targets(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All S scored tokens: flat position of the state that predicts each, its id, its document; each (S,) int64.
+
+        The prediction is shifted: the state at position t - 1 predicts the token at t.
+        """
+        flat = ragged(self.offsets[:-1] + self.prefix, self.n_scored)  # (S,)
+        return flat - 1, self.ids[flat].astype(np.int64), np.repeat(np.arange(len(self)), self.n_scored)
+
+
+def tokenise(
+    documents: Sequence[Document],
+    tokenizer: Callable,
+    *,
+    max_length: int = 256,
+    prefix_tokens: int = 16,
+    min_scored: int = 8,
+    condition_on: str = "prompt",
+) -> TokenTable:
+    """Documents to a TokenTable; the tokenizer is called on lists of texts and adds nothing at the ends.
+
+    Prompt and response are tokenised apart and joined. A document longer than `max_length` tokens loses the
+    start of its prompt, down to what leaves room for `min_scored` response tokens, then the end of its text.
+    Documents with fewer than `min_scored` scored tokens are dropped and counted. `condition_on` chooses what
+    the condition reads where a prompt has an instruction: the whole "prompt" or the "instruction" alone.
+    Raises UserError for settings that cannot be met and when nothing remains.
+    """
+    _check(max_length, prefix_tokens, min_scored, condition_on)
+    documents = list(documents)
+    rows, dropped = [], {SHORT: 0, "truncated": 0, "prompt truncated": 0}
+    for start in range(0, len(documents), CHUNK):
+        for e in _encoded(documents[start : start + CHUNK], tokenizer, condition_on):
+            cut = max(0, len(e.prompt) - (max_length - min_scored))  # prompt tokens lost on the left
+            n_prompt = len(e.prompt) - cut
+            n_text = min(len(e.text), max_length - n_prompt)
+            prefix = n_prompt or prefix_tokens
+            if n_prompt + n_text - prefix < min_scored:
+                dropped[SHORT] += 1
+                continue
+            dropped["truncated"] += n_text < len(e.text)
+            dropped["prompt truncated"] += cut > 0
+            ids = np.array(e.prompt[cut:] + e.text[:n_text], dtype=np.int32)
+            first, stop = (min(max(0, place - cut), prefix) for place in e.instruction)
+            span = (first, stop) if first < stop else (0, prefix)
+            rows.append((e.document, ids, prefix, span, e.bytes(0 if n_prompt else prefix, n_text)))
+    if not rows:
+        need = f"no document of {len(documents)} has {prefix_tokens} prefix (or a prompt) + {min_scored} scored tokens"
+        raise UserError(f"{need}; lower prefix_tokens or min_scored, or add text")
+    kept, ids, prefix, span, scored_bytes = zip(*rows)
+    return TokenTable(
+        ids=np.concatenate(ids),
+        offsets=cumulative([len(row) for row in ids]),
+        prefix=np.array(prefix, dtype=np.int32),
+        condition=np.array(span, dtype=np.int32),
+        names=tuple(d.id for d in kept),
+        groups=tuple(d.group for d in kept),
+        scored_bytes=np.array(scored_bytes, dtype=np.int64),
+        dropped=dropped,
+        pad_id=pad_id(tokenizer),
+    )
+
+
+def pad_id(tokenizer: Callable) -> int:
+    """The tokenizer's padding token, its end-of-text token where it has none, else 0."""
+    ids = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
+    return next((int(i) for i in ids if i is not None), 0)
+
+
+def _check(max_length: int, prefix_tokens: int, min_scored: int, condition_on: str) -> None:
+    if condition_on not in ("prompt", "instruction"):
+        raise UserError(f"condition_on is 'prompt' or 'instruction', not {condition_on!r}")
+    if prefix_tokens < 1 or min_scored < 0:
+        raise UserError(
+            "prefix_tokens is at least 1 (nothing predicts a first token) and min_scored at least 0"
+        )
+    if max_length < prefix_tokens + max(min_scored, 1):
+        need = f"{prefix_tokens} prefix and {min_scored} scored tokens"
+        raise UserError(f"max_length {max_length} has no room for {need}; raise it")
+
+
+class _Encoded(NamedTuple):
+    document: Document
+    prompt: list[int]  # token ids
+    text: list[int]
+    spans: list[tuple[int, int]] | None  # characters [start, stop) of each token of `text`
+    instruction: tuple[int, int]  # prompt tokens [start, stop) of the instruction; (0, 0) where there is none
+
+    def bytes(self, start: int, stop: int) -> int:
+        """UTF-8 bytes of the text's tokens [start, stop); without `spans` the text's bytes in equal shares."""
+        if self.spans is None:
+            return len(self.document.text.encode()) * (stop - start) // max(len(self.text), 1)
+        first, last = (self.spans[n - 1][1] if n else 0 for n in (start, stop))
+        return len(self.document.text[first:last].encode())
+
+
+def _encoded(chunk: list[Document], tokenizer: Callable, condition_on: str) -> Iterator[_Encoded]:
+    """The documents of one chunk with their token ids, one call of the tokenizer per kind of text."""
+    fast = getattr(tokenizer, "is_fast", False)
+
+    def ids(texts: list[str], **options) -> dict:
+        if not any(texts):  # plain text: every prompt is empty
+            return {"input_ids": [[]] * len(texts)}
+        options = options | {"return_attention_mask": False, "verbose": False} if fast else {}
+        return tokenizer(texts, add_special_tokens=False, **options)
+
+    text = ids([d.text for d in chunk], return_offsets_mapping=True)
+    prompts = ids([d.prompt for d in chunk])["input_ids"]
+    before = until = [[]] * len(chunk)
+    if condition_on == "instruction":
+        parts = [d.prompt.partition(d.instruction) if d.instruction else ("", "", "") for d in chunk]
+        # An instruction that the prompt lacks gives twice the same length: an empty span.
+        before = ids([head for head, _, _ in parts])["input_ids"]
+        until = ids([head + part for head, part, _ in parts])["input_ids"]
+    instructions = [(len(first), len(last)) for first, last in zip(before, until)]
+    spans = text.get("offset_mapping") or [None] * len(chunk)
+    yield from map(_Encoded, chunk, prompts, text["input_ids"], spans, instructions)

@@ -1,0 +1,1 @@
+"""From stored losses to verdicts: contrasts, rules, the ledger."""

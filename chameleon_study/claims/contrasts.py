@@ -1,0 +1,220 @@
+"""Contrasts of regimes on a corpus from the stored runs, registered ones as one Holm family.
+
+results/honest-*.jsonl + .parquet ─▶ StoredRuns ─ contrast(corpus, first, second) ─▶ difference, intervals, p
+                                          └ family(corpus) ─▶ every registered contrast with its verdict
+
+The bootstrap resamples documents or, where documents are pieces of one text, the text: rows of a WikiText article
+resemble each other, and drawing rows would make intervals too narrow. So an article's losses and tokens are summed
+before anything is drawn. In the mixed stream a row's group is its source; its article comes from the results of the
+corpus itself.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from chameleon_lite.errors import UserError
+
+from ..names import ARTICLES, FOREIGN, HONEST, TRANSFER
+from ..records import Record, load_records
+from .statistics import MARGIN, Contrast, holm, mean_interval, verdict
+
+REGISTERED = Path(__file__).resolve().parents[2] / "experiments" / "registered.yaml"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A registered contrast on one corpus."""
+
+    name: str
+    found: Contrast
+    adjusted_p: float
+    verdict: str
+
+
+def registered(path: Path = REGISTERED) -> dict:
+    """The registered file: `contrasts` and `predictions` by name."""
+    if not path.is_file():
+        raise UserError(f"no registered contrasts at {path}: run from a clone of the project")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def by_corpus_and_regime(records: Iterable[Record], backbone: str) -> dict[tuple[str, str], list[Record]]:
+    """(corpus, regime) to its records of one backbone, by seed."""
+    out: dict[tuple[str, str], list[Record]] = {}
+    for r in sorted(records, key=lambda r: r.seed):
+        if r.backbone == backbone:
+            out.setdefault((r.corpus, r.regime), []).append(r)
+    return out
+
+
+def by_unit(frame: pd.DataFrame, corpus: str, articles: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    """A reading's nll and tokens (units,), units in a fixed order; frame: document, group, nll, tokens, one row each.
+
+    corpus: whose documents they are; articles: for documents named `<corpus>/<document>` the article, if known.
+    """
+    if corpus.startswith(ARTICLES):
+        unit = frame["group"].astype(str)
+    else:
+        unit = frame["document"].astype(str).map(lambda name: articles.get(name, name))
+    summed = frame.groupby(unit.to_numpy(), sort=True)[["nll", "tokens"]].sum()
+    return summed["nll"].to_numpy(float), summed["tokens"].to_numpy(float)
+
+
+def articles_of(folder: Path) -> dict[str, str]:
+    """`<corpus>/<document>` to its article, from the honest study's stored results of WikiText corpora."""
+    out: dict[str, str] = {}
+    for path in sorted(folder.glob(f"{HONEST}{ARTICLES}*.parquet")):
+        corpus = path.stem.removeprefix(HONEST) + "/"
+        rows = pd.read_parquet(path, columns=["document", "group", "split"])
+        rows = rows[rows["split"] == "test"].drop_duplicates("document")
+        out |= dict(zip(corpus + rows["document"].astype(str), corpus + rows["group"].astype(str)))
+    return out
+
+
+def judge(family: dict[str, Contrast], margin: float = MARGIN) -> dict[str, Judged]:
+    """Each contrast with its verdict, p values Holm-adjusted over the family."""
+    adjusted = holm({name: c.p for name, c in family.items()})
+    return {
+        name: Judged(name, c, adjusted[name], verdict(c, adjusted[name], margin=margin))
+        for name, c in family.items()
+    }
+
+
+class StoredRuns:
+    """The records and per-document losses of all honest experiments of one backbone in a results folder.
+
+    Experiments are picked by name: `honest-*`, nothing else. `four-regimes`, chapter 05's, has regimes and a corpus
+    in common with honest-docstrings; its runs stop by settings of their own (validations per epoch, patience), so a
+    contrast across both would compare settings, and alone it has few of the registered contrasts, with which the
+    Holm adjustment would shrink. So it decides no claim, also where no other record of its corpus is stored.
+    experiments: how their names begin, if not `honest-`; see `with_foreign`.
+    benchmarks: the folder of stored timings, `benchmarks/results` beside the results folder unless given.
+    """
+
+    def __init__(
+        self,
+        results: Path,
+        backbone: str = "smollm2",
+        draws: int = 10_000,
+        benchmarks: Path | None = None,
+        experiments: str = HONEST,
+    ) -> None:
+        self.folder, self.backbone, self.draws, self.experiments = Path(results), backbone, draws, experiments
+        self.benchmarks = Path(benchmarks or self.folder.parent / "benchmarks" / "results")
+        paths = sorted(self.folder.glob(f"{experiments}*.jsonl"))
+        self.all_records = [r for path in paths for r in load_records(path) if r.status == "done"]
+        self._families: dict[str, dict[str, Judged]] = {}
+
+    @cached_property
+    def records(self) -> dict[tuple[str, str], list[Record]]:
+        """(corpus, regime) to its records of this backbone, by seed."""
+        return by_corpus_and_regime(self.all_records, self.backbone)
+
+    @property
+    def corpora(self) -> list[str]:
+        """Corpora with at least one record, in a fixed order."""
+        return sorted({corpus for corpus, _ in self.records})
+
+    @cached_property
+    def losses(self) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+        """(run, reading) to nll (N,) and tokens (N,) of the N units that intervals draw, see `by_unit`."""
+        out, corpus_of = {}, {r.name: r.corpus for r in self.all_records}
+        articles = articles_of(self.folder)
+        for path in sorted(self.folder.glob(f"{self.experiments}*.parquet")):
+            for key, own in pd.read_parquet(path).groupby(["run", "split"], observed=True, sort=False):
+                run, reading = key
+                moved = reading.startswith(TRANSFER)
+                corpus = reading.removeprefix(TRANSFER) if moved else corpus_of.get(run, "")
+                out[key] = by_unit(own, corpus, articles)
+        return out
+
+    def nll(
+        self, corpus: str, regime: str, reading: str = "test"
+    ) -> tuple[dict[int, np.ndarray], np.ndarray] | None:
+        """nll sums (N,) by seed and tokens (N,), or None where there is no such run or reading."""
+        own = [r for r in self.records.get((corpus, regime), []) if (r.name, reading) in self.losses]
+        if not own:
+            return None
+        return {r.seed: self.losses[r.name, reading][0] for r in own}, self.losses[own[0].name, reading][1]
+
+    @cached_property
+    def _amid_foreign(self) -> "StoredRuns":
+        return StoredRuns(self.folder, self.backbone, self.draws, self.benchmarks, FOREIGN)
+
+    def with_foreign(self, corpus: str) -> "StoredRuns":
+        """Where a corpus's readings amid foreign rows stand: here, else in the `foreign-*` experiments.
+
+        Those train the honest heads once more, at the rates of the honest sweep; they are read for this alone.
+        """
+        runs = {r.name for (where, _), own in self.records.items() if where == corpus for r in own}
+        here = any(run in runs and reading.startswith(FOREIGN) for run, reading in self.losses)
+        return self if here or self.experiments == FOREIGN else self._amid_foreign
+
+    def contrast(self, corpus: str, first: str, second: str, reading: str = "test") -> Contrast | None:
+        """first − second in nats per token over the seeds and documents both have; None where one is missing."""
+        return self.sum_of([(corpus, first, reading, 1.0), (corpus, second, reading, -1.0)])
+
+    def combination(self, corpus: str, weights: dict[str, float], reading: str = "test") -> Contrast | None:
+        """A weighted sum of regimes' losses, in nats per token, with its intervals."""
+        return self.sum_of([(corpus, regime, reading, w) for regime, w in weights.items()])
+
+    def sum_of(self, terms: list[tuple[str, str, str, float]]) -> Contrast | None:
+        """The weighted sum of (corpus, regime, reading, weight) over the same documents, seed by seed."""
+        parts = [(self.nll(corpus, regime, reading), w) for corpus, regime, reading, w in terms]
+        if any(part is None for part, _ in parts):
+            return None
+        seeds = sorted(set.intersection(*(set(part[0]) for part, _ in parts)))
+        tokens = parts[0][0][1]
+        if not seeds or any(len(part[1]) != len(tokens) for part, _ in parts):
+            return None
+        total = np.stack([sum(w * part[0][s] for part, w in parts) for s in seeds])  # (S, N)
+        return mean_interval(total, tokens, draws=self.draws)
+
+    def over_seeds(self, corpus: str, value, weights: dict[str, float]) -> Contrast | None:
+        """A weighted sum of `value(record)`, one number per seed, with an interval over seeds alone."""
+        parts = {
+            regime: {r.seed: value(r) for r in self.records.get((corpus, regime), [])} for regime in weights
+        }
+        parts = {name: {s: v for s, v in by.items() if v is not None} for name, by in parts.items()}
+        seeds = sorted(set.intersection(*(set(by) for by in parts.values())))
+        if not seeds:
+            return None
+        total = np.array([[sum(w * parts[name][s] for name, w in weights.items())] for s in seeds])  # (S, 1)
+        return mean_interval(total, np.ones(1), draws=min(self.draws, 2_000))
+
+    def family(self, corpus: str) -> dict[str, Judged]:
+        """Every registered contrast that can be made on a corpus, Holm-adjusted together."""
+        if corpus not in self._families:
+            found = {
+                name: self.contrast(corpus, c["first"], c["second"])
+                for name, c in registered()["contrasts"].items()
+            }
+            self._families[corpus] = judge({name: c for name, c in found.items() if c is not None})
+        return self._families[corpus]
+
+    def family_frame(self) -> pd.DataFrame:
+        """One row per registered contrast and corpus, with n, interval, adjusted p and verdict."""
+        rows = [
+            {
+                "corpus": corpus,
+                "contrast": j.name,
+                "registered": True,
+                **j.found.row(),
+                "low90": j.found.low90,
+                "high90": j.found.high90,
+                "adjusted p": j.adjusted_p,
+                "n seeds": j.found.n,
+                "documents": j.found.documents,
+                "interval by": j.found.decided_by,
+                "verdict": j.verdict,
+            }
+            for corpus in self.corpora
+            for j in self.family(corpus).values()
+        ]
+        return pd.DataFrame(rows)

@@ -1,0 +1,42 @@
+"""The paper's published numbers, read from the one file that holds them (`paper.json`, arXiv 2502.04315 v3)."""
+
+import json
+from functools import cache
+from importlib.resources import files
+
+from chameleon_lite.errors import unknown
+
+
+@cache
+def paper() -> dict:
+    """The whole file: `source`, `tables`, `improvements`, `claims`. Treat it as read-only."""
+    return json.loads((files(__package__) / "paper.json").read_text(encoding="utf-8"))
+
+
+def table_rows(table: int) -> list[dict]:
+    """Rows of the paper's table 1 or 2; losses in nats, `parameters` as `counted` says."""
+    tables = {str(t["table"]): t["rows"] for t in paper()["tables"]}
+    if str(table) not in tables:
+        raise unknown("table of the paper", str(table), tables)
+    return tables[str(table)]
+
+
+def published(table: int, regime: str, field: str) -> float:
+    """One published number, e.g. `published(1, "R4", "validation_loss")`."""
+    rows = {row["regime"]: row for row in table_rows(table)}
+    if regime not in rows:
+        raise unknown(f"regime in the paper's table {table}", regime, rows)
+    if field not in rows[regime]:
+        raise unknown("field", field, rows[regime])
+    return rows[regime][field]
+
+
+def published_parameters() -> dict[str, int]:
+    """The parameter column of both tables, under the names of `model.parameters.parameter_table`."""
+    parts = {"R0": "total", "R1": "lora_head", "R4": "hyper_head"}
+    return {part: int(published(1, regime, "parameters")) for regime, part in parts.items()}
+
+
+def claims() -> list[dict]:
+    """The ledger's questions: `claim` (number), `says` (our short form), `decided_by`."""
+    return paper()["claims"]

@@ -1,0 +1,82 @@
+"""Claim 11, that adapting costs little: a rule over the stored timings of every machine.
+
+    benchmarks/results/<machine>.json ─ overhead (whole batches, intervals) · B12 (generation) ─▶ verdict a machine
+
+The files are read as data: nothing here runs a benchmark, and no timing is made by the study.
+"""
+
+import json
+from collections.abc import Iterator
+
+from .contrasts import StoredRuns
+from .rules import CONFIRMED, REFUTED, UNDECIDED, Finding, worst
+
+MODEST = 1.10  # times the plain batch's seconds that still count as modest
+ENOUGH = 200  # batches that a 95th percentile is taken over
+BESIDE = {"shown", "met", "missed"}  # of rows whose gates hold: a missed goal of ours is still a measurement
+
+
+def modest_overhead(evidence: StoredRuns) -> Finding:
+    """An adapted batch takes at most 10 % more than the plain one, at p50 and at p95, and so does generating.
+
+    Each interval must lie below 1.10 for "confirmed", or above for "refuted". A machine with fewer than 200 batches
+    shows its numbers and decides nothing. Waiting for a full batch is no work: it is printed beside, never counted.
+    """
+    found, numbers, decided = {}, [], []
+    for machine, rows in _machines(evidence):
+        entry = rows["overhead"]
+        judged = worst([_against(MODEST, *span) for span in _spans(entry, rows.get("B12"))])
+        if entry["batches"] >= ENOUGH:
+            decided.append(judged)
+        found[machine] = judged if entry["batches"] >= ENOUGH else UNDECIDED
+        numbers.append(f"{machine}: {_text(entry, rows)}")
+    if not found:
+        return Finding()
+    return Finding(worst(decided) if decided else UNDECIDED, "; ".join(numbers), found)
+
+
+def _machines(evidence: StoredRuns) -> Iterator[tuple[str, dict]]:
+    """(machine, its usable rows by name) of every stored file that has whole batches timed; quick runs left out."""
+    for path in sorted(evidence.benchmarks.glob("*.json")):
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        rows = {name: row for name, row in rows.items() if row.get("status") in BESIDE}
+        if "overhead" in rows and not rows["overhead"].get("conditions", {}).get("quick"):
+            yield path.stem, rows
+
+
+def _spans(entry: dict, generating: dict | None) -> list[tuple[float, float]]:
+    """Low and high of adapted over plain seconds: batches at p50 and p95, and generation where it was timed."""
+    spans = [(entry["ratios"][q]["low"], entry["ratios"][q]["high"]) for q in ("p50", "p95")]
+    for c in generating["comparisons"] if generating else []:
+        if c["theirs"]:
+            spans.append((c["ours"]["low"] / c["theirs"]["high"], c["ours"]["high"] / c["theirs"]["low"]))
+    return spans
+
+
+def _against(limit: float, low: float, high: float) -> str:
+    return CONFIRMED if high <= limit else REFUTED if low > limit else UNDECIDED
+
+
+def _text(entry: dict, rows: dict) -> str:
+    """A machine's numbers: what decides, then what stands beside."""
+    spans = [f"{r['ratio']:.3f} [{r['low']:.3f}, {r['high']:.3f}] at {q}" for q, r in entry["ratios"].items()]
+    decides = [f"{' and '.join(spans)} of the plain batch's time (n = {entry['batches']})"]
+    for c in rows.get("B12", {"comparisons": []})["comparisons"]:
+        if c["theirs"]:
+            low, high = _spans(entry, {"comparisons": [c]})[-1]
+            decides.append(f"generating {1 / c['ratio']:.3f} [{low:.3f}, {high:.3f}]")
+    fitting = entry["fitting clusters"]["seconds a batch"] / entry["whole"]["plain"]["p50"]
+    beside = [f"k-means fitted anew {fitting:+.1%}"]
+    if "over the plain model" in rows.get("B13", {}).get("workload", {}):
+        work = rows["B13"]["workload"]
+        beside.append(f"{work['clusters']} clusters in one batch {work['over the plain model']:+.1%}")
+    waiting = entry["waiting"]
+    for own in waiting["batches"]:
+        times = " / ".join(_seconds(own[q]) for q in ("p50", "p95", "p99"))
+        beside.append(f"waiting for {own['size']} texts {own['batches']} {times} s")
+    beside[-1] += f" (p50 / p95 / p99 at {_seconds(waiting['arrivals a second'])} texts a second)"
+    return f"{', '.join(decides)}; beside: {', '.join(beside)}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"

@@ -1,0 +1,144 @@
+"""Intervals and verdicts over runs whose seeds and documents are crossed (the same documents under every seed).
+
+Statistic of a contrast: sum of nll differences / sum of tokens, in nats per token; below zero, the first regime
+has the lower loss. Two intervals are made and the wider decides: a bootstrap that draws seeds and documents
+independently and takes every pair, and a paired t over seeds.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy import stats
+
+DRAWS_AT_ONCE = 2_000
+MARGIN = 0.01  # nats per token: smaller differences are of no use to anyone
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A difference in nats per token with its 95 % and 90 % intervals and two-sided p; `n` seeds, `documents`."""
+
+    difference: float
+    low: float
+    high: float
+    low90: float
+    high90: float
+    p: float
+    n: int
+    documents: int
+    decided_by: str  # "bootstrap" or "t"
+
+    def row(self, name: str = "difference") -> dict[str, float]:
+        """The difference under `name` and its 95 % interval, as columns of a table."""
+        return {name: self.difference, "low": self.low, "high": self.high}
+
+    def text(self, digits: int = 4) -> str:
+        """The difference with its sign and 95 % interval."""
+        return interval_text(self.difference, self.low, self.high, f"+.{digits}f")
+
+
+def interval_text(value: float, low: float, high: float, spec: str = ".4f") -> str:
+    """A value with its interval, as tables and the ledger print it."""
+    return f"{value:{spec}} [{low:{spec}}, {high:{spec}}]"
+
+
+def mean_and_span(values: np.ndarray) -> tuple[float, float]:
+    """Mean of values (S,) over seeds and half the width of its 95 % t interval (0 for one seed)."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return float(values.mean()), 0.0
+    return float(values.mean()), float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
+
+
+def crossed_bootstrap(
+    difference: np.ndarray, tokens: np.ndarray, *, draws: int = 10_000, seed: int = 0
+) -> np.ndarray:
+    """Draws (draws,) of the statistic for difference (S, N) = nll_a − nll_b summed per document, tokens (N,).
+
+    With one seed only documents are drawn.
+    """
+    seeds, documents = difference.shape
+    of_seed = _picks(seeds, draws, seed + 1) / seeds  # (draws, S)
+    sums = np.empty((draws, seeds + 1))
+    both = np.vstack([difference, tokens]).T  # (N, S + 1)
+    for start in range(0, draws, DRAWS_AT_ONCE):
+        part = slice(start, start + DRAWS_AT_ONCE)
+        sums[part] = _picks(documents, draws, seed)[part].astype(float) @ both
+    return (sums[:, :seeds] * of_seed).sum(1) / sums[:, seeds]
+
+
+@lru_cache(maxsize=4)
+def _picks(items: int, draws: int, seed: int) -> np.ndarray:
+    """How often each of `items` is drawn, (draws, items); kept, as all contrasts of a corpus use the same draws."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(items, np.full(items, 1 / items), size=draws).astype(np.int16)
+
+
+def contrast(
+    nll_a: np.ndarray, nll_b: np.ndarray, tokens: np.ndarray, *, draws: int = 10_000, seed: int = 0
+) -> Contrast:
+    """Contrast of two regimes from nll sums (S, N) each, in and tokens (N,); one without seeds is (1, N)."""
+    difference = np.asarray(nll_a, dtype=float) - np.asarray(nll_b, dtype=float)  # (S, N)
+    tokens = np.asarray(tokens, dtype=float)
+    by_seed = difference.sum(1) / tokens.sum()  # (S,)
+    value = float(by_seed.mean())
+    boot = crossed_bootstrap(difference, tokens, draws=draws, seed=seed)
+    found = {"bootstrap": (_quantiles(boot, 0.95), _quantiles(boot, 0.90), _bootstrap_p(boot))}
+    if len(by_seed) > 1:
+        found["t"] = _paired_t(by_seed)
+    wide = max(found, key=lambda name: found[name][0][1] - found[name][0][0])
+    (low, high), (low90, high90), p = found[wide]
+    return Contrast(value, low, high, low90, high90, p, len(by_seed), len(tokens), wide)
+
+
+def mean_interval(nll: np.ndarray, tokens: np.ndarray, **options) -> Contrast:
+    """A single regime's nats per token with its intervals: the contrast with a loss of zero."""
+    return contrast(nll, np.zeros_like(nll), tokens, **options)
+
+
+def holm(p: dict[str, float]) -> dict[str, float]:
+    """Holm-adjusted p values of one family."""
+    from statsmodels.stats.multitest import multipletests
+
+    if not p:
+        return {}
+    return dict(zip(p, multipletests(list(p.values()), method="holm")[1].tolist()))
+
+
+def verdict(
+    found: Contrast, adjusted_p: float, *, claimed: float | None = None, margin: float = MARGIN
+) -> str:
+    """The verdict on "the first regime is lower", in the order the protocol fixes.
+
+    confirmed: adjusted p < 0.05 and the whole 95 % interval below −margin; equivalent: the 90 % interval inside
+    ±margin; refuted: the 95 % interval excludes the claimed effect (`claimed`, negative nats; without a claimed
+    size, any gain beyond the margin); else not decidable here.
+    """
+    if adjusted_p < 0.05 and found.high < -margin:
+        return "confirmed"
+    if -margin < found.low90 and found.high90 < margin:
+        return "equivalent"
+    if found.low > (-margin if claimed is None else claimed):
+        return "refuted"
+    return "not decidable here"
+
+
+def _quantiles(draws: np.ndarray, level: float) -> tuple[float, float]:
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _bootstrap_p(draws: np.ndarray) -> float:
+    """Two-sided p by the share of draws beyond zero; never below one draw."""
+    beyond = min((draws <= 0).sum(), (draws >= 0).sum())
+    return float(min(1.0, 2 * (beyond + 1) / (len(draws) + 1)))
+
+
+def _paired_t(by_seed: np.ndarray) -> tuple[tuple[float, float], tuple[float, float], float]:
+    mean, error, freedom = by_seed.mean(), stats.sem(by_seed), len(by_seed) - 1
+    if error == 0:  # the same number under every seed: the seeds say nothing of the spread
+        return (mean, mean), (mean, mean), 1.0 if mean == 0 else 0.0
+    spans = [error * stats.t.ppf((1 + level) / 2, freedom) for level in (0.95, 0.90)]
+    wide, narrow = ((float(mean - span), float(mean + span)) for span in spans)
+    return wide, narrow, float(2 * stats.t.sf(abs(mean / error), freedom))

@@ -1,0 +1,179 @@
+"""The commands of the reproduction, which join `chameleon-lite` where this package is installed."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chameleon_lite.app.cli import Dask, DataDir, Processes
+from chameleon_lite.errors import UserError
+
+app = typer.Typer()
+Results = Annotated[Path, typer.Option("--results", help="Folder of packed records.")]
+
+
+@app.command()
+def params(
+    backbone: Annotated[str, typer.Option("--backbone", help="A backbone's name.")] = "random-gpt2",
+) -> None:
+    """Derive the parameter column of Tables 1 and 2 by building each part and counting it.
+
+    Example: chameleon-lite params --backbone random-gpt2
+    """
+    from .tables import parameter_frame
+
+    typer.echo(parameter_frame(backbone).to_string(index=False))
+
+
+@app.command()
+def run(
+    experiment: Annotated[Path, typer.Argument(help="An experiment's YAML file.")],
+    profile: Annotated[str, typer.Option(help="smoke, colab or paper.")] = "smoke",
+    backbone: Annotated[str | None, typer.Option(help="Use this backbone instead of the file's.")] = None,
+    corpus: Annotated[list[str] | None, typer.Option(help="Use this corpus (repeatable).")] = None,
+    data_dir: DataDir = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of reported seeds.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: what is there.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of raw runs.")] = Path("runs"),
+    resume: Annotated[
+        bool, typer.Option("--resume/--again", help="Keep complete runs, or run all again.")
+    ] = True,
+    results: Annotated[
+        Path | None, typer.Option("--results", help="Also pack the records into this folder.")
+    ] = None,
+    workers: Processes = None,
+    dask: Dask = None,
+) -> None:
+    """Run an experiment: every regime × corpus × seed it names that is not there yet.
+
+    Example: chameleon-lite run experiments/four-regimes.yaml --profile smoke
+    """
+    from chameleon_lite.processes import leave
+
+    from .config import load_experiment
+    from .records import pack
+    from .released.tables import is_released, released_frame
+    from .run import expected_names, run_experiment
+    from .spans import pack_spans
+    from .tables import summary_frame
+
+    settings = load_experiment(experiment, profile, backbone=backbone, corpora=corpus or None, seeds=seeds)
+    how = {"device": device, "resume": resume, "workers": workers, "dask": dask}
+    records = run_experiment(settings, runs=out, data_dir=data_dir, say=_say, **how)
+    leave()
+    if _others_speak():
+        return
+    released = [r for r in records if is_released(r)]
+    frame = released_frame(released) if released else summary_frame(records, out)
+    typer.echo(frame.drop(columns="command", errors="ignore").to_string(index=False))
+    if results is not None:
+        jsonl, _ = pack(settings.name, expected_names(settings), out, results)
+        pack_spans(settings.name, out, results)
+        typer.echo(f"packed into {jsonl}")
+
+
+@app.command()
+def prove(
+    experiment: Annotated[Path, typer.Argument(help="An experiment's YAML file, protocol as_released.")],
+    profile: Annotated[str, typer.Option(help="smoke, colab or paper.")] = "smoke",
+    backbone: Annotated[str | None, typer.Option(help="Use this backbone instead of the file's.")] = None,
+    data_dir: DataDir = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: what is there.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Make this proof alone (repeatable).")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option("--results", help="Also keep the proofs in this folder.")
+    ] = None,
+) -> None:
+    """Make the twelve proofs of what the released tables measure, on an experiment's corpus and backbone.
+
+    Example: chameleon-lite prove experiments/table1-released-lite.yaml --profile smoke
+    """
+    from chameleon_lite.backbone import load_backbone
+    from chameleon_lite.processes import Processes
+
+    from .config import load_experiment
+    from .outcome import default_command
+    from .released.proofs import prove_all
+    from .released.proofs.store import store_proofs
+    from .released.proofs.subject import Subject
+
+    settings = load_experiment(experiment, profile, backbone=backbone)
+    model = load_backbone(settings.backbone, device=device or str(Processes().device))
+    for name in settings.corpora:
+        found = prove_all(Subject(settings, model, name, data_dir, say=_say), default_command(), only or None)
+        for proof in found:
+            typer.echo(f"{proof.proof:22} {proof.shows}")
+        if results is not None:
+            typer.echo(f"kept in {store_proofs(found, results)[0]}")
+
+
+@app.command()
+def tables(
+    results: Results = Path("results"),
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write the table to this CSV file.")] = None,
+) -> None:
+    """Paper value, our value with its interval, protocol, model, data, seeds and command.
+
+    Example: chameleon-lite tables --results results
+    """
+    import pandas as pd
+
+    from .records import load_results
+    from .released.tables import released_frame
+    from .tables import results_frame
+
+    frames = [f for f in (released_frame(load_results(results)), results_frame(results)) if not f.empty]
+    if not frames:
+        raise UserError(f"no records in {results}/: run an experiment with --results {results}")
+    for frame in frames:
+        typer.echo(frame.to_string(index=False) + "\n")
+    if csv is not None:
+        pd.concat(frames, ignore_index=True).to_csv(csv, index=False)
+
+
+@app.command()
+def claims(
+    results: Results = Path("results"),
+    backbone: Annotated[
+        str, typer.Option("--backbone", help="The backbone whose records decide.")
+    ] = "smollm2",
+    benchmarks: Annotated[Path | None, typer.Option(help="Timings; default: beside the results.")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write the ledger to this CSV file.")] = None,
+    contrasts: Annotated[
+        Path | None, typer.Option("--contrasts", help="Write all contrasts to this CSV file.")
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Also keep the verdicts in the results folder.")
+    ] = False,
+) -> None:
+    """The ledger: claim, evidence and verdict, each verdict made by its rule from the records.
+
+    Example: chameleon-lite claims --results results
+    """
+    from .claims.contrasts import StoredRuns
+    from .claims.ledger import ledger, ledger_frame, write_verdicts
+
+    found = ledger(results, backbone, benchmarks=benchmarks)
+    frame = ledger_frame(found)
+    for row in frame.to_dict("records"):
+        typer.echo(f"{row['claim']:>2}  {row['verdict']:<19} {row['says']}")
+        typer.echo(f"      {row['confirmed if']}: {row['number']}")
+    if csv is not None:
+        frame.to_csv(csv, index=False)
+    if contrasts is not None:
+        StoredRuns(results, backbone).family_frame().to_csv(contrasts, index=False)
+    if write:
+        write_verdicts(found, results / "verdicts.json")
+
+
+def _others_speak() -> bool:
+    """Whether this is one of several processes of a launcher and not the first, which speaks for all."""
+    return os.environ.get("RANK", "0") != "0"
+
+
+def _say(text: str) -> None:
+    if not _others_speak():
+        typer.echo(text, err=True)

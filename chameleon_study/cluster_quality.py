@@ -1,0 +1,63 @@
+"""What clusters are made of: their sizes, and how far they are the documents' origins or lengths."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from chameleon_lite.cluster import Clustering
+
+
+def cluster_quality(
+    clustering: Clustering, *, groups: Sequence[str], lengths: Sequence[int] | np.ndarray
+) -> dict:
+    """Numbers on the fitted rows: what the clusters are made of, beside what they are hoped to be made of.
+
+    groups (N,) and lengths (N,) are the documents' origins and token counts. `adjusted_mutual_information` is
+    1 for clusters that are the groups, about 0 for chance, None with fewer than two groups;
+    `length_variance_explained` is η²: the share of the variance of length that lies between clusters.
+    """
+    sizes = clustering.sizes
+    filled = sizes[sizes > 0].double()
+    return {
+        "clusters": len(sizes),
+        "empty": int((sizes == 0).sum()),
+        "inertia": clustering.inertia,
+        "sizes": {"min": int(filled.min()), "median": float(filled.quantile(0.5)), "max": int(filled.max())},
+        "adjusted_mutual_information": _mutual_information(clustering.labels, groups),
+        "length_variance_explained": _variance_explained(
+            clustering.labels.cpu().numpy(), np.asarray(lengths, float)
+        ),
+    }
+
+
+def worst_cluster(clustering: Clustering, groups: Sequence[str]) -> int:
+    """The cluster whose largest group has the smallest share; among equals the larger, then the lower label."""
+    counts = _contingency(clustering, groups)  # (K, groups)
+    sizes = counts.sum(1)
+    purity = np.where(sizes > 0, counts.max(1) / np.maximum(sizes, 1), np.inf)
+    return int(np.lexsort((-sizes, purity))[0])
+
+
+def _contingency(clustering: Clustering, groups: Sequence[str]) -> np.ndarray:
+    """Rows of cluster k that belong to group g, (K, groups) int64."""
+    names, group = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    flat = clustering.labels.cpu().numpy() * len(names) + group
+    return np.bincount(flat, minlength=len(clustering.centroids) * len(names)).reshape(-1, len(names))
+
+
+def _mutual_information(labels: Tensor, groups: Sequence[str]) -> float | None:
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    if len(set(groups)) < 2:
+        return None
+    return float(adjusted_mutual_info_score(list(groups), labels.cpu().numpy()))
+
+
+def _variance_explained(labels: np.ndarray, values: np.ndarray) -> float:
+    """η² of values (N,) by labels (N,): between-cluster over total sum of squares; 0 where values are equal."""
+    centred = values - values.mean()
+    total = float(centred @ centred)
+    sizes = np.bincount(labels)
+    sums = np.bincount(labels, weights=centred)
+    return float((sums**2 / np.maximum(sizes, 1)).sum() / total) if total else 0.0

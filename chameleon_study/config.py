@@ -1,0 +1,225 @@
+"""Settings of an experiment: frozen, validated, every number with its unit.
+
+An experiment is one YAML file. `load_experiment` reads it, lays the profile's values (below) under the file's own
+`profiles:` section and returns `Experiment`. Unknown keys are refused with the nearest valid one; nothing below
+`study/experiment.py` reads a setting that is not handed to it.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_serializer, model_validator
+
+from chameleon_lite.errors import UserError, unknown
+from chameleon_lite.settings import ClusterSettings, Settings, TokenSettings, TrainSettings
+
+ProfileName = Literal["smoke", "colab", "paper"]
+
+
+class DataSettings(Settings):
+    """How much of a corpus is used."""
+
+    max_train_tokens: int | None = Field(None, ge=1, description="tokens of training documents; none = all")
+    max_validation_documents: int | None = Field(
+        None, ge=1, description="documents of validation; none = all"
+    )
+    max_test_documents: int | None = Field(None, ge=1, description="documents of test; none = all")
+    subset_seed: int = Field(0, description="seed of the draw of those subsets; not varied by the study")
+
+
+class SweepSettings(Settings):
+    """Learning rates tried on validation, with seeds other than the reported ones."""
+
+    grid: tuple[float, ...] = Field(
+        (1e-4, 3e-4, 1e-3, 3e-3), min_length=1, description="AdamW learning rates"
+    )
+    seeds: int = Field(2, ge=1, description="sweep seeds, numbered 1000, 1001, …")
+    extend: int = Field(
+        2, ge=0, description="times the grid may grow by a factor 3 while the best lies on its edge"
+    )
+
+
+class GenerateSettings(Settings):
+    """Continuing test prompts (claim 16)."""
+
+    documents: int = Field(200, ge=1, description="test documents whose prompts are continued; all if fewer")
+    new_tokens: int = Field(64, ge=4, description="tokens written after each prompt, always as many")
+    regimes: tuple[str, ...] = Field(
+        (), description="regimes that write; none = all with a head on cached states"
+    )
+    rows: int = Field(128, ge=1, description="prompts continued side by side")
+
+
+class ProbeSettings(Settings):
+    """What trained heads are asked beyond the test split."""
+
+    corpora: tuple[str, ...] = Field((), description="corpora whose test documents are read too (claim 8)")
+    foreign_shares: tuple[float, ...] = Field(
+        (), description="shares of condition vectors replaced by those corpora's (claim 7)"
+    )
+    foreign_regimes: tuple[str, ...] = Field(
+        (), description="regimes that are read with foreign condition vectors"
+    )
+    seen_documents: int = Field(0, ge=0, description="training documents read in evaluation mode; 0 = none")
+    position_bins: int = Field(
+        0, ge=0, description="bins of 16 scored positions whose loss is kept; 0 = none"
+    )
+    generate: GenerateSettings | None = Field(None, description="continuing test prompts; none = not done")
+
+    @model_serializer(mode="wrap")
+    def _said_only_if_asked(self, values) -> dict[str, Any]:
+        """Leaves out a probe that is off: the settings' key, and so a run's name, is that of files without it."""
+        said = values(self)
+        if self.generate is None:
+            said.pop("generate", None)
+        return said
+
+
+class ProtocolSettings(Settings):
+    """What is scored and how it is trained: a preset of `study/protocol.py` and the switches that differ from it."""
+
+    preset: Literal["honest", "as_released", "as_described"] = Field(
+        "honest", description="all switches at once"
+    )
+    switches: dict[str, str | bool] = Field(
+        default_factory=dict, description="switch: value, over the preset"
+    )
+    mend: tuple[str, ...] = Field(
+        (), description="switches turned to honest one after the other; the experiment runs once after each"
+    )
+    held_out: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="share of an instruction corpus that validates, where it lies inside training",
+    )
+
+
+class Experiment(Settings):
+    """One YAML file after its profile was applied."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="file name of its results")
+    what: str = Field("", description="one sentence for tables and help")
+    profile: ProfileName = "smoke"
+    backbone: str = "smollm2"
+    corpora: tuple[str, ...] = ("docstrings",)
+    regimes: tuple[str, ...] = Field(min_length=1)
+    seeds: int = Field(3, ge=1, description="reported seeds, numbered 0, 1, …")
+    learning_rates: dict[str, float] = Field(
+        default_factory=dict, description="AdamW learning rate a regime; regimes not named are swept"
+    )
+    shared_order: bool = Field(
+        False, description="train and read every regime in the clustered order, so that one pass serves all"
+    )
+    tokens: TokenSettings = TokenSettings()
+    data: DataSettings = DataSettings()
+    clusters: ClusterSettings = ClusterSettings()
+    train: TrainSettings = TrainSettings()
+    sweep: SweepSettings = SweepSettings()
+    probes: ProbeSettings = ProbeSettings()
+    protocol: ProtocolSettings = ProtocolSettings()
+
+    @model_validator(mode="after")
+    def _contradictions(self) -> "Experiment":
+        if self.tokens.prefix_tokens + self.tokens.min_scored > self.tokens.max_length:
+            raise ValueError(
+                f"prefix_tokens {self.tokens.prefix_tokens} + min_scored {self.tokens.min_scored} "
+                f"exceed max_length {self.tokens.max_length}: nothing could be scored"
+            )
+        writing = self.probes.generate.regimes if self.probes.generate else ()
+        for setting, named in (("learning_rates", self.learning_rates), ("probes.generate.regimes", writing)):
+            if extra := set(named) - set(self.regimes):
+                raise ValueError(f"{setting} names {sorted(extra)}, which the experiment does not run")
+        if self.probes.generate and (self.protocol.preset != "honest" or self.protocol.switches):
+            raise ValueError(
+                "probes.generate belongs to the honest protocol: the tables as released write nothing"
+            )
+        return self
+
+
+# What a profile sets unless the experiment's own `profiles:` section says otherwise (the table in book/design.md).
+PROFILES: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "backbone": "smollm2",
+        "corpora": ["docstrings"],
+        "seeds": 3,
+        "tokens": {"max_length": 128},
+        "data": {"max_train_tokens": 20_000, "max_validation_documents": 80, "max_test_documents": 320},
+        "train": {"epochs": 2},
+    },
+    "colab": {
+        "backbone": "gpt2",
+        "corpora": ["wikitext-2", "alpaca"],
+        "seeds": 3,
+        "data": {"max_train_tokens": 200_000, "max_validation_documents": 1_000, "max_test_documents": 1_000},
+        "train": {"epochs": 5},
+    },
+    "paper": {
+        "seeds": 5,
+        "data": {"max_train_tokens": 1_000_000},
+        "train": {"epochs": 5, "feature_dtype": "float32"},
+    },
+}
+
+
+def merged(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries laid over each other, later ones on top."""
+    out: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            both = isinstance(value, dict) and isinstance(out.get(key), dict)
+            out[key] = merged(out[key], value) if both else value
+    return out
+
+
+def experiment_from(raw: dict[str, Any], profile: str = "smoke", **overrides: Any) -> Experiment:
+    """The experiment a parsed YAML means under a profile; `overrides` (None = not given) win over both."""
+    if profile not in PROFILES:
+        raise unknown("profile", profile, PROFILES)
+    raw = dict(raw)
+    own = raw.pop("profiles", {})
+    for name in own:
+        if name not in PROFILES:
+            raise unknown("profile", name, PROFILES)
+    given = {k: v for k, v in overrides.items() if v is not None}
+    values = merged(PROFILES[profile], raw, own.get(profile, {}), {"profile": profile}, given)
+    _check_keys(values, Experiment)
+    try:
+        return Experiment(**values)
+    except ValidationError as error:
+        raise UserError(f"experiment {raw.get('name', '?')}: {_first_line(error)}") from None
+
+
+def load_experiment(path: Path | str, profile: str = "smoke", **overrides: Any) -> Experiment:
+    """Read one experiment file; raises UserError with one line for anything a user can mend in it."""
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise (
+            unknown("experiment file", str(path), near)
+            if near
+            else UserError(f"no such experiment file: {path}")
+        )
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} must be a mapping of settings, found {type(raw).__name__}")
+    return experiment_from(raw, profile, **overrides)
+
+
+def _check_keys(values: dict[str, Any], model: type[BaseModel], where: str = "") -> None:
+    """Refuse unknown keys with the nearest valid one (pydantic's own message lists neither)."""
+    for key, value in values.items():
+        if key not in model.model_fields:
+            raise unknown("setting", where + key, [where + name for name in model.model_fields])
+        kind = model.model_fields[key].annotation
+        if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
+            _check_keys(value, kind, f"{where}{key}.")
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or 'settings'}: {first['msg']}"

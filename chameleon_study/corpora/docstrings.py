@@ -1,0 +1,240 @@
+"""The embedded corpus: what installed libraries say about themselves, in English prose.
+
+    .py sources ── ast ─▶ public names with docstrings ── prose.py ─▶ paragraphs ── near-copies dropped ─▶ documents
+
+The sources are read, never imported: importing prints, warns, takes a gigabyte, and gives texts that hold
+memory addresses. The same library versions give the same documents on every machine.
+"""
+
+import ast
+import gc
+import inspect
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from chameleon_lite.app.corpus import Corpus, split_documents
+from chameleon_lite.errors import UserError
+from chameleon_lite.text import Document
+
+from .prose import prose
+
+LIBRARIES = {  # import name ▶ name to install
+    "numpy": "numpy",
+    "pandas": "pandas",
+    "scipy": "scipy",
+    "sklearn": "scikit-learn",
+    "torch": "torch",
+    "matplotlib": "matplotlib",
+}
+SKIPPED = re.compile(
+    r"(^|/)(tests?|_?testing|conftest|_vendor|vendor(ed)?|externals?|extern|third_party|__main__|benchmarks?"
+    r"|_?array_api\w*|onnx|fx|ao)(/|\.py$)|(^|/)test_|_test\.py$|^torch/_\w+/|/_internal/"
+)
+ADDED_LATER = (
+    "add_newdoc",
+    "add_docstr",
+    "add_docstr_all",
+    "add_newdoc_for_scalar_type",
+)  # text of compiled functions
+ADDED_TO_ARRAY = "_array_method_doc"  # numpy's short form for methods of ndarray
+IDENTIFIER = re.compile(r"`[^`]*`|\b\w*[\d_]\w*\b|\b\w+(?:\.\w+)+\b|\b\w*[a-z][A-Z]\w*\b")
+LONGEST = 2_000  # characters of one explanation, in whole paragraphs
+
+
+def build(form: str = "paragraphs", *, libs: Sequence[str] = tuple(LIBRARIES), seed: int = 0) -> Corpus:
+    """The corpus in one of two forms; `group` is the library, or `python` for the language reference.
+
+    "paragraphs": a document is one paragraph. "instructions": the prompt asks to explain a name and the
+    document is the prose about it. Raises UserError, naming it, for a library that is not installed.
+    """
+    make = {"paragraphs": _paragraphs, "instructions": _instructions}[form]
+    documents = list(make(_explained(libs)))
+    splits, notes = split_documents(documents, seed=seed)
+    notes["versions"] = {lib: version(LIBRARIES[lib]) for lib in libs} | {"python": sys.version.split()[0]}
+    name = "docstrings" if form == "paragraphs" else "docstrings-instructions"
+    source = f"docstrings of {', '.join(libs)} as installed, language reference of Python {notes['versions']['python']}"
+    return Corpus(name, splits, source, notes)
+
+
+def _paragraphs(explained: Iterator[tuple[str, str, list[str]]]) -> Iterator[Document]:
+    for library, name, paragraphs in explained:
+        for i, text in enumerate(paragraphs):
+            yield Document(f"{name}#{i}", text, group=library)
+
+
+def _instructions(explained: Iterator[tuple[str, str, list[str]]]) -> Iterator[Document]:
+    for library, name, paragraphs in explained:
+        asked = (
+            f"Explain `{name}`."
+            if library != "python"
+            else f"Explain `{name.removeprefix('python.')}` in Python."
+        )
+        text = paragraphs[0]
+        for more in paragraphs[1:]:
+            if len(text) + len(more) > LONGEST:
+                break
+            text += "\n\n" + more
+        yield Document(name, text, group=library, prompt=asked + "\n\n", instruction=asked)
+
+
+def _explained(libs: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
+    """(library, name, paragraphs) of every public name, without paragraphs seen before but for names and digits."""
+    seen: set[str] = set()
+    merged: dict[tuple[str, str], list[str]] = {}
+    with _no_garbage_collection():
+        for library, name, docstring in _docstrings(libs):
+            for text in prose(docstring):
+                mask = IDENTIFIER.sub("#", text).lower()
+                if mask not in seen:
+                    seen.add(mask)
+                    merged.setdefault((library, name), []).append(text)
+    for (library, name), paragraphs in merged.items():
+        yield library, name, paragraphs
+
+
+def _docstrings(libs: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    for lib in libs:
+        root = _root(lib)
+        short = _exported(lib, root)
+        for path in _sources(lib, root):
+            source = path.read_text(encoding="utf-8", errors="replace")
+            module = _module(lib, root, path)
+            for names, docstring in _of_source(source):
+                if not any(name.startswith("_") for name in names[-2:]):
+                    yield lib, _public_name(module, names, short), docstring
+    from pydoc_data.topics import topics
+
+    for topic in sorted(topics):
+        yield "python", f"python.{topic}", inspect.cleandoc(topics[topic])
+
+
+def _root(lib: str) -> Path:
+    spec = find_spec(lib) if lib in LIBRARIES else None
+    if spec is None or spec.origin is None:
+        install = LIBRARIES.get(lib, lib)
+        raise UserError(
+            f"the docstrings corpus reads {install}, which is not installed: pip install {install}, "
+            "or give a corpus exported elsewhere (a .jsonl file) in its place"
+        )
+    return Path(spec.origin).parent
+
+
+def _sources(lib: str, root: Path) -> list[Path]:
+    """The .py files of a library in a fixed order, without tests, vendored code and internals."""
+    paths = ((f"{lib}/{p.relative_to(root).as_posix()}", p) for p in root.rglob("*.py"))
+    return [p for relative, p in sorted(paths) if not SKIPPED.search(relative)]
+
+
+def _module(lib: str, root: Path, path: Path) -> tuple[str, ...]:
+    parts = (lib, *path.relative_to(root).with_suffix("").parts)
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def _parse(source: str) -> ast.Module | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other people's invalid escapes
+        try:
+            return ast.parse(source)
+        except (SyntaxError, ValueError):
+            return None  # a template, or for another Python
+
+
+def _of_source(source: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(names inside the module, docstring) of the module, its classes, functions and methods."""
+    tree = _parse(source)
+    if tree is None:
+        return
+    yield from _of_node(tree, ())
+    if any(call in source for call in (*ADDED_LATER, ADDED_TO_ARRAY)):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                yield from _of_call(node)
+
+
+def _of_node(node: ast.AST, names: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    docstring = ast.get_docstring(node)
+    if docstring:
+        yield names, docstring
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return  # what is defined inside a function has no public name
+    body = list(node.body)
+    while body:
+        child = body.pop(0)
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _of_node(child, (*names, child.name))
+        elif isinstance(child, ast.If | ast.Try | ast.With):
+            body = [*child.body, *getattr(child, "orelse", ()), *body]
+
+
+def _of_call(node: ast.Call) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The name and text of add_newdoc("numpy._core", "add", text), add_newdoc(…, "ndarray", ("sort", text))
+    and add_docstr(torch.abs, text)."""
+    called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+    if called == ADDED_TO_ARRAY:
+        names = ["ndarray", *(_name(a) for a in node.args[:1])]
+    elif called in ADDED_LATER:
+        names = [name for a in node.args[:2] if (name := _name(a))][-1:]
+        names += [_name(a.elts[0]) for a in node.args[2:] if isinstance(a, ast.Tuple) and a.elts]
+    else:
+        return
+    constants = (c.value for a in node.args for c in ast.walk(a) if isinstance(c, ast.Constant))
+    docstring = max((text for text in constants if isinstance(text, str)), key=len, default="")
+    if docstring and names and all(names):
+        yield tuple(names), inspect.cleandoc(docstring)
+
+
+def _name(argument: ast.expr) -> str | None:
+    if isinstance(argument, ast.Attribute):
+        return argument.attr
+    if (
+        isinstance(argument, ast.Constant)
+        and isinstance(argument.value, str)
+        and argument.value.isidentifier()
+    ):
+        return argument.value
+    return None
+
+
+def _exported(lib: str, root: Path) -> dict[str, list[tuple[str, ...]]]:
+    """Which packages offer a name: `from ._core import mean` in numpy/__init__.py gives mean ▶ [("numpy",)]."""
+    offers: dict[str, list[tuple[str, ...]]] = {}
+    for path in _sources(lib, root):
+        if (
+            path.name != "__init__.py"
+            or (tree := _parse(path.read_text(encoding="utf-8", errors="replace"))) is None
+        ):
+            continue
+        package = _module(lib, root, path)
+        if not any(part.startswith("_") for part in package):
+            for node in ast.walk(tree):
+                own = isinstance(node, ast.ImportFrom) and (
+                    node.level or (node.module or "").startswith(f"{lib}.")
+                )
+                for alias in node.names if own else ():
+                    offers.setdefault(alias.asname or alias.name, []).append(package)
+    return offers
+
+
+def _public_name(module: tuple[str, ...], names: tuple[str, ...], exported: dict) -> str:
+    """The name as a user writes it: from the shortest package above the module that offers it."""
+    packages = [p for p in exported.get(names[0], ()) if p == module[: len(p)]] if names else []
+    home = min(packages, key=len, default=tuple(part for part in module if not part.startswith("_")))
+    return ".".join((*home, *names))
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Syntax trees are many small objects without cycles worth finding: the collector would double the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,93 @@
+"""WikiText-2: a document is a row, `group` is its article.
+
+    ␣=␣Title␣=␣        a level-1 heading begins an article       ␣=␣=␣Section␣=␣=␣   does not
+
+Rows come from the hub, or from a folder that holds train.txt, validation.txt and test.txt, one row a line.
+"""
+
+import re
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+from chameleon_lite.app.corpus import Corpus, overlaps
+from chameleon_lite.errors import UserError
+from chameleon_lite.text import Document
+
+from . import hub
+
+REPOSITORY, CONFIG = "Salesforce/wikitext", "wikitext-2-raw-v1"
+ARTICLE = re.compile(r"\s*= [^=](.*[^=])? =\s*")
+INSTEAD = "give --data-dir FOLDER with train.txt, validation.txt and test.txt, or use the corpus docstrings"
+
+
+def load(name: str = "wikitext-2", *, data_dir: Path | None = None, seed: int = 0) -> Corpus:
+    """One of the three corpora made of WikiText-2's official splits; `seed` changes nothing, articles decide.
+
+    "wikitext-2": the official splits. "wikitext-2-lite": training = the official test rows, validation and
+    test = every other article of the official validation rows. "wikitext-2-lite-released": training = the
+    official test rows, validation = all official validation rows, as the released scripts use them; no test.
+    """
+    needed = ("train", "validation", "test") if name == "wikitext-2" else ("validation", "test")
+    rows, source = _rows(needed, data_dir)
+    official = {split: articles(rows[split], split) for split in needed}
+    if name == "wikitext-2":
+        return Corpus(name, official, source, {"split": "official, by article"} | overlaps(official))
+    held = official["validation"]
+    if name == "wikitext-2-lite-released":
+        splits = {"train": official["test"], "validation": held, "test": ()}
+        note = (
+            "lite, as released: training is the official test rows, validation all official validation rows"
+        )
+    else:
+        halves = halve(held)
+        splits = {"train": official["test"], "validation": halves[0], "test": halves[1]}
+        note = (
+            "lite: training is the official test rows, validation and test are the official validation rows, "
+            "every other article each"
+        )
+    return Corpus(name, splits, source, {"split": note} | overlaps(splits))
+
+
+def articles(rows: Sequence[str], split: str) -> tuple[Document, ...]:
+    """Rows that are not blank as documents in order, headings included, each with its article as group."""
+    alone = (
+        not after.strip() for after in (*rows[1:], "")
+    )  # formulas that look like a heading have text below
+    marked = [
+        (row.rstrip("\n"), int(a and bool(ARTICLE.fullmatch(row))))
+        for row, a in zip(rows, alone)
+        if row.strip()
+    ]
+    rows, heads = [row for row, _ in marked], [head for _, head in marked]
+    titles = accumulate(
+        (row.strip(" =") if head else "" for row, head in zip(rows, heads)), lambda a, b: b or a
+    )
+    numbers = accumulate(heads)  # two articles may share a title
+    return tuple(
+        Document(f"{split}-{i}", row, group=f"{split}-{number}: {title}")
+        for i, (row, number, title) in enumerate(zip(rows, numbers, titles))
+    )
+
+
+def halve(documents: Sequence[Document]) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
+    """Every other article to either half, in order."""
+    order = {group: i for i, group in enumerate(dict.fromkeys(d.group for d in documents))}
+    return tuple(tuple(d for d in documents if order[d.group] % 2 == side) for side in (0, 1))
+
+
+def _rows(needed: Sequence[str], data_dir: Path | None) -> tuple[dict[str, list[str]], str]:
+    if data_dir is None:
+        fetched = hub.fetch(REPOSITORY, CONFIG, instead=INSTEAD)
+        return {
+            split: [row["text"] for row in fetched[split]] for split in needed
+        }, f"hub {REPOSITORY} {CONFIG}"
+    folder = Path(data_dir)
+    folder = folder / "wikitext-2" if (folder / "wikitext-2").is_dir() else folder
+    missing = [f"{split}.txt" for split in needed if not (folder / f"{split}.txt").is_file()]
+    if missing == ["train.txt"]:
+        raise UserError(f"{folder} has no train.txt; add it, or use the corpus wikitext-2-lite")
+    if missing:
+        raise UserError(f"{folder} has no {' and '.join(missing)}; {INSTEAD}")
+    texts = {split: (folder / f"{split}.txt").read_text(encoding="utf-8") for split in needed}
+    return {split: text.split("\n") for split, text in texts.items()}, f"folder {folder.name}: official files"

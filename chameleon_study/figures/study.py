@@ -1,0 +1,106 @@
+"""The study's pictures: each draws one table of `study_tables` or `adapt.arrivals` on an axis and returns it."""
+
+import math
+
+from ..claims.statistics import MARGIN
+from .style import look
+
+QUANTILES = ("p50", "p95", "p99")
+LABEL_DECADES = 1.2  # labels of points nearer than this in bytes are kept apart in height
+
+
+def group_sizes(ax, frame):
+    """Loss against the rows of a conditioning group, less that of one row's own prefix; ±0.01 nats are shaded."""
+    ax.axhspan(-MARGIN, MARGIN, color="0.92", zorder=0)
+    for index, (kind, own) in enumerate(frame.groupby("order", sort=True)):
+        error = [own["difference"] - own["low"], own["high"] - own["difference"]]
+        places = own["rows in a group"] * 1.06 ** (index - 1)  # beside each other, not on top
+        ax.errorbar(
+            places,
+            own["difference"],
+            yerr=error,
+            capsize=3,
+            label=f"{kind} (n = {int(own['n seeds'].min())})",
+            **look(index),
+        )
+    ax.set_xscale("log", base=2)
+    sizes = sorted(frame["rows in a group"].unique())
+    ax.set_xticks(sizes, [str(s) for s in sizes])
+    ax.set_xlabel("rows in a conditioning group")
+    ax.set_ylabel("difference from R6 (nats a token)")
+    return ax
+
+
+def pareto(ax, frame):
+    """Loss against stored bytes, every regime named beside its point; banks of 2 … 33 experts are joined."""
+    banks = frame[frame["regime"].str.fullmatch(r"R11(-K\d+)?")].sort_values("stored bytes")
+    ax.plot(banks["stored bytes"], banks["nll"], color="0.6", linewidth=1, zorder=1)
+    for index, row in enumerate(frame.to_dict("records")):
+        style = look(index) | {"linestyle": "none"}
+        ax.errorbar([row["stored bytes"]], [row["nll"]], yerr=[row["half"]], capsize=3, **style)
+    gap = 0.045 * (frame["nll"].max() - frame["nll"].min())
+    lowest: list[tuple[float, float]] = []  # (log10 bytes, height) of the labels so far, from below
+    for row in frame.sort_values("nll").to_dict("records"):
+        x, y = math.log10(max(row["stored bytes"], 1)), row["nll"]
+        y = max([y, *(height + gap for at, height in lowest if abs(at - x) < LABEL_DECADES)])
+        lowest.append((x, y))
+        ax.annotate(
+            row["regime"],
+            (row["stored bytes"], row["nll"]),
+            xytext=(1.6 * row["stored bytes"], y),
+            fontsize=9,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.6},
+        )
+    ax.set_xscale("log")
+    ax.set_xlim(right=20 * frame["stored bytes"].max())
+    ax.set_xlabel("stored bytes")
+    ax.set_ylabel("test loss (nats a token)")
+    return ax
+
+
+def by_position(ax, frame):
+    """Loss by scored position in the text less the frozen model's, one line a regime; below zero is a gain."""
+    for index, (name, own) in enumerate(frame.groupby("regime", sort=False)):
+        ax.errorbar(
+            own["position"],
+            own["difference"],
+            yerr=own["half"],
+            label=f"{name} (n = {int(own['n seeds'].min())})",
+            **look(index),
+        )
+    ax.axhline(0, color="0.4", linewidth=1)
+    ax.set_xlabel("scored tokens before (bins of 16)")
+    ax.set_ylabel("difference from R0 (nats a token)")
+    ax.legend(frameon=False)
+    return ax
+
+
+def foreign_rows(ax, frame):
+    """What foreign rows in the conditioning cost on the same scored text; 0 without any."""
+    for index, (name, own) in enumerate(frame.groupby("regime", sort=True)):
+        share, cost = [0, *own["foreign rows, %"]], [0.0, *own["cost"]]
+        error = [[0.0, *(own["cost"] - own["low"])], [0.0, *(own["high"] - own["cost"])]]
+        label = f"{name} (n = {int(own['n seeds'].min())})"
+        ax.errorbar(share, cost, yerr=error, capsize=3, label=label, **look(index))
+    ax.axhline(0, color="0.4", linewidth=1)
+    ax.set_xlabel("foreign rows in the conditioning (%)")
+    ax.set_ylabel("cost (nats a token), 95 % interval")
+    ax.legend(frameon=False)
+    return ax
+
+
+def waiting(ax, frame):
+    """Seconds from arrival to result against batch size: a colour per way of batching, a line per quantile."""
+    for index, (name, own) in enumerate(frame.groupby("batches", sort=True)):
+        own = own.sort_values("size")
+        for place, quantile in enumerate(QUANTILES):
+            style = look(index) | {"linestyle": look(place)["linestyle"]}
+            ax.plot(own["size"], own[quantile], label=f"{name}, {quantile}", **style)
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.set_xticks(sorted(frame["size"].unique()), [str(n) for n in sorted(frame["size"].unique())])
+    ax.set_xlabel("rows of a batch")
+    ax.set_ylabel("seconds from arrival to result")
+    ax.legend(frameon=False, ncols=2)
+    return ax

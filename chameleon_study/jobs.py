@@ -1,0 +1,180 @@
+"""What one job of an experiment computes, in whichever process it runs, and what such a process must have for it.
+
+    Common (sent once) + SeedJob (regimes of a seed) or SweepJob ─▶ records with losses per document, or losses ─▶ Span
+
+Regimes that share an order of documents train side by side (one base product for each step).
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from chameleon_lite.app.corpus import Corpus
+from chameleon_lite.backbone import Backbone, load_backbone
+from chameleon_lite.errors import RunFailed
+from chameleon_lite.processes import Processes
+
+from .cohort import Context, Say, Trial, train_seed
+from .config import Experiment
+from .evaluate import measure
+from .layers import PROCEDURES
+from .outcome import Outcome, documents_frame, name_of, record_of, reset_peak
+from .prepare import Seeded, prepare, seed_material
+from .records import Record
+from .regimes import REGIMES, Regime, regime
+from .released.prepare import prepare_released
+from .released.run import check_released, measure_released
+from .spans import span_of
+from .write import check_room, generated
+
+
+@dataclass
+class Common:
+    """What every job of an experiment needs; other processes get it without what only this one has."""
+
+    source: Path | dict[str, Corpus] | None  # the folder of corpora, or for other processes the corpora
+    device: str | None
+    command: str
+    backbone: Backbone | None
+    processes: Processes | None
+    say: Say
+    prepared: tuple[Any, Context | None] = field(default=(None, None), repr=False)
+
+    def __getstate__(self) -> dict:
+        return {"source": self.source, "device": self.device, "command": self.command}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state, backbone=None, processes=None, say=lambda text: None)
+
+    def context(self, settings: Experiment, corpus: str) -> Context:
+        """The corpus prepared under the settings: that of the job before, or made now."""
+        if self.prepared[0] != (settings, corpus):
+            self.prepared = (None, None)  # two corpora at once might be too large
+            self.processes = self.processes or Processes()
+            device = self.device or str(self.processes.device)
+            self.backbone = self.backbone or load_backbone(settings.backbone, device=device)
+            if is_honest(settings):
+                material = prepare(settings, self.backbone, corpus, data_dir=self.source, say=self.say)
+                check_room(settings, material)
+            else:
+                check_released(settings)
+                material = prepare_released(
+                    settings, self.backbone, corpus, data_dir=self.source, say=self.say
+                )
+            self.prepared = (
+                (settings, corpus),
+                Context(settings, material, self.processes, self.command, self.say),
+            )
+        return self.prepared[1]
+
+
+def work(common: Common, job) -> Iterator:
+    """Run a job in whichever process this is; yields its results, then the Span it took."""
+    started = time.time()
+    context = common.context(job.settings, job.corpus)
+    common.say(str(job))
+    yield from job.run(context)
+    yield span_of(job.settings.name, job.corpus, started, context.material.backbone.device)
+
+
+@dataclass(frozen=True)
+class SeedJob:
+    """Regimes of one seed to train and measure; `rates` also holds those of heads that are borrowed."""
+
+    settings: Experiment
+    corpus: str
+    seed: int
+    regimes: tuple[str, ...]
+    rates: dict[str, float]
+    trials: dict[str, dict]  # all losses of the sweep, for the records
+
+    def __str__(self) -> str:
+        protocol = "" if is_honest(self.settings) else f" under {self.settings.protocol.preset}"
+        return f"{self.corpus}, seed {self.seed}: {', '.join(self.regimes)}{protocol}"
+
+    def run(self, context: Context) -> Iterator[tuple[Record, pd.DataFrame]]:
+        """Yield each regime's record and its losses per document."""
+        regimes = [regime(name) for name in self.regimes]
+        if not is_honest(self.settings):
+            names = [name_of(self.settings, r, self.corpus, self.seed) for r in regimes]
+            yield from measure_released(context, list(self.regimes), self.seed, self.corpus, names)
+            return
+        for record, documents in measure_seed(context, regimes, self.rates, self.seed, self.corpus):
+            record.learning_rate_trials = self.trials.get(REGIMES[record.regime].rate_of or record.regime, {})
+            yield record, documents
+
+
+def is_honest(settings: Experiment) -> bool:
+    """Whether this is the honest study's own line; anything else goes through `released.py`."""
+    return settings.protocol.preset == "honest" and not settings.protocol.switches
+
+
+def lenders(regimes: list[Regime]) -> list[Regime]:
+    """The regimes, not among these, whose trained heads these borrow."""
+    return [
+        REGIMES[n]
+        for n in sorted({r.weights_of for r in regimes if r.weights_of} - {r.name for r in regimes})
+    ]
+
+
+def measure_seed(
+    context: Context, regimes: list[Regime], rates: dict[str, float], seed: int, corpus: str
+) -> Iterator[tuple[Record, pd.DataFrame]]:
+    """Train what is trained, then read the test split once for every regime; yields records with documents' losses."""
+    cached = [r for r in regimes if r.procedure is None]
+    outcomes = _cached_outcomes(context, cached, rates, seed) if cached else {}
+    for r in [*cached, *(r for r in regimes if r.procedure is not None)]:
+        outcome = outcomes.get(r.name) or PROCEDURES[r.procedure](
+            context, seed_material(context.settings, context.material, seed), r
+        )
+        yield record_of(context, r, outcome, seed, corpus), documents_frame(context.material, outcome)
+
+
+def _cached_outcomes(
+    context: Context, regimes: list[Regime], rates: dict[str, float], seed: int
+) -> dict[str, Outcome]:
+    """Heads on cached hidden states: one cohort an order, one reading of every split."""
+    started = time.perf_counter()
+    reset_peak(context.material.scored["test"].device)
+    training = [r for r in regimes if r.trained] + lenders(regimes)
+    trials = train_seed(context, [Trial(r, rates[r.name]) for r in training], seed)
+    trained = time.perf_counter()
+    members = {t.regime.name: t.member for t in trials}
+    seeded = seed_material(context.settings, context.material, seed)
+    measured = measure(context, seeded, regimes, members)
+    seconds = (time.perf_counter() - trained) / len(regimes)
+    written, writing_seconds = _written(context, seeded, regimes, members)
+    out = {}
+    for r in regimes:
+        member = members.get(r.weights_of or r.name)
+        own = member if r.trained else None
+        out[r.name] = Outcome(
+            measured[r.name].nll,
+            measured[r.name].positions,
+            member.learning_rate if member else None,
+            own.curve if own else [],
+            own.head.trainable_parameters() if own else 0,
+            member.head.stored_bytes() if member else 0,
+            member.failure if member else None,
+            kept=member is None or not member.failure or member.best_epoch > 0,
+            seconds={
+                "training": (trained - started) / max(1, len(trials)) if own else 0.0,
+                "evaluation": seconds,
+                **({"generation": writing_seconds} if r.name in written else {}),
+            },
+            generated=written.get(r.name),
+        )
+    if members and not any(found.kept for found in out.values()):
+        raise RunFailed("every head of the cohort diverged: lower the learning rates")
+    return out
+
+
+def _written(context: Context, seeded: Seeded, regimes: list[Regime], members: dict) -> tuple[dict, float]:
+    """Scores of what the regimes that are asked to write have written, and the seconds that one of them took."""
+    started = time.perf_counter()
+    written = generated(context, seeded, regimes, members)
+    return written, (time.perf_counter() - started) / max(1, len(written))

@@ -1,0 +1,133 @@
+"""Regimes that cached hidden states cannot serve: the backbone runs anew for them (R14, R16, R17).
+
+    in_context     prefixes of up to 15 rows of the same cluster batch stand in front of the row; nothing is trained
+    layers_static  LoRA in every layer (PEFT) and on the head: the baseline that the paper describes
+    layers_hyper   LoRA in every layer, hyper-network on the head: the method that the paper describes
+
+The last two train on the same batches and steps as everything else (train_layers.py), at two learning rates of
+which the better one on validation counts.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chameleon_lite.backbone import copied
+from chameleon_lite.conditions import GroupMean
+from chameleon_lite.heads import Head, HyperHead, LoraHead
+from chameleon_lite.lora import add_lora
+from chameleon_lite.states import arithmetic
+from chameleon_lite.text import by_length
+from chameleon_lite.train_layers import READ_TOKENS, Layered, Texts, fit_layers, read_layers, row_losses
+
+from .cohort import Context
+from .outcome import Outcome
+from .prepare import Material, Seeded, split_view
+from .regimes import CLUSTERED, GROUP, RANK, Regime
+
+NEIGHBOURS = 15  # other rows whose prefixes are put in front
+NEIGHBOUR_TOKENS = 32  # of each prefix at most: a plain text's whole prefix, the start of a long prompt
+LEARNING_RATES = (3e-4, 1e-3)
+
+
+def in_context(context: Context, seeded: Seeded, r: Regime) -> Outcome:
+    """R14: the frozen model reads its cluster neighbours' prefixes before the row; the same positions are scored."""
+    started, material = time.perf_counter(), context.material
+    dtype = getattr(torch, material.feature_dtype)
+    nll = {}
+    with arithmetic(material.backbone, dtype):
+        for split in ("validation", "test"):
+            groups = seeded.epoch(split, CLUSTERED, 0).groups(NEIGHBOURS + 1).of
+            nll[split] = _in_context_nll(material, split, groups)
+    return Outcome(nll, seconds={"evaluation": time.perf_counter() - started})
+
+
+def neighbours_in_front(table, groups: Tensor, separator: list[int]) -> tuple[list[np.ndarray], np.ndarray]:
+    """For each document its ids with the neighbours' prefixes in front, and how many tokens those take (N,)."""
+    groups = groups.numpy()
+    members = [np.flatnonzero(groups == g) for g in range(groups.max() + 1)]
+    heads = [table.ids[o : o + min(p, NEIGHBOUR_TOKENS)] for o, p in zip(table.offsets, table.prefix)]
+    rows, front = [], np.zeros(len(table), dtype=np.int64)
+    for n in range(len(table)):
+        pieces = [np.concatenate([heads[m], separator]) for m in members[groups[n]] if m != n]
+        own = table.ids[table.offsets[n] : table.offsets[n + 1]]
+        front[n] = sum(len(p) for p in pieces)
+        rows.append(np.concatenate([*pieces, own]).astype(np.int64))
+    return rows, front
+
+
+@torch.inference_mode()
+def _in_context_nll(material: Material, split: str, groups: Tensor) -> Tensor:
+    table, backbone, device = material.tables[split], material.backbone, material.scored[split].device
+    separator = backbone.tokenizer("\n", add_special_tokens=False)["input_ids"]
+    rows, front = neighbours_in_front(table, groups, separator)
+    lengths = np.array([len(row) for row in rows])
+    frozen, out = Layered(backbone, None, material.weight), torch.zeros(len(table), dtype=torch.float64)
+    for chosen in by_length(lengths, READ_TOKENS.get(device.type, READ_TOKENS["cpu"])):
+        ids = torch.full((len(chosen), int(lengths[chosen].max())), table.pad_id)
+        for i, n in enumerate(chosen):
+            ids[i, : lengths[n]] = torch.from_numpy(rows[n])
+        mask = torch.arange(ids.shape[1]) < torch.from_numpy(lengths[chosen])[:, None]
+        prefix = torch.from_numpy(front[chosen] + table.prefix[chosen])
+        nll = row_losses(frozen, None, None, ids.to(device), mask.to(device), prefix.to(device))
+        out[torch.from_numpy(chosen)] = nll.cpu()
+    return out
+
+
+def layers_static(context: Context, seeded: Seeded, r: Regime) -> Outcome:
+    """R16: LoRA of rank 4 in every layer and on the head."""
+    backbone = context.material.backbone
+    return _layers(
+        context, seeded, r, lambda: LoraHead(backbone.width, backbone.vocab, RANK), lambda view: None
+    )
+
+
+def layers_hyper(context: Context, seeded: Seeded, r: Regime) -> Outcome:
+    """R17: LoRA of rank 4 in every layer, the hyper-network on the head, conditioned as R4."""
+    backbone = context.material.backbone
+    return _layers(
+        context,
+        seeded,
+        r,
+        lambda: HyperHead(backbone.width, backbone.vocab, RANK),
+        lambda view: GroupMean(view.vectors, GROUP),
+    )
+
+
+def _layers(
+    context: Context, seeded: Seeded, r: Regime, make: Callable[[], Head], source: Callable
+) -> Outcome:
+    """Train at every rate, keep the better on validation, read the test split with it."""
+    started = time.perf_counter()
+    found = [_trained(context, seeded, r, make, source, lr) for lr in LEARNING_RATES]
+    best = min(found, key=lambda one: min((p["validation_nll"] for p in one.curve), default=math.inf))
+    best.seconds = {"training": (time.perf_counter() - started) / len(found)}
+    return best
+
+
+def _trained(context: Context, seeded: Seeded, r: Regime, make, source, lr: float) -> Outcome:
+    material, settings = context.material, context.settings.train
+    adapted = copied(material.backbone)
+    with torch.random.fork_rng():
+        torch.manual_seed(seeded.seed)
+        add_lora(adapted, rank=RANK)
+        both = Layered(adapted, make().to(adapted.device), material.weight, settings.scale)
+        texts = {s: _texts(context, seeded, r, source, s) for s in ("train", "validation", "test")}
+        found = fit_layers(both, texts["train"], texts["validation"], settings, lr)
+    nll = {s: read_layers(both, texts[s]) for s in ("validation", "test")}
+    count = sum(p.numel() for p in both.parameters())
+    return Outcome(nll, [], lr, found.curve, count, 4 * count, found.failure, kept=found.failure is None)
+
+
+def _texts(context: Context, seeded: Seeded, r: Regime, source: Callable, split: str) -> Texts:
+    """A split with the regime's order and condition source."""
+    view, rows = split_view(context.material, seeded, split), context.settings.train.rows_per_step
+    return Texts(context.material.tables[split], partial(seeded.epoch, split, r.order), rows, source(view))
+
+
+PROCEDURES = {procedure.__name__: procedure for procedure in (in_context, layers_static, layers_hyper)}

@@ -1,0 +1,77 @@
+"""What every notebook needs around its own subject: where the project lies, and numbers that prose can quote.
+
+start(profile, seed) ─ prints device and versions, seeds torch and numpy
+keep(loss=3.21)      ─ the book's text can say {glue:text}`…::loss` instead of typing the number again
+csv_link(frame, "x") ─ a link under a table that saves it as x.csv
+"""
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from chameleon_lite.errors import UserError, unknown
+
+from .config import PROFILES
+
+
+def root() -> Path:
+    """The project's folder, found from where the package lies; UserError for an install without its sources."""
+    folder = Path(__file__).resolve().parents[1]
+    if not (folder / "_toc.yml").exists():
+        raise UserError(
+            "the notebooks need the project's folder: clone it and run pip install -e . inside it"
+        )
+    return folder
+
+
+def start(profile: str, seed: int = 0) -> str:
+    """Check the profile, seed torch and numpy, say on which machine; returns the device, cpu or cuda."""
+    import random
+    import warnings
+    from importlib.metadata import version
+
+    import numpy
+    import torch
+
+    if profile not in PROFILES:
+        raise unknown("profile", profile, PROFILES)
+    warnings.filterwarnings("ignore", message="IProgress not found")  # bars in a page are not wanted anyway
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"profile {profile}, seed {seed}, {device} ({name})")
+    print(f"torch {torch.__version__}, transformers {version('transformers')}")
+    return device
+
+
+def keep(**values: float | int | str) -> None:
+    """Store values in the executed notebook under their names, for the text to quote; no output is shown.
+
+    Outside the book's own environment (myst-nb not installed, as on Colab) it does nothing.
+    """
+    try:
+        from myst_nb import glue
+    except ImportError:
+        return
+    for name, value in values.items():
+        glue(name, getattr(value, "item", lambda: value)(), display=False)  # numpy's and torch's scalars too
+
+
+@dataclass(frozen=True)
+class CsvLink:
+    """A link under a table that saves it as `name`.csv; notebooks show it, and it needs no server."""
+
+    name: str
+    data: str  # the file, base64
+
+    def _repr_html_(self) -> str:
+        return f'<a download="{self.name}.csv" href="data:text/csv;base64,{self.data}">Download as CSV</a>'
+
+
+def csv_link(frame: pd.DataFrame, name: str) -> CsvLink:
+    """The link for a frame."""
+    return CsvLink(name, base64.b64encode(frame.to_csv(index=False).encode()).decode())

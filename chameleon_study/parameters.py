@@ -1,0 +1,81 @@
+"""The parameter column of the paper's tables, counted on real modules rather than computed from formulas.
+
+Everything is built on PyTorch's meta device: modules with shapes and no numbers, so counting takes no memory.
+"""
+
+from pathlib import Path
+
+import torch
+
+from chameleon_lite import errors
+from chameleon_lite.backbone import BUILT_IN, SHORT_NAMES
+from chameleon_lite.backbones import smollm2, tiny
+from chameleon_lite.heads import HyperHead, LoraHead, matched_rank
+from chameleon_lite.lora import add_lora, lora_parameters
+
+PAPER_RANK = 4
+
+
+def parameter_table(backbone_name: str, rank: int = PAPER_RANK) -> dict[str, int]:
+    """Parameter counts for a backbone, without its weights.
+
+    total: all of the frozen model, a tied matrix once · lora_head: LoRA of the head · hyper_head: the
+    hyper-network · lora_layers: LoRA in all layers · lora_everywhere: in all layers and the head ·
+    matched_rank: the LoRA head's rank that matches the hyper-network · width C · vocab V · adapted_layers.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(_config(backbone_name), dtype=torch.float32)
+        total = sum(p.numel() for p in lm.parameters())
+        vocab, width = lm.get_output_embeddings().weight.shape
+        lora_head = LoraHead(width, vocab, rank).trainable_parameters()
+        hyper_head = HyperHead(width, vocab, rank).trainable_parameters()
+        adapted = add_lora(lm, rank=rank)
+    layers = sum(p.numel() for p in lora_parameters(lm).values())
+    return {
+        "total": total,
+        "lora_head": lora_head,
+        "hyper_head": hyper_head,
+        "lora_layers": layers,
+        "lora_everywhere": layers + lora_head,
+        "matched_rank": matched_rank(width, vocab, rank),
+        "width": width,
+        "vocab": vocab,
+        "adapted_layers": len(adapted),
+    }
+
+
+def _config(name: str):
+    """A backbone's configuration, from this package where it is built in, else from its folder or the hub."""
+    if name == "smollm2":
+        return smollm2.geometry()
+    if name in BUILT_IN:
+        return tiny.built_in_config(name)
+    from transformers import AutoConfig, GPT2Config
+
+    if name == "gpt2":
+        return GPT2Config()  # the class's defaults are this very model
+    folder = Path(name).expanduser()
+    if "/" not in name and name not in SHORT_NAMES and not folder.is_dir():
+        raise errors.unknown("backbone", name, [*BUILT_IN, *SHORT_NAMES])
+    source = str(folder) if folder.is_dir() else SHORT_NAMES.get(name, name)
+    return _read_config(AutoConfig, source, folder.is_dir())
+
+
+def _read_config(auto_config, source: str, local: bool):
+    """The configuration from a folder or the cache; from the hub if it can be reached at once."""
+    from chameleon_lite.backbones.hub import reachable
+
+    try:
+        return auto_config.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError) as error:
+        if local or not reachable():
+            raise errors.Unreachable(
+                f"no configuration of {source!r} is at hand: use random-gpt2 or smollm2, "
+                "give a local folder, or connect and try again"
+            ) from error
+    try:
+        return auto_config.from_pretrained(source)
+    except OSError as error:
+        raise errors.UserError(f"the hub has no configuration of {source!r}: check the name") from error

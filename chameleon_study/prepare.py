@@ -1,0 +1,229 @@
+"""From a corpus's name to everything head training reads: tokens, hidden states, vectors, clusters.
+
+    load_corpus ─ tokenise ─▶ TokenTable per split ─ hidden_states ─▶ ScoredStates per split
+                                     └ mean_embeddings ─▶ vectors ─ fit on train, assign elsewhere ─▶ labels a split
+
+Made once a (backbone, corpus, settings) and shared by all regimes and seeds; only the clusterings and the
+arrangements belong to a seed. Besides train, validation and test there are probes, read like a test set:
+`seen` (training documents, for the generalisation gap) and `transfer:<corpus>` (another corpus's test documents).
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chameleon_lite.app.corpus import Corpus
+from chameleon_lite.backbone import Backbone, number_format
+from chameleon_lite.batches import Arrangement, arrange
+from chameleon_lite.cluster import cluster_count, fit_clusters, merge_small
+from chameleon_lite.errors import UserError
+from chameleon_lite.loss import HeadWeight
+from chameleon_lite.states import ScoredStates, hidden_states
+from chameleon_lite.text import TokenTable, tokenise
+
+from .cluster_quality import cluster_quality
+from .config import Experiment
+from .corpora import load_corpus
+from .corpora.mixed import MIXED, mixed_corpus
+from .names import TRANSFER
+from .sources import Split
+from .vectors import Replaced, Views, condition_tokens, with_foreign
+
+SPLITS = ("train", "validation", "test")
+SEEN = "seen"
+
+
+@dataclass
+class Material:
+    """What one corpus is under one backbone."""
+
+    backbone: Backbone
+    corpus: Corpus
+    tables: dict[str, TokenTable]
+    scored: dict[str, ScoredStates]
+    views: dict[str, Views]  # vectors (N, C) on the device, by name
+    weight: HeadWeight
+    feature_dtype: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    foreign: Tensor | None = None  # (F, C) vectors of another corpus's training documents (claim 7)
+    tokens: dict[str, Tensor] = field(default_factory=dict)  # (N, P) ids of the condition spans
+    seeds: dict[int, "Seeded"] = field(default_factory=dict)
+
+    @property
+    def probes(self) -> list[str]:
+        """Splits that are read like the test split, beyond it."""
+        return [s for s in self.tables if s not in SPLITS]
+
+    def facts(self) -> dict:
+        """What a record says of its data."""
+        return common_facts(self) | {
+            "scored_tokens": {s: int(t.n_scored.sum()) for s, t in self.tables.items()},
+            "dropped": {s: t.dropped for s, t in self.tables.items()},
+        }
+
+
+def common_facts(material) -> dict:
+    """What every record says of its corpus, backbone and number formats, whatever the procedure."""
+    return {
+        "corpus": material.corpus.name,
+        "hash": material.corpus.hash,
+        "source": material.corpus.source,
+        "notes": material.corpus.notes,
+        "backbone_hash": material.backbone.hash,
+        "feature_dtype": material.feature_dtype,
+        "matmul_dtype": str(material.weight.weight.dtype).removeprefix("torch."),
+        "documents": {s: len(t) for s, t in material.tables.items()},
+        "tokens": {s: int(t.lengths.sum()) for s, t in material.tables.items()},
+    }
+
+
+@dataclass
+class Seeded:
+    """What belongs to one seed: its clusterings' labels a split, and the fixed arrangements of evaluation."""
+
+    labels: dict[str, Tensor]  # (N,) batching clusters, small ones merged: who stands beside whom
+    nearest: dict[str, Tensor]  # (N,) nearest centroid of the batching clustering
+    centroids: Tensor  # (K, C)
+    routing: dict[str, Tensor]  # (N,) nearest centroid of the routing clustering
+    quality: dict  # of the batching clustering, see data.cluster_quality
+    seed: int
+
+    def epoch(self, split: str, order: str, number: int) -> Arrangement:
+        """The arrangement of a split in an epoch; evaluation uses epoch 0 throughout."""
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + number)
+        labels = self.labels[split]
+        return arrange(len(labels), labels if order == "clustered" else None, generator)
+
+
+def prepare(
+    settings: Experiment,
+    backbone: Backbone,
+    corpus_name: str,
+    *,
+    data_dir: Path | Mapping[str, Corpus] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Material:
+    """Build a corpus's material on the backbone's device; stages are timed and said through `say`."""
+    seconds: dict[str, float] = {}
+    corpus = _timed(seconds, "corpus", lambda: corpus_by_name(corpus_name, data_dir))
+    say(f"{corpus.name}: {corpus.counts()['train']['documents']} training documents from {corpus.source}")
+    tables = _timed(seconds, "tokens", lambda: tables_of(settings, backbone, corpus))
+    device = backbone.head.weight.device
+    dtype = number_format(settings.train.feature_dtype, device)
+    others = {
+        name: tables_of(settings, backbone, corpus_by_name(name, data_dir))
+        for name in settings.probes.corpora
+        if name != corpus_name
+    }
+    tables |= {TRANSFER + name: other["test"] for name, other in others.items()}
+    if settings.probes.seen_documents:
+        tables[SEEN] = tables["train"].take(np.arange(len(tables["train"]))[: settings.probes.seen_documents])
+    states: dict[str, np.ndarray] = {}
+    started = time.perf_counter()
+    for split, table in tables.items():
+        say(
+            f"hidden states of {split}: {int(table.lengths.sum()):,} tokens in {str(dtype).removeprefix('torch.')}"
+        )
+        states[split] = hidden_states(backbone, table, dtype)
+    scored = {s: ScoredStates(table, states[s], device) for s, table in tables.items()}
+    seconds["features"] = time.perf_counter() - started
+    embedding, length = backbone.embedding.cpu(), settings.tokens.max_length
+    views = {s: Views(t, states[s], embedding, device, length) for s, t in tables.items()}
+    weight = HeadWeight(
+        backbone.head.weight, backbone.head.bias, dtype=number_format(settings.train.matmul_dtype, device)
+    )
+    material = Material(
+        backbone, corpus, tables, scored, views, weight, str(dtype).removeprefix("torch."), seconds
+    )
+    if others and settings.probes.foreign_shares:
+        material.foreign = torch.cat(
+            [
+                Views(
+                    o["train"].take(np.arange(min(2_000, len(o["train"])))), None, embedding, device, length
+                )["prefix"]
+                for o in others.values()
+            ]
+        )
+    material.tokens = {s: condition_tokens(t, backbone.vocab).to(device) for s, t in tables.items()}
+    return material
+
+
+def corpus_by_name(name: str, data_dir: Path | Mapping[str, Corpus] | None) -> Corpus:
+    """A corpus of the data room, or the mixed stream of three of them; from `data_dir` where that holds corpora."""
+    if isinstance(data_dir, Mapping):
+        return data_dir[name]
+    return mixed_corpus(data_dir) if name == MIXED else load_corpus(name, data_dir=data_dir)
+
+
+def tables_of(settings: Experiment, backbone: Backbone, corpus: Corpus) -> dict[str, TokenTable]:
+    """Tokenise each split and draw the subsets the settings ask for."""
+    words = settings.tokens.model_dump()
+    generator = np.random.default_rng(settings.data.subset_seed)
+    tables = {}
+    for split in SPLITS:
+        table = tokenise(corpus.splits[split], backbone.tokenizer, **words)
+        order = generator.permutation(len(table))
+        if split == "train" and settings.data.max_train_tokens is not None:
+            within = np.cumsum(table.lengths[order]) <= settings.data.max_train_tokens
+            order = order[: max(1, int(within.sum()))]
+        elif split != "train":
+            order = order[: getattr(settings.data, f"max_{split}_documents")]
+        tables[split] = table.take(np.sort(order))
+    return tables
+
+
+def seed_material(settings: Experiment, material: Material, seed: int) -> Seeded:
+    """Fit both clusterings on train with this seed and assign the other splits to their centroids; kept."""
+    if seed not in material.seeds:
+        vectors = {s: v["prefix"].cpu() for s, v in material.views.items()}
+        material.seeds[seed] = _fit_seed(
+            settings, vectors, material.tables["train"], material.corpus.name, seed
+        )
+    return material.seeds[seed]
+
+
+def _fit_seed(
+    settings: Experiment, vectors: dict[str, Tensor], table: TokenTable, corpus: str, seed: int
+) -> Seeded:
+    rows, minimum, train = settings.clusters.batch_rows, settings.clusters.minimum, vectors["train"]
+    if len(train) < rows:
+        raise UserError(
+            f"{corpus} has {len(train)} training documents, fewer than one batch of {rows}: "
+            "use more text or a smaller clusters.batch_rows"
+        )
+    batching = fit_clusters(train, cluster_count(len(train), rows), seed=seed)
+    router = fit_clusters(train, min(settings.clusters.routing_clusters, len(train) // rows + 1), seed=seed)
+    nearest, labels, routing = {}, {}, {}
+    for split, x in vectors.items():
+        nearest[split] = batching.labels if split == "train" else batching.assign(x)[0]
+        labels[split] = merge_small(x, nearest[split], batching.centroids, minimum=minimum)
+        routing[split] = router.labels if split == "train" else router.assign(x)[0]
+    quality = cluster_quality(batching, groups=table.groups, lengths=table.lengths)
+    return Seeded(labels, nearest, batching.centroids, routing, quality, seed)
+
+
+def split_view(material: Material, seeded: Seeded, split: str, foreign_share: float = 0.0) -> Split:
+    """What condition sources see of a split; with `foreign_share` of its vectors replaced by foreign ones."""
+    views = material.views[split]
+    if foreign_share:
+        generator = torch.Generator().manual_seed(seeded.seed)
+        views = Replaced(views, with_foreign(views["prefix"], material.foreign, foreign_share, generator))
+    domains = sorted(set(material.tables["train"].groups))
+    number = {name: i for i, name in enumerate(domains)}
+    domain = torch.tensor([number.get(g, 0) for g in material.tables[split].groups])
+    centroids = seeded.centroids.to(views["prefix"].device)
+    return Split(
+        views, seeded.nearest[split], centroids, seeded.routing[split], domain, material.tokens[split]
+    )
+
+
+def _timed(seconds: dict[str, float], stage: str, work: Callable):
+    started = time.perf_counter()
+    out = work()
+    seconds[stage] = time.perf_counter() - started
+    return out

@@ -1,0 +1,57 @@
+"""Clusters and batches as the released scripts make them, written anew and vectorised.
+
+    x (N, C) ── random rows as centroids, 10 Lloyd steps ─▶ labels (N,) ── one fixed list ─▶ batches of one cluster
+
+Released code: no seed, empty clusters keep their stale centroid, clusters may hold a single row, and the list of
+batches is made once. Here: the same with a seed; the method's cluster.py and batches.py hold what the study uses.
+"""
+
+import torch
+from torch import Tensor
+
+from chameleon_lite.cluster import Clustering, nearest_centroid
+from chameleon_lite.errors import UserError
+
+LLOYD_STEPS = 10
+
+
+def released_clusters(x: Tensor, k: int, *, seed: int, steps: int = LLOYD_STEPS) -> Clustering:
+    """k-means of x (N, C) from k random rows with a fixed number of Lloyd steps, one run, nothing merged.
+
+    Sums go cluster by cluster in row order, so that a GPU repeats itself too. Raises UserError for k > N.
+    """
+    if not 1 <= k <= len(x):
+        raise UserError(f"cannot make {k} clusters of {len(x)} documents; choose between 1 and {len(x)}")
+    rows = x.detach().float()
+    start = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:k]
+    centroids = rows[start.to(x.device)]  # (K, C)
+    for _ in range(steps):
+        labels, _ = nearest_centroid(rows, centroids)
+        centroids = _means(rows, labels, centroids)
+    labels, distance = nearest_centroid(rows, centroids)
+    return Clustering(centroids, labels, distance, float(distance.double().square().sum()))
+
+
+def _means(rows: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
+    """Mean row of each cluster (K, C); an empty cluster keeps its centroid."""
+    sizes = torch.bincount(labels, minlength=len(centroids))  # (K,)
+    sums = torch.segment_reduce(rows[labels.argsort(stable=True)], "sum", lengths=sizes, axis=0)
+    return torch.where(sizes[:, None] > 0, sums / sizes[:, None].clamp_min(1), centroids)
+
+
+def released_batches(labels: Tensor, size: int, *, seed: int) -> list[Tensor]:
+    """Rows of labels (N,) as batches (≤ size,) of one cluster, clusters in order of first appearance.
+
+    The seed decides only which rows of a cluster larger than `size` meet; the list serves every epoch.
+    """
+    labels = labels.cpu()
+    first = torch.full((int(labels.max()) + 1,), len(labels)).scatter_reduce(
+        0, labels, torch.arange(len(labels)), "amin"
+    )  # (K,) where each cluster appears first
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = shuffled[first[labels[shuffled]].argsort(stable=True)]
+    counts = torch.bincount(first[labels], minlength=len(labels))
+    counts = counts[counts > 0]  # (K,) in order of first appearance
+    inside = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    cuts = torch.nonzero(inside % size == 0).flatten()
+    return list(torch.tensor_split(order, cuts[1:]))

@@ -1,0 +1,244 @@
+"""What a protocol makes of a corpus: rows, states, vectors, clusters and batches, switch by switch.
+
+load_corpus ─ split ─ tokenise ─▶ TokenTable a split ─ padded_states or LiveStates ─▶ scored pairs
+                                       └ span, with or without padding ─▶ vectors ─ k-means ─▶ batches a seed
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chameleon_lite.app.corpus import Corpus
+from chameleon_lite.backbone import Backbone, number_format
+from chameleon_lite.batches import Arrangement, cluster_batches
+from chameleon_lite.cluster import fit_clusters, merge_small
+from chameleon_lite.embed import mean_embeddings, normalise
+from chameleon_lite.errors import UserError
+from chameleon_lite.loss import HeadWeight
+from chameleon_lite.text import Document, TokenTable, tokenise
+
+from ..config import Experiment
+from ..prepare import _timed, common_facts, corpus_by_name
+from .backbone_dropout import live_dropout
+from .clusters import released_batches, released_clusters
+from .protocol import Protocol, needs_no_prompt, protocol_of
+from .states import LiveStates, Scoring, full_rows, padded_states
+
+SCRIPT_SEED = 42  # the Alpaca script draws its validation rows with this seed
+
+
+@dataclass
+class ReleasedMaterial:
+    """One corpus under one backbone and one protocol."""
+
+    settings: Experiment
+    protocol: Protocol
+    backbone: Backbone
+    corpus: Corpus
+    tables: dict[str, TokenTable]
+    scored: dict[str, object]  # ScoredStates or LiveStates
+    cluster_vectors: dict[str, Tensor]  # (N, C) on the device
+    condition_vectors: dict[str, Tensor]  # (N, C) on the device
+    weight: HeadWeight
+    feature_dtype: str
+    dropout: dict | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def full(self, split: str) -> Tensor:
+        """Which rows (N,) hold no padding."""
+        return full_rows(self.tables[split], self.settings.tokens.max_length)
+
+    def facts(self) -> dict:
+        """What a record says of its data."""
+        length = self.settings.tokens.max_length
+        return common_facts(self) | {
+            "scored_tokens": {s: int(x.counts.sum()) for s, x in self.scored.items()},
+            "full_rows": {s: int(self.full(s).sum()) for s in self.tables},
+            "padding_share": {
+                s: 1 - float(t.lengths.sum() / (len(t) * length)) for s, t in self.tables.items()
+            },
+            "backbone_dropout": self.dropout,
+            "backbone_parameters": self.backbone.parameters,
+            "protocol": self.protocol.model_dump(),
+        }
+
+
+def prepare_released(
+    settings: Experiment,
+    backbone: Backbone,
+    corpus_name: str,
+    *,
+    data_dir: Path | Mapping[str, Corpus] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> ReleasedMaterial:
+    """Build a corpus's material under the experiment's protocol; stages are timed."""
+    protocol, seconds = protocol_of(settings.protocol), {}
+    corpus = _timed(seconds, "corpus", lambda: corpus_by_name(corpus_name, data_dir))
+    documents = documents_by_split(settings, protocol, corpus)
+    tables = _timed(seconds, "tokens", lambda: _tables(settings, protocol, backbone, documents))
+    device = backbone.head.weight.device
+    dtype = number_format(settings.train.feature_dtype, device)
+    scoring = scoring_of(settings, protocol)
+    dropout = None
+    if protocol.backbone != "cached":
+        backbone = copy.deepcopy(backbone)  # its layers will be changed, the caller's stay as they are
+        if protocol.backbone == "live with dropout":
+            dropout = live_dropout(backbone.lm)
+        if protocol.layers:
+            from chameleon_lite.lora import add_lora
+
+            add_lora(backbone, rank=4)  # α / r = 1: the update as such, as in the paper
+    say(f"{corpus.name}: {len(tables['train'])} training rows, {len(tables['validation'])} validation rows")
+
+    def states(split: str):
+        if protocol.backbone == "cached":
+            return padded_states(backbone, tables[split], scoring, dtype=dtype)
+        train_mode = dropout is not None and split == "train"
+        return LiveStates(backbone, tables[split], scoring, dtype=dtype, train_mode=train_mode)
+
+    scored = _timed(seconds, "features", lambda: {split: states(split) for split in tables})
+    vectors = {split: _vectors(settings, protocol, backbone, t) for split, t in tables.items()}
+    matmul = number_format(settings.train.matmul_dtype, device)
+    weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul)
+    return ReleasedMaterial(
+        settings,
+        protocol,
+        backbone,
+        corpus,
+        tables,
+        scored,
+        {s: v[0] for s, v in vectors.items()},
+        {s: v[1] for s, v in vectors.items()},
+        weight,
+        str(dtype).removeprefix("torch."),
+        dropout,
+        seconds,
+    )
+
+
+def scoring_of(settings: Experiment, protocol: Protocol) -> Scoring:
+    """What is scored of a padded row."""
+    masks_zero, skips_padding = protocol.attention == "id not 0", protocol.ignored == "padding"
+    return Scoring(protocol.objective, settings.tokens.max_length, masks_zero, skips_padding)
+
+
+def documents_by_split(
+    settings: Experiment, protocol: Protocol, corpus: Corpus
+) -> dict[str, tuple[Document, ...]]:
+    """The documents of each split that is not empty, as the protocol's `split` switch deals them."""
+    prompts = any(d.prompt for part in corpus.splits.values() for d in part)
+    needs_no_prompt(protocol, corpus.name, prompts)
+    if not (prompts and protocol.split == "script"):
+        found = {split: part for split, part in corpus.splits.items() if part}
+    else:
+        rows = tuple(d for part in corpus.splits.values() for d in part)
+        held = np.random.RandomState(SCRIPT_SEED).permutation(len(rows))
+        held = np.sort(held[: max(1, round(settings.protocol.held_out * len(rows)))])
+        found = {"train": rows, "validation": tuple(rows[i] for i in held)}
+    if protocol.reported != "test":
+        found.pop("test", None)  # never read, so nothing of it is computed
+    elif "test" not in found:
+        raise UserError(
+            f"{corpus.name} has no test split under this protocol: set reported: lowest validation, or split: disjoint"
+        )
+    return found
+
+
+def _tables(settings, protocol, backbone, documents) -> dict[str, TokenTable]:
+    """Tokens of each split; with reads: row every row is kept, otherwise those long enough to have a prefix."""
+    words = settings.tokens.model_dump()
+    if protocol.reads == "row":
+        words |= {"prefix_tokens": 1, "min_scored": 0}
+    generator = np.random.default_rng(settings.data.subset_seed)
+    tables = {}
+    for split, part in documents.items():
+        limit = getattr(settings.data, "max_train_tokens" if split == "train" else f"max_{split}_documents")
+        tables[split] = _subset(part, backbone.tokenizer, words, limit, split == "train", generator)
+    return tables
+
+
+def _subset(part, tokenizer, words: dict, limit: int | None, by_tokens: bool, generator) -> TokenTable:
+    """The table of at most `limit` tokens or documents, drawn; no more of the corpus is tokenised than is needed."""
+    if limit is None:
+        return tokenise(part, tokenizer, **words)
+    order = generator.permutation(len(part))
+    size = limit // 16 + 64 if by_tokens else limit
+    while True:
+        table = tokenise([part[i] for i in order[:size]], tokenizer, **words)
+        used = np.cumsum(table.lengths) if by_tokens else np.arange(1, len(table) + 1)
+        if used[-1] >= limit or size >= len(part):
+            return table.take(np.arange(max(1, int((used <= limit).sum()))))
+        size *= 2
+
+
+def _vectors(settings, protocol, backbone, table: TokenTable) -> tuple[Tensor, Tensor]:
+    """The vectors that are clustered and those that condition, (N, C) each, on the device.
+
+    Plain text reads the row or the prefix for both; prompt/response text clusters on the prompt and conditions on
+    the span that `tokens.condition_on` names.
+    """
+    device, weight = backbone.head.weight.device, backbone.embedding.detach().cpu()
+    length = settings.tokens.max_length if protocol.padding_in_mean else None
+    whole = np.stack([np.zeros_like(table.prefix), table.prefix], axis=1)
+    if (table.prefix > 1).any() or protocol.reads == "prefix":
+        spans = (whole, table.condition)
+    else:
+        spans = (np.stack([np.zeros_like(table.prefix), table.lengths], axis=1).astype(np.int32),) * 2
+    found = [span_vectors(replace(table, condition=span), weight, length) for span in spans]
+    return found[0].to(device), found[1].to(device)
+
+
+def span_vectors(table: TokenTable, weight: Tensor, length: int | None) -> Tensor:
+    """Normalised mean embedding (N, C) of each document's condition span; with `length`, over the padded row."""
+    mean = mean_embeddings(table, weight, span="condition", normalised=False)  # (N, C)
+    if length is not None:
+        count = torch.from_numpy(table.condition[:, 1] - table.condition[:, 0]).unsqueeze(1).to(mean)
+        mean = (mean * count + weight[table.pad_id].float() * (length - count)) / length
+    return normalise(mean)
+
+
+def labels_of(material: ReleasedMaterial, seed: int) -> dict[str, Tensor]:
+    """Cluster labels (N,) of every split for one seed."""
+    rows, protocol = material.settings.clusters.batch_rows, material.protocol
+    x = material.cluster_vectors  # ten steps stay on the device; scikit-learn's k-means moves what it needs
+    train = _clusters(protocol, x["train"], rows, seed)
+    found = {}
+    for split, vectors in x.items():
+        itself = split != "train" and protocol.validation_clusters == "itself"
+        own = _clusters(protocol, vectors, rows, seed) if itself else train
+        found[split] = own.labels if itself or split == "train" else own.assign(vectors)[0]
+        centroids = own.centroids
+        if protocol.kmeans == "plusplus":
+            found[split] = merge_small(vectors, found[split], centroids, material.settings.clusters.minimum)
+    return {split: labels.cpu() for split, labels in found.items()}
+
+
+def _clusters(protocol: Protocol, vectors: Tensor, rows: int, seed: int):
+    if len(vectors) < rows:
+        raise UserError(
+            f"{len(vectors)} rows are fewer than one batch of {rows}: use a smaller clusters.batch_rows"
+        )
+    fit = released_clusters if protocol.kmeans == "ten steps" else fit_clusters
+    return fit(vectors, len(vectors) // rows, seed=seed)
+
+
+def order_of(
+    material: ReleasedMaterial, split: str, labels: Tensor, seed: int, epoch: int | None
+) -> Arrangement:
+    """An epoch's batches of one cluster with something scored (None: evaluation, always the fixed list)."""
+    size, protocol = material.settings.clusters.batch_rows, material.protocol
+    if epoch is None or protocol.batches == "fixed":
+        batches = released_batches(labels, size, seed=seed)
+    else:
+        batches = cluster_batches(labels, size, torch.Generator().manual_seed(seed * 100_003 + epoch))
+    return Arrangement.of(scored_batches(batches, material.scored[split].counts))
+
+
+def scored_batches(batches: list[Tensor], counts: Tensor) -> list[Tensor]:
+    """The batches with at least one scored token by counts (N,): others have no mean, and the scripts get NaN there."""
+    return [b for b in batches if int(counts[b].sum())]

@@ -1,0 +1,89 @@
+"""Proofs about data and training: validation rows that were trained on, live dropout, the choice of the epoch."""
+
+import copy
+
+import torch
+
+from chameleon_lite.batches import Arrangement
+from chameleon_lite.train import average, evaluate
+
+from ..backbone_dropout import live_dropout
+from ..prepare import documents_by_split, scoring_of
+from ..protocol import preset
+from ..states import LiveStates
+from .store import Findings, proof
+from .subject import Subject
+
+ROWS = {"cuda": 512, "cpu": 64}  # training rows read again with the backbone's dropout on
+
+
+@proof("Alpaca is validated on rows that were trained on", (23,), "the loading of the data in main_alpaca.py")
+def alpaca_overlap(subject: Subject) -> Findings | None:
+    """Share of validation rows that are training rows, as released and disjoint; None without instructions."""
+    if not subject.prompts:
+        return None
+    numbers = {}
+    for name in ("as_released", "honest"):
+        splits = documents_by_split(subject.settings, preset(name), subject.material.corpus)
+        rows = {split: {(d.prompt, d.text) for d in part} for split, part in splits.items()}
+        prompts = {split: {d.prompt for d in part} for split, part in splits.items()}
+        shares = [len(x["train"] & x["validation"]) / len(x["validation"]) for x in (rows, prompts)]
+        numbers |= {
+            f"{name}_validation_rows": float(len(splits["validation"])),
+            f"{name}_rows_also_trained_on": shares[0],
+            f"{name}_prompts_also_trained_on": shares[1],
+        }
+    return numbers, (
+        f"{numbers['as_released_rows_also_trained_on']:.0%} of the released validation rows are training rows; "
+        f"{numbers['honest_rows_also_trained_on']:.0%} under the disjoint split."
+    )
+
+
+@proof("What dropout and the choice of the epoch are worth", (10, 33, 37), "train_lm, evaluate")
+def dropout_and_selection(subject: Subject) -> Findings:
+    """Running training loss against the same heads re-read; last epoch against the lowest; live against cached."""
+    numbers: dict[str, float] = {}
+    for regime in ("R1", "R4"):
+        m = subject.trained[regime][2]
+        numbers |= {
+            f"{regime}_running_training_loss": m["train_nll"],
+            f"{regime}_training_loss_re_read": m["train_eval_nll"],
+            f"{regime}_validation_loss": m["validation_nll"],
+            f"{regime}_lowest_minus_last_epoch": m["validation_nll"] - m["validation_last_epoch_nll"],
+        }
+    numbers |= _backbone_dropout(subject)
+    running = numbers["R4_running_training_loss"] - numbers["R4_training_loss_re_read"]
+    if numbers["backbone_dropout_applies"]:
+        change = numbers["R1_dropout_on"] - numbers["R1_dropout_off"]
+        dropout = f"the backbone's dropout changes the LoRA loss by {change:+.4f}."
+    else:
+        dropout = "this backbone has no dropout to switch on."
+    return numbers, (
+        f"The hyper-network's running training loss differs by {running:+.4f} from the same head re-read; "
+        f"reporting the lowest epoch is worth {numbers['R4_lowest_minus_last_epoch']:+.4f}; {dropout}"
+    )
+
+
+def _backbone_dropout(subject: Subject) -> dict[str, float]:
+    """The LoRA head on some training rows, states computed anew: cached, live, and live with dropout on."""
+    material = subject.material
+    backbone = copy.deepcopy(subject.backbone)
+    switched = live_dropout(backbone.lm)
+    out = {
+        "backbone_dropout_applies": float(switched["applies"]),
+        "backbone_dropout_configured": switched["configured"],
+        "backbone_dropout_set": float(switched["set"] or switched["configured"]),
+    }
+    table = material.tables["train"]
+    rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(subject.seed))
+    rows = rows[: ROWS.get(backbone.device.type, ROWS["cpu"])].sort().values
+    table, order = table.take(rows), Arrangement(torch.arange(len(rows)))
+    head = [(subject.trained["R1"][0].head, None)]
+    scoring, dtype = scoring_of(material.settings, material.protocol), getattr(torch, material.feature_dtype)
+    for name, train_mode in (("R1_dropout_off", False), ("R1_dropout_on", True)):
+        states = LiveStates(backbone, table, scoring, dtype=dtype, train_mode=train_mode)
+        with torch.random.fork_rng():
+            torch.manual_seed(subject.seed)
+            nll = evaluate(head, states, order, material.weight, rows=32)[0].cpu()
+        out[name] = float(average(nll, states.counts))
+    return out

@@ -1,0 +1,121 @@
+"""Proofs about what is scored: padding, the loss taken apart, a predictor without a model, the other loss mode."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chameleon_lite.text import IGNORED
+from chameleon_lite.train import average
+
+from ...claims.paper import published
+from .store import Findings, proof
+from .subject import REGIMES, Subject
+
+ADDED = 0.1  # count given to every token beforehand, so that unseen ones keep a probability
+RELEASED_IGNORED = 0
+
+
+@proof("What is scored is mostly padding", (1, 3, 4, 5, 9), "compute_loss (mode last), collate_fn")
+def padding_share(subject: Subject) -> Findings:
+    """Count positions, padding, full rows and tokens of the ignored id 0, in training and validation."""
+    material, length = subject.material, subject.settings.tokens.max_length
+    numbers: dict[str, float] = {"length": float(length)}
+    for split, table in material.tables.items():
+        full = material.full(split)
+        numbers |= {
+            f"{split}_rows": float(len(table)),
+            f"{split}_full_rows": float(full.sum()),
+            f"{split}_full_share": float(full.double().mean()),
+            f"{split}_padding_share_of_positions": 1 - float(table.lengths.sum()) / (len(table) * length),
+            f"{split}_tokens_of_ignored_id": float((torch.from_numpy(table.ids) == 0).sum()),
+        }
+    return numbers, (
+        f"{1 - numbers['validation_full_share']:.1%} of the scored validation positions are padding; "
+        f"the loss rests on {int(numbers['validation_full_rows'])} tokens of text; "
+        f"the ignored id 0 occurs {int(numbers['validation_tokens_of_ignored_id'])} times in it."
+    )
+
+
+@proof(
+    "The loss is the share of full rows times their loss", (1, 2, 3, 46), "compute_loss (mode last), evaluate"
+)
+def decomposition(subject: Subject) -> Findings:
+    """L = f · L_full + (1 − f) · L_pad under the frozen model, LoRA and the hyper-network, on validation rows."""
+    numbers: dict[str, float] = {}
+    worst = 0.0
+    for regime in REGIMES:
+        m = subject.trained[regime][2]
+        f, loss = m["full_share_weighted"], m["validation_nll"]
+        full, padded = m.get("full_nll", 0.0), m.get("padded_nll", 0.0)
+        worst = max(worst, abs(loss - (f * full + (1 - f) * padded)))
+        numbers |= {
+            f"{regime}_loss": loss,
+            f"{regime}_full_rows": full,
+            f"{regime}_padded_rows": padded,
+            f"{regime}_share_of_loss_from_full_rows": f * full / loss if loss else 0.0,
+        }
+    f, rows = subject.trained["R1"][2]["full_share_weighted"], m["full_rows"]
+    numbers |= {"f": f, "full_rows": rows, "largest_error_of_the_identity": worst}
+    return numbers, (
+        f"After training, full rows make {numbers['R1_share_of_loss_from_full_rows']:.1%} of the LoRA loss and "
+        f"{numbers['R4_share_of_loss_from_full_rows']:.1%} of the hyper-network's: f = {f:.4f} times "
+        f"{numbers['R1_full_rows']:.2f} and {numbers['R4_full_rows']:.2f} nats, on {int(rows)} rows."
+    )
+
+
+def unigram_nll(train_ids: Tensor, targets: Tensor, vocab: int, added: float = ADDED) -> Tensor:
+    """−log of the smoothed relative frequency in train_ids (L,) of each target (M,), to (M,) nats, float64."""
+    counts = torch.bincount(train_ids.long(), minlength=vocab).double() + added  # (V,)
+    return -(counts[targets.long()] / counts.sum()).log()
+
+
+@proof("A predictor without a language model", (1, 2, 8), "compute_loss (mode last)")
+def model_free(subject: Subject) -> Findings:
+    """Padding for padded rows, the corpus's token frequencies for the others: its loss on the same positions."""
+    material = subject.material
+    states, full = material.scored["validation"], material.full("validation")
+    nll = torch.zeros(len(full), dtype=torch.float64)
+    target = torch.zeros(len(full), dtype=torch.int64)
+    target[states.counts.bool()] = states.target.cpu()  # one target per row that has one
+    train = torch.from_numpy(material.tables["train"].ids)
+    nll[full] = unigram_nll(train, target[full], subject.backbone.vocab)
+    batches = subject.trained["R1"][1].orders["validation"].steps()
+    lora, hyper = (subject.trained[regime][2]["validation_nll"] for regime in ("R1", "R4"))
+    numbers = {
+        "model_free_loss": float(average(nll, states.counts, "batch", batches)),
+        "model_free_loss_row_mean": float(nll.mean()),
+        "unigram_nll_of_full_rows": float(nll[full].mean()) if full.any() else 0.0,
+        "LoRA_loss": lora,
+        "hyper_network_loss": hyper,
+        "published_LoRA_loss": published(subject.table, "R1", "validation_loss"),
+    }
+    return numbers, (
+        f"Padding for padded rows and token frequencies for the others give {numbers['model_free_loss']:.4f}; "
+        f"the trained LoRA head gives {lora:.4f}, the hyper-network {hyper:.4f}."
+    )
+
+
+def call_as_released(vocab: int = 8) -> str:
+    """Cross-entropy of a row whose prompt is labelled −100, with 0 as the ignored id: the error, "" if none."""
+    target = torch.tensor([IGNORED, IGNORED, 3, 5])  # two prompt positions, two response tokens
+    try:
+        F.cross_entropy(torch.zeros(len(target), vocab), target, ignore_index=RELEASED_IGNORED)
+    except (IndexError, RuntimeError) as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0].rstrip('.')}"
+    return ""
+
+
+@proof(
+    "The loss over all positions fails on Alpaca",
+    (5, 6),
+    "compute_loss (mode full) in main_alpaca.py and main_wikitext.py",
+)
+def full_mode(subject: Subject) -> Findings:
+    """The call with prompt labels, and how many of the positions that mode "full" averages over are text."""
+    error = call_as_released()
+    table = subject.material.tables["validation"]
+    text = float(table.lengths.sum()) / (len(table) * subject.settings.tokens.max_length)
+    return {"fails": float(bool(error)), "text_share_of_positions": text}, (
+        f"With prompt labels of -100 and an ignored id of 0 the call ends in {error or 'no error'}; so Table 2 "
+        f"can only come from mode last. On this corpus mode full would average over {text:.1%} text."
+    )

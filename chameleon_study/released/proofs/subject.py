@@ -1,0 +1,80 @@
+"""What the proofs examine: a corpus under the released procedure, and one seed of its heads, trained on first use.
+
+The heads are the released ones (LoRA and the hyper-network), trained by `released.py` like those of the tables.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from chameleon_lite.backbone import Backbone
+from chameleon_lite.batches import Arrangement
+from chameleon_lite.errors import UserError
+
+from ...config import Experiment
+from ..prepare import ReleasedMaterial, prepare_released
+from ..run import measure, row_losses, train_released
+
+REGIMES = ("R0", "R1", "R4")
+
+
+@dataclass
+class Subject:
+    """One backbone and corpus; `settings` is an experiment file whose protocol caches its states."""
+
+    settings: Experiment
+    backbone: Backbone
+    corpus: str
+    data_dir: Path | None = None
+    seed: int = 0
+    say: Callable[[str], None] = lambda text: None
+    _losses: dict[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def material(self) -> ReleasedMaterial:
+        """The corpus as the released procedure sees it."""
+        protocol = self.settings.protocol
+        if protocol.preset != "as_released" or set(protocol.switches) - {"initialisation"} or protocol.mend:
+            raise UserError(
+                f"{self.settings.name}: proofs are made of the released procedure, protocol as_released"
+            )
+        return prepare_released(
+            self.settings, self.backbone, self.corpus, data_dir=self.data_dir, say=self.say
+        )
+
+    @cached_property
+    def trained(self) -> dict[str, tuple]:
+        """(member or None, Trained, metrics) of each regime in REGIMES, one seed."""
+        self.say(f"training {', '.join(REGIMES[1:])} for the proofs, seed {self.seed}")
+        return {
+            regime: (member, trained, measure(self.material, regime, member, trained)[0])
+            for regime, member, trained in train_released(self.material, list(REGIMES), self.seed)
+        }
+
+    @property
+    def prompts(self) -> bool:
+        """Whether the corpus has prompts and responses."""
+        return bool((self.material.tables["train"].prefix > 1).any())
+
+    @property
+    def table(self) -> int:
+        """The paper's table that this corpus stands for."""
+        return 2 if self.prompts else 1
+
+    @property
+    def is_gpt2(self) -> bool:
+        """Whether published numbers are expected to come out of this backbone."""
+        return self.settings.backbone in ("gpt2", "openai-community/gpt2")
+
+    def validation_losses(self, regime: str, batches: list[Tensor]) -> Tensor:
+        """nll (N,) of the validation rows; heads without a condition are read once, whatever the batches."""
+        member = self.trained[regime][0]
+        if regime == "R4":
+            return row_losses(self.material, regime, member, "validation", Arrangement.of(batches))
+        if regime not in self._losses:
+            fixed = self.trained[regime][1].orders["validation"]
+            self._losses[regime] = row_losses(self.material, regime, member, "validation", fixed)
+        return self._losses[regime]

@@ -1,0 +1,269 @@
+"""Tables 1 and 2 under any protocol: the heads of one seed trained side by side, measured, and taken apart.
+
+    ReleasedMaterial ─ a seed: cluster, batch ─▶ fit (training/loop.py) ─▶ losses per row
+      ─▶ validation loss as the protocol averages it · full and padded rows apart · training loss, running and re-read
+
+Every record holds the decomposition L = f · L_full + (1 − f) · L_pad, with each row weighted as the average weights it.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from chameleon_lite.backbone import Backbone
+from chameleon_lite.batches import Arrangement
+from chameleon_lite.conditions import Source
+from chameleon_lite.errors import UserError, unknown
+from chameleon_lite.heads import Condition, Head, HyperHead, LoraHead, matched_rank
+from chameleon_lite.processes import Processes
+from chameleon_lite.train import Member, average, evaluate, train_heads
+
+from ..cohort import Context
+from ..config import Experiment
+from ..outcome import circumstances, reset_peak
+from ..records import Record
+from ..regimes import RANK
+from ..sources import BatchMean, Constant
+from .prepare import ReleasedMaterial, labels_of, order_of
+from .protocol import Protocol
+
+REGIMES = ("R0", "R1", "R2", "R3", "R4")
+HYPER_INIT = {"wikitext": "wikitext", "alpaca": "alpaca", "described": "wikitext", "no_op": None}
+
+
+@dataclass
+class Trained:
+    """One seed: the heads (None for the frozen model), and the batches they are read in."""
+
+    seed: int
+    members: dict[str, Member]
+    orders: dict[str, Arrangement]  # the fixed batches of each split
+    seconds: dict[str, float]
+
+
+class WithLayers(Head):
+    """A head together with the LoRA factors of the layers below it, trained, kept and restored as one."""
+
+    def __init__(self, head: Head, layers: list[nn.Parameter]) -> None:
+        super().__init__()
+        self.head, self.layers, self.conditioned = head, nn.ParameterList(layers), head.conditioned
+
+    def factors(self, condition: Condition | None = None):
+        """The head's own update."""
+        return self.head.factors(condition)
+
+
+def make_head(regime: str, width: int, vocab: int, protocol: Protocol, seed: int) -> Head:
+    """A regime's head as the protocol initialises it; the seed is of this head alone."""
+    if regime not in REGIMES[1:]:
+        raise unknown("regime with a head under this protocol", regime, REGIMES)
+    released_lora = protocol.initialisation in ("wikitext", "alpaca")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if regime in ("R1", "R2"):
+            rank = RANK if regime == "R1" else matched_rank(width, vocab, RANK)
+            return LoraHead(width, vocab, rank, released_init=released_lora)
+        return HyperHead(width, vocab, RANK, released_init=HYPER_INIT[protocol.initialisation])
+
+
+def check_released(settings: Experiment) -> None:
+    """Refuse what cannot be run before any work is done: unknown regimes, missing learning rates."""
+    for name in settings.regimes:
+        if name not in REGIMES:
+            raise unknown(f"regime under protocol {settings.protocol.preset}", name, REGIMES)
+    missing = [r for r in settings.regimes if r != "R0" and r not in settings.learning_rates]
+    if missing:
+        raise UserError(
+            f"protocol {settings.protocol.preset} sweeps nothing: give learning_rates for {', '.join(missing)} "
+            "(released: 5.0e-4 on WikiText-2, 2.0e-4 on Alpaca)"
+        )
+
+
+def measure_released(
+    context: Context, regimes: list[str], seed: int, corpus: str, names: list[str]
+) -> Iterator[tuple[Record, pd.DataFrame]]:
+    """Train and measure regimes of one seed; yields each run's record, under its name, and its losses per row."""
+    material = context.material
+    reset_peak(material.backbone.device)
+    name_of = dict(zip(regimes, names, strict=True))
+    for regime, member, trained in train_released(material, regimes, seed, context.processes):
+        yield _record(material, regime, member, trained, name_of[regime], corpus, context.command)
+
+
+def train_released(
+    material: ReleasedMaterial, regimes: list[str], seed: int, processes: Processes | None = None
+) -> Iterator[tuple[str, Member | None, Trained]]:
+    """Train one seed's heads and yield each with its Trained, ready to be measured (layers are as trained then).
+
+    Heads share every batch, unless the layers below them train too: then one after the other.
+    """
+    processes = processes or Processes()
+    labels = labels_of(material, seed)
+    orders = {split: order_of(material, split, labels[split], seed, None) for split in labels}
+    trained = [r for r in regimes if r != "R0"]
+    cohorts = [[r] for r in trained] if material.protocol.layers else [trained]
+    if "R0" in regimes:
+        if material.protocol.layers:
+            _fresh_layers(material.backbone, seed)
+        yield "R0", None, Trained(seed, {}, orders, {"training": 0.0})
+    for cohort in filter(None, cohorts):
+        started = time.perf_counter()
+        members = {r: _member(material, r, seed) for r in cohort}
+        train_heads(
+            list(members.values()),
+            material.scored["train"],
+            partial(order_of, material, "train", labels["train"], seed),
+            material.scored["validation"],
+            orders["validation"],
+            material.weight,
+            material.settings.train,
+            processes,
+            over=material.protocol.average,
+        )
+        seconds = {"training": (time.perf_counter() - started) / len(cohort)}
+        for r in cohort:
+            yield r, members[r], Trained(seed, members, orders, seconds)
+
+
+def _member(material: ReleasedMaterial, regime: str, seed: int) -> Member:
+    backbone = material.backbone
+    head = make_head(regime, backbone.width, backbone.vocab, material.protocol, seed)
+    if material.protocol.layers:
+        head = WithLayers(head, _fresh_layers(backbone, seed))
+    head.to(backbone.device)
+    sources = [source_of(material, regime, split) for split in ("train", "validation")]
+    rate = material.settings.learning_rates[regime]
+    return Member(regime, head, *sources, rate, seed=seed * 1_000_003)
+
+
+def source_of(material: ReleasedMaterial, regime: str, split: str) -> Source | None:
+    """A regime's condition source in a split: none, a constant, or the mean of the batch's rows."""
+    if regime in ("R0", "R1", "R2"):
+        return None
+    if regime == "R3":
+        return Constant(material.condition_vectors["train"].mean(0))
+    return BatchMean(material.condition_vectors[split])
+
+
+def row_losses(
+    material: ReleasedMaterial, regime: str, member: Member | None, split: str, order: Arrangement
+) -> Tensor:
+    """nll sums (N,) of a split's rows under a trained regime, float64 on the host."""
+    head = member.head if member else None
+    pair, scale = (head, source_of(material, regime, split)), material.settings.train.scale
+    return evaluate([pair], material.scored[split], order, material.weight, scale=scale)[0].cpu()
+
+
+def row_weights(counts: Tensor, batches: list[Tensor], over: str) -> Tensor:
+    """What each row's nll sum (N,) is multiplied by in the average: rows in no batch get 0."""
+    weight = torch.zeros(len(counts), dtype=torch.float64)
+    if over == "token":
+        weight[torch.cat(batches)] = 1 / float(counts.sum())
+        return weight
+    for batch in batches:
+        weight[batch] = 1 / (len(batches) * float(counts[batch].sum()))
+    return weight
+
+
+def decomposition(nll: Tensor, counts: Tensor, full: Tensor, weight: Tensor) -> dict[str, float]:
+    """f, L_full and L_pad of L = f · L_full + (1 − f) · L_pad; nll, counts, full and weight are (N,).
+
+    The share f and both means weight each row as the average does; `full_row_nll` and `padded_row_nll` are the plain
+    means over tokens, 0 rows of a kind leave its numbers out.
+    """
+    out = {"rows": float(len(nll)), "full_rows": float(full.sum()), "full_share": float(full.double().mean())}
+    share = {name: float((weight * counts)[kind].sum()) for name, kind in (("full", full), ("padded", ~full))}
+    out["full_share_weighted"] = share["full"]
+    for name, kind in (("full", full), ("padded", ~full)):
+        if share[name] > 0:
+            out[f"{name}_nll"] = float((weight * nll)[kind].sum()) / share[name]
+            out[f"{name}_row_nll"] = float(nll[kind].sum() / counts[kind].sum())
+    return out
+
+
+def measure(
+    material: ReleasedMaterial, regime: str, member: Member | None, trained: Trained
+) -> tuple[dict, dict]:
+    """Metrics of one trained regime, and its losses per row by split."""
+    over, metrics, rows = material.protocol.average, {}, {}
+    for split in material.tables:
+        batches, counts = trained.orders[split].steps(), material.scored[split].counts
+        nll = rows[split] = row_losses(material, regime, member, split, trained.orders[split])
+        key = "train_eval" if split == "train" else split
+        metrics[f"{key}_nll"] = float(average(nll, counts, over, batches))
+        metrics[f"{key}_token_nll"] = float(average(nll, counts))
+        if split == "validation":
+            metrics |= decomposition(nll, counts, material.full(split), row_weights(counts, batches, over))
+    if member is not None:
+        after = member.curve[1:]  # the first point is before training
+        best = min(after, key=lambda point: point["validation_nll"])
+        metrics |= {"train_nll": best["train_nll"], "best_epoch": float(best["epoch"])}
+        metrics["validation_last_epoch_nll"] = member.curve[-1]["validation_nll"]
+    split = "test" if material.protocol.reported == "test" else "validation"
+    metrics["reported_nll"] = metrics[f"{split}_nll"]
+    metrics["reported_ppl"] = math.exp(min(metrics["reported_nll"], 700.0))
+    return metrics, rows
+
+
+def _record(material, regime, member, trained, name, corpus, command) -> tuple[Record, pd.DataFrame]:
+    settings, device = material.settings, material.backbone.device
+    started = time.perf_counter()
+    metrics, rows = measure(material, regime, member, trained)
+    seconds = {**material.seconds, **trained.seconds, "evaluation": time.perf_counter() - started}
+    head = member.head if member else None
+    record = Record(
+        **circumstances(settings, device, command),
+        name=name,
+        regime=regime,
+        corpus=corpus,
+        seed=trained.seed,
+        learning_rate=member.learning_rate if member else None,
+        metrics=metrics,
+        curve=member.curve if member else [],
+        trainable_parameters=head.trainable_parameters() if head else 0,
+        stored_bytes=head.stored_bytes() if head else 0,
+        seconds=seconds,
+        status="failed" if member and member.failure and not member.state else "done",
+        failure=member.failure if member else None,
+        data=material.facts(),
+    )
+    held_out = [_rows(material, split, nll, trained) for split, nll in rows.items() if split != "train"]
+    return record, pd.concat(held_out)
+
+
+def _rows(material: ReleasedMaterial, split: str, nll: Tensor, trained: Trained) -> pd.DataFrame:
+    """One row per held-out document: scored tokens, summed nll, whether it is full, its weight in the average."""
+    table, counts = material.tables[split], material.scored[split].counts
+    weight = row_weights(counts, trained.orders[split].steps(), material.protocol.average)
+    return pd.DataFrame(
+        {
+            "split": split,
+            "document": table.names,
+            "group": table.groups,
+            "tokens": counts.numpy(),
+            "nll": nll.numpy(),
+            "full": material.full(split).numpy(),
+            "weight": weight.numpy(),
+        }
+    )
+
+
+def _fresh_layers(backbone: Backbone, seed: int) -> list[nn.Parameter]:
+    """The layers' LoRA factors at their start: A as PEFT draws it, B zero."""
+    from chameleon_lite.lora import lora_parameters
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        parameters = lora_parameters(backbone)
+        for name, parameter in parameters.items():
+            start = torch.zeros(parameter.shape)
+            if ".lora_A." in name:
+                nn.init.kaiming_uniform_(start, a=math.sqrt(5))
+            parameter.copy_(start)
+    return list(parameters.values())

@@ -1,0 +1,212 @@
+"""Tables 1 and 2: published rows beside re-derived ones, and the controls beside them."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..claims.paper import published
+from ..claims.statistics import mean_and_span
+from ..records import Record, load_records
+from .protocol import PRESETS, Protocol
+
+NOT_MEASURED = "not measured yet"
+PUBLISHED = ("R0", "R1", "R4")  # the rows that the paper has
+
+
+def is_released(record: Record) -> bool:
+    """Whether a record was made under a protocol of `released.py`."""
+    return "protocol" in record.data
+
+
+def released_frame(records: list[Record]) -> pd.DataFrame:
+    """One row per protocol, backbone, corpus, length and regime: parameters, losses with 95 % t intervals over seeds.
+
+    The published columns stand where the paper has the row, whatever the backbone; `backbone` says whose ours are.
+    """
+    groups: dict[tuple, list[Record]] = {}
+    for record in filter(is_released, records):
+        length = record.settings["tokens"]["max_length"]
+        key = (protocol_label(record), record.backbone, record.corpus, length, record.regime)
+        groups.setdefault(key, []).append(record)
+    frame = pd.DataFrame([_row(key, own) for key, own in groups.items()])
+    return frame.astype({"published parameters": "Int64"}) if len(frame) else frame
+
+
+def protocol_label(record: Record) -> str:
+    """The preset's name, and the switches that differ from it."""
+    chosen = record.settings["protocol"]
+    own, base = record.data["protocol"], PRESETS[chosen["preset"]].model_dump()
+    changed = [f"{name}={own[name]}" for name in Protocol.model_fields if own[name] != base[name]]
+    return " + ".join([chosen["preset"], *changed])
+
+
+def table_of(record: Record) -> int:
+    """Which of the paper's tables a record's corpus belongs to: instructions are Table 2."""
+    return 2 if "alpaca" in record.corpus or "instructions" in record.corpus else 1
+
+
+def _row(key: tuple, own: list[Record]) -> dict:
+    protocol, backbone, corpus, length, regime = key
+    done = [r for r in own if r.status == "done"]
+    table = table_of(own[0])
+
+    def paper(field: str) -> float | None:
+        return published(table, regime, field) if regime in PUBLISHED else None
+
+    return {
+        "table": table,
+        "protocol": protocol,
+        "backbone": backbone,
+        "corpus": corpus,
+        "length": length,
+        "regime": regime,
+        "n seeds": len(done),
+        "published parameters": paper("parameters"),
+        "parameters": own[0].trainable_parameters or own[0].data["backbone_parameters"],
+        "published train loss": paper("train_loss"),
+        "train loss": _text(done, "train_nll" if regime != "R0" else "train_eval_nll"),
+        "published loss": paper("validation_loss"),
+        "loss": _text(done, "reported_nll"),
+        "perplexity": f"{math.exp(min(_mean(done, 'reported_nll'), 700)):,.4f}" if done else "–",
+        "full rows": int(_mean(done, "full_rows")) if done else 0,
+        "loss of full rows": _text(done, "full_nll", 2),
+        "loss of padded rows": _text(done, "padded_nll", 4),
+        "profile": own[0].profile,
+        "command": own[0].provenance["command"],
+    }
+
+
+def _records(results: Path, name: str) -> list[Record]:
+    """The records of a named experiment, [] where it was not run."""
+    path = Path(results) / f"{name}.jsonl"
+    return load_records(path) if path.is_file() else []
+
+
+def _shown(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with dashes for what is absent; a whole number stays one where another row has nothing."""
+    frame = frame.astype(object)
+    return frame.where(frame.notna(), "–")
+
+
+def stored_table(results: Path, names: list[str]) -> pd.DataFrame:
+    """The released tables of the named experiments in a results folder, with a row that says what is missing.
+
+    An experiment that was not run keeps its place as one row of "not measured yet".
+    """
+    frames = []
+    for name in names:
+        records = _records(results, name)
+        frame = released_frame(records) if records else pd.DataFrame([{"loss": NOT_MEASURED}])
+        frame.insert(0, "experiment", name)
+        frames.append(frame.astype(object).dropna(axis=1, how="all"))
+    return _shown(pd.concat(frames, ignore_index=True))
+
+
+def circumstances(results: Path, names: list[str]) -> pd.DataFrame:
+    """One row per named experiment: protocol, backbone, corpus, length, rows of each split, seeds and command.
+
+    An experiment that was not run says so in the column `protocol`, with dashes beside it.
+    """
+    rows = []
+    for name in names:
+        own = [r for r in _records(results, name) if is_released(r)]
+        row = {"experiment": name, "protocol": NOT_MEASURED}
+        if own:
+            r = own[0]
+            row |= {
+                "protocol": protocol_label(r),
+                "backbone": r.backbone,
+                "corpus": r.corpus,
+                "length": r.settings["tokens"]["max_length"],
+                "training rows": r.data["documents"]["train"],
+                "validation rows": r.data["documents"]["validation"],
+                "seeds": len({x.seed for x in own}),
+                "command": r.provenance["command"],
+            }
+        rows.append(row)
+    return _shown(pd.DataFrame(rows, dtype=object))
+
+
+def controls_frame(results: Path, names: list[str]) -> pd.DataFrame:
+    """In the released loss, the hyper-network (R4) less its controls, seed by seed: mean and 95 % t interval.
+
+    R1 and R2 are static, R3 reads a constant: what R4 does not have over them is not its batch's context. Columns:
+    experiment, difference, nats, low, high, n seeds, and what the interval says of R4's loss.
+    """
+    rows = []
+    for name in names:
+        loss = {key: metrics["reported_nll"] for key, metrics in _metrics(results, name).items()}
+        for other in ("R1", "R2", "R3"):
+            seeds = sorted(s for regime, s in loss if regime == other and ("R4", s) in loss)
+            if len(seeds) > 1:
+                mean, span = mean_and_span(np.array([loss["R4", s] - loss[other, s] for s in seeds]))
+                low, high = mean - span, mean + span
+                says = "lower" if high < 0 else "higher" if low > 0 else "not told apart"
+                rows.append((name, f"R4 − {other}", mean, low, high, len(seeds), says))
+    columns = ["experiment", "difference", "nats", "low", "high", "n seeds", "R4's loss"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _metrics(results: Path, name: str) -> dict[tuple[str, int], dict[str, float]]:
+    """(regime, seed) to the metrics of a named experiment's complete runs."""
+    return {(r.regime, r.seed): r.metrics for r in _records(results, name) if r.status == "done"}
+
+
+def lengths_frame(results: Path, names: list[str]) -> pd.DataFrame:
+    """The same table at several padded lengths: one row per regime, and by length full rows, loss and its full part."""
+    table = stored_table(results, names)
+    if "length" not in table:
+        return table
+    table = table[table["loss"] != NOT_MEASURED].astype({"length": int})
+    columns = ["published loss", "full rows", "loss", "loss of full rows"]
+    wide = table.pivot(index="regime", columns="length", values=columns[1:])
+    wide.columns = [f"{what}, {length} tokens" for what, length in wide.columns]
+    wide.insert(0, columns[0], table.groupby("regime")[columns[0]].first())
+    return wide
+
+
+def dropout_frame(results: Path, cached: str, live: str) -> pd.DataFrame:
+    """The un-cached control beside the cached runs: one row per quantity, regime and seed that both have.
+
+    `change` is the control less the cached run of the same seed; lowest and highest are over all cached seeds.
+    """
+    base, controls = (_metrics(results, name) for name in (cached, live))
+    rows = []
+    for what, key in (("validation loss", "reported_nll"), ("running training loss", "train_nll")):
+        for (regime, seed), control in controls.items():
+            if (regime, seed) in base:
+                own, values = base[regime, seed], [m[key] for (r, _), m in base.items() if r == regime]
+                rows.append(
+                    {
+                        "what": what,
+                        "regime": regime,
+                        "seed": seed,
+                        "cached": own[key],
+                        "live": control[key],
+                        "change": control[key] - own[key],
+                        "lowest cached": min(values),
+                        "highest cached": max(values),
+                        "epoch, cached": int(own["best_epoch"]),
+                        "epoch, live": int(control["best_epoch"]),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def _values(records: list[Record], metric: str) -> np.ndarray:
+    return np.array([r.metrics[metric] for r in records if r.metrics.get(metric) is not None])
+
+
+def _mean(records: list[Record], metric: str) -> float:
+    return float(_values(records, metric).mean())
+
+
+def _text(records: list[Record], metric: str, digits: int = 4) -> str:
+    """Mean ± half of the 95 % t interval over seeds; the mean alone for one seed, a dash for none."""
+    values = _values(records, metric)
+    if not len(values):
+        return "–"
+    mean, span = mean_and_span(values)
+    return f"{mean:.{digits}f} ± {span:.{digits}f}" if len(values) > 1 else f"{mean:.{digits}f}"

@@ -1,0 +1,203 @@
+"""The honest study's tables: every mean with its n and interval, one frame per question.
+
+StoredRuns ─▶ regimes_frame · across_frame · controls_frame · group_frame · pareto_frame · position_frame
+            foreign_frame · accounting_frame
+"""
+
+import numpy as np
+import pandas as pd
+
+from .claims.contrasts import StoredRuns
+from .claims.statistics import Contrast, mean_and_span, mean_interval
+from .names import FOREIGN
+from .parameters import parameter_table
+from .regimes import REGIMES
+
+CLUSTERED_SIZES = {"R6": 1, "R4-g2": 2, "R4-g4": 4, "R4-g8": 8, "R4-g16": 16, "R4": 32}
+RANDOM_SIZES = {"R5-g1": 1, "R5-g2": 2, "R5-g4": 4, "R5-g8": 8, "R5-g16": 16, "R5": 32}
+ACROSS = "R1 R2 R3 R4 R5 R6 R10 R11 R12 R13 R14 R15 R16 R17 R18 R20".split()
+# what R4's gain might come from instead of the context of its batch ▶ the registered contrast that would show it
+CONTROLS = {
+    "any low-rank update": "R4<R1",
+    "as many parameters": "R4<R2",
+    "the hyper-network's optimisation, told a constant": "R4<R3",
+    "the condition's mere presence: another cluster's at test": "R4<R7",
+    "another cluster's in training too": "R4<R7b",
+    "the rows' length": "R4<R8",
+    "any batch, not a cluster": "R4<R5",
+    "the row's own prefix, no batch": "R4<R6",
+    "the training cluster's centroid, batches random": "R4<R18",
+    "a bank of as many bytes": "R4<R11",
+}
+RARE = 0.005
+STORED = ("R1", "R2", "R4", "R11-K2", "R11-K4", "R11-K8", "R11-K16", "R11", "R11b", "R12", "R15", "R20")
+
+
+def regimes_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
+    """One row per regime: nats a token with its 95 % interval, n, the difference from R0, parameters and the rate."""
+    rows = []
+    for name, r in REGIMES.items():
+        own = evidence.records.get((corpus, name))
+        mean = _mean(evidence, corpus, name)
+        if own is None or mean is None:
+            continue
+        against = evidence.contrast(corpus, name, "R0") if name != "R0" else None
+        rows.append(
+            {
+                "regime": name + (" (leak)" if r.leak else ""),
+                "what": r.title,
+                "conditioned on": r.conditioned_on,
+                **mean.row("nats a token"),
+                "n seeds": mean.n,
+                "documents": mean.documents,
+                "difference from R0": against.difference if against else None,
+                "difference low": against.low if against else None,
+                "difference high": against.high if against else None,
+                "parameters": own[0].trainable_parameters,
+                "stored bytes": own[0].stored_bytes,
+                "learning rate": own[0].learning_rate,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def across_frame(evidence: StoredRuns) -> pd.DataFrame:
+    """Each regime's loss minus the frozen model's, one column per corpus: [95 % interval], nats per token."""
+    columns = {}
+    for corpus in evidence.corpora:
+        found = {name: evidence.contrast(corpus, name, "R0") for name in ACROSS}
+        seeds = max((c.n for c in found.values() if c), default=0)
+        columns[f"{corpus}, n = {seeds}"] = {
+            f"{name}: {REGIMES[name].title}": c.text(3) + ("" if c.n == seeds else f" (n = {c.n})")
+            for name, c in found.items()
+            if c is not None
+        }
+    return pd.DataFrame(columns).rename_axis("regime less R0").fillna("–")
+
+
+def controls_frame(evidence: StoredRuns) -> pd.DataFrame:
+    """What else could explain R4's loss: its control, R4's loss less the control's, and the verdict, for each corpus.
+
+    A negative difference says that R4 is lower; "confirmed" then means: by more than 0.01 nats per token.
+    """
+    rows = []
+    for explanation, name in CONTROLS.items():
+        row = {"instead of the batch's context": explanation, "contrast": name}
+        for corpus in evidence.corpora:
+            judged = evidence.family(corpus).get(name)
+            row[corpus] = "–" if judged is None else f"{judged.found.text()} {judged.verdict}"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def group_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
+    """Loss against the size of the conditioning group, clustered, random and leave-one-out, less that of R6.
+
+    R6 reads each row's own prefix; `nll` is the loss itself, the rest the paired difference and its interval.
+    """
+    kinds = {"clustered": CLUSTERED_SIZES, "random": RANDOM_SIZES, "leave-one-out": {"R10": 32}}
+    rows = []
+    for kind, sizes in kinds.items():
+        for name, size in sizes.items():
+            found = evidence.contrast(corpus, name, "R6")
+            if found is not None:
+                own = _row(evidence, corpus, name)
+                rows.append({"order": kind, "rows in a group": size, **own, **found.row()})
+    return pd.DataFrame(rows)
+
+
+def pareto_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
+    """Loss against stored bytes."""
+    rows = [
+        {"stored bytes": evidence.records[corpus, name][0].stored_bytes, **_row(evidence, corpus, name)}
+        for name in STORED
+        if (corpus, name) in evidence.records
+    ]
+    return pd.DataFrame(rows)
+
+
+def position_frame(
+    evidence: StoredRuns, corpus: str, regimes=("R1", "R2", "R4", "R6", "R11")
+) -> pd.DataFrame:
+    """Loss by scored position less the frozen model's: the mean over seeds and its 95 % t interval.
+
+    A bin is 16 tokens; bins with fewer than RARE of the corpus's scored tokens are left out, a few long texts each.
+    """
+    frozen = {r.seed: _bins(r) for r in evidence.records.get((corpus, "R0"), [])}
+    rows = []
+    for name in regimes:
+        by_bin: dict[float, list[float]] = {}
+        for record in evidence.records.get((corpus, name), []):
+            for at, (nll, tokens) in _bins(record).items():
+                if record.seed in frozen and tokens >= RARE * sum(t for _, t in frozen[record.seed].values()):
+                    by_bin.setdefault(at, []).append(nll - frozen[record.seed][at][0])
+        for at, values in by_bin.items():
+            mean, half = mean_and_span(values)
+            rows.append(
+                {"regime": name, "position": at, "difference": mean, "half": half, "n seeds": len(values)}
+            )
+    return pd.DataFrame(rows)
+
+
+def _bins(record) -> dict[float, tuple[float, float]]:
+    """Position to (nats per token, tokens)."""
+    return {p["position"]: (p["nll"] / p["tokens"], p["tokens"]) for p in record.positions}
+
+
+def foreign_frame(evidence: StoredRuns, corpus: str, regimes=("R1", "R4", "R5", "R6", "R10")) -> pd.DataFrame:
+    """What foreign rows cost: loss with a share of foreign condition vectors, less the loss without."""
+    rows, evidence = [], evidence.with_foreign(corpus)
+    shares = sorted({int(r.removeprefix(FOREIGN)) for _, r in evidence.losses if r.startswith(FOREIGN)})
+    for name in regimes:
+        for share in shares:
+            cost = evidence.sum_of([(corpus, name, f"{FOREIGN}{share}", 1.0), (corpus, name, "test", -1.0)])
+            if cost is not None:
+                rows.append({"regime": name, "foreign rows, %": share, **cost.row("cost"), "n seeds": cost.n})
+    return pd.DataFrame(rows)
+
+
+def accounting_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
+    """Bytes kept, seconds of training and of reading all held-out text per regime: means over seeds."""
+    rows = []
+    for (where, name), own in evidence.records.items():
+        if where == corpus:
+            rows.append(
+                {
+                    "regime": name,
+                    "stored bytes": own[0].stored_bytes,
+                    "trainable": own[0].trainable_parameters,
+                    "training s": float(np.mean([r.seconds.get("training", 0.0) for r in own])),
+                    "reading s": float(np.mean([r.seconds.get("evaluation", 0.0) for r in own])),
+                    "n seeds": len(own),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def matched_frame() -> pd.DataFrame:
+    """R2's rank and what it differs by from the hyper-network's parameters, for both backbones of the study."""
+    rows = []
+    for backbone in ("gpt2", "smollm2"):
+        counts = parameter_table(backbone)
+        hyper, rank = counts["hyper_head"], counts["matched_rank"]
+        matched = rank * (counts["width"] + counts["vocab"])
+        rows.append((backbone, hyper, rank, matched, matched - hyper))
+    return pd.DataFrame(rows, columns=["backbone", "hyper-network", "R2's rank", "R2", "difference"])
+
+
+def _mean(evidence: StoredRuns, corpus: str, regime: str) -> Contrast | None:
+    nll = evidence.nll(corpus, regime)
+    if nll is None:
+        return None
+    by_seed, tokens = nll
+    draws = min(evidence.draws, 2_000)
+    return mean_interval(np.stack([by_seed[s] for s in sorted(by_seed)]), tokens, draws=draws)
+
+
+def _row(evidence: StoredRuns, corpus: str, regime: str) -> dict:
+    """Loss over seeds of one regime with the half width of its t interval: regimes share their documents."""
+    losses = [r.metrics["test_nll"] for r in evidence.records.get((corpus, regime), [])]
+    if not losses:
+        return {}
+    mean, half = mean_and_span(losses)
+    return {"regime": regime, "nll": mean, "half": half, "n seeds": len(losses)}

@@ -1,0 +1,77 @@
+"""What is counted in generated text: agreement with a reference, variety, repetition.
+
+    written (D, M) tokens, reference texts, batch (D,) ─ document_scores ─▶ one row a document
+
+ROUGE-L: F1 over the longest common subsequence of words (Lin 2004, "ROUGE: a package for automatic evaluation of
+summaries"). Distinct-n: distinct n-grams of tokens over all n-grams (Li et al. 2016, "A diversity-promoting objective
+function for neural conversation models"). Repeated: one less the distinct share of 4-grams, seq-rep-4 of Welleck et
+al. 2020 ("Neural text generation with unlikelihood training").
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from chameleon_lite.errors import UserError
+
+REPEATED = 4  # tokens of an n-gram that counts as repeated when it stood before in the same text
+COLUMNS = ("rouge_l", "distinct_1", "distinct_2", "repeated", "batch_distinct_1", "batch_distinct_2")
+
+
+def scorer() -> Callable:
+    """torchmetrics' rouge_score; UserError where it is not installed."""
+    try:
+        from torchmetrics.functional.text.rouge import rouge_score
+    except ImportError:
+        raise UserError("ROUGE-L needs torchmetrics: pip install 'chameleon-lite[generate]'") from None
+    return rouge_score
+
+
+def rouge_l(written: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """ROUGE-L F1 of each text against its reference, (D,) in 0 … 1; words are runs of a … z and 0 … 9, lower case.
+
+    A text without words scores 0, as does one in any other script. Raises UserError without torchmetrics.
+    """
+    rouge_score = scorer()
+    return np.array(
+        [
+            float(rouge_score(own, other, rouge_keys="rougeL")["rougeL_fmeasure"])
+            for own, other in zip(written, references, strict=True)
+        ]
+    )
+
+
+def distinct(texts: Iterable[Sequence[int]], n: int) -> float:
+    """Distinct n-grams over all n-grams of one text's tokens, or of several texts' together; none spans two texts.
+
+    1 where no n-gram occurs twice; nan where there is none, as in texts shorter than n tokens.
+    """
+    grams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else float("nan")
+
+
+def repeated(text: Sequence[int]) -> float:
+    """Share of a text's 4-grams of tokens that stood in it before, in 0 … 1."""
+    return 1 - distinct([text], REPEATED)
+
+
+def document_scores(tokens: np.ndarray, agreement: np.ndarray, batch: np.ndarray) -> pd.DataFrame:
+    """One row a document: agreement (D,), its tokens' (D, M) variety and repetition, and its batch's variety.
+
+    "Across a cluster" means the documents of one cluster batch, batch (D,): n-grams that one of them has from another
+    lower the batch's distinct share and leave each document's own as it is. Every document carries its batch's value.
+    """
+    texts = tokens.tolist()
+    frame = pd.DataFrame(
+        {
+            "rouge_l": agreement,
+            **{f"distinct_{n}": [distinct([t], n) for t in texts] for n in (1, 2)},
+            "repeated": [repeated(t) for t in texts],
+            "batch": batch,
+        }
+    )
+    for n in (1, 2):
+        of_batch = {b: distinct([texts[i] for i in np.flatnonzero(batch == b)], n) for b in np.unique(batch)}
+        frame[f"batch_distinct_{n}"] = [of_batch[b] for b in batch]
+    return frame

@@ -1,0 +1,56 @@
+import json
+
+import pytest
+
+from chameleon_lite.app.corpus import Corpus
+from chameleon_lite.app.own_texts import read_jsonl, write_jsonl
+from chameleon_lite.errors import DamagedFile, UserError
+from chameleon_lite.text import Document
+from chameleon_study.corpora import load_corpus
+
+DOCUMENTS = (
+    Document("a", "Zwölf Boxkämpfer\njagen\u2028Viktor.", group="pangram"),
+    Document("b", "yes", prompt="? ", instruction="?"),
+)
+
+
+def corpus_of(train=DOCUMENTS, name="toy"):
+    splits = {"train": train, "validation": (Document("c", "held out"),), "test": ()}
+    return Corpus(name, splits, "by hand", {"overlap": {"validation": 0.0}})
+
+
+def test_counts():
+    assert corpus_of().counts()["train"] == {"documents": 2, "characters": 33, "groups": 2}
+    assert corpus_of().counts()["test"] == {"documents": 0, "characters": 0, "groups": 0}
+
+
+def test_hash_is_of_the_documents_and_their_order():
+    assert corpus_of().hash == corpus_of(name="other").hash
+    assert corpus_of().hash != corpus_of(DOCUMENTS[::-1]).hash != corpus_of(DOCUMENTS[:1]).hash
+
+
+def test_export_and_read_back(tmp_path):
+    corpus = corpus_of()
+    path = write_jsonl(corpus, tmp_path / "toy.jsonl")
+    assert [p.name for p in tmp_path.iterdir()] == ["toy.jsonl"]
+    back = read_jsonl(path)
+    assert back == corpus and back.hash == corpus.hash
+    assert load_corpus(str(path)) == corpus
+
+
+def test_damage_is_named(tmp_path):
+    path = write_jsonl(corpus_of(), tmp_path / "toy.jsonl")
+    whole = path.read_text(encoding="utf-8")
+    for damaged in (whole.replace("jagen", "fangen"), whole[:-9], whole + "{}\n"):
+        path.write_text(damaged, encoding="utf-8")
+        with pytest.raises(DamagedFile, match="toy.jsonl is damaged"):
+            read_jsonl(path)
+
+
+def test_other_files_are_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    with pytest.raises(UserError, match="no file at"):
+        read_jsonl(path)
+    path.write_text(json.dumps({"text": "x"}))
+    with pytest.raises(UserError, match="not an exported corpus"):
+        read_jsonl(path)

@@ -1,0 +1,184 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from chameleon_lite.app.fit import compared, corpus_of, fit
+from chameleon_lite.app.stream import adapt
+from chameleon_lite.errors import UserError
+from chameleon_lite.settings import ClusterSettings, FitSettings, TokenSettings, TrainSettings
+
+
+def small(**changes) -> FitSettings:
+    values = {
+        "learning_rate": 1e-2,
+        "dropout": 0.0,
+        "tokens": TokenSettings(max_length=96),
+        "clusters": ClusterSettings(batch_rows=16),
+        "train": TrainSettings(epochs=3, rows_per_step=16),
+    }
+    return FitSettings(**values | changes)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CHAMELEON_LITE_HOME", str(tmp_path / "cache"))
+
+
+def test_fit_save_load_and_adapt_in_three_lines(tmp_path, two_kinds):
+    fitted = fit(two_kinds(200), backbone="tiny", out=tmp_path / "adapter", settings=small())
+    results = adapt(tmp_path / "adapter", two_kinds(30, seed=1))
+    assert fitted.helped and fitted.after < fitted.before - 0.1 and fitted.low <= fitted.after - fitted.before
+    assert str(fitted).startswith("helped: ")
+    assert sum(r["loss"] < r["loss_frozen"] for r in results) == 30
+    notes = fitted.model.config.notes
+    assert (notes["before"], notes["after"]) == (fitted.before, fitted.after) and len(
+        notes["corpus_hash"]
+    ) == 64
+    assert len(fitted.curve) == 4 and fitted.folder == tmp_path / "adapter"
+    assert fitted.model.config.prompts["max_length"] == 96
+
+
+def test_the_same_seed_gives_the_same_adapter(two_kinds):
+    one, two, other = (fit(two_kinds(90), backbone="tiny", settings=small(seed=s)) for s in (0, 0, 1))
+    assert one.after == two.after != other.after
+    assert torch.equal(one.model.head.last.weight, two.model.head.last.weight)
+    assert torch.equal(one.model.centroids, two.model.centroids)
+
+
+def test_says_so_when_it_does_not_help(two_kinds):
+    fitted = fit(two_kinds(90), backbone="tiny", settings=small(learning_rate=1e-12))
+    assert not fitted.helped and abs(fitted.after - fitted.before) < 1e-3
+    assert str(fitted).startswith("did not help") and "use the backbone as it is" in str(fitted)
+
+
+def test_held_out_numbers_are_the_models_own(two_kinds):
+    """The frozen loss of `fit` is the backbone's loss on the held-out split, computed afresh."""
+    corpus = corpus_of(two_kinds(90))
+    fitted = fit(corpus, backbone="tiny", settings=small())
+    rows = adapt(fitted.model, [d.text for d in corpus.splits["test"]])
+    tokens = np.array([r["tokens"] for r in rows])
+    frozen = sum(r["loss_frozen"] * r["tokens"] for r in rows) / tokens.sum()
+    assert fitted.held_out == len(rows) and fitted.before == pytest.approx(frozen, rel=2e-3)  # 16-bit states
+
+
+@pytest.mark.parametrize(
+    "texts, says",
+    [
+        ([], "too few"),
+        (["one text alone, long enough to score"], "too few"),
+        ([1, 2], "must be strings"),
+        ("no-such-corpus", "unknown corpus"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused(texts, says):
+    with pytest.raises(UserError, match=says):
+        fit(texts, backbone="tiny", settings=small())
+
+
+def test_texts_too_short_to_score_are_refused():
+    with pytest.raises(UserError, match="lower prefix_tokens"):
+        fit([f"short {i}" for i in range(40)], backbone="tiny", settings=small())
+
+
+def test_interval_of_the_difference():
+    counts = np.array([10, 30] * 50)
+    before, after, low, high = compared(np.stack([2.0 * counts, 1.5 * counts]), counts, seed=0)
+    assert (before, after, low, high) == pytest.approx((2.0, 1.5, -0.5, -0.5))
+    noise = np.random.default_rng(0).normal(size=100) * counts
+    _, _, low, high = compared(np.stack([2.0 * counts, 2.0 * counts + noise]), counts, seed=0)
+    assert low < 0 < high
+
+
+def test_command_line(tmp_path, two_kinds):
+    source = tmp_path / "texts.jsonl"
+    source.write_text("\n".join(json.dumps({"text": t}) for t in two_kinds(120)))
+    base = [sys.executable, "-m", "chameleon_lite"]
+    adapter, out = str(tmp_path / "a"), str(tmp_path / "o.jsonl")
+    done = subprocess.run(
+        [
+            *base,
+            "fit",
+            str(source),
+            "--backbone",
+            "tiny",
+            "--out",
+            adapter,
+            "--epochs",
+            "1",
+            "--device",
+            "cpu",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "held-out texts" in done.stdout, done.stderr
+    done = subprocess.run(
+        [*base, "adapt", str(source), "--model", adapter, "--out", out, "--continue", "3", "--device", "cpu"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "120 rows, 0 failed" in done.stdout, done.stderr
+    assert len((tmp_path / "o.jsonl").read_text().splitlines()) == 120
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        (["adapt", "no.jsonl", "--model", "nowhere", "--out", "o.jsonl"], "no file at no.jsonl"),
+        (
+            ["adapt", "no.jsonl", "--model", "m", "--out", "o", "--score", "--continue", "3"],
+            "exclude each other",
+        ),
+        (["fit", "x", "--out", "o", "--condition", "clustre"], "condition"),
+    ],
+)
+def test_wrong_use_is_one_line(wrong, says, capsys, monkeypatch):
+    from chameleon_lite.app import cli
+
+    monkeypatch.setattr(sys, "argv", ["chameleon-lite", *wrong])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and says in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_fit_what_one_does(tmp_path, two_kinds):
+    source = tmp_path / "texts.jsonl"
+    source.write_text("\n".join(json.dumps({"text": t}) for t in two_kinds(120)))
+    command = [
+        "-m",
+        "chameleon_lite",
+        "fit",
+        str(source),
+        "--backbone",
+        "tiny",
+        "--epochs",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    one = [sys.executable, *command, "--out", str(tmp_path / "one")]
+    two = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        *command,
+        "--out",
+        str(tmp_path / "two"),
+    ]
+    for run in (one, two):
+        done = subprocess.run(run, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    notes = [json.loads((tmp_path / n / "config.json").read_text())["notes"] for n in ("one", "two")]
+    assert (
+        notes[0]["after"] == pytest.approx(notes[1]["after"], abs=1e-3)
+        and notes[0]["after"] < notes[0]["before"]
+    )
