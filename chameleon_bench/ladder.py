@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from chameleon_lite.fast.recorded_steps import using
 from chameleon_lite.fast.recorder import LIMIT, Recorder
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.states import ScoredStates, hidden_states
@@ -130,9 +131,9 @@ class _Steps:
 
     def _fit(self, regimes, record: bool) -> None:
         """All epochs of some regimes, heads drawn included."""
-        recorder = Recorder(self.bench.device, limit=LIMIT if record else 0) if self.bench.gpu else None
         members, data = self.training.members(regimes), self.states[self.bench.fast]
-        self.training.fit(members, data, self.weight, EPOCHS, recorder=recorder)
+        with using(Recorder(self.bench.device, limit=LIMIT if record else 0)):
+            self.training.fit(members, data, self.weight, EPOCHS)
 
     def _plain_loss(self, h: Tensor, target: Tensor) -> Tensor:
         return baselines.plain_head_loss(h, target, self.backbone.head.weight, self.head.down, self.head.up)
