@@ -12,10 +12,15 @@ import torch
 
 from chameleon_lite.batches import Arrangement
 from chameleon_lite.fast.head_loss_torch import Scratch
+from chameleon_lite.fast.layers import PackedPass, layer_pass
 from chameleon_lite.fast.recorded_layers import RecordedLayers
 from chameleon_lite.heads import LoraHead
+from chameleon_lite.lora import add_lora, lora_parameters
 from chameleon_lite.loss import HeadWeight
-from chameleon_lite.train_layers import Layered, Texts, gradients, step_layers
+from chameleon_lite.processes import Processes
+from chameleon_lite.settings import TrainSettings
+from chameleon_lite.train import Member, step
+from chameleon_lite.train_layers import LiveStates, WithLayers
 
 from . import baselines
 from .measure import Comparison, Gate, Row, interleaved, peak_bytes, relative_error, sample, seconds_of
@@ -25,7 +30,7 @@ PLAIN = "PEFT LoRA, plain loss"
 
 
 def lora_step(bench: Bench) -> Row:
-    """B10: forward and backward of one step, ours by the functions of training/uncached.py."""
+    """B10: forward and backward of one step, ours by `train.step` on live states."""
     work = LoraStep(bench, bench.size(4, 32, 2))
     contenders = {"ours": work.ours, PLAIN: work.plain}
     gates = work.gates()
@@ -49,9 +54,9 @@ def lora_step(bench: Bench) -> Row:
             "rows": len(work.table),
             "padded length": int(work.table.lengths.max()),
             "real tokens": tokens,
-            "packed tokens": sum(p.ids.numel() for p in work.pieces),
-            "pieces": len(work.pieces),
-            "recorded": isinstance(work.layers.run, RecordedLayers),
+            "packed tokens": sum(work.sizes),
+            "pieces": len(work.sizes),
+            "recorded": work.recorded,
             "backbone arithmetic": work.label,
             "tok/s": tokens / times["ours"].median,
         },
@@ -59,11 +64,21 @@ def lora_step(bench: Bench) -> Row:
     )
     if row.status == "missed":
         row.reason = (
-            f"the layers take {body:.2f} s of {times['ours'].median:.2f} s, in {len(work.pieces)} pieces of "
-            f"at most {max(p.ids.numel() for p in work.pieces):,} tokens, whose activations are kept until "
+            f"the layers take {body:.2f} s of {times['ours'].median:.2f} s, in {len(work.sizes)} pieces of "
+            f"at most {max(work.sizes):,} tokens, whose activations are kept until "
             "the way back"
         )
     return row
+
+
+class NoOptimiser:
+    """Moves nothing and leaves the gradients, to be compared."""
+
+    def step(self) -> None:
+        """Nothing."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Nothing."""
 
 
 class LoraStep:
@@ -71,7 +86,6 @@ class LoraStep:
 
     def __init__(self, bench: Bench, rows: int) -> None:
         from chameleon_lite.backbone import load_backbone
-        from chameleon_lite.lora import add_lora
 
         self.bench, self.label = bench, "bfloat16 autocast" if bench.gpu else "float32"
         self.backbone = load_backbone(bench.model, device=bench.device)  # its own: LoRA stays in it
@@ -86,17 +100,31 @@ class LoraStep:
         )
         for factor in head.parameters():
             factor.data.normal_(std=0.02, generator=generator)
-        weight = HeadWeight(self.backbone.head.weight, dtype=bench.fast)
-        self.both = Layered(self.backbone, head.to(bench.device), weight)
-        self.texts = Texts(self.table, lambda number: Arrangement(torch.arange(rows)), rows)
-        self.layers = step_layers(self.backbone, self.table)
-        self.pieces = self.layers.pieces(self.table, torch.arange(rows))
+        self.both = WithLayers(head.to(bench.device), lora_parameters(self.backbone).values())
+        self.weight = HeadWeight(self.backbone.head.weight, dtype=bench.fast)
+        self.live, self.rows = LiveStates(self.backbone, self.table), torch.arange(rows)
+        self.processes = Processes()
+        way = self.live.training_pass
+        self.sizes = [self._tokens(way, self.rows[places]) for places in way.pieces(self.rows)]
+
+    @staticmethod
+    def _tokens(way, rows: torch.Tensor) -> int:
+        """Tokens, padding included, that a piece takes through the layers."""
+        if isinstance(way, PackedPass):
+            return way.packed(rows)[0].ids.numel()
+        return way.table.padded(rows)[0].numel()
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the layers' pass is a recording."""
+        return isinstance(getattr(self.live.training_pass, "run", None), RecordedLayers)
 
     def ours(self) -> torch.Tensor:
-        """A step's gradients as in training, cutting its pieces included. Sum of nats ()."""
+        """A step's gradients as in training, cutting its pieces included. Sum of nats (1,)."""
         self._forget()
-        order = self.texts.orders(0)
-        return gradients(self.both, self.layers, self.texts, order, order.order, self.count)
+        member, order = Member("both", self.both, None, None, 0.0), Arrangement(self.rows)
+        state = (self.live, self.weight, TrainSettings(), {"both": NoOptimiser()}, self.processes)
+        return step([member], order, self.rows, 1, *state)
 
     def plain(self) -> torch.Tensor:
         """The peer's; its padded batch lies on the device already. Sum of nats ()."""
@@ -113,8 +141,8 @@ class LoraStep:
     def layers_alone(self) -> None:
         """The layers' share of ours: the same pieces with a sum in the head's place."""
         self._forget()
-        for piece in self.pieces:
-            self.layers.states(piece).sum().backward()
+        for places in self.live.pieces(self.rows):
+            self.live.batch(self.rows[places])[0].sum().backward()
 
     def our_peak(self) -> int:
         """Bytes of ours at its highest.
@@ -124,16 +152,16 @@ class LoraStep:
         peak on top; or the recording's, should that be higher. The head's buffers, which a CPU keeps from step to
         step, are made anew.
         """
-        Scratch.forget(self.both.weight)
-        if not isinstance(self.layers.run, RecordedLayers):
+        Scratch.forget(self.weight)
+        if not self.recorded:
             return peak_bytes(self.ours, self.bench.device)
         self._forget()
-        self.layers.release()
+        self.live.close()
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved(self.bench.device)
 
         def record() -> None:
-            self.layers = step_layers(self.backbone, self.table)
+            self.live.training_pass = layer_pass(self.backbone, self.table)
 
         recording = peak_bytes(record, self.bench.device)
         gc.collect()
@@ -144,8 +172,8 @@ class LoraStep:
     def gates(self) -> list[Gate]:
         """Summed loss and all gradients against each other; the backbone's arithmetic is the same on both sides."""
         pairs = []
-        for step in (self.ours, self.plain):
-            loss = float(step()) / self.count
+        for way in (self.ours, self.plain):
+            loss = float(way()) / self.count
             pairs.append((loss, torch.cat([p.grad.flatten().float() for p in self.both.parameters()])))
         (ours, g), (plain, expected) = pairs
         return [

@@ -47,7 +47,7 @@ class Regime:
     `weights_of`: no training of its own, another regime's head under this one's condition.
     `rate_of`: takes the learning rate found for another regime (the same head and optimiser, another group size).
     `leak`: breaks the information rule on purpose and is marked wherever it appears.
-    `procedure`: a function's name in uncached.py, for what cached hidden states cannot serve.
+    `procedure`: a function's name in layers.py, for what cached hidden states cannot serve.
     """
 
     name: str

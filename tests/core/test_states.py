@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from chameleon_lite import states, stored
+from chameleon_lite import files, states, stored
 from chameleon_lite.backbone import load_backbone
 from chameleon_lite.errors import RunFailed
 from chameleon_lite.states import ScoredStates, hidden_states, place_of
@@ -242,7 +242,7 @@ def test_weights_tokens_and_arithmetic_have_files_of_their_own(tiny, tiny_table)
         place_of(llama, tiny_table, torch.float32, "tokens"),
         place_of(tiny, tiny_table, torch.float32, "padded"),
     }
-    assert len(paths) == 5 and {path.parent for path in paths} == {files.home() / "states"}
+    assert len(paths) == 5 and {p.parent for p in paths} == {files.home() / "states"}
 
 
 def test_a_16_bit_pass_gives_the_weights_back(tiny, tiny_table, tmp_path):
