@@ -10,7 +10,7 @@ states where they were. Where a recording fails, nothing more is recorded and al
 
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -93,9 +93,13 @@ class Recorder:
             _outlived = outlived = []
             try:
                 output = work(*buffers)
+            except BaseException:
+                with suppress(RuntimeError):  # of a recording that was broken off; the first error says why
+                    graph.capture_end()
+                raise
             finally:
                 _outlived = None
-                graph.capture_end()
+            graph.capture_end()
         current.wait_stream(self.aside)
         return Recording(graph, buffers, output, outlived)
 
@@ -123,7 +127,6 @@ def usable_after(device: torch.device, pool, graph=None) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        _broken.append(graph)
         torch.cuda.set_stream(stream)
         try:
             torch._C._cuda_endAllocateToPool(index, pool)
@@ -131,6 +134,7 @@ def usable_after(device: torch.device, pool, graph=None) -> Iterator[None]:
             pass  # it had ended, and the graph gives the pool back
         else:
             torch._C._cuda_releasePool(index, pool)
+            _broken.append(graph)
         fresh = torch.Generator(torch.device("cuda", index))
         generator.graphsafe_set_state(fresh.graphsafe_get_state())
         torch.cuda.synchronize(index)
