@@ -30,7 +30,7 @@ SCORED = (("instruction", "output"), ("prompt", "response"), ("prompt", "text"),
 PROMPTS = (("instruction",), ("prompt",))
 CORPORA = "chameleon_lite.corpora"  # entry points of packages that have corpora by name
 KINDS = ".jsonl, .json, .csv or a folder of .txt"
-MARK = "chameleon_lite_corpus"  # the key that tells an exported corpus from any other JSONL
+MARK = "chameleon_lite_corpus"  # the first key of an exported corpus, and of no other JSONL
 EMPTY = "empty_rows"
 FEW = 10  # files or distinct instructions below which 80/10/10 would leave a part without any
 
