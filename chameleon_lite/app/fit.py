@@ -86,11 +86,11 @@ def fit(
     """
     started, settings = time.perf_counter(), settings or FitSettings()
     processes = Processes()
+    corpus = corpus_of(texts, settings.seed)  # first, so that a wrong name is refused before a download
     if isinstance(backbone, str):
         backbone = load_backbone(backbone, device=device or processes.device)
     elif settings.lora_rank:
         backbone = copied(backbone)  # LoRA is put into the model itself, and this one is the caller's
-    corpus = corpus_of(texts, settings.seed)
     say(f"{sum(len(d) for d in corpus.splits.values()):,} texts from {corpus.source}")
     parts, clustering = parts_of(corpus, backbone, settings, progress)
     model = _new_model(backbone, clustering, settings)
