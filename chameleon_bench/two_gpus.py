@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from chameleon_lite.settings import TrainSettings
 from chameleon_lite.states import ScoredStates
 from chameleon_lite.train import Member, train_heads
 
-from .measure import Gate, synchronise
+from .measure import Gate, seconds_of
 from .workload import Bench, topic_words
 
 EPOCHS = 40  # of the experiment whose seeds are shared out
@@ -58,7 +59,7 @@ def scaling(bench: Bench) -> dict:
     return {
         "what": "one process and two",
         "status": "shown" if gate.passed else "gate failed",
-        "gates": [vars(gate) | {"passed": gate.passed}],
+        "gates": [gate.as_json()],
         "backend": "nccl" if gpus > 1 else "gloo",
         "gpus": gpus,
         "processes": {str(n): result["processes"] for n, result in found.items()},
@@ -107,13 +108,10 @@ def work(out: Path, size: str, model: str) -> None:
     epochs = 3 if size == "gpu" else 2
     exact = _fit(processes, bench, documents // 4, each, (width, vocab), torch.float32, epochs)
     _fit(processes, bench, documents, each, (width, vocab), bench.fast, 1)
-    synchronise(bench.device)
-    started = time.perf_counter()
-    _fit(processes, bench, documents, each, (width, vocab), bench.fast, epochs)
-    synchronise(bench.device)
+    again = partial(_fit, processes, bench, documents, each, (width, vocab), bench.fast, epochs)
     found = {
         "processes": processes.count,
-        "seconds": time.perf_counter() - started,
+        "seconds": seconds_of(again, bench.device),
         "curves": {m.name: m.curve for m in exact},
         "workload": {
             "documents": documents,
@@ -171,18 +169,12 @@ def _workers(bench: Bench, folder: Path) -> dict:
 
     A command's start, of which two workers have three, is in its seconds: a seed must take longer than that.
     """
-    words = topic_words()
+    words, splits = topic_words(), ("train", "train", "train", "validation", "test")
     with open(folder / "texts.jsonl", "w") as file:
         for i in range(4_000):
-            row = {
-                "split": ("train", "train", "train", "validation", "test")[i % 5],
-                "id": str(i),
-                "group": "",
-                "text": " ".join(words[i * 11 % 60_000 :][:40]),
-                "prompt": "",
-                "instruction": "",
-            }
-            file.write(json.dumps(row) + "\n")
+            text = " ".join(words[i * 11 % 60_000 :][:40])
+            row = {"split": splits[i % 5], "id": str(i), "text": text}
+            file.write(json.dumps(row | dict.fromkeys(("group", "prompt", "instruction"), "")) + "\n")
     settings = {
         "name": "workers",
         "backbone": bench.model,
@@ -196,37 +188,15 @@ def _workers(bench: Bench, folder: Path) -> dict:
         text = json.dumps(settings | {"train": {"epochs": epochs, "patience": EPOCHS}})  # JSON is YAML
         (folder / f"{name}.yaml").write_text(text)
     home = {"CHAMELEON_LITE_HOME": str(folder / "home")}
-    command = [sys.executable, "-m", "chameleon_lite", "run"]
-    _run(
-        [
-            *command,
-            str(folder / "first.yaml"),
-            "--out",
-            str(folder / "first"),
-            "--seeds",
-            "1",
-            "--workers",
-            "1",
-        ],
-        bench,
-        **home,
-    )
-    seconds = {}
-    for workers in (1, 2):
+
+    def run(name: str, *more: str) -> float:
         started = time.perf_counter()
-        _run(
-            [
-                *command,
-                str(folder / "workers.yaml"),
-                "--out",
-                str(folder / str(workers)),
-                "--workers",
-                str(workers),
-            ],
-            bench,
-            **home,
-        )
-        seconds[str(workers)] = time.perf_counter() - started
+        words = [str(folder / f"{name}.yaml"), "--out", str(folder / "-".join([name, *more])), *more]
+        _run([sys.executable, "-m", "chameleon_lite", "run", *words], bench, **home)
+        return time.perf_counter() - started
+
+    run("first", "--seeds", "1")
+    seconds = {str(count): run("workers", "--workers", str(count)) for count in (1, 2)}
     return {
         "seconds": seconds,
         "speed-up": seconds["1"] / seconds["2"],

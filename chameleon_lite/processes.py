@@ -1,6 +1,6 @@
 """How a training step is shared over processes, on Accelerate; one process needs none of it.
 
-    torchrun --nproc_per_node 2 -m chameleon_lite.cli run …      each process takes every second document of a step
+    torchrun --nproc_per_node 2 -m chameleon_lite run …      each process takes every second document of a step
 
 Gradients are summed over processes and divided by the step's global token count, so the result is that of one
 process with the same steps, whatever the lengths of the documents each process got.

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chameleon_lite.app.corpus import Corpus
+from chameleon_lite.app.corpus import SPLITS, Corpus
 from chameleon_lite.backbone import Backbone, number_format
 from chameleon_lite.batches import Arrangement, arrange
 from chameleon_lite.cluster import cluster_count, fit_clusters, merge_small
@@ -34,7 +34,6 @@ from .names import TRANSFER
 from .sources import Split
 from .vectors import Replaced, Views, condition_tokens, with_foreign
 
-SPLITS = ("train", "validation", "test")
 SEEN = "seen"
 
 

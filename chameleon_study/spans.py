@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from chameleon_lite import files
 
+from .layers import LEARNING_RATES
 from .provenance import device_name
 from .records import load_records
 
@@ -94,12 +95,9 @@ def unnoted_minutes(path: Path, spans: list[Span]) -> float:
 
     For regimes with LoRA in the layers, whose record gives the mean of a run's learning rates. 0 without the file.
     """
-    if not path.is_file():
-        return 0.0
-    from .layers import LEARNING_RATES
-
     known = {(s.experiment, s.corpus) for s in spans}
-    records = [r for r in load_records(path) if (r.experiment, r.corpus) not in known]
+    records = load_records(path) if path.is_file() else []
+    records = [r for r in records if (r.experiment, r.corpus) not in known]
     return sum(r.seconds["training"] for r in records) * len(LEARNING_RATES) / 60
 
 

@@ -1,12 +1,11 @@
-"""Trained heads write: test prompts continued greedily, told what the evaluation tells (claim 16).
+"""Trained heads write: test prompts continued greedily, under the evaluation's conditions (claim 16).
 
     prompt (the prefix) ─ left-padded, with cache ─▶ head.factors(condition of the document's batch) ─▶ tokens (D, M)
     tokens and reference, both cut to as many ─▶ scores, one row a document (generation_metrics.py)
 
 The condition is fixed before the first new token and made of condition spans alone, so no scored token reaches what
-is written (the information rule). Every text has M tokens: end tokens are barred, for documents hold none and no head
-was trained on one, so that stopping would compare habits of the frozen model with their loss by training.
-The texts themselves are not kept.
+is written (the information rule). Every text has M tokens. End tokens are suppressed: the training documents contain
+none, so stopping early would measure a habit of the frozen model that training removed. The texts are not stored.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from chameleon_lite.app.score import left_padded
 from chameleon_lite.errors import UserError
 from chameleon_lite.heads import Condition, Head, update_logits
 from chameleon_lite.text import TokenTable
@@ -164,11 +164,8 @@ def write(
 
 def prompts(table: TokenTable, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Ids (B, T) and mask (B, T) of the documents' unscored starts, padded on the left; T is the longest's."""
-    at = rows.numpy()
-    lengths = table.prefix[at].astype(np.int64)
-    place = np.arange(lengths.max()) - (lengths.max() - lengths)[:, None]  # (B, T), below 0 where padding is
-    ids = np.where(place >= 0, table.ids[table.offsets[at][:, None] + place.clip(0)], table.pad_id)
-    return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy((place >= 0).astype(np.int64))
+    starts = [table.ids[table.offsets[i] : table.offsets[i] + table.prefix[i]] for i in rows.tolist()]
+    return left_padded(starts, table.pad_id)
 
 
 def agreement(tokens: Tensor, table: TokenTable, rows: Tensor, tokenizer) -> np.ndarray:

@@ -21,6 +21,7 @@ PACKAGES = (
     "datasets",
     "umap-learn",
     "torchmetrics",
+    "distributed",
 )
 
 
@@ -38,7 +39,12 @@ def _package(name: str) -> str:
     try:
         return f"  {name} {version(name)}"
     except PackageNotFoundError:
-        extra = {"datasets": "hub", "umap-learn": "book", "torchmetrics": "generate"}.get(name)
+        extra = {
+            "datasets": "hub",
+            "umap-learn": "book",
+            "torchmetrics": "generate",
+            "distributed": "cluster",
+        }.get(name)
         return f"  {name} is absent: pip install " + (f"'chameleon-lite[{extra}]'" if extra else name)
 
 

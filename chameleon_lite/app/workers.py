@@ -11,23 +11,19 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
 from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from ..errors import RunFailed, Unreachable, UserError
 
-LIVES = 3  # processes that a job may lose before it is given up
+LIVES = 3  # times in a row that processes may die before the jobs are given up
+LOST = (
+    "the workers keep dying, perhaps for want of memory, or their scheduler is gone; what was finished is kept: "
+    "run the same command again, with fewer workers"
+)
 CONNECT, WAIT = 10, 60  # seconds for a scheduler to answer, and for its first worker
 _common: Any = None  # in a process of this machine: what every job needs
 _alone = threading.Lock()  # a Dask worker may have several threads; random numbers are the process's
-
-
-@dataclass
-class _Running:
-    job: Any
-    future: Future
-    lost: int = 0
 
 
 class Workers:
@@ -59,41 +55,34 @@ class Workers:
         """Yield (job, result) for every result of function(common, job), `ordered` in the jobs' order.
 
         At most two jobs for each worker are out at a time; jobs are taken from the iterable as they can be given out.
-        Raises what a job raises, and RunFailed for a job whose workers keep dying.
+        Raises what a job raises, and RunFailed where workers keep dying.
         """
         if self.alone:
             for job in jobs:
                 yield from ((job, result) for result in function(self.common, job))
             return
-        jobs, running = iter(jobs), []
+        jobs, running, deaths = iter(jobs), [], 0
         while True:
             free = max(0, 2 * self._width() - len(running))
-            running += [_Running(job, self._submit(function, job)) for job in islice(jobs, free)]
+            running += [(self._submit(function, job), job) for job in islice(jobs, free)]
             if not running:
                 return
-            awaited = running[:1] if ordered else list(running)
-            wait([one.future for one in awaited], return_when=FIRST_COMPLETED)
-            for one in [one for one in awaited if one.future.done()]:
-                results = self._result(function, one)
-                if results is not None:
-                    running.remove(one)
-                    yield from ((one.job, result) for result in results)
-
-    def _result(self, function: Callable, one: _Running) -> list | None:
-        """A finished job's results; None where its worker died and the job is out again."""
-        try:
-            return one.future.result()
-        except self.died as error:
-            one.lost += 1
-            if self.dask or one.lost == LIVES:  # a scheduler has given the job to several workers itself
-                raise RunFailed(
-                    "the workers of one job keep dying, perhaps for want of memory; what was finished before "
-                    "is kept: run the same command again with fewer workers"
-                ) from error
-            one.future = self._submit(function, one.job)
-            return None
-        except CancelledError as error:
-            raise RunFailed(f"the connection to {self.dask} is lost; what was finished is kept") from error
+            awaited = running[:1] if ordered else running
+            wait([future for future, _ in awaited], return_when=FIRST_COMPLETED)
+            future, job = next(pair for pair in awaited if pair[0].done())
+            try:
+                results = future.result()
+            except BrokenExecutor as error:
+                deaths += 1
+                if deaths == LIVES:
+                    raise RunFailed(LOST) from error
+                running = [(f if _fine(f) else self._submit(function, job), job) for f, job in running]
+                continue
+            except self.fatal as error:  # the scheduler had given the job to several workers, or is gone
+                raise RunFailed(LOST) from error
+            deaths = 0
+            running.remove((future, job))
+            yield from ((job, result) for result in results)
 
     def _submit(self, function: Callable, job: Any) -> Future:
         if self.dask:
@@ -112,7 +101,7 @@ class Workers:
         import torch
         from joblib.externals.loky import ProcessPoolExecutor
 
-        self.died, gpus = BrokenExecutor, _gpus()
+        self.fatal, gpus = (), _gpus()
         threads = max(1, torch.get_num_threads() // self.count)
         self.pool = ProcessPoolExecutor(
             self.count,
@@ -134,7 +123,7 @@ class Workers:
             self.client.wait_for_workers(1, timeout=WAIT)
         except (OSError, ValueError) as error:
             raise Unreachable(f"no Dask scheduler with workers at {address}: {error}") from None
-        self.died, self.pool = KilledWorker, self.client.get_executor()
+        self.fatal, self.pool = (KilledWorker, CancelledError), self.client.get_executor()
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "10GB"}):
             self.sent = self.client.submit(_same, self.common, pure=False)
 
@@ -164,6 +153,10 @@ def _begin(common: Any, gpus: list[str]) -> None:
     if len(gpus) > 1:
         number = re.findall(r"\d+", multiprocessing.current_process().name)[-1]  # LokyProcess-3
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(number) % len(gpus)]
+
+
+def _fine(future: Future) -> bool:
+    return future.done() and future.exception() is None
 
 
 def _in_process(function: Callable, job: Any) -> list:

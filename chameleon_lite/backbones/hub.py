@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import torch
 
-from .. import errors
+from .. import errors, files
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
 

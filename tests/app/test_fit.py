@@ -152,7 +152,7 @@ def test_two_processes_fit_what_one_does(tmp_path, two_kinds):
     source.write_text("\n".join(json.dumps({"text": t}) for t in two_kinds(120)))
     command = [
         "-m",
-        "chameleon_lite.cli",
+        "chameleon_lite",
         "fit",
         str(source),
         "--backbone",

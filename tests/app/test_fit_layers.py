@@ -71,7 +71,7 @@ def test_another_process_computes_equal_logits(fitted, tmp_path):
     ids = torch.arange(40).reshape(2, 20)
     code = f"""
 import torch
-from chameleon_lite.model.chameleon import ChameleonLiteForCausalLM
+from chameleon_lite.chameleon import ChameleonLiteForCausalLM
 torch.set_num_threads({torch.get_num_threads()})
 model = ChameleonLiteForCausalLM.from_pretrained({str(fitted.folder)!r})
 logits = model(torch.arange(40).reshape(2, 20), condition=model.centroids[:2]).logits
@@ -185,7 +185,7 @@ def test_command_line_and_two_processes(tmp_path, two_kinds):
     source.write_text("\n".join(json.dumps({"text": t}) for t in two_kinds(120)))
     command = [
         "-m",
-        "chameleon_lite.cli",
+        "chameleon_lite",
         "fit",
         str(source),
         "--backbone",

@@ -248,7 +248,7 @@ def test_killed_for_real_and_resumed(adapter_folder, some_texts, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "chameleon_lite.cli",
+        "chameleon_lite",
         "adapt",
         str(source),
         "--model",

@@ -52,7 +52,7 @@ def test_another_process_computes_the_same_bits(small_folder, tmp_path, adapted,
     torch.save({"ids": ids, "mask": mask}, tmp_path / "batch.pt")
     code = f"""
 import torch
-from chameleon_lite.model.chameleon import ChameleonLiteForCausalLM
+from chameleon_lite.chameleon import ChameleonLiteForCausalLM
 torch.set_num_threads({torch.get_num_threads()})
 model = ChameleonLiteForCausalLM.from_pretrained({str(tmp_path / "adapter")!r})
 b = torch.load({str(tmp_path / "batch.pt")!r})

@@ -20,9 +20,9 @@ import sys, time
 from pathlib import Path
 import torch
 from chameleon_lite import states
-from chameleon_lite.data.corpora.documents import Document
-from chameleon_lite.data.tokens import tokenise
-from chameleon_lite.model.backbones import load_backbone
+from chameleon_lite.text import Document
+from chameleon_lite.text import tokenise
+from chameleon_lite.backbone import load_backbone
 
 texts = Path(sys.argv[1], "texts").read_text().split("\\n")
 tiny = load_backbone("tiny")

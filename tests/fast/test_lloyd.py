@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from chameleon_bench.baselines import kmeans_by_scikit_learn
-from chameleon_lite import cluster
+from chameleon_lite import cluster, engine
 from chameleon_lite.cluster import MAX_CLUSTERS, cluster_count, fit_clusters, nearest_centroid
 from chameleon_lite.embed import normalise
 from chameleon_lite.fast import lloyd

@@ -27,7 +27,9 @@ def test_a_run_repeats_itself_exactly(small, tmp_path):
     assert before.metrics["test_nll"] < [r for r in first if r.regime == "R0"][0].metrics["test_nll"]
 
 
-def test_resume_after_a_kill_loses_only_the_run_in_progress(small, tmp_path, monkeypatch):
+@pytest.mark.parametrize("workers", [None, pytest.param(2, marks=pytest.mark.slow)])
+def test_resume_after_a_kill_loses_only_the_run_in_progress(small, tmp_path, monkeypatch, workers):
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # as many in a worker as here
     settings = small(["R0", "R1", "R14"], seeds=2)
     whole = {r.name: r.measured() for r in run_experiment(settings, runs=tmp_path / "whole")}
     written, write = [], run.write_run
@@ -40,13 +42,16 @@ def test_resume_after_a_kill_loses_only_the_run_in_progress(small, tmp_path, mon
 
     monkeypatch.setattr(run, "write_run", killed)
     with pytest.raises(KeyboardInterrupt):
-        run_experiment(settings, runs=tmp_path / "runs")
+        run_experiment(settings, runs=tmp_path / "runs", workers=workers)
     monkeypatch.setattr(run, "write_run", write)
     assert [read_run(tmp_path / "runs", name) is not None for name in written] == [True] * 3
+    times = {n: (tmp_path / "runs" / n / "record.json").stat().st_mtime_ns for n in written}
     said = []
-    found = run_experiment(settings, runs=tmp_path / "runs", say=said.append)
+    found = run_experiment(settings, runs=tmp_path / "runs", say=said.append, workers=workers)
     assert {r.name: r.measured() for r in found} == whole
-    assert not [line for line in said if "seed 0" in line]  # seed 0 was complete
+    assert workers or not [line for line in said if "seed 0" in line]  # seed 0 was complete
+    for name in written:  # and what is complete is not run again
+        assert (tmp_path / "runs" / name / "record.json").stat().st_mtime_ns == times[name]
 
 
 def test_a_sweep_is_kept_and_not_repeated(small, tmp_path, monkeypatch):

@@ -15,6 +15,8 @@ import pytest
 import torch
 import yaml
 
+from chameleon_lite.app.stream import adapt_file
+from chameleon_lite.backbone import load_backbone
 from chameleon_lite.errors import UserError
 from chameleon_study.run import run_experiment
 
@@ -44,7 +46,7 @@ def run(folder, made_up, *more, **settings):
     command = [
         sys.executable,
         "-m",
-        "chameleon_lite.cli",
+        "chameleon_lite",
         "run",
         str(path),
         "--profile",
@@ -82,7 +84,7 @@ def test_workers_that_refuse_their_settings_leave_wrong_uses_exit_code(tmp_path)
     command = [
         sys.executable,
         "-m",
-        "chameleon_lite.cli",
+        "chameleon_lite",
         "run",
         str(EXPERIMENTS / "four-regimes.yaml"),
         "--backbone",
@@ -179,8 +181,8 @@ def kill_one_at_work(cluster: Cluster, runs: Path, lost: list) -> None:
         cluster.workers[lost[0]].wait()
         while len(client.scheduler_info()["workers"]) > 1:
             time.sleep(0.01)
-        events = [event for event in client.story(*lost[1:]) if event[0] in lost]
-        lost.append({key for key, old, new, *_ in events if (old, new) == ("processing", "released")})
+        events = client.story(*lost[1:])
+        lost.append({key for _, key, old, new, *_ in events if (old, new) == ("processing", "released")})
 
 
 @pytest.mark.slow
@@ -200,7 +202,7 @@ def test_a_cluster_that_loses_a_worker_gives_the_records_of_one_process(small, c
 
 
 @pytest.mark.slow
-def test_a_cluster_without_a_shared_folder_gives_the_records_of_one_process(
+def test_a_cluster_without_a_shared_folder_gives_the_records_and_the_answers_of_one_process(
     small, cluster, made_up, tmp_path, monkeypatch
 ):
     here = tmp_path / "here"
@@ -211,14 +213,29 @@ def test_a_cluster_without_a_shared_folder_gives_the_records_of_one_process(
     settings = several(small, corpora=["texts.jsonl"])
     both = cluster(2)
     together = run_experiment(settings, runs=Path("runs"), dask=both.address)
-    assert not (here / "cache" / "features").exists()  # nothing was computed here
+    assert not list((here / "cache").rglob("*.npy"))  # no hidden state was computed here
     for name in both.workers:
         left = {p.name for p in (tmp_path / name).rglob("*")}
-        assert "features" in left  # of its own
+        assert any(file.endswith(".npy") for file in left)  # its own hidden states
         assert not left & {"runs", "sweeps", "record.json", "spans.jsonl", "texts.jsonl"}
+    adapter(here / "adapter")
+    Path("in.jsonl").write_text("".join(f'"a text number {i} to be scored, and more"\n' for i in range(20)))
+    adapt_file(here / "adapter", "in.jsonl", "out.jsonl", window=3, dask=both.address, device="cpu")
+    adapt_file(here / "adapter", "in.jsonl", "alone.jsonl", window=3, device="cpu")
+    assert Path("out.jsonl").read_bytes() == Path("alone.jsonl").read_bytes()
     alone = run_experiment(settings, runs=Path("alone"))
     assert [r.measured() for r in together] == [r.measured() for r in alone]
     pd.testing.assert_frame_equal(documents("runs", together), documents("alone", alone))
+
+
+def adapter(folder: Path) -> None:
+    """Save an adapter that changes what `tiny` predicts."""
+    from chameleon_lite.chameleon import ChameleonLiteForCausalLM
+
+    prompts = {"max_length": 64, "prefix_tokens": 8, "min_scored": 4, "condition_on": "prompt"}
+    model = ChameleonLiteForCausalLM.from_backbone(load_backbone("tiny"), rank=2, prompts=prompts)
+    torch.nn.init.normal_(model.head.last.weight, std=0.1)
+    model.save_pretrained(folder)
 
 
 def documents(runs: str, records: list) -> pd.DataFrame:

@@ -42,7 +42,7 @@ next(Path(sys.argv[1], "saved").glob("*.arrow")).rename(folder / "name-train.arr
 splits = SplitDict.from_split_dict([{"name": "train", "num_examples": 2, "dataset_name": "name"}])
 names = {"builder_name": "parquet", "dataset_name": "name", "config_name": "default", "version": "0.0.0"}
 DatasetInfo(features=data.features, splits=splits, **names).write_to_directory(str(folder))
-from chameleon_lite.data.corpora.hub import fetch
+from chameleon_study.corpora.hub import fetch
 print(fetch("owner/name"))
 """
     done = subprocess.run([sys.executable, "-c", code, str(nowhere)], capture_output=True, text=True)
