@@ -21,7 +21,7 @@ class ChameleonLiteConfig(PreTrainedConfig):
     head: "hyper" (the paper's) or "lora"; rank R; scale α; dropout inside the hyper-network; hidden: its two inner
     widths; clusters K: stored centroids; condition: how prompts are grouped (model/conditions.py); lora_rank: rank
     of LoRA in the layers, 0 for none; backbone_*: what it belongs to; prompts: how texts were cut; notes: what the
-    training measured.
+    training measured. Raises UserError for a head or a condition of another name.
     """
 
     model_type = "chameleon-lite"

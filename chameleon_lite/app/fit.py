@@ -37,7 +37,7 @@ RESAMPLES = 2_000
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted adapter and what it did to texts it never saw: nats a token, and texts behind the numbers.
+    """A fitted adapter and what it did to texts it never saw: nats per token, and texts behind the numbers.
 
     `low` and `high` bound `after` - `before` with 95 % (texts drawn anew, 2,000 times).
     """
@@ -81,8 +81,8 @@ def fit(
 ) -> Fitted:
     """Train an adapter on texts (strings, a corpus's name, or a path) and save it to `out` if given.
 
-    With several processes (torchrun, accelerate) every one calls this; the first one writes.
-    Raises UserError where there are too few texts to hold any out, RunFailed where training leaves the numbers.
+    Losses are in nats per token. With several processes (torchrun, accelerate) every one calls this, the first writes.
+    Raises UserError where there are too few texts to hold any out, RunFailed where the loss stops being finite.
     """
     started, settings = time.perf_counter(), settings or FitSettings()
     processes = Processes()
