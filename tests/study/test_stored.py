@@ -61,7 +61,7 @@ def facts(text: str) -> list[str]:
 
 def test_facts_are_read_from_a_sentence_whatever_its_words():
     assert facts("a-b: R4<R7b -0.012344 in 3 of 1,204") == ["a-b", "R4", "R7b", "-0.01234", "3", "1204"]
-    assert facts("p 1.23449e-7 here") == facts("there 1.2345e-07") != facts("1.236e-07")
+    assert facts("p 1.23412e-7 here") == facts("there 1.2341e-07") != facts("1.236e-07")
 
 
 def test_the_stored_verdicts_are_what_the_rules_make_of_the_stored_records():
