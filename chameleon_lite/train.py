@@ -294,12 +294,13 @@ def train_heads(
     over: str = "token",
     recorder: Recorder | None = None,
 ) -> None:
-    """Train every member in place and leave each with its best validation state.
+    """Train every member in place and leave each with its best validation state; curves hold nats per token.
 
     Each epoch's order is cut into steps of settings.rows_per_step documents, as the validation order is into batches.
     `over` is how losses are averaged, "token" or "batch" (see `average`), in training and in validation.
     `recorder`: what steps are recorded with and replayed from; by default one process on a GPU has its own.
-    Raises nothing for a member whose loss stops being finite: it is stopped and its `failure` says at which step.
+    A member whose loss stops being finite is stopped and its `failure` says where; RunFailed if all did, with no state
+    to go back to. ValueError as in `average`.
     """
     processes = processes or Processes()
     if recorder is None and train.device.type == "cuda" and processes.count == 1:
@@ -379,10 +380,11 @@ def in_eval_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
 def average(
     nll: Tensor, counts: Tensor, over: str = "token", batches: Sequence[Tensor] | None = None
 ) -> Tensor:
-    """nll sums (…, N) and token counts (N,) to nats a token (…).
+    """nll sums (…, N) and token counts (N,) to nats per token (…).
 
     over="token" divides the sums once; over="batch" is the released scripts' unweighted mean over batches of
     per-batch means (audit, row 7), which depends on how documents were batched.
+    ValueError for any other `over`, and for "batch" without batches.
     """
     counts = counts.to(nll)
     if over == "token":
