@@ -19,14 +19,12 @@ from chameleon_lite.embed import mean_embeddings
 from chameleon_lite.heads import HeadUpdate
 from chameleon_lite.loss import HeadWeight, head_losses
 from chameleon_lite.states import ScoredStates, hidden_states
-from chameleon_lite.text import Document, TokenTable, tokenise
+from chameleon_lite.text import Document, tokenise
 
-from .measure import peak_bytes, seconds_of
+from .measure import peak_bytes, seconds_of, timed
 from .workload import Bench, topic_words
 
-RESOLUTION = (
-    16 << 20
-)  # bytes; less is lost in the system's own accounts of a process, and is shown as this much
+RESOLUTION = 16 << 20  # bytes; less is lost in the system's accounts of a process, and is shown as this much
 # Slopes one expects. Clusters are fitted on at most 100,000 rows; above that only assigning the others grows.
 EXPECTED = {
     "tokenise": 1,
@@ -41,24 +39,19 @@ EXPECTED = {
 
 def growth(bench: Bench) -> dict:
     """All curves, each {stage, against, sizes, values, unit, slope, expected}."""
-    curves = _against_rows(bench)
-    curves.append(_against_clusters(bench))
-    curves.append(
-        _head(bench, "vocabulary", (2_048, 8_192, 32_768, 131_072)[: 2 if bench.quick else 4], expected=1)
-    )
-    # The large product does not know the rank: only the small ones grow.
-    curves.append(_head(bench, "rank", (1, 4, 16, 64)[: 2 if bench.quick else 4], expected=0))
+    some = slice(2 if bench.quick else 4)
+    curves = [*_against_rows(bench), _against_clusters(bench)]
+    curves.append(_head(bench, "vocabulary", (2_048, 8_192, 32_768, 131_072)[some], expected=1))
+    # The large product is the same for every rank: only the small ones grow.
+    curves.append(_head(bench, "rank", (1, 4, 16, 64)[some], expected=0))
     return {"what": "growth of time and memory", "status": "shown", "curves": curves}
 
 
 def slope(sizes, values) -> float:
     """Slope of log value over log size through the larger half of the points, at least two."""
     keep = max(2, (len(sizes) + 1) // 2)
-    x, y = (
-        np.log(np.asarray(sizes[-keep:], float)),
-        np.log(np.maximum(np.asarray(values[-keep:], float), 1e-9)),
-    )
-    return float(np.polyfit(x, y, 1)[0])
+    x, y = np.asarray(sizes[-keep:], float), np.asarray(values[-keep:], float)
+    return float(np.polyfit(np.log(x), np.log(np.maximum(y, 1e-9)), 1)[0])
 
 
 def _curve(stage: str, against: str, sizes, values, unit: str, expected: float) -> dict:
@@ -84,25 +77,28 @@ def _against_rows(bench: Bench) -> list[dict]:
                 found[stage].append(value)
     finally:
         torch.set_num_threads(threads)
-    return [
-        _curve(stage, "rows", sizes, found[stage], "bytes" if "memory" in stage else "s", EXPECTED[stage])
-        for stage in EXPECTED
-    ]
+    unit = {"feature memory": "bytes"}
+    return [_curve(s, "rows", sizes, found[s], unit.get(s, "s"), slope) for s, slope in EXPECTED.items()]
 
 
 def measure_rows(bench: Bench, backbone, n: int) -> dict[str, float]:
     """Seconds of each stage on n short documents, and bytes of the feature pass beyond the ids'."""
     out: dict[str, float] = {}
     documents = made_up_documents(n)
-    table: TokenTable = _timed(
-        out,
-        "tokenise",
-        lambda: tokenise(documents, backbone.tokenizer, max_length=64, prefix_tokens=4, min_scored=4),
+    limits, generator = (
+        {"max_length": 64, "prefix_tokens": 4, "min_scored": 4},
+        torch.Generator().manual_seed(0),
     )
-    x = _timed(out, "mean embedding", lambda: mean_embeddings(table, backbone.embedding, span="row"), bench)
-    clustering = _timed(out, "fit clusters", lambda: fit_clusters(x, 64, seed=0), bench)
-    labels = clustering.labels.cpu()
-    _timed(out, "arrange", lambda: arrange(n, labels, torch.Generator().manual_seed(0)).groups(32))
+
+    def stage(name: str, work: Callable, device: torch.device = bench.device):
+        out[name], result = timed(work, device)
+        return result
+
+    host = torch.device("cpu")
+    table = stage("tokenise", lambda: tokenise(documents, backbone.tokenizer, **limits), host)
+    x = stage("mean embedding", lambda: mean_embeddings(table, backbone.embedding, span="row"))
+    labels = stage("fit clusters", lambda: fit_clusters(x, 64, seed=0)).labels.cpu()
+    stage("arrange", lambda: arrange(n, labels, generator).groups(32), host)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         stores = []
@@ -130,10 +126,8 @@ def made_up_documents(n: int, seed: int = 0) -> list[Document]:
     """n documents of one to three words and an ending, about two dozen characters."""
     words, g = topic_words(), np.random.default_rng(seed)
     starts, counts = g.integers(0, len(words) - 8, n).tolist(), g.integers(1, 4, n).tolist()
-    return [
-        Document(str(i), " ".join(words[s : s + c]) + " and so on")
-        for i, (s, c) in enumerate(zip(starts, counts))
-    ]
+    texts = [" ".join(words[s : s + c]) + " and so on" for s, c in zip(starts, counts)]
+    return [Document(str(i), text) for i, text in enumerate(texts)]
 
 
 def _against_clusters(bench: Bench) -> dict:
@@ -162,11 +156,3 @@ def _head(bench: Bench, against: str, sizes, expected: float) -> dict:
         step()
         values.append(seconds_of(step, bench.device, 3))
     return _curve("head, forward and backward", against, sizes, values, "s", expected)
-
-
-def _timed(out: dict[str, float], stage: str, work: Callable, bench: Bench | None = None):
-    """Run once, note the seconds."""
-    kept: list = []
-    device = bench.device if bench else torch.device("cpu")
-    out[stage] = seconds_of(lambda: kept.append(work()), device)
-    return kept[0]

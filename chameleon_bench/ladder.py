@@ -9,14 +9,22 @@ from torch import Tensor
 
 from chameleon_lite.fast.recorder import LIMIT, Recorder
 from chameleon_lite.loss import HeadWeight
-from chameleon_lite.settings import TrainSettings
 from chameleon_lite.states import ScoredStates, hidden_states
-from chameleon_lite.train import Member, train_heads
 
 from . import baselines
 from .measure import sample, seconds_of
 from .rows_train import EPOCHS, LEARNING_RATE, REGIMES, Training
 from .workload import LENGTH, Bench
+
+IDEAS = {
+    "released way": "backbone on the padding, in every epoch, for every regime",
+    "states kept": "the frozen backbone runs once",
+    "no padding": "length-sorted rows, only real targets",
+    "16-bit products": "where the machine has units for them",
+    "own head loss": "chunks, one large product, no logits kept",
+    "regimes together": "one large product for all heads",
+    "steps recorded": "one word from the host a step",
+}
 
 
 def ladder(bench: Bench) -> dict:
@@ -27,52 +35,26 @@ def ladder(bench: Bench) -> dict:
     """
     work = _Steps(bench)
     both = EPOCHS * len(REGIMES)
-    steps = [
-        (
-            "released way",
-            "backbone on the padding, in every epoch, for every regime",
-            None,
-            work.released,
-            both,
-        ),
-        ("states kept", "the frozen backbone runs once", work.padded_pass, work.padded_epoch, both),
-        ("no padding", "length-sorted rows, only real targets", work.exact_pass, work.real_epoch, both),
-        (
-            "16-bit products",
-            "where the machine has units for them",
-            work.fast_pass,
-            work.autocast_epoch,
-            both,
-        ),
-        ("own head loss", "chunks, one large product, no logits kept", work.fast_pass, work.heads_apart, 1),
-        ("regimes together", "one large product for all heads", work.fast_pass, work.heads_together, 1),
-    ]
+    steps = {
+        "released way": (None, work.released, both),
+        "states kept": (work.padded_pass, work.padded_epoch, both),
+        "no padding": (work.exact_pass, work.real_epoch, both),
+        "16-bit products": (work.fast_pass, work.autocast_epoch, both),
+        "own head loss": (work.fast_pass, work.heads_apart, 1),
+        "regimes together": (work.fast_pass, work.heads_together, 1),
+    }
     if bench.gpu:
-        steps.append(
-            ("steps recorded", "one word from the host a step", work.fast_pass, work.steps_recorded, 1)
-        )
+        steps["steps recorded"] = (work.fast_pass, work.steps_recorded, 1)
     out = []
     with work:
-        for name, idea, once, epoch, times in steps:
+        for name, (once, epoch, times) in steps.items():
             first = _median(bench, once) if once else 0.0
             each = _median(bench, epoch)
-            out.append(
-                {
-                    "step": name,
-                    "idea": idea,
-                    "seconds": first + times * each,
-                    "once": first,
-                    "epoch": each,
-                    "epochs": times,
-                }
-            )
+            seconds = {"seconds": first + times * each, "once": first, "epoch": each, "epochs": times}
+            out.append({"step": name, "idea": IDEAS[name], **seconds})
     sizes = {"rows": len(work.table), "tokens": int(work.table.lengths.sum())}
-    return {
-        "what": "five epochs, two regimes, full-sequence loss",
-        "status": "shown",
-        "steps": out,
-        "workload": sizes,
-    }
+    what = "five epochs, two regimes, full-sequence loss"
+    return {"what": what, "status": "shown", "steps": out, "workload": sizes}
 
 
 def _median(bench: Bench, work: Callable) -> float:
@@ -102,15 +84,7 @@ class _Steps:
         self.folder.cleanup()
 
     def released(self) -> None:
-        baselines.ReleasedTraining(
-            self.backbone,
-            self.ids,
-            self.labels,
-            self.head,
-            rows=self.training.rows_a_step,
-            vectors=self.training.vectors,
-            learning_rate=LEARNING_RATE,
-        ).epoch()
+        self.training.released_way(self.ids, self.labels, self.head).epoch()
 
     def padded_pass(self) -> None:
         self.padded = baselines.padded_states(self.backbone, self.ids, self.training.rows_a_step)
@@ -132,16 +106,15 @@ class _Steps:
             self._plain_step(h, labels)
 
     def real_epoch(self) -> None:
-        for rows in self.training.batches:
+        for rows in self.training.order.steps(self.training.rows_a_step):
             h, target, _ = self.states[torch.float32].batch(rows)
             self._plain_step(h.float(), target)
 
     def autocast_epoch(self) -> None:
-        for rows in self.training.batches:
+        for rows in self.training.order.steps(self.training.rows_a_step):
             h, target, _ = self.states[self.bench.fast].batch(rows)
-            with torch.autocast(
-                self.bench.device.type, self.bench.fast, enabled=self.bench.fast != torch.float32
-            ):
+            enabled = self.bench.fast != torch.float32
+            with torch.autocast(self.bench.device.type, self.bench.fast, enabled=enabled):
                 loss = self._plain_loss(h.float(), target)
             self._update(loss)
 
@@ -158,21 +131,8 @@ class _Steps:
     def _fit(self, regimes, record: bool) -> None:
         """All epochs of some regimes, heads drawn included."""
         recorder = Recorder(self.bench.device, limit=LIMIT if record else 0) if self.bench.gpu else None
-        settings = TrainSettings(epochs=EPOCHS, rows_per_step=self.training.rows_a_step, patience=99)
-        told = self.training.condition
-        members = [Member(r, self.training.head(r), told, told, LEARNING_RATE) for r in regimes]
-        data = self.states[self.bench.fast]
-        train_heads(
-            members,
-            data,
-            lambda _: self.training.batches,
-            data,
-            [torch.arange(1)],
-            self.weight,
-            settings,
-            progress=False,
-            recorder=recorder,
-        )
+        members, data = self.training.members(regimes), self.states[self.bench.fast]
+        self.training.fit(members, data, self.weight, EPOCHS, recorder=recorder)
 
     def _plain_loss(self, h: Tensor, target: Tensor) -> Tensor:
         return baselines.plain_head_loss(h, target, self.backbone.head.weight, self.head.down, self.head.up)

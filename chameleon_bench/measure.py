@@ -1,4 +1,4 @@
-"""How a row is measured: contenders take turns, the median counts, and nothing counts that is not correct.
+"""How a row is measured: contenders take turns, the median counts; a row with wrong outputs is reported as failed.
 
 contenders ─ warm up once ─▶ a, b, a, b, … (interleaved) ─▶ Sample (median, low, high, repetitions)
 Comparison = our sample, the peer's, how many times better, the goal · Gate = a number and its limit
@@ -62,6 +62,10 @@ class Gate:
     def passed(self) -> bool:
         return math.isfinite(self.value) and self.value <= self.limit
 
+    def as_json(self) -> dict[str, Any]:
+        """The gate and whether it holds."""
+        return asdict(self) | {"passed": self.passed}
+
 
 @dataclass
 class Row:
@@ -90,11 +94,9 @@ class Row:
 
     def as_json(self) -> dict[str, Any]:
         """The row with everything derived spelled out."""
-        out = asdict(self) | {"status": self.status}
+        out = asdict(self) | {"status": self.status, "gates": [gate.as_json() for gate in self.gates]}
         for entry, c in zip(out["comparisons"], self.comparisons):
             entry |= {"ratio": c.ratio, "met": c.met}
-        for entry, gate in zip(out["gates"], self.gates):
-            entry["passed"] = gate.passed
         if self.status == "missed" and not self.reason:
             out["reason"] = _from_profile(self.profile)
         return out
@@ -125,14 +127,20 @@ def seconds_of(work: Callable[[], Any], device: torch.device, times: int = 1) ->
     return (time.perf_counter() - started) / times
 
 
+def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Seconds of one call, the device's work included, and what it returned."""
+    out: list = []
+    return seconds_of(lambda: out.append(work()), device), out[0]
+
+
 def host_seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds until one call comes back, on a device that was idle: what the host takes to tell it everything."""
+    """Seconds until one call returns, on a device that was idle: what the host takes to queue all its work."""
     synchronise(device)
     started = time.perf_counter()
     work()
-    told = time.perf_counter() - started
+    seconds = time.perf_counter() - started
     synchronise(device)
-    return told
+    return seconds
 
 
 def interleaved(
@@ -143,15 +151,24 @@ def interleaved(
     if warm_up:
         for name, work in contenders.items():
             once = seconds_of(work, device)
-            once = (
-                seconds_of(work, device) if once < 1 else once
-            )  # the first call may have loaded or compiled
+            if once < 1:  # the first call may have loaded or compiled
+                once = seconds_of(work, device)
             times[name] = max(1, math.ceil(MINIMUM_SECONDS / max(once, 1e-7)))
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repetitions):
         for name, work in contenders.items():
             found[name].append(seconds_of(work, device, times[name]))
     return {name: sample(values) for name, values in found.items()}
+
+
+def median_seconds(work: Callable[[], Any], device: torch.device, repetitions: int = 3) -> float:
+    """Median seconds of one piece of work by itself."""
+    return interleaved({"it": work}, device, repetitions)["it"].median
+
+
+def faster(times: Mapping[str, Sample], peer: str, goal: float | None) -> Comparison:
+    """Ours against one peer in time, from the samples of `interleaved`."""
+    return Comparison(peer, "time", times["ours"], times[peer], goal)
 
 
 def sample(values: list[float], unit: str = "s") -> Sample:
@@ -161,9 +178,8 @@ def sample(values: list[float], unit: str = "s") -> Sample:
 
 def scaled(found: Sample, factor: float) -> Sample:
     """The same measurements in another amount of work, for work that repeats itself exactly."""
-    return Sample(
-        found.median * factor, found.low * factor, found.high * factor, found.repetitions, found.unit
-    )
+    values = (value * factor for value in (found.median, found.low, found.high))
+    return Sample(*values, found.repetitions, found.unit)
 
 
 def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:

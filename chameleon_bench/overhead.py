@@ -10,13 +10,13 @@ until 32 of its cluster have come is no work, so it stands beside: a simulation 
 """
 
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.stats import bootstrap
 from torch import Tensor
 
 from chameleon_lite import engine
@@ -28,7 +28,7 @@ from chameleon_lite.heads import Condition, HeadUpdate, HyperHead
 from chameleon_lite.loss import HeadWeight, head_losses, token_losses
 from chameleon_study.arrivals import Service, waiting_table
 
-from .measure import Gate, seconds_of
+from .measure import Gate, seconds_of, timed
 from .workload import RANK, Bench, random_table, row_lengths
 
 ROWS, PREFIX = 32, 16  # texts a batch; tokens of a text that are read before any is scored
@@ -49,10 +49,8 @@ class Batches:
         longest = bench.size(cpu=64, gpu=256, quick=32)
         lengths = row_lengths(count * ROWS).clip(PREFIX + 8, longest)
         self.table = random_table(lengths, backbone.vocab, backbone.pad_id)
-        centroids = normalise(
-            torch.randn(bench.size(742, 742, 32), backbone.width, generator=g)
-        )  # 23,767 // 32
-        self.centroids = centroids.to(bench.device)
+        clusters = bench.size(742, 742, 32)  # 23,767 // 32
+        self.centroids = normalise(torch.randn(clusters, backbone.width, generator=g)).to(bench.device)
         self.weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=backbone_dtype(bench.device))
         self.exact = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=torch.float32)
         with torch.random.fork_rng():
@@ -114,7 +112,7 @@ def overhead(bench: Bench) -> dict:
     return {
         "what": f"what adapting adds to a batch of {ROWS} texts",
         "status": "shown" if all(gate.passed for gate in gates) else "gate failed",
-        "gates": [vars(gate) | {"passed": gate.passed} for gate in gates],
+        "gates": [gate.as_json() for gate in gates],
         "batches": len(seconds["plain"]),
         "rows a batch": ROWS,
         "whole": whole,
@@ -145,14 +143,15 @@ def ratios(adapted: list[float], plain: list[float], draws: int = DRAWS) -> dict
 
     The interval is a bootstrap's over batches; both times of a batch are drawn together.
     """
-    ours, theirs = np.asarray(adapted), np.asarray(plain)
-    picks = np.random.default_rng(0).integers(0, len(ours), (draws, len(ours)))
-    found = {}
+    both, found = (np.asarray(adapted), np.asarray(plain)), {}
     for name, at in (("p50", 0.5), ("p95", 0.95)):
-        drawn = np.quantile(ours[picks], at, axis=1) / np.quantile(theirs[picks], at, axis=1)
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        value = np.quantile(ours, at) / np.quantile(theirs, at)
-        found[name] = {"ratio": float(value), "low": float(low), "high": float(high)}
+
+        def ratio(ours, theirs, axis=-1, at=at):
+            return np.quantile(ours, at, axis=axis) / np.quantile(theirs, at, axis=axis)
+
+        options = {"paired": True, "method": "percentile", "n_resamples": draws}
+        span = bootstrap(both, ratio, random_state=np.random.default_rng(0), **options).confidence_interval
+        found[name] = {"ratio": float(ratio(*both)), "low": float(span.low), "high": float(span.high)}
     return found
 
 
@@ -177,11 +176,8 @@ def _timed(work: Batches) -> dict[str, list[float]]:
 def _round(work: Batches, b: dict, reverse: bool) -> dict[str, float]:
     """Seconds of everything on one batch; the parts take what the parts before them made."""
     made: dict[str, Any] = {}
-    whole: list[tuple[str, Callable]] = [
-        ("plain", lambda: work.plain(b)),
-        ("adapted", lambda: work.adapted(b)),
-    ]
-    parts: list[tuple[str, Callable]] = [
+    whole = [("plain", lambda: work.plain(b)), ("adapted", lambda: work.adapted(b))]
+    parts = [
         ("prefix mean", lambda: work.vectors(b)),
         ("nearest centroid", lambda: work.assign(made["prefix mean"])),
         ("hyper-network", lambda: work.update(made["prefix mean"])),
@@ -191,7 +187,7 @@ def _round(work: Batches, b: dict, reverse: bool) -> dict[str, float]:
     ]
     found = {}
     for name, run in [*whole[:: -1 if reverse else 1], *parts]:
-        found[name] = seconds_of(lambda: made.__setitem__(name, run()), work.bench.device)
+        found[name], made[name] = timed(run, work.bench.device)
     return found
 
 
@@ -211,7 +207,7 @@ def _gates(work: Batches) -> list[Gate]:
     same = float(work.losses(h[:256], some, nothing).mean())
     far = torch.cdist(vectors.double(), work.centroids.double())  # (B, K)
     chosen = far.gather(1, work.assign(vectors)[0][:, None])[:, 0]
-    limit = work.bench.loss_gate
+    beyond, limit = float((chosen - far.min(1).values).max()), work.bench.loss_gate
     return [
         Gate("mean loss under the update, from float32, nats", abs(losses["with"] - expected), limit),
         Gate(
@@ -219,31 +215,22 @@ def _gates(work: Batches) -> list[Gate]:
             abs(same - losses["without"]),
             limit,
         ),
-        Gate(
-            "distance to the chosen centroid beyond the nearest",
-            float((chosen - far.min(1).values).max()),
-            1e-4,
-        ),
+        Gate("distance to the chosen centroid beyond the nearest", beyond, 1e-4),
     ]
 
 
 def _operations(work: Batches) -> dict[str, float]:
     """Operations a batch (two for a multiplication): the plain model's, and what each part of adapting adds."""
     backbone, table = work.backbone, work.table
-    width, vocab, (tokens, scored) = (
-        backbone.width,
-        backbone.vocab,
-        (float(x.sum()) / work.count for x in (table.lengths, table.lengths - PREFIX)),
-    )
+    width, vocab = backbone.width, backbone.vocab
+    tokens, scored = (float(x.sum()) / work.count for x in (table.lengths, table.lengths - PREFIX))
     blocks = sum(p.numel() for p in backbone.body.parameters()) - backbone.embedding.numel()
     added = {
         "nearest centroid": 2.0 * ROWS * width * len(work.centroids),
         "hyper-network": 2.0 * sum(p.numel() for p in work.head.parameters()),
         "extra products": 2.0 * scored * RANK * (width + vocab),
     }
-    plain = 2.0 * (
-        tokens * blocks + scored * width * vocab
-    )  # attention's own products left out: plain's gain
+    plain = 2.0 * (tokens * blocks + scored * width * vocab)  # without attention's own products: plain's gain
     return {"plain": plain, **added, "share": sum(added.values()) / plain}
 
 
@@ -266,12 +253,6 @@ def _waiting(bench: Bench, full: float, one: float, clusters: int) -> dict:
     each = max(0.0, (full - one) / (ROWS - 1))
     rate = LOAD * ROWS / full
     labels = np.random.default_rng(0).integers(0, clusters, bench.size(4, 4, 1) * ROWS * clusters)
-    table = waiting_table(
-        labels, rate=rate, batches=(ROWS,), service=Service(max(0.0, full - ROWS * each), each)
-    )
-    return {
-        "arrivals a second": rate,
-        "clusters": clusters,
-        "texts": len(labels),
-        "batches": table.to_dict("records"),
-    }
+    service = Service(max(0.0, full - ROWS * each), each)
+    rows = waiting_table(labels, rate=rate, batches=(ROWS,), service=service).to_dict("records")
+    return {"arrivals a second": rate, "clusters": clusters, "texts": len(labels), "batches": rows}

@@ -34,7 +34,7 @@ from . import (
     tried,
     two_gpus,
 )
-from .measure import Comparison, Row
+from .measure import Row
 from .workload import Bench
 
 ROWS: dict[str, Callable[[Bench], Row]] = {
@@ -165,17 +165,12 @@ def line(entry: dict) -> str:
     parts = [f"{entry['name']:<4} {entry['status']:<11} {entry['what']}"]
     for c in entry["comparisons"]:
         goal = f", goal {c['goal']:g} ×" if c["goal"] is not None else ""
-        got = (
-            f"{c['ratio']:.2f} × ({_shown(c['ours'])} against {_shown(c['theirs'])})"
-            if c["theirs"]
-            else c["absent"]
-        )
+        got = c["absent"]
+        if c["theirs"]:
+            got = f"{c['ratio']:.2f} × ({_shown(c['ours'])} against {_shown(c['theirs'])})"
         parts.append(f"     {c['peer']}, {c['quantity']}: {got}{goal}")
-    parts += [
-        f"     gate failed: {g['what']} is {g['value']:.3g}, limit {g['limit']:g}"
-        for g in entry["gates"]
-        if not g["passed"]
-    ]
+    failed = [g for g in entry["gates"] if not g["passed"]]
+    parts += [f"     gate failed: {g['what']} is {g['value']:.3g}, limit {g['limit']:g}" for g in failed]
     if entry["status"] == "missed":
         parts.append(f"     {entry['reason']}")
     return "\n".join(parts)
@@ -188,13 +183,3 @@ def _shown(found: dict) -> str:
         return f"{value / 1e6:,.0f} MB"
     spread = f" ± {(found['high'] - found['low']) / 2 / value:.0%}" if found["repetitions"] > 1 else ""
     return (f"{value * 1e3:.2f} ms" if value < 1 else f"{value:.2f} s") + spread
-
-
-def table(kept: dict) -> str:
-    """All rows of a results file as text."""
-    order = [*ROWS, *EXTRAS]
-    rows = sorted(kept["rows"].values(), key=lambda entry: order.index(entry["name"]))
-    return "\n".join(line(entry) for entry in rows)
-
-
-__all__ = ["Comparison", "EXTRAS", "ROWS", "line", "machine", "run_rows", "table"]

@@ -15,25 +15,18 @@ from chameleon_lite.heads import HeadUpdate
 from chameleon_lite.loss import HeadWeight, head_losses
 from chameleon_lite.states import arithmetic, hidden_rows
 
-from .measure import interleaved, sample, seconds_of
+from .measure import median_seconds, sample, seconds_of
 from .rows_states import pass_operations
 from .workload import Bench, head_inputs, random_table, row_lengths
 
 
 def roofline(bench: Bench) -> dict:
     """The two rates and every stage's {stage, operations, bytes, seconds, format}."""
-    fast = str(bench.fast).removeprefix("torch.")
-    rates = {
-        "bytes/s": _bandwidth(bench),
-        fast: _rate(bench, bench.fast),
-        "float32": _rate(bench, torch.float32),
-    }
+    rates = {"bytes/s": _bandwidth(bench)}
+    for dtype in (bench.fast, torch.float32):
+        rates[str(dtype).removeprefix("torch.")] = _rate(bench, dtype)
     points = [_features(bench), _head(bench), _mean_embeddings(bench), _nearest(bench), _decode(bench)]
     return {"what": "stages under the roof", "status": "shown", "rates": rates, "points": points}
-
-
-def _median(bench: Bench, work) -> float:
-    return interleaved({"it": work}, bench.device, 3)["it"].median
 
 
 def _rate(bench: Bench, dtype: torch.dtype) -> float:
@@ -41,14 +34,14 @@ def _rate(bench: Bench, dtype: torch.dtype) -> float:
     rows = bench.size(2_048, 16_384, 1_024)
     a = torch.randn(rows, 768, device=bench.device).to(dtype)
     b = torch.randn(768, 3_072, device=bench.device).to(dtype)
-    return 2 * rows * 768 * 3_072 / _median(bench, lambda: a @ b)
+    return 2 * rows * 768 * 3_072 / median_seconds(lambda: a @ b, bench.device)
 
 
 def _bandwidth(bench: Bench) -> float:
     """Bytes a second of a copy too large for any cache, read and written."""
     x = torch.ones(bench.size(1 << 26, 1 << 29, 1 << 24), device=bench.device)
     y = torch.empty_like(x)
-    return 2 * x.numel() * 4 / _median(bench, lambda: y.copy_(x))
+    return 2 * x.numel() * 4 / median_seconds(lambda: y.copy_(x), bench.device)
 
 
 def _point(stage: str, operations: float, moved: float, seconds: float, dtype) -> dict:
@@ -66,17 +59,13 @@ def _features(bench: Bench) -> dict:
     table = random_table(row_lengths(bench.size(24, 2_048, 4)), backbone.vocab, backbone.pad_id)
     order = np.argsort(table.lengths)
     with arithmetic(backbone, bench.fast):
-        seconds = sample(
-            [seconds_of(lambda: hidden_rows(backbone, table, order), bench.device) for _ in range(3)]
-        ).median
+        passes = [seconds_of(lambda: hidden_rows(backbone, table, order), bench.device) for _ in range(3)]
     tokens, layers = int(table.lengths.sum()), backbone.lm.config.num_hidden_layers
     weights = sum(p.numel() for p in backbone.body.parameters()) * bench.fast.itemsize
-    states = (
-        tokens * backbone.width * bench.fast.itemsize * layers * 16
-    )  # a block's activations, written and read
-    return _point(
-        "hidden states", pass_operations(backbone, table.lengths), weights + states, seconds, bench.fast
-    )
+    # a block's activations, written and read
+    moved = weights + tokens * backbone.width * bench.fast.itemsize * layers * 16
+    operations = pass_operations(backbone, table.lengths)
+    return _point("hidden states", operations, moved, sample(passes).median, bench.fast)
 
 
 def _head(bench: Bench) -> dict:
@@ -92,7 +81,9 @@ def _head(bench: Bench) -> dict:
     vocab, width, size = weight.padded, weight.width, bench.fast.itemsize
     moved = vocab * width * size + tokens * width * size + tokens * vocab * (2 * size + 4)
     operations = 2 * tokens * vocab * (width + 3 * len(down))
-    return _point("head, forward and backward", operations, moved, _median(bench, step), bench.fast)
+    return _point(
+        "head, forward and backward", operations, moved, median_seconds(step, bench.device), bench.fast
+    )
 
 
 def _mean_embeddings(bench: Bench) -> dict:
@@ -100,7 +91,7 @@ def _mean_embeddings(bench: Bench) -> dict:
     ids = torch.randint(bench.backbone.vocab, (tokens,), device=bench.device)
     offsets = torch.arange(0, tokens, 100, device=bench.device)
     matrix = bench.backbone.embedding.detach()
-    seconds = _median(bench, lambda: F.embedding_bag(ids, matrix, offsets, mode="mean"))
+    seconds = median_seconds(lambda: F.embedding_bag(ids, matrix, offsets, mode="mean"), bench.device)
     return _point("mean embeddings", tokens * width, tokens * (4 * width + 8), seconds, torch.float32)
 
 
@@ -108,10 +99,9 @@ def _nearest(bench: Bench) -> dict:
     n, k = bench.size(23_767, 23_767, 2_000), bench.size(742, 742, 128)
     x, c = torch.randn(n, 768, device=bench.device), torch.randn(k, 768, device=bench.device)
     norms = x.square().sum(1)
-    seconds = _median(bench, lambda: assign(x, c, norms))
-    return _point(
-        "nearest centroid", 2 * n * k * 768, 4 * (n * 768 + k * 768 + 2 * n * k), seconds, torch.float32
-    )
+    seconds = median_seconds(lambda: assign(x, c, norms), bench.device)
+    moved = 4 * (n * 768 + k * 768 + 2 * n * k)
+    return _point("nearest centroid", 2 * n * k * 768, moved, seconds, torch.float32)
 
 
 @torch.no_grad()
@@ -125,7 +115,7 @@ def _decode(bench: Bench) -> dict:
         backbone.lm(input_ids=ids[:, past:], past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache.crop(-1)
 
-    seconds = _median(bench, step)
+    seconds = median_seconds(step, bench.device)
     weights, config = backbone.parameters, backbone.lm.config
     moved = 4 * weights + 2 * 4 * rows * past * config.num_hidden_layers * config.hidden_size
     return _point("decoding, one token a row", 2 * rows * weights, moved, seconds, torch.float32)

@@ -12,7 +12,7 @@ from chameleon_lite.backbone import in_format
 from chameleon_lite.fast import aligned_head
 from chameleon_lite.heads import HeadUpdate, update_logits
 
-from .measure import Comparison, Gate, Row, interleaved, seconds_of
+from .measure import Gate, Row, faster, interleaved, seconds_of
 from .workload import RANK, Bench
 
 SAME_LOGITS = 1e-3  # two best logits nearer than this may change places: padding alone moves them by 1e-4
@@ -27,9 +27,8 @@ class Prompts:
         lengths = torch.randint(8, 41, (count,), generator=g)
         width = int(lengths.max())
         ids = torch.randint(0, bench.backbone.vocab - 1, (count, width), generator=g)
-        self.mask = (
-            (torch.arange(width)[None] >= (width - lengths)[:, None]).long().to(bench.device)
-        )  # (B, T)
+        mask = torch.arange(width)[None] >= (width - lengths)[:, None]  # (B, T)
+        self.mask = mask.long().to(bench.device)
         self.ids = torch.where(self.mask.bool(), ids.to(bench.device), bench.backbone.pad_id)
 
     def batched(self, model, rows: slice = slice(None), **extra) -> Tensor:
@@ -49,13 +48,8 @@ class Prompts:
         return torch.stack(rows)
 
     def _greedy(self) -> dict:
-        pad = self.bench.backbone.pad_id
-        return {
-            "max_new_tokens": self.new,
-            "min_new_tokens": self.new,
-            "do_sample": False,
-            "pad_token_id": pad,
-        }
+        count = {"max_new_tokens": self.new, "min_new_tokens": self.new}
+        return count | {"do_sample": False, "pad_token_id": self.bench.backbone.pad_id}
 
     @property
     def tokens(self) -> int:
@@ -76,15 +70,12 @@ def one_at_a_time(bench: Bench) -> Row:
 
     found, expected = ours(), released()
     heavy = 1 if bench.quick else 3
-    times = interleaved({"ours": ours, "released way": released}, bench.device, heavy, warm_up=False)
+    peer = "released way, one by one"
+    times = interleaved({"ours": ours, peer: released}, bench.device, heavy, warm_up=False)
     return Row(
         "B11",
         "generating for 64 prompts",
-        [
-            Comparison(
-                "released way, one by one", "time", times["ours"], times["released way"], bench.goal(4, 25)
-            )
-        ],
+        [faster(times, peer, bench.goal(4, 25))],
         [_token_gate(prompts, found, expected, _next_logits(model, prompts, update))],
         limit="reading the weights once a token, whatever the batch",
         workload={
@@ -92,7 +83,7 @@ def one_at_a_time(bench: Bench) -> Row:
             "new tokens": prompts.new,
             "arithmetic": "float32",
             "tok/s": prompts.tokens / times["ours"].median,
-            "tok/s one by one": prompts.tokens / times["released way"].median,
+            "tok/s one by one": prompts.tokens / times[peer].median,
         },
         profile=_decode_profile(bench, prompts, times["ours"].median),
     )
@@ -123,11 +114,7 @@ def adapted_against_plain(bench: Bench) -> Row:
     return Row(
         "B12",
         "adapted generation, against the plain model's",
-        [
-            Comparison(
-                "plain generate", "time", times["ours"], times["plain generate"], bench.goal(0.90, 0.97)
-            )
-        ],
+        [faster(times, "plain generate", bench.goal(0.90, 0.97))],
         [_token_gate(prompts, *same, _next_logits(model, prompts, nothing))],
         limit="1.0; on a GPU beyond it by what aligned columns save",
         workload={
@@ -157,7 +144,7 @@ def mixed_clusters(bench: Bench) -> Row:
         times = interleaved(
             {
                 "ours": lambda: prompts.batched(model, head_update=update),
-                "PEFT": lambda: prompts.batched(peer, adapter_names=names),
+                "PEFT adapter_names": lambda: prompts.batched(peer, adapter_names=names),
                 "plain": lambda: prompts.batched(bench.backbone.lm),
             },
             bench.device,
@@ -171,7 +158,7 @@ def mixed_clusters(bench: Bench) -> Row:
     return Row(
         "B13",
         f"{groups} clusters in one batch",
-        [Comparison("PEFT adapter_names", "time", times["ours"], times["PEFT"], bench.goal(1.0, 1.3))],
+        [faster(times, "PEFT adapter_names", bench.goal(1.0, 1.3))],
         [_token_gate(prompts, found, expected, _next_logits(model, prompts, update))],
         limit="the plain model plus about 10 %",
         workload={
@@ -245,10 +232,8 @@ def _next_logits(model, prompts: Prompts, update) -> Callable[[int, Tensor], Ten
         ids = torch.cat([prompts.ids, tail], 1)
         mask = torch.cat([prompts.mask, torch.ones_like(tail)], 1)
         place = (mask.cumsum(1) - 1).clamp_min(0)
-        out = model(
-            input_ids=ids, attention_mask=mask, position_ids=place, head_update=update, logits_to_keep=1
-        )
-        return out.logits[b, -1]
+        options = {"attention_mask": mask, "position_ids": place, "logits_to_keep": 1}
+        return model(input_ids=ids, head_update=update, **options).logits[b, -1]
 
     return logits
 

@@ -1,11 +1,13 @@
 """B5, B6, B7 and B14: the adapted head's loss, forward and backward, and several heads read in one pass."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from chameleon_lite.batches import Arrangement
 from chameleon_lite.errors import UserError
 from chameleon_lite.fast.recorder import Recorder
 from chameleon_lite.heads import HeadUpdate, LoraHead
@@ -18,6 +20,7 @@ from .measure import (
     Comparison,
     Gate,
     Row,
+    faster,
     host_seconds,
     interleaved,
     peak_bytes,
@@ -39,42 +42,38 @@ class HeadWork:
         self.exact = HeadWeight(self.matrix, dtype=torch.float32)
         self.compact = self.h.to(bench.fast)  # states lie on disk in 16 bits: the machine's format
 
-    def ours(self) -> Tensor:
+    def _loss(self, h: Tensor, target: Tensor, weight: HeadWeight) -> Tensor:
         update = HeadUpdate(self.down.unsqueeze(0), self.up.unsqueeze(0))
-        return head_losses(self.compact, self.target, self.weight, [update])[0]
+        return head_losses(h, target, weight, [update])[0]
+
+    def ours(self) -> Tensor:
+        return self._loss(self.compact, self.target, self.weight)
+
+    def ours_exact(self) -> Tensor:
+        return self._loss(self.h, self.target, self.exact)
 
     def replayed(self) -> Callable[[], Tensor]:
         """The step as training does it on a GPU: recorded once, then states and targets copied in and replayed."""
         recorder = Recorder(self.bench.device)
 
         def work(h: Tensor, target: Tensor) -> Tensor:
-            update = HeadUpdate(self.down.unsqueeze(0), self.up.unsqueeze(0))
-            loss = head_losses(h, target, self.weight, [update])[0]
+            loss = self._loss(h, target, self.weight)
             self.down.grad, self.up.grad = torch.autograd.grad(loss, (self.down, self.up))
             return loss.detach()
 
         return lambda: recorder("a step", [self.compact, self.target], work)
 
-    def ours_exact(self) -> Tensor:
-        update = HeadUpdate(self.down.unsqueeze(0), self.up.unsqueeze(0))
-        return head_losses(self.h, self.target, self.exact, [update])[0]
-
     def released(self) -> Tensor:
         return baselines.plain_head_loss(self.h, self.target, self.matrix, self.down, self.up)
 
-    def autocast(self) -> Tensor:
+    def autocast(self, loss: Callable = baselines.plain_head_loss) -> Tensor:
+        """The released loss under autocast."""
         with torch.autocast(self.bench.device.type, torch.bfloat16):
-            return baselines.plain_head_loss(self.h, self.target, self.matrix, self.down, self.up)
+            return loss(self.h, self.target, self.matrix, self.down, self.up)
 
     def compiled(self) -> Callable[[], Tensor]:
         """The released loss under autocast, through torch.compile."""
-        plain = torch.compile(baselines.plain_head_loss)
-
-        def work() -> Tensor:
-            with torch.autocast(self.bench.device.type, torch.bfloat16):
-                return plain(self.h, self.target, self.matrix, self.down, self.up)
-
-        return work
+        return partial(self.autocast, torch.compile(baselines.plain_head_loss))
 
     def fused(self, loss) -> Callable[[], Tensor]:
         """A fused linear cross-entropy on the concatenation, in this machine's 16-bit format."""
@@ -147,7 +146,7 @@ def head_time(bench: Bench) -> Row:
     times = interleaved(contenders, bench.device, bench.repetitions())
     ours, product = times["ours"], times["one product"]
     rows = [
-        Comparison(name, "time", ours, times[name], goals.get(name))
+        faster(times, name, goals.get(name))
         for name in contenders
         if name not in ("ours", "one product", "ours, launch by launch")
     ]
@@ -173,15 +172,15 @@ def head_time(bench: Bench) -> Row:
     if bench.gpu:
         row.workload["ms launch by launch"] = times["ours, launch by launch"].median * 1e3
     if row.status == "missed" and bench.gpu:
-        told = sample([host_seconds(contenders["ours"], bench.device) for _ in range(bench.repetitions())])
-        row.reason = launching(ours.median, product.median, told.median)
+        host = sample([host_seconds(contenders["ours"], bench.device) for _ in range(bench.repetitions())])
+        row.reason = launching(ours.median, product.median, host.median)
     return row
 
 
-def launching(ours: float, product: float, told: float) -> str:
-    """Why a GPU's step takes longer than its product: from seconds of the step, of the product, of the host telling."""
+def launching(ours: float, product: float, host: float) -> str:
+    """Why a GPU's step takes longer than its product: from seconds of the step, the product and the host's part."""
     return (
-        f"one product h·Wᵀ is {product / ours:.0%} of ours; the host takes {told * 1e3:.2f} ms to tell the GPU "
+        f"one product h·Wᵀ is {product / ours:.0%} of ours; the host takes {host * 1e3:.2f} ms to tell the GPU "
         f"what a step of {ours * 1e3:.2f} ms is"
     )
 
@@ -237,12 +236,8 @@ def head_kernels(bench: Bench) -> Row:
     row.gates = work.gates()
     times = interleaved(contenders, bench.device, bench.repetitions())
     goal = bench.goal(2, 4)
-    row.comparisons = [
-        Comparison(name, "time", times["ours"], times[name], goal) for name in times if name != "ours"
-    ]
-    row.comparisons += [
-        Comparison(name, "time", times["ours"], None, goal, why) for name, why in absent.items()
-    ]
+    row.comparisons = [faster(times, name, goal) for name in times if name != "ours"]
+    row.comparisons += [Comparison(n, "time", times["ours"], None, goal, why) for n, why in absent.items()]
     product = seconds_of(lambda: work.compact @ work.weight.weight.T, bench.device)
     rest = max(0.0, times["ours"].median - product)
     row.profile = {"one product h·Wᵀ": product, "softmax, update and gradients": rest}
@@ -255,13 +250,13 @@ def shared_pass(bench: Bench) -> Row:
     scored = made_up_states(bench, documents, each)
     weight = HeadWeight(bench.backbone.head.weight, dtype=bench.fast)
     heads = [(_drawn_head(bench, seed), None) for seed in range(3)]
-    batches = torch.arange(documents).split(32)
+    order = Arrangement(torch.arange(documents))
 
     def together() -> Tensor:
-        return evaluate(heads, scored, batches, weight)
+        return evaluate(heads, scored, order, weight, rows=32)
 
     def apart() -> Tensor:
-        return torch.cat([evaluate([head], scored, batches, weight) for head in heads])
+        return torch.cat([evaluate([head], scored, order, weight, rows=32) for head in heads])
 
     tokens = documents * each
     gap = float((together() - apart()).sum(1).abs().max()) / tokens
@@ -269,7 +264,7 @@ def shared_pass(bench: Bench) -> Row:
     return Row(
         "B14",
         "three heads evaluated in one pass",
-        [Comparison("a pass each", "time", times["ours"], times["a pass each"], bench.goal(2.3, 2))],
+        [faster(times, "a pass each", bench.goal(2.3, 2))],
         [Gate("mean loss between the two, nats", gap, 5e-4)],
         limit="3",
         workload={"tokens": tokens, "heads": len(heads), "arithmetic": str(bench.fast)},

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from chameleon_lite.states import ScoredStates, arithmetic, hidden_rows, hidden_states
 
 from . import baselines
-from .measure import Comparison, Gate, Row, Sample, interleaved, seconds_of
+from .measure import Comparison, Gate, Row, faster, interleaved, scaled, seconds_of
 from .workload import LENGTH, Bench, random_table, row_lengths
 
 PADDED_ROWS = 32  # rows a padded batch, as released
@@ -40,7 +40,7 @@ def feature_pass(bench: Bench) -> Row:
     return Row(
         "B4",
         "hidden states of a corpus",
-        [Comparison("released way", "time", times["ours"], times["released way"], bench.goal(6, 12))],
+        [faster(times, "released way", bench.goal(6, 12))],
         [gate],
         limit=f"{rows * LENGTH / table.lengths.sum():.2f} (no padding) × the ratio of the product rates",
         workload={
@@ -89,19 +89,12 @@ def share_of_products(bench: Bench) -> Row:
             bench.device,
             bench.repetitions(),
         )
-    rate = product / times["product"].median
-    ideal = Sample(
-        *(work / product * t for t in (times["product"].median, times["product"].low, times["product"].high)),
-        times["product"].repetitions,
-    )
+    rate, peer = product / times["product"].median, "the same operations at the product rate"
+    ideal = scaled(times["product"], work / product)
     return Row(
         "B15",
         "feature pass as a share of the machine's product rate",
-        [
-            Comparison(
-                "the same operations at the product rate", "time", times["pass"], ideal, bench.goal(0.5, 0.4)
-            )
-        ],
+        [Comparison(peer, "time", times["pass"], ideal, bench.goal(0.5, 0.4))],
         limit="1",
         workload={
             "rows": rows,

@@ -2,21 +2,22 @@
 
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from chameleon_lite.batches import Arrangement
 from chameleon_lite.embed import mean_embeddings
-from chameleon_lite.heads import Condition, Head, HyperHead, LoraHead
+from chameleon_lite.heads import Head, HyperHead, LoraHead
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.settings import TrainSettings
 from chameleon_lite.states import ScoredStates, hidden_states
 from chameleon_lite.train import Member, train_heads
+from chameleon_study.sources import BatchMean
 
 from . import baselines
-from .measure import Comparison, Gate, Row, Sample, sample, scaled, synchronise
+from .measure import Comparison, Gate, Row, sample, scaled, synchronise, timed
 from .workload import LENGTH, Bench, random_table, row_lengths
 
 EPOCHS, LEARNING_RATE = 5, 5e-4
@@ -31,7 +32,7 @@ class Training:
         self.backbone = bench.backbone
         self.table = random_table(row_lengths(rows), self.backbone.vocab, self.backbone.pad_id, last=last)
         self.vectors = mean_embeddings(self.table, self.backbone.embedding, span="row")  # (N, C)
-        self.batches = list(torch.arange(rows).split(step))
+        self.order = Arrangement(torch.arange(rows))
 
     def head(self, regime: str) -> Head:
         """A freshly drawn head, the same for both ways."""
@@ -40,10 +41,6 @@ class Training:
             width, vocab = self.backbone.width, self.backbone.vocab
             head = LoraHead(width, vocab, 4) if regime == "LoRA" else HyperHead(width, vocab, 4, dropout=0.0)
         return head.to(self.bench.device)
-
-    def condition(self, rows: Tensor) -> tuple[Condition, None]:
-        """One group: the mean vector of the step's rows."""
-        return Condition(self.vectors[rows.to(self.vectors.device)].mean(0, keepdim=True)), None
 
     def ours(
         self, dtype: torch.dtype, epochs: int = EPOCHS, regimes=REGIMES, stages: dict | None = None
@@ -57,29 +54,31 @@ class Training:
             data = ScoredStates(self.table, states, self.bench.device)
             weight = HeadWeight(self.backbone.head.weight, dtype=dtype)
             lap("loading")
-            told = self.condition  # one source, asked once a step for all heads
-            members = [Member(r, self.head(r), told, told, LEARNING_RATE) for r in regimes]
-            settings = TrainSettings(epochs=epochs, rows_per_step=self.rows_a_step, patience=99)
-            held_out = [torch.arange(1)]  # fit wants something to validate on: one document
-            train_heads(
-                members, data, lambda _: self.batches, data, held_out, weight, settings, progress=False
-            )
+            members = self.members(regimes)
+            self.fit(members, data, weight, epochs)
             lap("head training")
         return {m.name: [p["train_nll"] for p in m.curve if p["train_nll"] is not None] for m in members}
+
+    def released_way(self, ids: Tensor, labels: Tensor, head: Head) -> baselines.ReleasedTraining:
+        """The released training of a head on padded ids and labels (N, T)."""
+        options = {"rows": self.rows_a_step, "learning_rate": LEARNING_RATE, "last": self.last}
+        return baselines.ReleasedTraining(self.backbone, ids, labels, head, vectors=self.vectors, **options)
+
+    def members(self, regimes) -> list[Member]:
+        """Freshly drawn heads as the trainer takes them, with one condition source for all, called once per step."""
+        source = BatchMean(self.vectors)
+        return [Member(r, self.head(r), source, source, LEARNING_RATE) for r in regimes]
+
+    def fit(self, members: list[Member], data, weight: HeadWeight, epochs: int, **options) -> None:
+        """Train; one document is validated on, the least that the trainer accepts."""
+        settings = TrainSettings(epochs=epochs, rows_per_step=self.rows_a_step, patience=99)
+        held_out, options = Arrangement(torch.arange(1)), {"progress": False} | options
+        train_heads(members, data, lambda _: self.order, data, held_out, weight, settings, **options)
 
     def released(self, regime: str, epochs: int) -> list[float]:
         """One regime trained as released, for some epochs; training losses."""
         ids, labels = baselines.padded_rows(self.table, LENGTH, self.bench.device)
-        run = baselines.ReleasedTraining(
-            self.backbone,
-            ids,
-            labels,
-            self.head(regime),
-            rows=self.rows_a_step,
-            vectors=self.vectors,
-            learning_rate=LEARNING_RATE,
-            last=self.last,
-        )
+        run = self.released_way(ids, labels, self.head(regime))
         return [run.epoch() for _ in range(epochs)]
 
 
@@ -95,33 +94,20 @@ class _Laps:
 
 def full_sequence(bench: Bench) -> Row:
     """B8: five epochs, two regimes, every real token scored."""
-    rows, step = bench.size(12, 1_024, 4), bench.size(6, 32, 4)
-    work = Training(bench, rows, step, last=False)
-    return _end_to_end(
-        bench,
-        "B8",
-        "training end to end, full sequence",
-        work,
-        {torch.float32: (6, None), bench.fast: (12, 15)},
-        "7.2 × the ratio of product rates",
-    )
+    goals = {torch.float32: (6, None), bench.fast: (12, 15)}
+    return _end_to_end(bench, "B8", "full sequence", goals, "7.2 × the ratio of product rates")
 
 
 def last_position(bench: Bench) -> Row:
     """B9: the same with one scored position a row."""
+    goals = {bench.fast: (15, 20)}
+    return _end_to_end(bench, "B9", "last position", goals, "25 to 30 × the ratio of product rates")
+
+
+def _end_to_end(bench: Bench, name: str, scored: str, goals: dict, limit: str) -> Row:
+    """Time both ways; on a CPU one released epoch per regime stands for all: each does exactly the same work."""
     rows, step = bench.size(12, 1_024, 4), bench.size(6, 32, 4)
-    return _end_to_end(
-        bench,
-        "B9",
-        "training end to end, last position",
-        Training(bench, rows, step, last=True),
-        {bench.fast: (15, 20)},
-        "25 to 30 × the ratio of product rates",
-    )
-
-
-def _end_to_end(bench: Bench, name: str, what: str, work: Training, goals: dict, limit: str) -> Row:
-    """Time both ways; on a CPU one released epoch a regime stands for all: each does exactly the same work."""
+    work = Training(bench, rows, step, last=scored == "last position")
     peer_epochs = EPOCHS if bench.gpu else 1
     repetitions = 1 if bench.quick else 3
     times: dict[str, list[float]] = {"released": [], **{str(d): [] for d in goals}}
@@ -132,14 +118,14 @@ def _end_to_end(bench: Bench, name: str, what: str, work: Training, goals: dict,
         work.released("LoRA", 1)
     for _ in range(repetitions):
         for dtype in goals:
-            seconds, losses[str(dtype)] = _timed(bench, lambda d=dtype: work.ours(d, stages=stages))
+            seconds, losses[str(dtype)] = timed(lambda d=dtype: work.ours(d, stages=stages), bench.device)
             times[str(dtype)].append(seconds)
-        seconds, losses["released"] = _timed(
-            bench, lambda: {r: work.released(r, peer_epochs) for r in REGIMES}
+        seconds, losses["released"] = timed(
+            lambda: {r: work.released(r, peer_epochs) for r in REGIMES}, bench.device
         )
         times["released"].append(seconds)
     theirs = scaled(sample(times["released"]), EPOCHS / peer_epochs)
-    row = Row(name, what, limit=limit, profile=dict(stages))
+    row = Row(name, f"training end to end, {scored}", limit=limit, profile=dict(stages))
     row.workload = {
         "rows": len(work.table),
         "rows a step": work.rows_a_step,
@@ -151,11 +137,9 @@ def _end_to_end(bench: Bench, name: str, what: str, work: Training, goals: dict,
     }
     for dtype, goal in goals.items():
         label = str(dtype).removeprefix("torch.")
-        ours: Sample = sample(times[str(dtype)])
+        ours = sample(times[str(dtype)])
         row.comparisons.append(Comparison("released way", f"wall, {label}", ours, theirs, bench.goal(*goal)))
-        row.gates += _loss_gates(
-            losses[str(dtype)], losses["released"], label, int(work.table.n_scored.sum())
-        )
+        row.gates += _loss_gates(losses[str(dtype)], losses["released"], label, row.workload["scored"])
     return row
 
 
@@ -168,14 +152,5 @@ def _loss_gates(ours: dict, released: dict, label: str, tokens: int) -> list[Gat
     limit = 2e-3 * max(1.0, (1_000 / tokens) ** 0.5)
     gaps = {r: ours[r][0] - released[r][0] for r in REGIMES}
     out = [Gate(f"{r}, mean loss, nats ({label})", abs(gap), limit) for r, gap in gaps.items()]
-    return out + [
-        Gate(f"difference between regimes, nats ({label})", abs(gaps["LoRA"] - gaps["hyper-network"]), 5e-4)
-    ]
-
-
-def _timed(bench: Bench, work: Callable):
-    synchronise(bench.device)
-    started = time.perf_counter()
-    out = work()
-    synchronise(bench.device)
-    return time.perf_counter() - started, out
+    between = abs(gaps["LoRA"] - gaps["hyper-network"])
+    return [*out, Gate(f"difference between regimes, nats ({label})", between, 5e-4)]

@@ -1,4 +1,4 @@
-"""A command of the package in a process of its own, and what that process took: seconds, processor time, memory.
+"""Runs a command of the package in a subprocess and reports wall time, processor time and peak memory.
 
     run(["adapt", …]) ─▶ python -m chameleon_bench.subprocess_usage FILE adapt … ─▶ FILE (JSON) ─▶ Accounts
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from chameleon_study.claims.statistics import interval_text
+
 from .report import EXTRAS, ON_REQUEST, ROWS
 
 
@@ -71,11 +73,9 @@ def goals_frame(kept: dict) -> pd.DataFrame:
         if not row["comparisons"]:
             lines.append({"row": name, "what": row["what"], "verdict": row["status"]})
         for c in row["comparisons"]:
-            verdict = (
-                "gate failed"
-                if row["status"] == "gate failed"
-                else {True: "met", False: "missed"}.get(c["met"])
-            )
+            verdict = {True: "met", False: "missed"}.get(c["met"])
+            if row["status"] == "gate failed":
+                verdict = "gate failed"
             lines.append(
                 {
                     "row": name,
@@ -95,7 +95,7 @@ def _times(c: dict) -> str:
     if not c["theirs"]:
         return "–"
     ours, theirs = c["ours"], c["theirs"]
-    return f"{c['ratio']:.3g} [{theirs['low'] / ours['high']:.3g}, {theirs['high'] / ours['low']:.3g}]"
+    return interval_text(c["ratio"], theirs["low"] / ours["high"], theirs["high"] / ours["low"], ".3g")
 
 
 def missed_frame(found: dict[str, dict]) -> pd.DataFrame:
@@ -149,16 +149,7 @@ def many_texts_frame(found: dict[str, dict]) -> pd.DataFrame:
 
 def growth_frame(row: dict) -> pd.DataFrame:
     """Slopes beside the slopes expected."""
-    return pd.DataFrame(
-        [
-            {
-                "stage": c["stage"],
-                "against": c["against"],
-                "from": c["sizes"][0],
-                "to": c["sizes"][-1],
-                "slope": round(c["slope"], 2) + 0.0,
-                "expected": c["expected"],
-            }
-            for c in row["curves"]
-        ]
-    )
+    curves = pd.DataFrame(row["curves"])
+    sizes = {"from": curves["sizes"].str[0], "to": curves["sizes"].str[-1]}
+    frame = curves[["stage", "against"]].assign(**sizes, slope=curves["slope"].round(2) + 0.0)
+    return frame.assign(expected=curves["expected"])

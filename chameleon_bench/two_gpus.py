@@ -13,21 +13,23 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from chameleon_lite.batches import arrange
+from chameleon_lite.batches import Arrangement, arrange
 from chameleon_lite.errors import RunFailed, UserError
-from chameleon_lite.heads import Condition, HyperHead, LoraHead
+from chameleon_lite.heads import HyperHead, LoraHead
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.processes import Processes, leave
 from chameleon_lite.settings import TrainSettings
 from chameleon_lite.states import ScoredStates
 from chameleon_lite.train import Member, train_heads
+from chameleon_study.sources import BatchMean
 
-from .measure import Gate, synchronise
+from .measure import Gate, seconds_of
 from .workload import Bench, topic_words
 
 EPOCHS = 40  # of the experiment whose seeds are shared out
@@ -58,7 +60,7 @@ def scaling(bench: Bench) -> dict:
     return {
         "what": "one process and two",
         "status": "shown" if gate.passed else "gate failed",
-        "gates": [vars(gate) | {"passed": gate.passed}],
+        "gates": [gate.as_json()],
         "backend": "nccl" if gpus > 1 else "gloo",
         "gpus": gpus,
         "processes": {str(n): result["processes"] for n, result in found.items()},
@@ -107,13 +109,10 @@ def work(out: Path, size: str, model: str) -> None:
     epochs = 3 if size == "gpu" else 2
     exact = _fit(processes, bench, documents // 4, each, (width, vocab), torch.float32, epochs)
     _fit(processes, bench, documents, each, (width, vocab), bench.fast, 1)
-    synchronise(bench.device)
-    started = time.perf_counter()
-    _fit(processes, bench, documents, each, (width, vocab), bench.fast, epochs)
-    synchronise(bench.device)
+    again = partial(_fit, processes, bench, documents, each, (width, vocab), bench.fast, epochs)
     found = {
         "processes": processes.count,
-        "seconds": time.perf_counter() - started,
+        "seconds": seconds_of(again, bench.device),
         "curves": {m.name: m.curve for m in exact},
         "workload": {
             "documents": documents,
@@ -144,20 +143,18 @@ def _fit(
     weight = HeadWeight(torch.randn(vocab, width, generator=g) * 0.02, dtype=dtype, device=bench.device)
     vectors = torch.randn(documents, width, generator=g).to(bench.device)
 
-    def condition(rows):
-        return Condition(vectors[rows.to(vectors.device)].mean(0, keepdim=True)), None
-
+    source = BatchMean(vectors)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         heads = {"LoRA": LoraHead(width, vocab, 4), "hyper-network": HyperHead(width, vocab, 4)}
-    members = [Member(n, h.to(bench.device), condition, condition, 1e-3) for n, h in heads.items()]
+    members = [Member(n, h.to(bench.device), source, source, 1e-3) for n, h in heads.items()]
     settings = TrainSettings(epochs=epochs, rows_per_step=min(256, documents // 4), patience=99)
     train_heads(
         members,
         data,
-        lambda n: arrange(documents, None, torch.Generator().manual_seed(n)).steps(settings.rows_per_step),
+        lambda n: arrange(documents, None, torch.Generator().manual_seed(n)),
         data,
-        list(torch.arange(min(documents, 256)).split(64)),
+        Arrangement.of(torch.arange(min(documents, 256)).split(64)),
         weight,
         settings,
         processes,
@@ -171,18 +168,12 @@ def _workers(bench: Bench, folder: Path) -> dict:
 
     A command's start, of which two workers have three, is in its seconds: a seed must take longer than that.
     """
-    words = topic_words()
+    words, splits = topic_words(), ("train", "train", "train", "validation", "test")
     with open(folder / "texts.jsonl", "w") as file:
         for i in range(4_000):
-            row = {
-                "split": ("train", "train", "train", "validation", "test")[i % 5],
-                "id": str(i),
-                "group": "",
-                "text": " ".join(words[i * 11 % 60_000 :][:40]),
-                "prompt": "",
-                "instruction": "",
-            }
-            file.write(json.dumps(row) + "\n")
+            text = " ".join(words[i * 11 % 60_000 :][:40])
+            row = {"split": splits[i % 5], "id": str(i), "text": text}
+            file.write(json.dumps(row | dict.fromkeys(("group", "prompt", "instruction"), "")) + "\n")
     settings = {
         "name": "workers",
         "backbone": bench.model,

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chameleon_lite.app.corpus import Corpus
+from chameleon_lite.app.corpus import SPLITS, Corpus
 from chameleon_lite.backbone import Backbone, number_format
 from chameleon_lite.batches import Arrangement, arrange
 from chameleon_lite.cluster import cluster_count, fit_clusters, merge_small
@@ -34,7 +34,6 @@ from .names import TRANSFER
 from .sources import Split
 from .vectors import Replaced, Views, condition_tokens, with_foreign
 
-SPLITS = ("train", "validation", "test")
 SEEN = "seen"
 
 
@@ -218,7 +217,7 @@ def split_view(material: Material, seeded: Seeded, split: str, foreign_share: fl
     domain = torch.tensor([number.get(g, 0) for g in material.tables[split].groups])
     centroids = seeded.centroids.to(views["prefix"].device)
     return Split(
-        views, None, seeded.nearest[split], centroids, seeded.routing[split], domain, material.tokens[split]
+        views, seeded.nearest[split], centroids, seeded.routing[split], domain, material.tokens[split]
     )
 
 

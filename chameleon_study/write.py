@@ -1,12 +1,11 @@
-"""Trained heads write: test prompts continued greedily, told what the evaluation tells (claim 16).
+"""Trained heads write: test prompts continued greedily, under the evaluation's conditions (claim 16).
 
     prompt (the prefix) ─ left-padded, with cache ─▶ head.factors(condition of the document's batch) ─▶ tokens (D, M)
     tokens and reference, both cut to as many ─▶ scores, one row a document (generation_metrics.py)
 
 The condition is fixed before the first new token and made of condition spans alone, so no scored token reaches what
-is written (the information rule). Every text has M tokens: end tokens are barred, for documents hold none and no head
-was trained on one, so that stopping would compare habits of the frozen model with their loss by training.
-The texts themselves are not kept.
+is written (the information rule). Every text has M tokens. End tokens are suppressed: the training documents contain
+none, so stopping early would measure a habit of the frozen model that training removed. The texts are not stored.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +15,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from chameleon_lite.app.score import left_padded
+from chameleon_lite.batches import Arrangement
+from chameleon_lite.conditions import Source
 from chameleon_lite.errors import UserError
 from chameleon_lite.heads import Condition, Head, update_logits
 from chameleon_lite.text import TokenTable
@@ -23,7 +25,7 @@ from chameleon_lite.train import Member
 
 from .cohort import Context, order_of
 from .config import Experiment
-from .evaluate import head_and_source, held_out
+from .evaluate import head_and_source
 from .prepare import Material, Seeded
 from .regimes import CLUSTERED, GROUP, REGIMES, Regime
 from .text_scores import document_scores, rouge_l, scorer
@@ -59,13 +61,13 @@ def generated(
         return {}
     table = material.tables[SPLIT]
     rows = chosen(settings, table)
-    batch = seeded.epoch(SPLIT, CLUSTERED, 0).groups(GROUP)[rows].numpy()
+    batch = seeded.epoch(SPLIT, CLUSTERED, 0).groups(GROUP).of[rows].numpy()
     model = writer(settings, material)
     out = {}
     for r in asked:
-        view, train = held_out(material, seeded, SPLIT, order_of(settings, r))
-        head, source = head_and_source(r, members, view, train, material.backbone.vocab)
-        told = conditions(source, view.arrangement.steps(settings.train.rows_per_step))
+        head, source = head_and_source(r, members, material, seeded, SPLIT)
+        arrangement = seeded.epoch(SPLIT, order_of(settings, r), 0)
+        told = conditions(source, arrangement, settings.train.rows_per_step)
         tokens = write(model, head, told, rows, table, settings)
         frame = document_scores(tokens.numpy(), agreement(tokens, table, rows, model.tokenizer), batch)
         out[r.name] = frame.assign(row=rows.numpy())
@@ -103,16 +105,16 @@ def writer(settings: Experiment, material: Material):
         )
 
 
-def conditions(source, steps: Sequence[Tensor]) -> tuple[Condition, Tensor] | None:
-    """All conditions (G, …) that a source gives in evaluation's own steps, and each document's number (N,) in them.
+def conditions(source: Source | None, arrangement: Arrangement, size: int) -> tuple[Condition, Tensor] | None:
+    """All conditions (G, …) that a source gives in evaluation's steps, and each document's number (N,) in them.
 
-    Asked step by step, as `training.loop.evaluate` does: some sources read who else stands in the step.
+    Step by step, of `size` rows, as in `training.loop.evaluate`: some sources read the other rows of the step.
     """
     if source is None:
         return None
-    parts, group, count = [], torch.zeros(int(max(s.max() for s in steps)) + 1, dtype=torch.int64), 0
-    for rows in steps:
-        condition, own = source(rows)
+    parts, group, count = [], torch.zeros_like(arrangement.order), 0
+    for rows in arrangement.steps(size):
+        condition, own = source(arrangement, rows)
         group[rows] = count + (torch.zeros(len(rows), dtype=torch.int64) if own is None else own.cpu())
         parts.append(condition)
         count += condition.groups
@@ -164,11 +166,8 @@ def write(
 
 def prompts(table: TokenTable, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Ids (B, T) and mask (B, T) of the documents' unscored starts, padded on the left; T is the longest's."""
-    at = rows.numpy()
-    lengths = table.prefix[at].astype(np.int64)
-    place = np.arange(lengths.max()) - (lengths.max() - lengths)[:, None]  # (B, T), below 0 where padding is
-    ids = np.where(place >= 0, table.ids[table.offsets[at][:, None] + place.clip(0)], table.pad_id)
-    return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy((place >= 0).astype(np.int64))
+    starts = [table.ids[table.offsets[i] : table.offsets[i] + table.prefix[i]] for i in rows.tolist()]
+    return left_padded(starts, table.pad_id)
 
 
 def agreement(tokens: Tensor, table: TokenTable, rows: Tensor, tokenizer) -> np.ndarray:

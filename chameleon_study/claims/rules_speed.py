@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from .contrasts import StoredRuns
 from .rules import CONFIRMED, REFUTED, UNDECIDED, Finding, worst
+from .statistics import interval_text
 
 MODEST = 1.10  # times the plain batch's seconds that still count as modest
 ENOUGH = 200  # batches that a 95th percentile is taken over
@@ -59,12 +60,13 @@ def _against(limit: float, low: float, high: float) -> str:
 
 def _text(entry: dict, rows: dict) -> str:
     """A machine's numbers: what decides, then what stands beside."""
-    spans = [f"{r['ratio']:.3f} [{r['low']:.3f}, {r['high']:.3f}] at {q}" for q, r in entry["ratios"].items()]
+    ratios = entry["ratios"].items()
+    spans = [f"{interval_text(r['ratio'], r['low'], r['high'], '.3f')} at {q}" for q, r in ratios]
     decides = [f"{' and '.join(spans)} of the plain batch's time (n = {entry['batches']})"]
     for c in rows.get("B12", {"comparisons": []})["comparisons"]:
         if c["theirs"]:
             low, high = _spans(entry, {"comparisons": [c]})[-1]
-            decides.append(f"generating {1 / c['ratio']:.3f} [{low:.3f}, {high:.3f}]")
+            decides.append(f"generating {interval_text(1 / c['ratio'], low, high, '.3f')}")
     fitting = entry["fitting clusters"]["seconds a batch"] / entry["whole"]["plain"]["p50"]
     beside = [f"k-means fitted anew {fitting:+.1%}"]
     if "over the plain model" in rows.get("B13", {}).get("workload", {}):

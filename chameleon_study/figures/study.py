@@ -9,20 +9,19 @@ QUANTILES = ("p50", "p95", "p99")
 LABEL_DECADES = 1.2  # labels of points nearer than this in bytes are kept apart in height
 
 
+def _bars(ax, index: int, name: str, rows, x, y, error, **options) -> None:
+    """One series with error bars, labelled with the least number of seeds behind its rows."""
+    label = f"{name} (n = {int(rows['n seeds'].min())})"
+    ax.errorbar(x, y, yerr=error, label=label, **look(index), **options)
+
+
 def group_sizes(ax, frame):
     """Loss against the rows of a conditioning group, less that of one row's own prefix; ±0.01 nats are shaded."""
     ax.axhspan(-MARGIN, MARGIN, color="0.92", zorder=0)
     for index, (kind, own) in enumerate(frame.groupby("order", sort=True)):
         error = [own["difference"] - own["low"], own["high"] - own["difference"]]
         places = own["rows in a group"] * 1.06 ** (index - 1)  # beside each other, not on top
-        ax.errorbar(
-            places,
-            own["difference"],
-            yerr=error,
-            capsize=3,
-            label=f"{kind} (n = {int(own['n seeds'].min())})",
-            **look(index),
-        )
+        _bars(ax, index, kind, own, places, own["difference"], error, capsize=3)
     ax.set_xscale("log", base=2)
     sizes = sorted(frame["rows in a group"].unique())
     ax.set_xticks(sizes, [str(s) for s in sizes])
@@ -62,13 +61,7 @@ def pareto(ax, frame):
 def by_position(ax, frame):
     """Loss by scored position in the text less the frozen model's, one line a regime; below zero is a gain."""
     for index, (name, own) in enumerate(frame.groupby("regime", sort=False)):
-        ax.errorbar(
-            own["position"],
-            own["difference"],
-            yerr=own["half"],
-            label=f"{name} (n = {int(own['n seeds'].min())})",
-            **look(index),
-        )
+        _bars(ax, index, name, own, own["position"], own["difference"], own["half"])
     ax.axhline(0, color="0.4", linewidth=1)
     ax.set_xlabel("scored tokens before (bins of 16)")
     ax.set_ylabel("difference from R0 (nats a token)")
@@ -81,8 +74,7 @@ def foreign_rows(ax, frame):
     for index, (name, own) in enumerate(frame.groupby("regime", sort=True)):
         share, cost = [0, *own["foreign rows, %"]], [0.0, *own["cost"]]
         error = [[0.0, *(own["cost"] - own["low"])], [0.0, *(own["high"] - own["cost"])]]
-        label = f"{name} (n = {int(own['n seeds'].min())})"
-        ax.errorbar(share, cost, yerr=error, capsize=3, label=label, **look(index))
+        _bars(ax, index, name, own, share, cost, error, capsize=3)
     ax.axhline(0, color="0.4", linewidth=1)
     ax.set_xlabel("foreign rows in the conditioning (%)")
     ax.set_ylabel("cost (nats a token), 95 % interval")
