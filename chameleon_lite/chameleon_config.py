@@ -37,9 +37,9 @@ DEFAULTS = {
 
 
 class ChameleonLiteConfig(PreTrainedConfig):
-    """Settings of `ChameleonLiteForCausalLM` (DEFAULTS); `text_config` is the backbone's configuration.
+    """Settings of `ChameleonLiteForCausalLM`, listed in DEFAULTS; `text_config` is the backbone's configuration.
 
-    Raises UserError for an unknown head or condition.
+    The default head is the paper's. Raises UserError for an unknown head or condition.
     """
 
     model_type = "chameleon-lite"

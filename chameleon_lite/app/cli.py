@@ -220,7 +220,8 @@ def main() -> None:
         show = getattr(error, "show", None)  # click's own usage errors know how to print themselves
         if show is None:
             raise
-        show()
-        if missing:
-            typer.echo(CLONE, err=True)
+        if missing and "No such command" in error.format_message():
+            typer.echo(f"chameleon-lite: {error.format_message().rstrip('.')}: {CLONE}", err=True)
+        else:
+            show()
         sys.exit(getattr(error, "exit_code", 2))

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..backbone import Backbone, copied, load_backbone, number_format
+from ..batches import Arrangement
 from ..cluster import Clustering
 from ..errors import RunFailed, UserError
 from ..loss import HeadWeight
@@ -37,7 +37,7 @@ RESAMPLES = 2_000
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted adapter and its effect on held-out texts; `curve` has one entry per validation."""
+    """A fitted adapter and its effect on held-out texts, in nats per token; `curve` has one entry per validation."""
 
     model: Any
     before: float  # nats per token, frozen
@@ -78,16 +78,16 @@ def fit(
 ) -> Fitted:
     """Train an adapter on texts (strings, a corpus's name, or a path) and save it to `out` if given.
 
-    With several processes (torchrun, accelerate) every one calls this; the first one writes.
-    Raises UserError where there are too few texts to hold any out, RunFailed where the loss becomes NaN or infinite.
+    Losses are in nats per token. With several processes (torchrun, accelerate) every one calls this, the first writes.
+    Raises UserError where there are too few texts to hold any out, RunFailed where the loss stops being finite.
     """
     started, settings = time.perf_counter(), settings or FitSettings()
     processes = Processes()
+    corpus = corpus_of(texts, settings.seed)  # first, so that a wrong name is refused before a download
     if isinstance(backbone, str):
         backbone = load_backbone(backbone, device=device or processes.device)
     elif settings.lora_rank:
         backbone = copied(backbone)  # LoRA is put into the model itself, and this one is the caller's
-    corpus = corpus_of(texts, settings.seed)
     say(f"{sum(len(d) for d in corpus.splits.values()):,} texts from {corpus.source}")
     parts, clustering = parts_of(corpus, backbone, settings, progress)
     model = _new_model(backbone, clustering, settings)
@@ -142,38 +142,27 @@ def _head_alone(
 
     Returns curve, best epoch, and sums of nats (2, N) of the held-out texts, frozen and adapted.
     """
-    size, rows, weight = (
-        settings.clusters.batch_rows,
-        settings.train.rows_per_step,
-        _weight(model.backbone, settings),
-    )
+    weight = _weight(model.backbone, settings)
     learn, check, test = (parts[split] for split in ("train", "validation", "test"))
-    check.arrange(settings.seed)
-    member = Member(
-        "adapter", model.head, learn.told(size), check.told(size), settings.learning_rate, settings.seed
-    )
-
-    def epochs(number: int) -> list[Tensor]:
-        learn.arrange(_epoch_seed(settings, number))
-        return learn.arrangement.steps(rows)
-
+    source, valid, held_out = (part.source(settings.clusters.batch_rows) for part in (learn, check, test))
+    member = Member("adapter", model.head, source, valid, settings.learning_rate, settings.seed)
     train_heads(
         [member],
         learn.scored,
-        epochs,
+        lambda epoch: learn.order(_epoch_seed(settings, epoch)),
         check.scored,
-        check.arrangement.steps(rows),
+        check.order(settings.seed),
         weight,
         settings.train,
         processes,
         progress,
     )
-    test.arrange(settings.seed)
     nll = evaluate(
-        [(None, None), (model.head, test.told(size))],
+        [(None, None), (model.head, held_out)],
         test.scored,
-        test.arrangement.steps(rows),
+        test.order(settings.seed),
         weight,
+        rows=settings.train.rows_per_step,
         scale=settings.train.scale,
         processes=processes,
     )
@@ -188,12 +177,11 @@ def _with_layers(
     from ..train_layers import Layered, Texts, fit_layers, read_layers
 
     def texts(split: str) -> Texts:
-        def batches(number: int) -> list[Tensor]:
-            seed = _epoch_seed(settings, number) if split == "train" else settings.seed
-            parts[split].arrange(seed)
-            return parts[split].arrangement.steps(settings.train.rows_per_step)
+        def orders(number: int) -> Arrangement:
+            return parts[split].order(_epoch_seed(settings, number) if split == "train" else settings.seed)
 
-        return Texts(parts[split].table, batches, parts[split].told(settings.clusters.batch_rows))
+        source = parts[split].source(settings.clusters.batch_rows)
+        return Texts(parts[split].table, orders, settings.train.rows_per_step, source)
 
     weight, test = _weight(model.backbone, settings), texts("test")
     both = Layered(model.backbone, model.head, weight, settings.train.scale)

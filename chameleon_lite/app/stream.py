@@ -86,9 +86,10 @@ def adapt(
 ) -> list[dict]:
     """Score or continue texts (strings, or objects as in `own_texts.py`); one result per text, in order.
 
-    model: a ChameleonLiteForCausalLM or a saved adapter's folder. how: `score.Adapter`'s fields, such as
+    model: a ChameleonLiteForCausalLM or a saved adapter's folder. how: fields of `score.Adapter`, such as
     new_tokens=20 to continue prompts. Results hold row, id, cluster, distance to its centroid, rows in its group,
     tokens, truncated, and loss and loss_frozen (nats per token) or continuation; a failed row holds `error`.
+    Raises UserError for a folder without an adapter and for a window below 1.
     """
     texts = [texts] if isinstance(texts, str) else texts
     adapter, results = Adapter(open_model(model), **how), []

@@ -12,7 +12,10 @@ import pytest
 from chameleon_lite.app import cli
 
 
-@pytest.mark.parametrize("more", [[], ["--workers", "2"]], ids=["alone", "two workers"])
+TWO = pytest.param(["--workers", "2"], id="two workers", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("more", [pytest.param([], id="alone"), TWO])
 def test_control_c_is_one_line_exit_code_130_and_a_run_that_can_be_resumed(
     adapter_folder, some_texts, tmp_path, more
 ):
