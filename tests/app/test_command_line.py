@@ -11,7 +11,6 @@ import pytest
 
 from chameleon_lite.app import cli
 
-
 TWO = pytest.param(["--workers", "2"], id="two workers", marks=pytest.mark.slow)
 
 
