@@ -105,7 +105,7 @@ def fit(
 
 
 def corpus_of(texts: Sequence[str] | str | Path | Corpus, seed: int = 0) -> Corpus:
-    """A corpus from whatever names or holds texts; strings are split 80/10/10 with near-duplicates on one side."""
+    """A corpus from its name, a path, or strings, which are split 80/10/10 with near-duplicates on one side."""
     if isinstance(texts, Corpus):
         return texts
     if isinstance(texts, str | os.PathLike):

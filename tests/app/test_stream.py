@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from chameleon_lite.app import score, stream
-from chameleon_lite.app.score import apart
 from chameleon_lite.app.stream import adapt, adapt_file
 from chameleon_lite.errors import UserError
 
@@ -88,7 +87,7 @@ def test_centroid_and_row_do_not_depend_on_neighbours_and_cluster_does(adapter, 
     assert together != pytest.approx([adapt(adapter, [t])[0]["loss"] for t in texts], rel=1e-5)
 
 
-def test_mixed_windows_equal_clusters_apart(adapter, some_texts):
+def test_mixed_windows_equal_clusters_apart(adapter, some_texts, apart):
     texts = some_texts(12)
     together = adapt(adapter, texts)
     group = torch.tensor([r["cluster"] for r in together])
