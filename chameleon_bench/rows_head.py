@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chameleon_lite.batches import Arrangement
 from chameleon_lite.errors import UserError
 from chameleon_lite.fast.recorder import Recorder
 from chameleon_lite.heads import HeadUpdate, LoraHead
@@ -209,17 +210,17 @@ def shared_pass(bench: Bench) -> Row:
     scored = ScoredStates.of_pairs(h.to(torch.float16), target.cpu().numpy(), counts, bench.device)
     weight = bench.head_weight()
     heads = [(_random_head(bench, seed), None) for seed in range(3)]
-    batches = torch.arange(documents).split(32)
+    order = Arrangement(torch.arange(documents))
 
     def together() -> Tensor:
-        return evaluate(heads, scored, batches, weight)
+        return evaluate(heads, scored, order, weight, rows=32)
 
     def apart() -> Tensor:
-        return torch.cat([evaluate([head], scored, batches, weight) for head in heads])
+        return torch.cat([evaluate([head], scored, order, weight, rows=32) for head in heads])
 
     gap = float((together() - apart()).sum(1).abs().max()) / scored.total
     times = bench.race({"ours": together, "a pass each": apart})
-    part = scored.batch(batches[0])[0].to(bench.fast)
+    part = scored.batch(order.steps(32)[0])[0].to(bench.fast)
     product = bench.seconds(lambda: part @ weight.weight.T, 3) * scored.total / len(part)
     return Row(
         "B14",

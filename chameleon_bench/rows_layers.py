@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from chameleon_lite.backbone import load_backbone
+from chameleon_lite.batches import Arrangement
 from chameleon_lite.fast.head_loss_torch import Scratch
 from chameleon_lite.fast.recorded_layers import RecordedLayers
 from chameleon_lite.heads import LoraHead
@@ -77,14 +78,15 @@ class LoraStep:
             factor.data.normal_(std=0.02, generator=g)
         weight = HeadWeight(self.backbone.head.weight, dtype=bench.fast)
         self.both = Layered(self.backbone, head.to(bench.device), weight)
-        self.texts = Texts(self.table, lambda number: [torch.arange(rows)])
+        self.order = Arrangement(torch.arange(rows))
+        self.texts = Texts(self.table, lambda number: self.order, rows)
         self.layers = step_layers(self.backbone, self.table)
-        self.pieces = self.layers.pieces(self.table, torch.arange(rows))
+        self.pieces = self.layers.pieces(self.table, self.order.order)
 
     def ours(self) -> Tensor:
         """A step's gradients as in training, cutting its pieces included. Sum of nats ()."""
         self._clear()
-        return gradients(self.both, self.layers, self.texts, torch.arange(len(self.table)), self.count)
+        return gradients(self.both, self.layers, self.texts, self.order, self.order.order, self.count)
 
     def plain(self) -> Tensor:
         """The peer's; its padded batch lies on the device already. Sum of nats ()."""

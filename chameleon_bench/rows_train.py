@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from chameleon_lite.batches import Arrangement
 from chameleon_lite.embed import mean_embeddings
-from chameleon_lite.heads import Condition, Head, HyperHead, LoraHead
+from chameleon_lite.heads import Head, HyperHead, LoraHead
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.settings import TrainSettings
 from chameleon_lite.states import ScoredStates, hidden_states
 from chameleon_lite.train import Member, train_heads
+from chameleon_study.sources import BatchMean
 
 from . import baselines
 from .measure import Gate, Row, Samples, scaled, timed
@@ -36,13 +38,9 @@ def new_head(regime: str, width: int, vocab: int, device: torch.device, dropout:
 
 def new_members(regimes: Sequence[str], vectors: Tensor, vocab: int, dropout: float = 0.0) -> list[Member]:
     """New heads as the trainer takes them; the condition is the mean of the vectors (N, C) of a step's rows."""
-    width, device = vectors.shape[1], vectors.device
-
-    def mean(rows: Tensor) -> tuple[Condition, None]:
-        return Condition(vectors[rows.to(device)].mean(0, keepdim=True)), None
-
-    heads = {regime: new_head(regime, width, vocab, device, dropout) for regime in regimes}
-    return [Member(regime, head, mean, mean, LEARNING_RATE) for regime, head in heads.items()]
+    source = BatchMean(vectors)
+    heads = {r: new_head(r, vectors.shape[1], vocab, vectors.device, dropout) for r in regimes}
+    return [Member(r, head, source, source, LEARNING_RATE) for r, head in heads.items()]
 
 
 def train(
@@ -56,10 +54,9 @@ def train(
     **options,
 ) -> None:
     """Train heads on all documents in order, `step` per step; the first `held_out` of them are validated on."""
-    batches = list(torch.arange(data.documents).split(step))
-    check = list(torch.arange(held_out).split(64))
+    order, check = Arrangement(torch.arange(data.documents)), Arrangement(torch.arange(held_out))
     settings = TrainSettings(epochs=epochs, rows_per_step=step, patience=99)
-    train_heads(members, data, lambda _: batches, data, check, weight, settings, progress=False, **options)
+    train_heads(members, data, lambda _: order, data, check, weight, settings, progress=False, **options)
 
 
 class Training:

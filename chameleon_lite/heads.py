@@ -28,6 +28,7 @@ class Condition:
 
     @property
     def groups(self) -> int:
+        """The number of conditioning groups, G."""
         return self.vector.shape[0]
 
     def to(self, device) -> "Condition":
@@ -50,6 +51,7 @@ class HeadUpdate:
 
     @property
     def groups(self) -> int:
+        """The number of groups, G; 1 for one update of all rows."""
         if self.mix is not None:
             return self.mix.shape[0]
         return (self.down if self.down is not None else self.bias).shape[0]
@@ -137,7 +139,10 @@ class Head(nn.Module):
     conditioned: bool = False
 
     def factors(self, condition: Condition | None) -> HeadUpdate:
-        """The update for each of the condition's G groups (a static head returns G = 1, to be broadcast)."""
+        """The update for each of the condition's G groups (a static head returns G = 1, to be broadcast).
+
+        Every kind of head defines it: here it raises TypeError.
+        """
         raise TypeError(f"{type(self).__name__} must define factors(condition)")
 
     def trainable_parameters(self) -> int:
@@ -243,7 +248,7 @@ class HyperHead(Head):
 
     @torch.no_grad()
     def fold(self, condition: Condition) -> LoraHead:
-        """The static head that equals this one, in evaluation mode, for one fixed condition (G = 1)."""
+        """The static head that equals this one, in evaluation mode, for one fixed condition; UserError unless G = 1."""
         if condition.groups != 1:
             raise errors.UserError(
                 f"folding needs one condition, not {condition.groups}: fold each by itself"

@@ -76,7 +76,10 @@ def head_losses(
 def token_losses(
     h: Tensor, target: Tensor, weight: HeadWeight, updates: Updates, groups: Groups = None, scale: float = 1.0
 ) -> Tensor:
-    """The next-token loss (K, M), in nats, of each row under each of K heads; arguments as for `head_losses`."""
+    """The next-token loss (K, M), in nats, of each row under each of K heads.
+
+    h (M, C), target (M,) and the other arguments as for `head_losses`, and so the ValueError.
+    """
     if impl := engine.fast("token_losses"):
         return impl(h, target, weight, updates, groups, scale)
     return _row_losses(h, target, weight, updates, groups, scale)
