@@ -4,12 +4,14 @@ contenders ─ warm up once ─▶ a, b, a, b, … (interleaved) ─▶ Samples:
 Comparison = our sample, the peer's, how many times better, the goal · Gate = a number and its limit
 """
 
+import contextlib
 import ctypes
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,6 +69,17 @@ class Gate:
     def as_json(self) -> dict[str, Any]:
         """The gate and whether it holds."""
         return asdict(self) | {"passed": self.passed}
+
+
+def shown(what: str, gates: Sequence[Gate] = (), **fields) -> dict[str, Any]:
+    """An entry without goals, as JSON: what was measured, whether its gates hold, and its fields."""
+    status = "shown" if all(gate.passed for gate in gates) else "gate failed"
+    return {
+        "what": what,
+        "status": status,
+        **({"gates": [g.as_json() for g in gates]} if gates else {}),
+        **fields,
+    }
 
 
 class Samples(dict[str, Sample]):
@@ -161,16 +174,6 @@ def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
     return seconds_of(lambda: results.append(work()), device), results[0]
 
 
-def host_seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds until one call returns, on a device that was idle: what the host takes to queue all its work."""
-    synchronise(device)
-    started = time.perf_counter()
-    work()
-    seconds = time.perf_counter() - started
-    synchronise(device)
-    return seconds
-
-
 def interleaved(
     contenders: Mapping[str, Callable[[], Any]], device: torch.device, repetitions: int, warm_up: bool = True
 ) -> Samples:
@@ -226,37 +229,30 @@ def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
         work()
         synchronise(device)
         return max(1, torch.cuda.max_memory_allocated(device) - before)
-    _give_back_freed()
-    _restart_peak()
+    _start_anew()
     before = status_bytes("VmRSS")
     work()
     return max(1, status_bytes("VmHWM") - before)
 
 
-def _give_back_freed() -> None:
-    """Let the C library return freed memory to the system, so that reusing it shows as growth."""
-    try:
+def _start_anew() -> None:
+    """Forget the process's highest memory so far, where the system allows it; else the peak is that of its whole life.
+
+    Freed memory goes back to the system first, so that reusing it shows as growth (with another C library than glibc
+    growth may be understated).
+    """
+    with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        pass  # another C library: growth may be understated
-
-
-def _restart_peak() -> None:
-    """Forget the process's highest memory so far (Linux; elsewhere the peak is the process's whole life's)."""
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def status_bytes(name: str) -> int:
-    """A line of the process's memory accounts in bytes; 0 where the system keeps none."""
-    try:
-        with open("/proc/self/status") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name + ":"))
-    except (OSError, StopIteration):
-        return 0
+    """An entry of the process's memory accounts in bytes; 0 where the system has none."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
+    return 0
 
 
 def relative_error(value: torch.Tensor, expected: torch.Tensor) -> float:

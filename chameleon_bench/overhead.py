@@ -28,7 +28,7 @@ from chameleon_lite.heads import Condition, HeadUpdate, HyperHead
 from chameleon_lite.loss import head_losses, token_losses
 from chameleon_study.arrivals import Service, waiting_table
 
-from .measure import Gate, timed
+from .measure import Gate, shown, timed
 from .workload import RANK, Bench, row_lengths, short
 
 ROWS, PREFIX = 32, 16  # texts per batch; tokens of a text that are read before any is scored
@@ -107,10 +107,7 @@ def overhead(bench: Bench) -> dict:
         alone = [bench.seconds(partial(work.adapted, work.batch(i, rows=1))) for i in range(LEAST)]
     times = {name: quantiles(values) for name, values in seconds.items()}
     whole = {name: times.pop(name) for name in ("plain", "adapted")}
-    return {
-        "what": f"what adapting adds to a batch of {ROWS} texts",
-        "status": "shown" if all(gate.passed for gate in gates) else "gate failed",
-        "gates": [gate.as_json() for gate in gates],
+    return shown(f"what adapting adds to a batch of {ROWS} texts", gates) | {
         "batches": len(seconds["plain"]),
         "rows a batch": ROWS,
         "whole": whole,
@@ -188,7 +185,7 @@ def _round(work: Batches, b: dict, reverse: bool) -> dict[str, float]:
 
 def _gates(work: Batches) -> list[Gate]:
     """The timed losses are the definition's, an update of zeros changes nothing, and the centroid is the nearest."""
-    b, limit = work.batch(0), work.bench.loss_gate
+    b, limit = work.batch(0), work.bench.limits[1]
     vectors, h, target = work.vectors(b), work.states(b)[:256], b["target"][:256]
     update = work.update(vectors)
     nothing = HeadUpdate(update.down, torch.zeros_like(update.up))

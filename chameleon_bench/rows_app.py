@@ -38,12 +38,8 @@ def ten_thousand(bench: Bench) -> Row:
         few, _ = _adapt(bench, folder, texts[:1])
         used, results = _adapt(bench, folder, texts)
     failed = sum("error" in result for result in results)
-    peaks = Samples(
-        {
-            name: sample([float(size)], "bytes")
-            for name, size in (("ours", used.peak_bytes), ("the limit set", LIMIT))
-        }
-    )
+    sizes = {"ours": used.peak_bytes, "the limit set": LIMIT}
+    peaks = Samples({name: sample([float(size)], "bytes") for name, size in sizes.items()})
     return Row(
         "B16",
         f"adapt: {rows:,} short texts scored, from file to file",

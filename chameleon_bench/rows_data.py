@@ -8,7 +8,7 @@ from chameleon_lite.fast.lloyd import closest, lloyd
 from chameleon_lite.text import Document, tokenise
 
 from . import baselines
-from .measure import Gate, Row, Samples, relative_error
+from .measure import Gate, Row, relative_error
 from .workload import LENGTH, Bench, texts, trained_tokenizer
 
 RELEASED, SKLEARN = "released way", "scikit-learn on the host"
@@ -38,7 +38,7 @@ def prepare(bench: Bench) -> Row:
     }
     error = relative_error(contenders["ours"](), contenders[RELEASED]())
     times, table = bench.race(contenders), tokens()
-    row = Row(
+    return Row(
         "B1",
         "preparing: tokenise and mean embedding",
         times.against({RELEASED: bench.goal(20, 20)}),
@@ -53,19 +53,6 @@ def prepare(bench: Bench) -> Row:
             "rows/s the tokenizer called": rows / times.median("tokenizer called"),
         },
         profile={"tokenise": bench.seconds(tokens), "mean embedding": bench.seconds(lambda: vectors(table))},
-    )
-    if row.status == "missed":
-        row.reason = _where(row.profile, times)
-    return row
-
-
-def _where(profile: dict[str, float], times: Samples) -> str:
-    """Where the time of ours goes, for a missed goal."""
-    alone = times.median("tokenizer alone") / times.median()
-    embed = profile["mean embedding"] / sum(profile.values())
-    return (
-        f"the Rust tokenizer's encode_batch alone, on the whole list at once, is {alone:.0%} of ours; "
-        f"mean embeddings are {embed:.0%}"
     )
 
 

@@ -2,15 +2,11 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from unittest import mock
 
 import torch
 from torch import Tensor
 
 from chameleon_lite.backbone import in_format
-from chameleon_lite.fast import aligned_head
 from chameleon_lite.heads import HeadUpdate, update_logits
 
 from .measure import Gate, Row
@@ -99,21 +95,14 @@ def one_at_a_time(bench: Bench) -> Row:
 def adapted_against_plain(bench: Bench) -> Row:
     """B12: generation with an adapted head against transformers' own on the same batch."""
     prompts = Prompts(bench, bench.size(16, 64, 4), bench.size(cpu=12, gpu=64, quick=3))
-    plain, peer, unaligned = bench.backbone.lm, "plain generate", "W as it is"
-    with _format(bench) as dtype:
+    plain, peer = bench.backbone.lm, "plain generate"
+    with in_format(bench.backbone.lm, bench.served):
         model, factors = _adapted(bench, groups=1)
         update = update_logits(factors, rows=1)
-
-        def ours() -> Tensor:
-            return prompts.batched(model, head_update=update)
-
-        def without_the_copy() -> Tensor:
-            with mock.patch.object(aligned_head, "gains", return_value=False):
-                return ours()
-
-        contenders = {"ours": ours, peer: lambda: prompts.batched(plain)}
-        if bench.gpu:  # what is due to the aligned copy of W, which the plain model could have as well
-            contenders[unaligned] = without_the_copy
+        contenders = {
+            "ours": lambda: prompts.batched(model, head_update=update),
+            peer: lambda: prompts.batched(plain),
+        }
         # The goal lies within a few per cent of 1, and the host of a GPU is noisier than that.
         times = bench.race(contenders, 25 if bench.gpu else 9)
     nothing = update_logits(HeadUpdate(factors.down, torch.zeros_like(factors.up)), rows=1)
@@ -127,10 +116,9 @@ def adapted_against_plain(bench: Bench) -> Row:
         workload={
             "prompts": prompts.count,
             "new tokens": prompts.new,
-            "arithmetic": str(dtype),
+            "arithmetic": str(bench.served),
             "tok/s": prompts.tokens / times.median(),
             "tok/s plain": prompts.tokens / times.median(peer),
-            "tok/s, W as it is": prompts.tokens / times.median(unaligned if bench.gpu else "ours"),
         },
         profile=times.split("the plain model", times.median(peer), "the update"),
     )
@@ -141,7 +129,7 @@ def mixed_clusters(bench: Bench) -> Row:
     groups, peer = bench.size(16, 64, 4), "PEFT adapter_names"
     prompts = Prompts(bench, groups, bench.size(cpu=12, gpu=32, quick=3))
     group = torch.arange(groups)  # one prompt per cluster
-    with _format(bench) as dtype:
+    with in_format(bench.backbone.lm, bench.served):
         model, factors = _adapted(bench, groups)
         update, (adapters, names) = update_logits(factors, group), _peft(bench, factors)
         contenders = {
@@ -162,20 +150,12 @@ def mixed_clusters(bench: Bench) -> Row:
             "prompts": prompts.count,
             "clusters": groups,
             "new tokens": prompts.new,
-            "arithmetic": str(dtype),
+            "arithmetic": str(bench.served),
             "tok/s": prompts.tokens / times.median(),
             "over the plain model": times.median() / times.median("plain") - 1,
         },
         profile=times.split("the plain model", times.median("plain"), "the updates"),
     )
-
-
-@contextmanager
-def _format(bench: Bench) -> Iterator[torch.dtype]:
-    """The backbone in the format it is served in, 16 bits on a GPU, and back in float32 afterwards."""
-    dtype = torch.bfloat16 if bench.gpu else torch.float32
-    with in_format(bench.backbone.lm, dtype):
-        yield dtype
 
 
 def _adapted(bench: Bench, groups: int):

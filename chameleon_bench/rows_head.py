@@ -16,8 +16,8 @@ from chameleon_lite.states import ScoredStates
 from chameleon_lite.train import evaluate
 
 from . import baselines
-from .measure import Gate, Row, Samples, host_seconds, relative_error, runnable, sample
-from .workload import RANK, Bench, head_inputs
+from .measure import Gate, Row, Samples, relative_error, runnable
+from .workload import RANK, Bench
 
 AUTOCAST, COMPILED = "released way, bfloat16 autocast", "torch.compile"
 BY_LAUNCH = "ours, launch by launch"
@@ -28,7 +28,7 @@ class HeadWork:
 
     def __init__(self, bench: Bench, tokens: int) -> None:
         self.bench, self.tokens = bench, tokens
-        self.h, self.target, self.down, self.up = head_inputs(bench, tokens)
+        self.h, self.target, self.down, self.up = bench.inputs(tokens)
         self.matrix = bench.backbone.head.weight.detach()  # (V, C) fp32
         self.weight, self.exact = bench.head_weight(), bench.head_weight(torch.float32)
         self.compact = self.h.to(bench.fast)  # states lie on disk in 16 bits: the machine's format
@@ -91,19 +91,19 @@ class HeadWork:
 
         return work
 
-    def gates(self, loss: Callable[[], Tensor], gate: float, loss_gate: float, label: str = "") -> list[Gate]:
+    def gates(self, loss: Callable[[], Tensor], limits: tuple[float, float], label: str = "") -> list[Gate]:
         """Gradient and mean loss against the released way's in float32."""
         expected_loss, expected = self.gradients(self.released)
         value, gradient = self.gradients(loss)
         return [
-            Gate(f"gradient, relative{label}", relative_error(gradient, expected), gate),
-            Gate(f"mean loss, nats{label}", abs(value - expected_loss) / self.tokens, loss_gate),
+            Gate(f"gradient, relative{label}", relative_error(gradient, expected), limits[0]),
+            Gate(f"mean loss, nats{label}", abs(value - expected_loss) / self.tokens, limits[1]),
         ]
 
     def both_gates(self) -> list[Gate]:
         """Ours in this machine's format and in float32 itself."""
-        here = self.gates(self.ours, self.bench.gate, self.bench.loss_gate, f" ({self.bench.fast})")
-        return here + self.gates(self.ours_exact, 1e-5, 1e-5, " (torch.float32)")
+        here = self.gates(self.ours, self.bench.limits, f" ({self.bench.fast})")
+        return here + self.gates(self.ours_exact, (1e-5, 1e-5), " (torch.float32)")
 
     def replay_gate(self, replayed: Callable[[], Tensor]) -> Gate:
         """Gradients that a replay leaves where an optimiser reads them, against the plain step's."""
@@ -146,18 +146,7 @@ def head_time(bench: Bench) -> Row:
     )
     if bench.gpu:
         row.workload["ms launch by launch"] = times.median(BY_LAUNCH) * 1e3
-    if row.status == "missed" and bench.gpu:
-        host = sample([host_seconds(contenders["ours"], bench.device) for _ in range(5)])
-        row.reason = launching(total, product, host.median)
     return row
-
-
-def launching(ours: float, product: float, host: float) -> str:
-    """Why a GPU's step takes longer than its product: from seconds of the step, the product and the host's part."""
-    return (
-        f"one product h·Wᵀ is {product / ours:.0%} of ours; the host takes {host * 1e3:.2f} ms to queue "
-        f"a step of {ours * 1e3:.2f} ms"
-    )
 
 
 def head_memory(bench: Bench) -> Row:
@@ -173,7 +162,7 @@ def head_memory(bench: Bench) -> Row:
         "B6",
         "the head's peak memory beyond W, launch by launch",
         peaks.against({"released way": bench.goal(20, 8)}, "memory"),
-        work.gates(work.ours, bench.gate, bench.loss_gate),
+        work.gates(work.ours, bench.limits),
         limit="one chunk's logits",
         workload={"tokens": work.tokens, "vocabulary": work.weight.vocab},
     )
@@ -205,7 +194,7 @@ def head_kernels(bench: Bench) -> Row:
 def shared_pass(bench: Bench) -> Row:
     """B14: three heads read in one pass over the states, against three passes."""
     documents, each = bench.size(24, 400, 8), 100
-    h, target, _, _ = head_inputs(bench, documents * each)
+    h, target, _, _ = bench.inputs(documents * each)
     counts = np.full(documents, each)
     scored = ScoredStates.of_pairs(h.to(torch.float16), target.cpu().numpy(), counts, bench.device)
     weight = bench.head_weight()

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from chameleon_lite.processes import Processes, leave
 from chameleon_lite.states import ScoredStates
 from chameleon_lite.train import Member
 
-from .measure import Gate
+from .measure import Gate, shown
 from .rows_train import REGIMES, new_members, train
 from .workload import Bench, random_inputs, topic_words
 
@@ -39,16 +38,13 @@ QUIET = {
     "NVSHMEM_DISABLE_NVLS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-SIZES = {
-    "quick": (60, 8, 32),
-    "cpu": (240, 24, 64),
-    "gpu": (8_192, 64, 768),
-}  # documents, tokens in each, width
+# documents, tokens in each, width, vocabulary, epochs
+SIZES = {"quick": (60, 8, 32, 2_000, 2), "cpu": (240, 24, 64, 2_000, 2), "gpu": (8_192, 64, 768, 50_257, 3)}
 
 
 def scaling(bench: Bench) -> dict:
     """Losses and seconds of steps done by one process and shared by two."""
-    gpus = _gpus(bench)
+    gpus = torch.cuda.device_count() if bench.gpu else 0
     with tempfile.TemporaryDirectory() as folder:
         one, two = (_trained(bench, n, Path(folder)) for n in (1, 2))
     gap = max(
@@ -57,30 +53,20 @@ def scaling(bench: Bench) -> dict:
         for a, b in zip(curve, two["curves"][name], strict=True)
         for key in ("train_nll", "validation_nll")
     )
-    gate = Gate("losses of two processes against one's, nats a token", gap, SAME)
-    return {
-        "what": "one process and two",
-        "status": "shown" if gate.passed else "gate failed",
-        "gates": [gate.as_json()],
-        "backend": "nccl" if gpus > 1 else "gloo",
-        "gpus": gpus,
-        "processes": {"1": one["processes"], "2": two["processes"]},
-        "steps": _speed_up(one["seconds"], two["seconds"], one["workload"]),
-    }
+    gates = [Gate("losses of two processes against one's, nats a token", gap, SAME)]
+    backend, processes = "nccl" if gpus > 1 else "gloo", {"1": one["processes"], "2": two["processes"]}
+    steps = _speed_up(one["seconds"], two["seconds"], one["workload"])
+    return shown("one process and two", gates, backend=backend, gpus=gpus, processes=processes, steps=steps)
 
 
 def workers(bench: Bench) -> dict:
     """Seconds of an experiment with one worker, and with two that share out its seeds."""
-    gpus = _gpus(bench)
+    gpus = torch.cuda.device_count() if bench.gpu else 0
     if gpus < 2:
         raise UserError("needs two GPUs: two workers on one machine's CPU only wait for each other")
     with tempfile.TemporaryDirectory() as folder:
         seeds = _workers(bench, Path(folder))
-    return {"what": "seeds shared out over two workers", "status": "shown", "gpus": gpus, "seeds": seeds}
-
-
-def _gpus(bench: Bench) -> int:
-    return torch.cuda.device_count() if bench.gpu else 0
+    return shown("seeds shared out over two workers", gpus=gpus, seeds=seeds)
 
 
 def _speed_up(one: float, two: float, workload: dict) -> dict:
@@ -112,50 +98,30 @@ def work(out: Path, size: str, model: str) -> None:
     """Train two heads on random states in this group of processes; the first one writes losses and seconds."""
     processes = Processes()
     bench = Bench(processes.device, quick=size == "quick", model=model)
-    documents, each, width = SIZES[size]
-    vocab, epochs = (50_257, 3) if size == "gpu" else (2_000, 2)
-    exact = _fit(bench, processes, documents // 4, each, width, vocab, torch.float32, epochs)
-    again = partial(_fit, bench, processes, documents, each, width, vocab, bench.fast)
-    again(1)
-    result = {
-        "processes": processes.count,
-        "seconds": bench.seconds(partial(again, epochs)),
-        "curves": {m.name: m.curve for m in exact},
-        "workload": {
-            "documents": documents,
-            "tokens": documents * each,
-            "width": width,
-            "vocabulary": vocab,
-            "epochs": epochs,
-            "heads": len(REGIMES),
-            "documents a step": 256,
-        },
-    }
+    documents, each, width, vocab, epochs = SIZES[size]
+
+    def fit(documents: int, dtype: torch.dtype, epochs: int) -> list[Member]:
+        h, target, _, _ = random_inputs(torch.device("cpu"), documents * each, width, vocab)
+        counts = np.full(documents, each)
+        data = ScoredStates.of_pairs(h.to(torch.float16), target.numpy(), counts, bench.device)
+        g = torch.Generator().manual_seed(1)
+        matrix = torch.randn(vocab, width, generator=g) * 0.02
+        vectors = torch.randn(documents, width, generator=g).to(bench.device)
+        members = new_members(REGIMES, vectors, vocab, dropout=0.5)
+        sizes = {"epochs": epochs, "step": min(256, documents // 4), "held_out": min(256, documents)}
+        weight = HeadWeight(matrix, dtype=dtype, device=bench.device)
+        train(members, data, weight, **sizes, processes=processes)
+        return members
+
+    exact = fit(documents // 4, torch.float32, epochs)
+    fit(documents, bench.fast, 1)
+    seconds = bench.seconds(lambda: fit(documents, bench.fast, epochs))
+    sizes = {"documents": documents, "tokens": documents * each, "width": width, "vocabulary": vocab}
+    workload = sizes | {"epochs": epochs, "heads": len(REGIMES), "documents a step": 256}
+    result = {"processes": processes.count, "seconds": seconds, "curves": {m.name: m.curve for m in exact}}
     if processes.index == 0:
-        out.write_text(json.dumps(result))
+        out.write_text(json.dumps(result | {"workload": workload}))
     leave()
-
-
-def _fit(
-    bench: Bench,
-    processes: Processes,
-    documents: int,
-    each: int,
-    width: int,
-    vocab: int,
-    dtype: torch.dtype,
-    epochs: int,
-) -> list[Member]:
-    h, target, _, _ = random_inputs(torch.device("cpu"), documents * each, width, vocab)
-    counts = np.full(documents, each)
-    data = ScoredStates.of_pairs(h.to(torch.float16), target.numpy(), counts, bench.device)
-    g = torch.Generator().manual_seed(1)
-    weight = HeadWeight(torch.randn(vocab, width, generator=g) * 0.02, dtype=dtype, device=bench.device)
-    vectors = torch.randn(documents, width, generator=g).to(bench.device)
-    members = new_members(REGIMES, vectors, vocab, dropout=0.5)
-    sizes = {"epochs": epochs, "step": min(256, documents // 4), "held_out": min(256, documents)}
-    train(members, data, weight, **sizes, processes=processes)
-    return members
 
 
 def _workers(bench: Bench, folder: Path) -> dict:

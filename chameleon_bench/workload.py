@@ -69,6 +69,11 @@ class Bench:
         """The format of large products here."""
         return matmul_dtype(self.device)
 
+    @property
+    def served(self) -> torch.dtype:
+        """The format of weights while generating."""
+        return torch.bfloat16 if self.gpu else torch.float32
+
     @cached_property
     def backbone(self) -> Backbone:
         """The backbone in float32 on the device."""
@@ -78,20 +83,19 @@ class Bench:
         """The backbone's W in a format, by default that of large products."""
         return HeadWeight(self.backbone.head.weight, self.backbone.head.bias, dtype=dtype or self.fast)
 
+    def inputs(self, tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`random_inputs` of the backbone's sizes."""
+        return random_inputs(self.device, tokens, self.backbone.width, self.backbone.vocab)
+
     def table(self, lengths: int | np.ndarray, *, last: bool = False) -> TokenTable:
         """Random tokens for the backbone: of these lengths (N,), or N rows as long as WikiText-2's."""
         lengths = row_lengths(lengths) if isinstance(lengths, int) else lengths
         return random_table(lengths, self.backbone.vocab, self.backbone.pad_id, last=last)
 
     @property
-    def gate(self) -> float:
-        """The limit for a gradient's relative error in this machine's format."""
-        return 1e-5 if self.fast == torch.float32 else 2e-2
-
-    @property
-    def loss_gate(self) -> float:
-        """The limit for a mean loss's distance from float32, nats."""
-        return 1e-5 if self.fast == torch.float32 else 2e-3
+    def limits(self) -> tuple[float, float]:
+        """Limits in this machine's format: of a gradient's relative error, of a mean loss's distance, nats."""
+        return (1e-5, 1e-5) if self.fast == torch.float32 else (2e-2, 2e-3)
 
 
 def short(dtype: torch.dtype) -> str:
@@ -159,15 +163,10 @@ def trained_tokenizer(entries: int = 16_000):
     )
 
 
-def head_inputs(bench: Bench, tokens: int, rank: int = RANK) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Random states h (M, C) like a layer norm's output, targets (M,), and factors down (R, C), up (V, R)."""
-    return random_inputs(bench.device, tokens, bench.backbone.width, bench.backbone.vocab, rank)
-
-
 def random_inputs(
     device: torch.device, tokens: int, width: int, vocab: int, rank: int = RANK
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `head_inputs`, for any width and vocabulary."""
+    """Random states h (M, C) like a layer norm's output, targets (M,), and factors down (R, C), up (V, R)."""
     g = torch.Generator().manual_seed(0)
     h = torch.randn(tokens, width, generator=g).to(device)
     target = torch.randint(vocab, (tokens,), generator=g).to(device)
