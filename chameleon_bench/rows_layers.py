@@ -10,7 +10,7 @@ import gc
 
 import torch
 
-from chameleon_lite.fast.head_loss_torch import Scratch
+from chameleon_lite.fast.head_loss_torch import forget_buffers
 from chameleon_lite.fast.recorded_layers import RecordedLayers
 from chameleon_lite.heads import LoraHead
 from chameleon_lite.loss import HeadWeight
@@ -122,7 +122,7 @@ class LoraStep:
         peak on top; or the recording's, should that be higher. The head's buffers, which a CPU keeps from step to
         step, are made anew.
         """
-        Scratch.forget(self.both.weight)
+        forget_buffers(self.both.weight)
         if not isinstance(self.layers.run, RecordedLayers):
             return peak_bytes(self.ours, self.bench.device)
         self._forget()

@@ -9,6 +9,7 @@ G conditioning groups: 1 for a whole batch, B for per-sample conditioning. A sta
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,16 +36,15 @@ class Condition:
         return replace(self, **{k: v.to(device) for k, v in vars(self).items() if v is not None})
 
 
-@dataclass(frozen=True)
-class HeadUpdate:
+class HeadUpdate(NamedTuple):
     """The update of the head's weight for each of G groups; `down`/`up` may be absent (a bias-only head).
 
     With `mix` (G, R) there is one pair of factors, (1, R, C) and (1, V, R), and group g uses its R slots weighted
     with mix[g]: a bank of experts, or of scaled singular directions, costs one product whatever G is. No bias then.
     """
 
-    down: Tensor | None  # (G, R, C), the paper's A
-    up: Tensor | None  # (G, V, R), the paper's B
+    down: Tensor | None = None  # (G, R, C), the paper's A
+    up: Tensor | None = None  # (G, V, R), the paper's B
     bias: Tensor | None = None  # (G, V)
     mix: Tensor | None = None  # (G, R)
 
@@ -59,7 +59,7 @@ class HeadUpdate:
         own = slice(group, group + 1)
         if self.mix is not None:
             return HeadUpdate(self.down, self.up, mix=self.mix[own])
-        return HeadUpdate(*(None if x is None else x[own] for x in (self.down, self.up, self.bias)))
+        return HeadUpdate(*(None if x is None else x[own] for x in self))
 
     def dense(self, group: int = 0) -> Tensor:
         """The update of the weight (V, C) for one group; large, meant for merging and for tests."""
