@@ -13,7 +13,7 @@ from torch import Tensor
 
 from chameleon_lite.backbone import load_backbone
 from chameleon_lite.batches import Arrangement
-from chameleon_lite.fast.head_loss_torch import Scratch
+from chameleon_lite.fast.head_loss_torch import forget_buffers
 from chameleon_lite.fast.recorded_layers import RecordedLayers
 from chameleon_lite.heads import LoraHead
 from chameleon_lite.lora import add_lora
@@ -105,7 +105,7 @@ class LoraStep:
         would show the head only. What a new recording reserves is counted in full, and the step's own peak on top;
         or the recording's peak, should that be higher. The head's buffers, which a CPU reuses, are allocated anew.
         """
-        Scratch.forget(self.both.weight)
+        forget_buffers(self.both.weight)
         if not isinstance(self.layers.run, RecordedLayers):
             return self.bench.peak(self.ours)
         self._clear()
