@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from chameleon_lite.fast.recorded_steps import using
 from chameleon_lite.fast.recorder import LIMIT, Recorder
 from chameleon_lite.states import ScoredStates
 
@@ -93,8 +94,8 @@ class _Steps:
 
     def fit(self, regimes: Sequence[str], recordings: int = 0) -> None:
         """All epochs of some regimes, new heads included."""
-        recorder = Recorder(self.bench.device, limit=recordings) if self.bench.gpu else None
-        self.training.heads(regimes, self.data, self.weight, EPOCHS, recorder=recorder)
+        with using(Recorder(self.bench.device, limit=recordings)):
+            self.training.heads(regimes, self.data, self.weight, EPOCHS)
 
     def _step(self, h: Tensor, target: Tensor, dtype: torch.dtype) -> None:
         with torch.autocast(self.bench.device.type, dtype, enabled=dtype != torch.float32):
