@@ -42,7 +42,10 @@ class Arrangement:
         return cls(torch.cat(list(batches)), None, tuple(len(batch) for batch in batches))
 
     def steps(self, rows: int | None = None) -> list[Tensor]:
-        """The given batches, or the order cut into runs of `rows` documents, of which the last may be shorter."""
+        """The given batches, or the order cut into runs of `rows` documents, of which the last may be shorter.
+
+        Raises ValueError where neither is there.
+        """
         if self.sizes is None and rows is None:
             raise ValueError("steps: give the number of rows per step")
         return list(self.order.split(rows if self.sizes is None else list(self.sizes)))

@@ -39,7 +39,7 @@ DEFAULTS = {
 class ChameleonLiteConfig(PreTrainedConfig):
     """Settings of `ChameleonLiteForCausalLM`, listed in DEFAULTS; `text_config` is the backbone's configuration.
 
-    The default head is the paper's. Raises UserError for an unknown head or condition.
+    The default head is the paper's hyper-network. Raises UserError for an unknown head or condition.
     """
 
     model_type = "chameleon-lite"

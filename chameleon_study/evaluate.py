@@ -41,9 +41,8 @@ class PositionSums:
         start = torch.ones_like(document, dtype=torch.bool)
         start[1:] = document[1:] != document[:-1]
         index = torch.arange(len(document), device=document.device)
-        within = (
-            index - torch.cummax(torch.where(start, index, 0), 0).values
-        )  # (M,) scored position in its document
+        first = torch.cummax(torch.where(start, index, 0), 0).values
+        within = index - first  # (M,) scored position in its document
         bins = (within // POSITIONS).clamp_max(self.bins - 1)
         one = torch.nn.functional.one_hot(bins, self.bins).double()  # (M, bins)
         self.nll = self.nll + nll.double() @ one
@@ -52,14 +51,12 @@ class PositionSums:
     def rows(self) -> list[list[dict[str, float]]]:
         """For every head the bins as {position, nll, tokens}; position is the bin's first, nll its sum in nats."""
         counts = self.count.tolist()
-        return [
-            [
-                {"position": i * POSITIONS, "nll": v, "tokens": c}
-                for i, (v, c) in enumerate(zip(values, counts))
-                if c
-            ]
-            for values in self.nll.tolist()
-        ]
+
+        def bins(values: list[float]) -> list[dict[str, float]]:
+            filled = ((i, v, c) for i, (v, c) in enumerate(zip(values, counts)) if c)
+            return [{"position": i * POSITIONS, "nll": v, "tokens": c} for i, v, c in filled]
+
+        return [bins(values) for values in self.nll.tolist()]
 
 
 def measure(
@@ -78,7 +75,17 @@ def measure(
             watch = None
             if name == "test" and probes.position_bins:
                 watch = PositionSums(context.material.scored[split].offsets, probes.position_bins)
-            nll = _read(context, seeded, cohort, members, split, order, share, watch)
+            material, train = context.material, context.settings.train
+            nll = evaluate(
+                [head_and_source(r, members, material, seeded, split, share) for r in cohort],
+                material.scored[split],
+                seeded.epoch(split, order, 0),
+                material.weight,
+                rows=train.rows_per_step,
+                scale=train.scale,
+                processes=context.processes,
+                watch=watch,
+            )
             for r, values in zip(cohort, nll.cpu()):
                 out[r.name].nll[name] = values
             if watch is not None:
@@ -91,29 +98,6 @@ def _asked(r: Regime, split: str, share: float, foreign_regimes) -> bool:
     """An oracle knows only its own sources; foreign rows are for the regimes named in the settings."""
     return not (split.startswith(TRANSFER) and r.name.endswith("oracle")) and (
         not share or r.name in foreign_regimes
-    )
-
-
-def _read(
-    context: Context,
-    seeded: Seeded,
-    cohort: list[Regime],
-    members,
-    split: str,
-    order: str,
-    share: float,
-    watch,
-) -> Tensor:
-    material, settings = context.material, context.settings.train
-    return evaluate(
-        [head_and_source(r, members, material, seeded, split, share) for r in cohort],
-        material.scored[split],
-        seeded.epoch(split, order, 0),
-        material.weight,
-        rows=settings.rows_per_step,
-        scale=settings.scale,
-        processes=context.processes,
-        watch=watch,
     )
 
 
