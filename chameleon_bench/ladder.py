@@ -106,12 +106,12 @@ class _Steps:
             self._plain_step(h, labels)
 
     def real_epoch(self) -> None:
-        for rows in self.training.batches:
+        for rows in self.training.order.steps(self.training.rows_a_step):
             h, target, _ = self.states[torch.float32].batch(rows)
             self._plain_step(h.float(), target)
 
     def autocast_epoch(self) -> None:
-        for rows in self.training.batches:
+        for rows in self.training.order.steps(self.training.rows_a_step):
             h, target, _ = self.states[self.bench.fast].batch(rows)
             enabled = self.bench.fast != torch.float32
             with torch.autocast(self.bench.device.type, self.bench.fast, enabled=enabled):

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chameleon_lite.batches import Arrangement
 from chameleon_lite.errors import UserError
 from chameleon_lite.fast.recorder import Recorder
 from chameleon_lite.heads import HeadUpdate, LoraHead
@@ -249,13 +250,13 @@ def shared_pass(bench: Bench) -> Row:
     scored = made_up_states(bench, documents, each)
     weight = HeadWeight(bench.backbone.head.weight, dtype=bench.fast)
     heads = [(_drawn_head(bench, seed), None) for seed in range(3)]
-    batches = torch.arange(documents).split(32)
+    order = Arrangement(torch.arange(documents))
 
     def together() -> Tensor:
-        return evaluate(heads, scored, batches, weight)
+        return evaluate(heads, scored, order, weight, rows=32)
 
     def apart() -> Tensor:
-        return torch.cat([evaluate([head], scored, batches, weight) for head in heads])
+        return torch.cat([evaluate([head], scored, order, weight, rows=32) for head in heads])
 
     tokens = documents * each
     gap = float((together() - apart()).sum(1).abs().max()) / tokens

@@ -10,6 +10,7 @@ import gc
 
 import torch
 
+from chameleon_lite.batches import Arrangement
 from chameleon_lite.fast.head_loss_torch import forget_buffers
 from chameleon_lite.fast.recorded_layers import RecordedLayers
 from chameleon_lite.heads import LoraHead
@@ -87,14 +88,15 @@ class LoraStep:
             factor.data.normal_(std=0.02, generator=generator)
         weight = HeadWeight(self.backbone.head.weight, dtype=bench.fast)
         self.both = Layered(self.backbone, head.to(bench.device), weight)
-        self.texts = Texts(self.table, lambda number: [torch.arange(rows)])
+        self.texts = Texts(self.table, lambda number: Arrangement(torch.arange(rows)), rows)
         self.layers = step_layers(self.backbone, self.table)
         self.pieces = self.layers.pieces(self.table, torch.arange(rows))
 
     def ours(self) -> torch.Tensor:
         """A step's gradients as in training, cutting its pieces included. Sum of nats ()."""
         self._forget()
-        return gradients(self.both, self.layers, self.texts, torch.arange(len(self.table)), self.count)
+        order = self.texts.orders(0)
+        return gradients(self.both, self.layers, self.texts, order, order.order, self.count)
 
     def plain(self) -> torch.Tensor:
         """The peer's; its padded batch lies on the device already. Sum of nats ()."""

@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from chameleon_lite.batches import Arrangement
 from chameleon_lite.embed import mean_embeddings
-from chameleon_lite.heads import Condition, Head, HyperHead, LoraHead
+from chameleon_lite.heads import Head, HyperHead, LoraHead
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.settings import TrainSettings
 from chameleon_lite.states import ScoredStates, hidden_states
 from chameleon_lite.train import Member, train_heads
+from chameleon_study.sources import BatchMean
 
 from . import baselines
 from .measure import Comparison, Gate, Row, sample, scaled, synchronise, timed
@@ -30,7 +32,7 @@ class Training:
         self.backbone = bench.backbone
         self.table = random_table(row_lengths(rows), self.backbone.vocab, self.backbone.pad_id, last=last)
         self.vectors = mean_embeddings(self.table, self.backbone.embedding, span="row")  # (N, C)
-        self.batches = list(torch.arange(rows).split(step))
+        self.order = Arrangement(torch.arange(rows))
 
     def head(self, regime: str) -> Head:
         """A freshly drawn head, the same for both ways."""
@@ -39,10 +41,6 @@ class Training:
             width, vocab = self.backbone.width, self.backbone.vocab
             head = LoraHead(width, vocab, 4) if regime == "LoRA" else HyperHead(width, vocab, 4, dropout=0.0)
         return head.to(self.bench.device)
-
-    def condition(self, rows: Tensor) -> tuple[Condition, None]:
-        """One group: the mean vector of the step's rows."""
-        return Condition(self.vectors[rows.to(self.vectors.device)].mean(0, keepdim=True)), None
 
     def ours(
         self, dtype: torch.dtype, epochs: int = EPOCHS, regimes=REGIMES, stages: dict | None = None
@@ -67,18 +65,15 @@ class Training:
         return baselines.ReleasedTraining(self.backbone, ids, labels, head, vectors=self.vectors, **options)
 
     def members(self, regimes) -> list[Member]:
-        """Freshly drawn heads as the trainer takes them, with one condition source for all."""
-        source = self.condition
+        """Freshly drawn heads as the trainer takes them, with one condition source for all, called once per step."""
+        source = BatchMean(self.vectors)
         return [Member(r, self.head(r), source, source, LEARNING_RATE) for r in regimes]
 
     def fit(self, members: list[Member], data, weight: HeadWeight, epochs: int, **options) -> None:
         """Train; one document is validated on, the least that the trainer accepts."""
         settings = TrainSettings(epochs=epochs, rows_per_step=self.rows_a_step, patience=99)
-        held_out = [torch.arange(1)]
-        batches = self.batches
-        train_heads(
-            members, data, lambda _: batches, data, held_out, weight, settings, progress=False, **options
-        )
+        held_out, options = Arrangement(torch.arange(1)), {"progress": False} | options
+        train_heads(members, data, lambda _: self.order, data, held_out, weight, settings, **options)
 
     def released(self, regime: str, epochs: int) -> list[float]:
         """One regime trained as released, for some epochs; training losses."""

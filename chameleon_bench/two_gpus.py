@@ -19,14 +19,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from chameleon_lite.batches import arrange
+from chameleon_lite.batches import Arrangement, arrange
 from chameleon_lite.errors import RunFailed, UserError
-from chameleon_lite.heads import Condition, HyperHead, LoraHead
+from chameleon_lite.heads import HyperHead, LoraHead
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.processes import Processes, leave
 from chameleon_lite.settings import TrainSettings
 from chameleon_lite.states import ScoredStates
 from chameleon_lite.train import Member, train_heads
+from chameleon_study.sources import BatchMean
 
 from .measure import Gate, seconds_of
 from .workload import Bench, topic_words
@@ -142,20 +143,18 @@ def _fit(
     weight = HeadWeight(torch.randn(vocab, width, generator=g) * 0.02, dtype=dtype, device=bench.device)
     vectors = torch.randn(documents, width, generator=g).to(bench.device)
 
-    def condition(rows):
-        return Condition(vectors[rows.to(vectors.device)].mean(0, keepdim=True)), None
-
+    source = BatchMean(vectors)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         heads = {"LoRA": LoraHead(width, vocab, 4), "hyper-network": HyperHead(width, vocab, 4)}
-    members = [Member(n, h.to(bench.device), condition, condition, 1e-3) for n, h in heads.items()]
+    members = [Member(n, h.to(bench.device), source, source, 1e-3) for n, h in heads.items()]
     settings = TrainSettings(epochs=epochs, rows_per_step=min(256, documents // 4), patience=99)
     train_heads(
         members,
         data,
-        lambda n: arrange(documents, None, torch.Generator().manual_seed(n)).steps(settings.rows_per_step),
+        lambda n: arrange(documents, None, torch.Generator().manual_seed(n)),
         data,
-        list(torch.arange(min(documents, 256)).split(64)),
+        Arrangement.of(torch.arange(min(documents, 256)).split(64)),
         weight,
         settings,
         processes,

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import errors
 from .backbones import hub, smollm2, tiny
+from .errors import UserError, unknown
 from .text import pad_id
 
 BUILT_IN = ("smollm2", "random-gpt2", "tiny", "tiny-llama")
@@ -57,13 +57,14 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
+        """Where the head's weight lies, and with it the model."""
         return self.head.weight.device
 
     def hidden(self, ids: Tensor, mask: Tensor | None = None, position: Tensor | None = None) -> Tensor:
         """ids (B, T) int64 and mask (B, T), 1 for real tokens, to hidden states (B, T, C).
 
         Several documents per row: a mask (B, 1, T, T) bool of which token attends to which, and position (B, T) inside
-        the document; not every model takes them, see training/pieces.py.
+        the document; not every model takes them, see train_layers.py.
         """
         positions = {} if position is None else {"position_ids": position}
         return self.body(input_ids=ids, attention_mask=mask, use_cache=False, **positions).last_hidden_state
@@ -85,13 +86,13 @@ def load_backbone(
     Raises UserError for an unknown name or a model whose head cannot be reached exactly, Unreachable (at once)
     where a download is needed and impossible, DamagedFile where weights are missing.
     """
-    lm, tokenizer, found_revision, weights = _open(name, dtype, revision)
+    lm, tokenizer, commit, weights = _open(name, dtype, revision)
     lm.requires_grad_(False).eval()
     body, embedding, head = head_access(lm, name)
     lm.to(device)
     return Backbone(
         name=name,
-        revision=found_revision,
+        revision=commit,
         lm=lm,
         tokenizer=tokenizer,
         body=body,
@@ -102,24 +103,19 @@ def load_backbone(
         pad_id=pad_id(tokenizer),
         hash=hashlib.sha256(f"{weights}:{dtype}".encode()).hexdigest(),
         parameters=sum(p.numel() for p in lm.parameters()),  # parameters() yields a tied matrix once
-        max_length=_max_length(lm.config),
+        max_length=getattr(lm.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1024,
     )
 
 
 def copied(backbone: Backbone) -> Backbone:
     """A copy of the backbone, to put LoRA into while the shared one stays as it is."""
     lm = copy.deepcopy(backbone.lm)
-    return replace(
-        backbone,
-        lm=lm,
-        body=lm.base_model,
-        embedding=lm.get_input_embeddings().weight,
-        head=lm.get_output_embeddings(),
-    )
+    parts = {"embedding": lm.get_input_embeddings().weight, "head": lm.get_output_embeddings()}
+    return replace(backbone, lm=lm, body=lm.base_model, **parts)
 
 
 def _open(name: str, dtype: torch.dtype, revision: str | None):
-    """(lm, tokenizer, revision, what the weights are) for any kind of name."""
+    """(lm, tokenizer, revision, hash of the weights) for any kind of name."""
     if name == "smollm2":
         lm, tokenizer = hub.load_checkpoint(str(smollm2.fetch_smollm2()), dtype, local_files_only=True)
         return lm, tokenizer, "", smollm2.GGUF_SHA256
@@ -130,9 +126,7 @@ def _open(name: str, dtype: torch.dtype, revision: str | None):
         lm, tokenizer, weights = hub.load_folder(Path(name).expanduser(), dtype)
         return lm, tokenizer, "", weights
     if "/" not in name and name not in SHORT_NAMES:
-        raise errors.unknown(
-            "backbone", name, [*BUILT_IN, *SHORT_NAMES, "owner/name on the hub", "a local folder"]
-        )
+        raise unknown("backbone", name, [*BUILT_IN, *SHORT_NAMES, "owner/name on the hub", "a local folder"])
     return hub.load_hub(SHORT_NAMES.get(name, name), dtype, revision)
 
 
@@ -145,14 +139,14 @@ def head_access(lm, name: str = "") -> tuple[nn.Module, Tensor, nn.Linear]:
     who = f"{type(lm).__name__} ({name})" if name else type(lm).__name__
     body, head, embedding = lm.base_model, lm.get_output_embeddings(), lm.get_input_embeddings().weight
     if body is lm or not isinstance(head, nn.Linear):
-        raise errors.UserError(
+        raise UserError(
             f"{who} has no linear output head of its own: choose a causal language model with one"
         )
     probe = torch.arange(2, 10, device=head.weight.device)[None] % embedding.shape[0]  # (1, 8)
     h = body(input_ids=probe, use_cache=False).last_hidden_state
     logits = lm(input_ids=probe, use_cache=False).logits
     if h.shape[-1] != head.weight.shape[1] or not torch.equal(head(h), logits):
-        raise errors.UserError(
+        raise UserError(
             f"{who} scales, caps or re-projects between hidden states and logits, so an update of "
             "its head is not what the method describes: choose another backbone"
         )
@@ -167,10 +161,6 @@ def weight_hash(lm: nn.Module) -> str:
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _max_length(config) -> int:
-    return int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or 1024)
 
 
 def set_format(lm: nn.Module, dtype: torch.dtype) -> Callable[[], None]:
@@ -219,8 +209,8 @@ def cpu_flags(path: str = "/proc/cpuinfo") -> frozenset[str]:
 def matmul_dtype(device: str | torch.device) -> torch.dtype:
     """The format for large matrix products: float16 on GPUs with tensor cores, bfloat16 on CPUs that have it.
 
-    Decided by what the chip has: the libraries say yes to formats that they emulate several times slower. float16 also
-    on GPUs that have both: same speed, eight times finer, and nothing here comes near its range.
+    Decided by the chip's units, because libraries also accept formats that they emulate several times slower. float16
+    also on GPUs that have both: same speed, eight times finer, and nothing here comes near its range.
     """
     device = torch.device(device)
     if device.type == "cuda":

@@ -1,14 +1,18 @@
-"""The order of the documents in one epoch, and the conditioning groups and batches cut from it.
+"""The order of documents in one epoch, and the conditioning groups cut from it.
 
-    labels (N,) ── arrange ─▶ Arrangement: clusters side by side ─▶ groups of at most `size` documents of one cluster
-                                                                 └▶ steps of `rows` documents
+    labels (N,) or None ─ arrange ─▶ order (N,), clusters together ─ steps ─▶ 32 rows per optimiser step
+                                                               └ groups(g) ─▶ a group per document, of at most g rows
+
+Steps hold the same number of rows whatever the groups are, so that group sizes can be compared at equal steps
+(claim 6); a group that straddles two steps has one condition in both.
 
 Released code: one list of batches, made before training, in the same order in every epoch.
-Here: one arrangement per epoch; composition and order change, reproducibly.
+Here: an arrangement per epoch; composition and order both change with the generator, reproducibly.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,91 +20,94 @@ from torch import Tensor
 from .errors import UserError
 
 
-@dataclass(frozen=True)
+class Groups(NamedTuple):
+    """G conditioning groups of N documents, numbered along the order."""
+
+    of: Tensor  # (N,) the group of each document
+    start: Tensor  # (G + 1,) where each group begins along the order
+
+
+@dataclass(frozen=True, eq=False)
 class Arrangement:
-    """One epoch's order. `cluster` (N,) along the order, or None when the order is random."""
+    """One epoch's order of N documents. It never changes, so what follows from it is computed once: see `once`."""
 
     order: Tensor  # (N,) int64, document numbers
-    cluster: Tensor | None
+    cluster: Tensor | None = None  # (N,) along the order; None where the order is random
+    sizes: tuple[int, ...] | None = None  # of batches that were given; None: steps are cut by number of rows
+    _memo: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
-    def steps(self, rows: int) -> list[Tensor]:
-        """The order cut into runs of `rows` documents; the last may be shorter."""
-        return list(self.order.split(rows))
+    @classmethod
+    def of(cls, batches: Sequence[Tensor]) -> "Arrangement":
+        """The arrangement whose steps are these batches (B,), whatever number of rows a step should have."""
+        return cls(torch.cat(list(batches)), None, tuple(len(batch) for batch in batches))
 
-    def groups(self, size: int) -> Tensor:
-        """The group number of each document (N,), numbered along the order; no group spans two clusters.
+    def steps(self, rows: int | None = None) -> list[Tensor]:
+        """The given batches, or the order cut into runs of `rows` documents, of which the last may be shorter.
+
+        Raises ValueError where neither is there.
+        """
+        if self.sizes is None and rows is None:
+            raise ValueError("steps: give the number of rows per step")
+        return list(self.order.split(rows if self.sizes is None else list(self.sizes)))
+
+    def groups(self, size: int) -> Groups:
+        """Groups along the order, none of which spans two clusters.
 
         A cluster's run is cut into equal parts of at most `size` rows; a random order into runs of exactly `size`,
         a rest below half of it joining the run before.
         """
-        along = torch.zeros(len(self.order), dtype=torch.int64)
+
+        def cut() -> Groups:
+            along, of = self._along(size), torch.empty_like(self.order)
+            of[self.order] = along
+            return Groups(of, torch.cat([along.new_zeros(1), torch.bincount(along).cumsum(0)]))
+
+        return self.once(size, cut)
+
+    def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """compute(), called once per arrangement and key; its result may depend on these two alone."""
+        if key not in self._memo:
+            self._memo[key] = compute()
+        return self._memo[key]
+
+    def _along(self, size: int) -> Tensor:
+        """The group at each place along the order (N,)."""
+        place = torch.arange(len(self.order))
         if self.cluster is None:
-            along = torch.arange(len(self.order)) // size
-            rest = len(self.order) % size
-            if 0 < rest < size / 2 and len(self.order) > size:
-                along[-rest:] -= 1
-        else:
-            parts = (self._run_length + size - 1) // size  # (N,) parts of the run each place belongs to
-            part = self._within * parts // self._run_length
-            along = torch.cumsum(_starts(self._run * (int(parts.max()) + 1) + part), 0) - 1
-        out = torch.empty_like(along)
-        out[self.order] = along
-        return out
-
-    @cached_property
-    def _run(self) -> Tensor:
-        return torch.cumsum(_starts(self.cluster), 0) - 1  # (N,) number of the run at each place
-
-    @cached_property
-    def _run_length(self) -> Tensor:
-        return torch.bincount(self._run)[self._run]
-
-    @cached_property
-    def _within(self) -> Tensor:
-        lengths = torch.bincount(self._run)
-        return torch.arange(len(self.order)) - (lengths.cumsum(0) - lengths)[self._run]
+            rest = len(place) % size
+            joins = 0 < rest < size / 2 and len(place) > size
+            return (place // size).clamp_max(len(place) // size - 1) if joins else place // size
+        runs = torch.unique_consecutive(self.cluster, return_counts=True)[1]
+        length = runs.repeat_interleave(runs)  # (N,) of the run at each place
+        within = place - (runs.cumsum(0) - runs).repeat_interleave(runs)
+        part = within * ((length + size - 1) // size) // length
+        return ((within == 0) | (part != part.roll(1))).cumsum(0) - 1
 
 
 def arrange(n: int, labels: Tensor | None, generator: torch.Generator) -> Arrangement:
     """A fresh order of n documents: shuffled, and with `labels` (N,) the clusters kept together, in shuffled order."""
     order = torch.randperm(n, generator=generator)
     if labels is None:
-        return Arrangement(order, None)
+        return Arrangement(order)
     labels = labels.cpu()
     rank = torch.randperm(int(labels.max()) + 1, generator=generator)  # a cluster's place among the clusters
     order = order[torch.argsort(rank[labels[order]], stable=True)]
     return Arrangement(order, labels[order])
 
 
-def _starts(values: Tensor) -> Tensor:
-    """1 where a value differs from the one before (N,), 1 at the first."""
-    return torch.cat([values.new_ones(1), (values[1:] != values[:-1]).long()])
-
-
 def cluster_batches(labels: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
-    """Rows of labels (N,) as batches (≤ size,) int64, each of one cluster; a larger cluster is cut into several.
-
-    Which rows of a large cluster meet and in which order batches come is drawn from the generator.
-    Raises UserError when size is not between 1 and N.
-    """
+    """Rows of labels (N,) as batches (≤ size,) int64, each of one cluster; UserError unless 1 ≤ size ≤ N."""
     _check(len(labels), size)
-    shuffled = torch.randperm(len(labels), generator=generator)
-    order = shuffled[labels.cpu()[shuffled].argsort(stable=True)]  # (N,) clusters together, random inside
-    counts = torch.bincount(labels.cpu())  # (K,)
-    starts = counts.cumsum(0) - counts
-    inside = torch.arange(len(labels)) - starts.repeat_interleave(counts)  # (N,) rank inside the cluster
-    first = torch.nonzero(inside % size == 0).flatten()  # where batches begin
-    batches = torch.tensor_split(order, first[1:])
+    labels, shuffled = labels.cpu(), torch.randperm(len(labels), generator=generator)
+    order = shuffled[labels[shuffled].argsort(stable=True)]  # clusters together, random inside
+    batches = [b for run in order.split(labels.bincount().tolist()) for b in run.split(size) if len(b)]
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
 def random_batches(n: int, size: int, generator: torch.Generator) -> list[Tensor]:
-    """Rows 0 … n - 1 in random order as batches (size,) int64; the last may be smaller.
-
-    Raises UserError when size is not between 1 and n.
-    """
+    """Rows 0 … n - 1 in random order as batches (size,) int64, the last ≤ size; UserError unless 1 ≤ size ≤ n."""
     _check(n, size)
-    return list(torch.randperm(n, generator=generator).split(size))
+    return arrange(n, None, generator).steps(size)
 
 
 def _check(n: int, size: int) -> None:

@@ -1,9 +1,10 @@
-"""What an adapter's folder says of itself, and the check that it meets the backbone it was made for.
+"""The configuration in an adapter's folder, and the check that it fits the backbone it is loaded on.
 
 An adapter is a change of one particular head: on other weights it is noise that looks like a working model. So
 the name, revision, weight hash and vocabulary of the backbone are written down and compared before use.
 """
 
+import copy
 import hashlib
 import json
 
@@ -13,103 +14,86 @@ from .conditions import MODES
 from .errors import UserError, unknown
 
 HEADS = ("hyper", "lora")
+DEFAULTS = {
+    "head": "hyper",  # the paper's hyper-network, or "lora"
+    "rank": 4,
+    "scale": 1.0,  # α
+    "dropout": 0.5,  # inside the hyper-network
+    "hidden": [64, 32],  # its two inner widths
+    "clusters": 0,  # stored centroids, K
+    "condition": "cluster",  # how prompts are grouped, see conditions.py
+    "lora_rank": 0,  # of LoRA in the layers; 0: none
+    "lora_alpha": None,  # None: the rank
+    "backbone_name": "",
+    "backbone_revision": "",
+    "backbone_hash": "",
+    "backbone_dtype": "float32",
+    "vocabulary_hash": "",
+    "width": 0,  # C
+    "vocabulary": 0,  # V
+    "prompts": {},  # how texts were cut into tokens
+    "notes": {},  # what the training measured
+}
 
 
 class ChameleonLiteConfig(PreTrainedConfig):
-    """Settings of `ChameleonLiteForCausalLM`; `text_config` is the backbone's own configuration.
+    """Settings of `ChameleonLiteForCausalLM` (DEFAULTS); `text_config` is the backbone's own configuration.
 
-    head: "hyper" (the paper's) or "lora"; rank R; scale α; dropout inside the hyper-network; hidden: its two inner
-    widths; clusters K: stored centroids; condition: how prompts are grouped (model/conditions.py); lora_rank: rank
-    of LoRA in the layers, 0 for none; backbone_*: what it belongs to; prompts: how texts were cut; notes: what the
-    training measured.
+    The default head is the paper's hyper-network. Raises UserError for an unknown head or condition.
     """
 
     model_type = "chameleon-lite"
     sub_configs = {"text_config": AutoConfig}  # generation reads the backbone's geometry through it
 
-    def __init__(
-        self,
-        text_config=None,
-        *,
-        head: str = "hyper",
-        rank: int = 4,
-        scale: float = 1.0,
-        dropout: float = 0.5,
-        hidden=(64, 32),
-        clusters: int = 0,
-        condition: str = "cluster",
-        lora_rank: int = 0,
-        lora_alpha: float | None = None,
-        backbone_name: str = "",
-        backbone_revision: str = "",
-        backbone_hash: str = "",
-        backbone_dtype: str = "float32",
-        vocabulary_hash: str = "",
-        width: int = 0,
-        vocabulary: int = 0,
-        prompts: dict | None = None,
-        notes: dict | None = None,
-        **kwargs,
-    ) -> None:
-        if head not in HEADS:
-            raise unknown("head", head, HEADS)
-        if condition not in MODES:
-            raise unknown("condition", condition, MODES)
+    def __init__(self, text_config=None, **settings) -> None:
+        for name, default in copy.deepcopy(DEFAULTS).items():
+            setattr(self, name, settings.pop(name, default))
+        if self.head not in HEADS:
+            raise unknown("head", self.head, HEADS)
+        if self.condition not in MODES:
+            raise unknown("condition", self.condition, MODES)
         if isinstance(text_config, dict):
-            values = dict(text_config)
-            text_config = AutoConfig.for_model(values.pop("model_type"), **values)
+            text_config = AutoConfig.for_model(**text_config)
         self.text_config = text_config
-        self.head, self.rank, self.scale, self.dropout, self.hidden = head, rank, scale, dropout, list(hidden)
-        self.clusters, self.condition = clusters, condition
-        self.lora_rank, self.lora_alpha = lora_rank, lora_alpha
-        self.backbone_name, self.backbone_revision = backbone_name, backbone_revision
-        self.backbone_hash, self.backbone_dtype = backbone_hash, backbone_dtype
-        self.vocabulary_hash, self.width, self.vocabulary = vocabulary_hash, width, vocabulary
-        self.prompts, self.notes = prompts or {}, notes or {}
-        kwargs["tie_word_embeddings"] = False  # the backbone ties its own matrices; the wrapper ties nothing
+        settings["tie_word_embeddings"] = (
+            False  # the backbone ties its own matrices; the wrapper ties nothing
+        )
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            kwargs[name] = getattr(text_config, name, None)
-        super().__init__(**kwargs)
+            settings[name] = getattr(text_config, name, None)
+        super().__init__(**settings)
 
 
 def identity(backbone) -> dict:
-    """What is written down of a Backbone, as the configuration's fields."""
+    """What identifies a Backbone, as the configuration's fields."""
+    vocabulary = json.dumps(sorted(backbone.tokenizer.get_vocab().items()))
     return {
         "backbone_name": backbone.name,
         "backbone_revision": backbone.revision,
         "backbone_hash": backbone.hash,
         "backbone_dtype": str(backbone.head.weight.dtype).removeprefix("torch."),
-        "vocabulary_hash": vocabulary_hash(backbone.tokenizer),
+        "vocabulary_hash": hashlib.sha256(vocabulary.encode()).hexdigest(),
         "width": backbone.width,
         "vocabulary": backbone.vocab,
     }
 
 
-def vocabulary_hash(tokenizer) -> str:
-    """Hex sha256 of the tokenizer's entries and their ids."""
-    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
-
-
 def check_backbone(config: ChameleonLiteConfig, backbone) -> None:
-    """UserError, with both names, unless the backbone is the one the adapter was made for.
+    """UserError, with both names, unless the backbone is the one the adapter was trained on.
 
     The hash decides where the number format is the same (a folder may have moved); else name and revision do.
     """
-    found = identity(backbone)
-    both = (
-        f"this adapter was made for {_called(vars(config))} and cannot be used on {_called(found)}: "
-        f"load {config.backbone_name}, or fit a new adapter"
-    )
-    for what in ("vocabulary", "width", "vocabulary_hash"):
-        if found[what] != getattr(config, what):
-            raise UserError(f"{both} (they differ in {what.replace('_hash', '')})")
-    same_format = found["backbone_dtype"] == config.backbone_dtype
-    names = ("backbone_hash",) if same_format else ("backbone_name", "backbone_revision")
-    differ = [name for name in names if found[name] != getattr(config, name)]
-    if differ:
-        raise UserError(
-            f"{both} (they differ in {'weights' if same_format else differ[0].replace('backbone_', '')})"
-        )
+    fields, names = identity(backbone), ["vocabulary", "width", "vocabulary_hash"]
+    same_format = fields["backbone_dtype"] == config.backbone_dtype
+    names += ["backbone_hash"] if same_format else ["backbone_name", "backbone_revision"]
+    for name in names:
+        if fields[name] != getattr(config, name):
+            what = (
+                "weights" if name == "backbone_hash" else name.removeprefix("backbone_").removesuffix("_hash")
+            )
+            raise UserError(
+                f"this adapter was made for {_called(vars(config))} and cannot be used on {_called(fields)}: load "
+                f"{config.backbone_name}, or fit a new adapter (they differ in {what})"
+            )
 
 
 def _called(fields: dict) -> str:

@@ -1,24 +1,62 @@
-"""What a batch of prompts tells the head: one vector a prompt, prompts of one cluster together, one condition a group.
+"""The vectors that condition a head: one per group of training documents, or per group of a batch of prompts.
 
-    prompt tokens ─ mean embedding, length 1 ─▶ vectors (B, C) ─ nearest stored centroid ─▶ label (B,)
-      "cluster"   the mean over the prompts at hand of the same cluster (the paper's)
+    prompt tokens ─ mean embedding, length 1 ─▶ vectors (B, C) ─ nearest stored centroid ─▶ cluster (B,)
+      "cluster"   the mean over the batch's prompts of the same cluster (the paper's)
       "centroid"  the stored centroid itself: a prompt's result does not depend on its neighbours
       "row"       the prompt's own vector
 
-Only tokens that stand before the first scored or generated one are ever read.
+In training a source is a pure function: source(arrangement, rows (B,)) gives the condition of G groups and the group
+of each row (B,), or None where all rows share one. Only tokens before the first scored or generated one are read.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .batches import Arrangement
 from .cluster import nearest_centroid
 from .embed import masked_mean, normalise
 from .errors import UserError, unknown
 from .heads import Condition
 
 MODES = ("cluster", "centroid", "row")
+Source = Callable[[Arrangement, Tensor], tuple[Condition, Tensor | None]]
+
+
+def group_means(vectors: Tensor, group: Tensor) -> Tensor:
+    """Vectors (B, C) averaged over equal numbers in group (B,), which are 0 … G - 1: (G, C).
+
+    Sorted and reduced by segment: unlike scattered additions it gives a GPU the same bits every time.
+    unsafe: the lengths are right, and checking them would make the host wait for the device.
+    """
+    place, lengths = torch.argsort(group, stable=True), torch.bincount(group)
+    device = vectors.device
+    return torch.segment_reduce(
+        vectors[place.to(device)], "mean", lengths=lengths.to(device), axis=0, unsafe=True
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class GroupMean:
+    """Source: the mean of vectors (N, C) over the row's group of at most `size` documents (paper, section 3.1)."""
+
+    vectors: Tensor
+    size: int
+
+    def __call__(self, arrangement: Arrangement, rows: Tensor) -> tuple[Condition, Tensor | None]:
+        of = arrangement.groups(self.size).of
+        means = arrangement.once(
+            (self.size, self.vectors), lambda: group_means(self.vectors, of)
+        )  # all groups'
+        group, row_group = torch.unique(of[rows], return_inverse=True)  # (G,), (B,)
+        vectors = means[self.read(arrangement, group).to(means.device)]
+        return Condition(vectors), row_group if len(group) > 1 else None
+
+    def read(self, arrangement: Arrangement, group: Tensor) -> Tensor:
+        """The groups (G,) whose means condition the groups (G,): the same ones."""
+        return group
 
 
 @dataclass(frozen=True)
@@ -37,36 +75,25 @@ def prompt_vectors(embedded: Tensor, mask: Tensor) -> Tensor:
 
 
 def grouped(vectors: Tensor, centroids: Tensor | None, mode: str = "cluster") -> Grouped:
-    """Group vectors (B, C) by the nearest of centroids (K, C) and make one condition a group.
+    """Group vectors (B, C) by the nearest of centroids (K, C), with one condition per group.
 
     Without centroids all rows are one cluster. Raises UserError for an unknown mode, and for "centroid" without.
     """
     if mode not in MODES:
         raise unknown("condition", mode, MODES)
-    none = centroids is None or not len(centroids)
-    if none and mode == "centroid":
-        raise UserError(
-            'condition "centroid" needs stored centroids and this adapter has none: use "cluster" or "row"'
-        )
-    if none:
+    if centroids is None or not len(centroids):
+        if mode == "centroid":
+            raise UserError(
+                'condition "centroid" needs stored centroids and this adapter has none: use "cluster" or "row"'
+            )
         distance = vectors.new_zeros(len(vectors))
         cluster = torch.zeros_like(distance, dtype=torch.int64)
     else:
         centroids = centroids.to(vectors)
         cluster, distance = nearest_centroid(vectors, centroids)
     if mode == "row":
-        return Grouped(
-            Condition(vectors), torch.arange(len(vectors), device=vectors.device), cluster, distance
-        )
-    ids, group = torch.unique(cluster, return_inverse=True)  # (G,), (B,)
-    means = centroids[ids] if mode == "centroid" else group_means(vectors, group)
+        each = torch.arange(len(vectors), device=vectors.device)
+        return Grouped(Condition(vectors), each, cluster, distance)
+    present, group = torch.unique(cluster, return_inverse=True)  # (G,), (B,)
+    means = centroids[present] if mode == "centroid" else group_means(vectors, group)
     return Grouped(Condition(means), group, cluster, distance)
-
-
-def group_means(vectors: Tensor, group: Tensor) -> Tensor:
-    """Vectors (B, C) averaged over equal numbers in group (B,), which are 0 … G - 1: (G, C).
-
-    Sorted and reduced by segment: unlike scattered additions it gives a GPU the same bits every time.
-    """
-    order = torch.argsort(group, stable=True)
-    return torch.segment_reduce(vectors[order], "mean", lengths=torch.bincount(group), axis=0)

@@ -1,15 +1,12 @@
-"""Settings of an experiment: frozen, validated, every number with its unit.
-
-An experiment is one YAML file. `load_experiment` reads it, lays the profile's values (below) under the file's own
-`profiles:` section and returns `Experiment`. Unknown keys are refused with the nearest valid one; nothing below
-`study/experiment.py` reads a setting that is not handed to it.
-"""
+"""Settings of training on texts: frozen, validated, every number with its unit. Unknown keys are refused."""
 
 import hashlib
 import json
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+Arithmetic = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Settings(BaseModel):
@@ -28,7 +25,7 @@ class TokenSettings(Settings):
 
     max_length: int = Field(256, ge=2, description="tokens a document is cut to")
     prefix_tokens: int = Field(
-        16, ge=1, description="tokens at the start of plain text that condition and are never scored"
+        16, ge=1, description="first tokens of plain text: they condition, never scored"
     )
     min_scored: int = Field(8, ge=1, description="scored tokens below which a document is dropped")
     condition_on: Literal["prompt", "instruction"] = Field(
@@ -39,9 +36,7 @@ class TokenSettings(Settings):
 class ClusterSettings(Settings):
     """The two clusterings: batching forms batches, routing serves banks and nearest-centroid regimes."""
 
-    batch_rows: int = Field(
-        32, ge=1, description="rows a conditioning batch holds at most; K = N // batch_rows"
-    )
+    batch_rows: int = Field(32, ge=1, description="rows per conditioning batch at most; K = N // batch_rows")
     minimum: int = Field(4, ge=1, description="rows below which a cluster joins its nearest neighbour")
     routing_clusters: int = Field(33, ge=2, description="clusters of the routing clustering")
 
@@ -50,45 +45,35 @@ class TrainSettings(Settings):
     """The optimiser's side."""
 
     epochs: int = Field(5, ge=1, description="passes over the training documents")
-    rows_per_step: int = Field(32, ge=1, description="documents an optimiser step, all processes together")
+    rows_per_step: int = Field(32, ge=1, description="documents per optimiser step, all processes together")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
-    validations_per_epoch: int = Field(1, ge=1, description="validations an epoch, evenly spaced")
-    patience: int = Field(
-        1, ge=0, description="validations without improvement that are forgiven before stopping"
-    )
+    validations_per_epoch: int = Field(1, ge=1, description="validations per epoch, evenly spaced")
+    patience: int = Field(1, ge=0, description="validations without improvement that do not stop training")
     scale: float = Field(1.0, gt=0, description="alpha: what the update is multiplied by, for every rank")
-    feature_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    feature_dtype: Arithmetic = Field(
         "auto", description="arithmetic of the backbone's pass; auto = 16-bit where the machine is fast at it"
     )
-    matmul_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="arithmetic of the head's large products"
-    )
+    matmul_dtype: Arithmetic = Field("auto", description="arithmetic of the head's large products")
 
 
 class FitSettings(Settings):
-    """How an adapter is fitted on one's own texts."""
+    """How an adapter is fitted on texts of one's own."""
 
     rank: int = Field(4, ge=1, description="rank of the head's update")
     lora_rank: int = Field(
-        0,
-        ge=0,
-        description="rank of LoRA in the layers, trained with the head; 0 = none. Above 0 features "
-        "cannot be cached: every step runs the backbone, forwards and backwards; one validation an epoch",
+        0, ge=0, description="rank of LoRA in the layers, 0 = none; every step then runs the whole backbone"
     )
     record_layers: bool = Field(
-        True,
-        description="on a GPU, with LoRA in the layers: record their pass once and replay it; needs memory of "
-        "its own while training lasts",
+        True, description="on a GPU, with LoRA in the layers: replay their pass as a CUDA graph; needs memory"
     )
     dropout: float = Field(0.5, ge=0, lt=1, description="dropout inside the hyper-network, as released")
     condition: Literal["cluster", "centroid", "row"] = Field(
-        "cluster",
-        description="what texts are told at inference, see model/conditions.py; training uses groups",
+        "cluster", description="what conditions new texts, see conditions.py; training uses groups"
     )
     learning_rate: float = Field(1e-3, gt=0, description="AdamW's learning rate")
     max_train_tokens: int | None = Field(200_000, ge=1, description="tokens of training texts; none = all")
     max_held_out: int | None = Field(
-        500, ge=1, description="texts of validation and of the held-out part; none = all"
+        500, ge=1, description="texts of validation and of test each; none = all"
     )
     seed: int = Field(0, ge=0, description="of initialisation, order, clustering and the choice of texts")
     tokens: TokenSettings = TokenSettings()

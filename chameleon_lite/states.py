@@ -52,6 +52,7 @@ class ScoredStates:
 
     @property
     def documents(self) -> int:
+        """The number of documents, N."""
         return len(self.counts)
 
     @property

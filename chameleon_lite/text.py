@@ -19,16 +19,15 @@ from torch import Tensor
 
 from .errors import UserError
 
-__all__ = ["by_length", "cumulative", "ragged"]
-
 IGNORED = -100  # the label of a position that is not scored
 CHUNK = 1024  # documents per call of the tokenizer: its lists of offsets are many times larger than the ids
 SHORT = "shorter than prefix + scored"
+Rows = Sequence[int] | np.ndarray | Tensor  # numbers of documents
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text. Only `text` is ever scored; `prompt` stands before it as context.
+    """One text. Only `text` is ever scored; `prompt` is the context before it.
 
     `instruction` is the part of `prompt` that is the bare instruction; `group` is where the document comes
     from (a library, an article), which no model sees and cluster quality is measured against.
@@ -74,7 +73,7 @@ class TokenTable:
 
     ids: np.ndarray  # (L,) int32
     offsets: np.ndarray  # (N + 1,) int64
-    prefix: np.ndarray  # (N,) int32: tokens at the start that are never scored, at least 1
+    prefix: np.ndarray  # (N,) int32: first tokens, at least 1, that are never scored
     condition: np.ndarray  # (N, 2) int32: span [start, stop) inside the document that the condition may read
     names: tuple[str, ...]
     groups: tuple[str, ...]
@@ -100,11 +99,11 @@ class TokenTable:
         """Hex sha256 of everything that changes a loss or a condition."""
         digest = hashlib.sha256()
         for array in (self.ids, self.offsets, self.prefix, self.condition):
-            digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(array.tobytes())
         digest.update("\n".join(self.names).encode())
         return digest.hexdigest()
 
-    def take(self, index: Sequence[int] | np.ndarray | Tensor) -> "TokenTable":
+    def take(self, index: Rows) -> "TokenTable":
         """The documents at `index`, in that order, as a table."""
         index = np.asarray(index, dtype=np.int64)
         lengths = self.lengths[index]
@@ -120,9 +119,7 @@ class TokenTable:
             pad_id=self.pad_id,
         )
 
-    def padded(
-        self, rows: Sequence[int] | np.ndarray | Tensor, length: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def padded(self, rows: Rows, length: int | None = None) -> tuple[Tensor, Tensor]:
         """Documents `rows` (B,) as ids (B, T) int64 and mask (B, T) bool, padded on the right.
 
         T is `length` (longer documents are cut there), or the longest of the rows.
@@ -159,7 +156,7 @@ def tokenise(
     start of its prompt, down to what leaves room for `min_scored` response tokens, then the end of its text.
     Documents with fewer than `min_scored` scored tokens are dropped and counted. `condition_on` chooses what
     the condition reads where a prompt has an instruction: the whole "prompt" or the "instruction" alone.
-    Raises UserError for settings that cannot be met and when nothing remains.
+    Raises UserError for settings that contradict each other and when nothing remains.
     """
     _check(max_length, prefix_tokens, min_scored, condition_on)
     documents = list(documents)
@@ -182,14 +179,14 @@ def tokenise(
     if not rows:
         need = f"no document of {len(documents)} has {prefix_tokens} prefix (or a prompt) + {min_scored} scored tokens"
         raise UserError(f"{need}; lower prefix_tokens or min_scored, or add text")
-    kept, ids, prefix, span, scored_bytes = zip(*rows)
+    documents, ids, prefix, span, scored_bytes = zip(*rows)
     return TokenTable(
         ids=np.concatenate(ids),
         offsets=cumulative([len(row) for row in ids]),
         prefix=np.array(prefix, dtype=np.int32),
         condition=np.array(span, dtype=np.int32),
-        names=tuple(d.id for d in kept),
-        groups=tuple(d.group for d in kept),
+        names=tuple(d.id for d in documents),
+        groups=tuple(d.group for d in documents),
         scored_bytes=np.array(scored_bytes, dtype=np.int64),
         dropped=dropped,
         pad_id=pad_id(tokenizer),
@@ -207,11 +204,12 @@ def _check(max_length: int, prefix_tokens: int, min_scored: int, condition_on: s
         raise UserError(f"condition_on is 'prompt' or 'instruction', not {condition_on!r}")
     if prefix_tokens < 1 or min_scored < 0:
         raise UserError(
-            "prefix_tokens is at least 1 (nothing predicts a first token) and min_scored at least 0"
+            "prefix_tokens is at least 1, for nothing predicts a first token; min_scored at least 0"
         )
     if max_length < prefix_tokens + max(min_scored, 1):
-        need = f"{prefix_tokens} prefix and {min_scored} scored tokens"
-        raise UserError(f"max_length {max_length} has no room for {need}; raise it")
+        raise UserError(
+            f"max_length {max_length} has no room for {prefix_tokens} prefix and {min_scored} scored tokens"
+        )
 
 
 class _Encoded(NamedTuple):

@@ -10,15 +10,17 @@ processes and divided by the global token count, so the result is that of one pr
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from .batches import Arrangement
+from .conditions import Source
 from .errors import RunFailed
 from .fast.recorder import Dropout, Recorder, active, maskable
 from .heads import Condition, Head, HeadUpdate
@@ -27,9 +29,6 @@ from .processes import Processes
 from .settings import TrainSettings
 from .states import ScoredStates
 from .text import IGNORED
-
-# rows (B,) in the order of the step ─▶ the condition's groups and each row's group (B,), or None for one group
-ConditionOf = Callable[[Tensor], tuple[Condition, Tensor | None]]
 
 
 class Steps:
@@ -59,14 +58,14 @@ class Steps:
         )  # part of every key: heads of the same names in another run must not meet these recordings
         self.optimisers = {m.name: _optimiser(m, settings) for m in members}
 
-    def __call__(self, live: Sequence, rows: Tensor, number: int) -> None:
+    def __call__(self, live: Sequence, arrangement: Arrangement, rows: Tensor, number: int) -> None:
         """Step `number` of every member of `live` on a batch of documents (B,)."""
         if self.recorder is not None and self.living != (names := tuple(m.name for m in live)):
             self.recorder.forget()  # a head that stopped does not come back, and neither do steps with it
             self.living = names
         total = int(self.train.counts[rows].sum())
         share = slice(self.processes.index, None, self.processes.count)
-        told, groups = tell([(m.head, m.condition) for m in live], rows, self.train, share)
+        told, groups = tell([(m.head, m.condition) for m in live], arrangement, rows, self.train, share)
         recorded = (
             self.recorder is not None
             and all(g is None for g in groups)
@@ -182,7 +181,8 @@ class Sums:
 
 
 def tell(
-    heads: Sequence[tuple[Head | None, ConditionOf | None]],
+    heads: Sequence[tuple[Head | None, Source | None]],
+    arrangement: Arrangement,
     rows: Tensor,
     data: ScoredStates,
     share: slice = slice(None),
@@ -195,7 +195,7 @@ def tell(
     known: dict[int, tuple] = {}
     for _, condition_of in heads:
         if id(condition_of) not in known:
-            condition, group = condition_of(rows) if condition_of is not None else (None, None)
+            condition, group = condition_of(arrangement, rows) if condition_of is not None else (None, None)
             if group is not None:
                 # By numpy: PyTorch's own wakes all threads of the processor for a handful of numbers, in every step.
                 group = np.repeat(group[share].cpu().numpy(), data.counts[rows[share]].numpy())
@@ -259,7 +259,7 @@ def _optimiser(member, settings: TrainSettings) -> torch.optim.Optimizer:
     )
 
 
-Epochs = Callable[[int], Sequence[Tensor]]  # epoch number ─▶ that epoch's batches of document numbers
+Orders = Callable[[int], Arrangement]  # epoch number ─▶ the order of that epoch's documents
 
 
 @dataclass
@@ -268,8 +268,8 @@ class Member:
 
     name: str
     head: Head
-    condition: ConditionOf
-    validation_condition: ConditionOf
+    condition: Source
+    validation_condition: Source
     learning_rate: float
     seed: int = 0  # of the head's dropout, so that it does not depend on who else is in the cohort
     live: bool = True
@@ -284,9 +284,9 @@ class Member:
 def train_heads(
     members: Sequence[Member],
     train: ScoredStates,
-    epochs: Epochs,
+    orders: Orders,
     validation: ScoredStates,
-    validation_batches: Sequence[Tensor],
+    validation_order: Arrangement,
     weight: HeadWeight,
     settings: TrainSettings,
     processes: Processes | None = None,
@@ -294,11 +294,13 @@ def train_heads(
     over: str = "token",
     recorder: Recorder | None = None,
 ) -> None:
-    """Train every member in place and leave each with its best validation state.
+    """Train every member in place and leave each with its best validation state; curves hold nats per token.
 
+    Each epoch's order is cut into steps of settings.rows_per_step documents, as the validation order is into batches.
     `over` is how losses are averaged, "token" or "batch" (see `average`), in training and in validation.
     `recorder`: what steps are recorded with and replayed from; by default one process on a GPU has its own.
-    Raises nothing for a member whose loss stops being finite: it is stopped and its `failure` says at which step.
+    A member whose loss stops being finite is stopped and its `failure` says where; RunFailed if all did, with no state
+    to go back to. ValueError as in `average`.
     """
     processes = processes or Processes()
     if recorder is None and train.device.type == "cuda" and processes.count == 1:
@@ -306,10 +308,12 @@ def train_heads(
     run = Steps(members, train, weight, settings, processes, over, recorder)
     for member in members:
         member.head.train()  # readings put a head back into the mode it was in
-    _validate(members, validation, validation_batches, weight, settings, processes, 0.0, {}, over)
+    check = (validation, validation_order, weight, settings, processes, over)
+    _validate(members, *check, 0.0, {})
     number = 0
     for epoch in range(settings.epochs):
-        batches = epochs(epoch)
+        arrangement = orders(epoch)
+        batches = arrangement.steps(settings.rows_per_step)
         stops = _validation_steps(len(batches), settings.validations_per_epoch)
         for step, rows in enumerate(
             steps_bar(batches, f"epoch {epoch + 1}/{settings.epochs}", progress, processes), start=1
@@ -318,39 +322,37 @@ def train_heads(
             if not live:
                 return _end(run, members)
             number += 1
-            run(live, rows, number)
+            run(live, arrangement, rows, number)
             if step in stops:
                 at = epoch + step / len(batches)
-                means = run.sums.take(processes)
-                _validate(live, validation, validation_batches, weight, settings, processes, at, means, over)
+                _validate(live, *check, at, run.sums.take(processes))
     _end(run, members)
 
 
 def evaluate(
-    heads: Sequence[tuple[Head | None, ConditionOf | None]],
+    heads: Sequence[tuple[Head | None, Source | None]],
     data: ScoredStates,
-    batches: Sequence[Tensor],
+    arrangement: Arrangement,
     weight: HeadWeight,
     *,
+    rows: int | None = None,
     scale: float = 1.0,
     processes: Processes | None = None,
     watch: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """Per-document nll sums (heads, N) in float64 nats; a head of None is the frozen model.
 
-    `watch` is shown every batch's token losses (heads, M) and their document numbers (M,), ascending in the batch.
-
-    A head that ignores its condition gets the same numbers from any batches; documents in no batch stay 0.
+    `rows` per batch cut the arrangement, unless it was given as batches. `watch` is called with every batch's token
+    losses (heads, M) and their document numbers (M,), ascending in the batch. Heads are read in eval mode and left
+    in the mode they were in. A head that ignores its condition gets the same numbers from any batches; documents in
+    no batch stay 0.
     """
     processes = processes or Processes()
     out = torch.zeros(len(heads), data.documents, dtype=torch.float64, device=data.device)
-    modes = [(h, h.training) for h, _ in heads if h is not None]
-    for head, _ in modes:
-        head.eval()
-    with torch.no_grad():
-        for batch in batches[processes.index :: processes.count]:
+    with torch.no_grad(), in_eval_mode([head for head, _ in heads if head is not None]):
+        for batch in arrangement.steps(rows)[processes.index :: processes.count]:
             h, target, row = data.batch(batch)
-            told, groups = tell(heads, batch, data)
+            told, groups = tell(heads, arrangement, batch, data)
             updates = [
                 None if head is None else head.factors(condition) for (head, _), condition in zip(heads, told)
             ]
@@ -359,18 +361,30 @@ def evaluate(
             if watch is not None:
                 watch(nll, batch.to(row.device)[row])
             out[:, batch.to(out.device)] = _by_row(nll.double(), data.counts[batch].to(out.device))
-    for head, mode in modes:
-        head.train(mode)
     return processes.sum(out)
+
+
+@contextmanager
+def in_eval_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Modules in eval mode, and afterwards, whatever happens, in the mode they were in."""
+    modes = [(module, module.training) for module in modules]
+    for module, _ in modes:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.train(mode)
 
 
 def average(
     nll: Tensor, counts: Tensor, over: str = "token", batches: Sequence[Tensor] | None = None
 ) -> Tensor:
-    """nll sums (…, N) and token counts (N,) to nats a token (…).
+    """nll sums (…, N) and token counts (N,) to nats per token (…).
 
     over="token" divides the sums once; over="batch" is the released scripts' unweighted mean over batches of
     per-batch means (audit, row 7), which depends on how documents were batched.
+    ValueError for any other `over`, and for "batch" without batches.
     """
     counts = counts.to(nll)
     if over == "token":
@@ -382,26 +396,27 @@ def average(
 
 
 def _validate(
-    members,
-    data,
-    batches,
-    weight,
-    settings,
-    processes,
+    members: Sequence[Member],
+    data: ScoredStates,
+    arrangement: Arrangement,
+    weight: HeadWeight,
+    settings: TrainSettings,
+    processes: Processes,
+    over: str,
     epoch: float,
     train_nll: dict[str, float],
-    over: str = "token",
 ) -> None:
-    """Measure every member, keep the best state, and stop those that ran out of patience or left the numbers."""
+    """Evaluate every member, keep the best state; stop heads without patience left or whose loss is not finite."""
     nll = evaluate(
         [(m.head, m.validation_condition) for m in members],
         data,
-        batches,
+        arrangement,
         weight,
+        rows=settings.rows_per_step,
         scale=settings.scale,
         processes=processes,
     )
-    means = average(nll, data.counts, over, batches).tolist()
+    means = average(nll, data.counts, over, arrangement.steps(settings.rows_per_step)).tolist()
     for member, value in zip(members, means):
         training = train_nll.get(member.name)
         member.curve.append({"epoch": epoch, "train_nll": training, "validation_nll": value})

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from .backbone import Backbone
+from .batches import Arrangement
+from .conditions import Source
 from .fast.packing import first_fit, packed, sees
 from .fast.recorded_layers import Layers, RecordedLayers, Run, recorded
 from .heads import Head, HeadUpdate
@@ -26,7 +28,7 @@ from .processes import Processes
 from .settings import TrainSettings
 from .states import sent
 from .text import TokenTable, by_length
-from .train import ConditionOf, Epochs, average, steps_bar
+from .train import Orders, average, steps_bar
 
 ROW_LENGTH = (
     256  # tokens of a packed row, where no document is longer: a longer one costs more attention, for nothing
@@ -165,15 +167,18 @@ class Layered:
 
 @dataclass(frozen=True)
 class Texts:
-    """One split: N documents, the batches of each round by its number, and what a batch's rows are told."""
+    """One split: N documents, their order in each round by its number, rows per step, and the condition source."""
 
     table: TokenTable
-    batches: Epochs
-    condition: ConditionOf | None = None
+    orders: Orders
+    rows: int | None = None
+    condition: Source | None = None
 
-    def told(self, rows: Tensor, head: Head | None) -> tuple[HeadUpdate | None, Tensor | None]:
+    def told(
+        self, arrangement: Arrangement, rows: Tensor, head: Head | None
+    ) -> tuple[HeadUpdate | None, Tensor | None]:
         """The head's update for rows (B,), and each row's group (B,) where there are several."""
-        condition, group = self.condition(rows) if self.condition else (None, None)
+        condition, group = self.condition(arrangement, rows) if self.condition else (None, None)
         update = head.factors(condition) if head is not None else None
         return update, group if update is not None and update.groups > 1 else None
 
@@ -265,12 +270,12 @@ def _fit(
     optimiser = torch.optim.AdamW(both.parameters(), lr=learning_rate, weight_decay=settings.weight_decay)
     counts, found, state, misses = torch.from_numpy(check.table.n_scored), Training(), None, 0
     for epoch in range(settings.epochs + 1):  # the first round only reads
-        batches = (
-            steps_bar(learn.batches(epoch - 1), f"epoch {epoch}/{settings.epochs}", progress, processes)
-            if epoch
-            else ()
-        )
-        train_nll = _epoch(both, layers, learn, batches, optimiser, processes) if epoch else None
+        train_nll = None
+        if epoch:
+            arrangement = learn.orders(epoch - 1)
+            text = f"epoch {epoch}/{settings.epochs}"
+            batches = steps_bar(arrangement.steps(learn.rows), text, progress, processes)
+            train_nll = _epoch(both, layers, learn, arrangement, batches, optimiser, processes)
         value = float(average(read_layers(both, check, processes), counts))
         found.curve.append({"epoch": float(epoch), "train_nll": train_nll, "validation_nll": value})
         if value < found.best:
@@ -293,8 +298,9 @@ def read_layers(both: Layered, texts: Texts, processes: Processes | None = None)
     out = torch.zeros(len(table), dtype=torch.float64, device=device)
     if both.head is not None:
         both.head.eval()
-    for rows in _share(texts.batches(0), processes):
-        update, group = texts.told(rows, both.head)
+    arrangement = texts.orders(0)
+    for rows in _share(arrangement.steps(texts.rows), processes):
+        update, group = texts.told(arrangement, rows, both.head)
         for place in _readings(table, rows, device):
             part = padded_with_prefix(table, rows[place], device)
             own = None if group is None else group.to(device)[place.to(device)]
@@ -334,6 +340,7 @@ def _epoch(
     both: Layered,
     layers: StepLayers,
     texts: Texts,
+    arrangement: Arrangement,
     batches: Iterable[Tensor],
     optimiser: torch.optim.Optimizer,
     processes: Processes | None,
@@ -344,7 +351,7 @@ def _epoch(
     for rows in batches:
         optimiser.zero_grad(set_to_none=True)
         count = int(texts.table.n_scored[rows.numpy()].sum())
-        total += gradients(both, layers, texts, rows, count, processes)
+        total += gradients(both, layers, texts, arrangement, rows, count, processes)
         if processes:
             processes.sum_gradients(both.parameters())
         optimiser.step()
@@ -357,13 +364,14 @@ def gradients(
     both: Layered,
     layers: StepLayers,
     texts: Texts,
+    arrangement: Arrangement,
     rows: Tensor,
     count: int,
     processes: Processes | None = None,
 ) -> Tensor:
     """Add the gradients of the step's mean loss over `count` tokens; returns this process's sum of nats ()."""
     device, total = both.backbone.device, torch.zeros((), device=both.backbone.device)
-    update, group = texts.told(rows, both.head)
+    update, group = texts.told(arrangement, rows, both.head)
     own = _share(torch.arange(len(rows)), processes)
     pieces = layers.pieces(texts.table, rows[own])
     for number, piece in enumerate(pieces, start=1):

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from chameleon_lite.app.score import Adapter
 from chameleon_lite.backbone import matmul_dtype
+from chameleon_lite.batches import Arrangement
 from chameleon_lite.cluster import Clustering, fit_clusters, nearest_centroid
-from chameleon_lite.conditions import group_means
+from chameleon_lite.conditions import Source, group_means
 from chameleon_lite.embed import mean_embeddings
 from chameleon_lite.errors import UserError
 from chameleon_lite.heads import Condition
@@ -87,11 +88,11 @@ class Arrivals:
             out[batch] = (sums[own] / counts[own]).to(out.dtype)
         return out
 
-    def source(self, known: str, device):
-        """The condition source `training.loop.evaluate` asks: rows (B,) to one condition a distinct vector."""
+    def source(self, known: str, device) -> Source:
+        """The condition source of `training.loop.evaluate`: one condition per distinct vector of the rows (B,)."""
         told = self.vector(known).to(device)
 
-        def of(rows: Tensor) -> tuple[Condition, Tensor | None]:
+        def of(_: Arrangement, rows: Tensor) -> tuple[Condition, Tensor | None]:
             distinct, group = torch.unique(told[rows.to(device)], dim=0, return_inverse=True)
             return Condition(distinct), group if len(distinct) > 1 else None
 
@@ -119,7 +120,8 @@ def evaluate_stream(
     scored: states.ScoredStates of the N texts; weight: the frozen head's HeadWeight.
     """
     heads = [(None, None), *((head, arriving.source(name, scored.device)) for name in known)]
-    nll = evaluate(heads, scored, arriving.batches(), weight, scale=scale)
+    order = Arrangement(arriving.order)
+    nll = evaluate(heads, scored, order, weight, rows=arriving.batch, scale=scale)
     return dict(zip(("frozen", *known), nll.cpu()))
 
 

@@ -5,15 +5,16 @@ Trial (regime, learning rate) ─ train_seed ─▶ trained members
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from chameleon_lite.heads import Head
+from chameleon_lite.conditions import Source
 from chameleon_lite.processes import Processes
 from chameleon_lite.train import Member, train_heads
 
 from .config import Experiment
-from .prepare import Material, seed_material, split_view
+from .prepare import Material, Seeded, seed_material, split_view
 from .regimes import Parts, Regime
 
 Say = Callable[[str], None]
@@ -49,22 +50,17 @@ def train_seed(context: Context, trials: list[Trial], seed: int) -> list[Trial]:
     seeded = seed_material(settings, material, seed)
     for order in sorted({order_of(settings, t.regime) for t in trials}):
         cohort = [t for t in trials if order_of(settings, t.regime) == order]
-        train, valid = split_view(material, seeded, "train"), split_view(material, seeded, "validation")
-        sources: dict[str, list] = {}  # one pair a regime, shared by its learning rates
+        sources = {}  # by regime: its learning rates share them
+        for r in {t.regime.name: t.regime for t in cohort}.values():
+            sources[r.name] = [source_of(r, material, seeded, split) for split in ("train", "validation")]
         for trial in cohort:
-            trial.member = _member(trial, context, seed, train, valid, sources)
-        valid.arrangement = seeded.epoch("validation", order, 0)
-
-        def epochs(number: int, order=order, train=train):
-            train.arrangement = seeded.epoch("train", order, number)
-            return train.arrangement.steps(settings.train.rows_per_step)
-
+            trial.member = _member(trial, material, seeded, sources[trial.regime.name])
         train_heads(
             [t.member for t in cohort],
             material.scored["train"],
-            epochs,
+            partial(seeded.epoch, "train", order),
             material.scored["validation"],
-            valid.arrangement.steps(settings.train.rows_per_step),
+            seeded.epoch("validation", order, 0),
             material.weight,
             settings.train,
             context.processes,
@@ -77,16 +73,21 @@ def order_of(settings: Experiment, r: Regime) -> str:
     return "clustered" if settings.shared_order else r.order
 
 
-def _member(trial: Trial, context: Context, seed: int, train, valid, sources: dict[str, list]) -> Member:
-    """A freshly initialised head with its condition sources; the seed is of the head alone, whatever the cohort."""
-    r, backbone = trial.regime, context.material.backbone
+def source_of(r: Regime, material: Material, seeded: Seeded, split: str, share: float = 0.0) -> Source | None:
+    """A regime's condition source for a split, None without one; `share` of its vectors are foreign ones."""
+    if r.source is None:
+        return None
+    view, train = split_view(material, seeded, split, share), split_view(material, seeded, "train")
+    return r.source(view, train, material.backbone.vocab)
+
+
+def _member(trial: Trial, material: Material, seeded: Seeded, sources: list[Source | None]) -> Member:
+    """A freshly initialised head with its sources; the seed is of the head alone, whatever the cohort."""
+    backbone, seed = material.backbone, seeded.seed
+    train = split_view(material, seeded, "train")
     parts = Parts(backbone.width, backbone.vocab, backbone.head.weight, train)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head: Head = r.head(parts)
-    head.to(context.material.scored["train"].device)
-    if r.name not in sources:
-        sources[r.name] = [
-            r.source(split, train, backbone.vocab) if r.source else None for split in (train, valid)
-        ]
-    return Member(trial.label, head, *sources[r.name], trial.learning_rate, seed=seed * 1_000_003)
+        head = trial.regime.head(parts)
+    head.to(material.scored["train"].device)
+    return Member(trial.label, head, *sources, trial.learning_rate, seed=seed * 1_000_003)

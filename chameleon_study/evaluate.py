@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from chameleon_lite.conditions import Source
+from chameleon_lite.heads import Head
 from chameleon_lite.train import Member, evaluate
 
-from .cohort import Context, order_of
+from .cohort import Context, order_of, source_of
 from .names import FOREIGN, TRANSFER
-from .prepare import Material, Seeded, split_view
+from .prepare import Material, Seeded
 from .regimes import Regime
-from .sources import Split
 
 POSITIONS = 16  # scored positions a bin of "nll by position"
 
@@ -103,30 +104,25 @@ def _read(
     share: float,
     watch,
 ) -> Tensor:
-    material, settings = context.material, context.settings
-    view, train = held_out(material, seeded, split, order, share)
-    heads = [head_and_source(r, members, view, train, material.backbone.vocab) for r in cohort]
+    material, settings = context.material, context.settings.train
     return evaluate(
-        heads,
+        [head_and_source(r, members, material, seeded, split, share) for r in cohort],
         material.scored[split],
-        view.arrangement.steps(settings.train.rows_per_step),
+        seeded.epoch(split, order, 0),
         material.weight,
-        scale=settings.train.scale,
+        rows=settings.rows_per_step,
+        scale=settings.scale,
         processes=context.processes,
         watch=watch,
     )
 
 
-def held_out(
-    material: Material, seeded: Seeded, split: str, order: str, share: float = 0.0
-) -> tuple[Split, Split]:
-    """A split as it is read in evaluation, in its fixed arrangement, and the training split beside it."""
-    view = split_view(material, seeded, split, share)
-    view.arrangement = seeded.epoch(split, order, 0)
-    return view, split_view(material, seeded, "train")
+def head_and_source(
+    r: Regime, members: dict[str, Member], material: Material, seeded: Seeded, split: str, share: float = 0.0
+) -> tuple[Head | None, Source | None]:
+    """A regime's head, None for the frozen model, and its condition source for a split.
 
-
-def head_and_source(r: Regime, members: dict[str, Member], view, train, vocab: int):
-    """(head or None, condition source or None) of a regime for one split."""
+    `share` of the split's condition vectors are replaced by foreign ones.
+    """
     member = members.get(r.weights_of or r.name)
-    return member.head if member else None, r.source(view, train, vocab) if r.source else None
+    return member.head if member else None, source_of(r, material, seeded, split, share)

@@ -4,19 +4,21 @@
     layers_static  LoRA in every layer (PEFT) and on the head: the baseline that the paper describes
     layers_hyper   LoRA in every layer, hyper-network on the head: the method that the paper describes
 
-The last two train on the same batches and steps as everything else (training/uncached.py), at two learning rates of
+The last two train on the same batches and steps as everything else (train_layers.py), at two learning rates of
 which the better one on validation counts.
 """
 
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from chameleon_lite.backbone import copied
+from chameleon_lite.conditions import GroupMean
 from chameleon_lite.heads import Head, HyperHead, LoraHead
 from chameleon_lite.lora import add_lora
 from chameleon_lite.states import arithmetic
@@ -27,7 +29,6 @@ from .cohort import Context
 from .outcome import Outcome
 from .prepare import Material, Seeded, split_view
 from .regimes import CLUSTERED, GROUP, RANK, Regime
-from .sources import GroupMean
 
 NEIGHBOURS = 15  # other rows whose prefixes are put in front
 NEIGHBOUR_TOKENS = 32  # of each prefix at most: a plain text's whole prefix, the start of a long prompt
@@ -41,7 +42,7 @@ def in_context(context: Context, seeded: Seeded, r: Regime) -> Outcome:
     nll = {}
     with arithmetic(material.backbone, dtype):
         for split in ("validation", "test"):
-            groups = seeded.epoch(split, CLUSTERED, 0).groups(NEIGHBOURS + 1)
+            groups = seeded.epoch(split, CLUSTERED, 0).groups(NEIGHBOURS + 1).of
             nll[split] = _in_context_nll(material, split, groups)
     return Outcome(nll, seconds={"evaluation": time.perf_counter() - started})
 
@@ -94,7 +95,7 @@ def layers_hyper(context: Context, seeded: Seeded, r: Regime) -> Outcome:
         seeded,
         r,
         lambda: HyperHead(backbone.width, backbone.vocab, RANK),
-        lambda view: GroupMean(view, GROUP),
+        lambda view: GroupMean(view.vectors, GROUP),
     )
 
 
@@ -124,14 +125,9 @@ def _trained(context: Context, seeded: Seeded, r: Regime, make, source, lr: floa
 
 
 def _texts(context: Context, seeded: Seeded, r: Regime, source: Callable, split: str) -> Texts:
-    """A split with the regime's order and condition source, which reads the order of the latest round."""
-    view = split_view(context.material, seeded, split)
-
-    def batches(number: int) -> list[Tensor]:
-        view.arrangement = seeded.epoch(split, r.order, number)
-        return view.arrangement.steps(context.settings.train.rows_per_step)
-
-    return Texts(context.material.tables[split], batches, source(view))
+    """A split with the regime's order and condition source."""
+    view, rows = split_view(context.material, seeded, split), context.settings.train.rows_per_step
+    return Texts(context.material.tables[split], partial(seeded.epoch, split, r.order), rows, source(view))
 
 
 PROCEDURES = {procedure.__name__: procedure for procedure in (in_context, layers_static, layers_hyper)}

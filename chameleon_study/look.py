@@ -21,10 +21,9 @@ def text_states(model, texts: Sequence[str]) -> Tensor:
     rows = [row[:limit] for row in model.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if row]
     ids, mask = left_padded(rows, model.backbone.pad_id)
     position = (mask.cumsum(1) - 1).clamp_min(0)
-    given = {"position_ids": position.to(model.device)} if "position_ids" in model._body_arguments else {}
-    h = model.lm.base_model(
-        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False, **given
-    ).last_hidden_state  # (B, T, C)
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": position}
+    inputs = {name: x.to(model.device) for name, x in inputs.items()}
+    h = model.body(**inputs, use_cache=False).last_hidden_state  # (B, T, C)
     return h[mask.bool().to(h.device)]
 
 

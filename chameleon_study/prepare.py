@@ -217,7 +217,7 @@ def split_view(material: Material, seeded: Seeded, split: str, foreign_share: fl
     domain = torch.tensor([number.get(g, 0) for g in material.tables[split].groups])
     centroids = seeded.centroids.to(views["prefix"].device)
     return Split(
-        views, None, seeded.nearest[split], centroids, seeded.routing[split], domain, material.tokens[split]
+        views, seeded.nearest[split], centroids, seeded.routing[split], domain, material.tokens[split]
     )
 
 

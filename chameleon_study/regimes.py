@@ -1,7 +1,7 @@
 """The regimes by name: which head, in which order it is trained, and what it is told.
 
 A regime is data, not a branch: adding one means adding an entry here and, if it knows something new, a class in
-`conditions.py`. Regimes that need the backbone un-cached (R14, R16, R17) name a procedure of `uncached.py` instead.
+`sources.py`. Regimes that need the backbone un-cached (R14, R16, R17) name a procedure of `layers.py` instead.
 """
 
 from collections.abc import Callable
@@ -10,23 +10,12 @@ from functools import partial
 
 from torch import Tensor
 
+from chameleon_lite.conditions import GroupMean, Source
 from chameleon_lite.errors import unknown
 from chameleon_lite.heads import Head, HyperHead, LoraHead, matched_rank
 
 from .heads import BankHead, FactorBankHead, RoutedHead, SvfBank, UnigramBias
-from .sources import (
-    Constant,
-    Counted,
-    GroupMean,
-    LeaveOneOut,
-    Oracle,
-    OtherCluster,
-    Own,
-    Routed,
-    Split,
-    StreamMean,
-    TrainCentroid,
-)
+from .sources import Constant, Counted, LeaveOneOut, OtherCluster, Own, Split, StreamMean, TrainCentroid
 
 RANK = 4  # the paper's, for every low-rank regime but the matched one
 GROUP = 32  # rows a conditioning batch holds at most (paper: batch 32 on WikiText-2)
@@ -48,7 +37,7 @@ class Parts:
 
 MakeHead = Callable[[Parts], Head]
 # the split to condition, the training split, the vocabulary
-MakeSource = Callable[[Split, Split, int], Callable]
+MakeSource = Callable[[Split, Split, int], Source]
 
 
 @dataclass(frozen=True)
@@ -116,23 +105,35 @@ def _unigram(parts: Parts) -> Head:
 
 
 def _group(size: int = GROUP, view: str = "prefix", kind: type = GroupMean) -> MakeSource:
-    return lambda split, train, vocab: kind(split, size, view)
+    return lambda split, train, vocab: kind(split.views[view], size)
 
 
-def _own(view: str = "prefix", kind: type = Own) -> MakeSource:
-    return lambda split, train, vocab: kind(split, view)
+def _own(view: str = "prefix") -> MakeSource:
+    return lambda split, train, vocab: Own(split.views[view])
 
 
-def _constant(split: Split, train: Split, vocab: int) -> Constant:
+def _constant(split: Split, train: Split, vocab: int) -> Source:
     return Constant(train.vectors.mean(0))
 
 
-def _centroid(split: Split, train: Split, vocab: int) -> TrainCentroid:
-    return TrainCentroid(split)
+def _centroid(split: Split, train: Split, vocab: int) -> Source:
+    return TrainCentroid(split.centroids, split.cluster)
 
 
-def _counted(split: Split, train: Split, vocab: int) -> Counted:
-    return Counted(split, vocab)
+def _counted(split: Split, train: Split, vocab: int) -> Source:
+    return Counted(split.vectors, split.tokens, vocab)
+
+
+def _routing(split: Split, train: Split, vocab: int) -> Source:
+    return Own(split.vectors, split.routing)
+
+
+def _domain(split: Split, train: Split, vocab: int) -> Source:
+    return Own(split.vectors, split.domain)
+
+
+def _stream(split: Split, train: Split, vocab: int) -> Source:
+    return StreamMean(split.vectors, split.cluster)
 
 
 OWN, BATCH = "the row's own prefix", "prefixes of a cluster batch"
@@ -183,18 +184,14 @@ _REGIMES = (
     Regime("R11", "softmax bank of 33, blended as updates", OWN, _bank, source=_own()),
     Regime("R11b", "softmax bank of 33, blended in factor space", OWN, _factor_bank, source=_own()),
     Regime(
-        "R12",
-        "one LoRA a cluster, nearest centroid",
-        "the row's routing cluster",
-        _routed,
-        source=_own(kind=Routed),
+        "R12", "one LoRA a cluster, nearest centroid", "the row's routing cluster", _routed, source=_routing
     ),
     Regime(
         "R12-oracle",
         "one LoRA a source, told which",
         "the row's source",
         _oracle,
-        source=_own(kind=Oracle),
+        source=_domain,
         rate_of="R12",
     ),
     _random(
@@ -222,7 +219,7 @@ _REGIMES = (
         "R4's weights, rows in order of arrival",
         "prefixes of the step's rows of a cluster",
         head=None,
-        source=_own(kind=StreamMean),
+        source=_stream,
         weights_of="R4",
     ),
     _clustered("R3-clustered", "R3 trained in clustered order", "a constant", source=_constant, rate_of="R3"),

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from chameleon_lite.app.score import left_padded
+from chameleon_lite.batches import Arrangement
+from chameleon_lite.conditions import Source
 from chameleon_lite.errors import UserError
 from chameleon_lite.heads import Condition, Head, update_logits
 from chameleon_lite.text import TokenTable
@@ -23,7 +25,7 @@ from chameleon_lite.train import Member
 
 from .cohort import Context, order_of
 from .config import Experiment
-from .evaluate import head_and_source, held_out
+from .evaluate import head_and_source
 from .prepare import Material, Seeded
 from .regimes import CLUSTERED, GROUP, REGIMES, Regime
 from .text_scores import document_scores, rouge_l, scorer
@@ -59,13 +61,13 @@ def generated(
         return {}
     table = material.tables[SPLIT]
     rows = chosen(settings, table)
-    batch = seeded.epoch(SPLIT, CLUSTERED, 0).groups(GROUP)[rows].numpy()
+    batch = seeded.epoch(SPLIT, CLUSTERED, 0).groups(GROUP).of[rows].numpy()
     model = writer(settings, material)
     out = {}
     for r in asked:
-        view, train = held_out(material, seeded, SPLIT, order_of(settings, r))
-        head, source = head_and_source(r, members, view, train, material.backbone.vocab)
-        told = conditions(source, view.arrangement.steps(settings.train.rows_per_step))
+        head, source = head_and_source(r, members, material, seeded, SPLIT)
+        arrangement = seeded.epoch(SPLIT, order_of(settings, r), 0)
+        told = conditions(source, arrangement, settings.train.rows_per_step)
         tokens = write(model, head, told, rows, table, settings)
         frame = document_scores(tokens.numpy(), agreement(tokens, table, rows, model.tokenizer), batch)
         out[r.name] = frame.assign(row=rows.numpy())
@@ -103,16 +105,16 @@ def writer(settings: Experiment, material: Material):
         )
 
 
-def conditions(source, steps: Sequence[Tensor]) -> tuple[Condition, Tensor] | None:
-    """All conditions (G, …) that a source gives in evaluation's own steps, and each document's number (N,) in them.
+def conditions(source: Source | None, arrangement: Arrangement, size: int) -> tuple[Condition, Tensor] | None:
+    """All conditions (G, …) that a source gives in evaluation's steps, and each document's number (N,) in them.
 
-    Asked step by step, as `training.loop.evaluate` does: some sources read who else stands in the step.
+    Step by step, of `size` rows, as in `training.loop.evaluate`: some sources read the other rows of the step.
     """
     if source is None:
         return None
-    parts, group, count = [], torch.zeros(int(max(s.max() for s in steps)) + 1, dtype=torch.int64), 0
-    for rows in steps:
-        condition, own = source(rows)
+    parts, group, count = [], torch.zeros_like(arrangement.order), 0
+    for rows in arrangement.steps(size):
+        condition, own = source(arrangement, rows)
         group[rows] = count + (torch.zeros(len(rows), dtype=torch.int64) if own is None else own.cpu())
         parts.append(condition)
         count += condition.groups

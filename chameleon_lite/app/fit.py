@@ -1,12 +1,12 @@
-"""fit: an adapter trained on one's own texts, and an honest word on whether it helped.
+"""fit: an adapter trained on texts of one's own, and an honest answer to whether it helped.
 
     texts ─ 80/10/10, near-duplicates on one side ─ tokens ─ hidden states (once) ─ clusters of the training prefixes
       ─ the hyper-network on cluster groups, best state on the validation tenth ─▶ ChameleonLiteForCausalLM
-      ─ the held-out tenth, never looked at before: nats a token frozen and adapted, with an interval ─▶ Fitted
+      ─ the test tenth, not used before: nats per token frozen and adapted, with an interval ─▶ Fitted
 
 The backbone stays as it is, so an epoch costs the head alone. With `lora_rank` its layers carry LoRA, trained together
 with the head: hidden states then change at every step, none are kept, and every step runs the whole backbone.
-Held-out texts are told what training texts are: the mean vector of the prefixes of at most 32 texts of their cluster.
+Held-out texts are conditioned as training texts are: by the mean prefix vector of at most 32 texts of their cluster.
 """
 
 import os
@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..backbone import Backbone, copied, load_backbone, number_format
+from ..batches import Arrangement
 from ..cluster import Clustering
 from ..errors import RunFailed, UserError
 from ..loss import HeadWeight
@@ -37,17 +37,14 @@ RESAMPLES = 2_000
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted adapter and what it did to texts it never saw: nats a token, and texts behind the numbers.
-
-    `low` and `high` bound `after` - `before` with 95 % (texts drawn anew, 2,000 times).
-    """
+    """A fitted adapter and its effect on held-out texts, in nats per token; `curve` has one entry per validation."""
 
     model: Any
-    before: float
-    after: float
-    low: float
+    before: float  # nats per token, frozen
+    after: float  # adapted
+    low: float  # of the 95 % interval of after - before, by resampling the held-out texts
     high: float
-    held_out: int
+    held_out: int  # texts
     trained_on: int
     seconds: float
     curve: list[dict]
@@ -60,7 +57,7 @@ class Fitted:
 
     def __str__(self) -> str:
         change = (
-            f"{self.before:.4f} nats a token before, {self.after:.4f} after ({self.after - self.before:+.4f}, "
+            f"{self.before:.4f} nats per token before, {self.after:.4f} after ({self.after - self.before:+.4f}, "
             f"95 % interval {self.low:+.4f} to {self.high:+.4f}) on {self.held_out} held-out texts"
         )
         if self.helped:
@@ -81,49 +78,30 @@ def fit(
 ) -> Fitted:
     """Train an adapter on texts (strings, a corpus's name, or a path) and save it to `out` if given.
 
-    With several processes (torchrun, accelerate) every one calls this; the first one writes.
-    Raises UserError where there are too few texts to hold any out, RunFailed where training leaves the numbers.
+    Losses are in nats per token. With several processes (torchrun, accelerate) every one calls this, the first writes.
+    Raises UserError where there are too few texts to hold any out, RunFailed where the loss stops being finite.
     """
     started, settings = time.perf_counter(), settings or FitSettings()
     processes = Processes()
+    corpus = corpus_of(texts, settings.seed)  # first, so that a wrong name is refused before a download
     if isinstance(backbone, str):
         backbone = load_backbone(backbone, device=device or processes.device)
     elif settings.lora_rank:
         backbone = copied(backbone)  # LoRA is put into the model itself, and this one is the caller's
-    corpus = corpus_of(texts, settings.seed)
     say(f"{sum(len(d) for d in corpus.splits.values()):,} texts from {corpus.source}")
     parts, clustering = parts_of(corpus, backbone, settings, progress)
     model = _new_model(backbone, clustering, settings)
     learn = _with_layers if settings.lora_rank else _head_alone
     curve, best_epoch, nll = learn(model, parts, settings, processes, progress)
-    before, after, low, high = compared(nll, parts["test"].table.n_scored, settings.seed)
-    notes = {
-        "before": before,
-        "after": after,
-        "low": low,
-        "high": high,
-        "held_out": len(parts["test"].table),
-        "trained_on": len(parts["train"].table),
-        "corpus": corpus.name,
-        "corpus_hash": corpus.hash,
-        "settings": settings.model_dump(mode="json"),
-        "best_epoch": best_epoch,
-    }
-    model.config.notes = notes
+    numbers = compared(nll, parts["test"].table.n_scored, settings.seed)
+    numbers |= {"held_out": len(parts["test"].table), "trained_on": len(parts["train"].table)}
+    about = {"corpus": corpus.name, "corpus_hash": corpus.hash, "best_epoch": best_epoch}
+    model.config.notes = numbers | about | {"settings": settings.model_dump(mode="json")}
+    model.eval()
     if out is not None:
-        model.eval().save_pretrained(out, is_main_process=processes.index == 0)
-    return Fitted(
-        model.eval(),
-        before,
-        after,
-        low,
-        high,
-        notes["held_out"],
-        notes["trained_on"],
-        time.perf_counter() - started,
-        curve,
-        Path(out) if out is not None else None,
-    )
+        model.save_pretrained(out, is_main_process=processes.index == 0)
+    seconds, folder = time.perf_counter() - started, None if out is None else Path(out)
+    return Fitted(model, **numbers, seconds=seconds, curve=curve, folder=folder)
 
 
 def corpus_of(texts: Sequence[str] | str | Path | Corpus, seed: int = 0) -> Corpus:
@@ -134,9 +112,7 @@ def corpus_of(texts: Sequence[str] | str | Path | Corpus, seed: int = 0) -> Corp
         return load_corpus(str(texts), seed=seed)
     texts = list(texts)
     if wrong := next((t for t in texts if not isinstance(t, str)), None):
-        raise UserError(
-            f"texts must be strings, not {type(wrong).__name__}; objects go through a .jsonl file"
-        )
+        raise UserError(f"texts must be strings, not {type(wrong).__name__}; objects go into a .jsonl file")
     documents = [Document(str(i), text) for i, text in enumerate(texts) if text.strip()]
     splits, notes = split_documents(documents, seed=seed)
     return Corpus("texts", splits, "a list of strings", notes)
@@ -145,7 +121,6 @@ def corpus_of(texts: Sequence[str] | str | Path | Corpus, seed: int = 0) -> Corp
 def _new_model(backbone: Backbone, clustering: Clustering, settings: FitSettings):
     from ..chameleon import ChameleonLiteForCausalLM
 
-    prompts = settings.tokens.model_dump()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return ChameleonLiteForCausalLM.from_backbone(
@@ -155,7 +130,7 @@ def _new_model(backbone: Backbone, clustering: Clustering, settings: FitSettings
             dropout=settings.dropout,
             scale=settings.train.scale,
             condition=settings.condition,
-            prompts=prompts,
+            prompts=settings.tokens.model_dump(),
             lora_rank=settings.lora_rank,
         )
 
@@ -167,38 +142,27 @@ def _head_alone(
 
     Returns curve, best epoch, and sums of nats (2, N) of the held-out texts, frozen and adapted.
     """
-    size, rows, weight = (
-        settings.clusters.batch_rows,
-        settings.train.rows_per_step,
-        _weight(model.backbone, settings),
-    )
+    weight = _weight(model.backbone, settings)
     learn, check, test = (parts[split] for split in ("train", "validation", "test"))
-    check.arrange(settings.seed)
-    member = Member(
-        "adapter", model.head, learn.told(size), check.told(size), settings.learning_rate, settings.seed
-    )
-
-    def epochs(number: int) -> list[Tensor]:
-        learn.arrange(_epoch_seed(settings, number))
-        return learn.arrangement.steps(rows)
-
+    source, valid, held_out = (part.source(settings.clusters.batch_rows) for part in (learn, check, test))
+    member = Member("adapter", model.head, source, valid, settings.learning_rate, settings.seed)
     train_heads(
         [member],
         learn.scored,
-        epochs,
+        lambda epoch: learn.order(_epoch_seed(settings, epoch)),
         check.scored,
-        check.arrangement.steps(rows),
+        check.order(settings.seed),
         weight,
         settings.train,
         processes,
         progress,
     )
-    test.arrange(settings.seed)
     nll = evaluate(
-        [(None, None), (model.head, test.told(size))],
+        [(None, None), (model.head, held_out)],
         test.scored,
-        test.arrangement.steps(rows),
+        test.order(settings.seed),
         weight,
+        rows=settings.train.rows_per_step,
         scale=settings.train.scale,
         processes=processes,
     )
@@ -213,12 +177,11 @@ def _with_layers(
     from ..train_layers import Layered, Texts, fit_layers, read_layers
 
     def texts(split: str) -> Texts:
-        def batches(number: int) -> list[Tensor]:
-            seed = _epoch_seed(settings, number) if split == "train" else settings.seed
-            parts[split].arrange(seed)
-            return parts[split].arrangement.steps(settings.train.rows_per_step)
+        def orders(number: int) -> Arrangement:
+            return parts[split].order(_epoch_seed(settings, number) if split == "train" else settings.seed)
 
-        return Texts(parts[split].table, batches, parts[split].told(settings.clusters.batch_rows))
+        source = parts[split].source(settings.clusters.batch_rows)
+        return Texts(parts[split].table, orders, settings.train.rows_per_step, source)
 
     weight, test = _weight(model.backbone, settings), texts("test")
     both = Layered(model.backbone, model.head, weight, settings.train.scale)
@@ -251,16 +214,12 @@ def _epoch_seed(settings: FitSettings, number: int) -> int:
     return settings.seed * 100_003 + number
 
 
-def compared(nll: np.ndarray, counts: np.ndarray, seed: int) -> tuple[float, float, float, float]:
-    """From sums of nats (2, N) and tokens (N,): before, after, and the 95 % interval of their difference a token."""
+def compared(nll: np.ndarray, counts: np.ndarray, seed: int) -> dict[str, float]:
+    """From nats (2, N), frozen and adapted, and tokens (N,) of texts: `Fitted`'s before, after, low and high."""
     before, after = (nll.sum(1) / counts.sum()).tolist()
-    difference = nll[1] - nll[0]  # (N,)
-    generator = np.random.default_rng(seed)
-    draws = np.array(
-        [
-            difference[i].sum() / counts[i].sum()
-            for i in (generator.integers(len(counts), size=len(counts)) for _ in range(RESAMPLES))
-        ]
-    )
+    generator, difference, draws = np.random.default_rng(seed), nll[1] - nll[0], []
+    for _ in range(RESAMPLES):
+        texts = generator.integers(len(counts), size=len(counts))
+        draws.append(difference[texts].sum() / counts[texts].sum())
     low, high = np.quantile(draws, [0.025, 0.975]).tolist()
-    return before, after, low, high
+    return {"before": before, "after": after, "low": low, "high": high}

@@ -3,7 +3,6 @@
 documents ─ tokens, cut to the limits ─ mean embeddings ─ clusters of the training part ─▶ Part a split
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,16 +12,15 @@ from torch import Tensor
 from ..backbone import Backbone, number_format
 from ..batches import Arrangement, arrange
 from ..cluster import Clustering, cluster_count, fit_clusters, merge_small
-from ..conditions import group_means
+from ..conditions import GroupMean
 from ..embed import mean_embeddings
-from ..heads import Condition
 from ..settings import FitSettings
 from ..states import ScoredStates, hidden_states
 from ..text import TokenTable, tokenise
 from .corpus import SPLITS, Corpus
 
 
-@dataclass
+@dataclass(frozen=True)
 class Part:
     """One split of N documents; `scored` holds its states under the frozen backbone, where they are kept."""
 
@@ -31,24 +29,14 @@ class Part:
     labels: Tensor  # (N,) clusters, small ones merged
     device: torch.device
     scored: ScoredStates | None
-    arrangement: Arrangement | None = None
-    known_for: Arrangement | None = None
 
-    def told(self, size: int) -> Callable[[Tensor], tuple[Condition, Tensor | None]]:
+    def source(self, size: int) -> GroupMean:
         """The condition source: the mean vector of a row's group of at most `size` texts."""
+        return GroupMean(self.vectors.to(self.device), size)
 
-        def source(rows: Tensor) -> tuple[Condition, Tensor | None]:
-            if self.known_for is not self.arrangement:
-                self.known_for, self.group_of = self.arrangement, self.arrangement.groups(size)
-                self.means = group_means(self.vectors, self.group_of).to(self.device)
-            groups, own = torch.unique(self.group_of[rows], return_inverse=True)
-            return Condition(self.means[groups.to(self.means.device)]), own if len(groups) > 1 else None
-
-        return source
-
-    def arrange(self, seed: int) -> None:
-        """A new order of the documents, clusters kept together."""
-        self.arrangement = arrange(len(self.table), self.labels, torch.Generator().manual_seed(seed))
+    def order(self, seed: int) -> Arrangement:
+        """An order of the documents, clusters kept together."""
+        return arrange(len(self.table), self.labels, torch.Generator().manual_seed(seed))
 
 
 def parts_of(

@@ -83,11 +83,12 @@ def open_model(model: Any, device: str | None = None, dtype: str | None = None):
 def adapt(
     model: Any, texts: Iterable[str | dict], *, window: int = WINDOW, progress: bool = True, **how
 ) -> list[dict]:
-    """Score or continue texts (strings, or objects as in `own_texts.py`); one result a text, in order.
+    """Score or continue texts (strings, or objects as in `own_texts.py`); one result per text, in order.
 
-    model: a ChameleonLiteForCausalLM or a saved adapter's folder. how: `window.Adapter`'s fields, such as
+    model: a ChameleonLiteForCausalLM or a saved adapter's folder. how: fields of `score.Adapter`, such as
     new_tokens=20 to continue prompts. Results hold row, id, cluster, distance to its centroid, rows in its group,
-    tokens, truncated, and loss and loss_frozen (nats a token) or continuation; a failed row holds `error`.
+    tokens, truncated, and loss and loss_frozen (nats per token) or continuation; a failed row holds `error`.
+    Raises UserError for a folder without an adapter and for a window below 1.
     """
     from tqdm import tqdm
 

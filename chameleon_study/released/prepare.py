@@ -15,11 +15,10 @@ from torch import Tensor
 
 from chameleon_lite.app.corpus import Corpus
 from chameleon_lite.backbone import Backbone, number_format
-from chameleon_lite.batches import cluster_batches
+from chameleon_lite.batches import Arrangement, cluster_batches
 from chameleon_lite.cluster import fit_clusters, merge_small
 from chameleon_lite.embed import mean_embeddings, normalise
 from chameleon_lite.errors import UserError
-from chameleon_lite.heads import Condition
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.text import Document, TokenTable, tokenise
 
@@ -67,16 +66,6 @@ class ReleasedMaterial:
             "backbone_parameters": self.backbone.parameters,
             "protocol": self.protocol.model_dump(),
         }
-
-
-class BatchMean:
-    """The plain mean of the vectors of a step's rows: the whole batch is one conditioning group."""
-
-    def __init__(self, vectors: Tensor) -> None:
-        self.vectors = vectors  # (N, C)
-
-    def __call__(self, rows: Tensor) -> tuple[Condition, None]:
-        return Condition(self.vectors[rows.to(self.vectors.device)].mean(0, keepdim=True)), None
 
 
 def prepare_released(
@@ -238,16 +227,16 @@ def _clusters(protocol: Protocol, vectors: Tensor, rows: int, seed: int):
     return fit(vectors, len(vectors) // rows, seed=seed)
 
 
-def batches_of(
+def order_of(
     material: ReleasedMaterial, split: str, labels: Tensor, seed: int, epoch: int | None
-) -> list[Tensor]:
-    """Batches of one cluster with something scored in an epoch (None: evaluation, always the fixed list)."""
+) -> Arrangement:
+    """An epoch's batches of one cluster with something scored (None: evaluation, always the fixed list)."""
     size, protocol = material.settings.clusters.batch_rows, material.protocol
     if epoch is None or protocol.batches == "fixed":
         batches = released_batches(labels, size, seed=seed)
     else:
         batches = cluster_batches(labels, size, torch.Generator().manual_seed(seed * 100_003 + epoch))
-    return scored_batches(batches, material.scored[split].counts)
+    return Arrangement.of(scored_batches(batches, material.scored[split].counts))
 
 
 def scored_batches(batches: list[Tensor], counts: Tensor) -> list[Tensor]:

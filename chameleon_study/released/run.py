@@ -10,12 +10,15 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from chameleon_lite.backbone import Backbone
+from chameleon_lite.batches import Arrangement
+from chameleon_lite.conditions import Source
 from chameleon_lite.errors import UserError, unknown
 from chameleon_lite.heads import Condition, Head, HyperHead, LoraHead, matched_rank
 from chameleon_lite.processes import Processes
@@ -26,7 +29,8 @@ from ..config import Experiment
 from ..outcome import circumstances, reset_peak
 from ..records import Record
 from ..regimes import RANK
-from .prepare import BatchMean, ReleasedMaterial, batches_of, labels_of
+from ..sources import BatchMean, Constant
+from .prepare import ReleasedMaterial, labels_of, order_of
 from .protocol import Protocol
 
 REGIMES = ("R0", "R1", "R2", "R3", "R4")
@@ -35,11 +39,11 @@ HYPER_INIT = {"wikitext": "wikitext", "alpaca": "alpaca", "described": "wikitext
 
 @dataclass
 class Trained:
-    """One seed: the heads (None for the frozen model), their conditions, and the batches they are read in."""
+    """One seed: the heads (None for the frozen model), and the batches they are read in."""
 
     seed: int
     members: dict[str, Member]
-    batches: dict[str, list[Tensor]]  # the fixed list of each split
+    orders: dict[str, Arrangement]  # the fixed batches of each split
     seconds: dict[str, float]
 
 
@@ -101,22 +105,22 @@ def train_released(
     """
     processes = processes or Processes()
     labels = labels_of(material, seed)
-    batches = {split: batches_of(material, split, labels[split], seed, None) for split in labels}
+    orders = {split: order_of(material, split, labels[split], seed, None) for split in labels}
     trained = [r for r in regimes if r != "R0"]
     cohorts = [[r] for r in trained] if material.protocol.layers else [trained]
     if "R0" in regimes:
         if material.protocol.layers:
             _fresh_layers(material.backbone, seed)
-        yield "R0", None, Trained(seed, {}, batches, {"training": 0.0})
+        yield "R0", None, Trained(seed, {}, orders, {"training": 0.0})
     for cohort in filter(None, cohorts):
         started = time.perf_counter()
         members = {r: _member(material, r, seed) for r in cohort}
         train_heads(
             list(members.values()),
             material.scored["train"],
-            lambda epoch: batches_of(material, "train", labels["train"], seed, epoch),
+            partial(order_of, material, "train", labels["train"], seed),
             material.scored["validation"],
-            batches["validation"],
+            orders["validation"],
             material.weight,
             material.settings.train,
             processes,
@@ -124,7 +128,7 @@ def train_released(
         )
         seconds = {"training": (time.perf_counter() - started) / len(cohort)}
         for r in cohort:
-            yield r, members[r], Trained(seed, members, batches, seconds)
+            yield r, members[r], Trained(seed, members, orders, seconds)
 
 
 def _member(material: ReleasedMaterial, regime: str, seed: int) -> Member:
@@ -138,23 +142,22 @@ def _member(material: ReleasedMaterial, regime: str, seed: int) -> Member:
     return Member(regime, head, *sources, rate, seed=seed * 1_000_003)
 
 
-def source_of(material: ReleasedMaterial, regime: str, split: str):
+def source_of(material: ReleasedMaterial, regime: str, split: str) -> Source | None:
     """A regime's condition source in a split: none, a constant, or the mean of the batch's rows."""
     if regime in ("R0", "R1", "R2"):
         return None
     if regime == "R3":
-        constant = Condition(material.condition_vectors["train"].mean(0, keepdim=True))
-        return lambda rows: (constant, None)
+        return Constant(material.condition_vectors["train"].mean(0))
     return BatchMean(material.condition_vectors[split])
 
 
 def row_losses(
-    material: ReleasedMaterial, regime: str, member: Member | None, split: str, batches: list[Tensor]
+    material: ReleasedMaterial, regime: str, member: Member | None, split: str, order: Arrangement
 ) -> Tensor:
     """nll sums (N,) of a split's rows under a trained regime, float64 on the host."""
     head = member.head if member else None
     pair, scale = (head, source_of(material, regime, split)), material.settings.train.scale
-    return evaluate([pair], material.scored[split], batches, material.weight, scale=scale)[0].cpu()
+    return evaluate([pair], material.scored[split], order, material.weight, scale=scale)[0].cpu()
 
 
 def row_weights(counts: Tensor, batches: list[Tensor], over: str) -> Tensor:
@@ -190,8 +193,8 @@ def measure(
     """Metrics of one trained regime, and its losses per row by split."""
     over, metrics, rows = material.protocol.average, {}, {}
     for split in material.tables:
-        batches, counts = trained.batches[split], material.scored[split].counts
-        nll = rows[split] = row_losses(material, regime, member, split, batches)
+        batches, counts = trained.orders[split].steps(), material.scored[split].counts
+        nll = rows[split] = row_losses(material, regime, member, split, trained.orders[split])
         key = "train_eval" if split == "train" else split
         metrics[f"{key}_nll"] = float(average(nll, counts, over, batches))
         metrics[f"{key}_token_nll"] = float(average(nll, counts))
@@ -237,7 +240,7 @@ def _record(material, regime, member, trained, name, corpus, command) -> tuple[R
 def _rows(material: ReleasedMaterial, split: str, nll: Tensor, trained: Trained) -> pd.DataFrame:
     """One row per held-out document: scored tokens, summed nll, whether it is full, its weight in the average."""
     table, counts = material.tables[split], material.scored[split].counts
-    weight = row_weights(counts, trained.batches[split], material.protocol.average)
+    weight = row_weights(counts, trained.orders[split].steps(), material.protocol.average)
     return pd.DataFrame(
         {
             "split": split,

@@ -113,11 +113,13 @@ class LiveStates:
         ids, real = (x.to(self.device) for x in self.scoring.rows(self.table, rows))
         prefix = torch.from_numpy(self.table.prefix[rows.cpu().numpy()]).to(self.device)
         row, column, target = self.scoring.pick(ids, real, prefix)
+        mode, grad = self.backbone.lm.training, nullcontext() if self.trains else torch.no_grad()
         self.backbone.lm.train(self.train_mode)
-        grad = nullcontext() if self.trains else torch.no_grad()
-        with grad, torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            hidden = self.backbone.hidden(ids, self.scoring.mask(ids, real).long())
-        self.backbone.lm.eval()
+        try:
+            with grad, torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                hidden = self.backbone.hidden(ids, self.scoring.mask(ids, real).long())
+        finally:
+            self.backbone.lm.train(mode)
         return hidden[row, column].float(), target, row
 
 

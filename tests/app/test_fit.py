@@ -86,11 +86,11 @@ def test_texts_too_short_to_score_are_refused():
 
 def test_interval_of_the_difference():
     counts = np.array([10, 30] * 50)
-    before, after, low, high = compared(np.stack([2.0 * counts, 1.5 * counts]), counts, seed=0)
-    assert (before, after, low, high) == pytest.approx((2.0, 1.5, -0.5, -0.5))
+    found = compared(np.stack([2.0 * counts, 1.5 * counts]), counts, seed=0)
+    assert found == pytest.approx({"before": 2.0, "after": 1.5, "low": -0.5, "high": -0.5})
     noise = np.random.default_rng(0).normal(size=100) * counts
-    _, _, low, high = compared(np.stack([2.0 * counts, 2.0 * counts + noise]), counts, seed=0)
-    assert low < 0 < high
+    found = compared(np.stack([2.0 * counts, 2.0 * counts + noise]), counts, seed=0)
+    assert found["low"] < 0 < found["high"]
 
 
 def test_command_line(tmp_path, two_kinds):

@@ -11,6 +11,7 @@ from chameleon_lite import train_layers
 from chameleon_lite.app.fit import corpus_of, fit
 from chameleon_lite.app.stream import adapt
 from chameleon_lite.backbone import copied, load_backbone
+from chameleon_lite.batches import Arrangement
 from chameleon_lite.chameleon import ChameleonLiteForCausalLM
 from chameleon_lite.errors import RunFailed, UserError
 from chameleon_lite.heads import LoraHead
@@ -147,7 +148,8 @@ def test_pieces_change_neither_gradients_nor_readings(monkeypatch, two_kinds):
     for parameter in both.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     table = tokenise(corpus_of(two_kinds(60)).splits["train"], backbone.tokenizer, max_length=96)
-    texts = Texts(table, lambda number: list(torch.arange(len(table)).split(20)))
+    order = Arrangement(torch.arange(len(table)))
+    texts = Texts(table, lambda number: order, 20)
     found = []
     for budget in (10**6, 100):  # a whole step at once; one document at a time
         monkeypatch.setattr(train_layers, "READ_TOKENS", {"cpu": budget})
@@ -155,7 +157,7 @@ def test_pieces_change_neither_gradients_nor_readings(monkeypatch, two_kinds):
         for parameter in both.parameters():
             parameter.grad = None
         layers = train_layers.step_layers(backbone, table)
-        train_layers.gradients(both, layers, texts, torch.arange(20), int(table.n_scored[:20].sum()))
+        train_layers.gradients(both, layers, texts, order, torch.arange(20), int(table.n_scored[:20].sum()))
         found.append((torch.cat([p.grad.flatten() for p in both.parameters()]), read_layers(both, texts)))
     assert found[0][0].abs().sum() > 0 and torch.allclose(found[0][0], found[1][0], rtol=1e-4, atol=1e-7)
     assert torch.allclose(found[0][1], found[1][1], rtol=1e-3)

@@ -1,11 +1,12 @@
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from chameleon_lite.batches import arrange
+from chameleon_lite.batches import Arrangement, arrange
 from chameleon_lite.heads import Condition, HyperHead, LoraHead
 from chameleon_lite.loss import next_token
 from chameleon_lite.processes import Processes
@@ -13,6 +14,7 @@ from chameleon_lite.settings import TrainSettings
 from chameleon_lite.train import Member, average, evaluate, train_heads
 
 SETTINGS = TrainSettings(epochs=3, rows_per_step=8, patience=9)
+AS_THEY_ARE = Arrangement(torch.arange(60))
 
 
 def seeded(make, seed=0):
@@ -20,15 +22,15 @@ def seeded(make, seed=0):
     return make()
 
 
-def batch_condition(rows):
+def batch_condition(_, rows):
     """One group; its vector depends on the rows, so a wrong batch would show."""
     g = torch.Generator().manual_seed(7)
     table = torch.randn(60, 16, generator=g)
     return Condition(table[rows].mean(0, keepdim=True)), None
 
 
-def epochs(number):
-    return arrange(60, None, torch.Generator().manual_seed(number)).steps(8)
+def orders(epoch):
+    return arrange(60, None, torch.Generator().manual_seed(epoch))
 
 
 def lora(name="lora", lr=1e-2, seed=0):
@@ -41,7 +43,7 @@ def hyper(name="hyper", lr=1e-2, seed=0):
 
 
 def train(members, states, weight, settings=SETTINGS):
-    train_heads(members, states, epochs, states, torch.arange(60).split(8), weight, settings, progress=False)
+    train_heads(members, states, orders, states, AS_THEY_ARE, weight, settings, progress=False)
     return members
 
 
@@ -72,7 +74,8 @@ def test_the_best_state_is_kept_and_patience_stops(tiny_states, tiny_weight):
     settings = TrainSettings(epochs=6, rows_per_step=8, patience=0)
     train([member], tiny_states, tiny_weight, settings)
     assert len(member.curve) < 7  # stopped before the last epoch
-    after = average(evaluate([(member.head, None)], tiny_states, epochs(0), tiny_weight), tiny_states.counts)
+    nll = evaluate([(member.head, None)], tiny_states, orders(0), tiny_weight, rows=8)
+    after = average(nll, tiny_states.counts)
     assert float(after[0]) == pytest.approx(member.best, abs=1e-6)
 
 
@@ -88,13 +91,13 @@ def test_a_loss_that_is_not_finite_is_said_and_the_other_head_goes_on(tiny_state
 def test_evaluation_does_not_depend_on_the_batching_for_a_static_head(tiny_states, tiny_weight):
     (member,) = train([lora()], tiny_states, tiny_weight)
     heads = [(None, None), (member.head, None)]
-    one = evaluate(heads, tiny_states, torch.arange(60).split(60), tiny_weight)
-    other = evaluate(heads, tiny_states, torch.randperm(60).split(7), tiny_weight)
+    one = evaluate(heads, tiny_states, AS_THEY_ARE, tiny_weight, rows=60)
+    other = evaluate(heads, tiny_states, Arrangement.of(torch.randperm(60).split(7)), tiny_weight)
     assert torch.allclose(one, other, atol=1e-4, rtol=1e-6)
 
 
 def test_frozen_loss_equals_cross_entropy_on_the_unbatched_text(tiny, tiny_table, tiny_states, tiny_weight):
-    nll = evaluate([(None, None)], tiny_states, torch.arange(60).split(16), tiny_weight)[0]
+    nll = evaluate([(None, None)], tiny_states, AS_THEY_ARE, tiny_weight, rows=16)[0]
     for n in range(0, 60, 11):
         ids = torch.from_numpy(
             tiny_table.ids[tiny_table.offsets[n] : tiny_table.offsets[n + 1]].astype("int64")
@@ -138,5 +141,41 @@ def test_one_process_is_asked_for_nothing():
 
 def test_evaluate_leaves_the_heads_mode(tiny_states, tiny_weight):
     head = copy.deepcopy(hyper().head).train()
-    evaluate([(head, batch_condition)], tiny_states, [torch.arange(5)], tiny_weight)
+    evaluate([(head, batch_condition)], tiny_states, Arrangement(torch.arange(5)), tiny_weight, rows=5)
     assert head.training
+
+
+def test_a_reading_that_fails_leaves_the_heads_mode(tiny_states, tiny_weight):
+    training, other = hyper().head.train(), hyper().head.eval()
+    modes = []
+
+    def stop(nll, documents):
+        modes.append((training.training, other.training))
+        raise KeyboardInterrupt
+
+    heads = [(training, batch_condition), (other, batch_condition)]
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(heads, tiny_states, AS_THEY_ARE, tiny_weight, rows=8, watch=stop)
+    assert modes == [(False, False)] and training.training and not other.training
+
+
+def test_the_order_a_condition_is_given_is_that_of_the_epoch(tiny_states, tiny_weight):
+    seen, validation = [], []
+
+    def source(given, arrangement, rows):
+        given.append((arrangement, rows))
+        return batch_condition(arrangement, rows)
+
+    made = {}
+
+    def once(epoch):
+        made[epoch] = orders(epoch)
+        return made[epoch]
+
+    member = Member("hyper", hyper().head, partial(source, seen), partial(source, validation), 1e-2)
+    settings = TrainSettings(epochs=2, rows_per_step=8, patience=9)
+    train_heads([member], tiny_states, once, tiny_states, AS_THEY_ARE, tiny_weight, settings, progress=False)
+    steps = [(made[epoch], rows) for epoch in range(2) for rows in made[epoch].steps(8)]
+    assert len(seen) == len(steps)
+    assert all(a is b and torch.equal(x, y) for (a, x), (b, y) in zip(seen, steps))
+    assert {id(arrangement) for arrangement, _ in validation} == {id(AS_THEY_ARE)}

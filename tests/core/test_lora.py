@@ -8,12 +8,11 @@ from chameleon_lite import errors
 from chameleon_lite.backbone import load_backbone
 from chameleon_lite.lora import (
     add_lora,
-    enable_lora,
-    load_lora,
     load_lora_state,
+    lora_names,
     lora_parameters,
     lora_state,
-    save_lora,
+    merge_lora,
     without_lora,
 )
 
@@ -73,20 +72,29 @@ def test_off_is_exactly_the_frozen_model():
     with without_lora(backbone):
         assert torch.equal(backbone.hidden(IDS), frozen)
     assert torch.equal(backbone.hidden(IDS), adapted)
-    enable_lora(backbone, False)
-    assert torch.equal(backbone.hidden(IDS), frozen)
+    with pytest.raises(KeyError), without_lora(backbone):
+        raise KeyError
+    assert torch.equal(backbone.hidden(IDS), adapted)
 
 
-def test_saved_factors_give_the_same_model(tmp_path):
+def test_copied_factors_give_the_same_model():
     backbone, other = trained(), load_backbone("tiny")
     add_lora(other, rank=2, alpha=4)
-    save_lora(backbone, tmp_path / "lora.safetensors")
-    load_lora(other, tmp_path / "lora.safetensors")
+    load_lora_state(other, lora_state(backbone))
     assert torch.equal(other.hidden(IDS), backbone.hidden(IDS))
     wrong_rank = load_backbone("tiny")
     add_lora(wrong_rank, rank=3)
     with pytest.raises(errors.UserError, match="another model or rank"):
         load_lora_state(wrong_rank, lora_state(backbone))
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-llama"])
+def test_merged_factors_give_the_same_model_without_lora(name):
+    backbone = trained(name)
+    adapted = backbone.hidden(IDS)
+    merge_lora(backbone.lm)
+    assert lora_names(backbone) == [] == list(lora_parameters(backbone))
+    torch.testing.assert_close(backbone.hidden(IDS), adapted)
 
 
 def test_factors_stay_in_float32_on_a_16_bit_model():

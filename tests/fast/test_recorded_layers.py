@@ -8,6 +8,7 @@ import torch
 
 from chameleon_lite import train_layers
 from chameleon_lite.backbone import load_backbone
+from chameleon_lite.batches import Arrangement
 from chameleon_lite.fast import recorded_layers
 from chameleon_lite.fast.recorded_layers import Layers, RecordedLayers, recorded
 from chameleon_lite.heads import LoraHead
@@ -35,11 +36,12 @@ def by(both, run) -> StepLayers:
 
 def trained(both, layers, table, steps=3, read=False):
     """Losses and gradients (steps, parameters) of some steps of plain descent."""
-    texts, found = Texts(table, lambda number: [torch.arange(len(table))]), []
+    order, found = Arrangement(torch.arange(len(table))), []
+    texts = Texts(table, lambda number: order, len(table))
     for rows in torch.arange(len(table)).chunk(steps):
         for parameter in both.parameters():
             parameter.grad = None
-        nats = gradients(both, layers, texts, rows, int(table.n_scored[rows.numpy()].sum()))
+        nats = gradients(both, layers, texts, order, rows, int(table.n_scored[rows.numpy()].sum()))
         flat = torch.cat([p.grad.flatten() for p in both.parameters()])
         found.append((float(nats), flat.clone()))
         if read:
@@ -177,6 +179,6 @@ def test_training_on_a_gpu_records_its_layers(monkeypatch, tiny_table):
         RecordedLayers, "_keep_gradients_apart", lambda self: replays.append(1) or before(self)
     )
     both, table = adapted("cuda"), tiny_table.take(np.arange(40))
-    texts = Texts(table, lambda number: list(torch.arange(40).split(8)))
+    texts = Texts(table, lambda number: Arrangement(torch.arange(40)), 8)
     found = train_layers.fit_layers(both, texts, texts, TrainSettings(epochs=3, patience=9), 1e-2)
     assert found.failure is None and found.best < found.curve[0]["validation_nll"] and len(replays) >= 15

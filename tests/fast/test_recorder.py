@@ -1,11 +1,12 @@
 """Recorded steps: what is replayed depends on its inputs alone, and gives what plain steps give."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 
-from chameleon_lite.batches import arrange
+from chameleon_lite.batches import Arrangement, arrange
 from chameleon_lite.fast.recorder import Dropout, Recorder, Recording
 from chameleon_lite.heads import Condition, HeadUpdate, HyperHead, LoraHead
 from chameleon_lite.loss import HeadWeight, head_losses
@@ -33,15 +34,20 @@ class Rehearsal(Recorder):
         return kept.graph(*kept.inputs)
 
 
-def condition(rows):
+def condition(_, rows):
     """One group; its vector depends on the rows, so one that is not copied in would show."""
     table = torch.randn(60, 16, generator=torch.Generator().manual_seed(7))
     return Condition(table[rows.cpu()].mean(0, keepdim=True)), None
 
 
-def grouped(rows):
+def grouped(_, rows):
     table = torch.randn(60, 16, generator=torch.Generator().manual_seed(7))
     return Condition(table[rows.cpu()]), torch.arange(len(rows))
+
+
+def on_device(source, device, arrangement, rows):
+    given, group = source(arrangement, rows)
+    return given.to(device), group
 
 
 def trained(states, weight, recorder, sources=(condition, condition, None), device="cpu", settings=SETTINGS):
@@ -49,14 +55,14 @@ def trained(states, weight, recorder, sources=(condition, condition, None), devi
     for number, source in enumerate(sources):
         torch.manual_seed(number)
         head = LoraHead(16, 257, 2) if source is None else HyperHead(16, 257, 2)
-        told = source and (lambda rows, source=source: (source(rows)[0].to(device), source(rows)[1]))
+        told = source and partial(on_device, source, device)
         members.append(Member(str(number), head.to(device), told, told, 1e-2, seed=number))
     train_heads(
         members,
         states,
-        lambda n: arrange(60, None, torch.Generator().manual_seed(n)).steps(8),
+        lambda n: arrange(60, None, torch.Generator().manual_seed(n)),
         states,
-        torch.arange(60).split(8),
+        Arrangement(torch.arange(60)),
         weight,
         settings,
         progress=False,
@@ -111,9 +117,9 @@ def test_states_that_carry_gradients_are_never_recorded(tiny_states, tiny_weight
     train_heads(
         [Member("both", head, None, None, 1e-2)],
         Live(),
-        lambda n: torch.arange(60).split(8),
+        lambda n: Arrangement(torch.arange(60)),
         tiny_states,
-        [torch.arange(60)],
+        Arrangement(torch.arange(60)),
         tiny_weight,
         SETTINGS,
         progress=False,
@@ -123,8 +129,8 @@ def test_states_that_carry_gradients_are_never_recorded(tiny_states, tiny_weight
 
 
 def test_steps_of_one_update_and_of_two_may_alternate(tiny_states, tiny_weight):
-    def either(rows):
-        told, _ = grouped(rows)
+    def either(arrangement, rows):
+        told, _ = grouped(arrangement, rows)
         if int(rows.sum()) % 2:  # the clusters' remainders share a step
             return Condition(told.vector[:2]), torch.arange(len(rows)) % 2
         return Condition(told.vector.mean(0, keepdim=True)), None

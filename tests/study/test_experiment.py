@@ -8,9 +8,9 @@ from chameleon_lite.backbone import load_backbone
 from chameleon_lite.processes import Processes
 from chameleon_lite.train import evaluate
 from chameleon_study import run, sweep
-from chameleon_study.cohort import Context, Trial, train_seed
+from chameleon_study.cohort import Context, Trial, source_of, train_seed
 from chameleon_study.evaluate import measure
-from chameleon_study.prepare import prepare, seed_material, split_view
+from chameleon_study.prepare import prepare, seed_material
 from chameleon_study.records import pack, read_run
 from chameleon_study.regimes import REGIMES, regime
 from chameleon_study.run import expected_names, run_experiment
@@ -99,14 +99,13 @@ def test_constant_input_is_a_static_adapter(small, tmp_path):
     context = _context(small(["R3"]))
     (trial,) = train_seed(context, [Trial(regime("R3"), 1e-2)], 0)
     seeded = seed_material(context.settings, context.material, 0)
-    view, train = split_view(context.material, seeded, "test"), split_view(context.material, seeded, "train")
-    view.arrangement = seeded.epoch("test", "random", 0)
-    source = regime("R3").source(view, train, 257)
-    folded = trial.member.head.fold(source(torch.arange(4))[0])
-    steps = view.arrangement.steps(16)
+    order = seeded.epoch("test", "random", 0)
+    source = source_of(regime("R3"), context.material, seeded, "test")
+    folded = trial.member.head.fold(source(order, torch.arange(4))[0])
     scored, weight = context.material.scored["test"], context.material.weight
-    hyper, static = evaluate([(trial.member.head, source), (folded, None)], scored, steps, weight)
-    assert hyper.sum() < evaluate([(None, None)], scored, steps, weight)[0].sum()  # it learned something
+    heads = [(trial.member.head, source), (folded, None), (None, None)]
+    hyper, static, frozen = evaluate(heads, scored, order, weight, rows=16)
+    assert hyper.sum() < frozen.sum()  # it learned something
     assert torch.allclose(hyper / scored.counts, static / scored.counts, atol=1e-5)
 
 

@@ -16,7 +16,7 @@ from chameleon_study import run, write
 from chameleon_study.claims.continuations import Generations, generation_frame
 from chameleon_study.cohort import Context, Trial, train_seed
 from chameleon_study.config import PROFILES, Experiment, load_experiment
-from chameleon_study.evaluate import head_and_source, held_out, measure
+from chameleon_study.evaluate import head_and_source, measure
 from chameleon_study.prepare import prepare, seed_material
 from chameleon_study.records import load_records, pack
 from chameleon_study.regimes import REGIMES, regime
@@ -56,9 +56,9 @@ def trained(small):
 def told_of(name, context, seeded, members):
     """(head, conditions) as `generated` makes them."""
     r, material = REGIMES[name], context.material
-    view, train = held_out(material, seeded, "test", r.order)
-    head, source = head_and_source(r, members, view, train, material.backbone.vocab)
-    return head, write.conditions(source, view.arrangement.steps(context.settings.train.rows_per_step))
+    head, source = head_and_source(r, members, material, seeded, "test")
+    order = seeded.epoch("test", r.order, 0)
+    return head, write.conditions(source, order, context.settings.train.rows_per_step)
 
 
 def test_the_frozen_head_writes_what_transformers_writes(trained):

@@ -16,7 +16,7 @@ from chameleon_lite.processes import Processes
 from chameleon_lite.train import Member, evaluate
 from chameleon_study import layers, write
 from chameleon_study.cohort import Context
-from chameleon_study.evaluate import head_and_source, held_out
+from chameleon_study.evaluate import head_and_source
 from chameleon_study.prepare import prepare, seed_material, split_view
 from chameleon_study.regimes import REGIMES, Parts
 
@@ -67,16 +67,15 @@ def first_losses(name, context):
     r, material = REGIMES[name], context.material
     seeded = seed_material(context.settings, material, 0)
     member = Member(r.weights_of or name, head_of(r, context, seeded), None, None, 0.0)
-    view, train = (split_view(material, seeded, s) for s in ("test", "train"))
-    view.arrangement = seeded.epoch("test", r.order, 0)
-    pair = head_and_source(r, {member.name: member}, view, train, material.backbone.vocab)
+    pair = head_and_source(r, {member.name: member}, material, seeded, "test")
     found = torch.zeros(len(material.tables["test"]), KEPT)
 
     def watch(nll, document):
         for n in document.unique():
             found[n] = nll[0, document == n][:KEPT]
 
-    evaluate([pair], material.scored["test"], view.arrangement.steps(16), material.weight, watch=watch)
+    order = seeded.epoch("test", r.order, 0)
+    evaluate([pair], material.scored["test"], order, material.weight, rows=16, watch=watch)
     return found
 
 
@@ -95,9 +94,9 @@ def written(name, context):
     r, material, settings = REGIMES[name], context.material, context.settings
     seeded = seed_material(settings, material, 0)
     member = Member(r.weights_of or name, head_of(r, context, seeded), None, None, 0.0)
-    view, train = held_out(material, seeded, "test", r.order)
-    head, source = head_and_source(r, {member.name: member}, view, train, material.backbone.vocab)
-    told = write.conditions(source, view.arrangement.steps(settings.train.rows_per_step))
+    head, source = head_and_source(r, {member.name: member}, material, seeded, "test")
+    order = seeded.epoch("test", r.order, 0)
+    told = write.conditions(source, order, settings.train.rows_per_step)
     table = material.tables["test"]
     return write.write(
         write.writer(settings, material), head, told, torch.arange(len(table)), table, settings

@@ -4,6 +4,7 @@ import copy
 
 import torch
 
+from chameleon_lite.batches import Arrangement
 from chameleon_lite.train import average, evaluate
 
 from ..backbone_dropout import live_dropout
@@ -76,13 +77,13 @@ def _backbone_dropout(subject: Subject) -> dict[str, float]:
     table = material.tables["train"]
     rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(subject.seed))
     rows = rows[: ROWS.get(backbone.device.type, ROWS["cpu"])].sort().values
-    table, batches = table.take(rows), list(torch.arange(len(rows)).split(32))
+    table, order = table.take(rows), Arrangement(torch.arange(len(rows)))
     head = [(subject.trained["R1"][0].head, None)]
     scoring, dtype = scoring_of(material.settings, material.protocol), getattr(torch, material.feature_dtype)
     for name, train_mode in (("R1_dropout_off", False), ("R1_dropout_on", True)):
         states = LiveStates(backbone, table, scoring, dtype=dtype, train_mode=train_mode)
         with torch.random.fork_rng():
             torch.manual_seed(subject.seed)
-            nll = evaluate(head, states, batches, material.weight)[0].cpu()
+            nll = evaluate(head, states, order, material.weight, rows=32)[0].cpu()
         out[name] = float(average(nll, states.counts))
     return out

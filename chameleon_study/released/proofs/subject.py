@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from chameleon_lite.backbone import Backbone
+from chameleon_lite.batches import Arrangement
 from chameleon_lite.errors import UserError
 
 from ...config import Experiment
@@ -72,8 +73,8 @@ class Subject:
         """nll (N,) of the validation rows; heads without a condition are read once, whatever the batches."""
         member = self.trained[regime][0]
         if regime == "R4":
-            return row_losses(self.material, regime, member, "validation", batches)
+            return row_losses(self.material, regime, member, "validation", Arrangement.of(batches))
         if regime not in self._losses:
-            fixed = self.trained[regime][1].batches["validation"]
+            fixed = self.trained[regime][1].orders["validation"]
             self._losses[regime] = row_losses(self.material, regime, member, "validation", fixed)
         return self._losses[regime]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from chameleon_lite import stored
+from chameleon_lite.backbone import copied
 from chameleon_lite.errors import UserError
 from chameleon_lite.states import ScoredStates, hidden_states
 from chameleon_study.released.backbone_dropout import live_dropout
@@ -100,6 +101,23 @@ def test_dropout_of_the_frozen_backbone_is_live_only_when_asked(tiny, tiny_table
     assert not torch.equal(on.batch(rows)[0], on.batch(rows)[0])
     assert torch.equal(off.batch(rows)[0], off.batch(rows)[0])
     assert not backbone.lm.training
+
+
+def test_a_pass_that_fails_leaves_the_backbones_mode(tiny, tiny_table):
+    backbone, scoring = copied(tiny), Scoring("last", LENGTH, True, False)
+    modes = []
+
+    def stop(module, inputs):
+        modes.append(module.training)
+        raise KeyboardInterrupt
+
+    backbone.body.register_forward_pre_hook(stop)
+    for mode in (False, True):
+        live = LiveStates(backbone, tiny_table, scoring, dtype=torch.float32, train_mode=not mode)
+        backbone.lm.train(mode)
+        with pytest.raises(KeyboardInterrupt):
+            live.batch(torch.arange(4))
+        assert backbone.lm.training is mode and modes.pop() is not mode
 
 
 def test_dropout_is_set_where_the_architecture_has_it_at_zero():
