@@ -67,7 +67,8 @@ class HeadUpdate(NamedTuple):
 def apply_update(h: Tensor, update: HeadUpdate, scale: float = 1.0) -> Tensor:
     """h (G, M, C) or (M, C) with G = 1, to the update's contribution to the logits (…, V)."""
     down, up, bias, mix = (None if x is None else x.to(h.dtype) for x in update)
-    x, out = h.unsqueeze(0) if h.dim() == 2 else h, h.new_zeros(())
+    x = h.unsqueeze(0) if h.dim() == 2 else h  # (G, M, C)
+    out = x.new_zeros(*x.shape[:-1], 1)
     if down is not None:
         z = x @ down.transpose(1, 2)  # (G, M, R)
         if mix is not None:
@@ -90,7 +91,6 @@ def add_update(
     order = group.argsort(stable=True)  # rows of one group side by side
     rows = h[order].split(sizes.tolist())
     parts = [apply_update(x, update.of(g), scale) for g, x in zip(ids.tolist(), rows)]
-    parts = [part.expand(*x.shape[:-1], -1) for part, x in zip(parts, rows)]  # a bias alone is one row
     return logits + torch.cat(parts)[order.argsort()]
 
 
@@ -127,10 +127,7 @@ class Head(nn.Module):
     conditioned: bool = False
 
     def factors(self, condition: Condition | None) -> HeadUpdate:
-        """The update for each of the condition's G groups (a static head returns G = 1, to be broadcast).
-
-        Every kind of head defines it: here it raises TypeError.
-        """
+        """The update for each of the condition's G groups, or for G = 1, to be broadcast; here TypeError."""
         raise TypeError(f"{type(self).__name__} must define factors(condition)")
 
     def trainable_parameters(self) -> int:
