@@ -20,7 +20,7 @@ from chameleon_lite.loss import HeadWeight, head_losses
 from chameleon_lite.states import ScoredStates, hidden_states
 from chameleon_lite.text import Document, tokenise
 
-from .measure import peak_bytes, timed
+from .measure import peak_bytes, shown, timed
 from .workload import Bench, random_inputs, topic_words
 
 RESOLUTION = 16 << 20  # bytes; less is lost in the system's accounts of a process, and is shown as this much
@@ -43,7 +43,7 @@ def growth(bench: Bench) -> dict:
     curves.append(_head(bench, "vocabulary", (2_048, 8_192, 32_768, 131_072)[some], expected=1))
     # The large product is the same for every rank: only the small ones grow.
     curves.append(_head(bench, "rank", (1, 4, 16, 64)[some], expected=0))
-    return {"what": "growth of time and memory", "status": "shown", "curves": curves}
+    return shown("growth of time and memory", curves=curves)
 
 
 def slope(sizes, values) -> float:
@@ -104,9 +104,9 @@ def measure_rows(bench: Bench, backbone, n: int) -> dict[str, float]:
     return out
 
 
-def short_documents(n: int, seed: int = 0) -> list[Document]:
+def short_documents(n: int) -> list[Document]:
     """n documents of one to three words and an ending, about two dozen characters."""
-    words, g = topic_words(), np.random.default_rng(seed)
+    words, g = topic_words(), np.random.default_rng(0)
     starts, counts = g.integers(0, len(words) - 8, n).tolist(), g.integers(1, 4, n).tolist()
     texts = [" ".join(words[s : s + c]) + " and so on" for s, c in zip(starts, counts)]
     return [Document(str(i), text) for i, text in enumerate(texts)]

@@ -14,7 +14,7 @@ from chameleon_lite.fast.recorder import LIMIT, Recorder
 from chameleon_lite.states import ScoredStates
 
 from . import baselines
-from .measure import sample
+from .measure import sample, shown
 from .rows_train import EPOCHS, LEARNING_RATE, REGIMES, Training, new_head
 from .workload import Bench
 
@@ -56,8 +56,7 @@ def ladder(bench: Bench) -> dict:
             out.append({"step": name, "idea": IDEAS[name], **seconds})
     table = work.training.table
     sizes = {"rows": len(table), "tokens": int(table.lengths.sum())}
-    what = "five epochs, two regimes, full-sequence loss"
-    return {"what": what, "status": "shown", "steps": out, "workload": sizes}
+    return shown("five epochs, two regimes, full-sequence loss", steps=out, workload=sizes)
 
 
 def _median(bench: Bench, work: Callable) -> float:

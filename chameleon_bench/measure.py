@@ -74,12 +74,10 @@ class Gate:
 def shown(what: str, gates: Sequence[Gate] = (), **fields) -> dict[str, Any]:
     """An entry without goals, as JSON: what was measured, whether its gates hold, and its fields."""
     status = "shown" if all(gate.passed for gate in gates) else "gate failed"
-    return {
-        "what": what,
-        "status": status,
-        **({"gates": [g.as_json() for g in gates]} if gates else {}),
-        **fields,
-    }
+    entry = {"what": what, "status": status}
+    if gates:
+        entry["gates"] = [gate.as_json() for gate in gates]
+    return entry | fields
 
 
 class Samples(dict[str, Sample]):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from chameleon_lite.fast.lloyd import assign
 from chameleon_lite.states import arithmetic, hidden_rows
 
+from .measure import shown
 from .rows_head import HeadWork
 from .rows_states import pass_operations
 from .workload import Bench, short
@@ -23,7 +24,7 @@ def roofline(bench: Bench) -> dict:
     rates = {"bytes/s": _bandwidth(bench)}
     rates |= {short(dtype): _rate(bench, dtype) for dtype in (bench.fast, torch.float32)}
     points = [_features(bench), _head(bench), _mean_embeddings(bench), _nearest(bench), _decode(bench)]
-    return {"what": "stages under the roof", "status": "shown", "rates": rates, "points": points}
+    return shown("stages under the roof", rates=rates, points=points)
 
 
 def _rate(bench: Bench, dtype: torch.dtype) -> float:

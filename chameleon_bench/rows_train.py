@@ -11,6 +11,7 @@ from chameleon_lite.batches import Arrangement
 from chameleon_lite.embed import mean_embeddings
 from chameleon_lite.heads import Head, HyperHead, LoraHead
 from chameleon_lite.loss import HeadWeight
+from chameleon_lite.processes import Processes
 from chameleon_lite.settings import TrainSettings
 from chameleon_lite.states import ScoredStates, hidden_states
 from chameleon_lite.train import Member, train_heads
@@ -51,12 +52,12 @@ def train(
     epochs: int,
     step: int,
     held_out: int = 1,
-    **options,
+    processes: Processes | None = None,
 ) -> None:
     """Train heads on all documents in order, `step` per step; the first `held_out` of them are validated on."""
     order, check = Arrangement(torch.arange(data.documents)), Arrangement(torch.arange(held_out))
     settings = TrainSettings(epochs=epochs, rows_per_step=step, patience=99)
-    train_heads(members, data, lambda _: order, data, check, weight, settings, progress=False, **options)
+    train_heads(members, data, lambda _: order, data, check, weight, settings, processes, progress=False)
 
 
 class Training:
@@ -72,10 +73,10 @@ class Training:
         """The states of all rows, computed in a format and stored in the folder."""
         return hidden_states(self.backbone, self.table, dtype, folder, progress=False)
 
-    def heads(self, regimes: Sequence[str], data: ScoredStates, weight: HeadWeight, epochs: int, **options):
+    def heads(self, regimes: Sequence[str], data: ScoredStates, weight: HeadWeight, epochs: int):
         """New heads, trained side by side."""
         members = new_members(regimes, self.vectors, self.backbone.vocab)
-        train(members, data, weight, epochs=epochs, step=self.step, **options)
+        train(members, data, weight, epochs=epochs, step=self.step)
         return members
 
     def ours(

@@ -15,6 +15,7 @@ from chameleon_lite.fast.aligned_head import AlignedHead
 from chameleon_lite.states import arithmetic
 
 from . import baselines
+from .measure import shown
 from .rows_head import HeadWork
 from .workload import Bench
 
@@ -23,7 +24,7 @@ def tried(bench: Bench) -> dict:
     """All entries, {idea, with, without, gain, kept, why}."""
     ideas = [_logsumexp, _odd_vocabulary, _mask, _own_clusters, _low_bits, _sixteen_decode]
     ideas += [_recorded, _aligned_decode] if bench.gpu else []
-    return {"what": "tried, kept or not", "status": "shown", "tried": [idea(bench) for idea in ideas]}
+    return shown("tried, kept or not", tried=[idea(bench) for idea in ideas])
 
 
 def _entry(bench: Bench, idea: str, kept: bool, why: str, using: Callable, instead: Callable) -> dict:

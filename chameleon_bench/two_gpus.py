@@ -110,7 +110,7 @@ def work(out: Path, size: str, model: str) -> None:
         members = new_members(REGIMES, vectors, vocab, dropout=0.5)
         sizes = {"epochs": epochs, "step": min(256, documents // 4), "held_out": min(256, documents)}
         weight = HeadWeight(matrix, dtype=dtype, device=bench.device)
-        train(members, data, weight, **sizes, processes=processes)
+        train(members, data, weight, processes=processes, **sizes)
         return members
 
     exact = fit(documents // 4, torch.float32, epochs)

@@ -103,19 +103,17 @@ def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def row_lengths(n: int, seed: int = 0) -> np.ndarray:
+def row_lengths(n: int) -> np.ndarray:
     """Lengths (n,) like WikiText-2's rows: 30 % headings, the rest log-normal, about 5 % cut at 256, 38 % full."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     body = np.exp(generator.normal(np.log(118), 0.55, n)).astype(np.int64)
     lengths = np.where(generator.random(n) < 0.3, generator.integers(4, 13, n), body.clip(24))
     return lengths.clip(4, LENGTH)
 
 
-def random_table(
-    lengths: np.ndarray, vocab: int, pad_id: int, *, last: bool = False, seed: int = 0
-) -> TokenTable:
+def random_table(lengths: np.ndarray, vocab: int, pad_id: int, *, last: bool = False) -> TokenTable:
     """A table of random tokens with these lengths (N,); every token but the first is scored, or the last alone."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     n = len(lengths)
     prefix = (lengths - 1 if last else np.ones(n)).astype(np.int32)
     return TokenTable(
@@ -138,11 +136,11 @@ def topic_words() -> tuple[str, ...]:
     return tuple(" ".join(topics[name] for name in sorted(topics)).split())
 
 
-def texts(n: int, seed: int = 0) -> list[str]:
+def texts(n: int) -> list[str]:
     """n texts of real words whose token counts follow `row_lengths`."""
     words = topic_words()
-    generator = np.random.default_rng(seed)
-    counts = (row_lengths(n, seed) * 0.62).astype(int).clip(3)  # words per token, of this text and tokenizer
+    generator = np.random.default_rng(0)
+    counts = (row_lengths(n) * 0.62).astype(int).clip(3)  # words per token, of this text and tokenizer
     starts = generator.integers(0, len(words) - LENGTH, n)
     return [" ".join(words[s : s + c]) for s, c in zip(starts, counts)]
 
