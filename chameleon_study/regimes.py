@@ -124,7 +124,7 @@ R19-R2 | clustered | matched | - | R2 trained in clustered order | nothing | rat
 R20 | random | svf | own | bank of singular-value masks | the row's own prefix
 R4-nodrop | clustered | no dropout | group 32 | R4 without dropout | prefixes of a cluster batch
 R4-padded | clustered | hyper | padded | R4, pad embedding in the mean | prefixes of a cluster batch
-R4-stream | random | - | stream | R4's weights, rows in order of arrival | prefixes of the step's rows of a cluster | weights_of R4
+R4-stream|random|-|stream|R4's weights, rows in order of arrival|prefixes of the step's rows of a cluster|weights_of R4
 R3-clustered | clustered | hyper | constant | R3 trained in clustered order | a constant | rate_of R3
 """
 # R4 and R5 with smaller conditioning groups, always 32 rows per optimiser step (claim 6); R11 with fewer experts
