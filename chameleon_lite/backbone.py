@@ -57,6 +57,7 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
+        """Where the head's weight lies, and with it the model."""
         return self.head.weight.device
 
     def hidden(self, ids: Tensor, mask: Tensor | None = None, position: Tensor | None = None) -> Tensor:

@@ -10,6 +10,7 @@ moment: a mean of means depends on how the rows were batched (audit, row 7).
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +77,10 @@ def head_losses(
 def token_losses(
     h: Tensor, target: Tensor, weight: HeadWeight, updates: Updates, groups: Groups = None, scale: float = 1.0
 ) -> Tensor:
-    """The next-token loss (K, M), in nats, of each row under each of K heads; arguments as for `head_losses`."""
+    """The next-token loss (K, M), in nats, of each row under each of K heads.
+
+    h (M, C), target (M,) and the other arguments as for `head_losses`, and so the ValueError.
+    """
     if impl := engine.fast("token_losses"):
         return impl(h, target, weight, updates, groups, scale)
     return _row_losses(h, target, weight, updates, groups, scale)
@@ -98,8 +102,8 @@ def _row_losses(h, target, weight, updates, groups, scale) -> Tensor:
         losses = partial(checkpoint, losses, use_reentrant=False, preserve_rng_state=False)
     out = []
     for update, group in zip(updates, groups):
-        own = [None] * max(1, -(-len(x) // ROWS)) if group is None else group.to(x.device).split(ROWS)
-        chunks = zip(x.split(ROWS), target.split(ROWS), own)
+        of_rows = repeat(None) if group is None else group.to(x.device).split(ROWS)
+        chunks = zip(x.split(ROWS), target.split(ROWS), of_rows)
         out.append(torch.cat([losses(*chunk, update) for chunk in chunks]))
     return torch.stack(out)  # (K, M)
 
@@ -107,8 +111,9 @@ def _row_losses(h, target, weight, updates, groups, scale) -> Tensor:
 def checked(h: Tensor, target: Tensor, weight: HeadWeight, updates: Updates, groups: Groups) -> list:
     """Each head's groups (M,) or None; ValueError for shapes that do not fit."""
     if h.dim() != 2 or h.shape[1] != weight.width or target.shape != h.shape[:1]:
-        shapes = f"h {tuple(h.shape)} and target {tuple(target.shape)}"
-        raise ValueError(f"{shapes} must be (M, {weight.width}) and (M,)")
+        raise ValueError(
+            f"h {tuple(h.shape)}, target {tuple(target.shape)} must be (M, {weight.width}), (M,)"
+        )
     groups = [None] * len(updates) if groups is None else list(groups)
     if len(groups) != len(updates):
         raise ValueError(f"{len(updates)} updates but {len(groups)} groups: one entry per head")

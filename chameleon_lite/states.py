@@ -1,7 +1,7 @@
 """Frozen hidden states, computed once and kept, and the (state, target) pairs that heads learn from.
 
     TokenTable ─ documents by length, little padding ─ backbone ─▶ states (L, C) fp16, a file in document order
-    ScoredStates.batch(rows (B,)) ─▶ h (M, C), target (M,), row (M,)       row[m] in 0 … B - 1, ascending
+    ScoredStates.batch(rows (B,)) ─▶ h (M, C), target (M,), row (M,)       row[m] in 0 … B - 1, ascending, on the host
 
 A state's place in the file is its token's place in the table, and the state at place p predicts the token at p + 1.
 The file's name is a key of all that changes a value: the backbone's weights, the tokens, the arithmetic, which
@@ -52,6 +52,7 @@ class ScoredStates:
 
     @property
     def documents(self) -> int:
+        """The number of documents, N."""
         return len(self.counts)
 
     @property
@@ -70,13 +71,21 @@ class ScoredStates:
         place = ragged(self.first, self.counts.numpy())
         return torch.from_numpy(self.next[place].astype(np.int64)).to(self.device)
 
+    def tokens(self, rows: Tensor) -> int:
+        """Scored tokens of documents rows (B,)."""
+        return int(self.counts[rows].sum())
+
+    def pieces(self, rows: Tensor) -> list[Tensor]:
+        """Places in rows (B,) of the documents that a batch takes at one time: all of them."""
+        return [torch.arange(len(rows))]
+
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Documents rows (B,) to their states (M, C), targets (M,) and row numbers (M,) in 0 … B - 1."""
+        """Documents rows (B,) to their states (M, C), targets (M,), and row numbers (M,) on the host, ascending."""
         rows = rows.cpu().numpy()
         counts = self.counts.numpy()[rows]
         at = ragged(self.first[rows], counts)  # (M,)
-        pairs = np.stack([at, self.next[at], np.repeat(np.arange(len(rows)), counts)])
-        place, target, row = sent(torch.from_numpy(pairs), self.device)  # one transfer
+        row = torch.from_numpy(np.repeat(np.arange(len(rows)), counts))
+        place, target = sent(torch.from_numpy(np.stack([at, self.next[at]])), self.device)  # one transfer
         if isinstance(self.states, Tensor):
             return self.states.index_select(0, place), target, row
         return sent(torch.from_numpy(self.states[at]), self.device), target, row

@@ -54,6 +54,21 @@ def some_texts():
     return make
 
 
+@pytest.fixture(scope="session")
+def apart():
+    """Calls rows_of(rows) for the rows of one group after the other; the results are in the rows' order."""
+
+    def call(rows_of, group: torch.Tensor) -> list:
+        results: list = [None] * len(group)
+        for g in torch.unique(group):
+            rows = torch.nonzero(group == g).flatten()
+            for i, value in zip(rows.tolist(), rows_of(rows)):
+                results[i] = value
+        return results
+
+    return call
+
+
 WORDS = {
     "prose": "the mean of a batch tells what kind of text it holds and little else".split(),
     "code": "return x if x is None else max(axis=0) def f(self): import numpy as np".split(),
