@@ -20,7 +20,7 @@ from scipy.stats import bootstrap
 from torch import Tensor
 
 from chameleon_lite import engine
-from chameleon_lite.backbone import backbone_dtype, in_format
+from chameleon_lite.backbones.formats import backbone_dtype, in_format
 from chameleon_lite.cluster import fit_clusters, nearest_centroid
 from chameleon_lite.conditions import prompt_vectors
 from chameleon_lite.embed import normalise

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from chameleon_lite import files
-from chameleon_lite.backbone import cpu_flags
+from chameleon_lite.backbones.formats import cpu_flags
 from chameleon_lite.errors import RunFailed, UserError, unknown
 from chameleon_study.provenance import provenance
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from chameleon_lite.backbones.formats import arithmetic
 from chameleon_lite.fast.lloyd import assign
-from chameleon_lite.states import arithmetic, hidden_rows
+from chameleon_lite.states import hidden_rows
 
 from .measure import shown
 from .rows_head import HeadWork

@@ -6,7 +6,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from chameleon_lite.backbone import in_format
+from chameleon_lite.backbones.formats import in_format
 from chameleon_lite.heads import HeadUpdate, update_logits
 
 from .measure import Gate, Row

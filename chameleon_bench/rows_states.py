@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chameleon_lite.states import ScoredStates, arithmetic, hidden_rows, hidden_states
+from chameleon_lite.backbones.formats import arithmetic
+from chameleon_lite.states import ScoredStates, hidden_rows, hidden_states
 
 from . import baselines
 from .measure import Gate, Row, Samples, scaled

@@ -9,10 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from chameleon_lite.backbone import in_format
+from chameleon_lite.backbones.formats import arithmetic, in_format
 from chameleon_lite.fast import lloyd
 from chameleon_lite.fast.aligned_head import AlignedHead
-from chameleon_lite.states import arithmetic
 
 from . import baselines
 from .measure import shown

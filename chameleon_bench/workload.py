@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chameleon_lite.backbone import Backbone, load_backbone, matmul_dtype
+from chameleon_lite.backbone import Backbone, load_backbone
+from chameleon_lite.backbones.formats import matmul_dtype
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.text import TokenTable, cumulative
 

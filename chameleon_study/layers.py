@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from chameleon_lite.backbone import copied
+from chameleon_lite.backbones.formats import arithmetic
 from chameleon_lite.conditions import GroupMean
 from chameleon_lite.heads import Head, HyperHead, LoraHead
 from chameleon_lite.lora import add_lora
-from chameleon_lite.states import arithmetic
 from chameleon_lite.text import by_length
 from chameleon_lite.train_layers import READ_TOKENS, Layered, Texts, fit_layers, read_layers, row_losses
 

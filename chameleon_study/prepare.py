@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from chameleon_lite.app.corpus import SPLITS, Corpus
-from chameleon_lite.backbone import Backbone, number_format
+from chameleon_lite.backbone import Backbone
+from chameleon_lite.backbones.formats import number_format
 from chameleon_lite.batches import Arrangement, arrange
 from chameleon_lite.cluster import cluster_count, fit_clusters, merge_small
 from chameleon_lite.errors import UserError

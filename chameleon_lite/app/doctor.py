@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from .. import files
-from ..backbone import matmul_dtype
 from ..backbones import hub
+from ..backbones.formats import matmul_dtype
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "scikit-learn", "gguf")
 EXTRAS = {"datasets": "hub", "umap-learn": "book", "torchmetrics": "generate", "distributed": "cluster"}

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..backbone import Backbone, copied, load_backbone, number_format
+from ..backbone import Backbone, copied, load_backbone
+from ..backbones.formats import number_format
 from ..batches import Arrangement
 from ..cluster import Clustering
 from ..errors import RunFailed, UserError

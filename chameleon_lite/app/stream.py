@@ -73,7 +73,7 @@ def open_model(model: Any, device: str | None = None, dtype: str | None = None):
     """A loaded model as it is, or the adapter saved at a path; dtype "auto" is what the machine multiplies fast."""
     if not isinstance(model, str | os.PathLike):
         return model
-    from ..backbone import backbone_dtype
+    from ..backbones.formats import backbone_dtype
     from ..chameleon import ChameleonLiteForCausalLM
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

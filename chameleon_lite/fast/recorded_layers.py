@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from ..backbone import Backbone, backbone_dtype
-from ..states import fused_activations
+from ..backbone import Backbone
+from ..backbones.formats import backbone_dtype, fused_activations
 from .packing import sees
 from .recorder import usable_after
 

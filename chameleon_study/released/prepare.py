@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from chameleon_lite.app.corpus import Corpus
-from chameleon_lite.backbone import Backbone, number_format
-from chameleon_lite.batches import Arrangement, cluster_batches
+from chameleon_lite.backbone import Backbone
+from chameleon_lite.backbones.formats import number_format
+from chameleon_lite.batches import Arrangement
 from chameleon_lite.cluster import fit_clusters, merge_small
 from chameleon_lite.embed import mean_embeddings, normalise
 from chameleon_lite.errors import UserError
@@ -25,7 +26,7 @@ from chameleon_lite.text import Document, TokenTable, tokenise
 from ..config import Experiment
 from ..prepare import check_batch, common_facts, corpus_by_name, timed
 from .backbone_dropout import live_dropout
-from .clusters import released_batches, released_clusters
+from .clusters import cluster_batches, released_batches, released_clusters
 from .protocol import Protocol, needs_no_prompt, protocol_of
 from .states import LiveStates, Scoring, full_rows, padded_states
 
