@@ -140,7 +140,7 @@ def _fit(
         np.full(documents, each),
         bench.device,
     )
-    weight = HeadWeight(torch.randn(vocab, width, generator=g) * 0.02, dtype=dtype, device=bench.device)
+    weight = HeadWeight((torch.randn(vocab, width, generator=g) * 0.02).to(bench.device), dtype=dtype)
     vectors = torch.randn(documents, width, generator=g).to(bench.device)
 
     source = BatchMean(vectors)
