@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import UserError
-
 
 class Groups(NamedTuple):
     """G conditioning groups of N documents, numbered along the order."""
@@ -93,23 +91,3 @@ def arrange(n: int, labels: Tensor | None, generator: torch.Generator) -> Arrang
     rank = torch.randperm(int(labels.max()) + 1, generator=generator)  # a cluster's place among the clusters
     order = order[torch.argsort(rank[labels[order]], stable=True)]
     return Arrangement(order, labels[order])
-
-
-def cluster_batches(labels: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
-    """Rows of labels (N,) as batches (≤ size,) int64, each of one cluster; UserError unless 1 ≤ size ≤ N."""
-    _check(len(labels), size)
-    labels, shuffled = labels.cpu(), torch.randperm(len(labels), generator=generator)
-    order = shuffled[labels[shuffled].argsort(stable=True)]  # clusters together, random inside
-    batches = [b for run in order.split(labels.bincount().tolist()) for b in run.split(size) if len(b)]
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-
-
-def random_batches(n: int, size: int, generator: torch.Generator) -> list[Tensor]:
-    """Rows 0 … n - 1 in random order as batches (size,) int64, the last ≤ size; UserError unless 1 ≤ size ≤ n."""
-    _check(n, size)
-    return arrange(n, None, generator).steps(size)
-
-
-def _check(n: int, size: int) -> None:
-    if not 1 <= size <= n:
-        raise UserError(f"batch size {size} does not fit {n} documents; choose between 1 and {n}")

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .backbone import Backbone, load_backbone, set_format
+from .backbone import Backbone, load_backbone
+from .backbones.formats import set_format
 from .backbones.hub import adapter_folder
 from .chameleon_config import ChameleonLiteConfig, check_backbone, identity
 from .conditions import Grouped, grouped, prompt_vectors
@@ -174,10 +175,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         return grouped(vectors, self.centroids, mode or self.config.condition)
 
     def update_for(self, condition: Condition | Tensor | int) -> HeadUpdate:
-        """The head's update for conditions (G, C) or (C,), or for the stored cluster of a number; one head call.
-
-        UserError for a cluster that the adapter does not have.
-        """
+        """The head's update for conditions (G, C) or (C,), or a stored cluster's number, else UserError."""
         if isinstance(condition, int):
             if not 0 <= condition < len(self.centroids):
                 raise UserError(f"no cluster {condition}: this adapter has {len(self.centroids)}")
@@ -253,10 +251,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def merge_for(self, condition: Condition | Tensor | int) -> PreTrainedModel:
-        """A plain model of the backbone's class with the update for one condition merged into an untied head.
-
-        Raises UserError unless it is a single condition (C,), or the number of a stored cluster.
-        """
+        """A plain model with the update for one condition (C,) or cluster in an untied head, else UserError."""
         update = self.eval().update_for(condition)
         if update.groups != 1:
             raise UserError(f"merging needs one condition, not {update.groups}")

@@ -9,7 +9,7 @@ In training a source is a pure function: source(arrangement, rows (B,)) gives th
 of each row (B,), or None where all rows share one. Only tokens before the first scored or generated one are read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,14 @@ from .heads import Condition
 
 MODES = ("cluster", "centroid", "row")
 Source = Callable[[Arrangement, Tensor], tuple[Condition, Tensor | None]]
+
+
+def conditions_of(
+    sources: Sequence[Source | None], arrangement: Arrangement, rows: Tensor
+) -> list[tuple[Condition | None, Tensor | None]]:
+    """What each source gives for documents rows (B,); one that several heads share is called once."""
+    distinct = {id(source): source and source(arrangement, rows) for source in sources}
+    return [distinct[id(source)] or (None, None) for source in sources]
 
 
 def group_means(vectors: Tensor, group: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ DOORS = {  # door ─▶ the file of fast/ that defines a function of this name
     "token_losses": "head_loss",
     "kmeans": "lloyd",
     "update_logits": "mixed_update",
-    "replayed": "recorder",
+    "replayed": "recorded_steps",
     "layer_pass": "layers",
 }
 _chosen: list[str] = []  # by `use`, the last one counts

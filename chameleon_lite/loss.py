@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from . import engine
-from .backbone import matmul_dtype
+from .backbones.formats import matmul_dtype
 from .heads import HeadUpdate, add_update
 from .text import IGNORED
 

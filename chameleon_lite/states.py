@@ -1,7 +1,7 @@
 """Frozen hidden states, computed once and kept, and the (state, target) pairs that heads learn from.
 
     TokenTable ─ documents by length, little padding ─ backbone ─▶ states (L, C) fp16, a file in document order
-    ScoredStates.batch(rows (B,)) ─▶ h (M, C), target (M,), row (M,)       row[m] in 0 … B - 1, ascending
+    ScoredStates.batch(rows (B,)) ─▶ h (M, C), target (M,), row (M,)       row[m] in 0 … B - 1, ascending, on the host
 
 A state's place in the file is its token's place in the table, and the state at place p predicts the token at p + 1.
 The file's name is a key of all that changes a value: the backbone's weights, the tokens, the arithmetic, which
@@ -10,17 +10,15 @@ fp16 keeps 11 bits where bf16 keeps 8; final hidden states (|h| below about 100)
 """
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import files
-from .backbone import in_format
+from .backbones.formats import arithmetic
 from .errors import RunFailed, UserError
 from .lora import lora_names
 from .stored import stored
@@ -71,13 +69,21 @@ class ScoredStates:
         place = ragged(self.first, self.counts.numpy())
         return torch.from_numpy(self.next[place].astype(np.int64)).to(self.device)
 
+    def tokens(self, rows: Tensor) -> int:
+        """Scored tokens of documents rows (B,)."""
+        return int(self.counts[rows].sum())
+
+    def pieces(self, rows: Tensor) -> list[Tensor]:
+        """Places in rows (B,) of the documents that a batch takes at one time: all of them."""
+        return [torch.arange(len(rows))]
+
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Documents rows (B,) to their states (M, C), targets (M,) and row numbers (M,) in 0 … B - 1."""
+        """Documents rows (B,) to their states (M, C), targets (M,), and row numbers (M,) on the host, ascending."""
         rows = rows.cpu().numpy()
         counts = self.counts.numpy()[rows]
         at = ragged(self.first[rows], counts)  # (M,)
-        pairs = np.stack([at, self.next[at], np.repeat(np.arange(len(rows)), counts)])
-        place, target, row = sent(torch.from_numpy(pairs), self.device)  # one transfer
+        row = torch.from_numpy(np.repeat(np.arange(len(rows)), counts))
+        place, target = sent(torch.from_numpy(np.stack([at, self.next[at]])), self.device)  # one transfer
         if isinstance(self.states, Tensor):
             return self.states.index_select(0, place), target, row
         return sent(torch.from_numpy(self.states[at]), self.device), target, row
@@ -160,31 +166,3 @@ def fetched(states: Tensor, name: str) -> np.ndarray:
 def sent(x: Tensor, device: torch.device) -> Tensor:
     """x on the device, copied beside its work: the host does not wait for a GPU."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
-
-
-@contextmanager
-def arithmetic(backbone, dtype: torch.dtype) -> Iterator[None]:
-    """Hold the backbone in `dtype`, its activations fused, and give it back as it was."""
-    with fused_activations(backbone.lm), in_format(backbone.lm, dtype):
-        yield
-
-
-@contextmanager
-def fused_activations(lm: nn.Module) -> Iterator[None]:
-    """Compute GPT-2's activation, spelled out in eight elementwise passes, in one; afterwards all is as it was.
-
-    One pass also keeps one tensor for the way back where eight keep five.
-    """
-    slow = [
-        (module, name, child)
-        for module in lm.modules()
-        for name, child in module.named_children()
-        if type(child).__name__ == "NewGELUActivation"
-    ]
-    try:
-        for module, name, _ in slow:
-            setattr(module, name, nn.GELU(approximate="tanh"))
-        yield
-    finally:
-        for module, name, child in slow:
-            setattr(module, name, child)

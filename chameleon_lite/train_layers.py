@@ -28,7 +28,7 @@ from .processes import Processes
 from .settings import TrainSettings
 from .states import sent
 from .text import TokenTable, by_length
-from .train import Orders, average, steps_bar
+from .train import Orders, _bar, average
 
 ROW_LENGTH = (
     256  # tokens of a packed row, where no document is longer: a longer one costs more attention, for nothing
@@ -274,7 +274,7 @@ def _fit(
         if epoch:
             arrangement = learn.orders(epoch - 1)
             text = f"epoch {epoch}/{settings.epochs}"
-            batches = steps_bar(arrangement.steps(learn.rows), text, progress, processes)
+            batches = _bar(arrangement.steps(learn.rows), text, progress)
             train_nll = _epoch(both, layers, learn, arrangement, batches, optimiser, processes)
         value = float(average(read_layers(both, check, processes), counts))
         found.curve.append({"epoch": float(epoch), "train_nll": train_nll, "validation_nll": value})

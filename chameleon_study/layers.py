@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 
 from chameleon_lite.backbone import copied
+from chameleon_lite.backbones.formats import arithmetic
 from chameleon_lite.conditions import GroupMean
 from chameleon_lite.heads import Head, HyperHead, LoraHead
 from chameleon_lite.lora import add_lora
-from chameleon_lite.states import arithmetic
 from chameleon_lite.text import by_length
 from chameleon_lite.train_layers import READ_TOKENS, Layered, Texts, fit_layers, read_layers, row_losses
 
 from .cohort import Context
-from .outcome import Outcome
-from .prepare import Material, Seeded, split_view
+from .evaluate import Outcome
+from .prepare import PreparedCorpus, SeedClusterings, split_view
 from .regimes import CLUSTERED, GROUP, RANK, Regime
 
 NEIGHBOURS = 15  # other rows whose prefixes are put in front
@@ -35,7 +35,7 @@ NEIGHBOUR_TOKENS = 32  # of each prefix at most: a plain text's whole prefix, th
 LEARNING_RATES = (3e-4, 1e-3)
 
 
-def in_context(context: Context, seeded: Seeded, r: Regime) -> Outcome:
+def in_context(context: Context, seeded: SeedClusterings, r: Regime) -> Outcome:
     """R14: the frozen model reads its cluster neighbours' prefixes before the row; the same positions are scored."""
     started, material = time.perf_counter(), context.material
     dtype = getattr(torch, material.feature_dtype)
@@ -62,7 +62,7 @@ def neighbours_in_front(table, groups: Tensor, separator: list[int]) -> tuple[li
 
 
 @torch.inference_mode()
-def _in_context_nll(material: Material, split: str, groups: Tensor) -> Tensor:
+def _in_context_nll(material: PreparedCorpus, split: str, groups: Tensor) -> Tensor:
     table, backbone, device = material.tables[split], material.backbone, material.scored[split].device
     separator = backbone.tokenizer("\n", add_special_tokens=False)["input_ids"]
     rows, front = neighbours_in_front(table, groups, separator)
@@ -79,7 +79,7 @@ def _in_context_nll(material: Material, split: str, groups: Tensor) -> Tensor:
     return out
 
 
-def layers_static(context: Context, seeded: Seeded, r: Regime) -> Outcome:
+def layers_static(context: Context, seeded: SeedClusterings, r: Regime) -> Outcome:
     """R16: LoRA of rank 4 in every layer and on the head."""
     backbone = context.material.backbone
     return _layers(
@@ -87,7 +87,7 @@ def layers_static(context: Context, seeded: Seeded, r: Regime) -> Outcome:
     )
 
 
-def layers_hyper(context: Context, seeded: Seeded, r: Regime) -> Outcome:
+def layers_hyper(context: Context, seeded: SeedClusterings, r: Regime) -> Outcome:
     """R17: LoRA of rank 4 in every layer, the hyper-network on the head, conditioned as R4."""
     backbone = context.material.backbone
     return _layers(
@@ -100,7 +100,7 @@ def layers_hyper(context: Context, seeded: Seeded, r: Regime) -> Outcome:
 
 
 def _layers(
-    context: Context, seeded: Seeded, r: Regime, make: Callable[[], Head], source: Callable
+    context: Context, seeded: SeedClusterings, r: Regime, make: Callable[[], Head], source: Callable
 ) -> Outcome:
     """Train at every rate, keep the better on validation, read the test split with it."""
     started = time.perf_counter()
@@ -110,7 +110,7 @@ def _layers(
     return best
 
 
-def _trained(context: Context, seeded: Seeded, r: Regime, make, source, lr: float) -> Outcome:
+def _trained(context: Context, seeded: SeedClusterings, r: Regime, make, source, lr: float) -> Outcome:
     material, settings = context.material, context.settings.train
     adapted = copied(material.backbone)
     with torch.random.fork_rng():
@@ -124,7 +124,7 @@ def _trained(context: Context, seeded: Seeded, r: Regime, make, source, lr: floa
     return Outcome(nll, [], lr, found.curve, count, 4 * count, found.failure, kept=found.failure is None)
 
 
-def _texts(context: Context, seeded: Seeded, r: Regime, source: Callable, split: str) -> Texts:
+def _texts(context: Context, seeded: SeedClusterings, r: Regime, source: Callable, split: str) -> Texts:
     """A split with the regime's order and condition source."""
     view, rows = split_view(context.material, seeded, split), context.settings.train.rows_per_step
     return Texts(context.material.tables[split], partial(seeded.epoch, split, r.order), rows, source(view))

@@ -74,7 +74,7 @@ def fit(
     seed: Annotated[int, option("Of initialisation, order and clustering.", least=0)] = 0,
     device: Device = None,
 ) -> None:
-    """Train an adapter on your own texts, and say whether it helped on texts held out.
+    """Train an adapter on your own texts, and measure on texts held out whether it helped.
 
     Example: chameleon-lite fit texts.jsonl --backbone smollm2 --out my-adapter
     """

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..backbone import Backbone, copied, load_backbone, number_format
+from ..backbone import Backbone, copied, load_backbone
+from ..backbones.formats import number_format
 from ..batches import Arrangement
 from ..cluster import Clustering
 from ..errors import RunFailed, UserError
@@ -105,7 +106,7 @@ def fit(
 
 
 def corpus_of(texts: Sequence[str] | str | Path | Corpus, seed: int = 0) -> Corpus:
-    """A corpus from whatever names or holds texts; strings are split 80/10/10 with near-duplicates on one side."""
+    """A corpus from its name, a path, or strings, which are split 80/10/10 with near-duplicates on one side."""
     if isinstance(texts, Corpus):
         return texts
     if isinstance(texts, str | os.PathLike):

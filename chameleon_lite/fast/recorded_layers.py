@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from ..backbone import Backbone, backbone_dtype
-from ..states import fused_activations
+from ..backbone import Backbone
+from ..backbones.formats import backbone_dtype, fused_activations
 from .packing import sees
+from .recorder import usable_after
 
 Run = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 
@@ -61,9 +62,10 @@ class RecordedLayers:
         position = torch.zeros_like(
             ids
         )  # a model may have fewer positions than a row: documents begin anew in it
-        with torch.cuda.device(backbone.device):
+        pool = torch.cuda.graph_pool_handle()
+        with torch.cuda.device(backbone.device), usable_after(backbone.device, pool):
             self.replay: Run = torch.cuda.make_graphed_callables(
-                Layers(backbone), (ids, position, sees(ids)), allow_unused_input=True
+                Layers(backbone), (ids, position, sees(ids)), allow_unused_input=True, pool=pool
             )
 
     def __call__(self, ids: Tensor, position: Tensor | None, mask: Tensor) -> Tensor:

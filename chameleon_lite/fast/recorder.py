@@ -4,17 +4,17 @@
     second call            recorded on buffers of its own, then replayed
     from the third on      copy the inputs into the graph's buffers and launch it; one launch instead of hundreds
 
-A recorded step must not wait for the device, must draw nothing at random, and must find its parameters and optimiser
+Recorded work must not wait for the device, must draw nothing at random, and must find its parameters and optimiser
 states where they were. Where a recording fails, nothing more is recorded and all new work is done plainly.
 """
 
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 LIMIT = 64  # recordings kept; work beyond them is done plainly
 
@@ -43,19 +43,18 @@ class Recorder:
     """Replays work by key on a CUDA device. All recordings use the same memory, since no two run at the same time."""
 
     def __init__(self, device: torch.device, limit: int = LIMIT) -> None:
-        self.device, self.limit = device, limit
+        gpu = device.type == "cuda"
+        self.device, self.limit = device, limit if gpu else 0
         self.kept: dict[Hashable, Recording | None] = {}  # None: seen once
         self.plain: set[Hashable] = set()  # what is not recorded
-        gpu = device.type == "cuda"
-        # The allocator uses memory again only on the stream that it was asked for on: one stream for all recordings.
-        self.pool, self.aside = (
-            (torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)) if gpu else (None, None)
-        )
+        # The allocator uses memory again only on the stream that asked for it: one stream for all recordings.
+        self.pool = torch.cuda.graph_pool_handle() if gpu else None
+        self.aside = torch.cuda.Stream(device) if gpu else None
 
     def __call__(self, key: Hashable, inputs: Sequence[Tensor], work: Callable[..., Tensor]) -> Tensor:
         """work(*inputs), whose output the next call may overwrite, as it may all that the work left behind.
 
-        The key must say everything that `work` depends on beside the values of its inputs.
+        The key must hold everything that `work` depends on besides the values of its inputs.
         """
         key = (key, *((x.shape, x.dtype) for x in inputs))
         if key in self.plain:
@@ -69,11 +68,9 @@ class Recorder:
             except RuntimeError as error:
                 del self.kept[key]
                 self.plain.add(key)
-                self.limit = 0  # the allocator may not have seen the end of this recording
-                warnings.warn(
-                    f"from here on work is not recorded, and slower: {str(error).splitlines()[0]}",
-                    stacklevel=2,
-                )
+                self.limit = 0
+                reason = str(error).splitlines()[0]
+                warnings.warn(f"from here on work is not recorded, and slower: {reason}", stacklevel=2)
                 return work(*inputs)
         return self._replay(self.kept[key], inputs)
 
@@ -81,67 +78,64 @@ class Recorder:
         """Drop all recordings and give their memory back: none of their keys will come again."""
         if self.pool is not None:
             torch.cuda.synchronize(self.device)  # the last replay may still be under way
-            self.pool = (
-                torch.cuda.graph_pool_handle()
-            )  # one that no recording uses any more cannot be used again
+            self.pool = torch.cuda.graph_pool_handle()  # one that no recording uses cannot be used again
         self.kept.clear()
         self.plain.clear()
 
     def _record(self, inputs: Sequence[Tensor], work: Callable[..., Tensor]) -> Recording:
         global _outlived
-        own, graph = [x.clone() for x in inputs], torch.cuda.CUDAGraph()
+        buffers, graph = [x.clone() for x in inputs], torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream(self.device)
         self.aside.wait_stream(current)
-        with torch.cuda.stream(self.aside):
+        with usable_after(self.device, self.pool, graph), torch.cuda.stream(self.aside):
             # Not `torch.cuda.graph`: it empties the allocator's cache and waits for the device at each recording.
             graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
             _outlived = outlived = []
             try:
-                output = work(*own)
+                output = work(*buffers)
             finally:
                 _outlived = None
                 graph.capture_end()
         current.wait_stream(self.aside)
-        return Recording(graph, own, output, outlived)
+        return Recording(graph, buffers, output, outlived)
 
     @staticmethod
     def _replay(kept: Recording, inputs: Sequence[Tensor]) -> Tensor:
-        for own, given in zip(kept.inputs, inputs):
-            own.copy_(given, non_blocking=True)
+        for buffer, given in zip(kept.inputs, inputs):
+            buffer.copy_(given, non_blocking=True)
         kept.graph.replay()
         return kept.output
 
 
-class Dropout(nn.Dropout):
-    """PyTorch's dropout, and the same with a given `mask` of zeros and 1 / (1 − p)."""
-
-    mask: Tensor | None = None
-    seen: torch.Size | None = None  # the shape that it dropped from last, in training
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        self.seen = x.shape
-        if self.mask is None:
-            return super().forward(x)
-        if self.mask.shape != x.shape:
-            raise ValueError(
-                f"a mask of {tuple(self.mask.shape)} does not fit {tuple(x.shape)}: draw it anew"
-            )
-        return x * self.mask
-
-    def draw(self, groups: int, device: torch.device) -> Tensor:
-        """A mask for (groups, …), the rest as seen last; uses up the generator's numbers as `forward` would."""
-        return F.dropout(torch.ones(groups, *self.seen[1:], device=device), self.p, training=True)
+_broken: list = []  # graphs whose recording failed: the allocator of pinned memory may still refer to them
 
 
-def maskable(module: nn.Module) -> None:
-    """Replace every nn.Dropout by the layer above: the same numbers, and masks can be given."""
-    for name, layer in list(module.named_modules()):
-        if type(layer) is nn.Dropout and not layer.inplace:
-            module.set_submodule(name, Dropout(layer.p).train(layer.training))
+@contextmanager
+def usable_after(device: torch.device, pool, graph=None) -> Iterator[None]:
+    """Around a recording into a memory pool: where it fails, the error is raised and the GPU serves as before.
 
-
-def active(module: nn.Module) -> list[nn.Dropout]:
-    """The dropout layers that drop anything, in the order of their names."""
-    return [m for m in module.modules() if isinstance(m, nn.Dropout) and m.p > 0]
+    The end of a recording that was broken off is itself an error, raised before PyTorch has put back anything: the
+    stream, the pool that memory comes from, and the default generator, which would refuse every number from then on.
+    """
+    index = torch.cuda.current_device() if device.index is None else device.index
+    generator, stream = torch.cuda.default_generators[index], torch.cuda.current_stream(index)
+    drawn = generator.get_state()
+    try:
+        yield
+    except BaseException:
+        _broken.append(graph)
+        torch.cuda.set_stream(stream)
+        try:
+            torch._C._cuda_endAllocateToPool(index, pool)
+        except RuntimeError:
+            pass  # it had ended, and the graph gives the pool back
+        else:
+            torch._C._cuda_releasePool(index, pool)
+        fresh = torch.Generator(torch.device("cuda", index))
+        generator.graphsafe_set_state(fresh.graphsafe_get_state())
+        torch.cuda.synchronize(index)
+        torch.rand(
+            1, device=torch.device("cuda", index)
+        )  # raises where the generator is still being recorded
+        generator.set_state(drawn)
+        raise

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chameleon_lite.backbones.formats import arithmetic
 from chameleon_lite.errors import unknown
 from chameleon_lite.loss import pick_next_token
-from chameleon_lite.states import BATCH_TOKENS, ScoredStates, arithmetic, fetched, place_of
+from chameleon_lite.states import BATCH_TOKENS, ScoredStates, fetched, place_of
 from chameleon_lite.stored import stored
 from chameleon_lite.text import by_length, cumulative
 
@@ -108,8 +109,16 @@ class LiveStates:
         self.documents = len(counts)
         self.trains = any(p.requires_grad for p in backbone.lm.parameters())
 
+    def tokens(self, rows: Tensor) -> int:
+        """Scored tokens of documents rows (B,)."""
+        return int(self.counts[rows].sum())
+
+    def pieces(self, rows: Tensor) -> list[Tensor]:
+        """Places in rows (B,) of the documents that a batch takes at one time: all of them."""
+        return [torch.arange(len(rows))]
+
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Documents rows (B,) to their states (M, C), targets (M,) and row numbers (M,)."""
+        """Documents rows (B,) to their states (M, C), targets (M,), and row numbers (M,) on the host."""
         ids, real = (x.to(self.device) for x in self.scoring.rows(self.table, rows))
         prefix = torch.from_numpy(self.table.prefix[rows.cpu().numpy()]).to(self.device)
         row, column, target = self.scoring.pick(ids, real, prefix)
@@ -120,7 +129,7 @@ class LiveStates:
                 hidden = self.backbone.hidden(ids, self.scoring.mask(ids, real).long())
         finally:
             self.backbone.lm.train(mode)
-        return hidden[row, column].float(), target, row
+        return hidden[row, column].float(), target, row.cpu()
 
 
 def _targets(table, scoring: Scoring) -> tuple[np.ndarray, np.ndarray]:

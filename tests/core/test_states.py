@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from chameleon_lite import states, stored
+from chameleon_lite import files, states, stored
 from chameleon_lite.backbone import load_backbone
 from chameleon_lite.errors import RunFailed
 from chameleon_lite.states import ScoredStates, hidden_states, place_of
@@ -235,14 +235,14 @@ def test_a_process_compares_a_file_with_its_marks_once(tiny, tiny_table, tmp_pat
 def test_weights_tokens_and_arithmetic_have_files_of_their_own(tiny, tiny_table):
     llama = load_backbone("tiny-llama")
     few = tiny_table.take(np.arange(5))
-    files = {
+    paths = {
         place_of(tiny, tiny_table, torch.float32, "tokens"),
         place_of(tiny, tiny_table, torch.bfloat16, "tokens"),
         place_of(tiny, few, torch.float32, "tokens"),
         place_of(llama, tiny_table, torch.float32, "tokens"),
         place_of(tiny, tiny_table, torch.float32, "padded"),
     }
-    assert len(files) == 5 and {f.parent for f in files} == {files.home() / "states"}
+    assert len(paths) == 5 and {p.parent for p in paths} == {files.home() / "states"}
 
 
 def test_a_16_bit_pass_gives_the_weights_back(tiny, tiny_table, tmp_path):

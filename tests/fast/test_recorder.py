@@ -1,19 +1,24 @@
 """Recorded steps: what is replayed depends on its inputs alone, and gives what plain steps give."""
 
+import contextlib
 import copy
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from chameleon_lite import engine
 from chameleon_lite.batches import Arrangement, arrange
-from chameleon_lite.fast.recorder import Dropout, Recorder, Recording
+from chameleon_lite.fast.recorded_steps import dropping, filled, masked, roomy, using
+from chameleon_lite.fast.recorder import LIMIT, Recorder, Recording
 from chameleon_lite.heads import Condition, HeadUpdate, HyperHead, LoraHead
 from chameleon_lite.loss import HeadWeight, head_losses
 from chameleon_lite.settings import TrainSettings
 from chameleon_lite.states import ScoredStates
 from chameleon_lite.text import IGNORED
-from chameleon_lite.train import Member, filled, own_dropout, roomy, train_heads
+from chameleon_lite.train import Member, own_dropout, train_heads
 
 SETTINGS = TrainSettings(epochs=3, rows_per_step=8, patience=9)
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -23,6 +28,10 @@ class Rehearsal(Recorder):
     """Does on a CPU what a graph does: the work of the first time, on the same memory, with other values in it."""
 
     replays = 0
+
+    def __init__(self):
+        super().__init__(torch.device("cpu"))
+        self.limit = LIMIT
 
     def _record(self, inputs, work):
         return Recording(work, [x.clone() for x in inputs], torch.empty(0), [])
@@ -57,17 +66,17 @@ def trained(states, weight, recorder, sources=(condition, condition, None), devi
         head = LoraHead(16, 257, 2) if source is None else HyperHead(16, 257, 2)
         told = source and partial(on_device, source, device)
         members.append(Member(str(number), head.to(device), told, told, 1e-2, seed=number))
-    train_heads(
-        members,
-        states,
-        lambda n: arrange(60, None, torch.Generator().manual_seed(n)),
-        states,
-        Arrangement(torch.arange(60)),
-        weight,
-        settings,
-        progress=False,
-        recorder=recorder,
-    )
+    with using(recorder) if recorder else nullcontext(), engine.use("fast" if recorder else "auto"):
+        train_heads(
+            members,
+            states,
+            lambda n: arrange(60, None, torch.Generator().manual_seed(n)),
+            states,
+            Arrangement(torch.arange(60)),
+            weight,
+            settings,
+            progress=False,
+        )
     return members
 
 
@@ -80,7 +89,7 @@ def same(one, other, atol):
 
 def test_steps_filled_up_with_masks_drawn_beforehand_are_the_plain_ones(tiny_states, tiny_weight):
     Rehearsal.replays = 0
-    recorder = Rehearsal(torch.device("cpu"))
+    recorder = Rehearsal()
     found = trained(tiny_states, tiny_weight, recorder)
     assert Rehearsal.replays > 10 and not recorder.plain
     same(found, trained(tiny_states, tiny_weight, None), atol=1e-6)
@@ -88,23 +97,24 @@ def test_steps_filled_up_with_masks_drawn_beforehand_are_the_plain_ones(tiny_sta
 
 def test_a_head_that_stops_leaves_the_others_as_they_would_be_alone(tiny_states, tiny_weight):
     settings = TrainSettings(epochs=4, rows_per_step=8, patience=0)
-    members = trained(tiny_states, tiny_weight, Rehearsal(torch.device("cpu")), settings=settings)
+    members = trained(tiny_states, tiny_weight, Rehearsal(), settings=settings)
     same(members, trained(tiny_states, tiny_weight, None, settings=settings), atol=1e-6)
     assert len({len(m.curve) for m in members}) > 1  # some did stop before others
 
 
 def test_a_head_with_several_updates_is_stepped_plainly(tiny_states, tiny_weight):
     Rehearsal.replays = 0
-    found = trained(tiny_states, tiny_weight, Rehearsal(torch.device("cpu")), (grouped, condition))
+    found = trained(tiny_states, tiny_weight, Rehearsal(), (grouped, condition))
     assert not Rehearsal.replays
     same(found, trained(tiny_states, tiny_weight, None, (grouped, condition)), atol=0)
 
 
 def test_states_that_carry_gradients_are_never_recorded(tiny_states, tiny_weight):
     class Live:
-        """States as a backbone that trains along makes them."""
+        """States as a backbone that trains along computes them."""
 
         counts, device, documents = tiny_states.counts, tiny_states.device, tiny_states.documents
+        tokens, pieces = tiny_states.tokens, tiny_states.pieces
 
         def batch(self, rows):
             h, target, row = tiny_states.batch(rows)
@@ -113,18 +123,13 @@ def test_states_that_carry_gradients_are_never_recorded(tiny_states, tiny_weight
     torch.manual_seed(0)
     head = LoraHead(16, 257, 2)
     head.gain = torch.nn.Parameter(torch.ones(16))
-    Rehearsal.replays, recorder = 0, Rehearsal(torch.device("cpu"))
-    train_heads(
-        [Member("both", head, None, None, 1e-2)],
-        Live(),
-        lambda n: Arrangement(torch.arange(60)),
-        tiny_states,
-        Arrangement(torch.arange(60)),
-        tiny_weight,
-        SETTINGS,
-        progress=False,
-        recorder=recorder,
-    )
+    Rehearsal.replays = 0
+    order = Arrangement(torch.arange(60))
+    with using(Rehearsal()), engine.use("fast"):
+        member = Member("both", head, None, None, 1e-2)
+        train_heads(
+            [member], Live(), lambda n: order, tiny_states, order, tiny_weight, SETTINGS, progress=False
+        )
     assert not Rehearsal.replays and bool((head.gain != 1).all())
 
 
@@ -136,7 +141,7 @@ def test_steps_of_one_update_and_of_two_may_alternate(tiny_states, tiny_weight):
         return Condition(told.vector.mean(0, keepdim=True)), None
 
     Rehearsal.replays = 0
-    recorder = Rehearsal(torch.device("cpu"))
+    recorder = Rehearsal()
     found = trained(tiny_states, tiny_weight, recorder, (either,))
     assert Rehearsal.replays and not recorder.plain
     same(found, trained(tiny_states, tiny_weight, None, (either,)), atol=1e-6)
@@ -158,30 +163,41 @@ def test_roomy_numbers_are_few_and_near():
     assert all(roomy(n) <= 1.25 * n for n in range(257, 20_000))
 
 
-def test_a_drawn_mask_is_what_forward_would_have_dropped():
-    layer, x = Dropout(0.3), torch.randn(1, 500)
-    with own_dropout([layer], torch.device("cpu")) as seed:
-        seed(layer, 5)
-        expected = layer(x)
-        seed(layer, 5)
-        layer.mask = layer.draw(1, torch.device("cpu"))
-    assert torch.allclose(layer(x), expected) and bool((expected == 0).any())
-    with pytest.raises(ValueError, match="does not fit"):
-        layer(torch.randn(2, 500))
-    assert torch.equal(layer.eval()(x), x)
+def test_a_drawn_mask_is_what_forward_would_have_dropped(tiny_states, tiny_weight):
+    """One step with masks drawn beforehand, one with PyTorch's dropout, from the same seed: equal parameters."""
+    one, two = (trained(tiny_states, tiny_weight, r, (condition,))[0] for r in (Rehearsal(), None))
+    for a, b in zip(one.head.parameters(), two.head.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    head, other = HyperHead(4, 9, 2), HyperHead(4, 9, 2, dropout=0.0)
+    assert len(dropping(head)) == 2 and not dropping(other) and not dropping(head.eval())
+
+
+def test_given_masks_replace_dropout_and_leave_the_head_as_it_was():
+    head, vector = HyperHead(4, 9, 2, dropout=0.5), torch.ones(1, 4)
+    layers = dropping(head)
+    masks = [torch.full((1, n), 2.0) for n in (64, 32)]
+    with masked([head], iter(masks)):
+        one, two = (head.net(vector) for _ in range(2))
+    assert torch.equal(one, two) and dropping(head) == layers
+    expected = head.eval().net[:2](vector) * 2
+    torch.testing.assert_close(one, head.net[3:5](expected) * 2)
+    with masked([head.train()], iter([torch.ones(2, 64), masks[1]])):
+        with pytest.raises(ValueError, match="does not fit"):
+            head.net(vector)
+    assert dropping(head) == layers
 
 
 def test_the_generator_is_left_as_it_was():
-    head, plain = HyperHead(4, 9, 2), LoraHead(4, 9, 1)
+    head, plain, cpu = HyperHead(4, 9, 2), LoraHead(4, 9, 1), torch.device("cpu")
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    with own_dropout([head], torch.device("cpu")) as seed:
-        seed(head, 9)
-        head.factors(Condition(torch.ones(1, 4)))
-    with own_dropout([plain], torch.device("cpu")) as seed:
-        seed(plain, 9)  # nothing drops here: nothing is seeded
-    assert torch.equal(torch.rand(3), expected)
+    with own_dropout(head, 9, cpu):
+        one = head.factors(Condition(torch.ones(1, 4)))
+    with own_dropout(head, 9, cpu):
+        assert torch.equal(head.factors(Condition(torch.ones(1, 4))).down, one.down)
+    with own_dropout(plain, 9, cpu):  # nothing drops here: nothing is seeded
+        assert torch.equal(torch.rand(3), expected)
 
 
 @GPU
@@ -241,7 +257,7 @@ def test_recordings_with_a_head_that_stopped_are_dropped(tiny_states, tiny_weigh
             super().forget()
 
     settings = TrainSettings(epochs=4, rows_per_step=8, patience=0)
-    recorder = Counting(torch.device("cpu"))
+    recorder = Counting()
     members = trained(tiny_states, tiny_weight, recorder, settings=settings)
     assert len({len(m.curve) for m in members}) > 1
     assert len(kept) > 2 and max(kept) > 0 and not recorder.kept
@@ -249,11 +265,11 @@ def test_recordings_with_a_head_that_stopped_are_dropped(tiny_states, tiny_weigh
 
 
 def test_after_a_recording_that_failed_all_new_work_is_plain():
-    class Failing(Recorder):
+    class Failing(Rehearsal):
         def _record(self, inputs, work):
             raise RuntimeError("operation not permitted\nwhen a stream is capturing")
 
-    recorder, x = Failing(torch.device("cpu")), torch.ones(2)
+    recorder, x = Failing(), torch.ones(2)
     assert torch.equal(recorder("a", [x], lambda x: x + 1), x + 1)
     with pytest.warns(UserWarning, match="not recorded, and slower: operation not permitted$"):
         assert torch.equal(recorder("a", [x], lambda x: x + 2), x + 2)
@@ -279,14 +295,94 @@ def test_recordings_share_their_memory_and_begin_again_after_forget():
     assert float(out) == 4 and recorder.kept and not recorder.plain
 
 
+def waits(x):
+    """Work that cannot be recorded: the host reads a value."""
+    return x * x.sum().item()
+
+
+def draws(x):
+    """Work whose random numbers come from the device's default generator."""
+    return F.dropout(x, 0.5) * torch.rand_like(x)
+
+
 @GPU
-def test_work_that_waits_is_done_plainly_and_harms_nothing():
+@pytest.mark.parametrize("work", [waits, draws, lambda x: x.sum() / len(x.nonzero())])
+def test_after_a_recording_that_failed_the_gpu_serves_as_before(work):
     device = torch.device("cuda")
-    recorder, x = Recorder(device), torch.ones(3, device=device)
-    recorder("waits", [x], lambda x: x * x.sum().item())
-    with pytest.warns(UserWarning, match="not recorded"):
-        assert float(recorder("waits", [x], lambda x: x * x.sum().item()).sum()) == 9
+    x, recorder = torch.ones(1_000, device=device), Recorder(device)
+    torch.manual_seed(3)
+    expected = [torch.rand(5, device=device), F.dropout(x, 0.5)]
+    recorder("fails", [x], work)
+    torch.manual_seed(3)
+    if work is draws:  # PyTorch records this one: broken off by hand
+        with pytest.raises(KeyboardInterrupt):
+            recorder._record([x], interrupted)
+    else:
+        with pytest.warns(UserWarning, match="not recorded"):
+            torch.testing.assert_close(recorder("fails", [x], work), work(x))
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert torch.equal(torch.rand(5, device=device), expected[0])  # nothing was drawn meanwhile
+    assert torch.equal(F.dropout(x, 0.5), expected[1])
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
     large = [torch.zeros(64 << 20, device=device) for _ in range(4)]
     del large
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_allocated() == before
+    again = Recorder(device)
+    for number in range(4):
+        given = torch.full_like(x, number)
+        assert float(again("sum", [given], lambda x: x.sum())) == 1_000 * number
+    assert not again.plain and len(again.kept) == 1
+    graph = torch.cuda.CUDAGraph()  # and recordings that do draw at random
+    with torch.cuda.graph(graph):
+        drawn = torch.rand(5, device=device)
+    graph.replay()
+    first = drawn.clone()
+    graph.replay()
+    assert not torch.equal(drawn, first)
+
+
+def interrupted(x):
+    """Draws at random, breaks off the recording, and is interrupted on top."""
+    torch.rand_like(x)
+    with contextlib.suppress(RuntimeError):
+        x.sum().item()
+    raise KeyboardInterrupt
+
+
+@GPU
+def test_work_that_waits_is_done_plainly_from_then_on():
+    device = torch.device("cuda")
+    recorder, x = Recorder(device), torch.ones(3, device=device)
+    recorder("waits", [x], waits)
+    with pytest.warns(UserWarning, match="not recorded"):
+        assert float(recorder("waits", [x], waits).sum()) == 9
     for _ in range(3):
         assert float(recorder("other", [x], lambda x: x.sum())) == 3
+    assert not recorder.kept
+
+
+@GPU
+def test_a_step_whose_recording_fails_trains_as_the_plain_one(tiny_states, tiny_table, tiny):
+    """The head loss reads a value on the host while steps are recorded: training goes on, with the plain numbers."""
+    device = torch.device("cuda")
+    states = ScoredStates(tiny_table, tiny_states.states, device)
+    weight = HeadWeight(tiny.head.weight.detach().to(device), dtype=torch.float32)
+
+    class Waiting(HyperHead):
+        def factors(self, condition):
+            float(condition.vector.sum())
+            return super().factors(condition)
+
+    found = []
+    for limit in (LIMIT, 0):
+        torch.manual_seed(0)
+        source = partial(on_device, condition, device)
+        member = Member("waits", Waiting(16, 257, 2).to(device), source, source, 1e-2)
+        order = Arrangement(torch.arange(60))
+        warned = pytest.warns(UserWarning, match="not recorded") if limit else nullcontext()
+        with using(Recorder(device, limit)), warned:
+            train_heads([member], states, lambda n: order, states, order, weight, SETTINGS, progress=False)
+        found.append([member])
+    same(*found, atol=1e-5)

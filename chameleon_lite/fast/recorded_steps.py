@@ -1,0 +1,205 @@
+"""Training steps through the recorder: the plain step of train.py, with all that changes as an input.
+
+    conditions, states, targets, token count, dropout masks ─▶ recorder ─▶ step on one batch ─▶ nats (H,)
+
+A recording draws nothing at random, so masks of dropout are drawn beforehand; positions that count nothing fill up a
+step to one of few lengths. Recorded are steps of one process on states that were computed beforehand, in which every
+head has one update; any other step is taken plainly.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..conditions import conditions_of
+from ..heads import Condition, Head
+from ..states import ScoredStates
+from ..text import IGNORED
+from ..train import Member, own_dropout
+from .recorder import Recorder
+
+_using: Recorder | None = None
+
+
+@contextmanager
+def using(recorder: Recorder) -> Iterator[None]:
+    """Steps of every training inside the block go through this recorder; Recorder(device, limit=0) records nothing."""
+    global _using
+    before, _using = _using, recorder
+    try:
+        yield
+    finally:
+        _using = before
+
+
+@contextmanager
+def replayed(step: Callable[..., Tensor]) -> Iterator[Callable[..., Tensor]]:
+    """`step` of train.py, recorded on a GPU and replayed; the block is one training, at whose end recordings go."""
+    run = Replayed(step, _using)
+    try:
+        yield run
+    finally:
+        if run.recorder is not None:
+            run.recorder.forget()
+
+
+class Replayed:
+    """The steps of one training: the plain step where it cannot be recorded, and the same through the recorder."""
+
+    def __init__(self, step: Callable[..., Tensor], recorder: Recorder | None) -> None:
+        self.step, self.recorder = step, recorder
+        self.living: tuple[str, ...] = ()
+        self.shapes: dict[nn.Dropout, torch.Size] = {}  # what each layer dropped from last
+
+    def __call__(
+        self, live: Sequence[Member], arrangement, rows: Tensor, number: int, data, weight, settings, *rest
+    ) -> Tensor:
+        """What `step` returns: nats (H,)."""
+        if self.recorder is None:
+            self.recorder = Recorder(data.device)
+        if self.living != (names := tuple(m.name for m in live)):
+            self.recorder.forget()  # a head that stopped does not come back, and neither do steps with it
+            self.living = names
+        given = conditions_of([m.condition for m in live], arrangement, rows)
+        live = with_conditions(live, given)
+        layers, processes = [layer for m in live for layer in dropping(m.head)], rest[-1]
+        # States that are computed anew for every batch carry gradients on to the layers: a copy would not.
+        can = self.recorder.limit > 0 and processes.count == 1 and isinstance(data, ScoredStates)
+        can &= all(group is None for _, group in given) and all(map(maskable, layers))
+        if not can or any(layer not in self.shapes for layer in layers):
+            with self._noting(layers):
+                return self.step(live, arrangement, rows, number, data, weight, settings, *rest)
+        return self._recorded(live, given, arrangement, rows, number, data, weight, settings, *rest)
+
+    def _recorded(
+        self, live, given, arrangement, rows, number, data, weight, settings, optimisers, processes
+    ):
+        """The step through the recorder: everything that changes from step to step is an input."""
+        masks = [mask for m, (c, _) in zip(live, given) for mask in self._masks(m, number, c, data.device)]
+        distinct = list({id(c): c for c, _ in given if c is not None}.values())
+        place = tuple(next((i for i, c in enumerate(distinct) if c is own), None) for own, _ in given)
+        names = tuple(tuple(n for n, x in vars(c).items() if isinstance(x, Tensor)) for c in distinct)
+        fields = [getattr(c, name) for c, own in zip(distinct, names) for name in own]
+        h, target, _ = data.batch(rows)
+        count = torch.full((), float(data.tokens(rows)), device=data.device)
+
+        def work(h: Tensor, target: Tensor, count: Tensor, *more: Tensor) -> Tensor:
+            more = iter(more)
+            known = [replace(c, **{name: next(more) for name in own}) for c, own in zip(distinct, names)]
+            heads = with_conditions(live, [(None if i is None else known[i], None) for i in place])
+            for optimiser in optimisers.values():
+                optimiser.zero_grad(set_to_none=True)  # a recording that failed may have left some
+            with masked([m.head for m in live], more):
+                step_data = OneBatch(h, target, count, data.device)
+                return self.step(
+                    heads, arrangement, rows, number, step_data, weight, settings, optimisers, processes
+                )
+
+        return self.recorder((self.living, place, names), [*filled(h, target), count, *fields, *masks], work)
+
+    def _masks(self, member: Member, number: int, condition: Condition | None, device) -> list[Tensor]:
+        """A mask for each layer that drops, of the numbers that its own pass would have drawn."""
+        groups = 1 if condition is None else condition.groups
+        with own_dropout(member.head, member.seed + number, device):
+            return [
+                F.dropout(torch.ones(groups, *self.shapes[layer][1:], device=device), layer.p, training=True)
+                for layer in dropping(member.head)
+            ]
+
+    @contextmanager
+    def _noting(self, layers: Sequence[nn.Dropout]) -> Iterator[None]:
+        """Take down the shapes that the layers drop from: known once a head has made an update."""
+
+        def note(layer: nn.Dropout, inputs: tuple[Tensor]) -> None:
+            self.shapes[layer] = inputs[0].shape
+
+        hooks = [layer.register_forward_pre_hook(note) for layer in layers if layer not in self.shapes]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+@dataclass(frozen=True)
+class OneBatch:
+    """States of one step that are inputs of a recording, as `step` reads them."""
+
+    h: Tensor  # (M, C)
+    target: Tensor  # (M,)
+    count: Tensor  # () tokens of the step
+    device: torch.device
+
+    def tokens(self, rows: Tensor) -> Tensor:
+        """The tokens of the step, ()."""
+        return self.count
+
+    def pieces(self, rows: Tensor) -> list[Tensor]:
+        """One piece, of no documents by number."""
+        return [torch.arange(0)]
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """h (M, C), target (M,), and no row numbers: every head has one update."""
+        return self.h, self.target, torch.arange(0)
+
+
+class Mask(nn.Module):
+    """In place of a dropout layer: multiplies by a given mask of zeros and 1 / (1 − p)."""
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x with its dropped numbers at zero; ValueError for a mask of another shape."""
+        if self.mask.shape != x.shape:
+            raise ValueError(
+                f"a mask of {tuple(self.mask.shape)} does not fit {tuple(x.shape)}: draw it anew"
+            )
+        return x * self.mask
+
+
+@contextmanager
+def masked(heads: Sequence[Head], masks: Iterator[Tensor]) -> Iterator[None]:
+    """Heads whose dropout layers use given masks, in the layers' order, inside the block."""
+    places = [(head, name, layer) for head in heads for layer, name in dropping(head).items()]
+    try:
+        for head, name, _ in places:
+            head.set_submodule(name, Mask(next(masks)))
+        yield
+    finally:
+        for head, name, layer in places:
+            head.set_submodule(name, layer)
+
+
+def dropping(module: nn.Module) -> dict[nn.Dropout, str]:
+    """The dropout layers that drop anything, with their names, in the names' order."""
+    layers = {m: name for name, m in module.named_modules() if isinstance(m, nn.Dropout)}
+    return {layer: name for layer, name in layers.items() if layer.p > 0 and layer.training}
+
+
+def maskable(layer: nn.Dropout) -> bool:
+    """Whether all that a layer does is multiply by a mask."""
+    return type(layer) is nn.Dropout and not layer.inplace
+
+
+def with_conditions(members: Sequence[Member], given: Sequence[tuple]) -> list[Member]:
+    """Members whose condition sources return what is given for each: a condition and the group of each row."""
+    sources = {id(pair): lambda arrangement, rows, pair=pair: pair for pair in given}
+    return [replace(m, condition=sources[id(pair)]) for m, pair in zip(members, given)]
+
+
+def roomy(count: int) -> int:
+    """The number of positions that a step of `count` is filled up to: few different ones, and little added."""
+    step = 64 if count <= 1_024 else 256 if count <= 4_096 else 1_024
+    return -(-count // step) * step
+
+
+def filled(h: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """States (M, C) and targets (M,) with positions added that count nothing, up to `roomy` ones."""
+    more = roomy(len(target)) - len(target)
+    return F.pad(h, (0, 0, 0, more)), F.pad(target, (0, more), value=IGNORED)
