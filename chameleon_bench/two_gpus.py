@@ -109,7 +109,7 @@ def work(out: Path, size: str, model: str) -> None:
         vectors = torch.randn(documents, width, generator=g).to(bench.device)
         members = new_members(REGIMES, vectors, vocab, dropout=0.5)
         sizes = {"epochs": epochs, "step": min(256, documents // 4), "held_out": min(256, documents)}
-        weight = HeadWeight(matrix, dtype=dtype, device=bench.device)
+        weight = HeadWeight(matrix.to(bench.device), dtype=dtype)
         train(members, data, weight, processes=processes, **sizes)
         return members
 

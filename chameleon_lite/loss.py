@@ -36,22 +36,18 @@ class HeadWeight:
     neither softmax nor any gradient sees, and removes a large common offset that would cost digits.
     """
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None, device=None
-    ) -> None:
-        """weight (V, C), bias (V,) or None; device defaults to weight's, dtype to the device's `matmul_dtype`."""
-        device = weight.device if device is None else torch.device(device)
-        dtype = dtype or matmul_dtype(device)
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None) -> None:
+        """weight (V, C), bias (V,) or None; dtype defaults to the `matmul_dtype` of the weight's device."""
+        dtype = dtype or matmul_dtype(weight.device)
         self.vocab, self.width = weight.shape
         self.padded = -(-self.vocab // ROW_MULTIPLE) * ROW_MULTIPLE
-        exact = weight.detach().to(device)
+        exact = weight.detach()
         if dtype.itemsize == 2:
             exact = exact.float() - exact.float().mean(0)
-        spare, self.bias, self.padded_bias = self.padded - self.vocab, None, None
+        spare, self.bias = self.padded - self.vocab, None
         self.weight = F.pad(exact.to(dtype), (0, 0, 0, spare))  # (Vp, C), always a copy
         if bias is not None:
-            self.padded_bias = F.pad(bias.detach().to(device, self.accumulate), (0, spare))  # (Vp,)
-            self.bias = self.padded_bias[: self.vocab]
+            self.bias = F.pad(bias.detach().to(weight.device, self.accumulate), (0, spare))  # (Vp,)
 
     @property
     def accumulate(self) -> torch.dtype:
@@ -91,9 +87,10 @@ def _row_losses(h, target, weight, updates, groups, scale) -> Tensor:
     groups = checked(h, target, weight, updates, groups)
     x = h.to(weight.accumulate)  # (M, C)
     matrix = weight.weight[: weight.vocab].to(x.dtype)  # (V, C)
+    bias = None if weight.bias is None else weight.bias[: weight.vocab]  # (V,)
 
     def losses(x: Tensor, target: Tensor, group: Tensor | None, update: HeadUpdate | None) -> Tensor:
-        logits = F.linear(x, matrix, weight.bias)  # (n, V)
+        logits = F.linear(x, matrix, bias)  # (n, V)
         if update is not None:
             logits = add_update(logits, x, update, group, scale)
         return F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="none")  # (n,)
@@ -111,9 +108,7 @@ def _row_losses(h, target, weight, updates, groups, scale) -> Tensor:
 def checked(h: Tensor, target: Tensor, weight: HeadWeight, updates: Updates, groups: Groups) -> list:
     """Each head's groups (M,) or None; ValueError for shapes that do not fit."""
     if h.dim() != 2 or h.shape[1] != weight.width or target.shape != h.shape[:1]:
-        raise ValueError(
-            f"h {tuple(h.shape)}, target {tuple(target.shape)} must be (M, {weight.width}), (M,)"
-        )
+        raise ValueError(f"h {tuple(h.shape)}, target {tuple(target.shape)}: not (M, {weight.width}), (M,)")
     groups = [None] * len(updates) if groups is None else list(groups)
     if len(groups) != len(updates):
         raise ValueError(f"{len(updates)} updates but {len(groups)} groups: one entry per head")

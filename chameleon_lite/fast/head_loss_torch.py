@@ -203,7 +203,7 @@ def torch_step(task: HeadTask, chunk: Chunk, base: Tensor, gh: Tensor | None, re
     z = part.states(chunk.h, task.scale)
     if z is not None:
         logits += torch.mm(z, part.up.T, out=buffer(weight, "update", n, z.dtype))
-    for bias in (weight.padded_bias, part.bias):
+    for bias in (weight.bias, part.bias):
         if bias is not None:
             logits += bias
     p = torch.softmax(logits, dim=1, out=buffer(weight, "p", n, weight.accumulate))

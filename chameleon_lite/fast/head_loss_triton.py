@@ -104,7 +104,7 @@ class Bundle:
         base may be overwritten if `reuse`.
         """
         layout, vocab, wanted = self._layout(chunk.rows, len(base)), self.weight.vocab, self.wanted
-        terms = Terms(self._states(chunk.h, layout.slot), self.up, self.bias, self.weight.padded_bias)
+        terms = Terms(self._states(chunk.h, layout.slot), self.up, self.bias, self.weight.bias)
         nll, lse = losses(base, terms, vocab, layout.slot, layout.tiles, chunk.target)
         if gh is None and not any(wanted):
             return nll
@@ -243,7 +243,7 @@ def wide_step(task: HeadTask, chunk: Chunk, base: Tensor, gh: Tensor | None) -> 
     logits = torch.addmm(base, z, part.aligned_up.T)
     bias = None if part.bias is None else part.bias[:, : weight.vocab].contiguous()  # (1, V)
     layout = _alike(1, len(base), GRADS_ROWS.value, base.device)
-    terms = Terms(None, None, bias, weight.padded_bias)
+    terms = Terms(None, None, bias, weight.bias)
     nll, lse = losses(logits, terms, weight.vocab, layout.slot, layout.tiles, chunk.target)
     if gh is None and not any(task.wanted):
         return nll[0]

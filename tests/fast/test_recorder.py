@@ -236,7 +236,7 @@ class Counted(Recorder):
 def test_training_with_recorded_steps_gives_the_plain_losses(tiny_states, tiny_table, tiny, dtype):
     device = torch.device("cuda")
     states = ScoredStates(tiny_table, tiny_states.states, device)
-    weight = HeadWeight(tiny.head.weight.detach(), dtype=dtype, device=device)
+    weight = HeadWeight(tiny.head.weight.detach().to(device), dtype=dtype)
     recorder = Counted(device)
     found = trained(states, weight, recorder, device=device)
     assert recorder.replays > 10 and recorder.limit > 0
@@ -368,7 +368,7 @@ def test_a_step_whose_recording_fails_trains_as_the_plain_one(tiny_states, tiny_
     """The head loss reads a value on the host while steps are recorded: training goes on, with the plain numbers."""
     device = torch.device("cuda")
     states = ScoredStates(tiny_table, tiny_states.states, device)
-    weight = HeadWeight(tiny.head.weight.detach(), dtype=torch.float32, device=device)
+    weight = HeadWeight(tiny.head.weight.detach().to(device), dtype=torch.float32)
 
     class Waiting(HyperHead):
         def factors(self, condition):
