@@ -14,11 +14,15 @@ from torch import Tensor
 from chameleon_lite.backbone import load_backbone
 from chameleon_lite.batches import Arrangement
 from chameleon_lite.fast.head_loss_torch import forget_buffers
+from chameleon_lite.fast.layers import PackedPass, layer_pass
 from chameleon_lite.fast.recorded_layers import RecordedLayers
 from chameleon_lite.heads import LoraHead
-from chameleon_lite.lora import add_lora
+from chameleon_lite.lora import add_lora, lora_parameters
 from chameleon_lite.loss import HeadWeight
-from chameleon_lite.train_layers import Layered, Texts, gradients, step_layers
+from chameleon_lite.processes import Processes
+from chameleon_lite.settings import TrainSettings
+from chameleon_lite.train import Member, step
+from chameleon_lite.train_layers import LiveStates, WithLayers
 
 from . import baselines
 from .measure import Gate, Row, Sample, Samples, peak_bytes, relative_error, sample
@@ -28,13 +32,13 @@ PLAIN = "PEFT LoRA, plain loss"
 
 
 def lora_step(bench: Bench) -> Row:
-    """B10: forward and backward of one step, ours by the functions of train_layers.py."""
+    """B10: forward and backward of one step, ours by `train.step` on live states."""
     work = LoraStep(bench, bench.size(4, 32, 2))
     gates = work.gates()
     times = bench.race({"ours": work.ours, PLAIN: work.plain}, 5 if bench.gpu else 3)
     body = bench.seconds(work.layers_alone)
     peaks = Samples({"ours": work.our_peak(), PLAIN: bench.peak(work.plain)})
-    tokens, pieces = int(work.table.lengths.sum()), [piece.ids.numel() for piece in work.pieces]
+    tokens = int(work.table.lengths.sum())
     return Row(
         "B10",
         "a step with LoRA in the layers",
@@ -45,14 +49,24 @@ def lora_step(bench: Bench) -> Row:
             "rows": len(work.table),
             "padded length": int(work.table.lengths.max()),
             "real tokens": tokens,
-            "packed tokens": sum(pieces),
-            "pieces": len(pieces),
-            "recorded": isinstance(work.layers.run, RecordedLayers),
+            "packed tokens": sum(work.sizes),
+            "pieces": len(work.sizes),
+            "recorded": work.recorded,
             "backbone arithmetic": "bfloat16 autocast" if bench.gpu else "float32",
             "tok/s": tokens / times.median(),
         },
         profile=times.split("the layers, forward and backward", body, "the head"),
     )
+
+
+class NoOptimiser:
+    """Moves nothing and leaves the gradients, to be compared."""
+
+    def step(self) -> None:
+        """Nothing."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Nothing."""
 
 
 class LoraStep:
@@ -70,17 +84,31 @@ class LoraStep:
         head, g = LoraHead(self.backbone.width, self.backbone.vocab, RANK), torch.Generator().manual_seed(0)
         for factor in head.parameters():
             factor.data.normal_(std=0.02, generator=g)
-        weight = HeadWeight(self.backbone.head.weight, dtype=bench.fast)
-        self.both = Layered(self.backbone, head.to(bench.device), weight)
-        self.order = Arrangement(torch.arange(rows))
-        self.texts = Texts(self.table, lambda number: self.order, rows)
-        self.layers = step_layers(self.backbone, self.table)
-        self.pieces = self.layers.pieces(self.table, self.order.order)
+        self.both = WithLayers(head.to(bench.device), lora_parameters(self.backbone).values())
+        self.weight = HeadWeight(self.backbone.head.weight, dtype=bench.fast)
+        self.live, self.rows = LiveStates(self.backbone, self.table), torch.arange(rows)
+        self.processes = Processes()
+        way = self.live.training_pass
+        self.sizes = [self._tokens(way, self.rows[places]) for places in way.pieces(self.rows)]
+
+    @staticmethod
+    def _tokens(way, rows: Tensor) -> int:
+        """Tokens, padding included, that a piece takes through the layers."""
+        if isinstance(way, PackedPass):
+            return way.packed(rows)[0].ids.numel()
+        return way.table.padded(rows)[0].numel()
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the layers' pass is a recording."""
+        return isinstance(getattr(self.live.training_pass, "run", None), RecordedLayers)
 
     def ours(self) -> Tensor:
-        """A step's gradients as in training, cutting its pieces included. Sum of nats ()."""
+        """A step's gradients as in training, cutting its pieces included. Sum of nats (1,)."""
         self._clear()
-        return gradients(self.both, self.layers, self.texts, self.order, self.order.order, self.count)
+        member, order = Member("both", self.both, None, None, 0.0), Arrangement(self.rows)
+        state = (self.live, self.weight, TrainSettings(), {"both": NoOptimiser()}, self.processes)
+        return step([member], order, self.rows, 1, *state)
 
     def plain(self) -> Tensor:
         """The peer's; its padded batch lies on the device already. Sum of nats ()."""
@@ -95,8 +123,8 @@ class LoraStep:
     def layers_alone(self) -> None:
         """The layers' share of ours: the same pieces with a sum in the head's place."""
         self._clear()
-        for piece in self.pieces:
-            self.layers.states(piece).sum().backward()
+        for places in self.live.pieces(self.rows):
+            self.live.batch(self.rows[places])[0].sum().backward()
 
     def our_peak(self) -> Sample:
         """Bytes of ours at its highest.
@@ -105,16 +133,16 @@ class LoraStep:
         would show the head only. What a new recording reserves is counted in full, and the step's own peak on top;
         or the recording's peak, should that be higher. The head's buffers, which a CPU reuses, are allocated anew.
         """
-        forget_buffers(self.both.weight)
-        if not isinstance(self.layers.run, RecordedLayers):
+        forget_buffers(self.weight)
+        if not self.recorded:
             return self.bench.peak(self.ours)
         self._clear()
-        self.layers.release()
+        self.live.close()
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved(self.bench.device)
 
         def record() -> None:
-            self.layers = step_layers(self.backbone, self.table)
+            self.live.training_pass = layer_pass(self.backbone, self.table)
 
         recording = peak_bytes(record, self.bench.device)
         gc.collect()
@@ -125,8 +153,8 @@ class LoraStep:
     def gates(self) -> list[Gate]:
         """Summed loss and all gradients against each other; the backbone's arithmetic is the same on both sides."""
         pairs = []
-        for step in (self.ours, self.plain):
-            loss = float(step()) / self.count
+        for way in (self.ours, self.plain):
+            loss = float(way()) / self.count
             pairs.append((loss, torch.cat([p.grad.flatten().float() for p in self.both.parameters()])))
         (ours, gradient), (plain, expected) = pairs
         limit, loss_limit = self.bench.limits

@@ -19,7 +19,7 @@ from .batches import Arrangement
 from .cluster import nearest_centroid
 from .embed import masked_mean, normalise
 from .errors import UserError, unknown
-from .heads import Condition
+from .heads import Condition, HeadUpdate
 
 MODES = ("cluster", "centroid", "row")
 Source = Callable[[Arrangement, Tensor], tuple[Condition, Tensor | None]]
@@ -31,6 +31,16 @@ def conditions_of(
     """What each source gives for documents rows (B,); one that several heads share is called once."""
     distinct = {id(source): source and source(arrangement, rows) for source in sources}
     return [distinct[id(source)] or (None, None) for source in sources]
+
+
+def groups_of(conditions: Sequence[tuple], updates: Sequence[HeadUpdate | None], at: Tensor) -> list:
+    """For each head the group (M,) of positions that lie in rows `at` (M,) of the batch, None where it has one update.
+
+    They stay on the host, where they make no step wait for a GPU; heads with one source share one tensor.
+    """
+    spread = {id(group): group.cpu()[at] for _, group in conditions if group is not None}
+    several = [update is not None and update.groups > 1 for update in updates]
+    return [spread.get(id(group)) if many else None for (_, group), many in zip(conditions, several)]
 
 
 def group_means(vectors: Tensor, group: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from . import engine
 from .batches import Arrangement
-from .conditions import Source, conditions_of
+from .conditions import Source, conditions_of, groups_of
 from .errors import RunFailed
-from .heads import Head, HeadUpdate
+from .heads import Head
 from .loss import HeadWeight, head_losses, token_losses
 from .processes import Processes
 from .settings import TrainSettings
@@ -62,13 +62,11 @@ def step(live, arrangement, rows, number, data, weight, settings, optimisers, pr
     share = torch.arange(len(rows))[processes.index :: processes.count]
     pieces = data.pieces(rows[share])
     for places in pieces:
-        at = share[places]  # (b,) places in `rows`
+        at, more = share[places], places is not pieces[-1]  # (b,) places in `rows`
         h, target, row = data.batch(rows[at])  # (M, C), (M,), (M,)
         groups = groups_of(conditions, updates, at[row])  # (M,) each
         nll = head_losses(h, target, weight, updates, groups, settings.scale)  # (H,)
-        (nll / tokens).sum().backward(
-            retain_graph=places is not pieces[-1]
-        )  # pieces share the heads' updates
+        (nll / tokens).sum().backward(retain_graph=more)  # heads share nothing; pieces share the updates
         nats = nats + nll.detach()
         del h, nll  # and with them a piece's activations, before the next piece makes its own
     processes.sum_gradients([p for m in live for p in m.head.parameters() if p.requires_grad])
@@ -76,16 +74,6 @@ def step(live, arrangement, rows, number, data, weight, settings, optimisers, pr
         optimisers[member.name].step()
         optimisers[member.name].zero_grad(set_to_none=True)
     return nats
-
-
-def groups_of(conditions: Sequence[tuple], updates: Sequence[HeadUpdate | None], at: Tensor) -> list:
-    """For each head the group (M,) of positions that lie in rows `at` (M,) of the batch, None where it has one update.
-
-    They stay on the host, where they make no step wait for a GPU; heads with one source share one tensor.
-    """
-    spread = {id(group): group.cpu()[at] for _, group in conditions if group is not None}
-    several = [update is not None and update.groups > 1 for update in updates]
-    return [spread[id(group)] if many else None for (_, group), many in zip(conditions, several)]
 
 
 @contextmanager
@@ -137,10 +125,7 @@ def train_heads(
             arrangement = orders(epoch)
             batches = arrangement.steps(settings.rows_per_step)
             stops = _validation_steps(len(batches), settings.validations_per_epoch)
-            total, tokens = (
-                0.0,
-                0,
-            )  # of training since the last validation; on the device: no step waits for it
+            total, tokens = 0.0, 0  # since the last validation, on the device: no step waits for it
             bar = _bar(batches, f"epoch {epoch + 1}/{settings.epochs}", progress and not processes.index)
             for done, rows in enumerate(bar, start=1):
                 if not (live := [m for m in members if m.live]):
@@ -182,8 +167,7 @@ def _bar(batches: Sequence[Tensor], text: str, show: bool) -> Iterable[Tensor]:
 def _validate(members, data, arrangement, weight, settings, processes, over, epoch, train_nll) -> None:
     """Evaluate every member and keep its best state; stop it without patience left, or with a loss not finite."""
     heads, rows = [(m.head, m.validation_condition) for m in members], settings.rows_per_step
-    options = {"rows": rows, "scale": settings.scale, "processes": processes}
-    nll = evaluate(heads, data, arrangement, weight, **options)
+    nll = evaluate(heads, data, arrangement, weight, rows=rows, scale=settings.scale, processes=processes)
     means = average(nll, data.counts, over, arrangement.steps(rows)).tolist()
     for member, training, value in zip(members, train_nll, means):
         member.curve.append({"epoch": epoch, "train_nll": training, "validation_nll": value})
@@ -237,18 +221,11 @@ def evaluate(
                 nll = token_losses(h, target, weight, updates, groups, scale)  # (H, M)
                 if watch is not None:
                     watch(nll, documents[row].to(nll.device))
-                out[:, documents.to(out.device)] = _by_row(
-                    nll.double(), data.counts[documents].to(out.device)
-                )
+                # By segment, not by scattered additions: a GPU repeats itself. unsafe: a check would make it wait.
+                sums = {"lengths": data.counts[documents].to(out.device), "axis": 0, "unsafe": True}
+                nll = torch.segment_reduce(nll.double().T.contiguous(), "sum", **sums)  # (b, H)
+                out[:, documents.to(out.device)] = nll.T
     return processes.sum(out)
-
-
-def _by_row(nll: Tensor, lengths: Tensor) -> Tensor:
-    """nll (H, M), rows one after another, summed by row (B,) to (H, B); no atomics, so a GPU repeats itself.
-
-    unsafe: the lengths are right, and looking at them would make the host wait for the device.
-    """
-    return torch.segment_reduce(nll.T.contiguous(), "sum", lengths=lengths, axis=0, unsafe=True).T
 
 
 @contextmanager

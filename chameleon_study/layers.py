@@ -11,6 +11,8 @@ which the better one on validation counts.
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -19,11 +21,14 @@ from torch import Tensor
 
 from chameleon_lite.backbone import copied
 from chameleon_lite.backbones.formats import arithmetic
+from chameleon_lite.batches import Arrangement
 from chameleon_lite.conditions import GroupMean
+from chameleon_lite.errors import RunFailed
 from chameleon_lite.heads import Head, HyperHead, LoraHead
-from chameleon_lite.lora import add_lora
-from chameleon_lite.text import by_length
-from chameleon_lite.train_layers import READ_TOKENS, Layered, Texts, fit_layers, read_layers, row_losses
+from chameleon_lite.lora import add_lora, lora_parameters
+from chameleon_lite.text import cumulative
+from chameleon_lite.train import Member, evaluate, train_heads
+from chameleon_lite.train_layers import LiveStates, WithLayers
 
 from .cohort import Context
 from .evaluate import Outcome
@@ -61,22 +66,15 @@ def neighbours_in_front(table, groups: Tensor, separator: list[int]) -> tuple[li
     return rows, front
 
 
-@torch.inference_mode()
 def _in_context_nll(material: PreparedCorpus, split: str, groups: Tensor) -> Tensor:
-    table, backbone, device = material.tables[split], material.backbone, material.scored[split].device
+    table, backbone = material.tables[split], material.backbone
     separator = backbone.tokenizer("\n", add_special_tokens=False)["input_ids"]
     rows, front = neighbours_in_front(table, groups, separator)
-    lengths = np.array([len(row) for row in rows])
-    frozen, out = Layered(backbone, None, material.weight), torch.zeros(len(table), dtype=torch.float64)
-    for chosen in by_length(lengths, READ_TOKENS.get(device.type, READ_TOKENS["cpu"])):
-        ids = torch.full((len(chosen), int(lengths[chosen].max())), table.pad_id)
-        for i, n in enumerate(chosen):
-            ids[i, : lengths[n]] = torch.from_numpy(rows[n])
-        mask = torch.arange(ids.shape[1]) < torch.from_numpy(lengths[chosen])[:, None]
-        prefix = torch.from_numpy(front[chosen] + table.prefix[chosen])
-        nll = row_losses(frozen, None, None, ids.to(device), mask.to(device), prefix.to(device))
-        out[torch.from_numpy(chosen)] = nll.cpu()
-    return out
+    offsets = cumulative(np.array([len(row) for row in rows]))
+    longer = replace(table, ids=np.concatenate(rows), offsets=offsets, prefix=front + table.prefix)
+    together = Arrangement(torch.arange(len(table)))
+    live = LiveStates(backbone, longer)
+    return evaluate([(None, None)], live, together, material.weight, rows=len(table))[0].cpu()
 
 
 def layers_static(context: Context, seeded: SeedClusterings, r: Regime) -> Outcome:
@@ -112,22 +110,33 @@ def _layers(
 
 def _trained(context: Context, seeded: SeedClusterings, r: Regime, make, source, lr: float) -> Outcome:
     material, settings = context.material, context.settings.train
-    adapted = copied(material.backbone)
+    settings = settings.model_copy(update={"validations_per_epoch": 1})
+    adapted, orders = copied(material.backbone), partial(seeded.epoch, order=r.order)
+    sources = {s: source(split_view(material, seeded, s)) for s in ("train", "validation", "test")}
     with torch.random.fork_rng():
         torch.manual_seed(seeded.seed)
         add_lora(adapted, rank=RANK)
-        both = Layered(adapted, make().to(adapted.device), material.weight, settings.scale)
-        texts = {s: _texts(context, seeded, r, source, s) for s in ("train", "validation", "test")}
-        found = fit_layers(both, texts["train"], texts["validation"], settings, lr)
-    nll = {s: read_layers(both, texts[s]) for s in ("validation", "test")}
-    count = sum(p.numel() for p in both.parameters())
-    return Outcome(nll, [], lr, found.curve, count, 4 * count, found.failure, kept=found.failure is None)
-
-
-def _texts(context: Context, seeded: SeedClusterings, r: Regime, source: Callable, split: str) -> Texts:
-    """A split with the regime's order and condition source."""
-    view, rows = split_view(context.material, seeded, split), context.settings.train.rows_per_step
-    return Texts(context.material.tables[split], partial(seeded.epoch, split, r.order), rows, source(view))
+        head = WithLayers(make().to(adapted.device), lora_parameters(adapted).values())
+    live = {split: LiveStates(adapted, material.tables[split]) for split in sources}
+    member = Member(r.name, head, sources["train"], sources["validation"], lr, seed=seeded.seed * 1_000_003)
+    with closing(live["train"]), suppress(RunFailed):  # `failure` holds what went wrong
+        train_heads(
+            [member],
+            live["train"],
+            lambda epoch: orders("train", number=epoch),
+            live["validation"],
+            orders("validation", number=0),
+            material.weight,
+            settings,
+            progress=False,
+        )
+    read = {"rows": settings.rows_per_step, "scale": settings.scale}
+    nll = {
+        s: evaluate([(head, sources[s])], live[s], orders(s, number=0), material.weight, **read)[0].cpu()
+        for s in ("validation", "test")
+    }
+    count = head.trainable_parameters()
+    return Outcome(nll, [], lr, member.curve, count, 4 * count, member.failure, kept=bool(member.state))
 
 
 PROCEDURES = {procedure.__name__: procedure for procedure in (in_context, layers_static, layers_hyper)}

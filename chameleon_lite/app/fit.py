@@ -12,7 +12,9 @@ Held-out texts are conditioned as training texts are: by the mean prefix vector 
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,8 @@ import torch
 
 from ..backbone import Backbone, copied, load_backbone
 from ..backbones.formats import number_format
-from ..batches import Arrangement
 from ..cluster import Clustering
-from ..errors import RunFailed, UserError
+from ..errors import UserError
 from ..loss import HeadWeight
 from ..processes import Processes
 from ..settings import FitSettings
@@ -92,8 +93,7 @@ def fit(
     say(f"{sum(len(d) for d in corpus.splits.values()):,} texts from {corpus.source}")
     parts, clustering = parts_of(corpus, backbone, settings, progress)
     model = _new_model(backbone, clustering, settings)
-    learn = _with_layers if settings.lora_rank else _head_alone
-    curve, best_epoch, nll = learn(model, parts, settings, processes, progress)
+    curve, best_epoch, nll = _trained(model, parts, settings, processes, progress)
     numbers = compared(nll, parts["test"].table.n_scored, settings.seed)
     numbers |= {"held_out": len(parts["test"].table), "trained_on": len(parts["train"].table)}
     about = {"corpus": corpus.name, "corpus_hash": corpus.hash, "best_epoch": best_epoch}
@@ -136,73 +136,48 @@ def _new_model(backbone: Backbone, clustering: Clustering, settings: FitSettings
         )
 
 
-def _head_alone(
+def _trained(
     model, parts: dict[str, Part], settings: FitSettings, processes: Processes, progress: bool
 ) -> tuple[list[dict], float, np.ndarray]:
-    """The head trained in place on cluster groups, left in its best state on the validation part.
+    """The head, and LoRA in the layers if any, trained in place and left in the best state on the validation part.
 
     Returns curve, best epoch, and sums of nats (2, N) of the held-out texts, frozen and adapted.
     """
-    weight = _weight(model.backbone, settings)
-    learn, check, test = (parts[split] for split in ("train", "validation", "test"))
-    source, valid, held_out = (part.source(settings.clusters.batch_rows) for part in (learn, check, test))
-    member = Member("adapter", model.head, source, valid, settings.learning_rate, settings.seed)
-    train_heads(
-        [member],
-        learn.scored,
-        lambda epoch: learn.order(_epoch_seed(settings, epoch)),
-        check.scored,
-        check.order(settings.seed),
-        weight,
-        settings.train,
-        processes,
-        progress,
-    )
-    nll = evaluate(
-        [(None, None), (model.head, held_out)],
-        test.scored,
-        test.order(settings.seed),
-        weight,
-        rows=settings.train.rows_per_step,
-        scale=settings.train.scale,
-        processes=processes,
-    )
-    return member.curve, member.best_epoch, nll.cpu().numpy()
+    from ..lora import lora_parameters, without_lora
+    from ..train_layers import LiveStates, WithLayers
 
-
-def _with_layers(
-    model, parts: dict[str, Part], settings: FitSettings, processes: Processes, progress: bool
-) -> tuple[list[dict], float, np.ndarray]:
-    """LoRA in the layers and the head trained in place, together; returns what `_head_alone` does."""
-    from ..lora import without_lora
-    from ..train_layers import Layered, Texts, fit_layers, read_layers
-
-    def texts(split: str) -> Texts:
-        def orders(number: int) -> Arrangement:
-            return parts[split].order(_epoch_seed(settings, number) if split == "train" else settings.seed)
-
-        source = parts[split].source(settings.clusters.batch_rows)
-        return Texts(parts[split].table, orders, settings.train.rows_per_step, source)
-
-    weight, test = _weight(model.backbone, settings), texts("test")
-    both = Layered(model.backbone, model.head, weight, settings.train.scale)
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
-        found = fit_layers(
-            both,
-            texts("train"),
-            texts("validation"),
-            settings.train,
-            settings.learning_rate,
+    weight, states = _weight(model.backbone, settings), {s: part.scored for s, part in parts.items()}
+    sources = {s: part.source(settings.clusters.batch_rows) for s, part in parts.items()}
+    head, train, stack = model.head, settings.train, ExitStack()
+    if settings.lora_rank:
+        head = WithLayers(head, lora_parameters(model.backbone).values())
+        train = train.model_copy(update={"validations_per_epoch": 1})  # each runs the whole backbone
+        live = partial(LiveStates, model.backbone, record=settings.record_layers)
+        states = {s: live(part.table) for s, part in parts.items()}
+        stack.enter_context(closing(states["train"]))
+    learn, valid = sources["train"], sources["validation"]
+    member = Member("adapter", head, learn, valid, settings.learning_rate, settings.seed)
+    with stack:
+        train_heads(
+            [member],
+            states["train"],
+            lambda epoch: parts["train"].order(_epoch_seed(settings, epoch)),
+            states["validation"],
+            parts["validation"].order(settings.seed),
+            weight,
+            train,
             processes,
             progress,
-            settings.record_layers,
         )
-    if found.failure:
-        raise RunFailed(f"adapter: {found.failure}; lower it")
+    order = parts["test"].order(settings.seed)
+    options = {"rows": train.rows_per_step, "scale": train.scale, "processes": processes}
+    read = partial(evaluate, data=states["test"], arrangement=order, weight=weight, **options)
+    frozen, adapted = (None, None), (head, sources["test"])
+    if not settings.lora_rank:  # one pass over the states for both
+        return member.curve, member.best_epoch, read([frozen, adapted]).cpu().numpy()
     with without_lora(model.backbone):
-        before = read_layers(Layered(model.backbone, None, weight), test, processes)
-    return found.curve, found.best_epoch, torch.stack([before, read_layers(both, test, processes)]).numpy()
+        before = read([frozen])
+    return member.curve, member.best_epoch, torch.cat([before, read([adapted])]).cpu().numpy()
 
 
 def _weight(backbone: Backbone, settings: FitSettings) -> HeadWeight:

@@ -1,4 +1,4 @@
-"""The layers' pass of a training step: told to the device anew each time, or recorded once and replayed.
+"""The layers' pass of a training step, recorded once and replayed.
 
     (ids, position, mask) ─┬─ Layers           any shape, any device                          thousands of launches
                            └─ RecordedLayers   one shape, a CUDA graph forwards and one back  two launches
@@ -10,37 +10,17 @@ every replay. Between its two passes it keeps the activations in memory of its o
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backbone import Backbone
-from ..backbones.formats import backbone_dtype, fused_activations
+from ..train_layers import Layers
 from .packing import sees
 from .recorder import usable_after
 
 Run = Callable[[Tensor, Tensor | None, Tensor], Tensor]
-
-
-class Layers(nn.Module):
-    """ids (B, T), position (B, T) or None and mask, as in `Piece`, to hidden states (B, T, C); 16-bit on a GPU."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.body, self.hidden, self.kind = backbone.body, backbone.hidden, backbone.device.type
-        self.dtype = backbone_dtype(backbone.device)
-        self.autocast = self.kind == "cuda" and self.dtype != torch.float32
-
-    def forward(self, ids: Tensor, position: Tensor | None, mask: Tensor) -> Tensor:
-        """The pass; autocast keeps no converted weights, which a recording would take for current."""
-        precision = torch.autocast(self.kind, dtype=self.dtype, enabled=self.autocast, cache_enabled=False)
-        with precision, fused_activations(self.body):
-            return self.hidden(ids, mask, position)
-
-    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """What gets gradient: a recording hands its parameters over with every call, and frozen ones need not be."""
-        return (p for p in super().parameters(recurse) if p.requires_grad)
 
 
 class RecordedLayers:
@@ -55,7 +35,7 @@ class RecordedLayers:
         self.factors = list(self.plain.parameters())
         self.sums = [torch.zeros_like(p) for p in self.factors]
         self.mode = self._mode()
-        # A recording adds to gradients on a stream of its own; autograd waits for it, and says so once otherwise.
+        # The graph adds to gradients on its own stream. Autograd synchronises correctly; this silences its warning.
         if quiet := getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None):
             quiet(False)
         ids = torch.zeros(self.shape, dtype=torch.int64, device=backbone.device)

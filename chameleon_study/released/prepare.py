@@ -1,6 +1,6 @@
 """What a protocol makes of a corpus: rows, states, vectors, clusters and batches, switch by switch.
 
-load_corpus ─ split ─ tokenise ─▶ TokenTable a split ─ padded_states or LiveStates ─▶ scored pairs
+load_corpus ─ split ─ tokenise ─▶ TokenTable a split ─ padded_states or LivePaddedStates ─▶ scored pairs
                                        └ span, with or without padding ─▶ vectors ─ k-means ─▶ batches a seed
 """
 
@@ -28,7 +28,7 @@ from ..prepare import check_batch, common_facts, corpus_by_name, timed
 from .backbone_dropout import live_dropout
 from .clusters import cluster_batches, released_batches, released_clusters
 from .protocol import Protocol, needs_no_prompt, protocol_of
-from .states import LiveStates, Scoring, full_rows, padded_states
+from .states import LivePaddedStates, Scoring, full_rows, padded_states
 
 SCRIPT_SEED = 42  # the Alpaca script draws its validation rows with this seed
 
@@ -42,7 +42,7 @@ class ReleasedCorpus:
     backbone: Backbone
     corpus: Corpus
     tables: dict[str, TokenTable]
-    scored: dict[str, object]  # ScoredStates or LiveStates
+    scored: dict[str, object]  # ScoredStates or LivePaddedStates
     cluster_vectors: dict[str, Tensor]  # (N, C) on the device
     condition_vectors: dict[str, Tensor]  # (N, C) on the device
     weight: HeadWeight
@@ -100,7 +100,7 @@ def prepare_released(
         if protocol.backbone == "cached":
             return padded_states(backbone, tables[split], scoring, dtype=dtype)
         train_mode = dropout is not None and split == "train"
-        return LiveStates(backbone, tables[split], scoring, dtype=dtype, train_mode=train_mode)
+        return LivePaddedStates(backbone, tables[split], scoring, dtype=dtype, train_mode=train_mode)
 
     scored = timed(seconds, "features", lambda: {split: states(split) for split in tables})
     vectors = {split: _vectors(settings, protocol, backbone, t) for split, t in tables.items()}

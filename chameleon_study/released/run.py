@@ -1,6 +1,6 @@
 """Tables 1 and 2 under any protocol: the heads of one seed trained side by side, measured, and taken apart.
 
-    ReleasedCorpus ─ a seed: cluster, batch ─▶ fit (training/loop.py) ─▶ losses per row
+    ReleasedCorpus ─ a seed: cluster, batch ─▶ train_heads (train.py) ─▶ losses per row
       ─▶ validation loss as the protocol averages it · full and padded rows apart · training loss, running and re-read
 
 Every record holds the decomposition L = f · L_full + (1 − f) · L_pad, with each row weighted as the average weights it.
@@ -20,9 +20,11 @@ from chameleon_lite.backbone import Backbone
 from chameleon_lite.batches import Arrangement
 from chameleon_lite.conditions import Source
 from chameleon_lite.errors import UserError, unknown
-from chameleon_lite.heads import Condition, Head, HyperHead, LoraHead, matched_rank
+from chameleon_lite.heads import Head, HyperHead, LoraHead, matched_rank
+from chameleon_lite.lora import lora_parameters
 from chameleon_lite.processes import Processes
 from chameleon_lite.train import Member, average, evaluate, train_heads
+from chameleon_lite.train_layers import WithLayers
 
 from ..cohort import Context
 from ..config import Experiment
@@ -45,18 +47,6 @@ class Trained:
     members: dict[str, Member]
     orders: dict[str, Arrangement]  # the fixed batches of each split
     seconds: dict[str, float]
-
-
-class WithLayers(Head):
-    """A head together with the LoRA factors of the layers below it, trained, kept and restored as one."""
-
-    def __init__(self, head: Head, layers: list[nn.Parameter]) -> None:
-        super().__init__()
-        self.head, self.layers, self.conditioned = head, nn.ParameterList(layers), head.conditioned
-
-    def factors(self, condition: Condition | None = None):
-        """The head's own update."""
-        return self.head.factors(condition)
 
 
 def make_head(regime: str, width: int, vocab: int, protocol: Protocol, seed: int) -> Head:
@@ -256,8 +246,6 @@ def _rows(material: ReleasedCorpus, split: str, nll: Tensor, trained: Trained) -
 
 def _fresh_layers(backbone: Backbone, seed: int) -> list[nn.Parameter]:
     """The layers' LoRA factors at their start: A as PEFT draws it, B zero."""
-    from chameleon_lite.lora import lora_parameters
-
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         parameters = lora_parameters(backbone)

@@ -2,7 +2,7 @@
 
     TokenTable ─ rows padded to `length`, mask by the protocol ─ backbone ─ pick ─▶ h (S, C), target (S,)
       cached: one pass, its scored positions kept on disk, then `ScoredStates`        `padded_states`
-      live:   a pass a batch, for layers that train or a backbone whose dropout is on   `LiveStates`
+      live:   a pass a batch, for layers that train or a backbone whose dropout is on   `LivePaddedStates`
 
 The pass computes padded positions too where the mask lets them be attended; nothing else gives their states.
 """
@@ -21,6 +21,7 @@ from chameleon_lite.loss import pick_next_token
 from chameleon_lite.states import BATCH_TOKENS, ScoredStates, fetched, place_of
 from chameleon_lite.stored import stored
 from chameleon_lite.text import by_length, cumulative
+from chameleon_lite.train_layers import LiveStates
 
 from .objectives import IGNORED_BY_RELEASED, Pick, pick_full, pick_last, released_mask
 
@@ -93,8 +94,8 @@ def full_rows(table, length: int) -> Tensor:
     return torch.from_numpy(table.lengths >= length)
 
 
-class LiveStates:
-    """The same pairs computed anew for every batch; stands where `ScoredStates` would.
+class LivePaddedStates(LiveStates):
+    """The same pairs computed anew for every batch, in place of `ScoredStates`.
 
     `train_mode` switches the backbone's own dropout on; gradients reach its layers where they ask for them.
     """
@@ -102,19 +103,13 @@ class LiveStates:
     def __init__(
         self, backbone, table, scoring: Scoring, *, dtype: torch.dtype, train_mode: bool = False
     ) -> None:
-        self.backbone, self.table, self.scoring, self.train_mode = backbone, table, scoring, train_mode
-        self.device, self.dtype = backbone.head.weight.device, dtype
-        counts = _targets(table, scoring)[1]
-        self.counts = torch.from_numpy(counts)
-        self.documents = len(counts)
+        super().__init__(backbone, table)
+        self.scoring, self.train_mode, self.dtype = scoring, train_mode, dtype
+        self.counts = torch.from_numpy(_targets(table, scoring)[1])
         self.trains = any(p.requires_grad for p in backbone.lm.parameters())
 
-    def tokens(self, rows: Tensor) -> int:
-        """Scored tokens of documents rows (B,)."""
-        return int(self.counts[rows].sum())
-
     def pieces(self, rows: Tensor) -> list[Tensor]:
-        """Places in rows (B,) of the documents that a batch takes at one time: all of them."""
+        """Places in rows (B,): all at once, as the released scripts do."""
         return [torch.arange(len(rows))]
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,20 +7,23 @@ import numpy as np
 import pytest
 import torch
 
-from chameleon_lite import train_layers
+from chameleon_lite import engine, train_layers
 from chameleon_lite.app.fit import corpus_of, fit
 from chameleon_lite.app.stream import adapt
 from chameleon_lite.backbone import copied, load_backbone
 from chameleon_lite.batches import Arrangement
 from chameleon_lite.chameleon import ChameleonLiteForCausalLM
 from chameleon_lite.errors import RunFailed, UserError
+from chameleon_lite.fast import layers as fast_layers
 from chameleon_lite.heads import LoraHead
 from chameleon_lite.lora import add_lora, lora_names, lora_parameters
 from chameleon_lite.loss import HeadWeight
+from chameleon_lite.processes import Processes
 from chameleon_lite.settings import ClusterSettings, FitSettings, TokenSettings, TrainSettings
 from chameleon_lite.states import hidden_states
 from chameleon_lite.text import tokenise
-from chameleon_lite.train_layers import Layered, Texts, read_layers
+from chameleon_lite.train import Member, evaluate, step
+from chameleon_lite.train_layers import LiveStates, WithLayers
 
 
 def small(**changes) -> FitSettings:
@@ -137,44 +140,68 @@ def test_states_under_lora_are_never_kept(two_kinds):
         hidden_states(backbone, table, torch.float32)
 
 
-def test_pieces_change_neither_gradients_nor_readings(monkeypatch, two_kinds):
+@pytest.mark.parametrize("name", ["plain", "fast"])
+def test_pieces_change_neither_gradients_nor_readings(monkeypatch, two_kinds, name):
     backbone = copied(load_backbone("tiny"))
     torch.manual_seed(0)
     add_lora(backbone, rank=2)
-    head = LoraHead(backbone.width, backbone.vocab, 2)
-    both = Layered(
-        backbone, head, HeadWeight(backbone.head.weight, backbone.head.bias, dtype=torch.float32), 0.7
-    )
+    both = WithLayers(LoraHead(backbone.width, backbone.vocab, 2), lora_parameters(backbone).values())
+    weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=torch.float32)
     for parameter in both.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     table = tokenise(corpus_of(two_kinds(60)).splits["train"], backbone.tokenizer, max_length=96)
-    order = Arrangement(torch.arange(len(table)))
-    texts = Texts(table, lambda number: order, 20)
-    found = []
-    for budget in (10**6, 100):  # a whole step at once; one document at a time
+    order, found = Arrangement(torch.arange(len(table))), []
+    budgets = []
+    for budget in (10**6, 100):  # a whole step at once; few documents at a time
+        for module in (train_layers, fast_layers):
+            monkeypatch.setattr(module, "STEP_TOKENS", {"cpu": budget})
         monkeypatch.setattr(train_layers, "READ_TOKENS", {"cpu": budget})
-        monkeypatch.setattr(train_layers, "STEP_TOKENS", {"cpu": budget})
-        for parameter in both.parameters():
-            parameter.grad = None
-        layers = train_layers.step_layers(backbone, table)
-        train_layers.gradients(both, layers, texts, order, torch.arange(20), int(table.n_scored[:20].sum()))
-        found.append((torch.cat([p.grad.flatten() for p in both.parameters()]), read_layers(both, texts)))
+        optimiser = torch.optim.SGD(both.parameters(), lr=0.0)
+        gradients = []
+        optimiser.register_step_pre_hook(
+            lambda *_: gradients.append(torch.cat([p.grad.flatten() for p in both.parameters()]))
+        )
+        with engine.use(name):
+            live, member = LiveStates(backbone, table), Member("both", both, None, None, 0.0)
+            settings, rows = TrainSettings(scale=0.7), torch.arange(20)
+            step([member], order, rows, 1, live, weight, settings, {"both": optimiser}, Processes())
+            nll = evaluate([(both, None)], live, order, weight, rows=20, scale=0.7)
+            budgets.append(len(live.pieces(rows)))
+        found.append((gradients[0], nll))
+    assert budgets[0] == 1 < budgets[1]
     assert found[0][0].abs().sum() > 0 and torch.allclose(found[0][0], found[1][0], rtol=1e-4, atol=1e-7)
     assert torch.allclose(found[0][1], found[1][1], rtol=1e-3)
 
 
+def test_both_engines_fit_the_same_adapter(two_kinds):
+    curves = []
+    for name in ("plain", "auto"):  # of so few documents both cluster plainly
+        with engine.use(name):
+            curves.append(fit(two_kinds(60), backbone="tiny", settings=small(dropout=0.5)).curve)
+    for one, two in zip(*curves, strict=True):
+        assert one["validation_nll"] == pytest.approx(two["validation_nll"], abs=2e-3)
+
+
 @pytest.mark.parametrize("record", [True, False])
 def test_whether_the_layers_are_recorded_is_a_setting(monkeypatch, two_kinds, record):
-    asked = []
-    monkeypatch.setattr(train_layers, "recorded", lambda *shape: asked.append(shape[1:]))
-    fit(two_kinds(60), backbone="tiny", settings=small(record_layers=record, train=TrainSettings(epochs=1)))
-    assert asked == ([(1, 256)] if record else [])
+    shapes = []
+    monkeypatch.setattr(fast_layers, "recorded", lambda _, *shape: shapes.append(shape))
+    with engine.use("auto"):
+        fit(
+            two_kinds(60),
+            backbone="tiny",
+            settings=small(record_layers=record, train=TrainSettings(epochs=1)),
+        )
+    assert shapes == ([(1, 256)] if record else [])
 
 
-def test_a_rate_that_leaves_the_numbers_is_said_to(monkeypatch, two_kinds):
-    monkeypatch.setattr(
-        train_layers, "row_losses", lambda both, update, group, ids, *a: ids[:, 0].double() * torch.nan
-    )
+def test_a_loss_that_is_not_finite_is_a_failed_run_that_names_the_learning_rate(monkeypatch, two_kinds):
+    def infinite(self, rows):
+        h, target, row = batch(self, rows)
+        return h * torch.inf, target, row
+
+    batch = LiveStates.batch
+    monkeypatch.setattr(LiveStates, "batch", infinite)
     with pytest.raises(RunFailed, match="learning rate"):
         fit(two_kinds(60), backbone="tiny", settings=small())
 

@@ -7,24 +7,18 @@ import pytest
 import torch
 import transformers
 
+from chameleon_lite import engine
 from chameleon_lite.backbone import copied, load_backbone
 from chameleon_lite.backbones.tiny import byte_tokenizer
 from chameleon_lite.batches import Arrangement
-from chameleon_lite.fast.recorded_layers import Layers
+from chameleon_lite.fast.layers import PackedPass, layer_pass, row_length, takes_packed
 from chameleon_lite.heads import LoraHead
 from chameleon_lite.lora import add_lora, lora_parameters
 from chameleon_lite.loss import HeadWeight, pick_next_token
-from chameleon_lite.train_layers import (
-    Layered,
-    StepLayers,
-    Texts,
-    gradients,
-    packed_pieces,
-    padded_pieces,
-    row_length,
-    step_layers,
-    takes_packed,
-)
+from chameleon_lite.processes import Processes
+from chameleon_lite.settings import TrainSettings
+from chameleon_lite.train import Member, step
+from chameleon_lite.train_layers import Layers, LiveStates, PaddedPass, WithLayers
 
 CPU = torch.device("cpu")
 COMMON = {"vocab_size": 257, "bos_token_id": 256, "eos_token_id": 256, "initializer_range": 0.2}
@@ -75,47 +69,66 @@ def small(tmp_path_factory):
     return get
 
 
-def adapted(backbone) -> Layered:
+def adapted(backbone) -> WithLayers:
     """LoRA in the layers and on the head, all factors away from zero."""
     torch.manual_seed(1)
     add_lora(backbone, rank=2)
-    weight = HeadWeight(backbone.head.weight, dtype=torch.float32)
-    both = Layered(backbone, LoraHead(backbone.width, backbone.vocab, 2), weight, 0.7)
+    both = WithLayers(LoraHead(backbone.width, backbone.vocab, 2), lora_parameters(backbone).values())
     for parameter in both.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return both
 
 
-def step(both, layers, table):
-    """Nats, gradients and states by document of one step over the whole table."""
-    for parameter in both.parameters():
-        parameter.grad = None
-    rows, states = torch.arange(len(table)), {}
-    order, count = Arrangement(rows), int(table.n_scored.sum())
-    nats = gradients(both, layers, Texts(table, lambda number: order), order, rows, count)
-    for piece in layers.pieces(table, rows):
-        h = layers.states(piece).detach()
-        states |= {int(n): h[piece.owner == d] for d, n in enumerate(piece.documents)}
-    flat = torch.cat([p.grad.flatten() for p in both.parameters()])
-    return float(nats), flat, torch.cat([states[n] for n in range(len(table))])
+class Kept:
+    """An optimiser that keeps the gradients and moves nothing."""
+
+    def __init__(self, head):
+        self.head = head
+
+    def step(self):
+        self.gradient = torch.cat([p.grad.flatten() for p in self.head.parameters()])
+
+    def zero_grad(self, set_to_none):
+        for p in self.head.parameters():
+            p.grad = None
+
+
+def step_of(both, backbone, live):
+    """Nats, gradients and states by document of one step over a whole table."""
+    rows, kept, states = torch.arange(live.documents), Kept(both), {}
+    weight = HeadWeight(backbone.head.weight, dtype=torch.float32)
+    more = (weight, TrainSettings(scale=0.7), {"both": kept}, Processes())
+    nats = step([Member("both", both, None, None, 0.0)], Arrangement(rows), rows, 1, live, *more)
+    for places in live.pieces(rows):
+        h, _, row = live.batch(rows[places])
+        states |= {int(n): h.detach()[row == d] for d, n in enumerate(places)}
+    return float(nats), kept.gradient, torch.cat([states[n] for n in range(live.documents)])
+
+
+def packed_pass(backbone, table, budget=256, length=112, n_rows=None) -> PackedPass:
+    return PackedPass(Layers(backbone), CPU, table, budget, length, n_rows)
 
 
 @pytest.mark.parametrize("kind", ["GPT2", "Llama", "GPTNeoX", "Qwen2", "OPT"])
-def test_packed_is_padded(small, tiny_table, kind):
-    table, both = tiny_table.take(np.arange(24)), adapted(small(kind))
-    assert takes_packed(both.backbone, int(table.lengths.max()))
-    padded = StepLayers(Layers(both.backbone), CPU, 10**6, None)
-    packed = StepLayers(Layers(both.backbone), CPU, 256, 112)  # two rows a piece
-    fixed = dataclasses.replace(packed, n_rows=3)
-    loss, gradient, states = step(both, padded, table)
-    assert (
-        len(padded.pieces(table, torch.arange(24))) == 1 and len(packed.pieces(table, torch.arange(24))) > 3
-    )
-    for layers in (packed, fixed):
-        found = step(both, layers, table)
-        assert found[0] == pytest.approx(loss, rel=1e-5)
-        assert (found[1] - gradient).norm() < 1e-5 * gradient.norm()
-        assert torch.allclose(found[2], states, atol=1e-5, rtol=1e-5)
+def test_packed_is_padded_on_the_other_engine(small, tiny_table, kind):
+    table, backbone = tiny_table.take(np.arange(24)), small(kind)
+    both = adapted(backbone)
+    found = {}
+    for name, kind_of_pass in (("plain", PaddedPass), ("fast", PackedPass)):
+        with engine.use(name):
+            live = LiveStates(backbone, table)
+            found[name] = step_of(both, backbone, live)
+            assert type(live.training_pass) is kind_of_pass and len(live.pieces(torch.arange(24))) > 3
+    for n_rows in (None, 3):  # two rows of 112 per piece, or three
+        live = LiveStates(backbone, table)
+        live.training_pass = packed_pass(backbone, table, n_rows=n_rows)
+        assert len(live.pieces(torch.arange(24))) > 2
+        found[n_rows] = step_of(both, backbone, live)
+    loss, gradient, states = found.pop("plain")
+    for nats, other, h in found.values():
+        assert nats == pytest.approx(loss, rel=1e-5)
+        assert (other - gradient).norm() < 1e-5 * gradient.norm()
+        assert torch.allclose(h, states, atol=1e-5, rtol=1e-5)
 
 
 def test_models_that_read_positions_or_masks_in_another_way_keep_padded_rows(small, tiny_table):
@@ -133,9 +146,11 @@ def test_models_that_read_positions_or_masks_in_another_way_keep_padded_rows(sma
     assert not takes_packed(dataclasses.replace(gpt2, body=Deaf(gpt2.body)), 60)
     eager.lm.set_attn_implementation("eager")  # adds the mask to the scores
     assert not takes_packed(eager, 60) and not takes_packed(small("Bloom"), 60)
-    add_lora(small_bloom := small("Bloom"), rank=1)
-    layers = step_layers(small_bloom, tiny_table)
-    assert layers.length is None and layers.pieces(tiny_table, torch.arange(9))[0].position is None
+    bloom = small("Bloom")
+    add_lora(bloom, rank=1)
+    assert layer_pass(bloom, tiny_table) is None
+    with engine.use("fast"):
+        assert type(LiveStates(bloom, tiny_table).training_pass) is PaddedPass
 
 
 def test_a_sliding_window_counts_where_a_document_is_longer(small):
@@ -143,46 +158,64 @@ def test_a_sliding_window_counts_where_a_document_is_longer(small):
 
 
 def test_the_probe_leaves_lora_as_it_was(small):
-    both = adapted(small("Llama"))
+    backbone = small("Llama")
+    adapted(backbone)
     ids = torch.arange(12)[None]
-    before, drawn = both.backbone.hidden(ids), torch.get_rng_state()
-    assert takes_packed(both.backbone, 30)
-    assert torch.equal(both.backbone.hidden(ids), before) and torch.equal(torch.get_rng_state(), drawn)
-    assert all(p.requires_grad for p in lora_parameters(both.backbone).values())
+    before, drawn = backbone.hidden(ids), torch.get_rng_state()
+    assert takes_packed(backbone, 30)
+    assert torch.equal(backbone.hidden(ids), before) and torch.equal(torch.get_rng_state(), drawn)
+    assert all(p.requires_grad for p in lora_parameters(backbone).values())
 
 
-def pairs(pieces):
-    """(document, place in its piece, target) of every scored pair, sorted."""
-    return sorted(
-        (int(piece.documents[owner]), place, int(target))
-        for piece in pieces
-        for place, (owner, target) in enumerate(zip(piece.owner, piece.target))
-    )
+def pairs(way, rows):
+    """(document, target) of every scored pair, documents in order."""
+    found = []
+    for places in way.pieces(rows):
+        h, target, row = way.batch(rows[places])
+        assert len(h) == len(target) == len(row)
+        found += [(int(places[r]), n, int(t)) for n, (r, t) in enumerate(zip(row, target))]
+    return [(document, target) for document, _, target in sorted(found)]
 
 
-def test_pairs_are_those_of_next_token(tiny_table):
+def test_pairs_are_those_of_next_token(tiny, tiny_table):
     rows = torch.tensor([5, 2, 40, 11, 7])
     ids, mask = tiny_table.padded(rows)
     row, _, target = pick_next_token(ids, mask, torch.from_numpy(tiny_table.prefix[rows.numpy()]).long())
     expected = [(int(r), int(t)) for r, t in zip(row, target)]
-    for pieces in (packed_pieces(tiny_table, rows, 112, 256, CPU), padded_pieces(tiny_table, rows, 200, CPU)):
-        assert [(n, t) for n, _, t in pairs(pieces)] == expected
+    for way in (packed_pass(tiny, tiny_table), PaddedPass(tiny, tiny_table), LiveStates(tiny, tiny_table)):
+        assert pairs(way, rows) == expected
+    with torch.no_grad():
+        assert pairs(LiveStates(tiny, tiny_table), rows) == expected
 
 
-def test_pieces_hold_what_the_budget_allows_and_shapes_where_one_is_asked_for(tiny_table):
+def test_pieces_hold_what_the_budget_allows_and_shapes_where_one_is_required(tiny, tiny_table):
     rows = torch.arange(len(tiny_table))
-    free = list(packed_pieces(tiny_table, rows, 96, 200, CPU))
-    assert (
-        all(p.ids.numel() <= 200 for p in free)
-        and sum(p.ids.numel() for p in free) < 1.4 * tiny_table.lengths.sum()
-    )
-    fixed = list(packed_pieces(tiny_table, rows, 96, 200, CPU, n_rows=5))
-    assert {tuple(p.ids.shape) for p in fixed} == {(5, 96)}
+
+    def shapes(**options):
+        way = packed_pass(tiny, tiny_table, budget=200, **options)
+        pieces = way.pieces(rows)
+        assert sorted(torch.cat(pieces).tolist()) == rows.tolist()
+        packed = [way.packed(rows[places])[0] for places in pieces]
+        assert sum(len(p.target) for p in packed) == tiny_table.n_scored.sum()
+        return [tuple(p.ids.shape) for p in packed]
+
+    free = shapes(length=96)
+    assert all(b * t <= 200 for b, t in free) and sum(b * t for b, t in free) < 1.4 * tiny_table.lengths.sum()
+    assert set(shapes(length=96, n_rows=5)) == {(5, 96)}
     short = int(np.median(tiny_table.lengths))  # half of the documents are longer than such a row
-    for pieces in (list(packed_pieces(tiny_table, rows, short, 200, CPU, n_rows=n)) for n in (None, 5)):
-        assert sorted(torch.cat([p.documents for p in pieces]).tolist()) == rows.tolist()
-        assert sum(len(p.target) for p in pieces) == tiny_table.n_scored.sum()
-    assert list(packed_pieces(tiny_table, rows[:0], 96, 200, CPU)) == []
+    for n_rows in (None, 5):
+        assert len(set(shapes(length=short, n_rows=n_rows))) > 1
+    assert packed_pass(tiny, tiny_table).pieces(rows[:0]) == []
+
+
+def test_a_piece_is_packed_as_it_was_planned(tiny, tiny_table):
+    """First fit of a piece's documents alone needs no more rows than the piece has."""
+    rows = torch.randperm(len(tiny_table), generator=torch.Generator().manual_seed(0))
+    for at_once in (1, 2, 3, 7):
+        way = packed_pass(tiny, tiny_table, length=128, n_rows=at_once)
+        for places in way.pieces(rows):
+            packed, place = way.packed(rows[places])
+            assert packed.ids.shape == (at_once, 128) and sorted(place.tolist()) == list(range(len(places)))
 
 
 def test_a_row_is_as_long_as_the_longest_document_within_the_budget():

@@ -10,7 +10,7 @@ from chameleon_lite.train import average, evaluate
 from ..backbone_dropout import live_dropout
 from ..prepare import documents_by_split, scoring_of
 from ..protocol import preset
-from ..states import LiveStates
+from ..states import LivePaddedStates
 from .store import Findings, proof
 from .subject import Subject
 
@@ -81,7 +81,7 @@ def _backbone_dropout(subject: Subject) -> dict[str, float]:
     head = [(subject.trained["R1"][0].head, None)]
     scoring, dtype = scoring_of(material.settings, material.protocol), getattr(torch, material.feature_dtype)
     for name, train_mode in (("R1_dropout_off", False), ("R1_dropout_on", True)):
-        states = LiveStates(backbone, table, scoring, dtype=dtype, train_mode=train_mode)
+        states = LivePaddedStates(backbone, table, scoring, dtype=dtype, train_mode=train_mode)
         with torch.random.fork_rng():
             torch.manual_seed(subject.seed)
             nll = evaluate(head, states, order, material.weight, rows=32)[0].cpu()

@@ -8,14 +8,14 @@ from chameleon_lite.backbone import copied
 from chameleon_lite.errors import UserError
 from chameleon_lite.states import ScoredStates, hidden_states
 from chameleon_study.released.backbone_dropout import live_dropout
-from chameleon_study.released.states import LiveStates, Scoring, full_rows, padded_states
+from chameleon_study.released.states import LivePaddedStates, Scoring, full_rows, padded_states
 
 LENGTH = 64
 
 
 def both(tiny, table, scoring, folder):
     cached = padded_states(tiny, table, scoring, dtype=torch.float32, folder=folder)
-    return cached, LiveStates(tiny, table, scoring, dtype=torch.float32)
+    return cached, LivePaddedStates(tiny, table, scoring, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("objective", ["last", "full", "next_token"])
@@ -96,8 +96,8 @@ def test_dropout_of_the_frozen_backbone_is_live_only_when_asked(tiny, tiny_table
     found = live_dropout(backbone.lm)
     assert found["applies"] and found["configured"] == 0.1 and found["set"] is None
     rows, scoring = torch.arange(4), Scoring("last", LENGTH, True, False)
-    on = LiveStates(backbone, tiny_table, scoring, dtype=torch.float32, train_mode=True)
-    off = LiveStates(backbone, tiny_table, scoring, dtype=torch.float32)
+    on = LivePaddedStates(backbone, tiny_table, scoring, dtype=torch.float32, train_mode=True)
+    off = LivePaddedStates(backbone, tiny_table, scoring, dtype=torch.float32)
     assert not torch.equal(on.batch(rows)[0], on.batch(rows)[0])
     assert torch.equal(off.batch(rows)[0], off.batch(rows)[0])
     assert not backbone.lm.training
@@ -113,7 +113,7 @@ def test_a_pass_that_fails_leaves_the_backbones_mode(tiny, tiny_table):
 
     backbone.body.register_forward_pre_hook(stop)
     for mode in (False, True):
-        live = LiveStates(backbone, tiny_table, scoring, dtype=torch.float32, train_mode=not mode)
+        live = LivePaddedStates(backbone, tiny_table, scoring, dtype=torch.float32, train_mode=not mode)
         backbone.lm.train(mode)
         with pytest.raises(KeyboardInterrupt):
             live.batch(torch.arange(4))

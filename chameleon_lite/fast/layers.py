@@ -1,0 +1,123 @@
+"""The layers' pass of a training step on packed rows, where the model reads packed documents as if each were alone.
+
+rows (B,) of a step ─ first fit ─▶ pieces of a few packed rows ─ layers, on a GPU recorded ─▶ h (M, C), target (M,)
+"""
+
+import inspect
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..backbone import Backbone
+from ..lora import without_lora
+from ..states import sent
+from ..text import TokenTable
+from ..train_layers import STEP_TOKENS, Layers, states_at
+from .packing import Packed, first_fit, packed, sees
+from .recorded_layers import RecordedLayers, Run, recorded
+
+# Tokens of a packed row where no document is longer: longer rows only make attention more expensive.
+ROW_LENGTH = 256
+ROW_MULTIPLE = 16  # attention with a mask is fastest on a GPU where the mask's rows are aligned
+
+
+def layer_pass(backbone: Backbone, table: TokenTable, record: bool = True) -> "PackedPass | None":
+    """The packed pass for a table's documents, recorded on a GPU if `record`; None where the model cannot take it."""
+    longest = int(table.lengths.max())
+    if not takes_packed(backbone, longest):
+        return None
+    budget = STEP_TOKENS.get(backbone.device.type, STEP_TOKENS["cpu"])
+    length = row_length(longest, budget)
+    n_rows = max(1, budget // length)
+    run = recorded(backbone, n_rows, length) if record else None
+    return PackedPass(
+        run or Layers(backbone), backbone.device, table, budget, length, n_rows if run else None
+    )
+
+
+class PackedPass:
+    """Documents in packed rows of `length` tokens, at most `budget` tokens or one row at a time.
+
+    `n_rows`: every piece has as many rows, some of them empty, as a recorded pass needs it. Documents longer than
+    `length` come last, in pieces of longer rows.
+    """
+
+    def __init__(
+        self, run: Run, device: torch.device, table: TokenTable, budget: int, length: int, n_rows: int | None
+    ) -> None:
+        self.run, self.device, self.table, self.budget = run, device, table, budget
+        self.length, self.n_rows = length, n_rows
+        self.longest = _aligned(int(table.lengths.max(initial=1)))
+
+    def pieces(self, rows: Tensor) -> list[Tensor]:
+        """Places in rows (B,) of the documents of each piece, ascending."""
+        lengths, out = self.table.lengths[rows.numpy()], []
+        short = lengths <= self.length
+        for chosen, length, n_rows in ((short, self.length, self.n_rows), (~short, self.longest, None)):
+            places = np.flatnonzero(chosen)
+            fitted = first_fit(lengths[places], length)
+            at_once = n_rows or max(1, self.budget // length)
+            groups = [fitted[low : low + at_once] for low in range(0, len(fitted), at_once)]
+            out += [torch.from_numpy(np.sort(places[np.concatenate(group)])) for group in groups]
+        return out
+
+    def packed(self, rows: Tensor) -> tuple[Packed, Tensor]:
+        """Documents rows (B,) of one piece in packed rows, and for each in its order there the place in `rows`.
+
+        First fit gives the documents of some rows, taken in the same order, the same rows again.
+        """
+        lengths = self.table.lengths[rows.numpy()]
+        short = lengths.max() <= self.length
+        fitted = first_fit(lengths, self.length if short else self.longest)
+        length, n_rows = self.length, self.n_rows if short else None
+        if n_rows is None:  # no shape is required: not longer than the fullest row
+            length = _aligned(max(int(lengths[row].sum()) for row in fitted))
+        in_rows = [rows.numpy()[row] for row in fitted]
+        return packed(self.table, in_rows, length, n_rows), torch.from_numpy(np.concatenate(fitted))
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Documents rows (B,) of one piece to states (M, C), targets (M,), and row numbers (M,) on the host."""
+        piece, place = self.packed(rows)
+        ids, position, document = sent(torch.stack([piece.ids, piece.position, piece.document]), self.device)
+        state, target = sent(torch.stack([piece.state, piece.target]), self.device)
+        return states_at(self.run(ids, position, sees(document)), state), target, place[piece.owner]
+
+    def close(self) -> None:
+        """Give back what a recorded pass holds."""
+        if isinstance(self.run, RecordedLayers):
+            self.run.release()
+
+
+def row_length(longest: int, budget: int) -> int:
+    """Tokens of a packed row: the longest document's if that is within the budget, and not fewer than ROW_LENGTH."""
+    return max(ROW_LENGTH, min(_aligned(longest), budget // ROW_MULTIPLE * ROW_MULTIPLE))
+
+
+@torch.no_grad()
+def takes_packed(backbone: Backbone, longest: int) -> bool:
+    """Whether the backbone's states of packed documents of up to `longest` tokens are those of each alone; LoRA is off.
+
+    Tried at that length, since a layer's sliding window only matters in documents longer than it.
+    """
+    if "position_ids" not in inspect.signature(backbone.body.forward).parameters:
+        return False
+    vocab, device, half = backbone.embedding.shape[0], backbone.device, longest // 2
+    ids = torch.arange(2 * longest, device=device).view(2, longest) * 7_919 % vocab  # (2, T)
+    document = torch.zeros_like(ids)
+    document[1, half:] = 1  # the second row holds two
+    position = torch.arange(longest, device=device) - half * document
+    real = torch.ones_like(ids, dtype=torch.bool)
+    with without_lora(backbone):
+        alone = backbone.hidden(ids, real).float()  # (2, T, C)
+        alone[1, half:] = backbone.hidden(ids[1:, half:], real[1:, half:])[0].float()
+        try:
+            gap = (backbone.hidden(ids, sees(document), position).float() - alone).norm() / alone.norm()
+        except Exception:  # whatever a model raises that reads masks in another way
+            return False
+    return bool(gap < math.sqrt(torch.finfo(backbone.head.weight.dtype).eps))
+
+
+def _aligned(length: int) -> int:
+    return -(-length // ROW_MULTIPLE) * ROW_MULTIPLE
