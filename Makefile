@@ -26,16 +26,17 @@ export HF_HUB_DISABLE_PROGRESS_BARS ?= 1
 export TRANSFORMERS_VERBOSITY ?= error
 
 .DEFAULT_GOAL := help
-.PHONY: help book test triton reproduce browser serve lint count install clean-book clean-runs clean-venv clean
+.PHONY: help book test test-plain triton reproduce browser serve lint count install clean-book clean-runs clean-venv clean
 
 help:
 	@echo "make book       install if needed, run every notebook (PROFILE=$(PROFILE)), build the book into _build/site"
 	@echo "make test       install if needed, run the test suite"
+	@echo "make test-plain the method and own texts with the fast forms switched off"
 	@echo "make triton     the GPU kernels of the head loss on a CPU, in Triton's interpreter (Linux; 2 minutes)"
 	@echo "make reproduce  the paper's tables and the study (PROFILE=colab or paper) into results/, then the book"
 	@echo "make serve      show the built book at http://localhost:8000 (Ctrl-C ends it)"
 	@echo "make browser    open every page of the built book in Chromium and check it"
-	@echo "make lint       ruff over package, tests, notebooks and book"
+	@echo "make lint       ruff's rules over packages, tests, notebooks and book, and its format over all but notebooks"
 	@echo "make count      lines of Python by package, of the one sitting, longest file and function"
 	@echo "make clean-book | clean-runs | clean-venv | clean   remove _build | runs | .venv | all three"
 	@echo "variables: PYTHON=$(PYTHON)  PROFILE=smoke|colab|paper  ONLY=03  DATA_DIR=FOLDER (reproduce)"
@@ -72,6 +73,10 @@ test: $(VENV)/.stamp-test
 	@echo "[test] the whole suite, without the browser (minutes; no network)"
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 TQDM_DISABLE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# CHAMELEON_LITE_ENGINE=plain make test runs all of it; this is what CI runs of it.
+test-plain:
+	@CHAMELEON_LITE_ENGINE=plain $(MAKE) --no-print-directory test PYTEST_ARGS="tests/core tests/app $(PYTEST_ARGS)"
+
 # The first line fails where Triton is absent: the tests alone would pass over its kernels.
 triton: $(VENV)/.stamp-test
 	@$(BIN)/python -c 'import triton; print(f"[triton] the kernels of the head loss, interpreted by Triton {triton.__version__}")'
@@ -102,7 +107,7 @@ serve:
 	@echo "http://localhost:8000 (Ctrl-C ends it)"; $(PYTHON) -m http.server --directory _build/site 8000
 
 lint: $(VENV)/.stamp-test
-	@$(BIN)/ruff check .
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 # Any Python 3.11 will do: nothing is installed for it.
 count:

@@ -76,11 +76,9 @@ def padded_rows(table: TokenTable, length: int, device: torch.device) -> tuple[T
     return ids.to(device), labels.to(device)
 
 
-def plain_head_loss(
-    h: Tensor, labels: Tensor, weight: Tensor, down: Tensor, up: Tensor, scale: float = 1.0
-) -> Tensor:
+def plain_head_loss(h: Tensor, labels: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
     """Summed cross-entropy of h (…, C), labels (…), with all logits formed; weight (V, C), down (R, C), up (V, R)."""
-    logits = F.linear(h, weight) + scale * F.linear(F.linear(h, down), up)  # (…, V)
+    logits = F.linear(h, weight) + F.linear(F.linear(h, down), up)  # (…, V)
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
@@ -108,46 +106,35 @@ def torch_fused_loss():
     return lambda h, weight, target: F.linear_cross_entropy(h, weight, target, reduction="sum")
 
 
-class ReleasedTraining:
-    """One regime trained as released: every epoch runs the backbone on the padded rows and forms the logits.
+def train_as_released(
+    backbone: Backbone,
+    head: Head,
+    ids: Tensor,
+    labels: Tensor,
+    vectors: Tensor,
+    *,
+    rows: int,
+    learning_rate: float,
+    last: bool,
+    epochs: int,
+) -> list[float]:
+    """Trains one head on padded ids and labels (N, T), `rows` per step; returns nats per token for each epoch.
 
-    `last`: only the last scored position of each row enters the head. The scripts form all logits and then pick
-    one; this peer forms just the one, which favours it.
+    Every epoch runs the backbone and forms the logits. `last`: only the last scored position of each row enters the
+    head. The scripts form all logits and then pick one; this forms just the one, which favours them.
     """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        ids: Tensor,
-        labels: Tensor,
-        head: Head,
-        *,
-        rows: int,
-        vectors: Tensor,
-        learning_rate: float,
-        last: bool = False,
-    ) -> None:
-        self.backbone, self.ids, self.labels, self.head, self.rows = backbone, ids, labels, head, rows
-        self.vectors, self.last = vectors, last
-        self.optimiser = torch.optim.AdamW(head.parameters(), lr=learning_rate)
-
-    def epoch(self) -> float:
-        """One pass over all rows; returns the mean training loss, nats a token."""
+    optimiser, losses = torch.optim.AdamW(head.parameters(), lr=learning_rate), []
+    for _ in range(epochs):
         total = count = 0.0
-        for start in range(0, len(self.ids), self.rows):
-            part = slice(start, start + self.rows)
-            loss, tokens = self._loss(self.ids[part], self.labels[part], self.vectors[part])
-            self.optimiser.zero_grad()
+        for part, y, x in zip(ids.split(rows), labels.split(rows), vectors.split(rows)):
+            h, scored = backbone.hidden(part), y != IGNORED  # (B, T, C), (B, T)
+            if last:
+                h, y = h[scored], y[scored]
+            update, tokens = head.factors(Condition(x.mean(0, keepdim=True))), int(scored.sum())
+            loss = plain_head_loss(h, y, backbone.head.weight, update.down[0], update.up[0])
+            optimiser.zero_grad()
             (loss / tokens).backward()
-            self.optimiser.step()
+            optimiser.step()
             total, count = total + loss.item(), count + tokens
-        return total / count
-
-    def _loss(self, ids: Tensor, labels: Tensor, vectors: Tensor) -> tuple[Tensor, int]:
-        h = self.backbone.hidden(ids)  # (B, T, C)
-        if self.last:
-            scored = labels != IGNORED
-            h, labels = h[scored], labels[scored]
-        update = self.head.factors(Condition(vectors.mean(0, keepdim=True)))
-        loss = plain_head_loss(h, labels, self.backbone.head.weight, update.down[0], update.up[0])
-        return loss, int((labels != IGNORED).sum())
+        losses.append(total / count)
+    return losses

@@ -1,6 +1,6 @@
 """Pictures of what was timed: each takes axes and an entry of a results file, and returns the axes.
 
-`panels` draws one of them a machine, for the machines that have it measured, and names the others.
+`panels` draws one of them per machine, for the machines that measured it, and names the others.
 """
 
 from collections.abc import Callable
@@ -12,80 +12,66 @@ from chameleon_study.figures.style import COLOURS, MARKERS, figure, look
 from .tables import usable
 
 
-def panels(found: dict[str, dict], name: str, draw: Callable, height: float):
-    """A row of every machine that has it, a panel each; below them, which machines have not measured it yet."""
-    having = [kept for kept in found.values() if usable(kept["rows"].get(name))]
-    others = [kept["machine"]["device"] for kept in found.values() if kept not in having]
+def panels(results: dict[str, dict], name: str, draw: Callable, height: float):
+    """A row of every machine that has it, one panel each; below them, which machines have not measured it yet."""
+    having = [stored for stored in results.values() if usable(stored["rows"].get(name))]
+    others = [stored["machine"]["device"] for stored in results.values() if stored not in having]
     if not having:
         return nowhere(figure(8.0, 1.2)[1], name)
     fig, axes = figure(8.0, height * len(having), nrows=len(having), squeeze=False)
-    for ax, kept in zip(axes.flat, having):
-        draw(ax, kept["rows"][name])
-        ax.set_title(kept["machine"]["device"])
+    for ax, stored in zip(axes.flat, having):
+        draw(ax, stored["rows"][name])
+        ax.set_title(stored["machine"]["device"])
     if others:
         fig.supxlabel(f"not measured yet on: {', '.join(others)}", fontsize=9, x=0.01, ha="left")
     return axes
 
 
 def nowhere(ax, name: str):
-    """In place of a picture that no machine's file has numbers for: that, and the command that makes them."""
+    """In place of a picture that no machine has numbers for: a line that says so, and the command to run."""
     ax.axis("off")
-    ax.text(
-        0.5,
-        0.5,
-        f"not measured on any machine yet: chameleon-lite bench {name}",
-        ha="center",
-        va="center",
-        transform=ax.transAxes,
-    )
+    text = f"not measured on any machine yet: chameleon-lite bench {name}"
+    ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes)
     return ax
 
 
 def ladder(ax, entry: dict):
-    """One bar a step, from the released way down to ours, on a logarithmic axis; the factor to the first beside it."""
+    """One bar per step, from the released way down to ours, logarithmic; beside each, the factor to the first."""
     steps = entry["steps"]
-    seconds = [s["seconds"] for s in steps]
-    place = np.arange(len(steps))
+    seconds, place = [s["seconds"] for s in steps], np.arange(len(steps))
     ax.barh(place, seconds, color=[COLOURS[1]] + [COLOURS[0]] * (len(steps) - 1), height=0.6)
     ax.set_yticks(place, [f"{s['step']}\n{s['idea']}" for s in steps], fontsize=9)
     ax.invert_yaxis()
-    ax.set_xscale("log")
-    ax.set_xlim(min(seconds) / 3, max(seconds) * 4)
+    ax.set(
+        xscale="log",
+        xlim=(min(seconds) / 3, max(seconds) * 4),
+        xlabel="seconds for five epochs of two regimes",
+    )
     for y, value in zip(place, seconds):
-        ax.text(value * 1.08, y, f"{_seconds(value)}   {seconds[0] / value:.1f} ×", va="center", fontsize=9)
-    ax.set_xlabel("seconds for five epochs of two regimes")
+        text = f"{value:.0f} s" if value >= 10 else f"{value:.2g} s"
+        ax.text(value * 1.08, y, f"{text}   {seconds[0] / value:.1f} ×", va="center", fontsize=9)
     return ax
 
 
 def roofline(ax, entry: dict):
-    """Stages as points under the roof of each number format: operations a second against operations a byte."""
+    """Stages as points under the roof of each number format: operations per second against operations per byte."""
     rates = entry["rates"]
+
+    def roof(name: str, intensity):
+        return np.minimum(rates[name], rates["bytes/s"] * intensity)
+
     intensity = np.logspace(-1, 4, 200)
-    formats = [name for name in rates if name != "bytes/s"]
-    for i, name in enumerate(formats):
-        roof = np.minimum(rates[name], rates["bytes/s"] * intensity)
-        ax.plot(intensity, roof / 1e9, color="0.45", linestyle=("-", "--")[i], label=f"roof, {name}")
+    for name, line in zip([name for name in rates if name != "bytes/s"], ("-", "--")):
+        ax.plot(intensity, roof(name, intensity) / 1e9, color="0.45", linestyle=line, label=f"roof, {name}")
     for i, point in enumerate(entry["points"]):
-        x, y = point["operations"] / point["bytes"], point["operations"] / point["seconds"] / 1e9
-        ax.plot(
-            x,
-            y,
-            linestyle="none",
-            markersize=9,
-            color=COLOURS[i],
-            marker=MARKERS[i],
-            label=f"{point['stage']} ({point['format']}), {_share(entry, point):.0%}",
-        )
-    ax.set(xscale="log", yscale="log", xlabel="operations a byte moved", ylabel="10⁹ operations a second")
+        x, rate = point["operations"] / point["bytes"], point["operations"] / point["seconds"]
+        share = rate / roof(point["format"], x)
+        label = f"{point['stage']} ({point['format']}), {share:.0%}"
+        look_of_point = {"linestyle": "none", "markersize": 9, "color": COLOURS[i], "marker": MARKERS[i]}
+        ax.plot(x, rate / 1e9, label=label, **look_of_point)
+    ax.set(xscale="log", yscale="log", xlabel="operations per byte moved", ylabel="10⁹ operations per second")
     ax.legend(fontsize=8, loc="lower right")
     return ax
-
-
-def _share(entry: dict, point: dict) -> float:
-    """The part of the roof above it that a point reaches."""
-    rates = entry["rates"]
-    roof = min(rates[point["format"]], rates["bytes/s"] * point["operations"] / point["bytes"])
-    return point["operations"] / point["seconds"] / roof
 
 
 def growth(ax, entry: dict, against: str):
@@ -108,14 +94,9 @@ def growth(ax, entry: dict, against: str):
 def scaling(ax, kinds: dict[str, dict]):
     """Speed with one and two GPUs beside a perfect split; kinds: of sharing, each with {processes: seconds}."""
     ax.plot([1, 2], [1, 2], color="0.5", linestyle=":", label="perfect")
-    for i, (name, found) in enumerate(kinds.items()):
-        one = found["seconds"]["1"]
-        counts = sorted(found["seconds"], key=int)
-        ax.plot([int(c) for c in counts], [one / found["seconds"][c] for c in counts], label=name, **look(i))
-    ax.set(xticks=[1, 2], xlabel="processes, one a GPU", ylabel="times one process's speed")
+    for i, (name, kind) in enumerate(kinds.items()):
+        seconds = kind["seconds"]
+        ax.plot([1, 2], [1, seconds["1"] / seconds["2"]], label=name, **look(i))
+    ax.set(xticks=[1, 2], xlabel="processes, one per GPU", ylabel="times one process's speed")
     ax.legend()
     return ax
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.0f} s" if value >= 10 else f"{value:.2g} s"

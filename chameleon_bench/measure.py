@@ -1,18 +1,22 @@
 """How a row is measured: contenders take turns, the median counts; a row with wrong outputs is reported as failed.
 
-contenders ─ warm up once ─▶ a, b, a, b, … (interleaved) ─▶ Sample (median, low, high, repetitions)
+contenders ─ warm up once ─▶ a, b, a, b, … (interleaved) ─▶ Samples: (median, low, high, repetitions) per contender
 Comparison = our sample, the peer's, how many times better, the goal · Gate = a number and its limit
 """
 
+import contextlib
 import ctypes
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from chameleon_lite.errors import UserError
 
 MINIMUM_SECONDS = 0.02  # shorter work is repeated within one measurement, or the clock would be measured
 
@@ -36,7 +40,7 @@ class Comparison:
     quantity: str
     ours: Sample
     theirs: Sample | None
-    goal: float | None  # times better that is asked for on this kind of machine; None: shown without a goal
+    goal: float | None  # times better, on this kind of machine; None: shown without a goal
     absent: str = ""
 
     @property
@@ -65,6 +69,41 @@ class Gate:
     def as_json(self) -> dict[str, Any]:
         """The gate and whether it holds."""
         return asdict(self) | {"passed": self.passed}
+
+
+def shown(what: str, gates: Sequence[Gate] = (), **fields) -> dict[str, Any]:
+    """An entry without goals, as JSON: what was measured, whether its gates hold, and its fields."""
+    status = "shown" if all(gate.passed for gate in gates) else "gate failed"
+    entry = {"what": what, "status": status}
+    if gates:
+        entry["gates"] = [gate.as_json() for gate in gates]
+    return entry | fields
+
+
+class Samples(dict[str, Sample]):
+    """Contenders on the same work and their samples; "ours" is one of them."""
+
+    def against(
+        self,
+        goals: Mapping[str, float | None],
+        quantity: str = "time",
+        absent: Mapping[str, str] | None = None,
+    ) -> list[Comparison]:
+        """Ours against each peer in `goals` that was measured, or is in `absent` with the reason why it was not."""
+        absent = absent or {}
+        return [
+            Comparison(peer, quantity, self["ours"], self.get(peer), goal, absent.get(peer, ""))
+            for peer, goal in goals.items()
+            if peer in self or peer in absent
+        ]
+
+    def median(self, name: str = "ours") -> float:
+        """The median of one contender."""
+        return self[name].median
+
+    def split(self, stage: str, seconds: float, rest: str) -> dict[str, float]:
+        """A profile of ours in two stages: the seconds of one, and what remains of the median."""
+        return {stage: seconds, rest: max(0.0, self.median() - seconds)}
 
 
 @dataclass
@@ -112,13 +151,13 @@ def _from_profile(profile: Mapping[str, float]) -> str:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was told."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds_of(work: Callable[[], Any], device: torch.device, times: int = 1) -> float:
-    """Seconds one call takes, the device's work included, averaged over `times` calls in a row."""
+    """Seconds per call, the device's work included, over `times` calls in a row."""
     synchronise(device)
     started = time.perf_counter()
     for _ in range(times):
@@ -129,46 +168,43 @@ def seconds_of(work: Callable[[], Any], device: torch.device, times: int = 1) ->
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
     """Seconds of one call, the device's work included, and what it returned."""
-    out: list = []
-    return seconds_of(lambda: out.append(work()), device), out[0]
-
-
-def host_seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds until one call returns, on a device that was idle: what the host takes to queue all its work."""
-    synchronise(device)
-    started = time.perf_counter()
-    work()
-    seconds = time.perf_counter() - started
-    synchronise(device)
-    return seconds
+    results: list = []
+    return seconds_of(lambda: results.append(work()), device), results[0]
 
 
 def interleaved(
     contenders: Mapping[str, Callable[[], Any]], device: torch.device, repetitions: int, warm_up: bool = True
-) -> dict[str, Sample]:
-    """Time every contender `repetitions` times, taking turns, so that a change of the machine's load meets all."""
-    times = {name: 1 for name in contenders}
-    if warm_up:
-        for name, work in contenders.items():
+) -> Samples:
+    """Time every contender `repetitions` times in turns, so that a change of the machine's load affects all."""
+    calls = dict.fromkeys(contenders, 1)
+    for name, work in contenders.items() if warm_up else ():
+        once = seconds_of(work, device)
+        if once < 1:  # the first call may have loaded or compiled
             once = seconds_of(work, device)
-            if once < 1:  # the first call may have loaded or compiled
-                once = seconds_of(work, device)
-            times[name] = max(1, math.ceil(MINIMUM_SECONDS / max(once, 1e-7)))
-    found: dict[str, list[float]] = {name: [] for name in contenders}
+        calls[name] = max(1, math.ceil(MINIMUM_SECONDS / max(once, 1e-7)))
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repetitions):
         for name, work in contenders.items():
-            found[name].append(seconds_of(work, device, times[name]))
-    return {name: sample(values) for name, values in found.items()}
+            seconds[name].append(seconds_of(work, device, calls[name]))
+    return Samples({name: sample(values) for name, values in seconds.items()})
 
 
-def median_seconds(work: Callable[[], Any], device: torch.device, repetitions: int = 3) -> float:
-    """Median seconds of one piece of work by itself."""
-    return interleaved({"it": work}, device, repetitions)["it"].median
-
-
-def faster(times: Mapping[str, Sample], peer: str, goal: float | None) -> Comparison:
-    """Ours against one peer in time, from the samples of `interleaved`."""
-    return Comparison(peer, "time", times["ours"], times[peer], goal)
+def runnable(
+    makers: Mapping[str, Callable[[], Callable[[], Any]]],
+) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+    """Contenders that run here, each made and tried once, and the reasons of those that do not."""
+    contenders, absent = {}, {}
+    for name, make in makers.items():
+        try:
+            work = make()
+            work()
+        except UserError as error:
+            absent[name] = str(error)
+        except Exception as error:  # a compiler or kernel that is missing must not cost the row
+            absent[name] = f"did not run here: {type(error).__name__}: {str(error)[:80]}"
+        else:
+            contenders[name] = work
+    return contenders, absent
 
 
 def sample(values: list[float], unit: str = "s") -> Sample:
@@ -176,14 +212,14 @@ def sample(values: list[float], unit: str = "s") -> Sample:
     return Sample(statistics.median(values), min(values), max(values), len(values), unit)
 
 
-def scaled(found: Sample, factor: float) -> Sample:
-    """The same measurements in another amount of work, for work that repeats itself exactly."""
-    values = (value * factor for value in (found.median, found.low, found.high))
-    return Sample(*values, found.repetitions, found.unit)
+def scaled(measured: Sample, factor: float) -> Sample:
+    """The same measurements for another amount of work, where work repeats itself exactly."""
+    values = (value * factor for value in (measured.median, measured.low, measured.high))
+    return Sample(*values, measured.repetitions, measured.unit)
 
 
 def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
-    """The most memory `work` holds at one time beyond what was held before it."""
+    """Bytes that `work` holds at its highest beyond what was held before it."""
     if device.type == "cuda":
         synchronise(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -191,40 +227,33 @@ def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
         work()
         synchronise(device)
         return max(1, torch.cuda.max_memory_allocated(device) - before)
-    _give_back_freed()
-    _restart_peak()
+    _start_anew()
     before = status_bytes("VmRSS")
     work()
     return max(1, status_bytes("VmHWM") - before)
 
 
-def _give_back_freed() -> None:
-    """Let the C library return freed memory to the system, so that reusing it shows as growth."""
-    try:
+def _start_anew() -> None:
+    """Forget the process's highest memory so far, where the system allows it; else the peak is that of its whole life.
+
+    Freed memory goes back to the system first, so that reusing it shows as growth (with another C library than glibc
+    growth may be understated).
+    """
+    with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        pass  # another C library: growth may be understated
-
-
-def _restart_peak() -> None:
-    """Forget the process's highest memory so far (Linux; elsewhere the peak is the process's whole life's)."""
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def status_bytes(name: str) -> int:
-    """A line of the process's memory accounts in bytes; 0 where the system keeps none."""
-    try:
-        with open("/proc/self/status") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name + ":"))
-    except (OSError, StopIteration):
-        return 0
+    """An entry of the process's memory accounts in bytes; 0 where the system has none."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
+    return 0
 
 
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """‖found − expected‖ / ‖expected‖, in float64."""
-    found, expected = found.detach().double(), expected.detach().double()
-    return float((found - expected).norm() / expected.norm().clamp_min(1e-300))
+def relative_error(value: torch.Tensor, expected: torch.Tensor) -> float:
+    """‖value − expected‖ / ‖expected‖, in float64."""
+    value, expected = value.detach().double(), expected.detach().double()
+    return float((value - expected).norm() / expected.norm().clamp_min(1e-300))

@@ -4,9 +4,9 @@
     adapted    prefixes ─ mean embedding ─▶ nearest of K stored centroids ─ batch mean ─▶ hyper-network ─▶ update,
                ids ─ backbone ─▶ h ─ head + update ─▶ losses (M,)
 
-Plain is also what a static LoRA costs: it can be folded into the head, an update made anew for every batch cannot.
-The backbone is `random-gpt2`, the paper's sizes: the values of weights do not matter for time. What a text waits
-until 32 of its cluster have come is no work, so it stands beside: a simulation with the seconds measured here.
+Plain is also what a static LoRA costs: it can be folded into the head, an update computed for every batch cannot.
+The backbone is `random-gpt2`, the paper's sizes: the values of weights do not matter for time. Waiting until 32 texts
+of one cluster have come is no work, so it is listed apart: a simulation with the seconds measured here.
 """
 
 import time
@@ -20,23 +20,23 @@ from scipy.stats import bootstrap
 from torch import Tensor
 
 from chameleon_lite import engine
-from chameleon_lite.backbone import backbone_dtype, in_format
+from chameleon_lite.backbones.formats import backbone_dtype, in_format
 from chameleon_lite.cluster import fit_clusters, nearest_centroid
 from chameleon_lite.conditions import prompt_vectors
 from chameleon_lite.embed import normalise
 from chameleon_lite.heads import Condition, HeadUpdate, HyperHead
-from chameleon_lite.loss import HeadWeight, head_losses, token_losses
+from chameleon_lite.loss import head_losses, token_losses
 from chameleon_study.arrivals import Service, waiting_table
 
-from .measure import Gate, seconds_of, timed
-from .workload import RANK, Bench, random_table, row_lengths
+from .measure import Gate, shown, timed
+from .workload import RANK, Bench, row_lengths, short
 
-ROWS, PREFIX = 32, 16  # texts a batch; tokens of a text that are read before any is scored
+ROWS, PREFIX = 32, 16  # texts per batch; tokens of a text that are read before any is scored
 BATCHES = 200  # as many as a 95th percentile needs; fewer where BUDGET ends first
 BUDGET = 40.0  # seconds of measuring
 LEAST, WARM = 3, 2  # batches measured whatever they take; batches before anything counts, on a CPU
 DRAWS = 2_000  # of batches, for the interval of a ratio
-LOAD = 0.3  # of what the worker could do in full batches: at what rate texts arrive in the simulation
+LOAD = 0.3  # rate of arriving texts in the simulation, as a share of what the worker could do in full batches
 VALIDATION = 2_461  # WikiText-2's validation rows, which the released way clusters when it evaluates
 
 
@@ -47,26 +47,24 @@ class Batches:
         backbone, g = bench.backbone, torch.Generator().manual_seed(0)
         self.bench, self.backbone, self.count = bench, backbone, count
         longest = bench.size(cpu=64, gpu=256, quick=32)
-        lengths = row_lengths(count * ROWS).clip(PREFIX + 8, longest)
-        self.table = random_table(lengths, backbone.vocab, backbone.pad_id)
+        self.table = bench.table(row_lengths(count * ROWS).clip(PREFIX + 8, longest))
         clusters = bench.size(742, 742, 32)  # 23,767 // 32
         self.centroids = normalise(torch.randn(clusters, backbone.width, generator=g)).to(bench.device)
-        self.weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=backbone_dtype(bench.device))
-        self.exact = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=torch.float32)
+        self.weight = bench.head_weight(backbone_dtype(bench.device))
+        self.exact = bench.head_weight(torch.float32)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             head = HyperHead(backbone.width, backbone.vocab, RANK, released_init="wikitext")  # not the no-op
         self.head = head.to(bench.device).eval()
 
     def batch(self, number: int, rows: int = ROWS) -> dict[str, Tensor]:
-        """One batch, laid out: ids (B, T); where (M,) the states that predict a token are; target (M,)."""
-        own = torch.arange(number * ROWS, number * ROWS + rows)
-        ids, mask = self.table.padded(own)
+        """One batch: ids (B, T); `where` (M,) the states that predict a token are; target (M,)."""
+        ids, mask = self.table.padded(torch.arange(number * ROWS, number * ROWS + rows))
         predicts = mask[:, 1:].clone()  # (B, T − 1)
         predicts[:, : PREFIX - 1] = False
         at = predicts.nonzero()  # (M, 2)
-        found = {"ids": ids, "where": at[:, 0] * ids.shape[1] + at[:, 1], "target": ids[:, 1:][predicts]}
-        return {name: x.to(self.bench.device) for name, x in found.items()}
+        batch = {"ids": ids, "where": at[:, 0] * ids.shape[1] + at[:, 1], "target": ids[:, 1:][predicts]}
+        return {name: x.to(self.bench.device) for name, x in batch.items()}
 
     def vectors(self, b: dict) -> Tensor:
         """Prefixes to vectors (B, C), float32."""
@@ -85,45 +83,42 @@ class Batches:
         """Hidden states (M, C) of the positions that are scored."""
         return self.backbone.hidden(b["ids"]).flatten(0, 1)[b["where"]]
 
-    def losses(self, h: Tensor, b: dict, update: HeadUpdate | None) -> Tensor:
+    def losses(self, h: Tensor, target: Tensor, update: HeadUpdate | None) -> Tensor:
         """Losses (M,) under the frozen head, or under the head with an update."""
-        return token_losses(h, b["target"], self.weight, [update])[0]
+        return token_losses(h, target, self.weight, [update])[0]
 
     def plain(self, b: dict) -> Tensor:
         """The whole batch, not adapted: losses (M,)."""
-        return self.losses(self.states(b), b, None)
+        return self.losses(self.states(b), b["target"], None)
 
     def adapted(self, b: dict) -> Tensor:
         """The whole batch, adapted: losses (M,)."""
         vectors = self.vectors(b)
         self.assign(vectors)
-        return self.losses(self.states(b), b, self.update(vectors))
+        return self.losses(self.states(b), b["target"], self.update(vectors))
 
 
 def overhead(bench: Bench) -> dict:
     """Seconds (p50, p95) of the parts and of the whole batch, the ratios with intervals, gates, and the waiting."""
     work = Batches(bench, count := bench.size(BATCHES, BATCHES, LEAST))
-    # What stays is made outside: tensors made in inference mode are of no use to rows that train on them later.
+    # The tensors of `work` are made outside: those made in inference mode cannot be trained on by later rows.
     with in_format(bench.backbone.lm, backbone_dtype(bench.device)), torch.inference_mode():
-        gates = _gates(work)
-        seconds = _timed(work)
-        alone = [seconds_of(partial(work.adapted, work.batch(i, rows=1)), bench.device) for i in range(LEAST)]
-    whole = {name: quantiles(seconds[name]) for name in ("plain", "adapted")}
-    return {
-        "what": f"what adapting adds to a batch of {ROWS} texts",
-        "status": "shown" if all(gate.passed for gate in gates) else "gate failed",
-        "gates": [gate.as_json() for gate in gates],
+        gates, seconds = _gates(work), _timed(work)
+        alone = [bench.seconds(partial(work.adapted, work.batch(i, rows=1))) for i in range(LEAST)]
+    times = {name: quantiles(values) for name, values in seconds.items()}
+    whole = {name: times.pop(name) for name in ("plain", "adapted")}
+    return shown(f"what adapting adds to a batch of {ROWS} texts", gates) | {
         "batches": len(seconds["plain"]),
         "rows a batch": ROWS,
         "whole": whole,
         "ratios": ratios(seconds["adapted"], seconds["plain"]),
-        "parts": {name: quantiles(own) for name, own in seconds.items() if name not in whole},
+        "parts": times,
         "operations": _operations(work),
         "fitting clusters": _fitting(work),
         "waiting": _waiting(bench, whole["adapted"]["p50"], float(np.median(alone)), len(work.centroids)),
         "workload": {
             "backbone": bench.model,
-            "arithmetic": str(work.weight.weight.dtype).removeprefix("torch."),
+            "arithmetic": short(work.weight.weight.dtype),
             "prefix tokens": PREFIX,
             "stored centroids": len(work.centroids),
             "longest text": int(work.table.lengths.max()),
@@ -138,89 +133,77 @@ def quantiles(seconds: list[float]) -> dict[str, float]:
     return {"p50": float(p50), "p95": float(p95)}
 
 
-def ratios(adapted: list[float], plain: list[float], draws: int = DRAWS) -> dict[str, dict[str, float]]:
+def ratios(adapted: list[float], plain: list[float]) -> dict[str, dict[str, float]]:
     """Adapted over plain seconds of the same batches (n,) at p50 and at p95, each with its 95 % interval.
 
     The interval is a bootstrap's over batches; both times of a batch are drawn together.
     """
-    both, found = (np.asarray(adapted), np.asarray(plain)), {}
+    both, out = (np.asarray(adapted), np.asarray(plain)), {}
     for name, at in (("p50", 0.5), ("p95", 0.95)):
 
         def ratio(ours, theirs, axis=-1, at=at):
             return np.quantile(ours, at, axis=axis) / np.quantile(theirs, at, axis=axis)
 
-        options = {"paired": True, "method": "percentile", "n_resamples": draws}
+        options = {"paired": True, "method": "percentile", "n_resamples": DRAWS}
         span = bootstrap(both, ratio, random_state=np.random.default_rng(0), **options).confidence_interval
-        found[name] = {"ratio": float(ratio(*both)), "low": float(span.low), "high": float(span.high)}
-    return found
+        out[name] = {"ratio": float(ratio(*both)), "low": float(span.low), "high": float(span.high)}
+    return out
 
 
 def _timed(work: Batches) -> dict[str, list[float]]:
     """Seconds of plain, adapted and each part, batch by batch and in turns, until all batches or the budget are used.
 
     Every second batch is read adapted first, so that neither is always the one that finds the caches warm. On a GPU
-    all batches are read once before anything counts: a product of a new size may load a kernel, once in a process.
+    all batches are read once before anything counts: a product of a new size may load a kernel, once per process.
     """
-    found: dict[str, list[float]] = {}
     for i in range(work.count if work.bench.gpu else WARM):
         _round(work, work.batch(i % work.count), reverse=bool(i % 2))
-    started = time.perf_counter()
+    rounds, started = [], time.perf_counter()
     for i in range(work.count):
         if i >= LEAST and time.perf_counter() - started > BUDGET:
             break
-        for name, seconds in _round(work, work.batch(i), reverse=bool(i % 2)).items():
-            found.setdefault(name, []).append(seconds)
-    return found
+        rounds.append(_round(work, work.batch(i), reverse=bool(i % 2)))
+    return {name: [seconds[name] for seconds in rounds] for name in rounds[0]}
 
 
 def _round(work: Batches, b: dict, reverse: bool) -> dict[str, float]:
-    """Seconds of everything on one batch; the parts take what the parts before them made."""
-    made: dict[str, Any] = {}
+    """Seconds of everything on one batch; each part reads the results of the parts before it."""
+    seconds, results = {}, dict[str, Any]()
     whole = [("plain", lambda: work.plain(b)), ("adapted", lambda: work.adapted(b))]
     parts = [
         ("prefix mean", lambda: work.vectors(b)),
-        ("nearest centroid", lambda: work.assign(made["prefix mean"])),
-        ("hyper-network", lambda: work.update(made["prefix mean"])),
+        ("nearest centroid", lambda: work.assign(results["prefix mean"])),
+        ("hyper-network", lambda: work.update(results["prefix mean"])),
         ("backbone", lambda: work.states(b)),
-        ("plain head", lambda: work.losses(made["backbone"], b, None)),
-        ("adapted head", lambda: work.losses(made["backbone"], b, made["hyper-network"])),
+        ("plain head", lambda: work.losses(results["backbone"], b["target"], None)),
+        ("adapted head", lambda: work.losses(results["backbone"], b["target"], results["hyper-network"])),
     ]
-    found = {}
-    for name, run in [*whole[:: -1 if reverse else 1], *parts]:
-        found[name], made[name] = timed(run, work.bench.device)
-    return found
+    for name, run in [*(reversed(whole) if reverse else whole), *parts]:
+        seconds[name], results[name] = timed(run, work.bench.device)
+    return seconds
 
 
 def _gates(work: Batches) -> list[Gate]:
-    """The timed losses are the definition's, an update of nothing changes nothing, and the centroid is the nearest."""
-    b = work.batch(0)
-    vectors, h = work.vectors(b), work.states(b)
+    """The timed losses are the definition's, an update of zeros changes nothing, and the centroid is the nearest."""
+    b, limit = work.batch(0), work.bench.limits[1]
+    vectors, h, target = work.vectors(b), work.states(b)[:256], b["target"][:256]
     update = work.update(vectors)
-    some = {"target": b["target"][:256]}
-    losses = {
-        name: float(work.losses(h[:256], some, u).mean()) for name, u in (("with", update), ("without", None))
-    }
-    with engine.use("plain"):
-        nats = float(head_losses(h[:256].float(), some["target"], work.exact, [update])[0])
-    expected = nats / len(some["target"])
     nothing = HeadUpdate(update.down, torch.zeros_like(update.up))
-    same = float(work.losses(h[:256], some, nothing).mean())
+    adapted, same, frozen = (float(work.losses(h, target, u).mean()) for u in (update, nothing, None))
+    with engine.use("plain"):
+        expected = float(head_losses(h.float(), target, work.exact, [update])[0]) / len(target)
     far = torch.cdist(vectors.double(), work.centroids.double())  # (B, K)
     chosen = far.gather(1, work.assign(vectors)[0][:, None])[:, 0]
-    beyond, limit = float((chosen - far.min(1).values).max()), work.bench.loss_gate
+    beyond = float((chosen - far.min(1).values).max())
     return [
-        Gate("mean loss under the update, from float32, nats", abs(losses["with"] - expected), limit),
-        Gate(
-            "mean loss under an update of nothing, from the frozen head's",
-            abs(same - losses["without"]),
-            limit,
-        ),
+        Gate("mean loss under the update, from float32, nats", abs(adapted - expected), limit),
+        Gate("mean loss under an update of nothing, from the frozen head's", abs(same - frozen), limit),
         Gate("distance to the chosen centroid beyond the nearest", beyond, 1e-4),
     ]
 
 
 def _operations(work: Batches) -> dict[str, float]:
-    """Operations a batch (two for a multiplication): the plain model's, and what each part of adapting adds."""
+    """Operations per batch (two per multiplication): the plain model's, and what each part of adapting adds."""
     backbone, table = work.backbone, work.table
     width, vocab = backbone.width, backbone.vocab
     tokens, scored = (float(x.sum()) / work.count for x in (table.lengths, table.lengths - PREFIX))
@@ -230,18 +213,19 @@ def _operations(work: Batches) -> dict[str, float]:
         "hyper-network": 2.0 * sum(p.numel() for p in work.head.parameters()),
         "extra products": 2.0 * scored * RANK * (width + vocab),
     }
-    plain = 2.0 * (tokens * blocks + scored * width * vocab)  # without attention's own products: plain's gain
+    plain = 2.0 * (
+        tokens * blocks + scored * width * vocab
+    )  # without attention's products, in plain's favour
     return {"plain": plain, **added, "share": sum(added.values()) / plain}
 
 
 def _fitting(work: Batches) -> dict[str, float]:
-    """Seconds of k-means fitted on the texts that are to be read, as released, and that a batch of 32 of them."""
+    """Seconds of k-means fitted, as released, on the texts that are to be read, and the share of 32 of them."""
     rows = work.bench.size(VALIDATION, VALIDATION, 128)
     x = normalise(torch.randn(rows, work.backbone.width, generator=torch.Generator().manual_seed(1)))
-    x = x.to(work.bench.device)
-    fitting = partial(fit_clusters, x, rows // ROWS, seed=0)
-    found = min(seconds_of(fitting, work.bench.device) for _ in range(2))
-    return {"texts": rows, "seconds": found, "seconds a batch": found / (rows // ROWS)}
+    fitting = partial(fit_clusters, x.to(work.bench.device), rows // ROWS, seed=0)
+    seconds = min(work.bench.seconds(fitting) for _ in range(2))
+    return {"texts": rows, "seconds": seconds, "seconds a batch": seconds / (rows // ROWS)}
 
 
 def _waiting(bench: Bench, full: float, one: float, clusters: int) -> dict:

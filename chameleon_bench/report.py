@@ -1,10 +1,11 @@
 """`chameleon-lite bench`: run rows, write each as it is done, print the table.
 
-names ─ one row at a time ─▶ benchmarks/results/<machine>.json (kept rows stay, a row run again is replaced)
+names ─ one row at a time ─▶ benchmarks/results/<machine>.json (other rows stay, a row run again is replaced)
 """
 
 import datetime
 import json
+import os
 import platform
 import re
 import sys
@@ -16,8 +17,9 @@ from pathlib import Path
 import torch
 
 from chameleon_lite import files
-from chameleon_lite.backbone import cpu_flags
+from chameleon_lite.backbones.formats import cpu_flags
 from chameleon_lite.errors import RunFailed, UserError, unknown
+from chameleon_study.provenance import provenance
 
 from . import (
     growth,
@@ -35,7 +37,7 @@ from . import (
     two_gpus,
 )
 from .measure import Row
-from .workload import Bench
+from .workload import Bench, short
 
 ROWS: dict[str, Callable[[Bench], Row]] = {
     "B1": rows_data.prepare,
@@ -63,7 +65,7 @@ EXTRAS: dict[str, Callable[[Bench], dict]] = {
     "scaling": two_gpus.scaling,
     "workers": two_gpus.workers,
 }
-ON_REQUEST = ("scaling", "workers")  # they are about more than one GPU
+ON_REQUEST = ("scaling", "workers")  # these need more than one GPU
 
 
 def run_rows(
@@ -82,43 +84,40 @@ def run_rows(
         if name not in ROWS and name not in EXTRAS:
             raise unknown("benchmark row", name, [*ROWS, *EXTRAS])
     bench = Bench(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), quick)
-    found = machine(bench)
-    path = out or Path("benchmarks") / "results" / f"{found['name']}{'-quick' if quick else ''}.json"
-    kept = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
-    kept["machine"] = found
-    failed = []
+    here, failed = machine(bench), []
+    path = out or Path("benchmarks") / "results" / f"{here['name']}{'-quick' if quick else ''}.json"
+    stored = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
+    stored["machine"] = here
     for name in names or [name for name in (*ROWS, *EXTRAS) if name not in ON_REQUEST]:
         say(f"{name} …")
-        kept["rows"][name] = entry = _run(name, bench, failed) | {"conditions": conditions(quick)}
+        stored["rows"][name] = entry = _run(name, bench) | {"conditions": conditions(quick)}
         with files.atomic(path) as part:
-            part.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+            part.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
         say(line(entry))
+        failed += [name] if entry["status"] == "failed" else []
         if bench.gpu:
             torch.cuda.empty_cache()
     if failed:
         raise RunFailed(f"did not run: {', '.join(failed)}; {path} says why, the other rows are complete")
-    return kept
+    return stored
 
 
-def _run(name: str, bench: Bench, failed: list[str]) -> dict:
+def _run(name: str, bench: Bench) -> dict:
     """One row as JSON, whatever happens in it."""
     started = time.perf_counter()
     try:
-        made = (ROWS | EXTRAS)[name](bench)
-        entry = made.as_json() if isinstance(made, Row) else made
+        result = (ROWS | EXTRAS)[name](bench)
+        entry = result.as_json() if isinstance(result, Row) else result
     except (ImportError, UserError) as error:  # something this machine lacks
         entry = Row(name, "", unavailable=f"not available: {error}").as_json()
     except Exception as error:
-        failed.append(name)
         entry = Row(name, "", unavailable=f"{type(error).__name__}: {error}").as_json()
-        entry["status"], entry["traceback"] = "failed", traceback.format_exc().splitlines()[-12:]
+        entry |= {"status": "failed", "traceback": traceback.format_exc().splitlines()[-12:]}
     return entry | {"name": name, "seconds": time.perf_counter() - started}
 
 
 def machine(bench: Bench) -> dict:
     """What the numbers were measured on."""
-    import os
-
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     name = f"cpu-{cores}core"
     if bench.gpu:
@@ -129,7 +128,7 @@ def machine(bench: Bench) -> dict:
         "device": torch.cuda.get_device_name(bench.device) if bench.gpu else _cpu_name(),
         "cores": cores,
         "threads": torch.get_num_threads(),
-        "large products in": str(bench.fast).removeprefix("torch."),
+        "large products in": short(bench.fast),
         "cpu 16-bit units": sorted({"avx512_bf16", "amx_bf16"} & cpu_flags()),
         "system": f"{platform.system()} {platform.machine()}",
     }
@@ -145,41 +144,35 @@ def _cpu_name() -> str:
 
 def conditions(quick: bool) -> dict:
     """When and with what a row was measured, and how busy the machine was."""
-    import os
-
-    from chameleon_study.provenance import provenance
-
     facts = provenance("cpu", " ".join(["chameleon-lite", *sys.argv[1:]]))
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    kept = {key: facts[key] for key in ("versions", "commit", "source", "command")}
-    return kept | {"quick": quick, "load average": load, "at": now}
+    some = {key: facts[key] for key in ("versions", "commit", "source", "command")}
+    return some | {"quick": quick, "load average": load, "at": now}
 
 
 def line(entry: dict) -> str:
-    """A row in one line or two."""
+    """A row in one line or more."""
     if "comparisons" not in entry:
         return f"{entry['name']:<7} done in {entry['seconds']:.0f} s"
     if not entry["comparisons"]:
         return f"{entry['name']:<4} {entry['status']}: {entry['unavailable']}"
-    parts = [f"{entry['name']:<4} {entry['status']:<11} {entry['what']}"]
+    lines = [f"{entry['name']:<4} {entry['status']:<11} {entry['what']}"]
     for c in entry["comparisons"]:
         goal = f", goal {c['goal']:g} ×" if c["goal"] is not None else ""
-        got = c["absent"]
+        result = c["absent"]
         if c["theirs"]:
-            got = f"{c['ratio']:.2f} × ({_shown(c['ours'])} against {_shown(c['theirs'])})"
-        parts.append(f"     {c['peer']}, {c['quantity']}: {got}{goal}")
+            result = f"{c['ratio']:.2f} × ({_shown(c['ours'])} against {_shown(c['theirs'])})"
+        lines.append(f"     {c['peer']}, {c['quantity']}: {result}{goal}")
     failed = [g for g in entry["gates"] if not g["passed"]]
-    parts += [f"     gate failed: {g['what']} is {g['value']:.3g}, limit {g['limit']:g}" for g in failed]
-    if entry["status"] == "missed":
-        parts.append(f"     {entry['reason']}")
-    return "\n".join(parts)
+    lines += [f"     gate failed: {g['what']} is {g['value']:.3g}, limit {g['limit']:g}" for g in failed]
+    return "\n".join(lines + ([f"     {entry['reason']}"] if entry["status"] == "missed" else []))
 
 
-def _shown(found: dict) -> str:
-    """A median with its spread, in a unit one can read."""
-    unit, value = found["unit"], found["median"]
-    if unit == "bytes":
+def _shown(sample: dict) -> str:
+    """A median with its spread, in a readable unit."""
+    value = sample["median"]
+    if sample["unit"] == "bytes":
         return f"{value / 1e6:,.0f} MB"
-    spread = f" ± {(found['high'] - found['low']) / 2 / value:.0%}" if found["repetitions"] > 1 else ""
+    spread = f" ± {(sample['high'] - sample['low']) / 2 / value:.0%}" if sample["repetitions"] > 1 else ""
     return (f"{value * 1e3:.2f} ms" if value < 1 else f"{value:.2f} s") + spread

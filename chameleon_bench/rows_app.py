@@ -1,9 +1,9 @@
-"""B16: the command `adapt` on many short texts, held to a limit of memory.
+"""B16: the command `adapt` on many short texts, within a limit of memory.
 
     docstrings ─ fit, small ─▶ adapter ┐
-               ─ 24 words each ─▶ JSONL ┴─ chameleon-lite adapt, a process of its own ─▶ peak, seconds, rows a second
+               ─ 24 words each ─▶ JSONL ┴─ chameleon-lite adapt, in a subprocess ─▶ peak, seconds, rows per second
 
-Memory is asked of the whole process. The same command on one row shows what starting and loading take.
+Memory is that of the whole process. The same command on one row shows what starting and loading take.
 """
 
 import itertools
@@ -18,13 +18,13 @@ from chameleon_lite.settings import FitSettings, TokenSettings, TrainSettings
 from chameleon_study.corpora import load_corpus
 
 from . import subprocess_usage
-from .measure import Comparison, Gate, Row, sample
+from .measure import Gate, Row, Samples, sample
 from .workload import Bench
 
-WORDS = 24  # of a text: a token each at least, which are the 16 of a prefix and 8 to be scored
+WORDS = 24  # per text: at least a token each, which are the 16 of a prefix and 8 to be scored
 LIMIT = 4e9  # bytes
-THREADS = 1  # rows a second of one core: a machine that does other things too changes that least
-FAILED = 0.0  # share of rows that may be answered with a reason instead of a number
+THREADS = 1  # rows per second of one core: other work on the machine changes that least
+FAILED = 0.0  # share of rows that may have a reason instead of a number
 
 
 def ten_thousand(bench: Bench) -> Row:
@@ -36,14 +36,14 @@ def ten_thousand(bench: Bench) -> Row:
         model = _adapter(bench, corpus, folder / "adapter")
         texts = list(itertools.islice(itertools.cycle(short_texts(corpus)), rows))
         few, _ = _adapt(bench, folder, texts[:1])
-        found, results = _adapt(bench, folder, texts)
+        used, results = _adapt(bench, folder, texts)
     failed = sum("error" in result for result in results)
-    scored = sum(result.get("tokens", 0) for result in results)
-    ours, allowed = (sample([float(value)], "bytes") for value in (found.peak_bytes, LIMIT))
+    sizes = {"ours": used.peak_bytes, "the limit set": LIMIT}
+    peaks = Samples({name: sample([float(size)], "bytes") for name, size in sizes.items()})
     return Row(
         "B16",
         f"adapt: {rows:,} short texts scored, from file to file",
-        [Comparison("the limit set", "memory", ours, allowed, bench.goal(1, None))],
+        peaks.against({"the limit set": bench.goal(1, None)}, "memory"),
         [
             Gate("rows that were not answered", rows - len(results), 0),
             Gate("share of rows without a number", failed / rows, FAILED),
@@ -53,18 +53,18 @@ def ten_thousand(bench: Bench) -> Row:
             "rows": rows,
             "distinct rows": len(set(texts)),
             "words a row": WORDS,
-            "scored tokens": scored,
+            "scored tokens": sum(result.get("tokens", 0) for result in results),
             "rows without a number": failed,
             "backbone": model.backbone.name,
             "threads": THREADS,
-            "s": found.seconds,
-            "processor s": found.processor_seconds,
-            "rows/s": rows / found.seconds,
-            "peak bytes": found.peak_bytes,
+            "s": used.seconds,
+            "processor s": used.processor_seconds,
+            "rows/s": rows / used.seconds,
+            "peak bytes": used.peak_bytes,
             "peak bytes, one row": few.peak_bytes,
             "s, one row": few.seconds,
         },
-        profile={"start and load": few.seconds, "rows": max(0.0, found.seconds - few.seconds)},
+        profile={"start and load": few.seconds, "rows": max(0.0, used.seconds - few.seconds)},
     )
 
 
@@ -78,34 +78,22 @@ def short_texts(corpus: Corpus) -> Iterator[str]:
 
 
 def _adapter(bench: Bench, corpus: Corpus, folder: Path):
-    """A small adapter, fitted in a minute or two and saved: what it learnt is of no account here."""
+    """A small adapter, fitted in a minute or two and saved: its quality does not matter here."""
     settings = FitSettings(
         max_train_tokens=bench.size(12_000, 12_000, 4_000),
         max_held_out=100,
         tokens=TokenSettings(max_length=96),
         train=TrainSettings(epochs=2),
     )
-    backbone = "tiny" if bench.quick else "smollm2"
-    return fit(
-        corpus, backbone=backbone, out=folder, settings=settings, device=str(bench.device), progress=False
-    ).model
+    options = {"settings": settings, "device": str(bench.device), "progress": False}
+    return fit(corpus, backbone="tiny" if bench.quick else "smollm2", out=folder, **options).model
 
 
-def _adapt(bench: Bench, folder: Path, texts: list[str]) -> tuple[subprocess_usage.Accounts, list[dict]]:
-    """The command's accounts and its results."""
+def _adapt(bench: Bench, folder: Path, texts: list[str]) -> tuple[subprocess_usage.Usage, list[dict]]:
+    """What the command used, and its results."""
     source, out = folder / "texts.jsonl", folder / "results.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    found = subprocess_usage.run(
-        [
-            "adapt",
-            str(source),
-            "--model",
-            str(folder / "adapter"),
-            "--out",
-            str(out),
-            "--device",
-            str(bench.device),
-        ],
-        THREADS,
-    )
-    return found, [json.loads(line) for line in out.read_text().splitlines()]
+    options = {"--model": folder / "adapter", "--out": out, "--device": bench.device}
+    words = ["adapt", source, *itertools.chain(*options.items())]
+    used = subprocess_usage.run([str(word) for word in words], THREADS)
+    return used, [json.loads(line) for line in out.read_text().splitlines()]

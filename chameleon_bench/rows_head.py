@@ -16,30 +16,21 @@ from chameleon_lite.states import ScoredStates
 from chameleon_lite.train import evaluate
 
 from . import baselines
-from .measure import (
-    Comparison,
-    Gate,
-    Row,
-    faster,
-    host_seconds,
-    interleaved,
-    peak_bytes,
-    relative_error,
-    sample,
-    seconds_of,
-)
-from .workload import Bench, head_inputs
+from .measure import Gate, Row, Samples, relative_error, runnable
+from .workload import RANK, Bench
+
+AUTOCAST, COMPILED = "released way, bfloat16 autocast", "torch.compile"
+BY_LAUNCH = "ours, launch by launch"
 
 
 class HeadWork:
-    """One loss and its gradients of `down` (R, C) and `up` (V, R), done in different ways on the same numbers."""
+    """One loss and its gradients of `down` (R, C) and `up` (V, R), computed in different ways on the same numbers."""
 
     def __init__(self, bench: Bench, tokens: int) -> None:
         self.bench, self.tokens = bench, tokens
-        self.h, self.target, self.down, self.up = head_inputs(bench, tokens)
+        self.h, self.target, self.down, self.up = bench.inputs(tokens)
         self.matrix = bench.backbone.head.weight.detach()  # (V, C) fp32
-        self.weight = HeadWeight(self.matrix, dtype=bench.fast)
-        self.exact = HeadWeight(self.matrix, dtype=torch.float32)
+        self.weight, self.exact = bench.head_weight(), bench.head_weight(torch.float32)
         self.compact = self.h.to(bench.fast)  # states lie on disk in 16 bits: the machine's format
 
     def _loss(self, h: Tensor, target: Tensor, weight: HeadWeight) -> Tensor:
@@ -67,22 +58,23 @@ class HeadWork:
         return baselines.plain_head_loss(self.h, self.target, self.matrix, self.down, self.up)
 
     def autocast(self, loss: Callable = baselines.plain_head_loss) -> Tensor:
-        """The released loss under autocast."""
+        """The released loss, or its compiled form, under autocast."""
         with torch.autocast(self.bench.device.type, torch.bfloat16):
             return loss(self.h, self.target, self.matrix, self.down, self.up)
 
-    def compiled(self) -> Callable[[], Tensor]:
-        """The released loss under autocast, through torch.compile."""
-        return partial(self.autocast, torch.compile(baselines.plain_head_loss))
+    def compiled(self) -> Callable[[], None]:
+        """A step of the released loss under autocast, through torch.compile."""
+        return self.step(partial(self.autocast, torch.compile(baselines.plain_head_loss)))
 
-    def fused(self, loss) -> Callable[[], Tensor]:
-        """A fused linear cross-entropy on the concatenation, in this machine's 16-bit format."""
-        matrix = self.matrix.to(self.bench.fast)
+    def fused(self, make: Callable[[], Callable]) -> Callable[[], None]:
+        """A step of a fused linear cross-entropy on the concatenation, in this machine's 16-bit format."""
+        loss, matrix = make(), self.matrix.to(self.bench.fast)
+        joined = partial(baselines.concatenated, self.compact, matrix, self.down, self.up)
+        return self.step(lambda: loss(*joined(), self.target))
 
-        def work() -> Tensor:
-            return loss(*baselines.concatenated(self.compact, matrix, self.down, self.up), self.target)
-
-        return work
+    def product(self) -> Tensor:
+        """The one large product h·Wᵀ (M, V)."""
+        return self.compact @ self.weight.weight.T
 
     def gradients(self, loss: Callable[[], Tensor]) -> tuple[float, Tensor]:
         """The summed loss and both gradients, flat."""
@@ -91,7 +83,7 @@ class HeadWork:
         return float(value.detach()), torch.cat([g.flatten() for g in grads])
 
     def step(self, loss: Callable[[], Tensor]) -> Callable[[], None]:
-        """Forward and backward as timed: gradients land where an optimiser reads them."""
+        """Forward and backward as timed: gradients end up where an optimiser reads them."""
 
         def work() -> None:
             self.down.grad = self.up.grad = None
@@ -99,110 +91,78 @@ class HeadWork:
 
         return work
 
-    def gates(self) -> list[Gate]:
-        """Ours against float32, in this machine's format and in float32 itself."""
-        value, expected = self.gradients(self.released)
-        out = []
-        for label, loss, limits in (
-            (str(self.bench.fast), self.ours, (self.bench.gate, self.bench.loss_gate)),
-            ("torch.float32", self.ours_exact, (1e-5, 1e-5)),
-        ):
-            found, gradient = self.gradients(loss)
-            out.append(Gate(f"gradient, relative ({label})", relative_error(gradient, expected), limits[0]))
-            out.append(Gate(f"mean loss, nats ({label})", abs(found - value) / self.tokens, limits[1]))
-        return out
+    def gates(self, loss: Callable[[], Tensor], limits: tuple[float, float], label: str = "") -> list[Gate]:
+        """Gradient and mean loss against the released way's in float32."""
+        expected_loss, expected = self.gradients(self.released)
+        value, gradient = self.gradients(loss)
+        return [
+            Gate(f"gradient, relative{label}", relative_error(gradient, expected), limits[0]),
+            Gate(f"mean loss, nats{label}", abs(value - expected_loss) / self.tokens, limits[1]),
+        ]
+
+    def both_gates(self) -> list[Gate]:
+        """Ours in this machine's format and in float32 itself."""
+        here = self.gates(self.ours, self.bench.limits, f" ({self.bench.fast})")
+        return here + self.gates(self.ours_exact, (1e-5, 1e-5), " (torch.float32)")
 
     def replay_gate(self, replayed: Callable[[], Tensor]) -> Gate:
         """Gradients that a replay leaves where an optimiser reads them, against the plain step's."""
         plain = self.gradients(self.ours)[1]
-        for _ in range(3):  # plainly, recorded, replayed
+        for _ in range(3):  # plain, recorded, replayed
             replayed()
-        found = torch.cat([self.down.grad.flatten(), self.up.grad.flatten()])
-        return Gate("gradient, relative (replayed)", relative_error(found, plain), 1e-5)
+        gradient = torch.cat([self.down.grad.flatten(), self.up.grad.flatten()])
+        return Gate("gradient, relative (replayed)", relative_error(gradient, plain), 1e-5)
 
 
 def head_time(bench: Bench) -> Row:
     """B5: forward and backward of the head against all logits in float32 and against torch.compile."""
     work = HeadWork(bench, bench.size(cpu=1_020, gpu=8_160, quick=256))
-    matrix, compact = work.weight.weight, work.h.to(work.weight.weight.dtype)
-    plainly, gates = work.step(work.ours), work.gates()
-    contenders = {
-        "ours": plainly,
-        "released way": work.step(work.released),
-        "released way, bfloat16 autocast": work.step(work.autocast),
-        "one product": lambda: compact @ matrix.T,
-    }
-    goals = {"released way": bench.goal(3, 9), "torch.compile": bench.goal(None, 1.6)}
-    absent = {}
+    gates, ours = work.both_gates(), work.step(work.ours)
+    contenders = {"ours": ours, "released way": work.step(work.released), AUTOCAST: work.step(work.autocast)}
+    contenders["one product"] = work.product
+    absent: dict[str, str] = {}
     if bench.gpu:
-        contenders |= {"ours": work.replayed(), "ours, launch by launch": plainly}
+        contenders |= {"ours": work.replayed(), BY_LAUNCH: ours}
         gates.append(work.replay_gate(contenders["ours"]))
-        try:
-            contenders["torch.compile"] = work.step(work.compiled())
-            contenders["torch.compile"]()
-        except Exception as error:  # a compiler that is missing must not cost the row
-            del contenders["torch.compile"]
-            absent["torch.compile"] = f"could not compile here: {type(error).__name__}"
-    times = interleaved(contenders, bench.device, bench.repetitions())
-    ours, product = times["ours"], times["one product"]
-    rows = [
-        faster(times, name, goals.get(name))
-        for name in contenders
-        if name not in ("ours", "one product", "ours, launch by launch")
-    ]
-    rows += [Comparison(name, "time", ours, None, goals.get(name), why) for name, why in absent.items()]
+        compiled, absent = runnable({COMPILED: work.compiled})
+        contenders |= compiled
+    times = bench.race(contenders)
+    goals = {"released way": bench.goal(3, 9), AUTOCAST: None, COMPILED: bench.goal(None, 1.6)}
+    product, total = times.median("one product"), times.median()
     row = Row(
         "B5",
         "head, forward and backward",
-        rows,
+        times.against(goals, absent=absent),
         gates,
-        limit=f"one product: {product.median * 1e3:.2f} ms, {product.median / ours.median:.0%} of ours",
+        limit=f"one product: {product * 1e3:.2f} ms, {product / total:.0%} of ours",
         workload={
             "tokens": work.tokens,
-            "width": matrix.shape[1],
+            "width": work.weight.width,
             "vocabulary": work.weight.vocab,
-            "rank": 4,
+            "rank": RANK,
             "arithmetic": str(bench.fast),
         },
-        profile={
-            "one product h·Wᵀ": product.median,
-            "softmax, update and gradients": ours.median - product.median,
-        },
+        profile={"one product h·Wᵀ": product, "softmax, update and gradients": total - product},
     )
     if bench.gpu:
-        row.workload["ms launch by launch"] = times["ours, launch by launch"].median * 1e3
-    if row.status == "missed" and bench.gpu:
-        host = sample([host_seconds(contenders["ours"], bench.device) for _ in range(bench.repetitions())])
-        row.reason = launching(ours.median, product.median, host.median)
+        row.workload["ms launch by launch"] = times.median(BY_LAUNCH) * 1e3
     return row
-
-
-def launching(ours: float, product: float, host: float) -> str:
-    """Why a GPU's step takes longer than its product: from seconds of the step, the product and the host's part."""
-    return (
-        f"one product h·Wᵀ is {product / ours:.0%} of ours; the host takes {host * 1e3:.2f} ms to tell the GPU "
-        f"what a step of {ours * 1e3:.2f} ms is"
-    )
 
 
 def head_memory(bench: Bench) -> Row:
     """B6: the most memory the loss and its gradients take beyond W's resident copy."""
     work = HeadWork(bench, bench.size(cpu=8_160, gpu=8_160, quick=1_020))
-    found = {}
+    peaks = Samples()
     for name, loss in {"ours": work.ours, "released way": work.released}.items():
         step = work.step(loss)
-        step() if bench.gpu else None  # gradients' own memory is asked for once; a CPU keeps buffers: count them
-        found[name] = sample([float(peak_bytes(step, bench.device))], "bytes")
-    value, expected = work.gradients(work.released)
-    loss, gradient = work.gradients(work.ours)
+        if bench.gpu:
+            step()  # so that memory allocated once is not counted; on a CPU the buffers that stay are
+        peaks[name] = bench.peak(step)
     return Row(
         "B6",
         "the head's peak memory beyond W, launch by launch",
-        [Comparison("released way", "memory", found["ours"], found["released way"], bench.goal(20, 8))],
-        [
-            Gate("gradient, relative", relative_error(gradient, expected), bench.gate),
-            Gate("mean loss, nats", abs(loss - value) / work.tokens, bench.loss_gate),
-        ],
+        peaks.against({"released way": bench.goal(20, 8)}, "memory"),
+        work.gates(work.ours, bench.limits),
         limit="one chunk's logits",
         workload={"tokens": work.tokens, "vocabulary": work.weight.vocab},
     )
@@ -211,45 +171,34 @@ def head_memory(bench: Bench) -> Row:
 def head_kernels(bench: Bench) -> Row:
     """B7: against fused linear cross-entropies on [h, z] and [W | up], wherever they are installed."""
     work = HeadWork(bench, bench.size(cpu=1_020, gpu=8_160, quick=256))
-    contenders, absent = {"ours": work.step(work.ours)}, {}
-    for name, make in {
-        "Liger": baselines.liger_loss,
-        "F.linear_cross_entropy": baselines.torch_fused_loss,
-    }.items():
-        try:
-            if name == "Liger" and not bench.gpu:
-                raise UserError("runs on GPUs only")
-            loss = work.step(work.fused(make()))
-            loss()
-        except UserError as error:
-            absent[name] = str(error)
-        except RuntimeError as error:
-            absent[name] = f"did not run here: {str(error).splitlines()[0][:80]}"
-        else:
-            contenders[name] = loss
-    row = Row(
+
+    def liger() -> Callable[[], None]:
+        if not bench.gpu:
+            raise UserError("runs on GPUs only")
+        return work.fused(baselines.liger_loss)
+
+    makers = {"Liger": liger, "F.linear_cross_entropy": partial(work.fused, baselines.torch_fused_loss)}
+    peers, absent = runnable(makers)
+    times = bench.race({"ours": work.step(work.ours), **peers})
+    return Row(
         "B7",
         "head, against fused kernels on the concatenation",
+        times.against(dict.fromkeys(makers, bench.goal(2, 4)), absent=absent),
+        work.both_gates(),
         limit="three products become one",
         workload={"tokens": work.tokens, "arithmetic": str(bench.fast)},
+        profile=times.split("one product h·Wᵀ", bench.seconds(work.product), "softmax, update and gradients"),
     )
-    row.gates = work.gates()
-    times = interleaved(contenders, bench.device, bench.repetitions())
-    goal = bench.goal(2, 4)
-    row.comparisons = [faster(times, name, goal) for name in times if name != "ours"]
-    row.comparisons += [Comparison(n, "time", times["ours"], None, goal, why) for n, why in absent.items()]
-    product = seconds_of(lambda: work.compact @ work.weight.weight.T, bench.device)
-    rest = max(0.0, times["ours"].median - product)
-    row.profile = {"one product h·Wᵀ": product, "softmax, update and gradients": rest}
-    return row
 
 
 def shared_pass(bench: Bench) -> Row:
     """B14: three heads read in one pass over the states, against three passes."""
     documents, each = bench.size(24, 400, 8), 100
-    scored = made_up_states(bench, documents, each)
-    weight = HeadWeight(bench.backbone.head.weight, dtype=bench.fast)
-    heads = [(_drawn_head(bench, seed), None) for seed in range(3)]
+    h, target, _, _ = bench.inputs(documents * each)
+    counts = np.full(documents, each)
+    scored = ScoredStates.of_pairs(h.to(torch.float16), target.cpu().numpy(), counts, bench.device)
+    weight = bench.head_weight()
+    heads = [(_random_head(bench, seed), None) for seed in range(3)]
     order = Arrangement(torch.arange(documents))
 
     def together() -> Tensor:
@@ -258,35 +207,23 @@ def shared_pass(bench: Bench) -> Row:
     def apart() -> Tensor:
         return torch.cat([evaluate([head], scored, order, weight, rows=32) for head in heads])
 
-    tokens = documents * each
-    gap = float((together() - apart()).sum(1).abs().max()) / tokens
-    times = interleaved({"ours": together, "a pass each": apart}, bench.device, bench.repetitions())
+    gap = float((together() - apart()).sum(1).abs().max()) / scored.total
+    times = bench.race({"ours": together, "a pass each": apart})
+    part = scored.batch(order.steps(32)[0])[0].to(bench.fast)
+    product = bench.seconds(lambda: part @ weight.weight.T, 3) * scored.total / len(part)
     return Row(
         "B14",
         "three heads evaluated in one pass",
-        [faster(times, "a pass each", bench.goal(2.3, 2))],
+        times.against({"a pass each": bench.goal(2.3, 2)}),
         [Gate("mean loss between the two, nats", gap, 5e-4)],
         limit="3",
-        workload={"tokens": tokens, "heads": len(heads), "arithmetic": str(bench.fast)},
-        profile=_shared_profile(bench, scored, weight, times["ours"].median),
+        workload={"tokens": scored.total, "heads": len(heads), "arithmetic": str(bench.fast)},
+        profile=times.split("the shared product h·Wᵀ", product, "updates, softmax and the rest"),
     )
 
 
-def made_up_states(bench: Bench, documents: int, each: int) -> ScoredStates:
-    """Resident states of `documents` documents with `each` scored tokens, without a backbone's pass."""
-    h, target, _, _ = head_inputs(bench, documents * each)
-    counts = np.full(documents, each)
-    return ScoredStates.of_pairs(h.to(torch.float16), target.cpu().numpy(), counts, bench.device)
-
-
-def _drawn_head(bench: Bench, seed: int) -> LoraHead:
-    head = LoraHead(bench.backbone.width, bench.backbone.vocab, 4)
+def _random_head(bench: Bench, seed: int) -> LoraHead:
+    head = LoraHead(bench.backbone.width, bench.backbone.vocab, RANK)
     with torch.no_grad():
         head.up.normal_(std=0.02, generator=torch.Generator().manual_seed(seed))
     return head.to(bench.device)
-
-
-def _shared_profile(bench: Bench, scored: ScoredStates, weight: HeadWeight, total: float) -> dict[str, float]:
-    h = scored.batch(torch.arange(min(32, scored.documents)))[0].to(weight.weight.dtype)
-    product = seconds_of(lambda: h @ weight.weight.T, bench.device, 3) * scored.total / len(h)
-    return {"the shared product h·Wᵀ": product, "updates, softmax and the rest": max(0.0, total - product)}

@@ -1,4 +1,4 @@
-"""B10: a training step with LoRA in the layers and on the head, as our trainer takes it and as PEFT is used.
+"""B10: a training step with LoRA in the layers and on the head, by our trainer and by PEFT.
 
     ours   documents packed into pieces of a few rows, our head loss; on a GPU one piece is recorded and replayed
     peer   one padded batch through PEFT's layers as they come, all logits, plain cross-entropy
@@ -9,9 +9,11 @@ Ours fuses GPT-2's spelled-out activation, as its feature pass does; a piece of 
 import gc
 
 import torch
+from torch import Tensor
 
+from chameleon_lite.backbone import load_backbone
 from chameleon_lite.batches import Arrangement
-from chameleon_lite.fast.head_loss_torch import Scratch
+from chameleon_lite.fast.head_loss_torch import forget_buffers
 from chameleon_lite.fast.layers import PackedPass, layer_pass
 from chameleon_lite.fast.recorded_layers import RecordedLayers
 from chameleon_lite.heads import LoraHead
@@ -23,8 +25,8 @@ from chameleon_lite.train import Member, step
 from chameleon_lite.train_layers import LiveStates, WithLayers
 
 from . import baselines
-from .measure import Comparison, Gate, Row, interleaved, peak_bytes, relative_error, sample, seconds_of
-from .workload import Bench, random_table, row_lengths
+from .measure import Gate, Row, Sample, Samples, peak_bytes, relative_error, sample
+from .workload import RANK, Bench
 
 PLAIN = "PEFT LoRA, plain loss"
 
@@ -32,22 +34,15 @@ PLAIN = "PEFT LoRA, plain loss"
 def lora_step(bench: Bench) -> Row:
     """B10: forward and backward of one step, ours by `train.step` on live states."""
     work = LoraStep(bench, bench.size(4, 32, 2))
-    contenders = {"ours": work.ours, PLAIN: work.plain}
     gates = work.gates()
-    times = interleaved(contenders, bench.device, bench.repetitions(5 if bench.gpu else 3))
-    body = seconds_of(work.layers_alone, bench.device)
-    peaks = {
-        name: sample([float(size)], "bytes")
-        for name, size in (("ours", work.our_peak()), (PLAIN, peak_bytes(work.plain, bench.device)))
-    }
+    times = bench.race({"ours": work.ours, PLAIN: work.plain}, 5 if bench.gpu else 3)
+    body = bench.seconds(work.layers_alone)
+    peaks = Samples({"ours": work.our_peak(), PLAIN: bench.peak(work.plain)})
     tokens = int(work.table.lengths.sum())
-    row = Row(
+    return Row(
         "B10",
         "a step with LoRA in the layers",
-        [
-            Comparison(PLAIN, "time", times["ours"], times[PLAIN], bench.goal(1.1, 1.3)),
-            Comparison(PLAIN, "memory", peaks["ours"], peaks[PLAIN], bench.goal(3, 3)),
-        ],
+        times.against({PLAIN: bench.goal(1.1, 1.3)}) + peaks.against({PLAIN: bench.goal(3, 3)}, "memory"),
         gates,
         limit="the layers' products for the real tokens",
         workload={
@@ -57,18 +52,11 @@ def lora_step(bench: Bench) -> Row:
             "packed tokens": sum(work.sizes),
             "pieces": len(work.sizes),
             "recorded": work.recorded,
-            "backbone arithmetic": work.label,
-            "tok/s": tokens / times["ours"].median,
+            "backbone arithmetic": "bfloat16 autocast" if bench.gpu else "float32",
+            "tok/s": tokens / times.median(),
         },
-        profile={"the layers, forward and backward": body, "the head": max(0.0, times["ours"].median - body)},
+        profile=times.split("the layers, forward and backward", body, "the head"),
     )
-    if row.status == "missed":
-        row.reason = (
-            f"the layers take {body:.2f} s of {times['ours'].median:.2f} s, in {len(work.sizes)} pieces of "
-            f"at most {max(work.sizes):,} tokens, whose activations are kept until "
-            "the way back"
-        )
-    return row
 
 
 class NoOptimiser:
@@ -85,21 +73,17 @@ class LoraStep:
     """One step's forward and backward through a backbone with LoRA and a low-rank head, by both ways."""
 
     def __init__(self, bench: Bench, rows: int) -> None:
-        from chameleon_lite.backbone import load_backbone
-
-        self.bench, self.label = bench, "bfloat16 autocast" if bench.gpu else "float32"
-        self.backbone = load_backbone(bench.model, device=bench.device)  # its own: LoRA stays in it
-        add_lora(self.backbone, rank=4)
-        self.table = random_table(row_lengths(rows), self.backbone.vocab, self.backbone.pad_id)
+        self.bench, self.table = bench, bench.table(rows)
+        self.backbone = load_backbone(
+            bench.model, device=bench.device
+        )  # not the shared one: LoRA stays in it
+        add_lora(self.backbone, rank=RANK)
         self.ids, self.labels = baselines.padded_rows(self.table, int(self.table.lengths.max()), bench.device)
         self.mask = self.table.padded(range(rows))[1].to(bench.device)
         self.count = int(self.table.n_scored.sum())
-        head, generator = (
-            LoraHead(self.backbone.width, self.backbone.vocab, 4),
-            torch.Generator().manual_seed(0),
-        )
+        head, g = LoraHead(self.backbone.width, self.backbone.vocab, RANK), torch.Generator().manual_seed(0)
         for factor in head.parameters():
-            factor.data.normal_(std=0.02, generator=generator)
+            factor.data.normal_(std=0.02, generator=g)
         self.both = WithLayers(head.to(bench.device), lora_parameters(self.backbone).values())
         self.weight = HeadWeight(self.backbone.head.weight, dtype=bench.fast)
         self.live, self.rows = LiveStates(self.backbone, self.table), torch.arange(rows)
@@ -108,7 +92,7 @@ class LoraStep:
         self.sizes = [self._tokens(way, self.rows[places]) for places in way.pieces(self.rows)]
 
     @staticmethod
-    def _tokens(way, rows: torch.Tensor) -> int:
+    def _tokens(way, rows: Tensor) -> int:
         """Tokens, padding included, that a piece takes through the layers."""
         if isinstance(way, PackedPass):
             return way.packed(rows)[0].ids.numel()
@@ -119,43 +103,40 @@ class LoraStep:
         """Whether the layers' pass is a recording."""
         return isinstance(getattr(self.live.training_pass, "run", None), RecordedLayers)
 
-    def ours(self) -> torch.Tensor:
+    def ours(self) -> Tensor:
         """A step's gradients as in training, cutting its pieces included. Sum of nats (1,)."""
-        self._forget()
+        self._clear()
         member, order = Member("both", self.both, None, None, 0.0), Arrangement(self.rows)
         state = (self.live, self.weight, TrainSettings(), {"both": NoOptimiser()}, self.processes)
         return step([member], order, self.rows, 1, *state)
 
-    def plain(self) -> torch.Tensor:
+    def plain(self) -> Tensor:
         """The peer's; its padded batch lies on the device already. Sum of nats ()."""
-        self._forget()
-        head = self.both.head
+        self._clear()
+        head, matrix = self.both.head, self.backbone.head.weight
         with torch.autocast(self.bench.device.type, torch.bfloat16, enabled=self.bench.gpu):
             hidden = self.backbone.hidden(self.ids, self.mask)  # (B, T, C)
-            loss = baselines.plain_head_loss(
-                hidden, self.labels, self.backbone.head.weight, head.down, head.up
-            )
+            loss = baselines.plain_head_loss(hidden, self.labels, matrix, head.down, head.up)
         (loss / self.count).backward()
         return loss.detach()
 
     def layers_alone(self) -> None:
         """The layers' share of ours: the same pieces with a sum in the head's place."""
-        self._forget()
+        self._clear()
         for places in self.live.pieces(self.rows):
             self.live.batch(self.rows[places])[0].sum().backward()
 
-    def our_peak(self) -> int:
+    def our_peak(self) -> Sample:
         """Bytes of ours at its highest.
 
-        A replay takes its activations from memory that the recording set apart, so that the peak of a step alone
-        would show the head only. What a fresh recording keeps is counted in full, as reserved, and the step's own
-        peak on top; or the recording's, should that be higher. The head's buffers, which a CPU keeps from step to
-        step, are made anew.
+        A replay takes its activations from memory that the recording reserved, so that the peak of a step alone
+        would show the head only. What a new recording reserves is counted in full, and the step's own peak on top;
+        or the recording's peak, should that be higher. The head's buffers, which a CPU reuses, are allocated anew.
         """
-        Scratch.forget(self.weight)
+        forget_buffers(self.weight)
         if not self.recorded:
-            return peak_bytes(self.ours, self.bench.device)
-        self._forget()
+            return self.bench.peak(self.ours)
+        self._clear()
         self.live.close()
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved(self.bench.device)
@@ -166,8 +147,8 @@ class LoraStep:
         recording = peak_bytes(record, self.bench.device)
         gc.collect()
         torch.cuda.empty_cache()
-        kept = torch.cuda.memory_reserved(self.bench.device) - before
-        return max(recording, kept + peak_bytes(self.ours, self.bench.device))
+        reserved = torch.cuda.memory_reserved(self.bench.device) - before
+        return sample([float(max(recording, reserved + peak_bytes(self.ours, self.bench.device)))], "bytes")
 
     def gates(self) -> list[Gate]:
         """Summed loss and all gradients against each other; the backbone's arithmetic is the same on both sides."""
@@ -175,12 +156,14 @@ class LoraStep:
         for way in (self.ours, self.plain):
             loss = float(way()) / self.count
             pairs.append((loss, torch.cat([p.grad.flatten().float() for p in self.both.parameters()])))
-        (ours, g), (plain, expected) = pairs
+        (ours, gradient), (plain, expected) = pairs
+        limit, loss_limit = self.bench.limits
+        error = relative_error(gradient, expected)
         return [
-            Gate("mean loss, nats", abs(ours - plain), self.bench.loss_gate),
-            Gate("gradient, relative", relative_error(g, expected), self.bench.gate),
+            Gate("mean loss, nats", abs(ours - plain), loss_limit),
+            Gate("gradient, relative", error, limit),
         ]
 
-    def _forget(self) -> None:
+    def _clear(self) -> None:
         for p in self.both.parameters():
             p.grad = None

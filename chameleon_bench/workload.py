@@ -1,19 +1,25 @@
-"""What is benchmarked: rows as long as WikiText-2's, made from text that every Python carries, and random GPT-2.
+"""What is benchmarked: rows as long as WikiText-2's, from text that every Python carries, and random GPT-2.
 
-    topics of the language reference ─ cut and joined to drawn lengths ─▶ texts ─ a BPE trained on them ─▶ TokenTable
+    topics of the language reference ─ cut and joined to random lengths ─▶ texts ─ a BPE trained on them ─▶ TokenTable
 
 Where the weights' values do not matter for speed, the backbone is `random-gpt2`: GPT-2's geometry, no download.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from chameleon_lite.backbone import Backbone, load_backbone, matmul_dtype
+from chameleon_lite.backbone import Backbone, load_backbone
+from chameleon_lite.backbones.formats import matmul_dtype
+from chameleon_lite.loss import HeadWeight
 from chameleon_lite.text import TokenTable, cumulative
+
+from .measure import Sample, Samples, interleaved, peak_bytes, sample, seconds_of
 
 LENGTH = 256  # tokens a row is cut or padded to (paper: WikiText-2)
 RANK = 4
@@ -35,48 +41,80 @@ class Bench:
         """A workload's size: by machine, or small enough that all rows take two minutes on two cores."""
         return quick if self.quick else gpu if self.gpu else cpu
 
-    def repetitions(self, usual: int = 5) -> int:
-        """Repetitions a contender."""
-        return min(usual, 3) if self.quick else usual
-
     def goal(self, cpu: float | None, gpu: float | None) -> float | None:
-        """The goal for this kind of machine; quick runs are too small to be held to one."""
+        """The goal for this kind of machine; quick runs are too small for any."""
         return None if self.quick else gpu if self.gpu else cpu
+
+    def race(
+        self, contenders: Mapping[str, Callable[[], Any]], repetitions: int = 5, warm_up: bool = True
+    ) -> Samples:
+        """Contenders timed in turns; a quick run repeats at most three times."""
+        return interleaved(
+            contenders, self.device, min(repetitions, 3) if self.quick else repetitions, warm_up
+        )
+
+    def seconds(self, work: Callable[[], Any], times: int = 1) -> float:
+        """Seconds per call, over `times` calls in a row."""
+        return seconds_of(work, self.device, times)
+
+    def median(self, work: Callable[[], Any]) -> float:
+        """Median seconds of one piece of work by itself."""
+        return interleaved({"ours": work}, self.device, 3).median()
+
+    def peak(self, work: Callable[[], Any]) -> Sample:
+        """Bytes that work holds at its highest, as a sample of one."""
+        return sample([float(peak_bytes(work, self.device))], "bytes")
 
     @property
     def fast(self) -> torch.dtype:
         """The format of large products here."""
         return matmul_dtype(self.device)
 
+    @property
+    def served(self) -> torch.dtype:
+        """The format of weights while generating."""
+        return torch.bfloat16 if self.gpu else torch.float32
+
     @cached_property
     def backbone(self) -> Backbone:
         """The backbone in float32 on the device."""
         return load_backbone(self.model, device=self.device)
 
-    @property
-    def gate(self) -> float:
-        """The limit for a gradient's relative error in this machine's format."""
-        return 1e-5 if self.fast == torch.float32 else 2e-2
+    def head_weight(self, dtype: torch.dtype | None = None) -> HeadWeight:
+        """The backbone's W in a format, by default that of large products."""
+        return HeadWeight(self.backbone.head.weight, self.backbone.head.bias, dtype=dtype or self.fast)
+
+    def inputs(self, tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`random_inputs` of the backbone's sizes."""
+        return random_inputs(self.device, tokens, self.backbone.width, self.backbone.vocab)
+
+    def table(self, lengths: int | np.ndarray, *, last: bool = False) -> TokenTable:
+        """Random tokens for the backbone: of these lengths (N,), or N rows as long as WikiText-2's."""
+        lengths = row_lengths(lengths) if isinstance(lengths, int) else lengths
+        return random_table(lengths, self.backbone.vocab, self.backbone.pad_id, last=last)
 
     @property
-    def loss_gate(self) -> float:
-        """The limit for a mean loss's distance from float32, nats."""
-        return 1e-5 if self.fast == torch.float32 else 2e-3
+    def limits(self) -> tuple[float, float]:
+        """Limits in this machine's format: of a gradient's relative error, of a mean loss's distance, nats."""
+        return (1e-5, 1e-5) if self.fast == torch.float32 else (2e-2, 2e-3)
 
 
-def row_lengths(n: int, seed: int = 0) -> np.ndarray:
+def short(dtype: torch.dtype) -> str:
+    """A format's name without its library."""
+    return str(dtype).removeprefix("torch.")
+
+
+def row_lengths(n: int) -> np.ndarray:
     """Lengths (n,) like WikiText-2's rows: 30 % headings, the rest log-normal, about 5 % cut at 256, 38 % full."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     body = np.exp(generator.normal(np.log(118), 0.55, n)).astype(np.int64)
     lengths = np.where(generator.random(n) < 0.3, generator.integers(4, 13, n), body.clip(24))
     return lengths.clip(4, LENGTH)
 
 
-def random_table(
-    lengths: np.ndarray, vocab: int, pad_id: int, *, last: bool = False, seed: int = 0
-) -> TokenTable:
+def random_table(lengths: np.ndarray, vocab: int, pad_id: int, *, last: bool = False) -> TokenTable:
     """A table of random tokens with these lengths (N,); every token but the first is scored, or the last alone."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     n = len(lengths)
     prefix = (lengths - 1 if last else np.ones(n)).astype(np.int32)
     return TokenTable(
@@ -99,11 +137,11 @@ def topic_words() -> tuple[str, ...]:
     return tuple(" ".join(topics[name] for name in sorted(topics)).split())
 
 
-def texts(n: int, seed: int = 0) -> list[str]:
+def texts(n: int) -> list[str]:
     """n texts of real words whose token counts follow `row_lengths`."""
     words = topic_words()
-    generator = np.random.default_rng(seed)
-    counts = (row_lengths(n, seed) * 0.62).astype(int).clip(3)  # words a token, of this text and tokenizer
+    generator = np.random.default_rng(0)
+    counts = (row_lengths(n) * 0.62).astype(int).clip(3)  # words per token, of this text and tokenizer
     starts = generator.integers(0, len(words) - LENGTH, n)
     return [" ".join(words[s : s + c]) for s, c in zip(starts, counts)]
 
@@ -124,11 +162,13 @@ def trained_tokenizer(entries: int = 16_000):
     )
 
 
-def head_inputs(bench: Bench, tokens: int, rank: int = RANK) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Made-up states h (M, C) like a layer norm's output, targets (M,), and factors down (R, C), up (V, R)."""
-    backbone, g = bench.backbone, torch.Generator().manual_seed(0)
-    h = torch.randn(tokens, backbone.width, generator=g).to(bench.device)
-    target = torch.randint(backbone.vocab, (tokens,), generator=g).to(bench.device)
-    down = (torch.randn(rank, backbone.width, generator=g) * 0.02).to(bench.device)
-    up = (torch.randn(backbone.vocab, rank, generator=g) * 0.02).to(bench.device)
+def random_inputs(
+    device: torch.device, tokens: int, width: int, vocab: int, rank: int = RANK
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Random states h (M, C) like a layer norm's output, targets (M,), and factors down (R, C), up (V, R)."""
+    g = torch.Generator().manual_seed(0)
+    h = torch.randn(tokens, width, generator=g).to(device)
+    target = torch.randint(vocab, (tokens,), generator=g).to(device)
+    down = (torch.randn(rank, width, generator=g) * 0.02).to(device)
+    up = (torch.randn(vocab, rank, generator=g) * 0.02).to(device)
     return h, target, down.requires_grad_(), up.requires_grad_()

@@ -9,10 +9,7 @@ the model is refused by name. All weights are frozen and the model is in evaluat
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +28,6 @@ SHORT_NAMES = {
     "gpt2-xl": "openai-community/gpt2-xl",
     "distilgpt2": "distilbert/distilgpt2",
 }
-ALWAYS_EXACT = ("inv_freq",)  # ends of the names of buffers that stay as they are in every number format
-CPU_FLAGS = {"avx512_bf16", "amx_bf16"}  # 16-bit units, as /proc/cpuinfo spells them
-FP16_CAPABILITY = (7, 0)  # tensor cores for IEEE half precision: V100, T4 and later
-BF16_CAPABILITY = (8, 0)  # tensor cores for brain float: A100 and later
 
 
 @dataclass(frozen=True)
@@ -57,6 +50,7 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
+        """Where the head's weight lies, and with it the model."""
         return self.head.weight.device
 
     def hidden(self, ids: Tensor, mask: Tensor | None = None, position: Tensor | None = None) -> Tensor:
@@ -160,71 +154,3 @@ def weight_hash(lm: nn.Module) -> str:
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def set_format(lm: nn.Module, dtype: torch.dtype) -> Callable[[], None]:
-    """Convert a model's weights and buffers, rotary frequencies excepted; returns a function that undoes it exactly.
-
-    `lm.to(dtype)` alone also rounds rotary frequencies, which libraries keep in float32 when they load a 16-bit model
-    and which are in no state dict (hidden states of SmolLM2 off by 0.1 %). Parameters keep their identity.
-    """
-    weights = [(p, p.data) for p in lm.parameters()]
-    buffers = [(m, name, b) for m in lm.modules() for name, b in m._buffers.items() if b is not None]
-
-    def undo() -> None:
-        for p, data in weights:
-            p.data = data
-        for module, name, value in buffers:
-            module._buffers[name] = value
-
-    if any(p.dtype != dtype for p, _ in weights):
-        lm.to(dtype)
-        for module, name, value in buffers:
-            if name.endswith(ALWAYS_EXACT):
-                module._buffers[name] = value
-    return undo
-
-
-@contextmanager
-def in_format(lm: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Hold a model in `dtype` inside the block; afterwards it is bit for bit what it was."""
-    undo = set_format(lm, dtype)
-    try:
-        yield
-    finally:
-        undo()
-
-
-@lru_cache
-def cpu_flags(path: str = "/proc/cpuinfo") -> frozenset[str]:
-    """The instruction-set flags of the first processor; empty where the system does not list them."""
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line for line in lines if line.startswith("flags")), ":").split(":", 1)[1].split())
-
-
-def matmul_dtype(device: str | torch.device) -> torch.dtype:
-    """The format for large matrix products: float16 on GPUs with tensor cores, bfloat16 on CPUs that have it.
-
-    Decided by the chip's units, because libraries also accept formats that they emulate several times slower. float16
-    also on GPUs that have both: same speed, eight times finer, and nothing here comes near its range.
-    """
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.float16 if torch.cuda.get_device_capability(device) >= FP16_CAPABILITY else torch.float32
-    return torch.bfloat16 if device.type == "cpu" and CPU_FLAGS & cpu_flags() else torch.float32
-
-
-def backbone_dtype(device: str | torch.device) -> torch.dtype:
-    """The format for a whole transformer's forward pass: bfloat16 where it is fast, for its range; else as above."""
-    device = torch.device(device)
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= BF16_CAPABILITY:
-        return torch.bfloat16
-    return matmul_dtype(device)
-
-
-def number_format(name: str, device: str | torch.device) -> torch.dtype:
-    """A format by its name; "auto" is the one the device multiplies fast."""
-    return matmul_dtype(device) if name == "auto" else getattr(torch, name)

@@ -10,39 +10,29 @@ Released code: one list of batches, made before training, in the same order in e
 Here: an arrangement per epoch; composition and order both change with the generator, reproducibly.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
-from .errors import UserError
 
 
 class Groups(NamedTuple):
     """G conditioning groups of N documents, numbered along the order."""
 
     of: Tensor  # (N,) the group of each document
-    documents: Tensor  # (N,) documents by group, ascending in each
-    start: Tensor  # (G + 1,) where each group begins in `documents`, and along the order
-
-    def members(self, groups: Tensor) -> tuple[Tensor, Tensor]:
-        """The documents (M,) of some groups (g,), and the place of each document's group among these (M,)."""
-        bounds = zip(self.start[groups].tolist(), self.start[groups + 1].tolist())
-        parts = [self.documents[low:high] for low, high in bounds]
-        sizes = torch.tensor([len(part) for part in parts])
-        return torch.cat(parts), torch.arange(len(parts)).repeat_interleave(sizes)
+    start: Tensor  # (G + 1,) where each group begins along the order
 
 
 @dataclass(frozen=True, eq=False)
 class Arrangement:
-    """One epoch's order of N documents; it never changes, so it holds the groups cut from it."""
+    """One epoch's order of N documents. It never changes, so what follows from it is computed once: see `once`."""
 
     order: Tensor  # (N,) int64, document numbers
     cluster: Tensor | None = None  # (N,) along the order; None where the order is random
     sizes: tuple[int, ...] | None = None  # of batches that were given; None: steps are cut by number of rows
-    _groups: dict[int, Groups] = field(default_factory=dict, init=False, repr=False)
+    _memo: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, batches: Sequence[Tensor]) -> "Arrangement":
@@ -50,7 +40,10 @@ class Arrangement:
         return cls(torch.cat(list(batches)), None, tuple(len(batch) for batch in batches))
 
     def steps(self, rows: int | None = None) -> list[Tensor]:
-        """The given batches, or the order cut into runs of `rows` documents, of which the last may be shorter."""
+        """The given batches, or the order cut into runs of `rows` documents, of which the last may be shorter.
+
+        Raises ValueError where neither is there.
+        """
         if self.sizes is None and rows is None:
             raise ValueError("steps: give the number of rows per step")
         return list(self.order.split(rows if self.sizes is None else list(self.sizes)))
@@ -61,14 +54,21 @@ class Arrangement:
         A cluster's run is cut into equal parts of at most `size` rows; a random order into runs of exactly `size`,
         a rest below half of it joining the run before.
         """
-        if size not in self._groups:
-            along, of = self._cut(size), torch.empty_like(self.order)
-            of[self.order] = along
-            start = torch.cat([along.new_zeros(1), torch.bincount(along).cumsum(0)])
-            self._groups[size] = Groups(of, torch.argsort(of, stable=True), start)
-        return self._groups[size]
 
-    def _cut(self, size: int) -> Tensor:
+        def cut() -> Groups:
+            along, of = self._along(size), torch.empty_like(self.order)
+            of[self.order] = along
+            return Groups(of, torch.cat([along.new_zeros(1), torch.bincount(along).cumsum(0)]))
+
+        return self.once(size, cut)
+
+    def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """compute(), called once per arrangement and key; its result may depend on these two alone."""
+        if key not in self._memo:
+            self._memo[key] = compute()
+        return self._memo[key]
+
+    def _along(self, size: int) -> Tensor:
         """The group at each place along the order (N,)."""
         place = torch.arange(len(self.order))
         if self.cluster is None:
@@ -91,23 +91,3 @@ def arrange(n: int, labels: Tensor | None, generator: torch.Generator) -> Arrang
     rank = torch.randperm(int(labels.max()) + 1, generator=generator)  # a cluster's place among the clusters
     order = order[torch.argsort(rank[labels[order]], stable=True)]
     return Arrangement(order, labels[order])
-
-
-def cluster_batches(labels: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
-    """Rows of labels (N,) as batches (≤ size,) int64, each of one cluster; UserError unless 1 ≤ size ≤ N."""
-    _check(len(labels), size)
-    labels, shuffled = labels.cpu(), torch.randperm(len(labels), generator=generator)
-    order = shuffled[labels[shuffled].argsort(stable=True)]  # clusters together, random inside
-    batches = [b for run in order.split(labels.bincount().tolist()) for b in run.split(size) if len(b)]
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-
-
-def random_batches(n: int, size: int, generator: torch.Generator) -> list[Tensor]:
-    """Rows 0 … n - 1 in random order as batches (size,) int64, the last ≤ size; UserError unless 1 ≤ size ≤ n."""
-    _check(n, size)
-    return arrange(n, None, generator).steps(size)
-
-
-def _check(n: int, size: int) -> None:
-    if not 1 <= size <= n:
-        raise UserError(f"batch size {size} does not fit {n} documents; choose between 1 and {n}")

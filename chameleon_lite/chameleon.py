@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .backbone import Backbone, load_backbone, set_format
+from .backbone import Backbone, load_backbone
+from .backbones.formats import set_format
 from .backbones.hub import adapter_folder
 from .chameleon_config import ChameleonLiteConfig, check_backbone, identity
 from .conditions import Grouped, grouped, prompt_vectors
@@ -33,7 +34,7 @@ LORA = "lora."  # prefix of LoRA factors in a saved adapter
 
 
 class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
-    """Build it with `from_backbone` (new adapter) or `from_pretrained` (saved adapter)."""
+    """Build it with `from_backbone` (new adapter) or `from_pretrained` (saved adapter); UserError otherwise."""
 
     config_class = ChameleonLiteConfig
     base_model_prefix = "lm"
@@ -174,7 +175,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         return grouped(vectors, self.centroids, mode or self.config.condition)
 
     def update_for(self, condition: Condition | Tensor | int) -> HeadUpdate:
-        """The head's update for conditions (G, C) or (C,), or for the stored cluster of a number; one head call."""
+        """The head's update for conditions (G, C) or (C,), or a stored cluster's number, else UserError."""
         if isinstance(condition, int):
             if not 0 <= condition < len(self.centroids):
                 raise UserError(f"no cluster {condition}: this adapter has {len(self.centroids)}")
@@ -186,7 +187,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
     def prepare(
         self, condition: Condition | Tensor | int, group: Tensor | None = None, rows: int | None = None
     ) -> Callable[..., Tensor]:
-        """The update laid out for the rows of a batch, group (B,), as `head_update` of `forward` or `generate`."""
+        """The update of conditions (G, C) for the rows of a batch, group (B,); `forward` and `generate` take it."""
         return update_logits(self.update_for(condition), group, rows)
 
     def body(self, **inputs):
@@ -236,7 +237,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         """Continue prompts (left-padded, with attention_mask) under an update fixed before the first new token.
 
         condition: None, "cluster", "centroid" or "row" take it from the prompts; a tensor (G, C) with `group` (B,)
-        sets it. Everything else is transformers' `generate`.
+        sets it. Everything else is transformers' `generate`. Raises UserError without input_ids.
         """
         ids = kwargs.get("input_ids") if inputs is None else inputs
         if ids is None:
@@ -250,7 +251,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def merge_for(self, condition: Condition | Tensor | int) -> PreTrainedModel:
-        """A plain model of the backbone's class with the update for one condition merged into an untied head."""
+        """A plain model with the update for one condition (C,) or cluster in an untied head, else UserError."""
         update = self.eval().update_for(condition)
         if update.groups != 1:
             raise UserError(f"merging needs one condition, not {update.groups}")

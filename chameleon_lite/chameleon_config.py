@@ -37,9 +37,9 @@ DEFAULTS = {
 
 
 class ChameleonLiteConfig(PreTrainedConfig):
-    """Settings of `ChameleonLiteForCausalLM` (DEFAULTS); `text_config` is the backbone's own configuration.
+    """Settings of `ChameleonLiteForCausalLM`, listed in DEFAULTS; `text_config` is the backbone's configuration.
 
-    Raises UserError for an unknown head or condition.
+    The default head is the paper's hyper-network. Raises UserError for an unknown head or condition.
     """
 
     model_type = "chameleon-lite"
@@ -55,9 +55,7 @@ class ChameleonLiteConfig(PreTrainedConfig):
         if isinstance(text_config, dict):
             text_config = AutoConfig.for_model(**text_config)
         self.text_config = text_config
-        settings["tie_word_embeddings"] = (
-            False  # the backbone ties its own matrices; the wrapper ties nothing
-        )
+        settings["tie_word_embeddings"] = False  # the backbone ties its matrices; the wrapper ties nothing
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             settings[name] = getattr(text_config, name, None)
         super().__init__(**settings)
@@ -91,7 +89,7 @@ def check_backbone(config: ChameleonLiteConfig, backbone) -> None:
                 "weights" if name == "backbone_hash" else name.removeprefix("backbone_").removesuffix("_hash")
             )
             raise UserError(
-                f"this adapter was made for {_called(vars(config))} and cannot be used on {_called(fields)}: load "
+                f"this adapter was fitted on {_called(vars(config))} and cannot be used on {_called(fields)}: load "
                 f"{config.backbone_name}, or fit a new adapter (they differ in {what})"
             )
 

@@ -64,11 +64,13 @@ class GroupMean:
     size: int
 
     def __call__(self, arrangement: Arrangement, rows: Tensor) -> tuple[Condition, Tensor | None]:
-        groups = arrangement.groups(self.size)
-        group, row_group = torch.unique(groups.of[rows], return_inverse=True)  # (G,), (B,)
-        documents, place = groups.members(self.read(arrangement, group))
-        means = group_means(self.vectors[documents.to(self.vectors.device)], place)
-        return Condition(means), row_group if len(group) > 1 else None
+        of = arrangement.groups(self.size).of
+        means = arrangement.once(
+            (self.size, self.vectors), lambda: group_means(self.vectors, of)
+        )  # all groups'
+        group, row_group = torch.unique(of[rows], return_inverse=True)  # (G,), (B,)
+        vectors = means[self.read(arrangement, group).to(means.device)]
+        return Condition(vectors), row_group if len(group) > 1 else None
 
     def read(self, arrangement: Arrangement, group: Tensor) -> Tensor:
         """The groups (G,) whose means condition the groups (G,): the same ones."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user asked for cannot be done as asked (exit code 2: wrong use)."""
+    """What was requested cannot be done in that way (exit code 2: wrong use)."""
 
     exit_code = 2
 

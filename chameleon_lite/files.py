@@ -1,8 +1,8 @@
 """Where files live, and how they get there whole.
 
-Every room that keeps a file uses these: `home` says where, `atomic` writes under a temporary name and renames,
-`locked` keeps two processes off one file, `sha256` and `verified` compare a checksum. A file under its final
-name is therefore complete; whatever a killed process leaves behind carries a `.part-` name and is ignored.
+`home` is the cache folder, `atomic` writes under a temporary name and renames, `locked` keeps two processes off one
+file, `sha256` and `verified` compare a checksum. A file under its final name is therefore complete; whatever a killed
+process leaves behind has a `.part-` name and is ignored.
 """
 
 import hashlib
@@ -20,9 +20,8 @@ from .errors import DamagedFile
 
 def home() -> Path:
     """The cache folder: `$CHAMELEON_LITE_HOME`, else `$XDG_CACHE_HOME/chameleon-lite`, else `~/.cache/…`."""
-    own = os.environ.get("CHAMELEON_LITE_HOME")
-    if own:
-        return Path(own).expanduser()
+    if folder := os.environ.get("CHAMELEON_LITE_HOME"):
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "chameleon-lite"
 
 
@@ -61,9 +60,9 @@ def sha256(path: Path | str) -> str:
 
 def verified(path: Path | str, expected: str) -> Path:
     """`path` if its sha256 is `expected`; raises DamagedFile, naming the file, if not."""
-    found = sha256(path)
-    if found != expected:
+    actual = sha256(path)
+    if actual != expected:
         raise DamagedFile(
-            f"{path} is damaged: sha256 {found[:12]}…, expected {expected[:12]}…; remove it and fetch it again"
+            f"{path} is damaged: sha256 {actual[:12]}…, expected {expected[:12]}…; remove it and fetch it again"
         )
     return Path(path)

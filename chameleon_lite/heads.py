@@ -9,13 +9,13 @@ G conditioning groups: 1 for a whole batch, B for per-sample conditioning. A sta
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from . import engine, errors
-
-RELEASED_INITS = ("wikitext", "alpaca")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Condition:
 
     @property
     def groups(self) -> int:
+        """The number of conditioning groups, G."""
         return self.vector.shape[0]
 
     def to(self, device) -> "Condition":
@@ -35,52 +36,47 @@ class Condition:
         return replace(self, **{k: v.to(device) for k, v in vars(self).items() if v is not None})
 
 
-@dataclass(frozen=True)
-class HeadUpdate:
+class HeadUpdate(NamedTuple):
     """The update of the head's weight for each of G groups; `down`/`up` may be absent (a bias-only head).
 
     With `mix` (G, R) there is one pair of factors, (1, R, C) and (1, V, R), and group g uses its R slots weighted
     with mix[g]: a bank of experts, or of scaled singular directions, costs one product whatever G is. No bias then.
     """
 
-    down: Tensor | None  # (G, R, C), the paper's A
-    up: Tensor | None  # (G, V, R), the paper's B
+    down: Tensor | None = None  # (G, R, C), the paper's A
+    up: Tensor | None = None  # (G, V, R), the paper's B
     bias: Tensor | None = None  # (G, V)
     mix: Tensor | None = None  # (G, R)
 
     @property
     def groups(self) -> int:
-        if self.mix is not None:
-            return self.mix.shape[0]
-        return (self.down if self.down is not None else self.bias).shape[0]
+        """The number of groups, G; 1 for one update of all rows."""
+        return next(len(x) for x in (self.mix, self.down, self.bias) if x is not None)
 
     def of(self, group: int) -> "HeadUpdate":
         """The update of one group, G = 1."""
-        own = slice(group, group + 1)
-        if self.mix is not None:
-            return HeadUpdate(self.down, self.up, mix=self.mix[own])
-        return HeadUpdate(*(None if x is None else x[own] for x in (self.down, self.up, self.bias)))
+        one = HeadUpdate(*(None if x is None else x[group : group + 1] for x in self))
+        return one if self.mix is None else self._replace(mix=one.mix)
 
     def dense(self, group: int = 0) -> Tensor:
         """The update of the weight (V, C) for one group; large, meant for merging and for tests."""
-        if self.mix is not None:
-            return (self.up[0] * self.mix[group]) @ self.down[0]  # (V, C)
-        return self.up[group] @ self.down[group]  # (V, C)
+        down, up, _, mix = self.of(group)
+        return (up[0] if mix is None else up[0] * mix) @ down[0]  # (V, C)
 
 
 def apply_update(h: Tensor, update: HeadUpdate, scale: float = 1.0) -> Tensor:
     """h (G, M, C) or (M, C) with G = 1, to the update's contribution to the logits (…, V)."""
-    flat = h.dim() == 2
-    x = h.unsqueeze(0) if flat else h  # (G, M, C)
-    out = torch.zeros((), dtype=h.dtype, device=h.device)
-    if update.down is not None:
-        z = x @ update.down.to(h.dtype).transpose(1, 2)  # (G, M, R)
-        if update.mix is not None:
-            z = z * update.mix.to(h.dtype).unsqueeze(1)
-        out = scale * (z @ update.up.to(h.dtype).transpose(1, 2))  # (G, M, V)
-    if update.bias is not None:
-        out = out + update.bias.to(h.dtype).unsqueeze(1)
-    return out.squeeze(0) if flat else out
+    down, up, bias, mix = (None if x is None else x.to(h.dtype) for x in update)
+    x = h.unsqueeze(0) if h.dim() == 2 else h  # (G, M, C)
+    out = x.new_zeros(*x.shape[:-1], 1)
+    if down is not None:
+        z = x @ down.transpose(1, 2)  # (G, M, R)
+        if mix is not None:
+            z = z * mix.unsqueeze(1)
+        out = scale * (z @ up.transpose(1, 2))  # (G, M, V)
+    if bias is not None:
+        out = out + bias.unsqueeze(1)
+    return out.squeeze(0) if h.dim() == 2 else out
 
 
 def add_update(
@@ -95,19 +91,24 @@ def add_update(
     order = group.argsort(stable=True)  # rows of one group side by side
     rows = h[order].split(sizes.tolist())
     parts = [apply_update(x, update.of(g), scale) for g, x in zip(ids.tolist(), rows)]
-    parts = [part.expand(*x.shape[:-1], -1) for part, x in zip(parts, rows)]  # a bias alone is one row
     return logits + torch.cat(parts)[order.argsort()]
 
 
 def update_logits(
     update: HeadUpdate, group: Tensor | None = None, rows: int | None = None
 ) -> Callable[..., Tensor]:
-    """An update for batches whose row b belongs to `group[b]`: a function logits(head, h (B, T, C), scale) → (B, T, V).
+    """A function logits(head, h (B, T, C), scale) → (B, T, V) for batches whose row b belongs to `group[b]`.
 
     group (B,) int64, or None where row b has update b, or all `rows` the only one. `head` gives the frozen logits.
-    A batch of k · B rows is taken as k copies of each row (beams, several samples per prompt).
+    A batch of k · B rows is taken as k copies of each row (beams, several samples per prompt). ValueError where
+    groups or rows do not fit.
     """
-    group = group_of_rows(update, group, rows)
+    if group is None:
+        group = torch.arange(update.groups) if rows in (None, update.groups) else torch.zeros(rows).long()
+        if update.groups not in (1, len(group)):
+            raise ValueError(f"{update.groups} updates for {rows} rows: give each row's update in `group`")
+    if int(group.min()) < 0 or int(group.max()) >= update.groups:
+        raise ValueError(f"group must lie in 0 … {update.groups - 1}, the update's groups")
     if impl := engine.fast("update_logits"):
         return impl(update, group, rows)
 
@@ -120,24 +121,13 @@ def update_logits(
     return logits
 
 
-def group_of_rows(update: HeadUpdate, group: Tensor | None, rows: int | None) -> Tensor:
-    """The group (B,) of each row, as given or by rule; ValueError where it does not fit the update's groups."""
-    if group is None:
-        group = torch.arange(update.groups) if rows in (None, update.groups) else torch.zeros(rows).long()
-        if update.groups not in (1, len(group)):
-            raise ValueError(f"{update.groups} updates for {rows} rows: give each row's update in `group`")
-    if int(group.min()) < 0 or int(group.max()) >= update.groups:
-        raise ValueError(f"group must lie in 0 … {update.groups - 1}, the update's groups")
-    return group
-
-
 class Head(nn.Module):
     """Base of all heads. `conditioned`: whether `factors` reads the condition at all."""
 
     conditioned: bool = False
 
     def factors(self, condition: Condition | None) -> HeadUpdate:
-        """The update for each of the condition's G groups (a static head returns G = 1, to be broadcast)."""
+        """The update for each of the condition's G groups, or for G = 1, to be broadcast; here TypeError."""
         raise TypeError(f"{type(self).__name__} must define factors(condition)")
 
     def trainable_parameters(self) -> int:
@@ -196,14 +186,8 @@ class HyperHead(Head):
     ) -> None:
         super().__init__()
         self.width, self.vocab, self.rank = width, vocab, rank
-        self.net = nn.Sequential(
-            nn.Linear(width, hidden[0]),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden[0], hidden[1]),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-        )
+        layers = [(nn.Linear(a, b), nn.ReLU(), nn.Dropout(dropout)) for a, b in pairwise((width, *hidden))]
+        self.net = nn.Sequential(*layers[0], *layers[1])
         self.last = nn.Linear(hidden[1], rank * (width + vocab))
         self._initialise(released_init)
 
@@ -219,7 +203,7 @@ class HyperHead(Head):
                 nn.init.zeros_(layer.bias)
             nn.init.normal_(self.last.weight, std=1e-3)
         elif released_init != "alpaca":  # released code: the Alpaca script leaves PyTorch's default
-            raise errors.unknown("released_init", released_init, RELEASED_INITS)
+            raise errors.unknown("released_init", released_init, ["wikitext", "alpaca"])
 
     def factors(self, condition: Condition) -> HeadUpdate:
         """Conditions (G, C), one per group, to `down` (G, R, C) and `up` (G, V, R)."""
@@ -237,17 +221,14 @@ class HyperHead(Head):
     def _split(self, flat: Tensor) -> HeadUpdate:
         """(G, R·C + V·R) to the two factors, as views."""
         down, up = flat.split([self.rank * self.width, self.vocab * self.rank], dim=1)
-        return HeadUpdate(
-            down.unflatten(1, (self.rank, self.width)), up.unflatten(1, (self.vocab, self.rank))
-        )
+        down = down.unflatten(1, (self.rank, self.width))
+        return HeadUpdate(down, up.unflatten(1, (self.vocab, self.rank)))
 
     @torch.no_grad()
     def fold(self, condition: Condition) -> LoraHead:
-        """The static head that equals this one, in evaluation mode, for one fixed condition (G = 1)."""
+        """The static head that equals this one, in evaluation mode, for one fixed condition; UserError unless G = 1."""
         if condition.groups != 1:
-            raise errors.UserError(
-                f"folding needs one condition, not {condition.groups}: fold each by itself"
-            )
+            raise errors.UserError(f"folding needs one condition, not {condition.groups}")
         was_training, folded = self.training, LoraHead(self.width, self.vocab, self.rank)
         update = self.eval().factors(condition)
         self.train(was_training)
@@ -259,6 +240,5 @@ class HyperHead(Head):
 def matched_rank(width: int, vocab: int, rank: int = 4) -> int:
     """The rank at which a LoRA head has, as nearly as possible, as many parameters as the hyper-network."""
     with torch.device("meta"):
-        hyper = HyperHead(width, vocab, rank).trainable_parameters()
-        one = LoraHead(width, vocab, rank=1).trainable_parameters()
-    return max(1, round(hyper / one))
+        hyper, one = HyperHead(width, vocab, rank), LoraHead(width, vocab, rank=1)
+    return max(1, round(hyper.trainable_parameters() / one.trainable_parameters()))

@@ -26,26 +26,19 @@ def add_lora(model, *, rank: int, alpha: float | None = None, dropout: float = 0
     from peft import LoraConfig, inject_adapter_in_model
     from transformers.pytorch_utils import Conv1D
 
-    lm = getattr(model, "lm", model)
-    body = lm.base_model
-    if lora_names(lm):
-        raise UserError(f"{type(lm).__name__} carries LoRA already: load the backbone again")
+    body, name = _body(model), type(getattr(model, "lm", model)).__name__
+    if adapted_layers(model):
+        raise UserError(f"{name} carries LoRA already: load the backbone again")
     kinds = {type(module) for module in body.modules() if isinstance(module, nn.Linear | Conv1D)}
     if not kinds:
-        raise UserError(f"{type(lm).__name__} has no Linear or Conv1D layer: LoRA would adapt nothing")
+        raise UserError(f"{name} has no Linear or Conv1D layer: LoRA would adapt nothing")
     # A fresh configuration for each model: injection writes the matched names into it.
-    alpha = rank if alpha is None else alpha
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules="all-linear",
-        fan_in_fan_out=Conv1D in kinds,
-    )
+    scale = {"r": rank, "lora_alpha": rank if alpha is None else alpha, "lora_dropout": dropout}
+    config = LoraConfig(target_modules="all-linear", fan_in_fan_out=Conv1D in kinds, **scale)
     inject_adapter_in_model(config, body, low_cpu_mem_usage=body.device.type == "meta")
-    for parameter in lora_parameters(lm).values():
+    for parameter in lora_parameters(model).values():
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
-    return lora_names(lm)
+    return lora_names(model)
 
 
 def adapted_layers(model) -> dict[str, nn.Module]:

@@ -10,6 +10,7 @@ moment: a mean of means depends on how the rows were batched (audit, row 7).
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from . import engine
-from .backbone import matmul_dtype
+from .backbones.formats import matmul_dtype
 from .heads import HeadUpdate, add_update
 from .text import IGNORED
 
@@ -35,22 +36,18 @@ class HeadWeight:
     neither softmax nor any gradient sees, and removes a large common offset that would cost digits.
     """
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None, device=None
-    ) -> None:
-        """weight (V, C), bias (V,) or None; device defaults to weight's, dtype to the device's `matmul_dtype`."""
-        device = weight.device if device is None else torch.device(device)
-        dtype = dtype or matmul_dtype(device)
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None) -> None:
+        """weight (V, C), bias (V,) or None; dtype defaults to the `matmul_dtype` of the weight's device."""
+        dtype = dtype or matmul_dtype(weight.device)
         self.vocab, self.width = weight.shape
         self.padded = -(-self.vocab // ROW_MULTIPLE) * ROW_MULTIPLE
-        exact = weight.detach().to(device)
+        exact = weight.detach()
         if dtype.itemsize == 2:
             exact = exact.float() - exact.float().mean(0)
-        spare, self.bias, self.padded_bias = self.padded - self.vocab, None, None
+        spare, self.bias = self.padded - self.vocab, None
         self.weight = F.pad(exact.to(dtype), (0, 0, 0, spare))  # (Vp, C), always a copy
         if bias is not None:
-            self.padded_bias = F.pad(bias.detach().to(device, self.accumulate), (0, spare))  # (Vp,)
-            self.bias = self.padded_bias[: self.vocab]
+            self.bias = F.pad(bias.detach().to(weight.device, self.accumulate), (0, spare))  # (Vp,)
 
     @property
     def accumulate(self) -> torch.dtype:
@@ -76,7 +73,10 @@ def head_losses(
 def token_losses(
     h: Tensor, target: Tensor, weight: HeadWeight, updates: Updates, groups: Groups = None, scale: float = 1.0
 ) -> Tensor:
-    """The next-token loss (K, M), in nats, of each row under each of K heads; arguments as for `head_losses`."""
+    """The next-token loss (K, M), in nats, of each row under each of K heads.
+
+    h (M, C), target (M,) and the other arguments as for `head_losses`, and so the ValueError.
+    """
     if impl := engine.fast("token_losses"):
         return impl(h, target, weight, updates, groups, scale)
     return _row_losses(h, target, weight, updates, groups, scale)
@@ -87,9 +87,10 @@ def _row_losses(h, target, weight, updates, groups, scale) -> Tensor:
     groups = checked(h, target, weight, updates, groups)
     x = h.to(weight.accumulate)  # (M, C)
     matrix = weight.weight[: weight.vocab].to(x.dtype)  # (V, C)
+    bias = None if weight.bias is None else weight.bias[: weight.vocab]  # (V,)
 
     def losses(x: Tensor, target: Tensor, group: Tensor | None, update: HeadUpdate | None) -> Tensor:
-        logits = F.linear(x, matrix, weight.bias)  # (n, V)
+        logits = F.linear(x, matrix, bias)  # (n, V)
         if update is not None:
             logits = add_update(logits, x, update, group, scale)
         return F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="none")  # (n,)
@@ -98,8 +99,8 @@ def _row_losses(h, target, weight, updates, groups, scale) -> Tensor:
         losses = partial(checkpoint, losses, use_reentrant=False, preserve_rng_state=False)
     out = []
     for update, group in zip(updates, groups):
-        own = [None] * max(1, -(-len(x) // ROWS)) if group is None else group.to(x.device).split(ROWS)
-        chunks = zip(x.split(ROWS), target.split(ROWS), own)
+        of_rows = repeat(None) if group is None else group.to(x.device).split(ROWS)
+        chunks = zip(x.split(ROWS), target.split(ROWS), of_rows)
         out.append(torch.cat([losses(*chunk, update) for chunk in chunks]))
     return torch.stack(out)  # (K, M)
 
@@ -107,8 +108,7 @@ def _row_losses(h, target, weight, updates, groups, scale) -> Tensor:
 def checked(h: Tensor, target: Tensor, weight: HeadWeight, updates: Updates, groups: Groups) -> list:
     """Each head's groups (M,) or None; ValueError for shapes that do not fit."""
     if h.dim() != 2 or h.shape[1] != weight.width or target.shape != h.shape[:1]:
-        shapes = f"h {tuple(h.shape)} and target {tuple(target.shape)}"
-        raise ValueError(f"{shapes} must be (M, {weight.width}) and (M,)")
+        raise ValueError(f"h {tuple(h.shape)}, target {tuple(target.shape)}: not (M, {weight.width}), (M,)")
     groups = [None] * len(updates) if groups is None else list(groups)
     if len(groups) != len(updates):
         raise ValueError(f"{len(updates)} updates but {len(groups)} groups: one entry per head")

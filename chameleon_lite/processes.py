@@ -27,10 +27,10 @@ class Processes:
         from accelerate import Accelerator, InitProcessGroupKwargs
 
         started = int(os.environ.get("WORLD_SIZE", 1))
-        # Without a GPU the library must be told, or every process believes to be the only one.
-        told = {"cpu": True} if started > 1 and not torch.cuda.is_available() else {}
+        # Without a GPU and without this option every process would work as if it were the only one.
+        options = {"cpu": True} if started > 1 and not torch.cuda.is_available() else {}
         handlers = [InitProcessGroupKwargs(timeout=PATIENCE)]
-        self.accelerator = accelerator or Accelerator(kwargs_handlers=handlers, **told)
+        self.accelerator = accelerator or Accelerator(kwargs_handlers=handlers, **options)
         self.index, self.count = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
         if started != self.count:

@@ -10,17 +10,15 @@ fp16 keeps 11 bits where bf16 keeps 8; final hidden states (|h| below about 100)
 """
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import files
-from .backbone import in_format
+from .backbones.formats import arithmetic
 from .errors import RunFailed, UserError
 from .lora import lora_names
 from .stored import stored
@@ -52,6 +50,7 @@ class ScoredStates:
 
     @property
     def documents(self) -> int:
+        """The number of documents, N."""
         return len(self.counts)
 
     @property
@@ -167,31 +166,3 @@ def fetched(states: Tensor, name: str) -> np.ndarray:
 def sent(x: Tensor, device: torch.device) -> Tensor:
     """x on the device, copied beside its work: the host does not wait for a GPU."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
-
-
-@contextmanager
-def arithmetic(backbone, dtype: torch.dtype) -> Iterator[None]:
-    """Hold the backbone in `dtype`, its activations fused, and give it back as it was."""
-    with fused_activations(backbone.lm), in_format(backbone.lm, dtype):
-        yield
-
-
-@contextmanager
-def fused_activations(lm: nn.Module) -> Iterator[None]:
-    """Compute GPT-2's activation, spelled out in eight elementwise passes, in one; afterwards all is as it was.
-
-    One pass also keeps one tensor for the way back where eight keep five.
-    """
-    slow = [
-        (module, name, child)
-        for module in lm.modules()
-        for name, child in module.named_children()
-        if type(child).__name__ == "NewGELUActivation"
-    ]
-    try:
-        for module, name, _ in slow:
-            setattr(module, name, nn.GELU(approximate="tanh"))
-        yield
-    finally:
-        for module, name, child in slow:
-            setattr(module, name, child)

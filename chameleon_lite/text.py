@@ -58,13 +58,11 @@ def by_length(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
     Equal lengths keep their order, so lengths that are sorted already give 0 … N - 1.
     """
     order = np.argsort(lengths, kind="stable")
-    low = 0
-    while low < len(order):
-        high = low + 1
-        while high < len(order) and lengths[order[high]] * (high + 1 - low) <= budget:
-            high += 1
-        yield order[low:high]
-        low = high
+    first = 0
+    for last in range(1, len(order) + 1):
+        if last == len(order) or lengths[order[last]] * (last + 1 - first) > budget:
+            yield order[first:last]
+            first = last
 
 
 @dataclass(frozen=True, eq=False)

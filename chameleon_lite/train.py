@@ -106,12 +106,12 @@ def train_heads(
     progress: bool = True,
     over: str = "token",
 ) -> None:
-    """Train every member in place and leave each with its best validation state.
+    """Train every member in place and leave each with its best validation state; curves hold nats per token.
 
     Each epoch's order is cut into steps of settings.rows_per_step documents, as the validation order is into batches.
     `over` is how losses are averaged, "token" or "batch" (see `average`), in training and in validation.
     A member whose loss becomes NaN or infinite is stopped, and its `failure` says at which epoch; RunFailed where
-    that leaves no member with a usable state.
+    that leaves no member with a usable state. ValueError as in `average`.
     """
     processes, number = processes or Processes(), 0
     optimisers = {m.name: _optimiser(m, settings) for m in members}
@@ -248,6 +248,7 @@ def average(
 
     over="token" divides the sums once; over="batch" is the released scripts' unweighted mean over batches of
     per-batch means (audit, row 7), which depends on how documents were batched.
+    ValueError for any other `over`, and for "batch" without batches.
     """
     counts = counts.to(nll)
     if over == "token":

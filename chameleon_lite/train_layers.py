@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from . import engine
-from .backbone import Backbone, backbone_dtype
+from .backbone import Backbone
+from .backbones.formats import backbone_dtype, fused_activations
 from .heads import Condition, Head, HeadUpdate
 from .loss import pick_next_token
-from .states import fused_activations, sent
+from .states import sent
 from .text import TokenTable, by_length
 
 # Tokens that go through the backbone at once. Training keeps every layer's activations for the way back, megabytes

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from chameleon_lite.app.score import Adapter
-from chameleon_lite.backbone import matmul_dtype
+from chameleon_lite.backbones.formats import matmul_dtype
 from chameleon_lite.batches import Arrangement
 from chameleon_lite.cluster import Clustering, fit_clusters, nearest_centroid
 from chameleon_lite.conditions import Source, group_means

@@ -95,7 +95,7 @@ def prove(
     from chameleon_lite.processes import Processes
 
     from .config import load_experiment
-    from .outcome import default_command
+    from .provenance import default_command
     from .released.proofs import prove_all
     from .released.proofs.store import store_proofs
     from .released.proofs.subject import Subject

@@ -31,21 +31,6 @@ def cluster_quality(
     }
 
 
-def worst_cluster(clustering: Clustering, groups: Sequence[str]) -> int:
-    """The cluster whose largest group has the smallest share; among equals the larger, then the lower label."""
-    counts = _contingency(clustering, groups)  # (K, groups)
-    sizes = counts.sum(1)
-    purity = np.where(sizes > 0, counts.max(1) / np.maximum(sizes, 1), np.inf)
-    return int(np.lexsort((-sizes, purity))[0])
-
-
-def _contingency(clustering: Clustering, groups: Sequence[str]) -> np.ndarray:
-    """Rows of cluster k that belong to group g, (K, groups) int64."""
-    names, group = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
-    flat = clustering.labels.cpu().numpy() * len(names) + group
-    return np.bincount(flat, minlength=len(clustering.centroids) * len(names)).reshape(-1, len(names))
-
-
 def _mutual_information(labels: Tensor, groups: Sequence[str]) -> float | None:
     from sklearn.metrics import adjusted_mutual_info_score
 

@@ -14,7 +14,7 @@ from chameleon_lite.processes import Processes
 from chameleon_lite.train import Member, train_heads
 
 from .config import Experiment
-from .prepare import Material, Seeded, seed_material, split_view
+from .prepare import PreparedCorpus, SeedClusterings, seed_material, split_view
 from .regimes import Parts, Regime
 
 Say = Callable[[str], None]
@@ -38,7 +38,7 @@ class Context:
     """What the runs of one corpus share in the process that computes them."""
 
     settings: Experiment
-    material: Material  # or a ReleasedMaterial, where a protocol is followed
+    material: PreparedCorpus  # or a ReleasedCorpus, where a protocol is followed
     processes: Processes
     command: str
     say: Say
@@ -73,7 +73,9 @@ def order_of(settings: Experiment, r: Regime) -> str:
     return "clustered" if settings.shared_order else r.order
 
 
-def source_of(r: Regime, material: Material, seeded: Seeded, split: str, share: float = 0.0) -> Source | None:
+def source_of(
+    r: Regime, material: PreparedCorpus, seeded: SeedClusterings, split: str, share: float = 0.0
+) -> Source | None:
     """A regime's condition source for a split, None without one; `share` of its vectors are foreign ones."""
     if r.source is None:
         return None
@@ -81,7 +83,9 @@ def source_of(r: Regime, material: Material, seeded: Seeded, split: str, share: 
     return r.source(view, train, material.backbone.vocab)
 
 
-def _member(trial: Trial, material: Material, seeded: Seeded, sources: list[Source | None]) -> Member:
+def _member(
+    trial: Trial, material: PreparedCorpus, seeded: SeedClusterings, sources: list[Source | None]
+) -> Member:
     """A freshly initialised head with its sources; the seed is of the head alone, whatever the cohort."""
     backbone, seed = material.backbone, seeded.seed
     train = split_view(material, seeded, "train")

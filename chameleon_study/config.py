@@ -138,7 +138,7 @@ class Experiment(Settings):
         return self
 
 
-# What a profile sets unless the experiment's own `profiles:` section says otherwise (the table in book/design.md).
+# What a profile sets unless the experiment's own `profiles:` section says otherwise.
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {
         "backbone": "smollm2",

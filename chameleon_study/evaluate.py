@@ -1,35 +1,57 @@
-"""Trained heads are read on held-out documents: test, other corpora's, seen ones, and with foreign rows around them.
+"""Trained heads are evaluated on held-out documents: test, other corpora's, seen ones, and with foreign rows.
 
-heads ─ one pass an order of documents ─▶ nll (N,) a regime and split, and by position for the test split
+heads ─ one pass per order of documents ─▶ nll (N,) by regime and split, and by position for the test split
+  ─▶ Outcome ─▶ Record + documents.parquet
+
+The table of documents holds what paired statistics need: test, other corpora's and foreign readings; validation and
+seen documents leave their means in the record only. Where test prompts were continued, the scores of the texts are
+further columns of the test rows (nan for documents that were not continued); no text is stored.
 """
 
+import math
 from dataclasses import dataclass, field
 
+import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from chameleon_lite.conditions import Source
 from chameleon_lite.heads import Head
-from chameleon_lite.train import Member, evaluate
+from chameleon_lite.train import Member, average, evaluate
 
 from .cohort import Context, order_of, source_of
-from .names import FOREIGN, TRANSFER
-from .prepare import Material, Seeded
+from .config import Experiment
+from .prepare import SEEN, PreparedCorpus, SeedClusterings
+from .provenance import circumstances
+from .records import FOREIGN, TRANSFER, Record, run_name
 from .regimes import Regime
+from .text_scores import COLUMNS
 
-POSITIONS = 16  # scored positions a bin of "nll by position"
+POSITIONS = 16  # scored positions per bin of "nll by position"
+UNPAIRED = ("validation", SEEN)  # splits whose documents no contrast pairs
 
 
 @dataclass
-class Measured:
-    """One regime's per-document nll sums (N,) by split, in float64 on the host, and its loss by position."""
+class Outcome:
+    """What came of one regime under one seed."""
 
-    nll: dict[str, Tensor] = field(default_factory=dict)
+    nll: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # split or probe ▶ (N,) nats per document, float64, host
     positions: list[dict[str, float]] = field(default_factory=list)
+    learning_rate: float | None = None
+    curve: list[dict] = field(default_factory=list)
+    trainable_parameters: int = 0
+    stored_bytes: int = 0
+    failure: str | None = None
+    kept: bool = True  # a usable checkpoint from before the failure exists and was evaluated
+    seconds: dict[str, float] = field(default_factory=dict)
+    generated: pd.DataFrame | None = None  # scores of continued test prompts, see write.py
 
 
 class PositionSums:
-    """Sums of token losses (heads, bins) over bins of scored positions, kept on the device."""
+    """Sums of token losses (heads, bins) over bins of scored positions, on the device."""
 
     def __init__(self, offsets: Tensor, bins: int) -> None:
         self.offsets, self.bins = offsets, bins
@@ -41,84 +63,67 @@ class PositionSums:
         start = torch.ones_like(document, dtype=torch.bool)
         start[1:] = document[1:] != document[:-1]
         index = torch.arange(len(document), device=document.device)
-        within = (
-            index - torch.cummax(torch.where(start, index, 0), 0).values
-        )  # (M,) scored position in its document
-        bins = (within // POSITIONS).clamp_max(self.bins - 1)
-        one = torch.nn.functional.one_hot(bins, self.bins).double()  # (M, bins)
-        self.nll = self.nll + nll.double() @ one
-        self.count = self.count + one.sum(0)
+        within = index - torch.cummax(torch.where(start, index, 0), 0).values  # (M,) position in its document
+        of_bin = one_hot((within // POSITIONS).clamp_max(self.bins - 1), self.bins).double()  # (M, bins)
+        self.nll = self.nll + nll.double() @ of_bin
+        self.count = self.count + of_bin.sum(0)
 
     def rows(self) -> list[list[dict[str, float]]]:
         """For every head the bins as {position, nll, tokens}; position is the bin's first, nll its sum in nats."""
-        counts = self.count.tolist()
+        filled = [(i * POSITIONS, count) for i, count in enumerate(self.count.tolist()) if count]
         return [
-            [
-                {"position": i * POSITIONS, "nll": v, "tokens": c}
-                for i, (v, c) in enumerate(zip(values, counts))
-                if c
-            ]
-            for values in self.nll.tolist()
+            [{"position": at, "nll": nll[at // POSITIONS], "tokens": count} for at, count in filled]
+            for nll in self.nll.tolist()
         ]
 
 
 def measure(
-    context: Context, seeded: Seeded, regimes: list[Regime], members: dict[str, Member]
-) -> dict[str, Measured]:
+    context: Context, seeded: SeedClusterings, regimes: list[Regime], members: dict[str, Member]
+) -> dict[str, Outcome]:
     """Read every split and probe once for every regime whose head (or that of `weights_of`) is at hand."""
-    out = {r.name: Measured() for r in regimes}
-    probes = context.settings.probes
-    jobs = [(split, 0.0) for split in ("validation", "test", *context.material.probes)]
-    jobs += [("test", share) for share in probes.foreign_shares if context.material.foreign is not None]
+    out = {r.name: Outcome() for r in regimes}
+    material, settings, probes = context.material, context.settings.train, context.settings.probes
+    jobs = [(split, 0.0) for split in ("validation", "test", *material.probes)]
+    jobs += [("test", share) for share in probes.foreign_shares if material.foreign is not None]
     for split, share in jobs:
         name = f"{FOREIGN}{round(100 * share)}" if share else split
-        asked = [r for r in regimes if _asked(r, split, share, probes.foreign_regimes)]
-        for order in sorted({order_of(context.settings, r) for r in asked}):
-            cohort = [r for r in asked if order_of(context.settings, r) == order]
+        readers = [r for r in regimes if _reads(r, split, share, probes.foreign_regimes)]
+        for order in sorted({order_of(context.settings, r) for r in readers}):
+            cohort = [r for r in readers if order_of(context.settings, r) == order]
             watch = None
             if name == "test" and probes.position_bins:
-                watch = PositionSums(context.material.scored[split].offsets, probes.position_bins)
-            nll = _read(context, seeded, cohort, members, split, order, share, watch)
+                watch = PositionSums(material.scored[split].offsets, probes.position_bins)
+            nll = evaluate(
+                [head_and_source(r, members, material, seeded, split, share) for r in cohort],
+                material.scored[split],
+                seeded.epoch(split, order, 0),
+                material.weight,
+                rows=settings.rows_per_step,
+                scale=settings.scale,
+                processes=context.processes,
+                watch=watch,
+            )
             for r, values in zip(cohort, nll.cpu()):
                 out[r.name].nll[name] = values
-            if watch is not None:
-                for r, rows in zip(cohort, watch.rows()):
-                    out[r.name].positions = rows
+            for r, rows in zip(cohort, watch.rows() if watch else ()):
+                out[r.name].positions = rows
     return out
 
 
-def _asked(r: Regime, split: str, share: float, foreign_regimes) -> bool:
-    """An oracle knows only its own sources; foreign rows are for the regimes named in the settings."""
-    return not (split.startswith(TRANSFER) and r.name.endswith("oracle")) and (
-        not share or r.name in foreign_regimes
-    )
-
-
-def _read(
-    context: Context,
-    seeded: Seeded,
-    cohort: list[Regime],
-    members,
-    split: str,
-    order: str,
-    share: float,
-    watch,
-) -> Tensor:
-    material, settings = context.material, context.settings.train
-    return evaluate(
-        [head_and_source(r, members, material, seeded, split, share) for r in cohort],
-        material.scored[split],
-        seeded.epoch(split, order, 0),
-        material.weight,
-        rows=settings.rows_per_step,
-        scale=settings.scale,
-        processes=context.processes,
-        watch=watch,
-    )
+def _reads(r: Regime, split: str, share: float, foreign_regimes) -> bool:
+    """An oracle has labels of its own sources only; foreign rows are for the regimes named in the settings."""
+    if split.startswith(TRANSFER) and r.name.endswith("oracle"):
+        return False
+    return not share or r.name in foreign_regimes
 
 
 def head_and_source(
-    r: Regime, members: dict[str, Member], material: Material, seeded: Seeded, split: str, share: float = 0.0
+    r: Regime,
+    members: dict[str, Member],
+    material: PreparedCorpus,
+    seeded: SeedClusterings,
+    split: str,
+    share: float = 0.0,
 ) -> tuple[Head | None, Source | None]:
     """A regime's head, None for the frozen model, and its condition source for a split.
 
@@ -126,3 +131,62 @@ def head_and_source(
     """
     member = members.get(r.weights_of or r.name)
     return member.head if member else None, source_of(r, material, seeded, split, share)
+
+
+def split_of(name: str) -> str:
+    """The split a reading's documents belong to: foreign rows surround those of the test split."""
+    return "test" if name.startswith(FOREIGN) else name
+
+
+def record_of(context: Context, r: Regime, outcome: Outcome, seed: int, corpus: str) -> Record:
+    """The record of one run; metrics are named `<reading>_nll`, nats per token."""
+    material, metrics = context.material, {}
+    for name, values in outcome.nll.items():
+        counts = material.scored[split_of(name)].counts
+        metrics[f"{name}_nll"] = float(average(values, counts))
+        if name in ("validation", "test"):
+            size = material.tables[name].scored_bytes.sum()
+            metrics[f"{name}_bits_per_byte"] = float(values.sum() / size) / math.log(2)
+            metrics[f"{name}_row_mean_nll"] = float((values / counts.clamp_min(1)).mean())
+    if outcome.generated is not None:
+        metrics |= {f"generated_{name}": float(outcome.generated[name].mean()) for name in COLUMNS}
+    clusters = material.seeds[seed].quality if seed in material.seeds else None
+    return Record(
+        **circumstances(context.settings, material.scored["test"].device, context.command),
+        name=name_of(context.settings, r, corpus, seed),
+        regime=r.name,
+        corpus=corpus,
+        seed=seed,
+        learning_rate=outcome.learning_rate,
+        metrics=metrics,
+        curve=outcome.curve,
+        positions=outcome.positions,
+        trainable_parameters=outcome.trainable_parameters,
+        stored_bytes=outcome.stored_bytes,
+        seconds={**material.seconds, **outcome.seconds},
+        status="done" if outcome.kept else "failed",
+        failure=outcome.failure,
+        data=material.facts() | {"clusters": clusters},
+    )
+
+
+def documents_frame(material: PreparedCorpus, outcome: Outcome) -> pd.DataFrame:
+    """One row per document and reading: its name, group, scored tokens and summed nll (nats)."""
+    frames = []
+    for name, values in outcome.nll.items():
+        if name in UNPAIRED:
+            continue
+        table = material.tables[split_of(name)]
+        columns = {"split": name, "document": table.names, "group": table.groups, "tokens": table.n_scored}
+        frames.append(pd.DataFrame({**columns, "nll": values.numpy()}))
+        if name == "test" and outcome.generated is not None:
+            frames[-1] = frames[-1].join(outcome.generated.set_index("row").reindex(range(len(table))))
+    return pd.concat(frames, ignore_index=True)
+
+
+def name_of(settings: Experiment, r: Regime, corpus: str, seed: int) -> str:
+    """The run's name; its key covers what changes the run's numbers, not which other runs the file lists."""
+    rates = {k: v for k, v in settings.learning_rates.items() if k == r.name}
+    alone = {"regimes": (r.name,), "corpora": (corpus,), "seeds": 1, "name": "run", "what": ""}
+    key = settings.model_copy(update=alone | {"learning_rates": rates}).key()
+    return run_name(r.name, settings.backbone, corpus, key, seed)

@@ -20,16 +20,16 @@ from chameleon_lite.processes import Processes
 
 from .cohort import Context, Say, Trial, train_seed
 from .config import Experiment
-from .evaluate import measure
+from .evaluate import Outcome, documents_frame, measure, name_of, record_of
 from .layers import PROCEDURES
-from .outcome import Outcome, documents_frame, name_of, record_of, reset_peak
-from .prepare import Seeded, prepare, seed_material
+from .prepare import prepare, seed_material
+from .provenance import reset_peak
 from .records import Record
 from .regimes import REGIMES, Regime, regime
 from .released.prepare import prepare_released
-from .released.run import check_released, measure_released
+from .released.run import measure_released
 from .spans import span_of
-from .write import check_room, generated
+from .write import generated
 
 
 @dataclass
@@ -57,18 +57,10 @@ class Common:
             self.processes = self.processes or Processes()
             device = self.device or str(self.processes.device)
             self.backbone = self.backbone or load_backbone(settings.backbone, device=device)
-            if is_honest(settings):
-                material = prepare(settings, self.backbone, corpus, data_dir=self.source, say=self.say)
-                check_room(settings, material)
-            else:
-                check_released(settings)
-                material = prepare_released(
-                    settings, self.backbone, corpus, data_dir=self.source, say=self.say
-                )
-            self.prepared = (
-                (settings, corpus),
-                Context(settings, material, self.processes, self.command, self.say),
-            )
+            make = prepare if is_honest(settings) else prepare_released
+            material = make(settings, self.backbone, corpus, data_dir=self.source, say=self.say)
+            context = Context(settings, material, self.processes, self.command, self.say)
+            self.prepared = ((settings, corpus), context)
         return self.prepared[1]
 
 
@@ -109,16 +101,14 @@ class SeedJob:
 
 
 def is_honest(settings: Experiment) -> bool:
-    """Whether this is the honest study's own line; anything else goes through `released.py`."""
+    """Whether this follows the honest protocol; anything else goes through released/run.py."""
     return settings.protocol.preset == "honest" and not settings.protocol.switches
 
 
 def lenders(regimes: list[Regime]) -> list[Regime]:
     """The regimes, not among these, whose trained heads these borrow."""
-    return [
-        REGIMES[n]
-        for n in sorted({r.weights_of for r in regimes if r.weights_of} - {r.name for r in regimes})
-    ]
+    borrowed = {r.weights_of for r in regimes if r.weights_of} - {r.name for r in regimes}
+    return [REGIMES[name] for name in sorted(borrowed)]
 
 
 def measure_seed(
@@ -128,16 +118,15 @@ def measure_seed(
     cached = [r for r in regimes if r.procedure is None]
     outcomes = _cached_outcomes(context, cached, rates, seed) if cached else {}
     for r in [*cached, *(r for r in regimes if r.procedure is not None)]:
-        outcome = outcomes.get(r.name) or PROCEDURES[r.procedure](
-            context, seed_material(context.settings, context.material, seed), r
-        )
+        seeded = seed_material(context.settings, context.material, seed)
+        outcome = outcomes.get(r.name) or PROCEDURES[r.procedure](context, seeded, r)
         yield record_of(context, r, outcome, seed, corpus), documents_frame(context.material, outcome)
 
 
 def _cached_outcomes(
     context: Context, regimes: list[Regime], rates: dict[str, float], seed: int
 ) -> dict[str, Outcome]:
-    """Heads on cached hidden states: one cohort an order, one reading of every split."""
+    """Heads on cached hidden states: one cohort per order, one reading of every split."""
     started = time.perf_counter()
     reset_peak(context.material.scored["test"].device)
     training = [r for r in regimes if r.trained] + lenders(regimes)
@@ -145,36 +134,21 @@ def _cached_outcomes(
     trained = time.perf_counter()
     members = {t.regime.name: t.member for t in trials}
     seeded = seed_material(context.settings, context.material, seed)
-    measured = measure(context, seeded, regimes, members)
-    seconds = (time.perf_counter() - trained) / len(regimes)
-    written, writing_seconds = _written(context, seeded, regimes, members)
-    out = {}
-    for r in regimes:
-        member = members.get(r.weights_of or r.name)
-        own = member if r.trained else None
-        out[r.name] = Outcome(
-            measured[r.name].nll,
-            measured[r.name].positions,
-            member.learning_rate if member else None,
-            own.curve if own else [],
-            own.head.trainable_parameters() if own else 0,
-            member.head.stored_bytes() if member else 0,
-            member.failure if member else None,
-            kept=member is None or not member.failure or member.best_epoch > 0,
-            seconds={
-                "training": (trained - started) / max(1, len(trials)) if own else 0.0,
-                "evaluation": seconds,
-                **({"generation": writing_seconds} if r.name in written else {}),
-            },
-            generated=written.get(r.name),
-        )
-    if members and not any(found.kept for found in out.values()):
-        raise RunFailed("every head of the cohort diverged: lower the learning rates")
-    return out
-
-
-def _written(context: Context, seeded: Seeded, regimes: list[Regime], members: dict) -> tuple[dict, float]:
-    """Scores of what the regimes that are asked to write have written, and the seconds that one of them took."""
-    started = time.perf_counter()
+    outcomes = measure(context, seeded, regimes, members)
+    measured = time.perf_counter()
     written = generated(context, seeded, regimes, members)
-    return written, (time.perf_counter() - started) / max(1, len(written))
+    writing = (time.perf_counter() - measured) / max(1, len(written))
+    for r in regimes:
+        out, member = outcomes[r.name], members.get(r.weights_of or r.name)
+        if member:
+            out.learning_rate, out.stored_bytes = member.learning_rate, member.head.stored_bytes()
+            out.failure, out.kept = member.failure, not member.failure or member.best_epoch > 0
+        if member and r.trained:
+            out.curve, out.trainable_parameters = member.curve, member.head.trainable_parameters()
+        training_seconds = (trained - started) / max(1, len(trials)) if r.trained else 0.0
+        out.seconds = {"training": training_seconds, "evaluation": (measured - trained) / len(regimes)}
+        if r.name in written:
+            out.generated, out.seconds["generation"] = written[r.name], writing
+    if members and not any(out.kept for out in outcomes.values()):
+        raise RunFailed("every head of the cohort diverged: lower the learning rates")
+    return outcomes

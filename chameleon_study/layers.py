@@ -20,19 +20,19 @@ import torch
 from torch import Tensor
 
 from chameleon_lite.backbone import copied
+from chameleon_lite.backbones.formats import arithmetic
 from chameleon_lite.batches import Arrangement
 from chameleon_lite.conditions import GroupMean
 from chameleon_lite.errors import RunFailed
 from chameleon_lite.heads import Head, HyperHead, LoraHead
 from chameleon_lite.lora import add_lora, lora_parameters
-from chameleon_lite.states import arithmetic
 from chameleon_lite.text import cumulative
 from chameleon_lite.train import Member, evaluate, train_heads
 from chameleon_lite.train_layers import LiveStates, WithLayers
 
 from .cohort import Context
-from .outcome import Outcome
-from .prepare import Material, Seeded, split_view
+from .evaluate import Outcome
+from .prepare import PreparedCorpus, SeedClusterings, split_view
 from .regimes import CLUSTERED, GROUP, RANK, Regime
 
 NEIGHBOURS = 15  # other rows whose prefixes are put in front
@@ -40,7 +40,7 @@ NEIGHBOUR_TOKENS = 32  # of each prefix at most: a plain text's whole prefix, th
 LEARNING_RATES = (3e-4, 1e-3)
 
 
-def in_context(context: Context, seeded: Seeded, r: Regime) -> Outcome:
+def in_context(context: Context, seeded: SeedClusterings, r: Regime) -> Outcome:
     """R14: the frozen model reads its cluster neighbours' prefixes before the row; the same positions are scored."""
     started, material = time.perf_counter(), context.material
     dtype = getattr(torch, material.feature_dtype)
@@ -66,7 +66,7 @@ def neighbours_in_front(table, groups: Tensor, separator: list[int]) -> tuple[li
     return rows, front
 
 
-def _in_context_nll(material: Material, split: str, groups: Tensor) -> Tensor:
+def _in_context_nll(material: PreparedCorpus, split: str, groups: Tensor) -> Tensor:
     table, backbone = material.tables[split], material.backbone
     separator = backbone.tokenizer("\n", add_special_tokens=False)["input_ids"]
     rows, front = neighbours_in_front(table, groups, separator)
@@ -77,7 +77,7 @@ def _in_context_nll(material: Material, split: str, groups: Tensor) -> Tensor:
     return evaluate([(None, None)], live, together, material.weight, rows=len(table))[0].cpu()
 
 
-def layers_static(context: Context, seeded: Seeded, r: Regime) -> Outcome:
+def layers_static(context: Context, seeded: SeedClusterings, r: Regime) -> Outcome:
     """R16: LoRA of rank 4 in every layer and on the head."""
     backbone = context.material.backbone
     return _layers(
@@ -85,7 +85,7 @@ def layers_static(context: Context, seeded: Seeded, r: Regime) -> Outcome:
     )
 
 
-def layers_hyper(context: Context, seeded: Seeded, r: Regime) -> Outcome:
+def layers_hyper(context: Context, seeded: SeedClusterings, r: Regime) -> Outcome:
     """R17: LoRA of rank 4 in every layer, the hyper-network on the head, conditioned as R4."""
     backbone = context.material.backbone
     return _layers(
@@ -98,7 +98,7 @@ def layers_hyper(context: Context, seeded: Seeded, r: Regime) -> Outcome:
 
 
 def _layers(
-    context: Context, seeded: Seeded, r: Regime, make: Callable[[], Head], source: Callable
+    context: Context, seeded: SeedClusterings, r: Regime, make: Callable[[], Head], source: Callable
 ) -> Outcome:
     """Train at every rate, keep the better on validation, read the test split with it."""
     started = time.perf_counter()
@@ -108,7 +108,7 @@ def _layers(
     return best
 
 
-def _trained(context: Context, seeded: Seeded, r: Regime, make, source, lr: float) -> Outcome:
+def _trained(context: Context, seeded: SeedClusterings, r: Regime, make, source, lr: float) -> Outcome:
     material, settings = context.material, context.settings.train
     settings = settings.model_copy(update={"validations_per_epoch": 1})
     adapted, orders = copied(material.backbone), partial(seeded.epoch, order=r.order)

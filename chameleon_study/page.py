@@ -1,8 +1,9 @@
-"""What every notebook needs around its own subject: where the project lies, and numbers that prose can quote.
+"""What every notebook needs beside its subject: where the project lies, and numbers that prose can quote.
 
-start(profile, seed) ─ prints device and versions, seeds torch and numpy
-keep(loss=3.21)      ─ the book's text can say {glue:text}`…::loss` instead of typing the number again
-csv_link(frame, "x") ─ a link under a table that saves it as x.csv
+start(profile, seed)     ─ prints device and versions, seeds torch and numpy
+keep(loss=3.21)          ─ the book's text can say {glue:text}`…::loss` instead of typing the number again
+published(1, "R1", "…")  ─ a number of the paper's tables, from the one file that holds them
+csv_link(frame, "x")     ─ a link under a table that saves it as x.csv
 """
 
 import base64
@@ -13,7 +14,10 @@ import pandas as pd
 
 from chameleon_lite.errors import UserError, unknown
 
+from .claims.paper import published
 from .config import PROFILES
+
+__all__ = ["CsvLink", "csv_link", "keep", "published", "root", "start"]
 
 
 def root() -> Path:
@@ -27,7 +31,7 @@ def root() -> Path:
 
 
 def start(profile: str, seed: int = 0) -> str:
-    """Check the profile, seed torch and numpy, say on which machine; returns the device, cpu or cuda."""
+    """Check the profile, seed torch and numpy, print the machine; returns the device, cpu or cuda."""
     import random
     import warnings
     from importlib.metadata import version

@@ -1,9 +1,9 @@
 """From a corpus's name to everything head training reads: tokens, hidden states, vectors, clusters.
 
     load_corpus ─ tokenise ─▶ TokenTable per split ─ hidden_states ─▶ ScoredStates per split
-                                     └ mean_embeddings ─▶ vectors ─ fit on train, assign elsewhere ─▶ labels a split
+                                     └ mean_embeddings ─▶ vectors ─ fit on train, assign elsewhere ─▶ labels per split
 
-Made once a (backbone, corpus, settings) and shared by all regimes and seeds; only the clusterings and the
+Built once per (backbone, corpus, settings) and shared by all regimes and seeds; only the clusterings and the
 arrangements belong to a seed. Besides train, validation and test there are probes, read like a test set:
 `seen` (training documents, for the generalisation gap) and `transfer:<corpus>` (another corpus's test documents).
 """
@@ -11,6 +11,7 @@ arrangements belong to a seed. Besides train, validation and test there are prob
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor
 
 from chameleon_lite.app.corpus import SPLITS, Corpus
-from chameleon_lite.backbone import Backbone, number_format
+from chameleon_lite.backbone import Backbone
+from chameleon_lite.backbones.formats import number_format
 from chameleon_lite.batches import Arrangement, arrange
 from chameleon_lite.cluster import cluster_count, fit_clusters, merge_small
 from chameleon_lite.errors import UserError
@@ -30,15 +32,16 @@ from .cluster_quality import cluster_quality
 from .config import Experiment
 from .corpora import load_corpus
 from .corpora.mixed import MIXED, mixed_corpus
-from .names import TRANSFER
+from .records import TRANSFER
 from .sources import Split
 from .vectors import Replaced, Views, condition_tokens, with_foreign
 
 SEEN = "seen"
+FOREIGN_DOCUMENTS = 2_000  # of each other corpus
 
 
 @dataclass
-class Material:
+class PreparedCorpus:
     """What one corpus is under one backbone."""
 
     backbone: Backbone
@@ -51,7 +54,7 @@ class Material:
     seconds: dict[str, float] = field(default_factory=dict)
     foreign: Tensor | None = None  # (F, C) vectors of another corpus's training documents (claim 7)
     tokens: dict[str, Tensor] = field(default_factory=dict)  # (N, P) ids of the condition spans
-    seeds: dict[int, "Seeded"] = field(default_factory=dict)
+    seeds: dict[int, "SeedClusterings"] = field(default_factory=dict)
 
     @property
     def probes(self) -> list[str]:
@@ -59,7 +62,7 @@ class Material:
         return [s for s in self.tables if s not in SPLITS]
 
     def facts(self) -> dict:
-        """What a record says of its data."""
+        """A record's `data`."""
         return common_facts(self) | {
             "scored_tokens": {s: int(t.n_scored.sum()) for s, t in self.tables.items()},
             "dropped": {s: t.dropped for s, t in self.tables.items()},
@@ -67,7 +70,7 @@ class Material:
 
 
 def common_facts(material) -> dict:
-    """What every record says of its corpus, backbone and number formats, whatever the procedure."""
+    """What every record holds about its corpus, backbone and number formats, whatever the procedure."""
     return {
         "corpus": material.corpus.name,
         "hash": material.corpus.hash,
@@ -82,14 +85,14 @@ def common_facts(material) -> dict:
 
 
 @dataclass
-class Seeded:
-    """What belongs to one seed: its clusterings' labels a split, and the fixed arrangements of evaluation."""
+class SeedClusterings:
+    """What belongs to one seed: its clusterings' labels per split, and the fixed arrangements of evaluation."""
 
-    labels: dict[str, Tensor]  # (N,) batching clusters, small ones merged: who stands beside whom
+    labels: dict[str, Tensor]  # (N,) batching clusters, small ones merged: decides the batches
     nearest: dict[str, Tensor]  # (N,) nearest centroid of the batching clustering
     centroids: Tensor  # (K, C)
     routing: dict[str, Tensor]  # (N,) nearest centroid of the routing clustering
-    quality: dict  # of the batching clustering, see data.cluster_quality
+    quality: dict  # of the batching clustering, see cluster_quality.py
     seed: int
 
     def epoch(self, split: str, order: str, number: int) -> Arrangement:
@@ -106,54 +109,66 @@ def prepare(
     *,
     data_dir: Path | Mapping[str, Corpus] | None = None,
     say: Callable[[str], None] = lambda text: None,
-) -> Material:
-    """Build a corpus's material on the backbone's device; stages are timed and said through `say`."""
+) -> PreparedCorpus:
+    """A corpus's tables, states and vectors on the backbone's device; stages are timed and logged through `say`."""
     seconds: dict[str, float] = {}
-    corpus = _timed(seconds, "corpus", lambda: corpus_by_name(corpus_name, data_dir))
+    corpus = timed(seconds, "corpus", lambda: corpus_by_name(corpus_name, data_dir))
     say(f"{corpus.name}: {corpus.counts()['train']['documents']} training documents from {corpus.source}")
-    tables = _timed(seconds, "tokens", lambda: tables_of(settings, backbone, corpus))
-    device = backbone.head.weight.device
-    dtype = number_format(settings.train.feature_dtype, device)
-    others = {
-        name: tables_of(settings, backbone, corpus_by_name(name, data_dir))
-        for name in settings.probes.corpora
-        if name != corpus_name
-    }
+    tables = timed(seconds, "tokens", lambda: tables_of(settings, backbone, corpus))
+    _check_room(settings, backbone, tables["test"])
+    names = [name for name in settings.probes.corpora if name != corpus_name]
+    others = {name: tables_of(settings, backbone, corpus_by_name(name, data_dir)) for name in names}
     tables |= {TRANSFER + name: other["test"] for name, other in others.items()}
     if settings.probes.seen_documents:
-        tables[SEEN] = tables["train"].take(np.arange(len(tables["train"]))[: settings.probes.seen_documents])
-    states: dict[str, np.ndarray] = {}
-    started = time.perf_counter()
-    for split, table in tables.items():
-        say(
-            f"hidden states of {split}: {int(table.lengths.sum()):,} tokens in {str(dtype).removeprefix('torch.')}"
-        )
-        states[split] = hidden_states(backbone, table, dtype)
+        tables[SEEN] = _first(tables["train"], settings.probes.seen_documents)
+    device = backbone.head.weight.device
+    dtype = number_format(settings.train.feature_dtype, device)
+    feature_dtype = str(dtype).removeprefix("torch.")
+
+    def states_of(split: str) -> np.ndarray:
+        say(f"hidden states of {split}: {int(tables[split].lengths.sum()):,} tokens in {feature_dtype}")
+        return hidden_states(backbone, tables[split], dtype)
+
+    states = timed(seconds, "features", lambda: {split: states_of(split) for split in tables})
     scored = {s: ScoredStates(table, states[s], device) for s, table in tables.items()}
-    seconds["features"] = time.perf_counter() - started
-    embedding, length = backbone.embedding.cpu(), settings.tokens.max_length
-    views = {s: Views(t, states[s], embedding, device, length) for s, t in tables.items()}
-    weight = HeadWeight(
-        backbone.head.weight, backbone.head.bias, dtype=number_format(settings.train.matmul_dtype, device)
+    views = partial(
+        Views, embedding=backbone.embedding.cpu(), device=device, length=settings.tokens.max_length
     )
-    material = Material(
-        backbone, corpus, tables, scored, views, weight, str(dtype).removeprefix("torch."), seconds
+    matmul = number_format(settings.train.matmul_dtype, device)
+    material = PreparedCorpus(
+        backbone,
+        corpus,
+        tables,
+        scored,
+        {s: views(t, states[s]) for s, t in tables.items()},
+        HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul),
+        feature_dtype,
+        seconds,
+        tokens={s: condition_tokens(t, backbone.vocab).to(device) for s, t in tables.items()},
     )
     if others and settings.probes.foreign_shares:
-        material.foreign = torch.cat(
-            [
-                Views(
-                    o["train"].take(np.arange(min(2_000, len(o["train"])))), None, embedding, device, length
-                )["prefix"]
-                for o in others.values()
-            ]
-        )
-    material.tokens = {s: condition_tokens(t, backbone.vocab).to(device) for s, t in tables.items()}
+        prefixes = [views(_first(o["train"], FOREIGN_DOCUMENTS), None)["prefix"] for o in others.values()]
+        material.foreign = torch.cat(prefixes)
     return material
 
 
+def _first(table: TokenTable, count: int) -> TokenTable:
+    return table.take(np.arange(min(count, len(table))))
+
+
+def _check_room(settings: Experiment, backbone: Backbone, table: TokenTable) -> None:
+    """Raises UserError where a prompt and its continuation would not fit the backbone's positions."""
+    new = settings.probes.generate.new_tokens if settings.probes.generate else 0
+    longest = int(table.prefix.max())
+    if new and longest + new > backbone.max_length:
+        raise UserError(
+            f"prompts of up to {longest} tokens and {new} new ones exceed {backbone.name}'s "
+            f"{backbone.max_length} positions: lower probes.generate.new_tokens"
+        )
+
+
 def corpus_by_name(name: str, data_dir: Path | Mapping[str, Corpus] | None) -> Corpus:
-    """A corpus of the data room, or the mixed stream of three of them; from `data_dir` where that holds corpora."""
+    """A corpus by its name, or the mixed stream of three of them; from `data_dir` where that holds corpora."""
     if isinstance(data_dir, Mapping):
         return data_dir[name]
     return mixed_corpus(data_dir) if name == MIXED else load_corpus(name, data_dir=data_dir)
@@ -161,11 +176,11 @@ def corpus_by_name(name: str, data_dir: Path | Mapping[str, Corpus] | None) -> C
 
 def tables_of(settings: Experiment, backbone: Backbone, corpus: Corpus) -> dict[str, TokenTable]:
     """Tokenise each split and draw the subsets the settings ask for."""
-    words = settings.tokens.model_dump()
+    options = settings.tokens.model_dump()
     generator = np.random.default_rng(settings.data.subset_seed)
     tables = {}
     for split in SPLITS:
-        table = tokenise(corpus.splits[split], backbone.tokenizer, **words)
+        table = tokenise(corpus.splits[split], backbone.tokenizer, **options)
         order = generator.permutation(len(table))
         if split == "train" and settings.data.max_train_tokens is not None:
             within = np.cumsum(table.lengths[order]) <= settings.data.max_train_tokens
@@ -176,25 +191,27 @@ def tables_of(settings: Experiment, backbone: Backbone, corpus: Corpus) -> dict[
     return tables
 
 
-def seed_material(settings: Experiment, material: Material, seed: int) -> Seeded:
-    """Fit both clusterings on train with this seed and assign the other splits to their centroids; kept."""
+def seed_material(settings: Experiment, material: PreparedCorpus, seed: int) -> SeedClusterings:
+    """Fit both clusterings on train with this seed and assign the other splits to their centroids; once per seed."""
     if seed not in material.seeds:
         vectors = {s: v["prefix"].cpu() for s, v in material.views.items()}
-        material.seeds[seed] = _fit_seed(
-            settings, vectors, material.tables["train"], material.corpus.name, seed
-        )
+        material.seeds[seed] = _fit_seed(settings, vectors, material.tables["train"], seed)
     return material.seeds[seed]
 
 
-def _fit_seed(
-    settings: Experiment, vectors: dict[str, Tensor], table: TokenTable, corpus: str, seed: int
-) -> Seeded:
-    rows, minimum, train = settings.clusters.batch_rows, settings.clusters.minimum, vectors["train"]
-    if len(train) < rows:
+def check_batch(count: int, rows: int) -> None:
+    """UserError for fewer training documents than one batch."""
+    if count < rows:
         raise UserError(
-            f"{corpus} has {len(train)} training documents, fewer than one batch of {rows}: "
-            "use more text or a smaller clusters.batch_rows"
+            f"{count} documents are fewer than one batch of {rows}: use a smaller clusters.batch_rows"
         )
+
+
+def _fit_seed(
+    settings: Experiment, vectors: dict[str, Tensor], table: TokenTable, seed: int
+) -> SeedClusterings:
+    rows, minimum, train = settings.clusters.batch_rows, settings.clusters.minimum, vectors["train"]
+    check_batch(len(train), rows)
     batching = fit_clusters(train, cluster_count(len(train), rows), seed=seed)
     router = fit_clusters(train, min(settings.clusters.routing_clusters, len(train) // rows + 1), seed=seed)
     nearest, labels, routing = {}, {}, {}
@@ -203,10 +220,12 @@ def _fit_seed(
         labels[split] = merge_small(x, nearest[split], batching.centroids, minimum=minimum)
         routing[split] = router.labels if split == "train" else router.assign(x)[0]
     quality = cluster_quality(batching, groups=table.groups, lengths=table.lengths)
-    return Seeded(labels, nearest, batching.centroids, routing, quality, seed)
+    return SeedClusterings(labels, nearest, batching.centroids, routing, quality, seed)
 
 
-def split_view(material: Material, seeded: Seeded, split: str, foreign_share: float = 0.0) -> Split:
+def split_view(
+    material: PreparedCorpus, seeded: SeedClusterings, split: str, foreign_share: float = 0.0
+) -> Split:
     """What condition sources see of a split; with `foreign_share` of its vectors replaced by foreign ones."""
     views = material.views[split]
     if foreign_share:
@@ -221,7 +240,8 @@ def split_view(material: Material, seeded: Seeded, split: str, foreign_share: fl
     )
 
 
-def _timed(seconds: dict[str, float], stage: str, work: Callable):
+def timed(seconds: dict[str, float], stage: str, work: Callable):
+    """The result of work(); its seconds are stored under the stage's name."""
     started = time.perf_counter()
     out = work()
     seconds[stage] = time.perf_counter() - started

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import sys
 from functools import lru_cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +17,7 @@ LIBRARIES = "torch transformers peft accelerate numpy scikit-learn scipy pandas 
 
 @lru_cache
 def source_hash() -> str:
-    """sha256 over the source files of the three packages: what code made a record, also without a repository."""
+    """sha256 over the source files of the three packages: the code behind a record, also without a repository."""
     digest = sha256()
     for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
         digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
@@ -26,19 +27,20 @@ def source_hash() -> str:
 @lru_cache
 def commit() -> str:
     """`$CHAMELEON_LITE_COMMIT`, else the repository's HEAD (with `+` if files differ), else "unknown"."""
-    given = os.environ.get("CHAMELEON_LITE_COMMIT")
-    if given:
+    if given := os.environ.get("CHAMELEON_LITE_COMMIT"):
         return given
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
     try:
-        head = _git("rev-parse", "HEAD")
-        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+        return git("rev-parse", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
 
 
 def installed(library: str, otherwise: str = "absent") -> str:
@@ -50,7 +52,7 @@ def installed(library: str, otherwise: str = "absent") -> str:
 
 
 def provenance(device: str, command: str) -> dict[str, Any]:
-    """Versions, commit, source hash, device and the command that made a run."""
+    """Versions, commit, source hash, device and command of a run."""
     import torch
 
     return {
@@ -65,9 +67,45 @@ def provenance(device: str, command: str) -> dict[str, Any]:
 
 
 def device_name(device: str) -> str:
-    """What a device is called by its maker."""
+    """The maker's name of a device."""
     import torch
 
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     return platform.processor() or platform.machine()
+
+
+def circumstances(settings, device, command: str) -> dict[str, Any]:
+    """The fields of a record that do not depend on what was trained, from its Experiment, torch.device and command."""
+    return {
+        "experiment": settings.name,
+        "backbone": settings.backbone,
+        "profile": settings.profile,
+        "settings": settings.model_dump(mode="json"),
+        "peak_memory_bytes": peak_memory(device),
+        "provenance": provenance(str(device), command),
+    }
+
+
+def reset_peak(device) -> None:
+    """Start counting the peak memory of a torch.device anew."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device) -> dict[str, int]:
+    """Peak bytes of the process on the host and, where there is one, of the device."""
+    import resource
+
+    import torch
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    return peak | ({"device": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {})
+
+
+def default_command() -> str:
+    """The command line as typed, for the record (`CHAMELEON_LITE_COMMAND` in notebooks)."""
+    return os.environ.get("CHAMELEON_LITE_COMMAND") or " ".join(["chameleon-lite", *sys.argv[1:]])

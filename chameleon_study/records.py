@@ -4,7 +4,7 @@ runs/<name>/record.json + documents.parquet   raw, one folder per run, renamed i
 results/<experiment>.jsonl + .parquet         kept: every record of an experiment, every per-document loss
 """
 
-import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,12 @@ from pydantic import BaseModel, ConfigDict
 from chameleon_lite import files
 from chameleon_lite.errors import UserError
 
+HONEST = "honest-"  # files of results that the honest study's experiments are packed into
+FOREIGN = (
+    "foreign-"  # readings with foreign rows, and the experiments that supply them where honest-* has none
+)
+TRANSFER = "transfer:"  # readings of another corpus's test documents
+ARTICLES = "wikitext"  # corpora of that name: their rows' `group` is the article
 NOT_RECORDS = ("proofs", "spans")
 REFUSED_BACKBONES = ("tiny", "random-gpt2")
 
@@ -53,12 +59,8 @@ class Record(BaseModel):
 
 def run_name(regime: str, backbone: str, corpus: str, key: str, seed: int) -> str:
     """`<regime>--<backbone>--<corpus>--<8 hex of the settings>--seed<k>`, safe as a file name."""
-    return "--".join([*map(file_safe, (regime, backbone, corpus)), key, f"seed{seed}"])
-
-
-def file_safe(name: str) -> str:
-    """A name, perhaps a path or a hub id, as a part of a file's name on any system."""
-    return name.replace("/", "_").replace(os.sep, "_").replace(":", "_")
+    parts = (re.sub(r"[/\\:]", "_", part) for part in (regime, backbone, corpus))  # paths and hub ids too
+    return "--".join([*parts, key, f"seed{seed}"])
 
 
 def write_run(folder: Path, record: Record, documents: pd.DataFrame | None) -> Path:
@@ -75,10 +77,8 @@ def write_run(folder: Path, record: Record, documents: pd.DataFrame | None) -> P
 def read_run(folder: Path, name: str) -> Record | None:
     """A run's record if it is there and complete, else None; a damaged one is never taken for a result."""
     path = folder / name / "record.json"
-    if not path.is_file():
-        return None
     try:
-        return Record.model_validate_json(path.read_text())
+        return Record.model_validate_json(path.read_text()) if path.is_file() else None
     except ValueError:
         return None
 
@@ -86,13 +86,10 @@ def read_run(folder: Path, name: str) -> Record | None:
 def pack(experiment: str, names: list[str], runs: Path, results: Path) -> tuple[Path, Path]:
     """Collect the named runs into `results/<experiment>.jsonl` and `.parquet`; refuses what must not be kept."""
     records = [read_run(runs, name) for name in names]
-    missing = [name for name, record in zip(names, records) if record is None]
-    if missing:
-        raise UserError(
-            f"{len(missing)} run(s) are not complete, first {missing[0]}: run the experiment again with --resume"
-        )
-    for record in records:
-        _admissible(record)
+    if missing := [name for name, record in zip(names, records) if record is None]:
+        raise UserError(f"{len(missing)} runs are incomplete, first {missing[0]}: run again with --resume")
+    for r in records:
+        refuse_unfit(r.name, r.profile, r.backbone)
     paths = {name: runs / name / "documents.parquet" for name in names}
     tables = [pd.read_parquet(path).assign(run=name) for name, path in paths.items() if path.is_file()]
     jsonl, parquet = results / f"{experiment}.jsonl", results / f"{experiment}.parquet"
@@ -121,12 +118,11 @@ def load_results(folder: Path) -> list[Record]:
     return [record for path in record_files(folder) for record in load_records(path)]
 
 
-def _admissible(record: Record) -> None:
-    if record.profile == "smoke":
+def refuse_unfit(what: str, profile: str, backbone: str) -> None:
+    """UserError for results of the smoke profile and of random weights: they are shown, never kept."""
+    if profile == "smoke":
         raise UserError(
-            f"{record.name} was made by the smoke profile: such runs are shown, never kept in results"
+            f"{what} comes from the smoke profile: shown, never kept in results; use --profile paper"
         )
-    if record.backbone.startswith(REFUSED_BACKBONES):
-        raise UserError(
-            f"{record.name} was made with {record.backbone}, whose weights are random: not a result"
-        )
+    if backbone.startswith(REFUSED_BACKBONES):
+        raise UserError(f"{what} comes from {backbone}, whose weights are random: not a result")

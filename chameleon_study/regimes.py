@@ -1,12 +1,11 @@
-"""The regimes by name: which head, in which order it is trained, and what it is told.
+"""The regimes by name: which head, in which order it is trained, and what conditions it.
 
-A regime is data, not a branch: adding one means adding an entry here and, if it knows something new, a class in
-`sources.py`. Regimes that need the backbone un-cached (R14, R16, R17) name a procedure of `layers.py` instead.
+A regime is data, not a branch: adding one means adding a row to TABLE and, if its condition is new, a class in
+sources.py. Regimes that run the backbone anew (R14, R16, R17) name a procedure of layers.py instead of a head.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor
 
@@ -35,15 +34,11 @@ class Parts:
     train: Split
 
 
-MakeHead = Callable[[Parts], Head]
-# the split to condition, the training split, the vocabulary
-MakeSource = Callable[[Split, Split, int], Source]
-
-
 @dataclass(frozen=True)
 class Regime:
     """One row of the study's table. `order` is how training documents are arranged: "random" or "clustered".
 
+    `source`: from the split to condition, the training split and the vocabulary to a condition source.
     `weights_of`: no training of its own, another regime's head under this one's condition.
     `rate_of`: takes the learning rate found for another regime (the same head and optimiser, another group size).
     `leak`: breaks the information rule on purpose and is marked wherever it appears.
@@ -53,9 +48,9 @@ class Regime:
     name: str
     title: str
     conditioned_on: str
-    head: MakeHead | None = None
-    order: str = RANDOM
-    source: MakeSource | None = None
+    order: str
+    head: Callable[[Parts], Head] | None = None
+    source: Callable[[Split, Split, int], Source] | None = None
     weights_of: str | None = None
     rate_of: str | None = None
     leak: bool = False
@@ -67,190 +62,93 @@ class Regime:
         return self.head is not None
 
 
-def _hyper(parts: Parts, dropout: float = 0.5) -> Head:
-    return HyperHead(parts.width, parts.vocab, RANK, dropout=dropout)
+def _unigram(p: Parts) -> Head:
+    counts = p.train.tokens.flatten().cpu().bincount(minlength=p.vocab + 1)
+    return UnigramBias(counts[: p.vocab].float())
 
 
-def _lora(parts: Parts) -> Head:
-    return LoraHead(parts.width, parts.vocab, RANK)
-
-
-def _matched(parts: Parts) -> Head:
-    return LoraHead(parts.width, parts.vocab, matched_rank(parts.width, parts.vocab, RANK))
-
-
-def _bank(parts: Parts, experts: int = EXPERTS) -> Head:
-    return BankHead(parts.width, parts.vocab, experts, RANK)
-
-
-def _factor_bank(parts: Parts) -> Head:
-    return FactorBankHead(parts.width, parts.vocab, EXPERTS, RANK)
-
-
-def _routed(parts: Parts) -> Head:
-    return RoutedHead(parts.width, parts.vocab, int(parts.train.routing.max()) + 1, RANK)
-
-
-def _oracle(parts: Parts) -> Head:
-    return RoutedHead(parts.width, parts.vocab, int(parts.train.domain.max()) + 1, RANK)
-
-
-def _svf(parts: Parts) -> Head:
-    return SvfBank(parts.weight, EXPERTS)
-
-
-def _unigram(parts: Parts) -> Head:
-    tokens = parts.train.tokens.flatten().cpu()
-    return UnigramBias(tokens.bincount(minlength=parts.vocab + 1)[: parts.vocab].float())
-
-
-def _group(size: int = GROUP, view: str = "prefix", kind: type = GroupMean) -> MakeSource:
-    return lambda split, train, vocab: kind(split.views[view], size)
-
-
-def _own(view: str = "prefix") -> MakeSource:
-    return lambda split, train, vocab: Own(split.views[view])
-
-
-def _constant(split: Split, train: Split, vocab: int) -> Source:
-    return Constant(train.vectors.mean(0))
-
-
-def _centroid(split: Split, train: Split, vocab: int) -> Source:
-    return TrainCentroid(split.centroids, split.cluster)
-
-
-def _counted(split: Split, train: Split, vocab: int) -> Source:
-    return Counted(split.vectors, split.tokens, vocab)
-
-
-def _routing(split: Split, train: Split, vocab: int) -> Source:
-    return Own(split.vectors, split.routing)
-
-
-def _domain(split: Split, train: Split, vocab: int) -> Source:
-    return Own(split.vectors, split.domain)
-
-
-def _stream(split: Split, train: Split, vocab: int) -> Source:
-    return StreamMean(split.vectors, split.cluster)
-
-
-OWN, BATCH = "the row's own prefix", "prefixes of a cluster batch"
-OTHER = "prefixes of another cluster"
-# hyper-networks trained on clustered and on random batches
-_clustered = partial(Regime, head=_hyper, order=CLUSTERED)
-_random = partial(Regime, head=_hyper, order=RANDOM)
-
-_REGIMES = (
-    Regime("R0", "frozen", "nothing"),
-    Regime("R1", "LoRA head, rank 4", "nothing", _lora),
-    Regime("R2", "LoRA head, parameter-matched", "nothing", _matched),
-    _random("R3", "hyper-network, constant input", "a constant", source=_constant),
-    _clustered("R4", "hyper-network, cluster batch", BATCH, source=_group()),
-    _random("R5", "hyper-network, random batch", "prefixes of a random batch", source=_group()),
-    _clustered("R6", "hyper-network, per sample", OWN, source=_own()),
-    _clustered(
-        "R7",
-        "R4's weights, another cluster's condition",
-        OTHER,
-        head=None,
-        source=_group(kind=OtherCluster),
-        weights_of="R4",
-    ),
-    _clustered(
-        "R7b", "hyper-network trained on another cluster's condition", OTHER, source=_group(kind=OtherCluster)
-    ),
-    _clustered(
-        "R8",
-        "hyper-network, length only (leak)",
-        "mean length and padding of a cluster batch",
-        source=_group(view="length"),
-        leak=True,
-    ),
-    _clustered(
-        "R9",
-        "hyper-network, whole rows (leak)",
-        "whole rows of a cluster batch",
-        source=_group(view="row"),
-        leak=True,
-    ),
-    _clustered(
-        "R10",
-        "hyper-network, leave-one-out",
-        "prefixes of the batch's other rows",
-        source=_group(kind=LeaveOneOut),
-    ),
-    Regime("R11", "softmax bank of 33, blended as updates", OWN, _bank, source=_own()),
-    Regime("R11b", "softmax bank of 33, blended in factor space", OWN, _factor_bank, source=_own()),
-    Regime(
-        "R12", "one LoRA a cluster, nearest centroid", "the row's routing cluster", _routed, source=_routing
-    ),
-    Regime(
-        "R12-oracle",
-        "one LoRA a source, told which",
-        "the row's source",
-        _oracle,
-        source=_domain,
-        rate_of="R12",
-    ),
-    _random(
-        "R13",
-        "hyper-network, mean final hidden state",
-        "hidden states of the row's prefix",
-        source=_own("states"),
-    ),
-    Regime(
-        "R14", "no adapter, prefixes of the batch in context", BATCH, order=CLUSTERED, procedure="in_context"
-    ),
-    Regime("R15", "context-unigram bias", "token counts of the row's prefix", _unigram, source=_counted),
-    Regime("R16", "LoRA in the layers and on the head", "nothing", procedure="layers_static"),
-    Regime("R17", "LoRA in the layers, hyper-network head", BATCH, order=CLUSTERED, procedure="layers_hyper"),
-    _random(
-        "R18", "hyper-network, train centroid, random batches", "the row's training cluster", source=_centroid
-    ),
-    Regime("R19-R1", "R1 trained in clustered order", "nothing", _lora, CLUSTERED, rate_of="R1"),
-    Regime("R19-R2", "R2 trained in clustered order", "nothing", _matched, CLUSTERED, rate_of="R2"),
-    Regime("R20", "bank of singular-value masks", OWN, _svf, source=_own()),
-    _clustered("R4-nodrop", "R4 without dropout", BATCH, head=partial(_hyper, dropout=0.0), source=_group()),
-    _clustered("R4-padded", "R4, pad embedding in the mean", BATCH, source=_group(view="padded")),
-    _random(
-        "R4-stream",
-        "R4's weights, rows in order of arrival",
-        "prefixes of the step's rows of a cluster",
-        head=None,
-        source=_stream,
-        weights_of="R4",
-    ),
-    _clustered("R3-clustered", "R3 trained in clustered order", "a constant", source=_constant, rate_of="R3"),
+HEADS: dict[str, Callable[[Parts], Head]] = {
+    "hyper": lambda p: HyperHead(p.width, p.vocab, RANK),
+    "no dropout": lambda p: HyperHead(p.width, p.vocab, RANK, dropout=0.0),
+    "lora": lambda p: LoraHead(p.width, p.vocab, RANK),
+    "matched": lambda p: LoraHead(p.width, p.vocab, matched_rank(p.width, p.vocab, RANK)),
+    **{f"bank {k}": lambda p, k=k: BankHead(p.width, p.vocab, k, RANK) for k in (*BANK_SIZES, EXPERTS)},
+    "factors": lambda p: FactorBankHead(p.width, p.vocab, EXPERTS, RANK),
+    "routed": lambda p: RoutedHead(p.width, p.vocab, int(p.train.routing.max()) + 1, RANK),
+    "oracle": lambda p: RoutedHead(p.width, p.vocab, int(p.train.domain.max()) + 1, RANK),
+    "svf": lambda p: SvfBank(p.weight, EXPERTS),
+    "unigram": _unigram,
+}
+SOURCES: dict[str, Callable[[Split, Split, int], Source]] = {
+    **{f"group {n}": lambda s, train, vocab, n=n: GroupMean(s.vectors, n) for n in (1, *GROUP_SIZES, GROUP)},
+    "length": lambda s, train, vocab: GroupMean(s.views["length"], GROUP),
+    "row": lambda s, train, vocab: GroupMean(s.views["row"], GROUP),
+    "padded": lambda s, train, vocab: GroupMean(s.views["padded"], GROUP),
+    "others": lambda s, train, vocab: LeaveOneOut(s.vectors, GROUP),
+    "cluster": lambda s, train, vocab: OtherCluster(s.vectors, GROUP),
+    "own": lambda s, train, vocab: Own(s.vectors),
+    "states": lambda s, train, vocab: Own(s.views["states"]),
+    "routing": lambda s, train, vocab: Own(s.vectors, s.routing),
+    "domain": lambda s, train, vocab: Own(s.vectors, s.domain),
+    "constant": lambda s, train, vocab: Constant(train.vectors.mean(0)),
+    "centroid": lambda s, train, vocab: TrainCentroid(s.centroids, s.cluster),
+    "counts": lambda s, train, vocab: Counted(s.vectors, s.tokens, vocab),
+    "stream": lambda s, train, vocab: StreamMean(s.vectors, s.cluster),
+}
+# name | order | head of HEADS | source of SOURCES | title | conditioned on | further fields of Regime
+TABLE = """
+R0  | random | - | - | frozen | nothing
+R1  | random | lora | - | LoRA head, rank 4 | nothing
+R2  | random | matched | - | LoRA head, parameter-matched | nothing
+R3  | random | hyper | constant | hyper-network, constant input | a constant
+R4  | clustered | hyper | group 32 | hyper-network, cluster batch | prefixes of a cluster batch
+R5  | random | hyper | group 32 | hyper-network, random batch | prefixes of a random batch
+R6  | clustered | hyper | own | hyper-network, per sample | the row's own prefix
+R7  | clustered | - | cluster | R4's weights, another cluster's condition | prefixes of another cluster | weights_of R4
+R7b | clustered | hyper | cluster | hyper-network trained on another cluster's condition | prefixes of another cluster
+R8  | clustered | hyper | length | hyper-network, length only (leak) | mean length and padding of a cluster batch | leak
+R9  | clustered | hyper | row | hyper-network, whole rows (leak) | whole rows of a cluster batch | leak
+R10 | clustered | hyper | others | hyper-network, leave-one-out | prefixes of the batch's other rows
+R11 | random | bank 33 | own | softmax bank of 33, blended as updates | the row's own prefix
+R11b | random | factors | own | softmax bank of 33, blended in factor space | the row's own prefix
+R12 | random | routed | routing | one LoRA a cluster, nearest centroid | the row's routing cluster
+R12-oracle | random | oracle | domain | one LoRA a source, told which | the row's source | rate_of R12
+R13 | random | hyper | states | hyper-network, mean final hidden state | hidden states of the row's prefix
+R14 | clustered |-|-| no adapter, prefixes of the batch in context | prefixes of a cluster batch | procedure in_context
+R15 | random | unigram | counts | context-unigram bias | token counts of the row's prefix
+R16 | random | - | - | LoRA in the layers and on the head | nothing | procedure layers_static
+R17 | clustered |-|-| LoRA in the layers, hyper-network head | prefixes of a cluster batch | procedure layers_hyper
+R18 | random | hyper | centroid | hyper-network, train centroid, random batches | the row's training cluster
+R19-R1 | clustered | lora | - | R1 trained in clustered order | nothing | rate_of R1
+R19-R2 | clustered | matched | - | R2 trained in clustered order | nothing | rate_of R2
+R20 | random | svf | own | bank of singular-value masks | the row's own prefix
+R4-nodrop | clustered | no dropout | group 32 | R4 without dropout | prefixes of a cluster batch
+R4-padded | clustered | hyper | padded | R4, pad embedding in the mean | prefixes of a cluster batch
+R4-stream|random|-|stream|R4's weights, rows in order of arrival|prefixes of the step's rows of a cluster|weights_of R4
+R3-clustered | clustered | hyper | constant | R3 trained in clustered order | a constant | rate_of R3
+"""
+# R4 and R5 with smaller conditioning groups, always 32 rows per optimiser step (claim 6); R11 with fewer experts
+CLUSTER_ROW = "R4-g{0} | clustered | hyper | group {0} | hyper-network, cluster groups of {0}"
+CLUSTER_ROW += " | prefixes of {0} rows of a cluster"
+RANDOM_ROW = (
+    "R5-g{0} | random | hyper | group {0} | hyper-network, random groups of {0} | prefixes of {0} random rows"
 )
-# R4 and R5 with smaller conditioning groups, always 32 rows per optimiser step (claim 6)
-_SIZES = [
-    _clustered(
-        f"R4-g{g}",
-        f"hyper-network, cluster groups of {g}",
-        f"prefixes of {g} rows of a cluster",
-        source=_group(g),
-        rate_of="R4",
-    )
-    for g in GROUP_SIZES
-] + [
-    _random(
-        f"R5-g{g}",
-        f"hyper-network, random groups of {g}",
-        f"prefixes of {g} random rows",
-        source=_group(g),
-        rate_of="R5",
-    )
-    for g in (1, *GROUP_SIZES)
-]
-# R11 with fewer experts (claim 10's Pareto front)
-_BANKS = [
-    Regime(f"R11-K{k}", f"softmax bank of {k}", OWN, partial(_bank, experts=k), source=_own(), rate_of="R11")
-    for k in BANK_SIZES
-]
+BANK_ROW = "R11-K{0} | random | bank {0} | own | softmax bank of {0} | the row's own prefix"
 
-REGIMES: dict[str, Regime] = {r.name: r for r in (*_REGIMES, *_SIZES, *_BANKS)}
+
+def _regime(row: str, rate_of: str | None = None) -> Regime:
+    name, order, head, source, title, conditioned_on, *more = (cell.strip() for cell in row.split("|"))
+    fields = {"rate_of": rate_of} | {
+        key: value or True for key, _, value in (cell.partition(" ") for cell in more)
+    }
+    return Regime(name, title, conditioned_on, order, HEADS.get(head), SOURCES.get(source), **fields)
+
+
+_ALL = [_regime(row) for row in TABLE.strip().splitlines()]
+_ALL += [_regime(CLUSTER_ROW.format(g), "R4") for g in GROUP_SIZES]
+_ALL += [_regime(RANDOM_ROW.format(g), "R5") for g in (1, *GROUP_SIZES)]
+_ALL += [_regime(BANK_ROW.format(k), "R11") for k in BANK_SIZES]
+REGIMES: dict[str, Regime] = {r.name: r for r in _ALL}
 
 
 def regime(name: str) -> Regime:

@@ -3,7 +3,7 @@
     Experiment ─▶ SweepJob (a seed's heads at several rates) ─▶ rates ─▶ SeedJob (regimes of a seed) ─▶ records
                                                                                └▶ a folder for each run under `runs/`
 
-Jobs run in this process or are shared out (adapt/workers.py): settings go out, records come back, and only this
+Jobs run in this process or are shared out (app/workers.py): settings go out, records come back, and only this
 process writes. A run whose folder is complete is not run again unless asked.
 """
 
@@ -17,15 +17,16 @@ from chameleon_lite.processes import Processes
 
 from .cohort import Say
 from .config import Experiment
-from .cost import estimate
+from .evaluate import name_of
 from .jobs import Common, SeedJob, is_honest, lenders, work
-from .outcome import default_command, name_of
 from .prepare import corpus_by_name
+from .provenance import default_command
 from .records import Record, read_run, write_run
 from .regimes import Regime, regime
 from .released.protocol import mended
+from .released.run import check_released
 from .spans import Span, note
-from .sweep import Losses, SweepFiles, choose_rates, sweep_jobs
+from .sweep import Losses, SweepFiles, choose_rates, estimate, sweep_jobs
 from .write import writing
 
 
@@ -50,6 +51,8 @@ def run_experiment(
     for settings that cannot be run, RunFailed when a whole cohort diverges; what was finished before is on disk.
     """
     writing(settings)  # refuses, before anything is trained, what could not write
+    if not is_honest(settings):
+        check_released(settings)
     processes = Processes()
     common = Common(data_dir, device, command or default_command(), backbone, processes, say)
     if workers or dask:

@@ -9,8 +9,8 @@ import pandas as pd
 
 from .claims.contrasts import StoredRuns
 from .claims.statistics import Contrast, mean_and_span, mean_interval
-from .names import FOREIGN
 from .parameters import parameter_table
+from .records import FOREIGN
 from .regimes import REGIMES
 
 CLUSTERED_SIZES = {"R6": 1, "R4-g2": 2, "R4-g4": 4, "R4-g8": 8, "R4-g16": 16, "R4": 32}
@@ -68,7 +68,7 @@ def across_frame(evidence: StoredRuns) -> pd.DataFrame:
         found = {name: evidence.contrast(corpus, name, "R0") for name in ACROSS}
         seeds = max((c.n for c in found.values() if c), default=0)
         columns[f"{corpus}, n = {seeds}"] = {
-            f"{name}: {REGIMES[name].title}": c.text(3) + ("" if c.n == seeds else f" (n = {c.n})")
+            f"{name}: {REGIMES[name].title}": c.text("+.3f") + ("" if c.n == seeds else f" (n = {c.n})")
             for name, c in found.items()
             if c is not None
         }
@@ -85,7 +85,7 @@ def controls_frame(evidence: StoredRuns) -> pd.DataFrame:
         row = {"instead of the batch's context": explanation, "contrast": name}
         for corpus in evidence.corpora:
             judged = evidence.family(corpus).get(name)
-            row[corpus] = "–" if judged is None else f"{judged.found.text()} {judged.verdict}"
+            row[corpus] = "–" if judged is None else f"{judged.contrast.text()} {judged.verdict}"
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -139,3 +139,13 @@ def _beyond_edge(found: dict[float, dict[str, float]]) -> list[float]:
 def _mean(values) -> float:
     values = list(values)
     return sum(values) / len(values)
+
+
+def estimate(context: Context, regimes: list[Regime]) -> str:
+    """The cost in one line: the steps of a head at most, the heads of the sweep and of the reported seeds."""
+    settings = context.settings
+    steps = -(-len(context.material.tables["train"]) // settings.train.rows_per_step) * settings.train.epochs
+    swept = {r.rate_of or r.name for r in regimes} - set(settings.learning_rates)
+    sweep = len(swept) * len(settings.sweep.grid) * settings.sweep.seeds
+    heads = sweep + len(regimes) * settings.seeds
+    return f"cost: {steps} steps × {heads} heads ({sweep} of the sweep) at most, before early stopping"

@@ -1,21 +1,22 @@
 """What is counted in generated text: agreement with a reference, variety, repetition.
 
-    written (D, M) tokens, reference texts, batch (D,) ─ document_scores ─▶ one row a document
+    written (D, M) tokens, reference texts, batch (D,) ─ document_scores ─▶ one row per document
 
 ROUGE-L: F1 over the longest common subsequence of words (Lin 2004, "ROUGE: a package for automatic evaluation of
 summaries"). Distinct-n: distinct n-grams of tokens over all n-grams (Li et al. 2016, "A diversity-promoting objective
-function for neural conversation models"). Repeated: one less the distinct share of 4-grams, seq-rep-4 of Welleck et
+function for neural conversation models"). Repeated: one minus the distinct share of 4-grams, seq-rep-4 of Welleck et
 al. 2020 ("Neural text generation with unlikelihood training").
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from chameleon_lite.errors import UserError
 
-REPEATED = 4  # tokens of an n-gram that counts as repeated when it stood before in the same text
+REPEATED = 4  # tokens of an n-gram that counts as repeated if it occurs earlier in the same text
 COLUMNS = ("rouge_l", "distinct_1", "distinct_2", "repeated", "batch_distinct_1", "batch_distinct_2")
 
 
@@ -33,13 +34,9 @@ def rouge_l(written: Sequence[str], references: Sequence[str]) -> np.ndarray:
 
     A text without words scores 0, as does one in any other script. Raises UserError without torchmetrics.
     """
-    rouge_score = scorer()
-    return np.array(
-        [
-            float(rouge_score(own, other, rouge_keys="rougeL")["rougeL_fmeasure"])
-            for own, other in zip(written, references, strict=True)
-        ]
-    )
+    score = partial(scorer(), rouge_keys="rougeL")
+    pairs = zip(written, references, strict=True)
+    return np.array([float(score(text, reference)["rougeL_fmeasure"]) for text, reference in pairs])
 
 
 def distinct(texts: Iterable[Sequence[int]], n: int) -> float:
@@ -52,24 +49,20 @@ def distinct(texts: Iterable[Sequence[int]], n: int) -> float:
 
 
 def repeated(text: Sequence[int]) -> float:
-    """Share of a text's 4-grams of tokens that stood in it before, in 0 … 1."""
+    """Share of a text's 4-grams of tokens that occur in it before, in 0 … 1."""
     return 1 - distinct([text], REPEATED)
 
 
 def document_scores(tokens: np.ndarray, agreement: np.ndarray, batch: np.ndarray) -> pd.DataFrame:
-    """One row a document: agreement (D,), its tokens' (D, M) variety and repetition, and its batch's variety.
+    """One row per document: agreement (D,), its tokens' (D, M) variety and repetition, and its batch's variety.
 
     "Across a cluster" means the documents of one cluster batch, batch (D,): n-grams that one of them has from another
     lower the batch's distinct share and leave each document's own as it is. Every document carries its batch's value.
     """
     texts = tokens.tolist()
+    variety = {f"distinct_{n}": [distinct([t], n) for t in texts] for n in (1, 2)}
     frame = pd.DataFrame(
-        {
-            "rouge_l": agreement,
-            **{f"distinct_{n}": [distinct([t], n) for t in texts] for n in (1, 2)},
-            "repeated": [repeated(t) for t in texts],
-            "batch": batch,
-        }
+        {"rouge_l": agreement} | variety | {"repeated": list(map(repeated, texts)), "batch": batch}
     )
     for n in (1, 2):
         of_batch = {b: distinct([texts[i] for i in np.flatnonzero(batch == b)], n) for b in np.unique(batch)}

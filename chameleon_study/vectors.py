@@ -8,7 +8,6 @@ states  mean final hidden state over the condition span            R13
 noisy-P the prefix view with P % of the rows' vectors replaced by foreign documents' (claim 7)
 """
 
-import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -135,21 +134,3 @@ def main_direction(x: Tensor) -> tuple[Tensor, float]:
     direction = direction * direction[direction.abs().argmax()].sign()
     total = float(values.clamp_min(0).sum())
     return (centred @ direction).float(), float(values[-1]) / total if total else 0.0
-
-
-def plane(x: Tensor, *, seed: int, neighbours: int = 15) -> tuple[Tensor, str]:
-    """A map (N, 2) of x and the name of the method: UMAP on cosine distance, or PCA where umap-learn is missing.
-
-    UMAP keeps neighbours together; distances between far groups mean nothing. One thread, so that the same seed
-    gives the same map.
-    """
-    try:
-        import umap
-    except ImportError:
-        centred = x.double() - x.double().mean(0)
-        return (centred @ torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -2:].flip(1)).float(), "PCA"
-    neighbours = max(2, min(neighbours, len(x) - 1))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # spectral start falls back to a random one on degenerate clouds
-        fit = umap.UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1)
-        return torch.from_numpy(fit.fit_transform(x.float().cpu().numpy())), "UMAP"

@@ -214,3 +214,45 @@ def tiny_states(tiny, tiny_table, tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_weight(tiny):
     return HeadWeight(tiny.head.weight, tiny.head.bias, dtype=torch.float32)
+
+
+MANNERS = (
+    "the mean of a batch tells what kind of text it holds and little else than that",
+    "return x if x is not None else default_value(x, axis=0, keepdims=True)",
+    "1.25 0.75 3.5 8.125 0.0625 17.0 4.5 2.25 1.125 9.0 6.5 3.25 1.75 0.5",
+)
+
+
+@pytest.fixture(scope="session")
+def adapter():
+    """A small adapter on `tiny` with centroids and an update far from zero."""
+    from chameleon_lite.chameleon import ChameleonLiteForCausalLM
+
+    backbone = load_backbone("tiny")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        rows = [torch.tensor(backbone.tokenizer(t)["input_ids"]) for t in MANNERS]
+        centroids = torch.stack(
+            [torch.nn.functional.normalize(backbone.embedding[r].mean(0), dim=0) for r in rows]
+        )
+        model = ChameleonLiteForCausalLM.from_backbone(
+            backbone,
+            rank=2,
+            dropout=0.0,
+            centroids=centroids,
+            prompts={"max_length": 128, "prefix_tokens": 16, "min_scored": 8, "condition_on": "prompt"},
+        )
+        for layer, spread in ((model.head.net[0], 3.0), (model.head.net[3], 0.5), (model.head.last, 0.1)):
+            torch.nn.init.normal_(layer.weight, std=spread)
+            torch.nn.init.normal_(layer.bias, std=0.05)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def some_texts():
+    """n texts in three manners, all different."""
+
+    def make(n: int) -> list[str]:
+        return [f"{MANNERS[i % 3][i % 5 : 35 + i % 31]} number {i}" for i in range(n)]
+
+    return make

@@ -1,23 +1,41 @@
-"""Two repairs of what Sphinx is given.
+"""Two repairs of Sphinx's input, and a directive that shows a function from the source.
 
-The pages' scripts: sphinx-thebe adds its inline script twice, also when it is off, and the second declaration
-is an error in every page's console. The docstrings: ours are plain text with drawings, not reStructuredText.
+Scripts: sphinx-thebe adds its inline script twice, also when it is off, and the second declaration is an error in
+every page's console. Docstrings: ours are plain text with drawings, not reStructuredText.
 """
 
 import re
 
+from sphinx.directives.code import LiteralInclude
+
 DRAWN = re.compile(r"^[ \t]|─|▶", re.M)  # an indented block, or one with drawn arrows
+
+
+class FromSource(LiteralInclude):
+    """```{from-source} file.py function: that function's source, copied from the project when the book is built.
+
+    The body is the sentence that viewers show which do not know the directive, such as Colab.
+    """
+
+    required_arguments, final_argument_whitespace, has_content = 2, False, True
+
+    def run(self) -> list:
+        """The listing with its caption; a file or function that does not exist is a warning, so the build fails."""
+        path, name = self.arguments
+        self.arguments = [f"/{path}"]  # from the book's root, which is the project's
+        self.options |= {"pyobject": name, "language": "python", "caption": f"`{name}` of `{path}`"}
+        return super().run()
 
 
 def drop_repeated_scripts(app, pagename, templatename, context, doctree) -> None:
     """Keep the first of equal inline scripts."""
-    seen, kept = set(), []
+    seen, first = set(), []
     for script in context.get("script_files", []):
         body = getattr(script, "attributes", {}).get("body")
         if body is None or body not in seen:
-            kept.append(script)
+            first.append(script)
         seen.add(body)
-    context["script_files"] = kept
+    context["script_files"] = first
 
 
 def plain_docstring(app, what, name, obj, options, lines: list[str]) -> None:
@@ -52,6 +70,8 @@ def escaped(row: str) -> str:
 
 def setup(app) -> dict:
     """Called by Sphinx; a late priority, so that every extension has added its scripts."""
+    app.setup_extension("sphinx.ext.autodoc")  # whose events are connected to below
+    app.add_directive("from-source", FromSource)
     app.connect("html-page-context", drop_repeated_scripts, priority=900)
     app.connect("autodoc-process-docstring", plain_docstring)
     app.connect("autodoc-process-signature", short_signature)

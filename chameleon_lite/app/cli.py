@@ -74,7 +74,7 @@ def fit(
     seed: Annotated[int, option("Of initialisation, order and clustering.", least=0)] = 0,
     device: Device = None,
 ) -> None:
-    """Train an adapter on your own texts, and say whether it helped on texts held out.
+    """Train an adapter on your own texts, and measure on texts held out whether it helped.
 
     Example: chameleon-lite fit texts.jsonl --backbone smollm2 --out my-adapter
     """
@@ -220,7 +220,8 @@ def main() -> None:
         show = getattr(error, "show", None)  # click's own usage errors know how to print themselves
         if show is None:
             raise
-        show()
-        if missing:
-            typer.echo(CLONE, err=True)
+        if missing and "No such command" in error.format_message():
+            typer.echo(f"chameleon-lite: {error.format_message().rstrip('.')}: {CLONE}", err=True)
+        else:
+            show()
         sys.exit(getattr(error, "exit_code", 2))

@@ -3,7 +3,7 @@
     documents ── word 8-grams ─▶ pairs that share half of the shorter one's ─▶ connected components ─▶ 80 / 10 / 10
 
 Libraries repeat their sentences and instruction sets their tasks: split row by row, a large part of the test
-set would be in training almost word for word. Components are dealt out in the order of their hash, so the split
+set would be in training almost word for word. Components are assigned in the order of their hash, so the split
 depends on the texts and the seed alone.
 """
 
@@ -18,8 +18,6 @@ import numpy as np
 
 from ..errors import UserError
 from ..text import Document, cumulative
-
-__all__ = ["SPLITS", "Corpus", "Document", "lines", "overlaps", "split_documents"]
 
 SPLITS = ("train", "validation", "test")
 GRAM = 8  # words

@@ -8,44 +8,26 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from .. import files
-from ..backbone import matmul_dtype
 from ..backbones import hub
+from ..backbones.formats import matmul_dtype
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "scikit-learn",
-    "gguf",
-    "datasets",
-    "umap-learn",
-    "torchmetrics",
-    "distributed",
-)
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "scikit-learn", "gguf")
+EXTRAS = {"datasets": "hub", "umap-learn": "book", "torchmetrics": "generate", "distributed": "cluster"}
 
 
 def report(timeout: float = 1.0) -> str:
     """The report as text; `timeout` seconds are the limit of the probe of the hub."""
     lines = [f"python {platform.python_version()} on {platform.system()} {platform.machine()}"]
-    lines += [_package(name) for name in PACKAGES]
-    lines += _devices()
-    lines.append(_hub(timeout))
-    lines += _cached()
-    return "\n".join(lines)
+    lines += [_package(name) for name in (*PACKAGES, *EXTRAS)]
+    return "\n".join([*lines, *_devices(), _hub(timeout), *_cached()])
 
 
 def _package(name: str) -> str:
     try:
         return f"  {name} {version(name)}"
     except PackageNotFoundError:
-        extra = {
-            "datasets": "hub",
-            "umap-learn": "book",
-            "torchmetrics": "generate",
-            "distributed": "cluster",
-        }.get(name)
-        return f"  {name} is absent: pip install " + (f"'chameleon-lite[{extra}]'" if extra else name)
+        source = f"'chameleon-lite[{EXTRAS[name]}]'" if name in EXTRAS else name
+        return f"  {name} is absent: pip install {source}"
 
 
 def _devices() -> list[str]:
@@ -66,11 +48,12 @@ def _hub(timeout: float) -> str:
 
 def _cached() -> list[str]:
     home = files.home()
-    lines = [f"cache: {home}"]
     ready = any(home.glob("smollm2/**/*.safetensors"))
-    lines.append("  smollm2: ready" if ready else "  smollm2: absent; chameleon-lite fetch smollm2 (93 MB)")
-    size = sum(p.stat().st_size for p in home.glob("states/*.npy")) if home.is_dir() else 0
-    lines.append(f"  hidden states: {size / 1e6:.0f} MB")
+    size = sum(path.stat().st_size for path in home.glob("states/*.npy"))
     free = shutil.disk_usage(home if home.is_dir() else home.anchor or "/").free
-    lines.append(f"  free disk: {free / 1e9:.1f} GB")
-    return lines
+    return [
+        f"cache: {home}",
+        "  smollm2: ready" if ready else "  smollm2: absent; chameleon-lite fetch smollm2 (93 MB)",
+        f"  hidden states: {size / 1e6:.0f} MB",
+        f"  free disk: {free / 1e9:.1f} GB",
+    ]

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..backbone import Backbone, copied, load_backbone, number_format
+from ..backbone import Backbone, copied, load_backbone
+from ..backbones.formats import number_format
 from ..cluster import Clustering
 from ..errors import UserError
 from ..loss import HeadWeight
@@ -38,7 +39,7 @@ RESAMPLES = 2_000
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted adapter and its effect on held-out texts; `curve` has one entry per validation."""
+    """A fitted adapter and its effect on held-out texts, in nats per token; `curve` has one entry per validation."""
 
     model: Any
     before: float  # nats per token, frozen
@@ -79,16 +80,16 @@ def fit(
 ) -> Fitted:
     """Train an adapter on texts (strings, a corpus's name, or a path) and save it to `out` if given.
 
-    With several processes (torchrun, accelerate) every one calls this; the first one writes.
-    Raises UserError where there are too few texts to hold any out, RunFailed where the loss becomes NaN or infinite.
+    Losses are in nats per token. With several processes (torchrun, accelerate) every one calls this, the first writes.
+    Raises UserError where there are too few texts to hold any out, RunFailed where the loss stops being finite.
     """
     started, settings = time.perf_counter(), settings or FitSettings()
     processes = Processes()
+    corpus = corpus_of(texts, settings.seed)  # first, so that a wrong name is refused before a download
     if isinstance(backbone, str):
         backbone = load_backbone(backbone, device=device or processes.device)
     elif settings.lora_rank:
         backbone = copied(backbone)  # LoRA is put into the model itself, and this one is the caller's
-    corpus = corpus_of(texts, settings.seed)
     say(f"{sum(len(d) for d in corpus.splits.values()):,} texts from {corpus.source}")
     parts, clustering = parts_of(corpus, backbone, settings, progress)
     model = _new_model(backbone, clustering, settings)
@@ -105,7 +106,7 @@ def fit(
 
 
 def corpus_of(texts: Sequence[str] | str | Path | Corpus, seed: int = 0) -> Corpus:
-    """A corpus from whatever names or holds texts; strings are split 80/10/10 with near-duplicates on one side."""
+    """A corpus from its name, a path, or strings, which are split 80/10/10 with near-duplicates on one side."""
     if isinstance(texts, Corpus):
         return texts
     if isinstance(texts, str | os.PathLike):

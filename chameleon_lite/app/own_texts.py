@@ -1,11 +1,11 @@
-"""Texts of one's own: rows of a file become rows to adapt to (a bad row is answered) or a corpus (it is refused).
+"""Texts of one's own: rows of a file become rows to adapt to (a bad row gets its error) or a corpus (it is refused).
 
     "some text" or {"text": …}                    the text is scored
     {"prompt": …, "response" or "text": …}        the response is scored; to be continued, the prompt is enough
     {"instruction": …, "input": …, "output": …}   the output is scored, after Alpaca's prompt; input is optional
 
-`id`, `group` and `split` may stand beside them; a row without an id is called by its number. Files are .jsonl, .json
-(one list), .csv, or a folder of .txt; a corpus is exported as JSONL with a header line and read back unchanged.
+`id`, `group` and `split` are optional; the id of a row without one is its number. Files are .jsonl, .json (one list),
+.csv, or a folder of .txt; a corpus is exported as JSONL with a header line and read back unchanged.
 """
 
 import csv
@@ -25,18 +25,14 @@ from ..errors import DamagedFile, UserError
 from ..text import Document
 from .corpus import SPLITS, Corpus, lines, overlaps, split_documents
 
-SCORED = (
-    ("instruction", "output"),
-    ("prompt", "response"),
-    ("prompt", "text"),
-    ("text",),
-)  # the last is scored
+# Columns of a row; the last one is scored.
+SCORED = (("instruction", "output"), ("prompt", "response"), ("prompt", "text"), ("text",))
 PROMPTS = (("instruction",), ("prompt",))
-CORPORA = "chameleon_lite.corpora"  # entry points of packages that give corpora by name
+CORPORA = "chameleon_lite.corpora"  # entry points of packages that have corpora by name
 KINDS = ".jsonl, .json, .csv or a folder of .txt"
-MARK = "chameleon_lite_corpus"  # the key that tells an exported corpus from any other JSONL
+MARK = "chameleon_lite_corpus"  # the first key of an exported corpus, and of no other JSONL
 EMPTY = "empty_rows"
-FEW = 10  # files or distinct instructions below which they cannot be dealt out 80/10/10
+FEW = 10  # files or distinct instructions below which 80/10/10 would leave a part without any
 
 
 @dataclass(frozen=True)
@@ -72,11 +68,12 @@ def parse(value: Any, number: int, *, scored: bool = False) -> Row:
     wrong = [c for c in (*columns, "input") if not isinstance(value.get(c) or "", str)]
     if wrong:
         return Row(number, name, error=f"{wrong[0]!r} is {type(value[wrong[0]]).__name__}, not a string")
-    asked = value[columns[0]] or "" if columns[0] != "text" else ""
-    prompt = alpaca_prompt(asked, value.get("input") or "") if columns[0] == "instruction" else asked
+    instruction = value[columns[0]] or "" if columns[0] != "text" else ""
+    alpaca = columns[0] == "instruction"
+    prompt = alpaca_prompt(instruction, value.get("input") or "") if alpaca else instruction
     text = value[columns[-1]] or "" if columns in SCORED else ""
     group, split = (str(value.get(column) or "") for column in ("group", "split"))
-    return Row(number, name, prompt, text, instruction=asked, group=group, split=split)
+    return Row(number, name, prompt, text, instruction=instruction, group=group, split=split)
 
 
 def _no_column(value: dict) -> str:
@@ -84,8 +81,8 @@ def _no_column(value: dict) -> str:
     for column in reversed([str(c) for c in value if c not in names]):
         if near := difflib.get_close_matches(column.lower(), names, n=1, cutoff=0.5):
             hint = f"{column!r} looks like {near[0]!r}"
-    there = f"found {', '.join(map(repr, value)) or 'none'}: {hint}"
-    return f"no column 'text', nor 'prompt' and 'response', nor 'instruction' and 'output'; {there}"
+    columns = ", ".join(map(repr, value)) or "none"
+    return f"no column 'text', nor 'prompt' and 'response', nor 'instruction' and 'output'; found {columns}: {hint}"
 
 
 def parse_line(line: bytes, number: int, *, scored: bool = False) -> Row:
@@ -99,21 +96,19 @@ def parse_line(line: bytes, number: int, *, scored: bool = False) -> Row:
 
 
 def jsonl_rows(path: Path | str, skip: int = 0, *, scored: bool = False) -> Iterator[tuple[Row, int]]:
-    """Yield (row, bytes read so far) of a JSONL file, after `skip` rows; empty lines are passed over.
+    """Yield (row, bytes read so far) of a JSONL file, without its first `skip` rows; empty lines are no rows.
 
     Read as bytes, line by line: a bad line is one bad row, and no more than one line is in memory.
     """
     if not Path(path).is_file():
         raise UserError(f"no file at {path}; give a .jsonl file with one object or string per line")
-    read = 0
+    read = rows = 0
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             read += len(line)
-            if line.strip():
-                if skip:
-                    skip -= 1
-                else:
-                    yield parse_line(line, number, scored=scored), read
+            rows += bool(line.strip())
+            if line.strip() and rows > skip:
+                yield parse_line(line, number, scored=scored), read
 
 
 def windows(rows: Iterable, size: int) -> Iterator[list]:
@@ -159,17 +154,14 @@ def _csv(path: Path) -> Iterator[dict]:
     csv.field_size_limit(2**31 - 1)  # the default refuses texts above 128 KiB
     for row in csv.DictReader(io.StringIO(_text(path, newline=""), newline="")):
         if None in row:
-            raise UserError(
-                f"{path.name}: a row has more cells than the header; quote those that hold commas"
-            )
+            raise UserError(f"{path.name}: a row has more cells than the header; quote those with commas")
         yield row
 
 
 def load_corpus(name: str, *, data_dir: Path | str | None = None, seed: int = 0) -> Corpus:
-    """A corpus from a path (`load`), or by a name that an installed package gives it (entry points of `CORPORA`).
+    """A corpus from a path (`load`), or by a name that an installed package defines (entry points of `CORPORA`).
 
-    `data_dir` is where a named corpus looks for its files; `seed` deals out the splits. Raises UserError for what
-    does not exist.
+    `data_dir` holds the files of a named corpus; `seed` decides the splits. Raises UserError for what does not exist.
     """
     if not name.startswith("hub:") and (Path(name).exists() or "/" in name or Path(name).suffix):
         return load(name, seed=seed)
@@ -201,28 +193,34 @@ def load(path: Path | str, *, seed: int = 0) -> Corpus:
 def corpus(name: str, source: str, rows: Iterable[Row], where: str, *, seed: int) -> Corpus:
     """Rows to a corpus: by the splits they name, if all do and all three occur, else 80/10/10.
 
-    Equal instructions (or prompts) stay on one side, unless there are fewer than 10 different ones to deal out.
+    Equal instructions (or prompts) stay on one side, unless there are fewer than 10 different ones.
     `where` names the rows in errors. Raises UserError for the first bad row and when there is nothing to score.
     """
-    found, split_of, empty = [], [], 0
+    documents, split_of, empty = [], [], 0
     for row in rows:
         if row.error:
             raise UserError(f"{where}, row {row.number}: {row.error}")
         if row.text.strip():
-            found.append(Document(row.id, row.text, row.group, row.prompt, row.instruction))
+            documents.append(Document(row.id, row.text, row.group, row.prompt, row.instruction))
             split_of.append(row.split)
         else:
             empty += 1
-    if not found:
+    if not documents:
         raise UserError(f"{where} has no text: {empty} rows, all empty; give at least 3 that are not")
     if set(split_of) == set(SPLITS):
-        splits = {split: tuple(d for d, s in zip(found, split_of) if s == split) for split in SPLITS}
+        splits = {split: tuple(d for d, s in zip(documents, split_of) if s == split) for split in SPLITS}
         return Corpus(name, splits, source, {"split": "given by the rows", EMPTY: empty} | overlaps(splits))
-    keys = [instruction_key(d) or d.id for d in found]
-    distinct = len(set(keys)) >= FEW
-    splits, notes = split_documents(found, seed=seed, keys=keys if distinct else None)
-    rule = "80/10/10 by instruction and near-duplicates" if distinct else "80/10/10 by near-duplicates"
-    return Corpus(name, splits, source, {"split": rule, EMPTY: empty} | notes)
+    splits, notes = _dealt(documents, [instruction_key(d) or d.id for d in documents], "instruction", seed)
+    return Corpus(name, splits, source, notes | {EMPTY: empty})
+
+
+def _dealt(documents: list[Document], keys: list[str], what: str, seed: int) -> tuple[dict, dict]:
+    """Splits 80/10/10 and the notes on them; equal keys (N,), each a `what`, stay together if there are enough."""
+    enough = len(set(keys)) >= FEW
+    splits, notes = split_documents(documents, seed=seed, keys=keys if enough else None)
+    return splits, {
+        "split": f"80/10/10 by {what} and near-duplicates" if enough else "80/10/10 by near-duplicates"
+    } | notes
 
 
 def instruction_key(document: Document) -> str:
@@ -232,18 +230,15 @@ def instruction_key(document: Document) -> str:
 
 def _folder(path: Path, seed: int) -> Corpus:
     """A document is a paragraph, `group` its file; from 10 files on, a file stays whole on one side."""
-    found, files = [], sorted(p for p in path.rglob("*.txt") if p.is_file())
-    for file in files:
+    documents, paths = [], sorted(p for p in path.rglob("*.txt") if p.is_file())
+    for file in paths:
         name = file.relative_to(path).as_posix()
         paragraphs = (p.strip() for p in re.split(r"\n[ \t]*\n", _text(file)))
-        found += [Document(f"{name}#{i}", p, group=name) for i, p in enumerate(filter(None, paragraphs))]
-    if not found:
-        raise UserError(f"no text in {path}: {len(files)} .txt files, nothing in them; give {KINDS}")
-    whole = len(files) >= FEW
-    splits, notes = split_documents(found, seed=seed, keys=[d.group for d in found] if whole else None)
-    rule = "80/10/10 by file and near-duplicates" if whole else "80/10/10 by near-duplicates"
-    source = f"folder {path.name}, {len(files)} files"
-    return Corpus(path.resolve().name, splits, source, {"split": rule} | notes)
+        documents += [Document(f"{name}#{i}", p, group=name) for i, p in enumerate(filter(None, paragraphs))]
+    if not documents:
+        raise UserError(f"no text in {path}: {len(paths)} .txt files, nothing in them; give {KINDS}")
+    splits, notes = _dealt(documents, [d.group for d in documents], "file", seed)
+    return Corpus(path.resolve().name, splits, f"folder {path.name}, {len(paths)} files", notes)
 
 
 def write_jsonl(corpus: Corpus, path: Path | str) -> Path:
@@ -266,9 +261,7 @@ def read_jsonl(path: Path | str) -> Corpus:
     if not Path(path).is_file():
         raise UserError(f"no file at {path}; export one with: chameleon-lite corpus docstrings --out {path}")
     if not is_exported(path):
-        raise UserError(
-            f"{path} is not an exported corpus: its first line is not the header that export writes"
-        )
+        raise UserError(f"{path} is not an exported corpus: its first line is not an export's header")
     documents: dict[str, list[Document]] = {split: [] for split in SPLITS}
     try:
         with open(path, encoding="utf-8", newline="\n") as file:
@@ -281,6 +274,6 @@ def read_jsonl(path: Path | str) -> Corpus:
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedFile(f"{path} is damaged ({type(error).__name__}: {error}); export it again") from None
     if corpus.hash != header["hash"]:
-        found, promised = corpus.hash[:12], header["hash"][:12]
-        raise DamagedFile(f"{path} is damaged: content {found}…, header {promised}…; export it again")
+        hashes = f"content {corpus.hash[:12]}…, header {header['hash'][:12]}…"
+        raise DamagedFile(f"{path} is damaged: {hashes}; export it again")
     return corpus

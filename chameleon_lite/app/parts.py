@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..backbone import Backbone, number_format
+from ..backbone import Backbone
+from ..backbones.formats import number_format
 from ..batches import Arrangement, arrange
 from ..cluster import Clustering, cluster_count, fit_clusters, merge_small
 from ..conditions import GroupMean

@@ -1,6 +1,6 @@
 """adapt: texts in, results out, in the input's order, whatever their number.
 
-    list or JSONL ─ windows of rows ─ window.py ─▶ results ─▶ list, or OUT.part line by line, renamed when complete
+    list or JSONL ─ windows of rows ─ score.py ─▶ results ─▶ list, or OUT.part line by line, renamed when complete
 
 Memory is one window, or two for each worker that shares the work. An interrupted run leaves OUT.part; with `resume`
 whole windows in it are kept, the input's rows they answer are skipped, and the finished file is the same as an
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from .. import files
 from ..errors import UserError
@@ -30,13 +31,13 @@ WINDOW = 512  # rows
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run over a file did: rows answered, those of them that failed, and losses over all scored tokens."""
+    """A file of results: rows, those of them that failed, scored or new tokens, and losses over all tokens."""
 
     rows: int
     failed: int
     tokens: int
-    loss: float | None = None  # nats a token, adapted
-    loss_frozen: float | None = None  # nats a token, the backbone as it is
+    loss: float | None = None  # nats per token, adapted
+    loss_frozen: float | None = None  # nats per token, the backbone as it is
     first_error: str = ""
 
     def __str__(self) -> str:
@@ -44,7 +45,7 @@ class Summary:
         text += f" (first: {self.first_error})" if self.first_error else ""
         if self.loss is not None:
             text += (
-                f"; {self.tokens:,} scored tokens, {self.loss_frozen:.4f} nats a token frozen, "
+                f"; {self.tokens:,} scored tokens, {self.loss_frozen:.4f} nats per token frozen, "
                 f"{self.loss:.4f} adapted ({self.loss - self.loss_frozen:+.4f})"
             )
         return text
@@ -52,7 +53,7 @@ class Summary:
 
 @dataclass
 class Sent:
-    """An adapter as it is sent to other processes: the files of its folder, and how it is to be used."""
+    """An adapter as it is sent to other processes: the files of its folder, and `Adapter`'s settings."""
 
     files: dict[str, bytes]
     device: str | None
@@ -72,7 +73,7 @@ def open_model(model: Any, device: str | None = None, dtype: str | None = None):
     """A loaded model as it is, or the adapter saved at a path; dtype "auto" is what the machine multiplies fast."""
     if not isinstance(model, str | os.PathLike):
         return model
-    from ..backbone import backbone_dtype
+    from ..backbones.formats import backbone_dtype
     from ..chameleon import ChameleonLiteForCausalLM
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -83,26 +84,21 @@ def open_model(model: Any, device: str | None = None, dtype: str | None = None):
 def adapt(
     model: Any, texts: Iterable[str | dict], *, window: int = WINDOW, progress: bool = True, **how
 ) -> list[dict]:
-    """Score or continue texts (strings, or objects as in `own_texts.py`); one result a text, in order.
+    """Score or continue texts (strings, or objects as in `own_texts.py`); one result per text, in order.
 
-    model: a ChameleonLiteForCausalLM or a saved adapter's folder. how: `window.Adapter`'s fields, such as
+    model: a ChameleonLiteForCausalLM or a saved adapter's folder. how: fields of `score.Adapter`, such as
     new_tokens=20 to continue prompts. Results hold row, id, cluster, distance to its centroid, rows in its group,
-    tokens, truncated, and loss and loss_frozen (nats a token) or continuation; a failed row holds `error`.
+    tokens, truncated, and loss and loss_frozen (nats per token) or continuation; a failed row holds `error`.
+    Raises UserError for a folder without an adapter and for a window below 1.
     """
-    from tqdm import tqdm
-
     texts = [texts] if isinstance(texts, str) else texts
-    adapter, out = Adapter(open_model(model), **how), []
-    total = len(texts) if hasattr(texts, "__len__") else None
-    with tqdm(
-        total=total, unit="row", desc="adapting", leave=False, disable=None if progress else True
-    ) as bar:
-        for part in windows(
-            (parse(text, number) for number, text in enumerate(texts, start=1)), _size(window)
-        ):
-            out += adapter(part)
+    adapter, results = Adapter(open_model(model), **how), []
+    rows = (parse(text, number) for number, text in enumerate(texts, start=1))
+    with _bar(progress, total=len(texts) if hasattr(texts, "__len__") else None, unit="row") as bar:
+        for part in windows(rows, _size(window)):
+            results += adapter(part)
             bar.update(len(part))
-    return out
+    return results
 
 
 def adapt_file(
@@ -122,12 +118,12 @@ def adapt_file(
     """`adapt` from one JSONL file to another, in bounded memory.
 
     `workers` processes of this machine or the workers of the Dask scheduler at `dask` share the windows; `model` is
-    an adapter's folder then. Raises UserError for a missing input, and where `resume` finds a part that other
-    settings, another adapter or another input made. With `resume` a complete `out` is left as it is.
+    an adapter's folder then. Raises UserError for a missing input, and where `resume` finds a part written with other
+    settings, another adapter or another input. With `resume` a complete `out` is left as it is.
     """
     source, out = Path(source), Path(out)
     if not source.is_file():
-        raise UserError(f"no file at {source}; give a .jsonl file with one object or string a line")
+        raise UserError(f"no file at {source}; give a .jsonl file with one object or string per line")
     part, marker = out.with_name(out.name + ".part"), out.with_name(out.name + ".part.json")
     if resume and out.is_file() and not part.is_file():
         return _summary(out)
@@ -143,45 +139,39 @@ def adapt_file(
 
 
 def _sent(model: Any, device: str | None, dtype: str | None, how: dict) -> Sent:
-    """What other processes need; raises UserError for a model that lies in no folder, or one GPU for all of them."""
+    """What other processes need; raises UserError for a model without a folder, or one GPU for all of them."""
     if not isinstance(model, str | os.PathLike):
         raise UserError(
             "workers need the adapter's folder: save the model with save_pretrained and give that"
         )
-    from ..chameleon import hub_folder
+    from ..backbones.hub import adapter_folder
 
     check_device(device)
-    paths = [path for path in Path(hub_folder(model)).iterdir() if path.is_file()]
+    paths = [path for path in adapter_folder(model).iterdir() if path.is_file()]
     return Sent({path.name: path.read_bytes() for path in paths}, device, dtype, how)
 
 
 def _run(crew: Workers, source: Path, part: Path, done: int, window: int, progress: bool) -> None:
-    """Answer the input's rows from `done` on, a window at a time."""
-    from tqdm import tqdm
-
-    bar = tqdm(
-        total=source.stat().st_size,
-        unit="B",
-        unit_scale=True,
-        desc="adapting",
-        leave=False,
-        disable=None if progress else True,
-    )
+    """Append the results of the input's rows from `done` on, a window at a time."""
+    bar = _bar(progress, total=source.stat().st_size, unit="B", unit_scale=True)
     with bar, open(part, "a", encoding="utf-8", newline="\n") as file:
-        jobs = windows(jsonl_rows(source, done), window)
-        for rows, results in crew.share(_answers, jobs, ordered=True):
-            file.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in results))
+        for rows, results in crew.share(_results, windows(jsonl_rows(source, done), window), ordered=True):
+            file.write("".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results))
             file.flush()
             bar.update(rows[-1][1] - bar.n)
 
 
-def _answers(common: Adapter | Sent, rows: list[tuple[Row, int]]) -> Iterator[list[dict]]:
+def _results(common: Adapter | Sent, rows: list[tuple[Row, int]]) -> Iterator[list[dict]]:
     adapter = common.adapter if isinstance(common, Sent) else common
     yield adapter([row for row, _ in rows])
 
 
+def _bar(progress: bool, **options) -> tqdm:
+    return tqdm(desc="adapting", leave=False, disable=None if progress else True, **options)
+
+
 def _prepare(part: Path, marker: Path, key: str, window: int, resume: bool) -> int:
-    """Cut an unfinished part to whole windows, or start a new one; returns how many rows are answered."""
+    """Cut an unfinished part to whole windows, or start a new one; returns how many rows it has results for."""
     if not (resume and part.is_file()):
         part.write_bytes(b"")
         with files.atomic(marker) as new:
@@ -189,19 +179,17 @@ def _prepare(part: Path, marker: Path, key: str, window: int, resume: bool) -> i
         return 0
     if not marker.is_file() or json.loads(marker.read_text())["key"] != key:
         raise UserError(
-            f"{part} was made with other settings, another adapter or another input: give those again, "
+            f"{part} was written with other settings, another adapter or another input: give those again, "
             "or leave out --resume to start anew"
         )
-    lines, offset, whole = 0, 0, (0, 0)
-    with open(part, "rb") as file:
-        for line in file:
-            offset += len(line)
-            lines += line.endswith(b"\n")
-            if lines % window == 0 and line.endswith(b"\n"):
-                whole = (lines, offset)
+    rows = size = whole_rows = whole_size = 0
     with open(part, "r+b") as file:
-        file.truncate(whole[1])
-    return whole[0]
+        for line in file:
+            rows, size = rows + line.endswith(b"\n"), size + len(line)
+            if line.endswith(b"\n") and rows % window == 0:
+                whole_rows, whole_size = rows, size
+        file.truncate(whole_size)
+    return whole_rows
 
 
 def _key(adapter: Adapter, source: Path, window: int) -> str:
@@ -217,23 +205,22 @@ def _key(adapter: Adapter, source: Path, window: int) -> str:
 
 
 def _summary(path: Path) -> Summary:
-    """Count a result file, line by line."""
+    """Count a file of results, line by line."""
     rows = failed = tokens = 0
-    sums, first, scored = [0.0, 0.0], "", False
+    nats, first_error = {}, ""
     with open(path, encoding="utf-8") as file:
-        for line in file:
-            result = json.loads(line)
+        for result in map(json.loads, file):
             rows += 1
             if "error" in result:
                 failed += 1
-                first = first or f"line {result['row']}: {result['error']}"
+                first_error = first_error or f"line {result['row']}: {result['error']}"
                 continue
             tokens += result["tokens"]
-            if "loss" in result:
-                scored = True
-                sums = [s + result[name] * result["tokens"] for s, name in zip(sums, ("loss", "loss_frozen"))]
-    losses = [s / tokens for s in sums] if scored else [None, None]
-    return Summary(rows, failed, tokens, *losses, first)
+            for name in result.keys() & {"loss", "loss_frozen"}:
+                nats[name] = nats.get(name, 0.0) + result[name] * result["tokens"]
+    return Summary(
+        rows, failed, tokens, first_error=first_error, **{name: x / tokens for name, x in nats.items()}
+    )
 
 
 def _size(window: int) -> int:

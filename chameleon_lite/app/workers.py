@@ -3,7 +3,7 @@
     jobs ─▶ function(common, job) in a free process ─▶ (job, result), as they come or in the jobs' order
 
 A job returns its results and writes nothing, so no disk is shared. `common` is what every job needs; a process gets it
-once. A process that dies costs the job it had, which is given to another.
+once. The job of a process that dies is given to another.
 """
 
 import os
@@ -54,7 +54,7 @@ class Workers:
     ) -> Iterator[tuple]:
         """Yield (job, result) for every result of function(common, job), `ordered` in the jobs' order.
 
-        At most two jobs for each worker are out at a time; jobs are taken from the iterable as they can be given out.
+        At most two jobs per worker are out at a time; the iterable is read no further than that.
         Raises what a job raises, and RunFailed where workers keep dying.
         """
         if self.alone:
@@ -131,7 +131,7 @@ class Workers:
 def check_device(device: str | None) -> None:
     """Refuse one GPU by its number where workers share the work."""
     if device and ":" in device:
-        raise UserError(f"{device} is one GPU, and every worker takes its own: say cuda, or leave it out")
+        raise UserError(f"{device} is one GPU, and every worker takes its own: give cuda, or leave it out")
 
 
 def _gpus() -> list[str]:
@@ -144,12 +144,17 @@ def _gpus() -> list[str]:
 
 
 def _begin(common: Any, gpus: list[str]) -> None:
-    """A process of this machine begins: before CUDA is first used it takes its GPU by its own number."""
+    """A process of this machine begins: before CUDA is first used it takes a GPU by its number.
+
+    A terminal sends Ctrl-C to every process; only the first one reports it, and then ends the others.
+    """
     import multiprocessing
     import re
+    import signal
 
     global _common
     _common = common
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if len(gpus) > 1:
         number = re.findall(r"\d+", multiprocessing.current_process().name)[-1]  # LokyProcess-3
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(number) % len(gpus)]

@@ -13,8 +13,10 @@ from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..heads import HeadUpdate
 from ..loss import HeadWeight
 from ..text import IGNORED
 from .row_groups import RowGroups
@@ -24,53 +26,39 @@ CPU_ROWS, CUDA_ROWS = 128, 510  # rows per chunk: last-level cache; memory
 FP16_SHIFT = 1_024.0
 DIGITS_FROM = 1e-30  # of a float32 probability; below 1e-38 it loses digits, below 1e-45 it is zero
 
+_buffers: "WeakKeyDictionary[HeadWeight, dict[str, Tensor]]" = WeakKeyDictionary()
 
-class Scratch:
-    """Large buffers by name, (rows, columns) each, which every chunk of a pass uses again.
 
-    On a CPU memory of tens of megabytes goes back to the system when it is freed and is cleared page by page when it
-    is allocated again; for a chunk of logits that takes several times as long as the softmax written into it.
+def buffer(weight: HeadWeight, name: str, rows: int, dtype: torch.dtype) -> Tensor:
+    """Memory (rows, Vp) for a chunk's numbers, whatever its content; on a CPU it lives as long as the weight.
+
+    There memory of tens of megabytes goes back to the system when it is freed and is cleared page by page when it is
+    allocated again: several times as long as the softmax written into it. A GPU's allocator caches freed memory.
     """
-
-    _of_weights: "WeakKeyDictionary[HeadWeight, Scratch]" = WeakKeyDictionary()
-
-    def __init__(self, rows: int, columns: int, device: torch.device) -> None:
-        self.rows, self.columns, self.device = rows, columns, device
-        self.buffers: dict[str, Tensor] = {}
-
-    @classmethod
-    def of(cls, weight: HeadWeight, rows: int) -> "Scratch":
-        """Buffers for chunks of `rows` rows of a weight's logits; a CPU's live as long as the weight.
-
-        A GPU's allocator caches freed memory itself.
-        """
-        device = weight.weight.device
-        scratch = cls._of_weights.get(weight)
-        if scratch is None or scratch.rows < rows:
-            scratch = cls(rows, weight.padded, device)
-            if device.type == "cpu":
-                cls._of_weights[weight] = scratch
-        return scratch
-
-    @classmethod
-    def forget(cls, weight: HeadWeight) -> None:
-        """Free the buffers of a weight."""
-        cls._of_weights.pop(weight, None)
-
-    def __call__(self, name: str, rows: int, dtype: torch.dtype) -> Tensor:
-        """The first `rows` rows of the buffer of that name, whatever its content."""
-        if name not in self.buffers:
-            self.buffers[name] = torch.empty(self.rows, self.columns, dtype=dtype, device=self.device)
-        return self.buffers[name][:rows]
+    device = weight.weight.device
+    buffers = _buffers.setdefault(weight, {}) if device.type == "cpu" else {}
+    if name not in buffers or len(buffers[name]) < rows:
+        with torch.inference_mode(False):  # or no later pass outside of that mode could write into it
+            buffers[name] = torch.empty(rows, weight.padded, dtype=dtype, device=device)
+    return buffers[name][:rows]
 
 
-class Factors(NamedTuple):
-    """What one head adds to the logits, or its gradients, or which of them are wanted; what is absent is None."""
+def forget_buffers(weight: HeadWeight) -> None:
+    """Free the buffers of a weight."""
+    _buffers.pop(weight, None)
 
-    down: Tensor | None = None  # (G, R, C)
-    up: Tensor | None = None  # (G, V, R), its gradient (G, R, V)
-    bias: Tensor | None = None  # (G, V)
-    mix: Tensor | None = None  # (G, R)
+
+def shift_of(dtype: torch.dtype) -> float:
+    """The factor by which dloss/dlogits is larger in this format, so that it keeps its digits."""
+    return FP16_SHIFT if dtype == torch.float16 else 1.0
+
+
+class Chunk(NamedTuple):
+    """n rows of a pass."""
+
+    h: Tensor  # (n, C) in the matmul format
+    target: Tensor  # (n,)
+    rows: slice  # their place among all rows
 
 
 @dataclass
@@ -85,38 +73,62 @@ class ChunkFactors:
     local: Tensor | None = None  # (n,) each row's position in ids
     aligned_up: Tensor | None = None  # (Vp, a multiple of 8) up with zero columns, as GPU products want it
 
+    def states(self, h: Tensor, scale: float) -> Tensor | None:
+        """z = α h downᵀ (n, R') of h (n, C), zero outside the row's own group."""
+        if self.down is None:
+            return None
+        z = h @ self.down.T  # (n, R')
+        if scale != 1.0:
+            z = z * scale
+        return z if self.own is None else z * self.own
+
 
 class HeadTask:
-    """One head during one pass: its factors chunk by chunk, and the sums of its gradients."""
+    """One head during one pass: its factors chunk by chunk, and the sums of its gradients.
+
+    `wanted` has True for each factor whose gradient is summed in `gradients`; that of up is (G, R, V) there.
+    """
 
     def __init__(
-        self, factors: Factors, group: RowGroups | None, weight: HeadWeight, scale: float, wanted=Factors()
+        self,
+        update: HeadUpdate,
+        group: RowGroups | None,
+        weight: HeadWeight,
+        scale: float,
+        wanted=HeadUpdate(),
     ) -> None:
-        self.all, self.wanted, self.scale, self.weight = factors, wanted, scale, weight
-        self.scratch: Scratch | None = None  # set by the pass
-        down, _, bias, mix = factors
-        self.mix_of = (
-            group.index if group is not None and mix is not None else None
-        )  # (M,) each row's mixture
-        self.group = None if mix is not None or (down is None and bias is None) else group
+        self.update, self.wanted, self.scale, self.weight = update, wanted, scale, weight
+        mixes, adds = update.mix is not None, update.down is not None or update.bias is not None
+        self.mix_of = group.index if mixes and group is not None else None  # (M,) each row's mixture
+        self.group = group if adds and not mixes else None
+        self.gradients = HeadUpdate()
         self._whole: ChunkFactors | None = None
-        self.gradients = Factors()
-
-    @property
-    def whole(self) -> ChunkFactors:
-        """The factors of a head whose rows all use the same ones, laid out once per pass."""
-        self._whole = self._whole or self._lay_out(self.all)
-        return self._whole
 
     def start_sums(self) -> None:
         """Zeros for the gradients that are `wanted`."""
-        dtype, up = self.weight.accumulate, self.all.up
-        like = self.all._replace(up=None if up is None else up.transpose(1, 2))
-        self.gradients = Factors(
-            *(x.new_zeros(x.shape, dtype=dtype) if want else None for x, want in zip(like, self.wanted))
-        )
+        dtype, up = self.weight.accumulate, self.update.up
+        like = self.update._replace(up=None if up is None else up.transpose(1, 2))
+        zeros = (x.new_zeros(x.shape, dtype=dtype) if want else None for x, want in zip(like, self.wanted))
+        self.gradients = HeadUpdate(*zeros)
 
-    def _lay_out(self, some: Factors) -> ChunkFactors:
+    def factors(self, rows: slice) -> ChunkFactors:
+        """The factors that the chunk's rows need."""
+        if self.group is None:
+            self._whole = self._whole or self._lay_out(self.update)  # the same for all chunks
+            if self.update.mix is None:
+                return self._whole
+            own = self.update.mix.to(self.weight.weight.dtype)  # (G, R)
+            return replace(self._whole, own=own if self.mix_of is None else own[self.mix_of[rows]])  # (n, R)
+        ids, local = torch.unique(self.group.index[rows], return_inverse=True)
+        laid = self._lay_out(HeadUpdate(*(None if x is None else x[ids] for x in self.update)))
+        laid.ids, laid.local = ids, local
+        if laid.down is not None:
+            own = F.one_hot(local, len(ids)).to(laid.down.dtype)  # (n, groups)
+            laid.own = own.repeat_interleave(self.update.down.shape[1], dim=1)  # (n, R')
+        laid.bias = None if laid.bias is None else laid.bias[local]
+        return laid
+
+    def _lay_out(self, some: HeadUpdate) -> ChunkFactors:
         """The factors of g groups side by side and padded."""
         weight, laid = self.weight, ChunkFactors()
         if some.down is not None:
@@ -128,29 +140,44 @@ class HeadTask:
             laid.bias[:, : weight.vocab] = some.bias
         return laid
 
-    def factors(self, rows: slice) -> ChunkFactors:
-        """The factors that the chunk's rows need."""
-        if self.all.mix is not None:
-            own = self.all.mix.to(self.weight.weight.dtype)  # (G, R)
-            return replace(self.whole, own=own if self.mix_of is None else own[self.mix_of[rows]])  # (n, R)
-        if self.group is None:
-            return self.whole
-        ids, local = torch.unique(self.group.index[rows], return_inverse=True)
-        device = self.weight.weight.device
-        ids, local = ids.to(device), local.to(device)
-        laid = self._lay_out(Factors(*(None if x is None else x[ids] for x in self.all)))
-        laid.ids, laid.local = ids, local
-        if laid.down is not None:
-            own = torch.nn.functional.one_hot(local, len(ids)).to(laid.down.dtype)  # (n, groups)
-            laid.own = own.repeat_interleave(self.all.down.shape[1], dim=1)  # (n, R')
-        laid.bias = None if laid.bias is None else laid.bias[local]
-        return laid
-
     def add(self, name: str, part: Tensor, ids: Tensor | None = None) -> None:
         """Add a chunk's gradient of down (R', C), up (R', V), bias (groups, V) or mix (G, R) to its sum."""
         total = getattr(self.gradients, name)
         part = part.reshape(-1, *total.shape[1:])
         total.add_(part) if ids is None else total.index_add_(0, ids, part)
+
+    def add_gradients(
+        self, chunk: Chunk, part: ChunkFactors, z: Tensor | None, g: Tensor, gh: Tensor | None
+    ) -> None:
+        """The products of g (n, Vp) = shift · dloss/dlogits; ignored rows are taken out of the small factors."""
+        shift, counts = shift_of(g.dtype), (chunk.target != IGNORED).unsqueeze(1)  # (n, 1)
+        if z is not None:
+            rank = part.down.shape[0]  # R'; z and the aligned up may be wider by columns of zeros
+            if self.gradients.up is not None:
+                up = product((z * counts).T, g)[:rank, : self.weight.vocab]  # (R', V)
+                self.add("up", up / shift, part.ids)
+            gz = product(g, part.up if part.aligned_up is None else part.aligned_up)[:, :rank]  # (n, R')
+            self._add_down(chunk, part, gz * counts, shift, gh)
+        if gh is not None:
+            gh += product(g, self.weight.weight) * counts / shift
+
+    def _add_down(
+        self, chunk: Chunk, part: ChunkFactors, gz: Tensor, shift: float, gh: Tensor | None
+    ) -> None:
+        """From gz (n, R') = shift · dloss/dz / α: the gradients of down and mix, and their part of gh (n, C)."""
+        if self.gradients.mix is not None:
+            mix = (chunk.h @ part.down.T).to(gz.dtype) * gz * (self.scale / shift)  # (n, R)
+            if self.mix_of is None:
+                mix = mix.sum(0, True)
+            else:  # summed by a product: adding at an index would not repeat itself on a GPU
+                mix = F.one_hot(self.mix_of[chunk.rows], len(self.update.mix)).to(mix.dtype).T @ mix
+            self.add("mix", mix)
+        gz = gz if part.own is None else gz * part.own
+        gz = gz * (self.scale / shift)
+        if self.gradients.down is not None:
+            self.add("down", gz.T @ chunk.h.to(gz.dtype), part.ids)
+        if gh is not None:
+            gh += gz @ part.down.to(gz.dtype)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -162,42 +189,30 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return (a @ b).float() if a.dtype == torch.bfloat16 else a.float() @ b.float()
 
 
-def low_rank_states(hc: Tensor, part: ChunkFactors, scale: float) -> Tensor | None:
-    """z = α h downᵀ (n, R'), zero outside the row's own group."""
-    if part.down is None:
-        return None
-    z = hc @ part.down.T  # (n, R')
-    if scale != 1.0:
-        z = z * scale
-    return z if part.own is None else z * part.own
-
-
-def torch_step(
-    hc: Tensor, base: Tensor, target: Tensor, task: HeadTask, rows: slice, gh: Tensor | None, reuse: bool
-) -> Tensor:
+def torch_step(task: HeadTask, chunk: Chunk, base: Tensor, gh: Tensor | None, reuse: bool) -> Tensor:
     """Losses (n,) of one head on one chunk; adds its gradients to the task's and writes gh (n, C) if given.
 
     base (n, Vp) is overwritten only if `reuse`.
     """
-    weight, part = task.weight, task.factors(rows)
+    weight, part, n = task.weight, task.factors(chunk.rows), len(chunk.h)
     if reuse and base.dtype == weight.accumulate:
         logits = base
     else:
-        logits = task.scratch("logits", len(hc), weight.accumulate).copy_(base)  # (n, Vp)
+        logits = buffer(weight, "logits", n, weight.accumulate).copy_(base)  # (n, Vp)
     logits[:, weight.vocab :] = -torch.inf
-    z = low_rank_states(hc, part, task.scale)
+    z = part.states(chunk.h, task.scale)
     if z is not None:
-        logits += torch.mm(z, part.up.T, out=task.scratch("update", len(hc), z.dtype))
-    for bias in (weight.padded_bias, part.bias):
+        logits += torch.mm(z, part.up.T, out=buffer(weight, "update", n, z.dtype))
+    for bias in (weight.bias, part.bias):
         if bias is not None:
             logits += bias
-    p = torch.softmax(logits, dim=1, out=task.scratch("p", len(hc), weight.accumulate))
-    index = target.clamp_min(0).unsqueeze(1)  # (n, 1)
+    p = torch.softmax(logits, dim=1, out=buffer(weight, "p", n, weight.accumulate))
+    index = chunk.target.clamp_min(0).unsqueeze(1)  # (n, 1)
     nll = _nll(logits, p, index)
-    if gh is not None or any(g is not None for g in task.gradients):
+    if gh is not None or any(x is not None for x in task.gradients):
         p.scatter_add_(1, index, p.new_full(index.shape, -1.0))  # now dloss/dlogits
-        gradients_by_product(hc, p, z, part, target, task, rows, gh)
-    return nll.masked_fill(target == IGNORED, 0.0)
+        _add_all_gradients(task, chunk, part, z, p, gh)
+    return nll.masked_fill(chunk.target == IGNORED, 0.0)
 
 
 def _nll(logits: Tensor, p: Tensor, index: Tensor) -> Tensor:
@@ -211,71 +226,21 @@ def _nll(logits: Tensor, p: Tensor, index: Tensor) -> Tensor:
     return logits.amax(1) - p.amax(1).log() - logits.gather(1, index).squeeze(1)
 
 
-def gradients_by_product(
-    hc: Tensor,
-    p: Tensor,
-    z: Tensor | None,
-    part: ChunkFactors,
-    target: Tensor,
-    task: HeadTask,
-    rows: slice,
-    gh: Tensor | None,
+def _add_all_gradients(
+    task: HeadTask, chunk: Chunk, part: ChunkFactors, z: Tensor | None, p: Tensor, gh: Tensor | None
 ) -> None:
     """From dloss/dlogits p (n, Vp), which it may overwrite, add up the head's gradients and write gh (n, C)."""
-    weight, dtype = task.weight, task.weight.weight.dtype
-    shift = FP16_SHIFT if dtype == torch.float16 else 1.0
+    dtype = task.weight.weight.dtype
+    shift = shift_of(dtype)
     g = p.mul_(shift) if shift != 1.0 else p
     if g.dtype != dtype:
-        g = task.scratch("g", len(hc), dtype).copy_(g)  # (n, Vp)
-    add_gradients(hc, g, z, part, target, task, rows, gh, shift)
+        g = buffer(task.weight, "g", len(p), dtype).copy_(g)  # (n, Vp)
+    task.add_gradients(chunk, part, z, g, gh)
     if task.gradients.bias is not None:
-        counts = (target != IGNORED).to(p.dtype).unsqueeze(0)  # (1, n)
+        counts = (chunk.target != IGNORED).to(p.dtype).unsqueeze(0)  # (1, n)
         if part.ids is not None:
-            counts = counts * torch.nn.functional.one_hot(part.local, len(part.ids)).T  # (groups, n)
-        task.add("bias", (counts @ p)[:, : weight.vocab] / shift, part.ids)
-
-
-def add_gradients(
-    hc: Tensor,
-    g: Tensor,
-    z: Tensor | None,
-    part: ChunkFactors,
-    target: Tensor,
-    task: HeadTask,
-    rows: slice,
-    gh: Tensor | None,
-    shift: float,
-) -> None:
-    """The products of g (n, Vp) = shift · dloss/dlogits; ignored rows are taken out of the small factors, not of g."""
-    counts = (target != IGNORED).unsqueeze(1)  # (n, 1)
-    if z is not None:
-        rank = part.down.shape[0]  # R'; z and the aligned up may be wider by columns of zeros
-        if task.gradients.up is not None:
-            up = product((z * counts).T, g)[:rank, : task.weight.vocab]  # (R', V)
-            task.add("up", up / shift, part.ids)
-        gz = product(g, part.up if part.aligned_up is None else part.aligned_up)[:, :rank]  # (n, R')
-        down_gradients(hc, gz * counts, part, task, rows, gh, shift)
-    if gh is not None:
-        gh += product(g, task.weight.weight) * counts / shift
-
-
-def down_gradients(
-    hc: Tensor, gz: Tensor, part: ChunkFactors, task: HeadTask, rows: slice, gh: Tensor | None, shift: float
-) -> None:
-    """From gz (n, R') = shift · dloss/dz / α: the gradients of down and mix, and their part of gh (n, C)."""
-    if task.gradients.mix is not None:
-        mix = (hc @ part.down.T).to(gz.dtype) * gz * (task.scale / shift)  # (n, R)
-        if task.mix_of is None:
-            mix = mix.sum(0, True)
-        else:  # summed by a product: adding at an index would not repeat itself on a GPU
-            mix = torch.nn.functional.one_hot(task.mix_of[rows], len(task.all.mix)).to(mix.dtype).T @ mix
-        task.add("mix", mix)
-    gz = gz if part.own is None else gz * part.own
-    gz = gz * (task.scale / shift)
-    if task.gradients.down is not None:
-        task.add("down", gz.T @ hc.to(gz.dtype), part.ids)
-    if gh is not None:
-        gh += gz @ part.down.to(gz.dtype)
+            counts = counts * F.one_hot(part.local, len(part.ids)).T  # (groups, n)
+        task.add("bias", (counts @ p)[:, : task.weight.vocab] / shift, part.ids)
 
 
 class TorchPass:
@@ -286,15 +251,11 @@ class TorchPass:
         for task in tasks:
             task.start_sums()
 
-    def chunk(self, hc: Tensor, base: Tensor, target: Tensor, rows: slice, gh: Tensor | None) -> Tensor:
-        """Losses (K, n) of a chunk's rows with base logits (n, Vp), which it may overwrite; gh (K, n, C) is set."""
-        last = len(self.tasks) - 1
-        return torch.stack(
-            [
-                torch_step(hc, base, target, task, rows, None if gh is None else gh[k], reuse=k == last)
-                for k, task in enumerate(self.tasks)
-            ]
-        )
+    def chunk(self, chunk: Chunk, base: Tensor, gh: Tensor | None) -> Tensor:
+        """Losses (K, n) of a chunk with base logits (n, Vp), which it may overwrite; gh (K, n, C) is set."""
+        last, ghs = len(self.tasks) - 1, [None] * len(self.tasks) if gh is None else gh
+        steps = enumerate(zip(self.tasks, ghs))
+        return torch.stack([torch_step(task, chunk, base, own, reuse=k == last) for k, (task, own) in steps])
 
     def finish(self) -> None:
         """All chunks are through: the tasks hold their gradients."""

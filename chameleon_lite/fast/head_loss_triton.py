@@ -14,17 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..heads import HeadUpdate
 from ..loss import HeadWeight
-from .head_loss_launch import GRADS, ROW_ALIGNED, STATS, Many, gradients, losses
-from .head_loss_torch import (
-    FP16_SHIFT,
-    Factors,
-    HeadTask,
-    add_gradients,
-    low_rank_states,
-    product,
-    torch_step,
-)
+from .head_loss_kernels import GRADS_COLUMNS, GRADS_ROWS, STATS_ROWS, Terms, gradients, losses, padded
+from .head_loss_torch import Chunk, HeadTask, product, shift_of, torch_step
 from .recorder import outliving
 
 ROWS = 4_080  # per chunk: memory
@@ -32,6 +25,7 @@ SMALL_RANK = 32  # what the kernels add in registers
 PROGRAMS = 1_024  # of `grads` that keep a large GPU busy; an only head's rows are cut in two below that
 LAYOUTS = 4_096  # cached, of chunk sizes seen before; some kilobytes each on the device
 PARTIAL_BYTES = 256 << 20  # of a bundle's sums by column block; more heads go into another bundle
+COLUMNS = GRADS_COLUMNS.value
 
 
 class TritonPass:
@@ -45,37 +39,37 @@ class TritonPass:
         self.wide: list[int] = []
         self.heads: dict[tuple, list[int]] = {}
         for k, task in enumerate(tasks):
-            rank = 0 if task.all.down is None else task.all.down.shape[1]
-            if task.all.mix is not None or rank > SMALL_RANK:
+            down, _, bias, mix = task.update
+            rank = 0 if down is None else down.shape[1]
+            if mix is not None or rank > SMALL_RANK:
                 self.wide.append(k)
                 task.start_sums()
             else:
-                self.heads.setdefault((rank, task.all.bias is not None, task.wanted), []).append(k)
+                self.heads.setdefault((rank, bias is not None, task.wanted), []).append(k)
 
     def _bundles(self, n: int, alone: bool) -> "list[Bundle]":
         """The bundles, made when the first chunk's rows are known."""
         if not self.bundles:
             for (rank, *_), heads in self.heads.items():
-                a_head = 4 * n * rank * self.weight.padded // GRADS["BV"] + 1
-                size = 1 if alone else max(1, PARTIAL_BYTES // a_head)
-                self.bundles += [
-                    Bundle(self.weight, [(k, self.tasks[k]) for k in heads[i : i + size]])
-                    for i in range(0, len(heads), size)
-                ]
+                bytes_per_head = 4 * n * rank * self.weight.padded // COLUMNS + 1
+                size = 1 if alone else max(1, PARTIAL_BYTES // bytes_per_head)
+                parts = [heads[i : i + size] for i in range(0, len(heads), size)]
+                self.bundles += [Bundle(self.weight, {k: self.tasks[k] for k in part}) for part in parts]
         return self.bundles
 
-    def chunk(self, hc: Tensor, base: Tensor, target: Tensor, rows: slice, gh: Tensor | None) -> Tensor:
-        """Losses (K, n) of a chunk's rows with base logits (n, Vp); gh (K, n, C) is set."""
+    def chunk(self, chunk: Chunk, base: Tensor, gh: Tensor | None) -> Tensor:
+        """Losses (K, n) of a chunk with base logits (n, Vp); gh (K, n, C) is set."""
         base[:, self.weight.vocab :] = -torch.inf
-        bundles = self._bundles(len(hc), alone=gh is not None)
+        bundles = self._bundles(len(base), alone=gh is not None)
+        ghs = [None] * len(self.tasks) if gh is None else gh
         if len(bundles) == 1 and not self.wide:
-            return bundles[0].chunk(hc, base, target, rows, None if gh is None else gh[0], reuse=True)
-        nll = hc.new_empty(len(self.tasks), len(hc), dtype=torch.float32)
+            return bundles[0].chunk(chunk, base, ghs[0], reuse=True)
+        nll = base.new_empty(len(self.tasks), len(base), dtype=torch.float32)
         for bundle in bundles:
-            losses_of = bundle.chunk(hc, base, target, rows, None if gh is None else gh[bundle.heads[0]])
+            losses_of = bundle.chunk(chunk, base, ghs[bundle.heads[0]])
             torch._foreach_copy_([nll[k] for k in bundle.heads], list(losses_of))
         for k in self.wide:
-            nll[k] = wide_step(hc, base, target, self.tasks[k], rows, None if gh is None else gh[k])
+            nll[k] = wide_step(self.tasks[k], chunk, base, ghs[k])
         return nll
 
     def finish(self) -> None:
@@ -87,44 +81,50 @@ class TritonPass:
 class Bundle:
     """Heads of one small rank, packed: their factors side by side in S slots, one per head and group."""
 
-    def __init__(self, weight: HeadWeight, members: list[tuple[int, HeadTask]]) -> None:
-        self.weight, self.heads, self.tasks = weight, [k for k, _ in members], [t for _, t in members]
-        all_factors = [t.all for t in self.tasks]
-        down, _, bias, _ = all_factors[0]
-        sizes = [
-            1 if down is None and bias is None else len(f.bias if f.down is None else f.down)
-            for f in all_factors
-        ]
+    def __init__(self, weight: HeadWeight, members: dict[int, HeadTask]) -> None:
+        self.weight, self.heads, self.tasks = weight, list(members), list(members.values())
+        self.scale, self.wanted = self.tasks[0].scale, self.tasks[0].wanted
+        updates = [task.update for task in self.tasks]
+        down, _, bias, _ = updates[0]
+        frozen = down is None and bias is None
+        sizes = [1 if frozen else update.groups for update in updates]
         self.first = np.cumsum([0, *sizes])  # (K + 1,) each head's first slot
         self.down, self.up, self.bias = None, None, None
         if down is not None:
-            self.down = torch.cat([f.down for f in all_factors]).to(weight.weight.dtype)  # (S, R, C)
+            self.down = torch.cat([u.down for u in updates]).to(weight.weight.dtype)  # (S, R, C)
             self.up = self.down.new_empty(int(self.first[-1]), down.shape[1], weight.vocab)  # (S, R, V)
-            torch._foreach_copy_(list(self.up.split(sizes)), [f.up.transpose(1, 2) for f in all_factors])
+            torch._foreach_copy_(list(self.up.split(sizes)), [u.up.transpose(1, 2) for u in updates])
         if bias is not None:
-            self.bias = torch.cat([f.bias for f in all_factors]).float()  # (S, V)
-        self.sums = Factors()  # down (S, R, C), up (S, R, V), bias (S, V)
+            self.bias = torch.cat([u.bias for u in updates]).float()  # (S, V)
+        self.sums = HeadUpdate()  # down (S, R, C), up (S, R, V), bias (S, V)
 
-    def chunk(
-        self, hc: Tensor, base: Tensor, target: Tensor, rows: slice, gh: Tensor | None, reuse: bool = False
-    ) -> Tensor:
+    def chunk(self, chunk: Chunk, base: Tensor, gh: Tensor | None, reuse: bool = False) -> Tensor:
         """Losses (heads, n); gradients are added to the sums, and gh (n, C) of an only head is set.
 
         base may be overwritten if `reuse`.
         """
-        layout = self._layout(rows, len(hc))
-        states = self._states(hc, layout.slot)
-        many = Many(states, self.up, self.bias, layout.slot, self.weight.padded_bias, self.weight.vocab)
-        nll, lse = losses(base, many, layout.tiles, target)
-        if gh is not None or any(self.tasks[0].wanted):
-            g = None if gh is None else base if reuse else torch.empty_like(base)
-            self._add_gradients(hc, base, many, layout, target, lse, gh, g)
+        layout, vocab, wanted = self._layout(chunk.rows, len(base)), self.weight.vocab, self.wanted
+        terms = Terms(self._states(chunk.h, layout.slot), self.up, self.bias, self.weight.bias)
+        nll, lse = losses(base, terms, vocab, layout.slot, layout.tiles, chunk.target)
+        if gh is None and not any(wanted):
+            return nll
+        g = None if gh is None else base if reuse else torch.empty_like(base)
+        how = {"out": g, "want_bias": bool(wanted.bias), "scale": self.scale}
+        gu, gz, g_bias = gradients(base, terms, vocab, layout.items, chunk.target, lse, **how)
+        if wanted.up:
+            self._add("up", layout.by_slot(gu))
+        if wanted.bias:
+            self._add("bias", layout.by_slot(g_bias))
+        if gz is not None:
+            self._add_down(chunk.h, gz, layout.slot, gh)
+        if gh is not None:
+            gh += product(g, self.weight.weight) / shift_of(base.dtype)
         return nll
 
     def _layout(self, rows: slice, n: int) -> "Layout":
         """Which slot each of the chunk's n rows uses, head by head."""
         device, groups = self.weight.weight.device, [task.group for task in self.tasks]
-        blocks = -(-self.weight.padded // GRADS["BV"])
+        blocks = -(-self.weight.padded // COLUMNS)
         if all(group is None for group in groups):
             return _alike(len(groups), n, _item_rows(len(groups), n, blocks), device)
         distinct = list({id(group): group for group in groups}.values())  # heads often share one
@@ -139,61 +139,28 @@ class Bundle:
         most = _item_rows(len(runs), int((runs[:, 3] - runs[:, 2]).max()), blocks)
         return _lay_out(columns[offset[1]] + offset[0][:, None], runs, int(self.first[-1]), most)
 
-    def _states(self, hc: Tensor, slot: Tensor) -> Tensor | None:
+    def _states(self, h: Tensor, slot: Tensor) -> Tensor | None:
         """z = α h downᵀ (K, R, Np), each row under its own slots, with room for the kernels' alignment."""
         if self.down is None:
             return None
-        (slots, rank, _), n, heads = self.down.shape, len(hc), len(self.tasks)
-        z = self.down.new_empty(slots, rank, -(-n // ROW_ALIGNED) * ROW_ALIGNED)
-        z.flatten(0, 1)[:, :n].addmm_(self.down.flatten(0, 1), hc.T, beta=0, alpha=self.tasks[0].scale)
+        (slots, rank, _), n, heads = self.down.shape, len(h), len(self.tasks)
+        z = self.down.new_empty(slots, rank, padded(n))
+        z.flatten(0, 1)[:, :n].addmm_(self.down.flatten(0, 1), h.T, beta=0, alpha=self.scale)
         if slots == heads:
             return z
         out = z.new_empty(heads, *z.shape[1:])
         torch.gather(z[:, :, :n], 0, slot.unsqueeze(1).expand(-1, rank, -1), out=out[:, :, :n])
         return out
 
-    def _add_gradients(
-        self,
-        hc: Tensor,
-        base: Tensor,
-        many: Many,
-        layout: "Layout",
-        target: Tensor,
-        lse: Tensor,
-        gh: Tensor | None,
-        g: Tensor | None,
-    ) -> None:
-        wanted = self.tasks[0].wanted
-        shift = FP16_SHIFT if base.dtype == torch.float16 else 1.0
-        gu, gz, g_bias = gradients(
-            base,
-            many,
-            layout.items,
-            target,
-            lse,
-            shift,
-            out=g,
-            want_bias=bool(wanted.bias),
-            scale=self.tasks[0].scale,
-        )
-        if wanted.up:
-            self._add("up", layout.by_slot(gu))
-        if wanted.bias:
-            self._add("bias", layout.by_slot(g_bias))
-        if gz is not None:
-            self._down(hc, gz, many.slot, wanted.down, gh)
-        if gh is not None:
-            gh += product(g, self.weight.weight) / shift
-
-    def _down(self, hc: Tensor, gz: Tensor, slot: Tensor, wanted: bool, gh: Tensor | None) -> None:
+    def _add_down(self, h: Tensor, gz: Tensor, slot: Tensor, gh: Tensor | None) -> None:
         """From gz (K, R, n) = dloss/dz · α: the gradient of down, and its part of gh (n, C)."""
         (slots, rank, width), (heads, _, n) = self.down.shape, gz.shape
         if slots != heads:  # each row in the slots of its own groups, zero elsewhere
             own = slot.unsqueeze(1).expand(-1, rank, -1)
             gz = gz.new_zeros(slots, rank, n).scatter_(0, own, gz)
         flat = gz.reshape(slots * rank, n)
-        if wanted:
-            self._add("down", (flat @ hc.to(flat.dtype)).view(slots, rank, width))
+        if self.wanted.down:
+            self._add("down", (flat @ h.to(flat.dtype)).view(slots, rank, width))
         if gh is not None:
             gh += flat.T @ self.down.flatten(0, 1).to(flat.dtype)
 
@@ -204,7 +171,7 @@ class Bundle:
     def finish(self) -> None:
         """Give each task the gradients of its own slots."""
         for task, first, end in zip(self.tasks, self.first, self.first[1:]):
-            task.gradients = Factors(*(None if x is None else x[first:end] for x in self.sums))
+            task.gradients = HeadUpdate(*(None if x is None else x[first:end] for x in self.sums))
 
 
 class Layout(NamedTuple):
@@ -226,12 +193,13 @@ class Layout(NamedTuple):
 
 def _item_rows(runs: int, longest: int, blocks: int) -> int:
     """Rows an item may have: a whole run's, or about half where that would make too few programs."""
-    return longest if runs * blocks >= PROGRAMS else -(-longest // (2 * GRADS["BM"])) * GRADS["BM"]
+    size = GRADS_ROWS.value
+    return longest if runs * blocks >= PROGRAMS else -(-longest // (2 * size)) * size
 
 
 def _lay_out(slot: Tensor, runs: np.ndarray, slots: int, most: int) -> Layout:
     """From runs (·, 4) of rows of one slot: head, slot, first, end; items of at most `most` rows."""
-    tiles = _cut(runs, STATS["BM"])
+    tiles = _cut(runs, STATS_ROWS.value)
     tiles = tiles[np.argsort(tiles[:, 2], kind="stable")]
     items = _cut(runs[np.argsort(runs[:, 1], kind="stable")], most)
     both = np.concatenate([tiles, items]).astype(np.int32)  # one copy to the device
@@ -264,31 +232,26 @@ def _cut(runs: np.ndarray, size: int) -> np.ndarray:
     return out
 
 
-def wide_step(
-    hc: Tensor, base: Tensor, target: Tensor, task: HeadTask, rows: slice, gh: Tensor | None
-) -> Tensor:
+def wide_step(task: HeadTask, chunk: Chunk, base: Tensor, gh: Tensor | None) -> Tensor:
     """Losses (n,) of one head of a large rank or with mixtures; gradients are added to the task's and to gh (n, C)."""
-    if task.all.bias is not None and task.group is not None:
-        return torch_step(hc, base, target, task, rows, gh, reuse=False)  # no place here for a bias per row
-    part = task.factors(rows)
-    z = low_rank_states(hc, part, task.scale)  # (n, R')
+    if task.update.bias is not None and task.group is not None:
+        return torch_step(task, chunk, base, gh, reuse=False)  # no place here for a bias per row
+    part, weight = task.factors(chunk.rows), task.weight
     if part.aligned_up is None:
-        part.aligned_up = _aligned(part.up)  # kept: one head's factors serve all chunks
-    z = _aligned(z)
+        part.aligned_up = _aligned(part.up)  # one head's factors serve all chunks
+    z = _aligned(part.states(chunk.h, task.scale))  # (n, R')
     logits = torch.addmm(base, z, part.aligned_up.T)
-    bias = None if part.bias is None else part.bias[:, : task.weight.vocab].contiguous()  # (1, V)
-    layout = _alike(1, len(hc), GRADS["BM"], hc.device)
-    many = Many(None, None, bias, layout.slot, task.weight.padded_bias, task.weight.vocab)
-    nll, lse = losses(logits, many, layout.tiles, target)
+    bias = None if part.bias is None else part.bias[:, : weight.vocab].contiguous()  # (1, V)
+    layout = _alike(1, len(base), GRADS_ROWS.value, base.device)
+    terms = Terms(None, None, bias, weight.bias)
+    nll, lse = losses(logits, terms, weight.vocab, layout.slot, layout.tiles, chunk.target)
     if gh is None and not any(task.wanted):
         return nll[0]
-    shift = FP16_SHIFT if logits.dtype == torch.float16 else 1.0
-    *_, g_bias = gradients(
-        logits, many, layout.items, target, lse, shift, out=logits, want_bias=bool(task.wanted.bias)
-    )
+    how = {"out": logits, "want_bias": bool(task.wanted.bias)}
+    *_, g_bias = gradients(logits, terms, weight.vocab, layout.items, chunk.target, lse, **how)
     if task.wanted.bias:
         task.add("bias", layout.by_slot(g_bias))
-    add_gradients(hc, logits, z, part, target, task, rows, gh, shift)
+    task.add_gradients(chunk, part, z, logits, gh)
     return nll[0]
 
 

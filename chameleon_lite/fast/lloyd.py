@@ -1,6 +1,6 @@
-"""k-means on any device, without a loop over clusters: what `clusters.py` uses for many vectors.
+"""k-means on any device, without a loop over clusters: what `cluster.py` uses for many vectors.
 
-    start (K, C): greedy k-means++ ─▶ [ label = argmax_k (x·c_k − ½‖c_k‖²) ─▶ c_k = mean of its rows ] until still
+    start (K, C): greedy k-means++ ─▶ [ label = argmax_k (x·c_k − ½‖c_k‖²) ─▶ c_k = mean of its rows ] until at rest
 
 All products are in float32: bfloat16 would change the label of some rows. The rows of a cluster are summed in their
 order, never by atomics, so a GPU repeats itself bit for bit. Labels are computed in chunks of rows: memory is
@@ -31,20 +31,18 @@ def lloyd(x: Tensor, start: Tensor, steps: int, tolerance: float = TOLERANCE) ->
     """
     limit = tolerance * float(x.var(0, correction=0).mean()) if tolerance >= 0 else None
     centroids, k = start.float(), len(start)
-    # 16-bit numbers are sorted in fewer rounds.
-    edges = torch.arange(
-        -1, k, dtype=torch.int16 if k < 1 << 15 else torch.int32, device=x.device
-    )  # (K + 1,)
+    short = torch.int16 if k < 1 << 15 else torch.int32  # 16-bit numbers are sorted in fewer rounds
+    edges = torch.arange(-1, k, dtype=short, device=x.device)  # (K + 1,)
     for _ in range(steps):
         labels = closest(x, centroids)[1]
         before, (centroids, empty) = centroids, _means(x, labels, edges)
-        # Both questions in one transfer: each transfer makes the host wait for a GPU.
+        # Both flags in one transfer: each transfer makes the host wait for a GPU.
         flags = [empty.any()] if limit is None else [empty.any(), _movement(before, centroids) <= limit]
-        some_empty, *still = torch.stack(flags).tolist()
+        some_empty, *at_rest = torch.stack(flags).tolist()
         if some_empty:
             centroids = torch.where(empty.unsqueeze(1), _farthest(x, labels, before, empty), centroids)
-            still = [limit is not None and bool(_movement(before, centroids) <= limit)]
-        if any(still):
+            at_rest = [limit is not None and bool(_movement(before, centroids) <= limit)]
+        if any(at_rest):
             break
     return centroids
 

@@ -3,7 +3,7 @@
     h (B, T, C) ── frozen head ─▶ base (B, T, V)                   one product for all rows
     rows of one group ── (h downᵀ) upᵀ ─▶ added to their base       groups of equal size in one baddbmm
 
-Which rows belong together is laid out once; decoding then repeats nothing but the arithmetic. One condition per row
+Which rows belong together is worked out once; decoding then repeats nothing but the arithmetic. One condition per row
 and one for the whole batch are special cases.
 """
 
@@ -31,9 +31,7 @@ class MixedUpdate:
     mix: Tensor | None = None  # (B, R) a row's weights of the shared slots, in the rows' order
 
     def __init__(self, update: HeadUpdate, group: Tensor) -> None:
-        if (
-            update.mix is not None
-        ):  # one shared pair of factors: a row's own part is R numbers, nothing to group
+        if update.mix is not None:  # one shared pair of factors: a row's part is R numbers, nothing to group
             self.mix = update.mix[group.to(update.mix.device)]  # (B, R)
             update, group = HeadUpdate(update.down, update.up), torch.zeros_like(group)
         ids, local, sizes = torch.unique(group.cpu(), return_inverse=True, return_counts=True)
@@ -77,8 +75,8 @@ class MixedUpdate:
         """base (B, T, V) plus each run's updates; in place unless gradients are recorded."""
         in_place, parts, row = not torch.is_grad_enabled(), [], 0
         for groups, size, down, up, bias in self._factors(h.dtype, base.dtype):
-            count = groups * size * copies
-            rows = slice(row, row := row + count)
+            rows = slice(row, row + groups * size * copies)
+            row = rows.stop
             part = base[rows].view(groups, -1, base.shape[-1])  # (g, M, V)
             if down is not None:
                 z = torch.bmm(h[rows].reshape(groups, -1, h.shape[-1]), down)  # (g, M, R)
@@ -102,7 +100,8 @@ class MixedUpdate:
             return self._cast[key]
         runs, first = [], 0
         for groups, size in self.runs:
-            own = slice(first, first := first + groups)
+            own = slice(first, first + groups)
+            first += groups
             down = None if self.down is None else self.down[own].to(states).transpose(1, 2)
             up = None if self.up is None else self.up[own].to(logits).transpose(1, 2)
             bias = None if self.bias is None else self.bias[own].to(logits).unsqueeze(1)

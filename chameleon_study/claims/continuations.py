@@ -17,23 +17,16 @@ import pandas as pd
 from ..records import Record, load_records
 from ..regimes import REGIMES
 from ..text_scores import COLUMNS
-from .contrasts import Judged, by_corpus_and_regime, judge
+from .contrasts import FamilyMember, by_corpus_and_regime, judge, shared_seeds
 from .statistics import Contrast, contrast
 
 COHERENCE = "coherence-"  # files of results that hold continuations
-SCORE = "rouge_l"  # what decides; the other columns stand beside
+SCORE = "rouge_l"  # what decides; the other columns are shown too
 AGAINST = ("R1", "R3")  # R4 above a static update, and above the same hyper-network with a constant input
-# Chosen before any run at full size. Of ROUGE-L F1; in 64 tokens, some 45 words, it is less than one word more in the
-# right order.
+# Of ROUGE-L F1, chosen before any run at full size: under one word more in the right order, of some 45 in 64 tokens.
 MARGIN = 0.01
-TITLES = {
-    "rouge_l": "ROUGE-L",
-    "distinct_1": "distinct-1",
-    "distinct_2": "distinct-2",
-    "repeated": "repeated",
-    "batch_distinct_1": "distinct-1 of a batch",
-    "batch_distinct_2": "distinct-2 of a batch",
-}
+TITLES = ("ROUGE-L", "distinct-1", "distinct-2", "repeated", "distinct-1 of a batch", "distinct-2 of a batch")
+TITLES = dict(zip(COLUMNS, TITLES))
 
 
 class Generations:
@@ -45,9 +38,9 @@ class Generations:
     @cached_property
     def records(self) -> dict[tuple[str, str], list[Record]]:
         """(corpus, regime) to its complete records of this backbone, by seed."""
-        found = [r for path in sorted(self.folder.glob(f"{COHERENCE}*.jsonl")) for r in load_records(path)]
-        complete = [r for r in found if r.status == "done" and f"generated_{SCORE}" in r.metrics]
-        return by_corpus_and_regime(complete, self.backbone)
+        records = [r for path in sorted(self.folder.glob(f"{COHERENCE}*.jsonl")) for r in load_records(path)]
+        written = [r for r in records if r.status == "done" and f"generated_{SCORE}" in r.metrics]
+        return by_corpus_and_regime(written, self.backbone)
 
     @property
     def corpora(self) -> list[str]:
@@ -63,17 +56,16 @@ class Generations:
             if SCORE in frame:
                 frame = frame[(frame["split"] == "test") & frame[SCORE].notna()].astype({"document": str})
                 runs = frame.groupby("run", observed=True)
-                out |= {str(run): own.sort_values("document") for run, own in runs}
+                out |= {str(run): rows.sort_values("document") for run, rows in runs}
         return out
 
-    def values(self, corpus: str, regime: str, column: str = SCORE) -> dict[int, np.ndarray]:
-        """A column's values (D,) by seed; empty where there is no such run."""
-        return {seed: own[column].to_numpy(float) for seed, own in self._tables(corpus, regime).items()}
-
-    def _tables(self, corpus: str, regime: str) -> dict[int, pd.DataFrame]:
-        """A regime's scores (D rows) by seed."""
-        own = [r for r in self.records.get((corpus, regime), []) if r.name in self.scores]
-        return {r.seed: self.scores[r.name] for r in own}
+    def tables(self, corpus: str, regime: str) -> dict[int, pd.DataFrame]:
+        """A regime's scores (D rows) by seed; empty where there is no such run."""
+        return {
+            r.seed: self.scores[r.name]
+            for r in self.records.get((corpus, regime), [])
+            if r.name in self.scores
+        }
 
     def contrast(
         self, corpus: str, first: str, second: str | None = None, column: str = SCORE
@@ -82,59 +74,50 @@ class Generations:
 
         Only seeds that both have; None where there are none or the documents differ.
         """
-        one = self.values(corpus, first, column)
-        zero = {s: np.zeros_like(v) for s, v in one.items()}
-        other = self.values(corpus, second, column) if second else zero
-        seeds = sorted(set(one) & set(other))
-        both = (self._tables(corpus, regime) for regime in (first, second or first))
-        if len({tuple(own[s]["document"]) for own in both for s in seeds}) != 1:
+        one, other = self.tables(corpus, first), self.tables(corpus, second or first)
+        seeds = shared_seeds([one, other])
+        if len({tuple(table[s]["document"]) for table in (one, other) for s in seeds}) != 1:
             return None
-        a, b = (np.stack([by[s] for s in seeds]) for by in (one, other))  # (S, D)
+        a, b = (
+            np.stack([table[s][column].to_numpy(float) for s in seeds]) for table in (one, other)
+        )  # (S, D)
+        b = b if second else np.zeros_like(a)
         if column.startswith("batch_"):
             a, b = a.mean(1, keepdims=True), b.mean(1, keepdims=True)  # (S, 1)
-        weights = self.values(corpus, first, "tokens")[seeds[0]] if column == "nll" else np.ones(a.shape[1])
+        weights = one[seeds[0]]["tokens"].to_numpy(float) if column == "nll" else np.ones(a.shape[1])
         return contrast(a, b, weights, draws=self.draws)
 
-    def family(self, corpus: str) -> dict[str, Judged]:
+    def family(self, corpus: str) -> dict[str, FamilyMember]:
         """R4 above R1 and R4 above R3, Holm-adjusted together; empty unless both can be made.
 
-        `verdict` speaks of the lower one, so it is given the other's score less R4's.
+        `verdict` is about the lower of two, so it is applied to the other's score minus R4's.
         """
-        found = {
-            f"R4 − {other}": (self.contrast(corpus, "R4", other), self.contrast(corpus, other, "R4"))
-            for other in AGAINST
-        }
-        if any(gain is None for gain, _ in found.values()):
+        gains = {f"R4 − {other}": self.contrast(corpus, "R4", other) for other in AGAINST}
+        if None in gains.values():
             return {}
-        judged = judge({name: turned for name, (_, turned) in found.items()}, MARGIN)
-        return {name: replace(judged[name], found=gain) for name, (gain, _) in found.items()}
+        turned = {f"R4 − {other}": self.contrast(corpus, other, "R4") for other in AGAINST}
+        return {name: replace(member, contrast=gains[name]) for name, member in judge(turned, MARGIN).items()}
 
 
 def generation_frame(generations: Generations) -> pd.DataFrame:
-    """One row per corpus and regime: every score's mean, what R4's ROUGE-L has over it, and the reference's loss.
+    """One row per corpus and regime: every score's mean, R4's ROUGE-L minus it, and the reference's loss.
 
-    The difference has its 95 % interval; the verdict stands where the contrast is one of the family.
+    The difference has its 95 % interval; where the contrast is one of the family, its verdict too.
     """
     rows, gain = [], "R4's ROUGE-L less it"
     for corpus, regime in generations.records:
-        family, mean = generations.family(corpus), generations.contrast(corpus, regime)
+        mean = generations.contrast(corpus, regime)
         if mean is None:
             continue
         against = generations.contrast(corpus, "R4", regime) if regime != "R4" else None
-        judged = family.get(f"R4 − {regime}")
+        member = generations.family(corpus).get(f"R4 − {regime}")
         means = {TITLES[c]: generations.contrast(corpus, regime, column=c).difference for c in COLUMNS}
         rows.append(
-            {
-                "corpus": corpus,
-                "regime": regime,
-                "what": REGIMES[regime].title,
-                "n seeds": mean.n,
-                "documents": mean.documents,
-                **means,
-                **(against.row(gain) if against else dict.fromkeys((gain, "low", "high"))),
-                "adjusted p": judged.adjusted_p if judged else None,
-                "verdict": judged.verdict if judged else "–",
-                "reference, nats a token": generations.contrast(corpus, regime, column="nll").difference,
-            }
+            {"corpus": corpus, "regime": regime, "what": REGIMES[regime].title}
+            | {"n seeds": mean.n, "documents": mean.documents}
+            | means
+            | (against.row(gain) if against else dict.fromkeys((gain, "low", "high")))
+            | {"adjusted p": member and member.adjusted_p, "verdict": member.verdict if member else "–"}
+            | {"reference, nats a token": generations.contrast(corpus, regime, column="nll").difference}
         )
     return pd.DataFrame(rows)

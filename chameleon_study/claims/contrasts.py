@@ -9,7 +9,7 @@ before anything is drawn. In the mixed stream a row's group is its source; its a
 corpus itself.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,19 +20,19 @@ import yaml
 
 from chameleon_lite.errors import UserError
 
-from ..names import ARTICLES, FOREIGN, HONEST, TRANSFER
-from ..records import Record, load_records
+from ..records import ARTICLES, FOREIGN, HONEST, TRANSFER, Record, load_records
 from .statistics import MARGIN, Contrast, holm, mean_interval, verdict
 
 REGISTERED = Path(__file__).resolve().parents[2] / "experiments" / "registered.yaml"
+Losses = tuple[dict[int, np.ndarray], np.ndarray]  # nll sums (N,) by seed, tokens (N,)
 
 
 @dataclass(frozen=True)
-class Judged:
+class FamilyMember:
     """A registered contrast on one corpus."""
 
     name: str
-    found: Contrast
+    contrast: Contrast
     adjusted_p: float
     verdict: str
 
@@ -77,13 +77,18 @@ def articles_of(folder: Path) -> dict[str, str]:
     return out
 
 
-def judge(family: dict[str, Contrast], margin: float = MARGIN) -> dict[str, Judged]:
+def judge(family: dict[str, Contrast], margin: float = MARGIN) -> dict[str, FamilyMember]:
     """Each contrast with its verdict, p values Holm-adjusted over the family."""
     adjusted = holm({name: c.p for name, c in family.items()})
     return {
-        name: Judged(name, c, adjusted[name], verdict(c, adjusted[name], margin=margin))
-        for name, c in family.items()
+        n: FamilyMember(n, c, p, verdict(c, p, margin))
+        for (n, c), p in zip(family.items(), adjusted.values())
     }
+
+
+def shared_seeds(parts: Sequence[dict[int, object]]) -> list[int]:
+    """The seeds that all parts have."""
+    return sorted(set.intersection(*map(set, parts)))
 
 
 class StoredRuns:
@@ -109,7 +114,7 @@ class StoredRuns:
         self.benchmarks = Path(benchmarks or self.folder.parent / "benchmarks" / "results")
         paths = sorted(self.folder.glob(f"{experiments}*.jsonl"))
         self.all_records = [r for path in paths for r in load_records(path) if r.status == "done"]
-        self._families: dict[str, dict[str, Judged]] = {}
+        self._families: dict[str, dict[str, FamilyMember]] = {}
 
     @cached_property
     def records(self) -> dict[tuple[str, str], list[Record]]:
@@ -127,93 +132,76 @@ class StoredRuns:
         out, corpus_of = {}, {r.name: r.corpus for r in self.all_records}
         articles = articles_of(self.folder)
         for path in sorted(self.folder.glob(f"{self.experiments}*.parquet")):
-            for key, own in pd.read_parquet(path).groupby(["run", "split"], observed=True, sort=False):
-                run, reading = key
-                moved = reading.startswith(TRANSFER)
-                corpus = reading.removeprefix(TRANSFER) if moved else corpus_of.get(run, "")
-                out[key] = by_unit(own, corpus, articles)
+            frame = pd.read_parquet(path)
+            for (run, reading), rows in frame.groupby(["run", "split"], observed=True, sort=False):
+                other = reading.removeprefix(TRANSFER)
+                corpus = other if other != reading else corpus_of.get(run, "")
+                out[run, reading] = by_unit(rows, corpus, articles)
         return out
 
-    def nll(
-        self, corpus: str, regime: str, reading: str = "test"
-    ) -> tuple[dict[int, np.ndarray], np.ndarray] | None:
+    def nll(self, corpus: str, regime: str, reading: str = "test") -> Losses | None:
         """nll sums (N,) by seed and tokens (N,), or None where there is no such run or reading."""
-        own = [r for r in self.records.get((corpus, regime), []) if (r.name, reading) in self.losses]
-        if not own:
+        runs = [r for r in self.records.get((corpus, regime), []) if (r.name, reading) in self.losses]
+        if not runs:
             return None
-        return {r.seed: self.losses[r.name, reading][0] for r in own}, self.losses[own[0].name, reading][1]
+        return {r.seed: self.losses[r.name, reading][0] for r in runs}, self.losses[runs[0].name, reading][1]
 
     @cached_property
-    def _amid_foreign(self) -> "StoredRuns":
+    def _foreign(self) -> "StoredRuns":
         return StoredRuns(self.folder, self.backbone, self.draws, self.benchmarks, FOREIGN)
 
     def with_foreign(self, corpus: str) -> "StoredRuns":
-        """Where a corpus's readings amid foreign rows stand: here, else in the `foreign-*` experiments.
+        """The stored runs that hold a corpus's readings with foreign rows: these, else the `foreign-*` experiments.
 
         Those train the honest heads once more, at the rates of the honest sweep; they are read for this alone.
         """
-        runs = {r.name for (where, _), own in self.records.items() if where == corpus for r in own}
+        runs = {r.name for (where, _), of in self.records.items() if where == corpus for r in of}
         here = any(run in runs and reading.startswith(FOREIGN) for run, reading in self.losses)
-        return self if here or self.experiments == FOREIGN else self._amid_foreign
+        return self if here or self.experiments == FOREIGN else self._foreign
 
     def contrast(self, corpus: str, first: str, second: str, reading: str = "test") -> Contrast | None:
         """first − second in nats per token over the seeds and documents both have; None where one is missing."""
         return self.sum_of([(corpus, first, reading, 1.0), (corpus, second, reading, -1.0)])
-
-    def combination(self, corpus: str, weights: dict[str, float], reading: str = "test") -> Contrast | None:
-        """A weighted sum of regimes' losses, in nats per token, with its intervals."""
-        return self.sum_of([(corpus, regime, reading, w) for regime, w in weights.items()])
 
     def sum_of(self, terms: list[tuple[str, str, str, float]]) -> Contrast | None:
         """The weighted sum of (corpus, regime, reading, weight) over the same documents, seed by seed."""
         parts = [(self.nll(corpus, regime, reading), w) for corpus, regime, reading, w in terms]
         if any(part is None for part, _ in parts):
             return None
-        seeds = sorted(set.intersection(*(set(part[0]) for part, _ in parts)))
-        tokens = parts[0][0][1]
+        seeds, tokens = shared_seeds([part[0] for part, _ in parts]), parts[0][0][1]
         if not seeds or any(len(part[1]) != len(tokens) for part, _ in parts):
             return None
         total = np.stack([sum(w * part[0][s] for part, w in parts) for s in seeds])  # (S, N)
         return mean_interval(total, tokens, draws=self.draws)
 
-    def over_seeds(self, corpus: str, value, weights: dict[str, float]) -> Contrast | None:
-        """A weighted sum of `value(record)`, one number per seed, with an interval over seeds alone."""
-        parts = {
-            regime: {r.seed: value(r) for r in self.records.get((corpus, regime), [])} for regime in weights
-        }
-        parts = {name: {s: v for s, v in by.items() if v is not None} for name, by in parts.items()}
-        seeds = sorted(set.intersection(*(set(by) for by in parts.values())))
-        if not seeds:
+    def over_seeds(self, corpus: str, value, first: str, second: str) -> Contrast | None:
+        """first − second of `value(record)`, one number per seed, with an interval over seeds alone."""
+        a, b = (
+            {r.seed: v for r in self.records.get((corpus, regime), []) if (v := value(r)) is not None}
+            for regime in (first, second)
+        )
+        if not (seeds := shared_seeds([a, b])):
             return None
-        total = np.array([[sum(w * parts[name][s] for name, w in weights.items())] for s in seeds])  # (S, 1)
-        return mean_interval(total, np.ones(1), draws=min(self.draws, 2_000))
+        return mean_interval(
+            np.array([[a[s] - b[s]] for s in seeds]), np.ones(1), draws=min(self.draws, 2_000)
+        )
 
-    def family(self, corpus: str) -> dict[str, Judged]:
+    def family(self, corpus: str) -> dict[str, FamilyMember]:
         """Every registered contrast that can be made on a corpus, Holm-adjusted together."""
         if corpus not in self._families:
-            found = {
-                name: self.contrast(corpus, c["first"], c["second"])
-                for name, c in registered()["contrasts"].items()
-            }
-            self._families[corpus] = judge({name: c for name, c in found.items() if c is not None})
+            plan = registered()["contrasts"].items()
+            made = {name: self.contrast(corpus, c["first"], c["second"]) for name, c in plan}
+            self._families[corpus] = judge({name: c for name, c in made.items() if c is not None})
         return self._families[corpus]
 
     def family_frame(self) -> pd.DataFrame:
         """One row per registered contrast and corpus, with n, interval, adjusted p and verdict."""
         rows = [
-            {
-                "corpus": corpus,
-                "contrast": j.name,
-                "registered": True,
-                **j.found.row(),
-                "low90": j.found.low90,
-                "high90": j.found.high90,
-                "adjusted p": j.adjusted_p,
-                "n seeds": j.found.n,
-                "documents": j.found.documents,
-                "interval by": j.found.decided_by,
-                "verdict": j.verdict,
-            }
+            {"corpus": corpus, "contrast": j.name, "registered": True}
+            | j.contrast.row()
+            | {"low90": j.contrast.low90, "high90": j.contrast.high90, "adjusted p": j.adjusted_p}
+            | {"n seeds": j.contrast.n, "documents": j.contrast.documents}
+            | {"interval by": j.contrast.decided_by, "verdict": j.verdict}
             for corpus in self.corpora
             for j in self.family(corpus).values()
         ]

@@ -1,17 +1,17 @@
-"""How a claim is decided: rules that turn evidence into a finding (`ledger.py` says which claim has which).
+"""How a claim is decided: rules that turn stored runs into a verdict (`ledger.py` lists which claim has which).
 
-    StoredRuns ── rule ─▶ Finding(verdict, number, by corpus)
+    StoredRuns ── rule ─▶ ClaimVerdict(verdict, number, by corpus)
 
 A claim about the method in general must hold on every corpus it was tested on: `worst` says how verdicts combine.
 Where the records a rule needs are absent the verdict is "not tested".
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..names import TRANSFER
+from ..records import TRANSFER
 from .contrasts import StoredRuns
 from .statistics import Contrast, verdict
 
@@ -26,11 +26,10 @@ MINIMUM = 4  # rows of a cluster large enough for a mean (claim 18)
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What a rule found: the verdict, its numbers as text, and the verdict of each corpus.
+class ClaimVerdict:
+    """A claim's verdict, its numbers as text, and the verdict of each corpus (or model, or machine).
 
-    Where a rule asks models or machines, `corpora` holds the verdict of each of those. `deciding` is the part
-    of `number` that a short table shows: of the first corpus with the final verdict.
+    `deciding` is the part of `number` that a short table shows: that of the first corpus with the final verdict.
     """
 
     verdict: str = UNTESTED
@@ -39,106 +38,120 @@ class Finding:
     deciding: str = ""
 
 
-Rule = Callable[[StoredRuns], Finding]
+Rule = Callable[[StoredRuns], ClaimVerdict]
+Part = tuple[str, ...]  # verdict, numbers as text, and the deciding part of these if it is not all of them
+NO_DATA: Part = (UNTESTED, "")
 
 
-def worst(verdicts: Sequence[str]) -> str:
+def worst(verdicts: Collection[str]) -> str:
     """One verdict of several that must all hold: refuted before equivalent before undecided before confirmed."""
     if not verdicts or UNTESTED in verdicts:
         return UNTESTED
     return next((v for v in (REFUTED, EQUIVALENT, UNDECIDED) if v in verdicts), CONFIRMED)
 
 
-def text(name: str, found: Contrast) -> str:
-    """A contrast as the ledger prints it."""
-    return f"{name} {found.text()}"
+def combined(
+    parts: dict[str, Part], decide: Collection[str] | None = None, short: bool = True
+) -> ClaimVerdict:
+    """One verdict from those of corpora, models or machines; untested ones are left out.
+
+    decide: the names that may decide (all by default); without any of them the claim is not decidable here.
+    short: whether a short table shows the deciding part alone.
+    """
+    parts = {name: part for name, part in parts.items() if part[0] != UNTESTED}
+    if not parts:
+        return ClaimVerdict()
+    verdicts = {
+        name: part[0] if decide is None or name in decide else UNDECIDED for name, part in parts.items()
+    }
+    final = worst([v for name, v in verdicts.items() if decide is None or name in decide] or [UNDECIDED])
+    number = "; ".join(f"{name}: {part[1]}" for name, part in parts.items())
+    deciding = next(f"{name}: {part[-1]}" for name, part in parts.items() if verdicts[name] == final)
+    return ClaimVerdict(final, number, verdicts, deciding if short else "")
 
 
-def _over(
-    evidence: StoredRuns, corpora: Sequence[str] | None, judge: Callable[[str], tuple[str, ...]]
-) -> Finding:
-    """The finding of `judge(corpus) ─▶ (verdict, number[, deciding part])` over the corpora that have what it needs."""
-    found = {c: judge(c) for c in evidence.corpora if corpora is None or c in corpora}
-    found = {c: f for c, f in found.items() if f[0] != UNTESTED}
-    if not found:
-        return Finding()
-    numbers = "; ".join(f"{corpus}: {f[1]}" for corpus, f in found.items())
-    verdict_of_all = worst([f[0] for f in found.values()])
-    deciding = next(f"{corpus}: {f[-1]}" for corpus, f in found.items() if f[0] == verdict_of_all)
-    return Finding(verdict_of_all, numbers, {c: f[0] for c, f in found.items()}, deciding)
+def weighed(contrasts: dict[str, Contrast], verdicts: dict[str, str]) -> Part:
+    """The verdict of contrasts that must all hold, all of them as text, and the first that has that verdict."""
+    final = worst(list(verdicts.values()))
+    texts = {name: f"{name} {c.text()}" for name, c in contrasts.items()}
+    return final, ", ".join(texts.values()), next(texts[name] for name in texts if verdicts[name] == final)
 
 
-def lower(evidence: StoredRuns, *names: str, corpora=None, then: Callable | None = None) -> Finding:
+def over(
+    evidence: StoredRuns, part: Callable[[str], Part], corpora: Collection[str] | None = None
+) -> ClaimVerdict:
+    """The combined verdict of `part(corpus)` over all corpora, or over those named."""
+    return combined({c: part(c) for c in evidence.corpora if corpora is None or c in corpora})
+
+
+def lower(evidence: StoredRuns, *names: str, corpora=None, then: Callable | None = None) -> ClaimVerdict:
     """All named registered contrasts hold; `then(evidence, corpus, verdict)` may still change a corpus's verdict."""
 
-    def judge(corpus: str) -> tuple[str, ...]:
+    def part(corpus: str) -> Part:
         family = evidence.family(corpus)
         if any(name not in family for name in names):
-            return UNTESTED, ""
-        of_all = worst([family[name].verdict for name in names])
-        deciding = next(name for name in names if family[name].verdict == of_all)
-        found = then(evidence, corpus, of_all) if then else of_all
-        numbers = {name: text(name, family[name].found) for name in names}
-        return found, ", ".join(numbers.values()), numbers[deciding]
+            return NO_DATA
+        members = [family[name] for name in names]
+        part = weighed({m.name: m.contrast for m in members}, {m.name: m.verdict for m in members})
+        return (then(evidence, corpus, part[0]), *part[1:]) if then else part
 
-    return _over(evidence, corpora, judge)
+    return over(evidence, part, corpora)
 
 
-def unregistered(
-    evidence: StoredRuns, make: Callable[[str], dict[str, Contrast | None]], corpora=None
-) -> Finding:
+def holds(*names: str, **options) -> Rule:
+    """The rule that all named registered contrasts are confirmed."""
+    return lambda evidence: lower(evidence, *names, **options)
+
+
+def unregistered(evidence: StoredRuns, make: Callable[[str], dict[str, Contrast | None]]) -> ClaimVerdict:
     """Contrasts made for one claim alone: no family, so their own p decides."""
 
-    def judge(corpus: str) -> tuple[str, ...]:
-        found = make(corpus)
-        if not found or any(c is None for c in found.values()):
-            return UNTESTED, ""
-        verdicts = {name: verdict(c, c.p) for name, c in found.items()}
-        of_all = worst(list(verdicts.values()))
-        deciding = next(name for name, v in verdicts.items() if v == of_all)
-        return of_all, ", ".join(text(name, c) for name, c in found.items()), text(deciding, found[deciding])
+    def part(corpus: str) -> Part:
+        contrasts = make(corpus)
+        if not contrasts or None in contrasts.values():
+            return NO_DATA
+        return weighed(contrasts, {name: verdict(c, c.p) for name, c in contrasts.items()})
 
-    return _over(evidence, corpora, judge)
+    return over(evidence, part)
 
 
-def monotone(evidence: StoredRuns, corpus: str, found: str) -> str:
+def monotone(evidence: StoredRuns, corpus: str, verdict: str) -> str:
     """Confirmed only if the mean loss falls with every larger conditioning group."""
     records = [evidence.records.get((corpus, name)) for name in SIZES]
     if not all(records):
         return UNTESTED
-    means = [float(np.mean([r.metrics["test_nll"] for r in own])) for own in records]
+    means = [float(np.mean([r.metrics["test_nll"] for r in of_size])) for of_size in records]
     falls = all(a > b for a, b in zip(means, means[1:]))
-    return found if falls or found != CONFIRMED else UNDECIDED
+    return verdict if falls or verdict != CONFIRMED else UNDECIDED
 
 
-def slopes(evidence: StoredRuns) -> Finding:
-    """What half foreign rows cost R4, less what they cost R6, on the same clean rows."""
+def slopes(evidence: StoredRuns) -> ClaimVerdict:
+    """What half foreign rows cost R4, minus what they cost R6, on the same clean rows."""
 
     def make(corpus: str):
         terms = [
-            (corpus, r, reading, w * sign)
-            for r, w in (("R4", 1.0), ("R6", -1.0))
-            for reading, sign in (("foreign-50", 1.0), ("test", -1.0))
+            ("R4", "foreign-50", 1.0),
+            ("R4", "test", -1.0),
+            ("R6", "foreign-50", -1.0),
+            ("R6", "test", 1.0),
         ]
-        return {"cost of 50 % foreign rows, R4 − R6": evidence.with_foreign(corpus).sum_of(terms)}
+        cost = evidence.with_foreign(corpus).sum_of([(corpus, *term) for term in terms])
+        return {"cost of 50 % foreign rows, R4 − R6": cost}
 
     return unregistered(evidence, make)
 
 
-def generalisation(evidence: StoredRuns) -> Finding:
+def generalisation(evidence: StoredRuns) -> ClaimVerdict:
     """R4's gap between test and seen documents below R1's and R2's, and its loss on other corpora below R1's."""
 
     def gap(r):
         return r.metrics["test_nll"] - r.metrics["seen_nll"] if "seen_nll" in r.metrics else None
 
     def make(corpus: str):
-        out = {
-            f"gap R4 − {other}": evidence.over_seeds(corpus, gap, {"R4": 1, other: -1})
-            for other in ("R1", "R2")
-        }
-        others = sorted({s for _, s in evidence.losses if s.startswith(TRANSFER)})
-        moved = {f"{s} R4 − R1": evidence.contrast(corpus, "R4", "R1", s) for s in others}
-        return out | {name: c for name, c in moved.items() if c is not None}
+        gaps = {f"gap R4 − {other}": evidence.over_seeds(corpus, gap, "R4", other) for other in ("R1", "R2")}
+        readings = sorted({reading for _, reading in evidence.losses if reading.startswith(TRANSFER)})
+        moved = {f"{reading} R4 − R1": evidence.contrast(corpus, "R4", "R1", reading) for reading in readings}
+        return gaps | {name: c for name, c in moved.items() if c is not None}
 
     return unregistered(evidence, make)
 
@@ -154,45 +167,45 @@ def area(record) -> float | None:
     return float(np.trapezoid(values, at) / epochs)
 
 
-def convergence(evidence: StoredRuns) -> Finding:
+def convergence(evidence: StoredRuns) -> ClaimVerdict:
     """The area under the validation curve, each regime at its best rate: R4 below R1 and below R3."""
-    return unregistered(
-        evidence,
-        lambda corpus: {
-            f"area R4 − {other}": evidence.over_seeds(corpus, area, {"R4": 1, other: -1})
-            for other in ("R1", "R3")
-        },
-    )
+
+    def make(corpus: str):
+        return {
+            f"area R4 − {other}": evidence.over_seeds(corpus, area, "R4", other) for other in ("R1", "R3")
+        }
+
+    return unregistered(evidence, make)
 
 
-def half_way_to_the_oracle(evidence: StoredRuns) -> Finding:
-    """In the mixed stream R4 lies below the middle between R1 and the LoRA that is told the source."""
+def half_way_to_the_oracle(evidence: StoredRuns) -> ClaimVerdict:
+    """In the mixed stream R4 lies below the middle between R1 and the LoRA of the row's true source."""
 
-    def judge(corpus: str) -> tuple[str, str]:
+    def part(corpus: str) -> Part:
         room = evidence.contrast(corpus, "R12-oracle", "R1")
-        half = evidence.combination(corpus, {"R4": 1.0, "R1": -0.5, "R12-oracle": -0.5})
+        weights = {"R4": 1.0, "R1": -0.5, "R12-oracle": -0.5}
+        half = evidence.sum_of([(corpus, regime, "test", w) for regime, w in weights.items()])
         if room is None or half is None:
-            return UNTESTED, ""
-        number = f"{text('oracle − R1', room)}, {text('R4 − middle', half)}"
+            return NO_DATA
+        number = f"oracle − R1 {room.text()}, R4 − middle {half.text()}"
         if room.high >= 0:
             return UNDECIDED, number + " (being told the source gains nothing here)"
         return (CONFIRMED if half.high < 0 else REFUTED if half.low > 0 else UNDECIDED), number
 
-    return _over(evidence, ("mixed",), judge)
+    return over(evidence, part, ("mixed",))
 
 
-def fairness(evidence: StoredRuns) -> Finding:
+def fairness(evidence: StoredRuns) -> ClaimVerdict:
     """A leak that pays, reversed: if reading whole rows lowers the loss, an evaluation that does so is not fair."""
     turned = {CONFIRMED: REFUTED, REFUTED: CONFIRMED}
-    found = lower(evidence, "R9<R4")
-    by_corpus = {corpus: turned.get(v, v) for corpus, v in found.corpora.items()}
-    return replace(found, verdict=worst(list(by_corpus.values())), corpora=by_corpus)
+    leak = lower(evidence, "R9<R4")
+    by_corpus = {corpus: turned.get(v, v) for corpus, v in leak.corpora.items()}
+    return replace(leak, verdict=worst(list(by_corpus.values())), corpora=by_corpus)
 
 
 def _clusterings(evidence: StoredRuns, corpus: str) -> list[dict]:
     """The clusterings' qualities by seed, from R4's records."""
-    records = evidence.records.get((corpus, "R4"), [])
-    return [r.data["clusters"] for r in records if r.data.get("clusters")]
+    return [c for r in evidence.records.get((corpus, "R4"), []) if (c := r.data.get("clusters"))]
 
 
 def _limited(values: Sequence[float], above: Callable[[float], bool]) -> str:
@@ -200,64 +213,55 @@ def _limited(values: Sequence[float], above: Callable[[float], bool]) -> str:
     return CONFIRMED if all(map(above, values)) else UNDECIDED if any(map(above, values)) else REFUTED
 
 
-def content(evidence: StoredRuns) -> Finding:
+def content(evidence: StoredRuns) -> ClaimVerdict:
     """Clusters of prefixes agree with the documents' sources beyond chance in every seed, where sources are known."""
 
-    def judge(corpus: str) -> tuple[str, ...]:
-        own = _clusterings(evidence, corpus)
-        values = [c["adjusted_mutual_information"] for c in own]
-        values = [v for v in values if v is not None]
+    def part(corpus: str) -> Part:
+        qualities = _clusterings(evidence, corpus)
+        values = [v for c in qualities if (v := c["adjusted_mutual_information"]) is not None]
         if not values:
-            return UNTESTED, ""
-        length = np.mean([c["length_variance_explained"] for c in own])
+            return NO_DATA
+        length = np.mean([c["length_variance_explained"] for c in qualities])
         agreement = f"adjusted mutual information {min(values):.2f} … {max(values):.2f}"
         number = f"{agreement}, length variance explained {length:.2f} (n = {len(values)})"
         return _limited(values, lambda v: v > AGREES), number, agreement
 
-    return _over(evidence, None, judge)
+    return over(evidence, part)
 
 
-def sizes(evidence: StoredRuns) -> Finding:
+def sizes(evidence: StoredRuns) -> ClaimVerdict:
     """The smallest cluster that k-means with K = N // 32 leaves, before small ones are merged."""
 
-    def judge(corpus: str) -> tuple[str, str]:
-        own = [c["sizes"] for c in _clusterings(evidence, corpus)]
-        if not own:
-            return UNTESTED, ""
-        least, median = [s["min"] for s in own], np.median([s["median"] for s in own])
+    def part(corpus: str) -> Part:
+        of_seeds = [c["sizes"] for c in _clusterings(evidence, corpus)]
+        if not of_seeds:
+            return NO_DATA
+        least, median = [s["min"] for s in of_seeds], np.median([s["median"] for s in of_seeds])
         number = f"smallest {min(least)} … {max(least)} rows, median {median:.0f}"
         return _limited(least, lambda v: v >= MINIMUM), number
 
-    return _over(evidence, None, judge)
+    return over(evidence, part)
 
 
-def parameters(evidence: StoredRuns) -> Finding:
+def parameters(evidence: StoredRuns) -> ClaimVerdict:
     """Trainable parameters of R4 as a multiple of R1's."""
-    own = [evidence.records.get((c, r)) for c in evidence.corpora[:1] for r in ("R4", "R1")]
-    if not own or not all(own):
-        return Finding()
-    hyper, lora = (records[0].trainable_parameters for records in own)
+    records = [evidence.records.get((c, r)) for c in evidence.corpora[:1] for r in ("R4", "R1")]
+    if not records or not all(records):
+        return ClaimVerdict()
+    hyper, lora = (of_regime[0].trainable_parameters for of_regime in records)
     number = f"{hyper:,} against {lora:,}: {hyper / lora:.1f} times"
-    return Finding(CONFIRMED if hyper / lora <= FEW else REFUTED, number)
+    return ClaimVerdict(CONFIRMED if hyper / lora <= FEW else REFUTED, number)
 
 
-def any_model(evidence: StoredRuns) -> Finding:
+def any_model(evidence: StoredRuns) -> ClaimVerdict:
     """R4 below R1 on more than one backbone; one alone cannot decide it."""
     names = sorted({r.backbone for r in evidence.all_records})
-    found = {n: lower(StoredRuns(evidence.folder, n, evidence.draws), "R4<R1") for n in names}
-    found = {n: f for n, f in found.items() if f.verdict != UNTESTED}
-    if not found:
-        return Finding()
-    number = "; ".join(f"{n}: {f.verdict}" for n, f in found.items())
-    verdicts = {n: f.verdict for n, f in found.items()}
-    return Finding(worst(list(verdicts.values())) if len(found) > 1 else UNDECIDED, number, verdicts)
+    verdicts = {n: lower(StoredRuns(evidence.folder, n, evidence.draws), "R4<R1").verdict for n in names}
+    tested = {n: v for n, v in verdicts.items() if v != UNTESTED}
+    both = combined({n: (v, v) for n, v in tested.items()}, short=False)
+    return replace(both, verdict=UNDECIDED) if len(tested) == 1 else both
 
 
-def nothing(evidence: StoredRuns) -> Finding:
+def nothing(evidence: StoredRuns) -> ClaimVerdict:
     """No experiment of the study decides this claim."""
-    return Finding()
-
-
-def holds(*names: str, **options) -> Rule:
-    """The rule that all named registered contrasts are confirmed."""
-    return lambda evidence: lower(evidence, *names, **options)
+    return ClaimVerdict()

@@ -1,6 +1,6 @@
 """Claim 11, that adapting costs little: a rule over the stored timings of every machine.
 
-    benchmarks/results/<machine>.json ─ overhead (whole batches, intervals) · B12 (generation) ─▶ verdict a machine
+    benchmarks/results/<machine>.json ─ overhead (whole batches, intervals) · B12 (generation) ─▶ verdict per machine
 
 The files are read as data: nothing here runs a benchmark, and no timing is made by the study.
 """
@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 
 from .contrasts import StoredRuns
-from .rules import CONFIRMED, REFUTED, UNDECIDED, Finding, worst
+from .rules import CONFIRMED, REFUTED, UNDECIDED, ClaimVerdict, combined, worst
 from .statistics import interval_text
 
 MODEST = 1.10  # times the plain batch's seconds that still count as modest
@@ -17,23 +17,19 @@ ENOUGH = 200  # batches that a 95th percentile is taken over
 BESIDE = {"shown", "met", "missed"}  # of rows whose gates hold: a missed goal of ours is still a measurement
 
 
-def modest_overhead(evidence: StoredRuns) -> Finding:
+def modest_overhead(evidence: StoredRuns) -> ClaimVerdict:
     """An adapted batch takes at most 10 % more than the plain one, at p50 and at p95, and so does generating.
 
     Each interval must lie below 1.10 for "confirmed", or above for "refuted". A machine with fewer than 200 batches
     shows its numbers and decides nothing. Waiting for a full batch is no work: it is printed beside, never counted.
     """
-    found, numbers, decided = {}, [], []
+    parts, decide = {}, []
     for machine, rows in _machines(evidence):
         entry = rows["overhead"]
-        judged = worst([_against(MODEST, *span) for span in _spans(entry, rows.get("B12"))])
-        if entry["batches"] >= ENOUGH:
-            decided.append(judged)
-        found[machine] = judged if entry["batches"] >= ENOUGH else UNDECIDED
-        numbers.append(f"{machine}: {_text(entry, rows)}")
-    if not found:
-        return Finding()
-    return Finding(worst(decided) if decided else UNDECIDED, "; ".join(numbers), found)
+        spans = _spans(entry, rows.get("B12"))
+        parts[machine] = worst([_against(MODEST, *span) for span in spans]), _text(entry, rows)
+        decide += [machine] * (entry["batches"] >= ENOUGH)
+    return combined(parts, decide, short=False)
 
 
 def _machines(evidence: StoredRuns) -> Iterator[tuple[str, dict]]:
@@ -59,7 +55,7 @@ def _against(limit: float, low: float, high: float) -> str:
 
 
 def _text(entry: dict, rows: dict) -> str:
-    """A machine's numbers: what decides, then what stands beside."""
+    """A machine's numbers: what decides, then what is printed beside it."""
     ratios = entry["ratios"].items()
     spans = [f"{interval_text(r['ratio'], r['low'], r['high'], '.3f')} at {q}" for q, r in ratios]
     decides = [f"{' and '.join(spans)} of the plain batch's time (n = {entry['batches']})"]
@@ -73,9 +69,9 @@ def _text(entry: dict, rows: dict) -> str:
         work = rows["B13"]["workload"]
         beside.append(f"{work['clusters']} clusters in one batch {work['over the plain model']:+.1%}")
     waiting = entry["waiting"]
-    for own in waiting["batches"]:
-        times = " / ".join(_seconds(own[q]) for q in ("p50", "p95", "p99"))
-        beside.append(f"waiting for {own['size']} texts {own['batches']} {times} s")
+    for way in waiting["batches"]:
+        times = " / ".join(_seconds(way[q]) for q in ("p50", "p95", "p99"))
+        beside.append(f"waiting for {way['size']} texts {way['batches']} {times} s")
     beside[-1] += f" (p50 / p95 / p99 at {_seconds(waiting['arrivals a second'])} texts a second)"
     return f"{', '.join(decides)}; beside: {', '.join(beside)}"
 

@@ -1,7 +1,7 @@
 """Intervals and verdicts over runs whose seeds and documents are crossed (the same documents under every seed).
 
 Statistic of a contrast: sum of nll differences / sum of tokens, in nats per token; below zero, the first regime
-has the lower loss. Two intervals are made and the wider decides: a bootstrap that draws seeds and documents
+has the lower loss. There are two intervals, and the wider decides: a bootstrap that draws seeds and documents
 independently and takes every pair, and a paired t over seeds.
 """
 
@@ -33,9 +33,9 @@ class Contrast:
         """The difference under `name` and its 95 % interval, as columns of a table."""
         return {name: self.difference, "low": self.low, "high": self.high}
 
-    def text(self, digits: int = 4) -> str:
-        """The difference with its sign and 95 % interval."""
-        return interval_text(self.difference, self.low, self.high, f"+.{digits}f")
+    def text(self, spec: str = "+.4f") -> str:
+        """The difference with its 95 % interval."""
+        return interval_text(self.difference, self.low, self.high, spec)
 
 
 def interval_text(value: float, low: float, high: float, spec: str = ".4f") -> str:
@@ -70,7 +70,7 @@ def crossed_bootstrap(
 
 @lru_cache(maxsize=4)
 def _picks(items: int, draws: int, seed: int) -> np.ndarray:
-    """How often each of `items` is drawn, (draws, items); kept, as all contrasts of a corpus use the same draws."""
+    """How often each of `items` is drawn, (draws, items); cached, as all contrasts of a corpus use the same draws."""
     generator = np.random.default_rng(seed)
     return generator.multinomial(items, np.full(items, 1 / items), size=draws).astype(np.int16)
 
@@ -78,17 +78,17 @@ def _picks(items: int, draws: int, seed: int) -> np.ndarray:
 def contrast(
     nll_a: np.ndarray, nll_b: np.ndarray, tokens: np.ndarray, *, draws: int = 10_000, seed: int = 0
 ) -> Contrast:
-    """Contrast of two regimes from nll sums (S, N) each, in and tokens (N,); one without seeds is (1, N)."""
+    """Contrast of two regimes from nll sums (S, N) each and tokens (N,); one without seeds is (1, N)."""
     difference = np.asarray(nll_a, dtype=float) - np.asarray(nll_b, dtype=float)  # (S, N)
     tokens = np.asarray(tokens, dtype=float)
     by_seed = difference.sum(1) / tokens.sum()  # (S,)
     value = float(by_seed.mean())
     boot = crossed_bootstrap(difference, tokens, draws=draws, seed=seed)
-    found = {"bootstrap": (_quantiles(boot, 0.95), _quantiles(boot, 0.90), _bootstrap_p(boot))}
+    intervals = {"bootstrap": (_quantiles(boot, 0.95), _quantiles(boot, 0.90), _bootstrap_p(boot))}
     if len(by_seed) > 1:
-        found["t"] = _paired_t(by_seed)
-    wide = max(found, key=lambda name: found[name][0][1] - found[name][0][0])
-    (low, high), (low90, high90), p = found[wide]
+        intervals["t"] = _paired_t(by_seed)
+    wide = max(intervals, key=lambda name: intervals[name][0][1] - intervals[name][0][0])
+    (low, high), (low90, high90), p = intervals[wide]
     return Contrast(value, low, high, low90, high90, p, len(by_seed), len(tokens), wide)
 
 
@@ -106,22 +106,17 @@ def holm(p: dict[str, float]) -> dict[str, float]:
     return dict(zip(p, multipletests(list(p.values()), method="holm")[1].tolist()))
 
 
-def verdict(
-    found: Contrast, adjusted_p: float, *, claimed: float | None = None, margin: float = MARGIN
-) -> str:
+def verdict(contrast: Contrast, adjusted_p: float, margin: float = MARGIN) -> str:
     """The verdict on "the first regime is lower", in the order the protocol fixes.
 
     confirmed: adjusted p < 0.05 and the whole 95 % interval below −margin; equivalent: the 90 % interval inside
-    ±margin; refuted: the 95 % interval excludes the claimed effect (`claimed`, negative nats; without a claimed
-    size, any gain beyond the margin); else not decidable here.
+    ±margin; refuted: the 95 % interval excludes any gain beyond the margin; else not decidable here.
     """
-    if adjusted_p < 0.05 and found.high < -margin:
+    if adjusted_p < 0.05 and contrast.high < -margin:
         return "confirmed"
-    if -margin < found.low90 and found.high90 < margin:
+    if -margin < contrast.low90 and contrast.high90 < margin:
         return "equivalent"
-    if found.low > (-margin if claimed is None else claimed):
-        return "refuted"
-    return "not decidable here"
+    return "refuted" if contrast.low > -margin else "not decidable here"
 
 
 def _quantiles(draws: np.ndarray, level: float) -> tuple[float, float]:
@@ -137,7 +132,7 @@ def _bootstrap_p(draws: np.ndarray) -> float:
 
 def _paired_t(by_seed: np.ndarray) -> tuple[tuple[float, float], tuple[float, float], float]:
     mean, error, freedom = by_seed.mean(), stats.sem(by_seed), len(by_seed) - 1
-    if error == 0:  # the same number under every seed: the seeds say nothing of the spread
+    if error == 0:  # the same number under every seed: no spread to estimate
         return (mean, mean), (mean, mean), 1.0 if mean == 0 else 0.0
     spans = [error * stats.t.ppf((1 + level) / 2, freedom) for level in (0.95, 0.90)]
     wide, narrow = ((float(mean - span), float(mean + span)) for span in spans)

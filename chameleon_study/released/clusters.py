@@ -55,3 +55,15 @@ def released_batches(labels: Tensor, size: int, *, seed: int) -> list[Tensor]:
     inside = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
     cuts = torch.nonzero(inside % size == 0).flatten()
     return list(torch.tensor_split(order, cuts[1:]))
+
+
+def cluster_batches(labels: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
+    """Rows of labels (N,) as batches (≤ size,) int64, each of one cluster; UserError unless 1 ≤ size ≤ N."""
+    if not 1 <= size <= len(labels):
+        raise UserError(
+            f"batch size {size} does not fit {len(labels)} documents; choose between 1 and {len(labels)}"
+        )
+    labels, shuffled = labels.cpu(), torch.randperm(len(labels), generator=generator)
+    order = shuffled[labels[shuffled].argsort(stable=True)]  # clusters together, random inside
+    batches = [b for run in order.split(labels.bincount().tolist()) for b in run.split(size) if len(b)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from chameleon_lite.app.corpus import Corpus
-from chameleon_lite.backbone import Backbone, number_format
-from chameleon_lite.batches import Arrangement, cluster_batches
+from chameleon_lite.backbone import Backbone
+from chameleon_lite.backbones.formats import number_format
+from chameleon_lite.batches import Arrangement
 from chameleon_lite.cluster import fit_clusters, merge_small
 from chameleon_lite.embed import mean_embeddings, normalise
 from chameleon_lite.errors import UserError
@@ -23,9 +24,9 @@ from chameleon_lite.loss import HeadWeight
 from chameleon_lite.text import Document, TokenTable, tokenise
 
 from ..config import Experiment
-from ..prepare import _timed, common_facts, corpus_by_name
+from ..prepare import check_batch, common_facts, corpus_by_name, timed
 from .backbone_dropout import live_dropout
-from .clusters import released_batches, released_clusters
+from .clusters import cluster_batches, released_batches, released_clusters
 from .protocol import Protocol, needs_no_prompt, protocol_of
 from .states import LivePaddedStates, Scoring, full_rows, padded_states
 
@@ -33,7 +34,7 @@ SCRIPT_SEED = 42  # the Alpaca script draws its validation rows with this seed
 
 
 @dataclass
-class ReleasedMaterial:
+class ReleasedCorpus:
     """One corpus under one backbone and one protocol."""
 
     settings: Experiment
@@ -75,12 +76,12 @@ def prepare_released(
     *,
     data_dir: Path | Mapping[str, Corpus] | None = None,
     say: Callable[[str], None] = lambda text: None,
-) -> ReleasedMaterial:
+) -> ReleasedCorpus:
     """Build a corpus's material under the experiment's protocol; stages are timed."""
     protocol, seconds = protocol_of(settings.protocol), {}
-    corpus = _timed(seconds, "corpus", lambda: corpus_by_name(corpus_name, data_dir))
+    corpus = timed(seconds, "corpus", lambda: corpus_by_name(corpus_name, data_dir))
     documents = documents_by_split(settings, protocol, corpus)
-    tables = _timed(seconds, "tokens", lambda: _tables(settings, protocol, backbone, documents))
+    tables = timed(seconds, "tokens", lambda: _tables(settings, protocol, backbone, documents))
     device = backbone.head.weight.device
     dtype = number_format(settings.train.feature_dtype, device)
     scoring = scoring_of(settings, protocol)
@@ -101,11 +102,11 @@ def prepare_released(
         train_mode = dropout is not None and split == "train"
         return LivePaddedStates(backbone, tables[split], scoring, dtype=dtype, train_mode=train_mode)
 
-    scored = _timed(seconds, "features", lambda: {split: states(split) for split in tables})
+    scored = timed(seconds, "features", lambda: {split: states(split) for split in tables})
     vectors = {split: _vectors(settings, protocol, backbone, t) for split, t in tables.items()}
     matmul = number_format(settings.train.matmul_dtype, device)
     weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul)
-    return ReleasedMaterial(
+    return ReleasedCorpus(
         settings,
         protocol,
         backbone,
@@ -202,7 +203,7 @@ def span_vectors(table: TokenTable, weight: Tensor, length: int | None) -> Tenso
     return normalise(mean)
 
 
-def labels_of(material: ReleasedMaterial, seed: int) -> dict[str, Tensor]:
+def labels_of(material: ReleasedCorpus, seed: int) -> dict[str, Tensor]:
     """Cluster labels (N,) of every split for one seed."""
     rows, protocol = material.settings.clusters.batch_rows, material.protocol
     x = material.cluster_vectors  # ten steps stay on the device; scikit-learn's k-means moves what it needs
@@ -219,16 +220,13 @@ def labels_of(material: ReleasedMaterial, seed: int) -> dict[str, Tensor]:
 
 
 def _clusters(protocol: Protocol, vectors: Tensor, rows: int, seed: int):
-    if len(vectors) < rows:
-        raise UserError(
-            f"{len(vectors)} rows are fewer than one batch of {rows}: use a smaller clusters.batch_rows"
-        )
+    check_batch(len(vectors), rows)
     fit = released_clusters if protocol.kmeans == "ten steps" else fit_clusters
     return fit(vectors, len(vectors) // rows, seed=seed)
 
 
 def order_of(
-    material: ReleasedMaterial, split: str, labels: Tensor, seed: int, epoch: int | None
+    material: ReleasedCorpus, split: str, labels: Tensor, seed: int, epoch: int | None
 ) -> Arrangement:
     """An epoch's batches of one cluster with something scored (None: evaluation, always the fixed list)."""
     size, protocol = material.settings.clusters.batch_rows, material.protocol

@@ -1,6 +1,6 @@
 """Tables 1 and 2 under any protocol: the heads of one seed trained side by side, measured, and taken apart.
 
-    ReleasedMaterial ─ a seed: cluster, batch ─▶ train_heads (train.py) ─▶ losses per row
+    ReleasedCorpus ─ a seed: cluster, batch ─▶ train_heads (train.py) ─▶ losses per row
       ─▶ validation loss as the protocol averages it · full and padded rows apart · training loss, running and re-read
 
 Every record holds the decomposition L = f · L_full + (1 − f) · L_pad, with each row weighted as the average weights it.
@@ -28,11 +28,11 @@ from chameleon_lite.train_layers import WithLayers
 
 from ..cohort import Context
 from ..config import Experiment
-from ..outcome import circumstances, reset_peak
+from ..provenance import circumstances, reset_peak
 from ..records import Record
 from ..regimes import RANK
 from ..sources import BatchMean, Constant
-from .prepare import ReleasedMaterial, labels_of, order_of
+from .prepare import ReleasedCorpus, labels_of, order_of
 from .protocol import Protocol
 
 REGIMES = ("R0", "R1", "R2", "R3", "R4")
@@ -87,7 +87,7 @@ def measure_released(
 
 
 def train_released(
-    material: ReleasedMaterial, regimes: list[str], seed: int, processes: Processes | None = None
+    material: ReleasedCorpus, regimes: list[str], seed: int, processes: Processes | None = None
 ) -> Iterator[tuple[str, Member | None, Trained]]:
     """Train one seed's heads and yield each with its Trained, ready to be measured (layers are as trained then).
 
@@ -121,7 +121,7 @@ def train_released(
             yield r, members[r], Trained(seed, members, orders, seconds)
 
 
-def _member(material: ReleasedMaterial, regime: str, seed: int) -> Member:
+def _member(material: ReleasedCorpus, regime: str, seed: int) -> Member:
     backbone = material.backbone
     head = make_head(regime, backbone.width, backbone.vocab, material.protocol, seed)
     if material.protocol.layers:
@@ -132,7 +132,7 @@ def _member(material: ReleasedMaterial, regime: str, seed: int) -> Member:
     return Member(regime, head, *sources, rate, seed=seed * 1_000_003)
 
 
-def source_of(material: ReleasedMaterial, regime: str, split: str) -> Source | None:
+def source_of(material: ReleasedCorpus, regime: str, split: str) -> Source | None:
     """A regime's condition source in a split: none, a constant, or the mean of the batch's rows."""
     if regime in ("R0", "R1", "R2"):
         return None
@@ -142,7 +142,7 @@ def source_of(material: ReleasedMaterial, regime: str, split: str) -> Source | N
 
 
 def row_losses(
-    material: ReleasedMaterial, regime: str, member: Member | None, split: str, order: Arrangement
+    material: ReleasedCorpus, regime: str, member: Member | None, split: str, order: Arrangement
 ) -> Tensor:
     """nll sums (N,) of a split's rows under a trained regime, float64 on the host."""
     head = member.head if member else None
@@ -178,7 +178,7 @@ def decomposition(nll: Tensor, counts: Tensor, full: Tensor, weight: Tensor) -> 
 
 
 def measure(
-    material: ReleasedMaterial, regime: str, member: Member | None, trained: Trained
+    material: ReleasedCorpus, regime: str, member: Member | None, trained: Trained
 ) -> tuple[dict, dict]:
     """Metrics of one trained regime, and its losses per row by split."""
     over, metrics, rows = material.protocol.average, {}, {}
@@ -227,7 +227,7 @@ def _record(material, regime, member, trained, name, corpus, command) -> tuple[R
     return record, pd.concat(held_out)
 
 
-def _rows(material: ReleasedMaterial, split: str, nll: Tensor, trained: Trained) -> pd.DataFrame:
+def _rows(material: ReleasedCorpus, split: str, nll: Tensor, trained: Trained) -> pd.DataFrame:
     """One row per held-out document: scored tokens, summed nll, whether it is full, its weight in the average."""
     table, counts = material.tables[split], material.scored[split].counts
     weight = row_weights(counts, trained.orders[split].steps(), material.protocol.average)

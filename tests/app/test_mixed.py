@@ -1,6 +1,6 @@
 import torch
 
-from chameleon_lite.app.score import apart, continue_mixed, left_padded, mixed_losses, until_end
+from chameleon_lite.app.score import continue_mixed, left_padded, mixed_losses, until_end
 from chameleon_lite.heads import HeadUpdate, update_logits
 from chameleon_lite.loss import HeadWeight
 
@@ -9,7 +9,7 @@ def prompts_of(adapter, texts):
     return [adapter.tokenizer(t)["input_ids"] for t in texts]
 
 
-def test_losses_equal_clusters_apart(adapter):
+def test_losses_equal_clusters_apart(adapter, apart):
     torch.manual_seed(0)
     h, target = torch.randn(50, 16), torch.randint(257, (50,))
     group = torch.randint(3, (50,))
@@ -28,7 +28,7 @@ def test_losses_equal_clusters_apart(adapter):
     torch.testing.assert_close(frozen, plain)
 
 
-def test_end_to_end_logits_and_nll_equal_clusters_apart(adapter, some_texts):
+def test_end_to_end_logits_and_nll_equal_clusters_apart(adapter, some_texts, apart):
     prompts = prompts_of(adapter, some_texts(12))
     group = torch.arange(12) % 3
     update = adapter.update_for(adapter.centroids)
@@ -55,7 +55,7 @@ def test_end_to_end_logits_and_nll_equal_clusters_apart(adapter, some_texts):
     assert abs(float((together - separate).sum()) / tokens) <= 1e-5
 
 
-def test_greedy_tokens_equal_clusters_apart_and_any_batch_size(adapter, some_texts):
+def test_greedy_tokens_equal_clusters_apart_and_any_batch_size(adapter, some_texts, apart):
     prompts = prompts_of(adapter, some_texts(10))
     group = torch.tensor([2, 0, 1, 1, 2, 0, 0, 0, 2, 1])
     update = adapter.update_for(adapter.centroids)

@@ -1,15 +1,14 @@
 import json
-import resource
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import pytest
 import torch
 
 from chameleon_lite.app import score, stream
-from chameleon_lite.app.score import apart
 from chameleon_lite.app.stream import adapt, adapt_file
 from chameleon_lite.errors import UserError
 
@@ -88,7 +87,7 @@ def test_centroid_and_row_do_not_depend_on_neighbours_and_cluster_does(adapter, 
     assert together != pytest.approx([adapt(adapter, [t])[0]["loss"] for t in texts], rel=1e-5)
 
 
-def test_mixed_windows_equal_clusters_apart(adapter, some_texts):
+def test_mixed_windows_equal_clusters_apart(adapter, some_texts, apart):
     texts = some_texts(12)
     together = adapt(adapter, texts)
     group = torch.tensor([r["cluster"] for r in together])
@@ -223,23 +222,20 @@ def test_another_run_is_not_resumed(adapter, some_texts, tmp_path, monkeypatch, 
         adapt_file(adapter, source, tmp_path / "out.jsonl", resume=True, **how)
 
 
-def test_ten_thousand_rows_in_bounded_memory(adapter, some_texts, tmp_path):
-    source = write(tmp_path / "in.jsonl", some_texts(10_000))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    summary = adapt_file(adapter, source, tmp_path / "out.jsonl", condition="centroid")
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    assert summary.rows == 10_000 and summary.failed == 0 and grown < 500  # MiB
-    results = lines(tmp_path / "out.jsonl")
-    few = adapt(adapter, some_texts(10_000)[5_000:5_020], condition="centroid")
-    assert [r["loss"] for r in results[5_000:5_020]] == pytest.approx([r["loss"] for r in few], rel=1e-5)
-
-
-@pytest.mark.slow
-def test_a_hundred_thousand_rows(adapter, some_texts, tmp_path):
-    source = write(tmp_path / "in.jsonl", some_texts(100_000))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert adapt_file(adapter, source, tmp_path / "out.jsonl", window=2_048).rows == 100_000
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 500  # MiB
+def test_memory_does_not_grow_with_the_rows(adapter, some_texts, tmp_path):
+    """Ten times the rows take no more memory: 1,800 results alone, kept, would be over 1 MB."""
+    peaks = []
+    for count in (200, 2_000):
+        source = write(tmp_path / f"{count}.jsonl", some_texts(count))
+        tracemalloc.start()
+        summary = adapt_file(adapter, source, tmp_path / f"{count}.out", condition="centroid", window=64)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert summary.rows == count and summary.failed == 0
+    assert peaks[1] - peaks[0] < 5e5  # bytes
+    results = lines(tmp_path / "2000.out")
+    few = adapt(adapter, some_texts(2_000)[1_000:1_020], condition="centroid")
+    assert [r["loss"] for r in results[1_000:1_020]] == pytest.approx([r["loss"] for r in few], rel=1e-5)
 
 
 @pytest.mark.slow

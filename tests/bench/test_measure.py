@@ -1,5 +1,4 @@
 import math
-import time
 
 import pytest
 import torch
@@ -9,14 +8,15 @@ from chameleon_bench.measure import (
     Gate,
     Row,
     Sample,
-    host_seconds,
+    Samples,
     interleaved,
     peak_bytes,
     relative_error,
+    runnable,
     sample,
     scaled,
 )
-from chameleon_bench.rows_head import launching
+from chameleon_lite.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -57,12 +57,28 @@ def test_a_missed_row_says_where_the_time_goes():
     assert row.as_json()["reason"] == "ours by stage: product 75%, softmax 25%"
 
 
-def test_what_the_host_takes_is_one_calls_time():
+def test_ours_is_compared_with_the_peers_that_ran_and_those_that_could_not():
+    times = Samples(ours=sample([1.0]), peer=sample([4.0]), product=sample([0.5]))
+    goals = {"peer": 2.0, "elsewhere": None, "missing": 3.0}
+    ran, absent = times.against(goals, absent={"missing": "no such library"})
+    assert (ran.peer, ran.ratio, ran.met) == ("peer", 4.0, True)
+    assert (absent.peer, absent.met, absent.absent) == ("missing", None, "no such library")
+    assert times.split("product", 0.25, "rest") == {"product": 0.25, "rest": 0.75}
+
+
+def test_a_contender_that_breaks_is_absent_with_its_reason():
+    def refused():
+        raise UserError("runs on GPUs only")
+
+    def broken():
+        raise RuntimeError("no kernel image\nmore")
+
     calls = []
-    assert 0.01 <= host_seconds(lambda: calls.append(time.sleep(0.01)), CPU) < 1 and len(calls) == 1
-    assert launching(0.004, 0.001, 0.003) == (
-        "one product h·Wᵀ is 25% of ours; the host takes 3.00 ms to tell the GPU what a step of 4.00 ms is"
+    contenders, absent = runnable(
+        {"a": lambda: refused, "b": lambda: broken, "c": lambda: lambda: calls.append(1)}
     )
+    assert list(contenders) == ["c"] and calls == [1]
+    assert absent["a"] == "runs on GPUs only" and "no kernel image" in absent["b"]
 
 
 def test_relative_error_by_hand():

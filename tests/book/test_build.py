@@ -1,5 +1,8 @@
 """The book's machinery: what must stop a build does stop it, and what is staged is what was run."""
 
+import subprocess
+import sys
+
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -20,10 +23,7 @@ def written(path, *code, parameters='profile = "smoke"'):
 def run(book_tools, tmp_path):
     def call(*code, parameters=None, timeout=60):
         source = written(tmp_path / "x.ipynb", *code)
-        done, failed = (tmp_path / folder / "x.ipynb" for folder in ("done", "failed"))
-        return book_tools["execute"].run_notebook(
-            source, done, failed, parameters or {}, timeout=timeout, log=tmp_path / "x.log"
-        )
+        return book_tools["execute"].run_notebook(source, tmp_path, parameters or {}, timeout)
 
     return call
 
@@ -31,10 +31,10 @@ def run(book_tools, tmp_path):
 @pytest.mark.filterwarnings("default")  # the notebook client warns about event loops on some versions
 def test_a_good_run_is_published_with_its_parameters(run, book_tools, tmp_path):
     seconds = run("print(profile * 2)", parameters={"profile": "paper"})
-    book = nbformat.read(tmp_path / "done" / "x.ipynb", as_version=4)
+    book = nbformat.read(tmp_path / "executed" / "x.ipynb", as_version=4)
     assert book.cells[-1].outputs[0].text == "paperpaper\n" and seconds > 0
-    header, row = book_tools["build"].notebook_status([tmp_path / "done" / "x.ipynb"])
-    assert dict(zip(header, row, strict=True)) | {"seconds": 0, "run on": ""} == {
+    (row,) = book_tools["build"].notebook_status([tmp_path / "executed" / "x.ipynb"]).to_dict("records")
+    assert row | {"seconds": 0, "run on": ""} == {
         "notebook": "x",
         "profile": "paper",
         "seconds": 0,
@@ -57,17 +57,11 @@ def test_a_good_run_is_published_with_its_parameters(run, book_tools, tmp_path):
     ],
 )
 def test_a_bad_run_is_kept_apart_and_replaces_no_good_page(run, tmp_path, code, says):
-    (tmp_path / "done").mkdir()
-    (tmp_path / "done" / "x.ipynb").write_text("an older page")
+    (tmp_path / "executed").mkdir()
+    (tmp_path / "executed" / "x.ipynb").write_text("an older page")
     with pytest.raises(RunFailed, match=says):
         run(code, timeout=4)
-    assert (tmp_path / "failed" / "x.ipynb").exists() and not (tmp_path / "done" / "x.ipynb").exists()
-
-
-def test_unknown_parameter_is_refused_before_anything_runs(run, tmp_path):
-    with pytest.raises(UserError, match="did you mean 'profile'"):
-        run("print(1)", parameters={"profil": "paper"})
-    assert not (tmp_path / "done").exists()
+    assert (tmp_path / "failed" / "x.ipynb").exists() and not (tmp_path / "executed" / "x.ipynb").exists()
 
 
 @pytest.mark.parametrize(
@@ -99,8 +93,8 @@ def test_parameters_are_yaml_values_and_need_an_owner(book_tools, tmp_path):
         one: {"profile": "paper"},
         two: {"profile": "paper", "b": 2},
     }
-    with pytest.raises(UserError, match="unknown notebook parameter"):
-        build.parameters_of([one, two], {"c": 3})
+    with pytest.raises(UserError, match="unknown notebook parameter 'profil': did you mean 'profile'"):
+        build.parameters_of([one, two], {"profil": "paper"})
 
 
 def test_api_page_names_every_module_with_code(book_tools, repository):
@@ -115,3 +109,20 @@ def test_mathjax_comes_from_the_installed_package(book_tools, tmp_path):
     book_tools["build"].copy_mathjax(tmp_path / "mathjax")
     size = sum(p.stat().st_size for p in (tmp_path / "mathjax").rglob("*") if p.is_file())
     assert (tmp_path / "mathjax" / "tex-mml-chtml.js").exists() and 1e6 < size < 3e6
+
+
+@pytest.mark.parametrize("name, built", [("step", True), ("stride", False)])
+def test_a_page_shows_a_function_from_the_source_or_is_not_built(repository, tmp_path, name, built):
+    source, site = tmp_path / "pages", tmp_path / "site"
+    (source / "room").mkdir(parents=True)
+    (source / "room" / "file.py").write_text("def before():\n    pass\n\n\ndef step():\n    return 42\n")
+    (source / "index.md").write_text(f"# Page\n\n```{{from-source}} room/file.py {name}\nElsewhere.\n```\n")
+    (source / "conf.py").write_text('extensions = ["myst_parser", "book_fixes"]\n')
+    command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", str(source), str(site)]
+    run = subprocess.run(command, cwd=repository / "book" / "_ext", capture_output=True, text=True)
+    assert (run.returncode == 0) == built, run.stderr
+    if not built:
+        assert f"Object named '{name}' not found" in run.stderr
+        return
+    page = (site / "index.html").read_text()
+    assert "42" in page and "room/file.py" in page and "before" not in page and "Elsewhere" not in page

@@ -1,13 +1,26 @@
 """What every notebook of the repository keeps to, so that it reads, runs and renders like the others."""
 
 import ast
+import importlib
 import re
+from pathlib import Path
 
 import nbformat
 import pytest
 
+import chameleon_lite
+
 MOST_CELLS, MOST_LINES = 15, 20
 COLAB = "https://colab.research.google.com/github/chameleon-lite/chameleon-lite/blob/main/notebooks/"
+METHOD = ("01", "02", "03", "04", "05")  # chapters that use the package as any user would
+# What these take from the study beside the method's public names: texts, the page's helpers, and pictures.
+BESIDE = {("chameleon_study", "page"), ("chameleon_study.corpora", "load_corpus")}
+FIGURES = "chameleon_study.figures"
+# Chapter 05 ends with an experiment of the study, its records and their tables.
+EXPERIMENT = {
+    f"chameleon_study.{name}" for name in "config run provenance records tables claims.statistics".split()
+}
+SOURCE = re.compile(r"^```\{from-source\} (\S+) (\S+)\n(.+)\n```$", re.M)
 DRAWS = re.compile(r"\bplt\.|\.plot\(|\.imshow\(|\.scatter\(|\bfigures\.\w+\(")
 
 
@@ -27,6 +40,80 @@ def tagged(cells, tag):
 def python_of(cell) -> ast.Module:
     """The cell's syntax tree, with lines for IPython (`!`, `%`) turned into `pass`."""
     return ast.parse(re.sub(r"^(\s*)[!%].*$", r"\1pass", cell.source, flags=re.M))
+
+
+def imports(tree: ast.AST) -> list[tuple[str, str]]:
+    """(module, name) of everything that is imported from our packages; the name of `import x` is ""."""
+    pairs = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            pairs += [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            pairs += [(node.module, alias.name) for alias in node.names]
+    return [(module, name) for module, name in pairs if module.split(".")[0].startswith("chameleon_")]
+
+
+def is_public(module: str, name: str, chapter: str = "") -> bool:
+    """Whether a chapter on the method, or the README ("" as chapter), may import `name` from `module`."""
+    if module == "chameleon_lite":
+        return name in chameleon_lite.__all__
+    if not chapter:
+        return False
+    drawn = module == FIGURES or module.startswith(f"{FIGURES}.")
+    return drawn or (module, name) in BESIDE or (chapter == "05" and module in EXPERIMENT)
+
+
+def test_every_import_of_ours_resolves(cells):
+    for cell in code_cells(cells):
+        for module, name in imports(python_of(cell)):
+            if name and not hasattr(importlib.import_module(module), name):
+                module, name = f"{module}.{name}", ""  # a file of a folder that does not import it
+            assert importlib.import_module(module), name
+
+
+def test_chapters_on_the_method_use_public_names_only(cells, notebook_path):
+    chapter = notebook_path.stem[:2]
+    if chapter not in METHOD:
+        pytest.skip("not a chapter on the method")
+    for cell in code_cells(cells):
+        for module, name in imports(python_of(cell)):
+            assert is_public(module, name, chapter), f"from {module} import {name}"
+
+
+def test_the_readme_uses_public_names_only(repository):
+    for block in re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.S):
+        taken = imports(ast.parse(block))
+        assert taken and all(is_public(*pair) for pair in taken), taken
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import chameleon_lite.heads",
+        "from chameleon_lite.heads import HyperHead",
+        "from chameleon_lite import heads",
+        "from chameleon_study.vectors import mean_cosine",
+        "from chameleon_study.corpora import docstrings",
+        "def f():\n    from chameleon_bench.report import run_rows",
+    ],
+)
+def test_other_imports_are_seen_and_refused(line):
+    (pair,) = imports(ast.parse(line))
+    assert not is_public(*pair, "01")
+    assert is_public("chameleon_lite", "HyperHead", "01") and is_public(FIGURES, "clouds", "01")
+    assert is_public("chameleon_study.run", "run_experiment", "05")
+    assert not is_public("chameleon_study.run", "run_experiment", "04")
+    assert not is_public("chameleon_study", "page")  # the README has no page
+
+
+def test_sources_shown_exist_and_other_viewers_show_a_sentence(cells, repository):
+    text = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+    shown = SOURCE.findall(text)
+    assert text.count("{from-source}") == len(shown)
+    for path, name, sentence in shown:
+        tree = ast.parse((repository / path).read_text())
+        assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, name
+        assert Path(path).name in sentence and f"`{name}`" in sentence and sentence.endswith(".")
 
 
 def test_there_are_notebooks(repository):

@@ -3,8 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chameleon_lite.batches import Arrangement, arrange, cluster_batches, random_batches
-from chameleon_lite.errors import UserError
+from chameleon_lite.batches import Arrangement, arrange
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -17,8 +16,6 @@ def test_groups_by_hand():
     groups = order.groups(3)
     assert groups.of.tolist() == [2, 2, 1, 1, 0, 0, 0]
     assert groups.start.tolist() == [0, 3, 5, 7]
-    documents, place = groups.members(torch.tensor([2, 0]))
-    assert documents.tolist() == [0, 1, 4, 5, 6] and place.tolist() == [0, 0, 1, 1, 1]
     assert [s.tolist() for s in order.steps(4)] == [[6, 5, 4, 3], [2, 1, 0]]
 
 
@@ -41,7 +38,7 @@ def test_every_document_once_and_no_group_spans_clusters(n, k, size, seed):
     for g in range(int(groups.of.max()) + 1):
         rows = (groups.of == g).nonzero()[:, 0]
         assert 1 <= len(rows) <= size and len(labels[rows].unique()) == 1
-        assert torch.equal(groups.members(torch.tensor([g]))[0], rows)
+        assert torch.equal(order.order[groups.start[g] : groups.start[g + 1]].sort().values, rows)
     along = groups.of[order.order]
     assert (along.diff() >= 0).all()  # groups are numbered along the order, as steps are
     assert torch.equal(torch.arange(n)[along.diff(prepend=torch.tensor([-1])) > 0], groups.start[:-1])
@@ -61,43 +58,3 @@ def test_same_seed_same_arrangement_and_another_epoch_differs():
     first, again = arrange(40, labels, seeded(3)), arrange(40, labels, seeded(3))
     assert torch.equal(first.order, again.order)
     assert not torch.equal(first.order, arrange(40, labels, seeded(4)).order)
-
-
-@given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.data())
-def test_cluster_batches_hold_each_row_once_and_one_cluster_each(labels, data):
-    size = data.draw(st.integers(1, len(labels)))
-    batches = cluster_batches(torch.tensor(labels), size, seeded())
-    assert sorted(torch.cat(batches).tolist()) == list(range(len(labels)))
-    for batch in batches:
-        assert 1 <= len(batch) <= size and len({labels[i] for i in batch.tolist()}) == 1
-    assert len(batches) == sum(-(-labels.count(k) // size) for k in set(labels))  # as few as can be
-
-
-@given(st.integers(1, 60), st.data())
-def test_random_batches_hold_each_row_once(n, data):
-    size = data.draw(st.integers(1, n))
-    batches = random_batches(n, size, seeded())
-    assert sorted(torch.cat(batches).tolist()) == list(range(n))
-    assert [len(b) for b in batches[:-1]] == [size] * (len(batches) - 1)
-
-
-def test_each_epoch_is_shuffled_anew_and_repeats_with_the_seed():
-    labels = torch.arange(200) % 3
-
-    def epochs(seed):
-        generator = seeded(seed)
-        return [[b.tolist() for b in cluster_batches(labels, 8, generator)] for _ in range(2)]
-
-    first, second = epochs(0)
-    assert [first, second] == epochs(0) and first != epochs(1)[0]
-    assert sorted(map(sorted, first)) != sorted(map(sorted, second))  # composition changes, not only order
-    drawn = seeded()
-    assert torch.cat(random_batches(9, 3, drawn)).tolist() != torch.cat(random_batches(9, 3, drawn)).tolist()
-
-
-@pytest.mark.parametrize("size", [0, 11])
-def test_a_batch_that_does_not_fit(size):
-    with pytest.raises(UserError, match="between 1 and 10"):
-        random_batches(10, size, seeded())
-    with pytest.raises(UserError, match="between 1 and 10"):
-        cluster_batches(torch.zeros(10, dtype=torch.int64), size, seeded())

@@ -4,7 +4,7 @@ import torch
 
 from chameleon_lite.cluster import Clustering, fit_clusters, merge_small
 from chameleon_lite.errors import UserError
-from chameleon_study.cluster_quality import cluster_quality, worst_cluster
+from chameleon_study.cluster_quality import cluster_quality
 
 # Three pairs in the plane: the centroids are (0, 1), (10, 1) and (5, 9), every distance is 1.
 SIX = torch.tensor([[0.0, 0.0], [0.0, 2.0], [10.0, 0.0], [10.0, 2.0], [4.0, 9.0], [6.0, 9.0]])
@@ -88,10 +88,3 @@ def test_length_variance_by_hand():
     clustering = Clustering(torch.zeros(2, 1), torch.tensor([0, 0, 1, 1]), torch.zeros(4), 0.0)
     quality = cluster_quality(clustering, groups=["a"] * 4, lengths=np.array([0, 2, 4, 6]))
     assert quality["length_variance_explained"] == pytest.approx(16 / 20)  # between 4·2², total 9+1+1+9
-
-
-def test_worst_cluster_is_the_least_pure():
-    labels = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 2])
-    clustering = Clustering(torch.zeros(4, 1), labels, torch.zeros(10), 0.0)  # the fourth is empty
-    assert worst_cluster(clustering, list("aaa" + "aab" + "aabb")) == 2
-    assert worst_cluster(clustering, list("abc" + "aab" + "aabb")) == 0

@@ -35,6 +35,7 @@ def test_a_source_remembers_nothing_of_the_arrangement_before():
     fresh = [GroupMean(vectors, 8)(order, rows)[0].vector for order in orders]
     for i in (0, 1, 0):
         assert torch.equal(source(orders[i], rows)[0].vector, fresh[i])
+        assert torch.equal(GroupMean(-vectors, 8)(orders[i], rows)[0].vector, -fresh[i])
     assert not torch.allclose(*fresh)
 
 

@@ -101,7 +101,7 @@ def case(rows, width, vocab, heads, seed, *, base_bias=False, ignored=0.2, dtype
         )
         updates.append(update if rank or extra else None)
         groups.append(torch.randint(g, (rows,), generator=gen) if g and updates[-1] is not None else None)
-    leaves = [h] + [x for u in updates if u is not None for x in vars(u).values() if x is not None]
+    leaves = [h] + [x for u in updates if u is not None for x in u if x is not None]
     weight = draw(vocab, width).detach(), draw(vocab).detach() if base_bias else None
     return h, target, weight, updates, groups, leaves
 
@@ -175,7 +175,7 @@ def test_the_plain_losses_are_the_frozen_heads_cross_entropy_and_their_gradients
     spec = [(0, 2, True), (0, 0, False), (3, 2, True), (3, 2, "mix")]
     h, target, (matrix, bias), updates, groups, leaves = case(5, 3, 7, spec, 0, base_bias=True)
     weight = HeadWeight(matrix, bias, dtype=F64)
-    places = [[name for name, x in vars(u).items() if x is not None] if u else [] for u in updates]
+    places = [[name for name, x in u._asdict().items() if x is not None] if u else [] for u in updates]
 
     def losses(h, *flat):
         flat = iter(flat)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from chameleon_lite.backbone import in_format, set_format
+from chameleon_lite.backbones.formats import in_format, set_format
 
 
 def test_a_model_is_bit_for_bit_what_it_was(architecture, small_backbone):

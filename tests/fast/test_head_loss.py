@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chameleon_lite import backbone, engine, loss
+from chameleon_lite import engine, loss
+from chameleon_lite.backbones import formats
 from chameleon_lite.fast.head_loss import head_losses, token_losses
 from chameleon_lite.heads import Condition, HeadUpdate, HyperHead, LoraHead
 from chameleon_lite.loss import HeadWeight
@@ -195,12 +196,12 @@ def test_the_machine_is_judged_by_its_flags_not_by_the_libraries_word(tmp_path, 
     ):
         listing = tmp_path / flags.split()[-1]
         listing.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
-        found = backbone.cpu_flags(str(listing))
-        monkeypatch.setattr(backbone, "cpu_flags", lambda found=found: found)
-        assert backbone.matmul_dtype("cpu") == expected
+        found = formats.cpu_flags(str(listing))
+        monkeypatch.setattr(formats, "cpu_flags", lambda found=found: found)
+        assert formats.matmul_dtype("cpu") == expected
         monkeypatch.undo()
-    assert backbone.cpu_flags(str(tmp_path / "none")) == frozenset()
+    assert formats.cpu_flags(str(tmp_path / "none")) == frozenset()
     for level, expected in (((6, 1), torch.float32), ((7, 5), torch.float16), ((9, 0), torch.float16)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, level=level: level)
-        assert backbone.matmul_dtype("cuda") == expected
-        assert backbone.backbone_dtype("cuda") == (torch.bfloat16 if level >= (8, 0) else expected)
+        assert formats.matmul_dtype("cuda") == expected
+        assert formats.backbone_dtype("cuda") == (torch.bfloat16 if level >= (8, 0) else expected)

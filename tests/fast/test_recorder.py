@@ -234,7 +234,7 @@ class Counted(Recorder):
 def test_training_with_recorded_steps_gives_the_plain_losses(tiny_states, tiny_table, tiny, dtype):
     device = torch.device("cuda")
     states = ScoredStates(tiny_table, tiny_states.states, device)
-    weight = HeadWeight(tiny.head.weight.detach(), dtype=dtype, device=device)
+    weight = HeadWeight(tiny.head.weight.detach().to(device), dtype=dtype)
     recorder = Counted(device)
     found = trained(states, weight, recorder, device=device)
     assert recorder.replays > 10 and recorder.limit > 0

@@ -154,61 +154,49 @@ DOCUMENTS, SEEDS = 60, 5
 MADE_UP = {"command": "made up", "device_name": "none", "commit": "none", "source": "none"}
 
 
+def one_record(name, regime, corpus, backbone, seed, loss):
+    """The record of a run with a loss of so many nats per token."""
+    epochs = (0.0, 1.0, 2.0)
+    curve = [{"epoch": e, "train_nll": loss, "validation_nll": loss + 0.5 / (1 + e)} for e in epochs]
+    sizes = {"min": 1, "median": 20.0, "max": 90}
+    clusters = {"adjusted_mutual_information": 0.4, "length_variance_explained": 0.1, "sizes": sizes}
+    return Record(
+        name=name,
+        experiment=f"honest-{corpus}",
+        regime=regime,
+        backbone=backbone,
+        corpus=corpus,
+        seed=seed,
+        profile="paper",
+        settings={"train": {"epochs": 2}},
+        learning_rate=1e-3,
+        metrics={"test_nll": loss, "seen_nll": loss - 0.05, "validation_nll": loss},
+        curve=curve,
+        positions=[{"position": 16 * i, "nll": loss * 90, "tokens": 90} for i in range(3)],
+        trainable_parameters={"R1": 200_000}.get(regime, 6_600_000),
+        stored_bytes=4,
+        seconds={},
+        peak_memory_bytes={},
+        data={"clusters": clusters},
+        provenance=MADE_UP,
+    )
+
+
 def write_study(folder, corpus="mixed", regimes=LOSS, backbone="smollm2"):
-    """Records and losses of one corpus in which regime r has LOSS[r] nats a token, give or take a little."""
+    """Records and losses of one corpus in which regime r has about LOSS[r] nats per token."""
     generator = np.random.default_rng(0)
     tokens = generator.integers(20, 60, DOCUMENTS)
     hard = generator.normal(0, 0.3, DOCUMENTS)
+    documents = {"document": [f"d{i:03d}" for i in range(DOCUMENTS)], "group": "g", "tokens": tokens}
     records, frames = [], []
     for regime, loss in regimes.items():
         for seed in range(SEEDS):
             name = f"{regime}--{backbone}--{corpus}--00000000--seed{seed}"
             noise = generator.normal(0, 0.001) + generator.normal(0, 0.004, DOCUMENTS)
             for reading, more in (("test", 0.0), ("foreign-50", 0.02 if regime == "R4" else 0.2)):
-                frames.append(
-                    pd.DataFrame(
-                        {
-                            "split": reading,
-                            "document": [f"d{i:03d}" for i in range(DOCUMENTS)],
-                            "group": "g",
-                            "tokens": tokens,
-                            "nll": (loss + more + hard + noise) * tokens,
-                            "run": name,
-                        }
-                    )
-                )
-            metrics = {"test_nll": loss, "seen_nll": loss - 0.05, "validation_nll": loss}
-            curve = [
-                {"epoch": e, "train_nll": loss, "validation_nll": loss + 0.5 / (1 + e)}
-                for e in (0.0, 1.0, 2.0)
-            ]
-            clusters = {
-                "adjusted_mutual_information": 0.4,
-                "length_variance_explained": 0.1,
-                "sizes": {"min": 1, "median": 20.0, "max": 90},
-            }
-            records.append(
-                Record(
-                    name=name,
-                    experiment=f"honest-{corpus}",
-                    regime=regime,
-                    backbone=backbone,
-                    corpus=corpus,
-                    seed=seed,
-                    profile="paper",
-                    settings={"train": {"epochs": 2}},
-                    learning_rate=1e-3,
-                    metrics=metrics,
-                    curve=curve,
-                    positions=[{"position": 16 * i, "nll": loss * 90, "tokens": 90} for i in range(3)],
-                    trainable_parameters={"R1": 200_000}.get(regime, 6_600_000),
-                    stored_bytes=4,
-                    seconds={},
-                    peak_memory_bytes={},
-                    data={"clusters": clusters},
-                    provenance=MADE_UP,
-                )
-            )
+                nll = (loss + more + hard + noise) * tokens
+                frames.append(pd.DataFrame({"split": reading, **documents, "nll": nll, "run": name}))
+            records.append(one_record(name, regime, corpus, backbone, seed, loss))
     lines = "".join(r.model_dump_json() + "\n" for r in records)
     (folder / f"honest-{corpus}-{backbone}.jsonl").write_text(lines)
     pd.concat(frames).to_parquet(folder / f"honest-{corpus}-{backbone}.parquet", index=False)

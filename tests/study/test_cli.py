@@ -209,5 +209,5 @@ def test_an_interrupted_run_says_how_to_go_on(command, experiment, tmp_path, mon
 
     monkeypatch.setattr(line, "write_run", interrupted)
     found = command("run", experiment(), "--backbone", "tiny", "--seeds", 1, "--out", tmp_path / "r")
-    refused(found, "--resume", code=1)
+    refused(found, "--resume", code=130)
     assert not list((tmp_path / "r").glob("R*"))

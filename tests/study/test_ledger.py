@@ -75,7 +75,7 @@ def test_a_family_is_adjusted_together(made_up_results):
     evidence = StoredRuns(made_up_results, draws=500)
     family = evidence.family("docstrings")
     assert set(family) <= set(registered()["contrasts"])
-    assert all(j.adjusted_p >= j.found.p for j in family.values())
+    assert all(j.adjusted_p >= j.contrast.p for j in family.values())
     assert evidence.family_frame()["n seeds"].eq(5).all()
 
 

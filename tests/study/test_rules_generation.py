@@ -92,9 +92,9 @@ def test_verdict(tmp_path, scores, noise, verdict):
 def test_the_sign_says_that_r4_is_higher(tmp_path):
     write_coherence(tmp_path, {"R1": 0.20, "R3": 0.18, "R4": 0.25})
     family = Generations(tmp_path, draws=500).family("alpaca")
-    assert family["R4 − R1"].found.difference == pytest.approx(0.05, abs=5e-3)
-    assert family["R4 − R3"].found.low > MARGIN and family["R4 − R3"].found.documents == DOCUMENTS
-    assert all(j.adjusted_p >= j.found.p for j in family.values())
+    assert family["R4 − R1"].contrast.difference == pytest.approx(0.05, abs=5e-3)
+    assert family["R4 − R3"].contrast.low > MARGIN and family["R4 − R3"].contrast.documents == DOCUMENTS
+    assert all(j.adjusted_p >= j.contrast.p for j in family.values())
 
 
 def test_a_batchs_variety_is_drawn_over_seeds_alone(tmp_path):

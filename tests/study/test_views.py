@@ -1,7 +1,5 @@
 """Views of documents, and similarity, spread and maps of vectors: values one can work out by hand."""
 
-import sys
-
 import pytest
 import torch
 
@@ -10,7 +8,7 @@ from chameleon_lite.embed import normalise
 from chameleon_lite.errors import UserError
 from chameleon_lite.states import hidden_states
 from chameleon_lite.text import Document, tokenise
-from chameleon_study.vectors import Replaced, Views, main_direction, mean_cosine, plane
+from chameleon_study.vectors import Replaced, Views, main_direction, mean_cosine
 
 
 def test_mean_cosine_is_that_of_all_pairs():
@@ -26,15 +24,6 @@ def test_main_direction_of_points_on_a_line():
     place, share = main_direction(torch.tensor([[2.0, 0], [-2, 0], [0, 1], [0, -1]]))
     assert share == pytest.approx(8 / 10) and place.tolist() == pytest.approx([2, -2, 0, 0], abs=1e-6)
     assert main_direction(torch.ones(3, 2))[1] == 0
-
-
-def test_map_without_umap_is_the_two_main_directions(monkeypatch):
-    monkeypatch.setitem(sys.modules, "umap", None)  # importing it now raises ImportError
-    x = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([5.0, 2, 0.1, 0.1])
-    xy, method = plane(x, seed=0)
-    assert method == "PCA" and xy.shape == (30, 2)
-    assert torch.allclose(xy[:, 0].abs(), main_direction(x)[0].abs(), atol=1e-4)
-    assert xy[:, 0].var() > xy[:, 1].var()
 
 
 def test_the_states_view_is_the_mean_state_over_the_condition_span(tmp_path):

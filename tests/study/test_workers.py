@@ -114,7 +114,7 @@ class Cluster:
             for i in range(workers)
         }
         deadline = time.monotonic() + 60
-        while not self.file.is_file():
+        while not (self.file.is_file() and self.file.stat().st_size):
             assert time.monotonic() < deadline, (folder / "scheduler" / "log").read_text()
             time.sleep(0.05)
         self.address = json.loads(self.file.read_text())["address"]

@@ -14,7 +14,7 @@ from chameleon_lite import files
 from chameleon_lite.errors import DamagedFile, UserError
 
 from ...claims.paper import paper, published
-from ...records import REFUSED_BACKBONES
+from ...records import refuse_unfit
 
 COMMIT = "f163587"  # of the released repository, which every statement about its functions refers to
 CLUSTERINGS = 20  # of the validation rows, over which the metric's spread is taken
@@ -71,14 +71,8 @@ def proof(title: str, audit: tuple[int, ...], where: str) -> Callable:
 def store_proofs(proofs: list[Proof], results: Path) -> tuple[Path, Path]:
     """Add proofs to a results folder, replacing those of the same key; refuses smoke runs and random weights."""
     for p in proofs:
-        if p.profile == "smoke":
-            raise UserError(
-                "proofs of the smoke profile are shown, never kept in results: use --profile paper"
-            )
-        if p.backbone.startswith(REFUSED_BACKBONES):
-            raise UserError(f"proofs with {p.backbone}, whose weights are random, are not kept in results")
-        bad = [name for name, value in p.numbers.items() if not math.isfinite(value)]
-        if bad:
+        refuse_unfit(f"proof {p.proof}", p.profile, p.backbone)
+        if bad := [name for name, value in p.numbers.items() if not math.isfinite(value)]:
             raise UserError(f"proof {p.proof}: {bad[0]} is not finite")
     stored = {p.key: p for p in [*load_proofs(results), *proofs]}
     ordered = [stored[key] for key in sorted(stored)]

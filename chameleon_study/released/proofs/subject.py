@@ -15,7 +15,7 @@ from chameleon_lite.batches import Arrangement
 from chameleon_lite.errors import UserError
 
 from ...config import Experiment
-from ..prepare import ReleasedMaterial, prepare_released
+from ..prepare import ReleasedCorpus, prepare_released
 from ..run import measure, row_losses, train_released
 
 REGIMES = ("R0", "R1", "R4")
@@ -34,7 +34,7 @@ class Subject:
     _losses: dict[str, Tensor] = field(default_factory=dict)
 
     @cached_property
-    def material(self) -> ReleasedMaterial:
+    def material(self) -> ReleasedCorpus:
         """The corpus as the released procedure sees it."""
         protocol = self.settings.protocol
         if protocol.preset != "as_released" or set(protocol.switches) - {"initialisation"} or protocol.mend:

@@ -95,7 +95,7 @@ def test_smoke_and_random_weights_are_not_kept(proofs_of, tmp_path):
     with pytest.raises(UserError, match="whose weights are random"):
         store_proofs([proof], tmp_path)
     real = proof.model_copy(update={"backbone": "smollm2"})
-    with pytest.raises(UserError, match="smoke profile are shown, never kept"):
+    with pytest.raises(UserError, match="smoke profile: shown, never kept"):
         store_proofs([real.model_copy(update={"profile": "smoke"})], tmp_path)
     with pytest.raises(UserError, match="is not finite"):
         store_proofs([real.model_copy(update={"numbers": {"x": math.nan}})], tmp_path)

@@ -1,0 +1,73 @@
+"""The command line as a user meets it: what Ctrl-C leaves, which processes share the work, what --help shows first."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from chameleon_lite.app import cli
+
+TWO = pytest.param(["--workers", "2"], id="two workers", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("more", [pytest.param([], id="alone"), TWO])
+def test_control_c_is_one_line_exit_code_130_and_a_run_that_can_be_resumed(
+    adapter_folder, some_texts, tmp_path, more
+):
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(text) + "\n" for text in some_texts(20_000)))
+    command = [sys.executable, "-m", "chameleon_lite", "adapt", "in.jsonl", "--model", str(adapter_folder)]
+    command += ["--out", "out.jsonl", "--window", "16", "--device", "cpu", *more]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        part = tmp_path / "out.jsonl.part"
+        while run.poll() is None and not (part.is_file() and part.stat().st_size):
+            time.sleep(0.05)
+        os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to every process of the command
+        errors = run.communicate()[1]
+    assert run.returncode == 130
+    assert errors == "chameleon-lite: interrupted; complete runs are kept and --resume continues\n"
+    assert part.stat().st_size and not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        ("--workers 2 --device cuda:0", "cuda:0 is one GPU"),
+        ("--workers 2 --dask tcp://h:1", "exclude each other"),
+    ],
+)
+def test_adapt_gives_the_work_to_workers(adapter_folder, tmp_path, monkeypatch, capsys, more, says):
+    source = tmp_path / "in.jsonl"
+    source.write_text('"a text that is long enough to be scored, and more"\n')
+    command = ["adapt", str(source), "--model", str(adapter_folder), "--out", str(tmp_path / "out.jsonl")]
+    monkeypatch.setattr(sys, "argv", ["chameleon-lite", *command, *more.split()])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and says in err and len(err.splitlines()) == 1
+
+
+def test_help_begins_with_own_texts_then_the_study_then_the_benchmarks():
+    from typer.main import get_command
+
+    cli.add_commands()
+    shown = list(get_command(cli.app).commands)
+    assert shown[:3] == ["fit", "adapt", "corpus"] and shown[-1] == "bench"
+    assert shown.index("doctor") < shown.index("run")
+
+
+def test_fit_and_adapt_are_public_whatever_is_imported_first():
+    code = """
+import pkgutil, chameleon_lite, chameleon_lite.app
+for module in pkgutil.iter_modules(chameleon_lite.app.__path__, "chameleon_lite.app."):
+    __import__(module.name)
+from chameleon_lite import adapt, fit
+assert fit.__module__ == "chameleon_lite.app.fit" and adapt.__module__ == "chameleon_lite.app.stream"
+assert chameleon_lite.fit is fit and callable(adapt) and callable(fit)"""
+    subprocess.run([sys.executable, "-c", code], check=True)
