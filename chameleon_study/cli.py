@@ -6,17 +6,20 @@ from typing import Annotated
 
 import typer
 
-from chameleon_lite.app.cli import Dask, DataDir, Processes
+from chameleon_lite.app.cli import Dask, DataDir, Device, Processes
 from chameleon_lite.errors import UserError
 
 app = typer.Typer()
 Results = Annotated[Path, typer.Option("--results", help="Folder of packed records.")]
+Into = Annotated[Path | None, typer.Option("--results", help="Also pack the results into this folder.")]
+Csv = Annotated[Path | None, typer.Option("--csv", help="Write the table to this CSV file.")]
+File = Annotated[Path, typer.Argument(help="An experiment's YAML file.")]
+Profile = Annotated[str, typer.Option(help="smoke, colab or paper.")]
+Backbone = Annotated[str | None, typer.Option(help="Use this backbone instead of the file's.")]
 
 
 @app.command()
-def params(
-    backbone: Annotated[str, typer.Option("--backbone", help="A backbone's name.")] = "random-gpt2",
-) -> None:
+def params(backbone: Annotated[str, typer.Option(help="A backbone's name.")] = "random-gpt2") -> None:
     """Derive the parameter column of Tables 1 and 2 by building each part and counting it.
 
     Example: chameleon-lite params --backbone random-gpt2
@@ -28,20 +31,16 @@ def params(
 
 @app.command()
 def run(
-    experiment: Annotated[Path, typer.Argument(help="An experiment's YAML file.")],
-    profile: Annotated[str, typer.Option(help="smoke, colab or paper.")] = "smoke",
-    backbone: Annotated[str | None, typer.Option(help="Use this backbone instead of the file's.")] = None,
+    experiment: File,
+    profile: Profile = "smoke",
+    backbone: Backbone = None,
     corpus: Annotated[list[str] | None, typer.Option(help="Use this corpus (repeatable).")] = None,
     data_dir: DataDir = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of reported seeds.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: what is there.")] = None,
+    device: Device = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of raw runs.")] = Path("runs"),
-    resume: Annotated[
-        bool, typer.Option("--resume/--again", help="Keep complete runs, or run all again.")
-    ] = True,
-    results: Annotated[
-        Path | None, typer.Option("--results", help="Also pack the records into this folder.")
-    ] = None,
+    resume: Annotated[bool, typer.Option("--resume/--again", help="Keep complete runs, or run all.")] = True,
+    results: Into = None,
     workers: Processes = None,
     dask: Dask = None,
 ) -> None:
@@ -62,7 +61,7 @@ def run(
     how = {"device": device, "resume": resume, "workers": workers, "dask": dask}
     records = run_experiment(settings, runs=out, data_dir=data_dir, say=_say, **how)
     leave()
-    if _others_speak():
+    if _silent():
         return
     released = [r for r in records if is_released(r)]
     frame = released_frame(released) if released else summary_frame(records, out)
@@ -75,17 +74,13 @@ def run(
 
 @app.command()
 def prove(
-    experiment: Annotated[Path, typer.Argument(help="An experiment's YAML file, protocol as_released.")],
-    profile: Annotated[str, typer.Option(help="smoke, colab or paper.")] = "smoke",
-    backbone: Annotated[str | None, typer.Option(help="Use this backbone instead of the file's.")] = None,
+    experiment: File,
+    profile: Profile = "smoke",
+    backbone: Backbone = None,
     data_dir: DataDir = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: what is there.")] = None,
-    only: Annotated[
-        list[str] | None, typer.Option("--only", help="Make this proof alone (repeatable).")
-    ] = None,
-    results: Annotated[
-        Path | None, typer.Option("--results", help="Also keep the proofs in this folder.")
-    ] = None,
+    device: Device = None,
+    only: Annotated[list[str] | None, typer.Option(help="Make this proof alone (repeatable).")] = None,
+    results: Into = None,
 ) -> None:
     """Make the twelve proofs of what the released tables measure, on an experiment's corpus and backbone.
 
@@ -103,18 +98,16 @@ def prove(
     settings = load_experiment(experiment, profile, backbone=backbone)
     model = load_backbone(settings.backbone, device=device or str(Processes().device))
     for name in settings.corpora:
-        found = prove_all(Subject(settings, model, name, data_dir, say=_say), default_command(), only or None)
-        for proof in found:
+        subject = Subject(settings, model, name, data_dir, say=_say)
+        proofs = prove_all(subject, default_command(), only or None)
+        for proof in proofs:
             typer.echo(f"{proof.proof:22} {proof.shows}")
         if results is not None:
-            typer.echo(f"kept in {store_proofs(found, results)[0]}")
+            typer.echo(f"kept in {store_proofs(proofs, results)[0]}")
 
 
 @app.command()
-def tables(
-    results: Results = Path("results"),
-    csv: Annotated[Path | None, typer.Option("--csv", help="Write the table to this CSV file.")] = None,
-) -> None:
+def tables(results: Results = Path("results"), csv: Csv = None) -> None:
     """Paper value, our value with its interval, protocol, model, data, seeds and command.
 
     Example: chameleon-lite tables --results results
@@ -137,27 +130,23 @@ def tables(
 @app.command()
 def claims(
     results: Results = Path("results"),
-    backbone: Annotated[
-        str, typer.Option("--backbone", help="The backbone whose records decide.")
-    ] = "smollm2",
-    benchmarks: Annotated[Path | None, typer.Option(help="Timings; default: beside the results.")] = None,
-    csv: Annotated[Path | None, typer.Option("--csv", help="Write the ledger to this CSV file.")] = None,
-    contrasts: Annotated[
-        Path | None, typer.Option("--contrasts", help="Write all contrasts to this CSV file.")
+    backbone: Annotated[str, typer.Option(help="The backbone whose records decide.")] = "smollm2",
+    benchmarks: Annotated[
+        Path | None, typer.Option(help="Timings; default: benchmarks/results next to them.")
     ] = None,
-    write: Annotated[
-        bool, typer.Option("--write", help="Also keep the verdicts in the results folder.")
-    ] = False,
+    csv: Csv = None,
+    contrasts: Annotated[Path | None, typer.Option(help="Write all contrasts to this CSV file.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="Also write verdicts.json there.")] = False,
 ) -> None:
-    """The ledger: claim, evidence and verdict, each verdict made by its rule from the records.
+    """The ledger: claim, evidence and verdict, each verdict derived by its rule from the records.
 
     Example: chameleon-lite claims --results results
     """
     from .claims.contrasts import StoredRuns
     from .claims.ledger import ledger, ledger_frame, write_verdicts
 
-    found = ledger(results, backbone, benchmarks=benchmarks)
-    frame = ledger_frame(found)
+    verdicts = ledger(results, backbone, benchmarks=benchmarks)
+    frame = ledger_frame(verdicts)
     for row in frame.to_dict("records"):
         typer.echo(f"{row['claim']:>2}  {row['verdict']:<19} {row['says']}")
         typer.echo(f"      {row['confirmed if']}: {row['number']}")
@@ -166,14 +155,14 @@ def claims(
     if contrasts is not None:
         StoredRuns(results, backbone).family_frame().to_csv(contrasts, index=False)
     if write:
-        write_verdicts(found, results / "verdicts.json")
+        write_verdicts(verdicts, results / "verdicts.json")
 
 
-def _others_speak() -> bool:
-    """Whether this is one of several processes of a launcher and not the first, which speaks for all."""
+def _silent() -> bool:
+    """Whether this is one of several processes of a launcher and not the first, the only one that prints."""
     return os.environ.get("RANK", "0") != "0"
 
 
 def _say(text: str) -> None:
-    if not _others_speak():
+    if not _silent():
         typer.echo(text, err=True)

@@ -3,40 +3,35 @@
 from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
 
 from chameleon_lite.cluster import Clustering
 
 
-def cluster_quality(
-    clustering: Clustering, *, groups: Sequence[str], lengths: Sequence[int] | np.ndarray
-) -> dict:
-    """Numbers on the fitted rows: what the clusters are made of, beside what they are hoped to be made of.
+def cluster_quality(clustering: Clustering, *, groups: Sequence[str], lengths: Sequence[int]) -> dict:
+    """Numbers on the fitted rows: sizes, agreement with the documents' origins, and with their lengths.
 
     groups (N,) and lengths (N,) are the documents' origins and token counts. `adjusted_mutual_information` is
     1 for clusters that are the groups, about 0 for chance, None with fewer than two groups;
     `length_variance_explained` is η²: the share of the variance of length that lies between clusters.
     """
-    sizes = clustering.sizes
+    sizes, labels = clustering.sizes, clustering.labels.cpu().numpy()
     filled = sizes[sizes > 0].double()
     return {
         "clusters": len(sizes),
         "empty": int((sizes == 0).sum()),
         "inertia": clustering.inertia,
         "sizes": {"min": int(filled.min()), "median": float(filled.quantile(0.5)), "max": int(filled.max())},
-        "adjusted_mutual_information": _mutual_information(clustering.labels, groups),
-        "length_variance_explained": _variance_explained(
-            clustering.labels.cpu().numpy(), np.asarray(lengths, float)
-        ),
+        "adjusted_mutual_information": _mutual_information(labels, groups),
+        "length_variance_explained": _variance_explained(labels, np.asarray(lengths, float)),
     }
 
 
-def _mutual_information(labels: Tensor, groups: Sequence[str]) -> float | None:
+def _mutual_information(labels: np.ndarray, groups: Sequence[str]) -> float | None:
     from sklearn.metrics import adjusted_mutual_info_score
 
     if len(set(groups)) < 2:
         return None
-    return float(adjusted_mutual_info_score(list(groups), labels.cpu().numpy()))
+    return float(adjusted_mutual_info_score(list(groups), labels))
 
 
 def _variance_explained(labels: np.ndarray, values: np.ndarray) -> float:

@@ -73,9 +73,7 @@ def order_of(settings: Experiment, r: Regime) -> str:
     return "clustered" if settings.shared_order else r.order
 
 
-def source_of(
-    r: Regime, material: PreparedCorpus, seeded: SeedClusterings, split: str, share: float = 0.0
-) -> Source | None:
+def source_of(r: Regime, material: PreparedCorpus, seeded, split: str, share: float = 0.0) -> Source | None:
     """A regime's condition source for a split, None without one; `share` of its vectors are foreign ones."""
     if r.source is None:
         return None
@@ -83,9 +81,7 @@ def source_of(
     return r.source(view, train, material.backbone.vocab)
 
 
-def _member(
-    trial: Trial, material: PreparedCorpus, seeded: SeedClusterings, sources: list[Source | None]
-) -> Member:
+def _member(trial: Trial, material: PreparedCorpus, seeded: SeedClusterings, sources: list) -> Member:
     """A freshly initialised head with its sources; the seed is of the head alone, whatever the cohort."""
     backbone, seed = material.backbone, seeded.seed
     train = split_view(material, seeded, "train")

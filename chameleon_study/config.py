@@ -1,8 +1,7 @@
 """Settings of an experiment: frozen, validated, every number with its unit.
 
-An experiment is one YAML file. `load_experiment` reads it, lays the profile's values (below) under the file's own
-`profiles:` section and returns `Experiment`. Unknown keys are refused with the nearest valid one; nothing below
-`study/experiment.py` reads a setting that is not handed to it.
+An experiment is one YAML file. `load_experiment` reads it, combines the profile's values (below), the file's own
+and those of its `profiles:` section, and returns `Experiment`. Unknown keys are refused with the nearest valid one.
 """
 
 from pathlib import Path
@@ -21,23 +20,17 @@ class DataSettings(Settings):
     """How much of a corpus is used."""
 
     max_train_tokens: int | None = Field(None, ge=1, description="tokens of training documents; none = all")
-    max_validation_documents: int | None = Field(
-        None, ge=1, description="documents of validation; none = all"
-    )
-    max_test_documents: int | None = Field(None, ge=1, description="documents of test; none = all")
+    max_validation_documents: int | None = Field(None, ge=1, description="validation documents; none = all")
+    max_test_documents: int | None = Field(None, ge=1, description="test documents; none = all")
     subset_seed: int = Field(0, description="seed of the draw of those subsets; not varied by the study")
 
 
 class SweepSettings(Settings):
     """Learning rates tried on validation, with seeds other than the reported ones."""
 
-    grid: tuple[float, ...] = Field(
-        (1e-4, 3e-4, 1e-3, 3e-3), min_length=1, description="AdamW learning rates"
-    )
+    grid: tuple[float, ...] = Field((1e-4, 3e-4, 1e-3, 3e-3), min_length=1, description="AdamW rates")
     seeds: int = Field(2, ge=1, description="sweep seeds, numbered 1000, 1001, …")
-    extend: int = Field(
-        2, ge=0, description="times the grid may grow by a factor 3 while the best lies on its edge"
-    )
+    extend: int = Field(2, ge=0, description="times the grid may grow by a factor 3 while its edge is best")
 
 
 class GenerateSettings(Settings):
@@ -45,55 +38,34 @@ class GenerateSettings(Settings):
 
     documents: int = Field(200, ge=1, description="test documents whose prompts are continued; all if fewer")
     new_tokens: int = Field(64, ge=4, description="tokens written after each prompt, always as many")
-    regimes: tuple[str, ...] = Field(
-        (), description="regimes that write; none = all with a head on cached states"
-    )
+    regimes: tuple[str, ...] = Field((), description="regimes that write; none = all on cached states")
     rows: int = Field(128, ge=1, description="prompts continued side by side")
 
 
 class ProbeSettings(Settings):
-    """What trained heads are asked beyond the test split."""
+    """What trained heads are evaluated on beyond the test split."""
 
     corpora: tuple[str, ...] = Field((), description="corpora whose test documents are read too (claim 8)")
-    foreign_shares: tuple[float, ...] = Field(
-        (), description="shares of condition vectors replaced by those corpora's (claim 7)"
-    )
-    foreign_regimes: tuple[str, ...] = Field(
-        (), description="regimes that are read with foreign condition vectors"
-    )
+    foreign_shares: tuple[float, ...] = Field((), description="shares of vectors that are theirs (claim 7)")
+    foreign_regimes: tuple[str, ...] = Field((), description="regimes read with such foreign vectors")
     seen_documents: int = Field(0, ge=0, description="training documents read in evaluation mode; 0 = none")
-    position_bins: int = Field(
-        0, ge=0, description="bins of 16 scored positions whose loss is kept; 0 = none"
-    )
+    position_bins: int = Field(0, ge=0, description="bins of 16 scored positions with a loss; 0 = none")
     generate: GenerateSettings | None = Field(None, description="continuing test prompts; none = not done")
 
     @model_serializer(mode="wrap")
-    def _said_only_if_asked(self, values) -> dict[str, Any]:
-        """Leaves out a probe that is off: the settings' key, and so a run's name, is that of files without it."""
-        said = values(self)
-        if self.generate is None:
-            said.pop("generate", None)
-        return said
+    def _without_generate_when_off(self, values) -> dict[str, Any]:
+        """Omits `generate` when off, so that adding the field renamed no run (names hold a hash of the settings)."""
+        fields = values(self)
+        return {k: v for k, v in fields.items() if k != "generate"} if self.generate is None else fields
 
 
 class ProtocolSettings(Settings):
-    """What is scored and how it is trained: a preset of `study/protocol.py` and the switches that differ from it."""
+    """What is scored and how it is trained: a preset of released/protocol.py and the switches that differ from it."""
 
-    preset: Literal["honest", "as_released", "as_described"] = Field(
-        "honest", description="all switches at once"
-    )
-    switches: dict[str, str | bool] = Field(
-        default_factory=dict, description="switch: value, over the preset"
-    )
-    mend: tuple[str, ...] = Field(
-        (), description="switches turned to honest one after the other; the experiment runs once after each"
-    )
-    held_out: float = Field(
-        0.1,
-        gt=0,
-        le=1,
-        description="share of an instruction corpus that validates, where it lies inside training",
-    )
+    preset: Literal["honest", "as_released", "as_described"] = Field("honest", description="all switches")
+    switches: dict[str, str | bool] = Field({}, description="switch: value, over the preset")
+    mend: tuple[str, ...] = Field((), description="switches turned to honest one by one, a run after each")
+    held_out: float = Field(0.1, gt=0, le=1, description="validation share of instructions, inside training")
 
 
 class Experiment(Settings):
@@ -106,12 +78,8 @@ class Experiment(Settings):
     corpora: tuple[str, ...] = ("docstrings",)
     regimes: tuple[str, ...] = Field(min_length=1)
     seeds: int = Field(3, ge=1, description="reported seeds, numbered 0, 1, …")
-    learning_rates: dict[str, float] = Field(
-        default_factory=dict, description="AdamW learning rate a regime; regimes not named are swept"
-    )
-    shared_order: bool = Field(
-        False, description="train and read every regime in the clustered order, so that one pass serves all"
-    )
+    learning_rates: dict[str, float] = Field({}, description="AdamW rate per regime; the others are swept")
+    shared_order: bool = Field(False, description="one clustered order, and so one pass, for all regimes")
     tokens: TokenSettings = TokenSettings()
     data: DataSettings = DataSettings()
     clusters: ClusterSettings = ClusterSettings()
@@ -132,9 +100,7 @@ class Experiment(Settings):
             if extra := set(named) - set(self.regimes):
                 raise ValueError(f"{setting} names {sorted(extra)}, which the experiment does not run")
         if self.probes.generate and (self.protocol.preset != "honest" or self.protocol.switches):
-            raise ValueError(
-                "probes.generate belongs to the honest protocol: the tables as released write nothing"
-            )
+            raise ValueError("probes.generate belongs to the honest protocol: released tables write nothing")
         return self
 
 
@@ -164,7 +130,7 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 
 def merged(*layers: dict[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries laid over each other, later ones on top."""
+    """Nested dictionaries combined, later ones on top."""
     out: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
@@ -175,15 +141,13 @@ def merged(*layers: dict[str, Any]) -> dict[str, Any]:
 
 def experiment_from(raw: dict[str, Any], profile: str = "smoke", **overrides: Any) -> Experiment:
     """The experiment a parsed YAML means under a profile; `overrides` (None = not given) win over both."""
-    if profile not in PROFILES:
-        raise unknown("profile", profile, PROFILES)
-    raw = dict(raw)
-    own = raw.pop("profiles", {})
-    for name in own:
+    for name in (profile, *raw.get("profiles", {})):
         if name not in PROFILES:
             raise unknown("profile", name, PROFILES)
+    raw = dict(raw)
+    sections = raw.pop("profiles", {})
     given = {k: v for k, v in overrides.items() if v is not None}
-    values = merged(PROFILES[profile], raw, own.get(profile, {}), {"profile": profile}, given)
+    values = merged(PROFILES[profile], raw, sections.get(profile, {}), {"profile": profile}, given)
     _check_keys(values, Experiment)
     try:
         return Experiment(**values)
@@ -195,12 +159,8 @@ def load_experiment(path: Path | str, profile: str = "smoke", **overrides: Any) 
     """Read one experiment file; raises UserError with one line for anything a user can mend in it."""
     path = Path(path)
     if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise (
-            unknown("experiment file", str(path), near)
-            if near
-            else UserError(f"no such experiment file: {path}")
-        )
+        near = sorted(p.name for p in path.parent.glob("*.yaml"))
+        raise unknown("experiment file", str(path), near) if near else UserError(f"no experiment file {path}")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -36,16 +36,14 @@ UNPAIRED = ("validation", SEEN)  # splits whose documents no contrast pairs
 class Outcome:
     """What came of one regime under one seed."""
 
-    nll: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # split or probe ▶ (N,) nats per document, float64, host
+    nll: dict[str, Tensor] = field(default_factory=dict)  # reading ▶ (N,) nats per document, on the host
     positions: list[dict[str, float]] = field(default_factory=list)
     learning_rate: float | None = None
     curve: list[dict] = field(default_factory=list)
     trainable_parameters: int = 0
     stored_bytes: int = 0
     failure: str | None = None
-    kept: bool = True  # a usable checkpoint from before the failure exists and was evaluated
+    usable: bool = True  # a checkpoint from before the failure exists and was evaluated
     seconds: dict[str, float] = field(default_factory=dict)
     generated: pd.DataFrame | None = None  # scores of continued test prompts, see write.py
 
@@ -164,7 +162,7 @@ def record_of(context: Context, r: Regime, outcome: Outcome, seed: int, corpus: 
         trainable_parameters=outcome.trainable_parameters,
         stored_bytes=outcome.stored_bytes,
         seconds={**material.seconds, **outcome.seconds},
-        status="done" if outcome.kept else "failed",
+        status="done" if outcome.usable else "failed",
         failure=outcome.failure,
         data=material.facts() | {"clusters": clusters},
     )

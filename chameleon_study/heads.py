@@ -4,7 +4,7 @@
     FactorBankHead  ΔW = (Σ_k π_k up_k) (Σ_k π_k down_k)      blended in factor space, as the hyper-network does
     RoutedHead      ΔW = up_k down_k                          of the condition's cluster k (modular LoRA libraries)
     SvfBank         ΔW = (W Q) diag(Σ_k π_k m_k − 1) Qᵀ       singular values rescaled (Transformer²)
-    UnigramBias     logits + β (log q_c − log q_0)            frequencies of the tokens that the condition has seen
+    UnigramBias     logits + β (log q_c − log q_0)            frequencies of the tokens in the condition's text
 
 With K = 33 and rank 4 a bank has about as many parameters as the paper's hyper-network, whose last layer holds
 33 pairs of factors too (audit, finding 6).
@@ -25,11 +25,13 @@ class BankHead(Head):
     """K experts side by side as one pair of factors of rank K·R; the blend is a weight on their slots."""
 
     conditioned = True
+    selects = True  # by a softmax of the condition
 
     def __init__(self, width: int, vocab: int, experts: int, rank: int = 4) -> None:
         super().__init__()
         self.experts, self.rank = experts, rank
-        self.selector = nn.Linear(width, experts)
+        if self.selects:
+            self.selector = nn.Linear(width, experts)
         self.down = nn.Parameter(torch.empty(experts * rank, width))
         self.up = nn.Parameter(torch.zeros(vocab, experts * rank))
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
@@ -55,27 +57,14 @@ class FactorBankHead(BankHead):
         return HeadUpdate(down, up)
 
 
-class RoutedHead(Head):
-    """K experts side by side as one pair of factors; a group uses the R slots of its cluster's expert.
+class RoutedHead(BankHead):
+    """The same factors; a group uses the R slots of its cluster's expert: nothing selects with parameters."""
 
-    The clustering decides which expert a text gets: nothing selects with parameters.
-    """
+    selects = False
 
-    conditioned = True
-
-    def __init__(self, width: int, vocab: int, experts: int, rank: int = 4) -> None:
-        super().__init__()
-        self.experts, self.rank = experts, rank
-        self.down = nn.Parameter(torch.empty(experts * rank, width))
-        self.up = nn.Parameter(torch.zeros(vocab, experts * rank))
-        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
-
-    def factors(self, condition: Condition) -> HeadUpdate:
-        """One pair of factors (1, K·R, C), (1, V, K·R) and each group's one-hot mix (G, K·R)."""
-        one = F.one_hot(condition.cluster, self.experts).to(self.down.dtype)  # (G, K)
-        return HeadUpdate(
-            self.down.unsqueeze(0), self.up.unsqueeze(0), mix=one.repeat_interleave(self.rank, dim=1)
-        )
+    def weights(self, condition: Condition) -> Tensor:
+        """One-hot (G, K): the clustering decides which expert a text gets."""
+        return F.one_hot(condition.cluster, self.experts).to(self.down.dtype)
 
 
 class SvfBank(Head):
@@ -107,7 +96,7 @@ class SvfBank(Head):
 
 
 class UnigramBias(Head):
-    """Tilts the frequencies towards the tokens that the condition has seen; two parameters, β (0 at the start) and μ.
+    """Tilts the frequencies towards the tokens in the condition's text; two parameters, β (0 at the start) and μ.
 
         q_c = (counts + μ q_0) / (n + μ)          logits = h Wᵀ + β (log q_c − log q_0)
 
@@ -119,9 +108,8 @@ class UnigramBias(Head):
 
     def __init__(self, background: Tensor) -> None:
         super().__init__()
-        self.register_buffer(
-            "background", (background.double() + 1).div(background.sum() + len(background)).float()
-        )
+        frequencies = (background.double() + 1) / (background.sum() + len(background))
+        self.register_buffer("background", frequencies.float())
         self.beta = nn.Parameter(torch.zeros(()))
         self.log_smoothing = nn.Parameter(torch.tensor(math.log(SMOOTHING)))
 

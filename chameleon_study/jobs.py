@@ -51,7 +51,7 @@ class Common:
         self.__init__(**state, backbone=None, processes=None, say=lambda text: None)
 
     def context(self, settings: Experiment, corpus: str) -> Context:
-        """The corpus prepared under the settings: that of the job before, or made now."""
+        """The corpus prepared under the settings: that of the job before, or prepared now."""
         if self.prepared[0] != (settings, corpus):
             self.prepared = (None, None)  # two corpora at once might be too large
             self.processes = self.processes or Processes()
@@ -123,9 +123,7 @@ def measure_seed(
         yield record_of(context, r, outcome, seed, corpus), documents_frame(context.material, outcome)
 
 
-def _cached_outcomes(
-    context: Context, regimes: list[Regime], rates: dict[str, float], seed: int
-) -> dict[str, Outcome]:
+def _cached_outcomes(context: Context, regimes: list[Regime], rates: dict, seed: int) -> dict[str, Outcome]:
     """Heads on cached hidden states: one cohort per order, one reading of every split."""
     started = time.perf_counter()
     reset_peak(context.material.scored["test"].device)
@@ -142,13 +140,13 @@ def _cached_outcomes(
         out, member = outcomes[r.name], members.get(r.weights_of or r.name)
         if member:
             out.learning_rate, out.stored_bytes = member.learning_rate, member.head.stored_bytes()
-            out.failure, out.kept = member.failure, not member.failure or member.best_epoch > 0
+            out.failure, out.usable = member.failure, not member.failure or member.best_epoch > 0
         if member and r.trained:
             out.curve, out.trainable_parameters = member.curve, member.head.trainable_parameters()
         training_seconds = (trained - started) / max(1, len(trials)) if r.trained else 0.0
         out.seconds = {"training": training_seconds, "evaluation": (measured - trained) / len(regimes)}
         if r.name in written:
             out.generated, out.seconds["generation"] = written[r.name], writing
-    if members and not any(out.kept for out in outcomes.values()):
+    if members and not any(out.usable for out in outcomes.values()):
         raise RunFailed("every head of the cohort diverged: lower the learning rates")
     return outcomes

@@ -1,6 +1,6 @@
 """Regimes that cached hidden states cannot serve: the backbone runs anew for them (R14, R16, R17).
 
-    in_context     prefixes of up to 15 rows of the same cluster batch stand in front of the row; nothing is trained
+    in_context     prefixes of up to 15 rows of the same cluster batch are put in front of the row; nothing is trained
     layers_static  LoRA in every layer (PEFT) and on the head: the baseline that the paper describes
     layers_hyper   LoRA in every layer, hyper-network on the head: the method that the paper describes
 
@@ -24,7 +24,7 @@ from chameleon_lite.backbones.formats import arithmetic
 from chameleon_lite.batches import Arrangement
 from chameleon_lite.conditions import GroupMean
 from chameleon_lite.errors import RunFailed
-from chameleon_lite.heads import Head, HyperHead, LoraHead
+from chameleon_lite.heads import HyperHead, LoraHead
 from chameleon_lite.lora import add_lora, lora_parameters
 from chameleon_lite.text import cumulative
 from chameleon_lite.train import Member, evaluate, train_heads
@@ -60,9 +60,9 @@ def neighbours_in_front(table, groups: Tensor, separator: list[int]) -> tuple[li
     rows, front = [], np.zeros(len(table), dtype=np.int64)
     for n in range(len(table)):
         pieces = [np.concatenate([heads[m], separator]) for m in members[groups[n]] if m != n]
-        own = table.ids[table.offsets[n] : table.offsets[n + 1]]
+        row = table.ids[table.offsets[n] : table.offsets[n + 1]]
         front[n] = sum(len(p) for p in pieces)
-        rows.append(np.concatenate([*pieces, own]).astype(np.int64))
+        rows.append(np.concatenate([*pieces, row]).astype(np.int64))
     return rows, front
 
 
@@ -79,36 +79,24 @@ def _in_context_nll(material: PreparedCorpus, split: str, groups: Tensor) -> Ten
 
 def layers_static(context: Context, seeded: SeedClusterings, r: Regime) -> Outcome:
     """R16: LoRA of rank 4 in every layer and on the head."""
-    backbone = context.material.backbone
-    return _layers(
-        context, seeded, r, lambda: LoraHead(backbone.width, backbone.vocab, RANK), lambda view: None
-    )
+    return _layers(context, seeded, r, LoraHead, lambda view: None)
 
 
 def layers_hyper(context: Context, seeded: SeedClusterings, r: Regime) -> Outcome:
     """R17: LoRA of rank 4 in every layer, the hyper-network on the head, conditioned as R4."""
-    backbone = context.material.backbone
-    return _layers(
-        context,
-        seeded,
-        r,
-        lambda: HyperHead(backbone.width, backbone.vocab, RANK),
-        lambda view: GroupMean(view.vectors, GROUP),
-    )
+    return _layers(context, seeded, r, HyperHead, lambda view: GroupMean(view.vectors, GROUP))
 
 
-def _layers(
-    context: Context, seeded: SeedClusterings, r: Regime, make: Callable[[], Head], source: Callable
-) -> Outcome:
+def _layers(context: Context, seeded: SeedClusterings, r: Regime, head: type, source: Callable) -> Outcome:
     """Train at every rate, keep the better on validation, read the test split with it."""
     started = time.perf_counter()
-    found = [_trained(context, seeded, r, make, source, lr) for lr in LEARNING_RATES]
-    best = min(found, key=lambda one: min((p["validation_nll"] for p in one.curve), default=math.inf))
-    best.seconds = {"training": (time.perf_counter() - started) / len(found)}
+    outcomes = [_trained(context, seeded, r, head, source, lr) for lr in LEARNING_RATES]
+    best = min(outcomes, key=lambda o: min((p["validation_nll"] for p in o.curve), default=math.inf))
+    best.seconds = {"training": (time.perf_counter() - started) / len(outcomes)}
     return best
 
 
-def _trained(context: Context, seeded: SeedClusterings, r: Regime, make, source, lr: float) -> Outcome:
+def _trained(context: Context, seeded: SeedClusterings, r: Regime, head, source, lr: float) -> Outcome:
     material, settings = context.material, context.settings.train
     settings = settings.model_copy(update={"validations_per_epoch": 1})
     adapted, orders = copied(material.backbone), partial(seeded.epoch, order=r.order)
@@ -116,9 +104,10 @@ def _trained(context: Context, seeded: SeedClusterings, r: Regime, make, source,
     with torch.random.fork_rng():
         torch.manual_seed(seeded.seed)
         add_lora(adapted, rank=RANK)
-        head = WithLayers(make().to(adapted.device), lora_parameters(adapted).values())
+        trained = head(adapted.width, adapted.vocab, RANK).to(adapted.device)
+        both = WithLayers(trained, lora_parameters(adapted).values())
     live = {split: LiveStates(adapted, material.tables[split]) for split in sources}
-    member = Member(r.name, head, sources["train"], sources["validation"], lr, seed=seeded.seed * 1_000_003)
+    member = Member(r.name, both, sources["train"], sources["validation"], lr, seed=seeded.seed * 1_000_003)
     with closing(live["train"]), suppress(RunFailed):  # `failure` holds what went wrong
         train_heads(
             [member],
@@ -132,11 +121,11 @@ def _trained(context: Context, seeded: SeedClusterings, r: Regime, make, source,
         )
     read = {"rows": settings.rows_per_step, "scale": settings.scale}
     nll = {
-        s: evaluate([(head, sources[s])], live[s], orders(s, number=0), material.weight, **read)[0].cpu()
+        s: evaluate([(both, sources[s])], live[s], orders(s, number=0), material.weight, **read)[0].cpu()
         for s in ("validation", "test")
     }
-    count = head.trainable_parameters()
-    return Outcome(nll, [], lr, member.curve, count, 4 * count, member.failure, kept=bool(member.state))
+    count = both.trainable_parameters()
+    return Outcome(nll, [], lr, member.curve, count, 4 * count, member.failure, usable=bool(member.state))
 
 
 PROCEDURES = {procedure.__name__: procedure for procedure in (in_context, layers_static, layers_hyper)}

@@ -3,7 +3,7 @@
     states h (M, C) of some texts ─ α (h downᵀ) upᵀ, mean over the states ─▶ shift (G, V): raised and lowered tokens
 
 An update of a weight has no meaning by itself: it changes the logit of a token by an amount that depends on the
-state it meets. So it is looked at on states of real texts.
+state it is applied to. So it is shown on states of real texts.
 """
 
 from collections.abc import Sequence
@@ -35,9 +35,7 @@ def logit_shift(model, condition: Tensor, states: Tensor) -> Tensor:
     return model.config.scale * torch.einsum("gr,gvr->gv", z, update.up.float())
 
 
-def extreme_tokens(
-    model, shift: Tensor, count: int = 8
-) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+def extreme_tokens(model, shift: Tensor, count: int = 8) -> tuple[list[tuple], list[tuple]]:
     """From shift (V,) the `count` most raised and most lowered tokens, each with its shift in logits."""
     order = torch.argsort(shift, descending=True, stable=True)
     pick = (order[:count], order.flip(0)[:count])

@@ -24,9 +24,7 @@ def root() -> Path:
     """The project's folder, found from where the package lies; UserError for an install without its sources."""
     folder = Path(__file__).resolve().parents[1]
     if not (folder / "_toc.yml").exists():
-        raise UserError(
-            "the notebooks need the project's folder: clone it and run pip install -e . inside it"
-        )
+        raise UserError("notebooks need the project's folder: clone it and run pip install -e . inside it")
     return folder
 
 
@@ -41,7 +39,7 @@ def start(profile: str, seed: int = 0) -> str:
 
     if profile not in PROFILES:
         raise unknown("profile", profile, PROFILES)
-    warnings.filterwarnings("ignore", message="IProgress not found")  # bars in a page are not wanted anyway
+    warnings.filterwarnings("ignore", message="IProgress not found")  # pages show no bars
     random.seed(seed)
     numpy.random.seed(seed)
     torch.manual_seed(seed)

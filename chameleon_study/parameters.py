@@ -33,17 +33,9 @@ def parameter_table(backbone_name: str, rank: int = PAPER_RANK) -> dict[str, int
         hyper_head = HyperHead(width, vocab, rank).trainable_parameters()
         adapted = add_lora(lm, rank=rank)
     layers = sum(p.numel() for p in lora_parameters(lm).values())
-    return {
-        "total": total,
-        "lora_head": lora_head,
-        "hyper_head": hyper_head,
-        "lora_layers": layers,
-        "lora_everywhere": layers + lora_head,
-        "matched_rank": matched_rank(width, vocab, rank),
-        "width": width,
-        "vocab": vocab,
-        "adapted_layers": len(adapted),
-    }
+    counts = {"total": total, "lora_head": lora_head, "hyper_head": hyper_head, "lora_layers": layers}
+    counts |= {"lora_everywhere": layers + lora_head, "matched_rank": matched_rank(width, vocab, rank)}
+    return counts | {"width": width, "vocab": vocab, "adapted_layers": len(adapted)}
 
 
 def _config(name: str):
@@ -54,28 +46,22 @@ def _config(name: str):
         return tiny.built_in_config(name)
     from transformers import AutoConfig, GPT2Config
 
+    from chameleon_lite.backbones.hub import reachable
+
     if name == "gpt2":
         return GPT2Config()  # the class's defaults are this very model
     folder = Path(name).expanduser()
-    if "/" not in name and name not in SHORT_NAMES and not folder.is_dir():
+    local = folder.is_dir()
+    if "/" not in name and name not in SHORT_NAMES and not local:
         raise errors.unknown("backbone", name, [*BUILT_IN, *SHORT_NAMES])
-    source = str(folder) if folder.is_dir() else SHORT_NAMES.get(name, name)
-    return _read_config(AutoConfig, source, folder.is_dir())
-
-
-def _read_config(auto_config, source: str, local: bool):
-    """The configuration from a folder or the cache; from the hub if it can be reached at once."""
-    from chameleon_lite.backbones.hub import reachable
-
+    source = str(folder) if local else SHORT_NAMES.get(name, name)
     try:
-        return auto_config.from_pretrained(source, local_files_only=True)
+        return AutoConfig.from_pretrained(source, local_files_only=True)  # from the folder or the cache
     except (OSError, ValueError) as error:
         if local or not reachable():
-            raise errors.Unreachable(
-                f"no configuration of {source!r} is at hand: use random-gpt2 or smollm2, "
-                "give a local folder, or connect and try again"
-            ) from error
+            message = f"no configuration of {source!r} is at hand: use random-gpt2, smollm2 or a local folder"
+            raise errors.Unreachable(f"{message}, or connect and try again") from error
     try:
-        return auto_config.from_pretrained(source)
+        return AutoConfig.from_pretrained(source)
     except OSError as error:
         raise errors.UserError(f"the hub has no configuration of {source!r}: check the name") from error

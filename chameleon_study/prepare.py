@@ -131,9 +131,8 @@ def prepare(
 
     states = timed(seconds, "features", lambda: {split: states_of(split) for split in tables})
     scored = {s: ScoredStates(table, states[s], device) for s, table in tables.items()}
-    views = partial(
-        Views, embedding=backbone.embedding.cpu(), device=device, length=settings.tokens.max_length
-    )
+    embedding, length = backbone.embedding.cpu(), settings.tokens.max_length
+    views = partial(Views, embedding=embedding, device=device, length=length)
     matmul = number_format(settings.train.matmul_dtype, device)
     material = PreparedCorpus(
         backbone,
@@ -202,14 +201,10 @@ def seed_material(settings: Experiment, material: PreparedCorpus, seed: int) -> 
 def check_batch(count: int, rows: int) -> None:
     """UserError for fewer training documents than one batch."""
     if count < rows:
-        raise UserError(
-            f"{count} documents are fewer than one batch of {rows}: use a smaller clusters.batch_rows"
-        )
+        raise UserError(f"{count} documents, fewer than one batch of {rows}: lower clusters.batch_rows")
 
 
-def _fit_seed(
-    settings: Experiment, vectors: dict[str, Tensor], table: TokenTable, seed: int
-) -> SeedClusterings:
+def _fit_seed(settings: Experiment, vectors: dict, table: TokenTable, seed: int) -> SeedClusterings:
     rows, minimum, train = settings.clusters.batch_rows, settings.clusters.minimum, vectors["train"]
     check_batch(len(train), rows)
     batching = fit_clusters(train, cluster_count(len(train), rows), seed=seed)
@@ -223,9 +218,7 @@ def _fit_seed(
     return SeedClusterings(labels, nearest, batching.centroids, routing, quality, seed)
 
 
-def split_view(
-    material: PreparedCorpus, seeded: SeedClusterings, split: str, foreign_share: float = 0.0
-) -> Split:
+def split_view(material: PreparedCorpus, seeded: SeedClusterings, split: str, foreign_share=0.0) -> Split:
     """What condition sources see of a split; with `foreign_share` of its vectors replaced by foreign ones."""
     views = material.views[split]
     if foreign_share:
@@ -235,9 +228,8 @@ def split_view(
     number = {name: i for i, name in enumerate(domains)}
     domain = torch.tensor([number.get(g, 0) for g in material.tables[split].groups])
     centroids = seeded.centroids.to(views["prefix"].device)
-    return Split(
-        views, seeded.nearest[split], centroids, seeded.routing[split], domain, material.tokens[split]
-    )
+    nearest, routing = seeded.nearest[split], seeded.routing[split]
+    return Split(views, nearest, centroids, routing, domain, material.tokens[split])
 
 
 def timed(seconds: dict[str, float], stage: str, work: Callable):

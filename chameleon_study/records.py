@@ -1,7 +1,7 @@
-"""What is written of each run, how it is named, and what may enter `results/`.
+"""The files of each run, its name, and what may enter `results/`.
 
 runs/<name>/record.json + documents.parquet   raw, one folder per run, renamed into place when complete
-results/<experiment>.jsonl + .parquet         kept: every record of an experiment, every per-document loss
+results/<experiment>.jsonl + .parquet         packed: every record of an experiment, every per-document loss
 """
 
 import re
@@ -16,9 +16,7 @@ from chameleon_lite import files
 from chameleon_lite.errors import UserError
 
 HONEST = "honest-"  # files of results that the honest study's experiments are packed into
-FOREIGN = (
-    "foreign-"  # readings with foreign rows, and the experiments that supply them where honest-* has none
-)
+FOREIGN = "foreign-"  # readings with foreign rows, and experiments that supply them
 TRANSFER = "transfer:"  # readings of another corpus's test documents
 ARTICLES = "wikitext"  # corpora of that name: their rows' `group` is the article
 NOT_RECORDS = ("proofs", "spans")
@@ -121,8 +119,6 @@ def load_results(folder: Path) -> list[Record]:
 def refuse_unfit(what: str, profile: str, backbone: str) -> None:
     """UserError for results of the smoke profile and of random weights: they are shown, never kept."""
     if profile == "smoke":
-        raise UserError(
-            f"{what} comes from the smoke profile: shown, never kept in results; use --profile paper"
-        )
+        raise UserError(f"{what} comes from the smoke profile: shown, never kept in results")
     if backbone.startswith(REFUSED_BACKBONES):
         raise UserError(f"{what} comes from {backbone}, whose weights are random: not a result")

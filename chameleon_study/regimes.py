@@ -40,7 +40,7 @@ class Regime:
 
     `source`: from the split to condition, the training split and the vocabulary to a condition source.
     `weights_of`: no training of its own, another regime's head under this one's condition.
-    `rate_of`: takes the learning rate found for another regime (the same head and optimiser, another group size).
+    `rate_of`: takes the learning rate of another regime (the same head and optimiser, another group size).
     `leak`: breaks the information rule on purpose and is marked wherever it appears.
     `procedure`: a function's name in layers.py, for what cached hidden states cannot serve.
     """
@@ -130,18 +130,16 @@ R3-clustered | clustered | hyper | constant | R3 trained in clustered order | a 
 # R4 and R5 with smaller conditioning groups, always 32 rows per optimiser step (claim 6); R11 with fewer experts
 CLUSTER_ROW = "R4-g{0} | clustered | hyper | group {0} | hyper-network, cluster groups of {0}"
 CLUSTER_ROW += " | prefixes of {0} rows of a cluster"
-RANDOM_ROW = (
-    "R5-g{0} | random | hyper | group {0} | hyper-network, random groups of {0} | prefixes of {0} random rows"
-)
+RANDOM_ROW = "R5-g{0} | random | hyper | group {0} | hyper-network, random groups of {0}"
+RANDOM_ROW += " | prefixes of {0} random rows"
 BANK_ROW = "R11-K{0} | random | bank {0} | own | softmax bank of {0} | the row's own prefix"
 
 
 def _regime(row: str, rate_of: str | None = None) -> Regime:
     name, order, head, source, title, conditioned_on, *more = (cell.strip() for cell in row.split("|"))
-    fields = {"rate_of": rate_of} | {
-        key: value or True for key, _, value in (cell.partition(" ") for cell in more)
-    }
-    return Regime(name, title, conditioned_on, order, HEADS.get(head), SOURCES.get(source), **fields)
+    fields = {key: value or True for key, _, value in (cell.partition(" ") for cell in more)}
+    fields |= {"head": HEADS.get(head), "source": SOURCES.get(source)}
+    return Regime(name, title, conditioned_on, order, **{"rate_of": rate_of} | fields)
 
 
 _ALL = [_regime(row) for row in TABLE.strip().splitlines()]

@@ -61,11 +61,7 @@ def run_experiment(
     records = {name: record for name, record in records.items() if record is not None}
     with Workers(common, workers, dask) as crew:
         jobs = _seed_jobs(settings, crew, runs, set(records))
-        for job, result in crew.share(work, jobs if crew.alone else list(jobs)):
-            if isinstance(result, Span):
-                _through(crew, job, result, runs)
-                continue
-            record, documents = result
+        for record, documents in _results(crew, jobs if crew.alone else list(jobs), runs):
             if processes.index == 0:
                 write_run(runs, record, documents)
             records[record.name] = record
@@ -107,10 +103,9 @@ def _seed_jobs(settings: Experiment, crew: Workers, runs: Path, done: set[str]) 
     """The jobs of what is missing, corpus by corpus, after the corpus's sweep; regimes without a cache apart."""
     regimes = [regime(name) for name in settings.regimes]
     for stop, corpus in [(stop, corpus) for stop in stops(settings) for corpus in settings.corpora]:
-        todo = {
-            seed: [r for r in regimes if name_of(stop, r, corpus, seed) not in done]
-            for seed in range(settings.seeds)
-        }
+        todo = {}
+        for seed in range(settings.seeds):
+            todo[seed] = [r for r in regimes if name_of(stop, r, corpus, seed) not in done]
         missing = [r for r in regimes if any(r in of_seed for of_seed in todo.values())]
         rates, trials = _rates(stop, corpus, missing, crew, runs) if missing and is_honest(stop) else ({}, {})
         for seed, of_seed in todo.items():
@@ -120,9 +115,7 @@ def _seed_jobs(settings: Experiment, crew: Workers, runs: Path, done: set[str]) 
                 yield SeedJob(stop, corpus, seed, tuple(r.name for r in group), rates, trials)
 
 
-def _rates(
-    settings: Experiment, corpus: str, missing: list[Regime], crew: Workers, runs: Path
-) -> tuple[dict, dict]:
+def _rates(settings: Experiment, corpus: str, missing: list[Regime], crew: Workers, runs: Path) -> tuple:
     """Learning rates of all heads that must be trained, and every loss of their sweep."""
     trained = [r for r in missing if r.trained]
     if trained and crew.alone:
@@ -132,13 +125,10 @@ def _rates(
         jobs, sweeps = sweep_jobs(settings, corpus, wanted), _sweep_files(settings, corpus, crew, runs)
         losses = sweeps.read(jobs)
         left = [job.without(losses) for job in jobs]
-        for job, result in crew.share(work, [job for job in left if job.heads]):
-            if isinstance(result, Span):
-                _through(crew, job, result, runs)
-                continue
-            losses[result[0]] = result[1]
+        for key, loss in _results(crew, [job for job in left if job.heads], runs):
+            losses[key] = loss
             if crew.common.processes.index == 0:
-                sweeps.write(*result)
+                sweeps.write(key, loss)
         return {key: losses[key] for job in jobs for key in job.keys}
 
     rates, trials = choose_rates(settings, trained, measured)
@@ -155,9 +145,13 @@ def _sweep_files(settings: Experiment, corpus: str, crew: Workers, runs: Path) -
     return SweepFiles(runs / "sweeps", settings, read.name, read.hash, common.backbone.hash)
 
 
-def _through(crew: Workers, job, span: Span, runs: Path) -> None:
-    """Note what a job took."""
-    if crew.common.processes.index == 0:
-        note(span, runs)
-    if not crew.alone:
-        crew.common.say(f"{job}, {span.ended - span.started:.0f} s")
+def _results(crew: Workers, jobs: list, runs: Path) -> Iterator[tuple]:
+    """The results of jobs as they come; the Span of each finished job is stored, and logged where work is shared."""
+    for job, result in crew.share(work, jobs):
+        if not isinstance(result, Span):
+            yield result
+            continue
+        if crew.common.processes.index == 0:
+            note(result, runs)
+        if not crew.alone:
+            crew.common.say(f"{job}, {result.ended - result.started:.0f} s")

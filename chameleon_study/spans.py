@@ -6,6 +6,7 @@ job ─▶ Span ─▶ runs/spans.jsonl ─ pack_spans ─▶ results/spans.json
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -36,11 +37,8 @@ class Span(BaseModel):
 def span_of(experiment: str, corpus: str, started: float, device: torch.device) -> Span:
     """The span that ends now."""
     identity = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else "cpu"
-    name = device_name(str(device))
-    ended = time.time()
-    return Span(
-        experiment=experiment, corpus=corpus, device=identity, device_name=name, started=started, ended=ended
-    )
+    where = {"device": identity, "device_name": device_name(str(device))}
+    return Span(experiment=experiment, corpus=corpus, started=started, ended=time.time(), **where)
 
 
 def note(span: Span, runs: Path) -> None:
@@ -51,9 +49,9 @@ def note(span: Span, runs: Path) -> None:
 
 
 def pack_spans(experiment: str, runs: Path, results: Path) -> Path:
-    """Add an experiment's spans to `results/spans.jsonl`; one that is there already stays one."""
+    """Add an experiment's spans to `results/spans.jsonl`; one that is there already is not doubled."""
     path = results / FILE
-    with files.locked(runs / FILE):  # experiments that end side by side share the file
+    with files.locked(runs / FILE):  # experiments that end at the same time share the file
         spans = load_spans(results) + [s for s in load_spans(runs) if s.experiment == experiment]
         lines = {(s.experiment, s.device, s.started): s.model_dump_json() + "\n" for s in spans}
         with files.atomic(path) as part:
@@ -76,35 +74,26 @@ def device_minutes(spans: list[Span]) -> pd.DataFrame:
     rows = []
     for name in [*dict.fromkeys(s.experiment for s in spans), None]:
         of_name = [s for s in spans if name in (None, s.experiment)]
-        devices = {s.device for s in of_name}
-        seconds = sum(_covered([s for s in of_name if s.device == d]) for d in devices)
-        rows.append(
-            {
-                "experiment": name or "all of them",
-                "spans": len(of_name),
-                "devices": len(devices),
-                "device": ", ".join(sorted({s.device_name for s in of_name})),
-                "device minutes": seconds / 60,
-            }
-        )
-    return pd.DataFrame(rows)
+        by_device = {d: [s for s in of_name if s.device == d] for d in {s.device for s in of_name}}
+        names = ", ".join(sorted({s.device_name for s in of_name}))
+        minutes = sum(map(_covered, by_device.values())) / 60
+        rows.append((name or "all of them", len(of_name), len(by_device), names, minutes))
+    return pd.DataFrame(rows, columns=["experiment", "spans", "devices", "device", "device minutes"])
 
 
 def unnoted_minutes(path: Path, spans: list[Span]) -> float:
-    """Minutes of training that an experiment's records tell of on corpora without a span, one run after another.
+    """Minutes of training in an experiment's records on corpora without a span, one run after another.
 
     For regimes with LoRA in the layers, whose record gives the mean of a run's learning rates. 0 without the file.
     """
     known = {(s.experiment, s.corpus) for s in spans}
     records = load_records(path) if path.is_file() else []
-    records = [r for r in records if (r.experiment, r.corpus) not in known]
-    return sum(r.seconds["training"] for r in records) * len(LEARNING_RATES) / 60
+    seconds = sum(r.seconds["training"] for r in records if (r.experiment, r.corpus) not in known)
+    return seconds * len(LEARNING_RATES) / 60
 
 
 def _covered(spans: list[Span]) -> float:
     """Seconds that lie within at least one of the spans."""
-    total, until = 0.0, float("-inf")
-    for s in sorted(spans, key=lambda s: s.started):
-        total += max(0.0, s.ended - max(s.started, until))
-        until = max(until, s.ended)
-    return total
+    start, end = np.array(sorted((s.started, s.ended) for s in spans)).T
+    before = np.maximum.accumulate(np.append(-np.inf, end[:-1]))  # the latest end so far
+    return sum(np.maximum(0.0, end - np.maximum(start, before)).tolist())

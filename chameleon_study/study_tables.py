@@ -11,10 +11,14 @@ from .claims.contrasts import StoredRuns
 from .claims.statistics import Contrast, mean_and_span, mean_interval
 from .parameters import parameter_table
 from .records import FOREIGN
-from .regimes import REGIMES
+from .regimes import GROUP, GROUP_SIZES, REGIMES
 
-CLUSTERED_SIZES = {"R6": 1, "R4-g2": 2, "R4-g4": 4, "R4-g8": 8, "R4-g16": 16, "R4": 32}
-RANDOM_SIZES = {"R5-g1": 1, "R5-g2": 2, "R5-g4": 4, "R5-g8": 8, "R5-g16": 16, "R5": 32}
+# how groups are formed ▶ regime ▶ rows per conditioning group
+GROUPS = {
+    "clustered": {"R6": 1, **{f"R4-g{g}": g for g in GROUP_SIZES}, "R4": GROUP},
+    "random": {**{f"R5-g{g}": g for g in (1, *GROUP_SIZES)}, "R5": GROUP},
+    "leave-one-out": {"R10": GROUP},
+}
 ACROSS = "R1 R2 R3 R4 R5 R6 R10 R11 R12 R13 R14 R15 R16 R17 R18 R20".split()
 # what R4's gain might come from instead of the context of its batch ▶ the registered contrast that would show it
 CONTROLS = {
@@ -32,31 +36,26 @@ CONTROLS = {
 RARE = 0.005
 STORED = ("R1", "R2", "R4", "R11-K2", "R11-K4", "R11-K8", "R11-K16", "R11", "R11b", "R12", "R15", "R20")
 
+BY_POSITION = ("R1", "R2", "R4", "R6", "R11")
+
 
 def regimes_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
-    """One row per regime: nats a token with its 95 % interval, n, the difference from R0, parameters and the rate."""
+    """One row per regime: nats per token with its 95 % interval, n, the difference from R0, parameters and the rate."""
     rows = []
     for name, r in REGIMES.items():
-        own = evidence.records.get((corpus, name))
-        mean = _mean(evidence, corpus, name)
-        if own is None or mean is None:
+        if (mean := _mean(evidence, corpus, name)) is None:
             continue
+        record = evidence.records[corpus, name][0]
         against = evidence.contrast(corpus, name, "R0") if name != "R0" else None
+        difference = against.row().values() if against else (None, None, None)
         rows.append(
-            {
-                "regime": name + (" (leak)" if r.leak else ""),
-                "what": r.title,
-                "conditioned on": r.conditioned_on,
-                **mean.row("nats a token"),
-                "n seeds": mean.n,
-                "documents": mean.documents,
-                "difference from R0": against.difference if against else None,
-                "difference low": against.low if against else None,
-                "difference high": against.high if against else None,
-                "parameters": own[0].trainable_parameters,
-                "stored bytes": own[0].stored_bytes,
-                "learning rate": own[0].learning_rate,
-            }
+            {"regime": f"{name} (leak)" if r.leak else name, "what": r.title}
+            | {"conditioned on": r.conditioned_on}
+            | mean.row("nats a token")
+            | {"n seeds": mean.n, "documents": mean.documents}
+            | dict(zip(("difference from R0", "difference low", "difference high"), difference))
+            | {"parameters": record.trainable_parameters, "stored bytes": record.stored_bytes}
+            | {"learning rate": record.learning_rate}
         )
     return pd.DataFrame(rows)
 
@@ -65,12 +64,11 @@ def across_frame(evidence: StoredRuns) -> pd.DataFrame:
     """Each regime's loss minus the frozen model's, one column per corpus: [95 % interval], nats per token."""
     columns = {}
     for corpus in evidence.corpora:
-        found = {name: evidence.contrast(corpus, name, "R0") for name in ACROSS}
-        seeds = max((c.n for c in found.values() if c), default=0)
+        contrasts = {name: c for name in ACROSS if (c := evidence.contrast(corpus, name, "R0"))}
+        seeds = max((c.n for c in contrasts.values()), default=0)
         columns[f"{corpus}, n = {seeds}"] = {
             f"{name}: {REGIMES[name].title}": c.text("+.3f") + ("" if c.n == seeds else f" (n = {c.n})")
-            for name, c in found.items()
-            if c is not None
+            for name, c in contrasts.items()
         }
     return pd.DataFrame(columns).rename_axis("regime less R0").fillna("–")
 
@@ -84,42 +82,38 @@ def controls_frame(evidence: StoredRuns) -> pd.DataFrame:
     for explanation, name in CONTROLS.items():
         row = {"instead of the batch's context": explanation, "contrast": name}
         for corpus in evidence.corpora:
-            judged = evidence.family(corpus).get(name)
-            row[corpus] = "–" if judged is None else f"{judged.contrast.text()} {judged.verdict}"
+            member = evidence.family(corpus).get(name)
+            row[corpus] = f"{member.contrast.text()} {member.verdict}" if member else "–"
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def group_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
-    """Loss against the size of the conditioning group, clustered, random and leave-one-out, less that of R6.
+    """Loss against the size of the conditioning group, clustered, random and leave-one-out, minus that of R6.
 
     R6 reads each row's own prefix; `nll` is the loss itself, the rest the paired difference and its interval.
     """
-    kinds = {"clustered": CLUSTERED_SIZES, "random": RANDOM_SIZES, "leave-one-out": {"R10": 32}}
-    rows = []
-    for kind, sizes in kinds.items():
-        for name, size in sizes.items():
-            found = evidence.contrast(corpus, name, "R6")
-            if found is not None:
-                own = _row(evidence, corpus, name)
-                rows.append({"order": kind, "rows in a group": size, **own, **found.row()})
+    rows = [
+        {"order": kind, "rows in a group": size} | _row(evidence, corpus, name) | contrast.row()
+        for kind, sizes in GROUPS.items()
+        for name, size in sizes.items()
+        if (contrast := evidence.contrast(corpus, name, "R6"))
+    ]
     return pd.DataFrame(rows)
 
 
 def pareto_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     """Loss against stored bytes."""
     rows = [
-        {"stored bytes": evidence.records[corpus, name][0].stored_bytes, **_row(evidence, corpus, name)}
+        {"stored bytes": records[0].stored_bytes} | _row(evidence, corpus, name)
         for name in STORED
-        if (corpus, name) in evidence.records
+        if (records := evidence.records.get((corpus, name)))
     ]
     return pd.DataFrame(rows)
 
 
-def position_frame(
-    evidence: StoredRuns, corpus: str, regimes=("R1", "R2", "R4", "R6", "R11")
-) -> pd.DataFrame:
-    """Loss by scored position less the frozen model's: the mean over seeds and its 95 % t interval.
+def position_frame(evidence: StoredRuns, corpus: str, regimes=BY_POSITION) -> pd.DataFrame:
+    """Loss by scored position minus the frozen model's: the mean over seeds and its 95 % t interval.
 
     A bin is 16 tokens; bins with fewer than RARE of the corpus's scored tokens are left out, a few long texts each.
     """
@@ -128,15 +122,13 @@ def position_frame(
     for name in regimes:
         by_bin: dict[float, list[float]] = {}
         for record in evidence.records.get((corpus, name), []):
+            base = frozen.get(record.seed, {})
+            least = RARE * sum(tokens for _, tokens in base.values())
             for at, (nll, tokens) in _bins(record).items():
-                if record.seed in frozen and tokens >= RARE * sum(t for _, t in frozen[record.seed].values()):
-                    by_bin.setdefault(at, []).append(nll - frozen[record.seed][at][0])
-        for at, values in by_bin.items():
-            mean, half = mean_and_span(values)
-            rows.append(
-                {"regime": name, "position": at, "difference": mean, "half": half, "n seeds": len(values)}
-            )
-    return pd.DataFrame(rows)
+                if base and tokens >= least:
+                    by_bin.setdefault(at, []).append(nll - base[at][0])
+        rows += [(name, at, *mean_and_span(values), len(values)) for at, values in by_bin.items()]
+    return pd.DataFrame(rows, columns=["regime", "position", "difference", "half", "n seeds"])
 
 
 def _bins(record) -> dict[float, tuple[float, float]]:
@@ -145,33 +137,30 @@ def _bins(record) -> dict[float, tuple[float, float]]:
 
 
 def foreign_frame(evidence: StoredRuns, corpus: str, regimes=("R1", "R4", "R5", "R6", "R10")) -> pd.DataFrame:
-    """What foreign rows cost: loss with a share of foreign condition vectors, less the loss without."""
+    """What foreign rows cost: loss with a share of foreign condition vectors, minus the loss without."""
     rows, evidence = [], evidence.with_foreign(corpus)
     shares = sorted({int(r.removeprefix(FOREIGN)) for _, r in evidence.losses if r.startswith(FOREIGN)})
     for name in regimes:
         for share in shares:
             cost = evidence.sum_of([(corpus, name, f"{FOREIGN}{share}", 1.0), (corpus, name, "test", -1.0)])
-            if cost is not None:
+            if cost:
                 rows.append({"regime": name, "foreign rows, %": share, **cost.row("cost"), "n seeds": cost.n})
     return pd.DataFrame(rows)
 
 
 def accounting_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
-    """Bytes kept, seconds of training and of reading all held-out text per regime: means over seeds."""
+    """Bytes stored, seconds of training and of reading all held-out text per regime: means over seeds."""
+
+    def seconds(records, stage: str) -> float:
+        return float(np.mean([r.seconds.get(stage, 0.0) for r in records]))
+
     rows = []
-    for (where, name), own in evidence.records.items():
+    for (where, name), r in evidence.records.items():
         if where == corpus:
-            rows.append(
-                {
-                    "regime": name,
-                    "stored bytes": own[0].stored_bytes,
-                    "trainable": own[0].trainable_parameters,
-                    "training s": float(np.mean([r.seconds.get("training", 0.0) for r in own])),
-                    "reading s": float(np.mean([r.seconds.get("evaluation", 0.0) for r in own])),
-                    "n seeds": len(own),
-                }
-            )
-    return pd.DataFrame(rows)
+            times = (seconds(r, "training"), seconds(r, "evaluation"))
+            rows.append((name, r[0].stored_bytes, r[0].trainable_parameters, *times, len(r)))
+    columns = ["regime", "stored bytes", "trainable", "training s", "reading s", "n seeds"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def matched_frame() -> pd.DataFrame:
@@ -186,12 +175,11 @@ def matched_frame() -> pd.DataFrame:
 
 
 def _mean(evidence: StoredRuns, corpus: str, regime: str) -> Contrast | None:
-    nll = evidence.nll(corpus, regime)
-    if nll is None:
+    if (nll := evidence.nll(corpus, regime)) is None:
         return None
     by_seed, tokens = nll
-    draws = min(evidence.draws, 2_000)
-    return mean_interval(np.stack([by_seed[s] for s in sorted(by_seed)]), tokens, draws=draws)
+    by_seed = np.stack([by_seed[s] for s in sorted(by_seed)])
+    return mean_interval(by_seed, tokens, draws=min(evidence.draws, 2_000))
 
 
 def _row(evidence: StoredRuns, corpus: str, regime: str) -> dict:

@@ -1,8 +1,8 @@
 """Learning rates: every rate of a grid on sweep seeds, the best on validation counts.
 
-choose_rates ─ rounds of (regime, rate) ─▶ SweepJob (a seed, an order, at most COHORT heads) ─▶ losses ─▶ rates
+choose_rates ─ rounds of (regime, rate) ─▶ SweepJob (one seed and order, at most COHORT heads) ─▶ losses ─▶ rates
 
-Every loss is kept under `sweeps/` as soon as its job is through, so that a killed sweep goes on.
+Every loss is stored under `sweeps/` as soon as its job ends, so that a killed sweep goes on.
 """
 
 import hashlib
@@ -18,11 +18,11 @@ from .config import Experiment
 from .regimes import REGIMES, Regime
 
 SWEEP_SEEDS_FROM = 1_000
-COHORT = 24  # heads trained side by side in a sweep: enough to share a product, few enough to share out
+# heads side by side in a sweep: large enough to share the product h·Wᵀ, small enough to distribute over processes
+COHORT = 24
 
-Losses = dict[
-    tuple[str, float, int], float
-]  # (regime, rate, sweep seed) ▶ best validation loss, nats per token
+# (regime, rate, sweep seed) ▶ best validation loss, nats per token
+Losses = dict[tuple[str, float, int], float]
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,8 @@ def choose_rates(
     for name in swept:
         rates[name] = min(results[name], key=lambda rate: _mean(results[name][rate].values()))
     rates |= {r.name: rates[r.rate_of] for r in regimes if r.name not in rates}
-    trials = {
-        name: {f"{rate:g}": by_seed for rate, by_seed in sorted(tried.items())}
-        for name, tried in results.items()
-    }
+    by_rate = {name: sorted(tried.items()) for name, tried in results.items()}
+    trials = {name: {f"{rate:g}": of for rate, of in tried} for name, tried in by_rate.items()}
     return rates, trials
 
 
@@ -88,7 +86,7 @@ def sweep_jobs(settings: Experiment, corpus: str, wanted: list[tuple[str, float]
     """The jobs that measure (regime, rate) pairs under every sweep seed, one order of documents after another."""
     jobs, orders = [], [order_of(settings, REGIMES[name]) for name, _ in wanted]
     for order in sorted(set(orders)):
-        pairs = [pair for pair, own in zip(wanted, orders) if own == order]
+        pairs = [pair for pair, of_pair in zip(wanted, orders) if of_pair == order]
         cohorts = [tuple(pairs[i : i + COHORT]) for i in range(0, len(pairs), COHORT)]
         seeds = range(SWEEP_SEEDS_FROM, SWEEP_SEEDS_FROM + settings.sweep.seeds)
         jobs += [SweepJob(settings, corpus, seed, cohort) for seed in seeds for cohort in cohorts]
@@ -115,10 +113,8 @@ class SweepFiles:
 
     def read(self, jobs: list[SweepJob]) -> Losses:
         """What is known of the jobs' losses."""
-        keys = [key for job in jobs for key in job.keys]
-        return {
-            key: json.loads(self.path(*key).read_text())["best"] for key in keys if self.path(*key).is_file()
-        }
+        paths = {key: self.path(*key) for job in jobs for key in job.keys}
+        return {key: json.loads(path.read_text())["best"] for key, path in paths.items() if path.is_file()}
 
     def write(self, key: tuple[str, float, int], best: float) -> None:
         """Keep one loss."""
@@ -126,14 +122,14 @@ class SweepFiles:
             part.write_text(json.dumps({"trial": f"{key[0]}@{key[1]:g}", "best": best}))
 
 
-def _beyond_edge(found: dict[float, dict[str, float]]) -> list[float]:
+def _beyond_edge(tried: dict[float, dict[str, float]]) -> list[float]:
     """The next rate to try when the best one lies on the edge of those tried; empty when it does not."""
-    if len(found) < 2:
+    if len(tried) < 2:
         return []
-    best = min(found, key=lambda lr: _mean(found[lr].values()))
-    if best == max(found):
+    best = min(tried, key=lambda lr: _mean(tried[lr].values()))
+    if best == max(tried):
         return [best * 3]
-    return [best / 3] if best == min(found) else []
+    return [best / 3] if best == min(tried) else []
 
 
 def _mean(values) -> float:

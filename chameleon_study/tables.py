@@ -8,7 +8,7 @@ import pandas as pd
 from chameleon_lite.errors import UserError
 
 from .claims.contrasts import articles_of, by_unit
-from .claims.statistics import Contrast, contrast, interval_text, mean_interval
+from .claims.statistics import contrast, mean_interval
 from .records import Record, load_records, record_files
 from .regimes import REGIMES
 
@@ -18,11 +18,8 @@ def parameter_frame(backbone: str) -> pd.DataFrame:
     from .claims.paper import published_parameters
     from .parameters import parameter_table
 
-    published = published_parameters() if "gpt2" in backbone else {}
-    counts = parameter_table(backbone)
-    rows = [
-        (part, f"{n:,}", f"{published[part]:,}" if part in published else "–") for part, n in counts.items()
-    ]
+    paper = {part: f"{n:,}" for part, n in published_parameters().items()} if "gpt2" in backbone else {}
+    rows = [(part, f"{n:,}", paper.get(part, "–")) for part, n in parameter_table(backbone).items()]
     return pd.DataFrame(rows, columns=["part", "derived", "paper"])
 
 
@@ -34,10 +31,8 @@ def documents_of(records: list[Record], folder: Path) -> pd.DataFrame:
     frames += [pd.read_parquet(path).assign(run=name) for name, path in raw.items() if path.is_file()]
     if not frames:
         raise UserError(f"no per-document losses in {folder}: run the experiment there first")
-    joined = pd.concat(frames, ignore_index=True)
-    return joined.astype(
-        {"run": "category", "split": "category"}
-    )  # compared once per record, not once per row
+    categories = {"run": "category", "split": "category"}  # compared once per record, not once per row
+    return pd.concat(frames, ignore_index=True).astype(categories)
 
 
 def loss_matrix(
@@ -52,8 +47,8 @@ def loss_matrix(
     """
     rows, tokens = [], None
     for record in sorted(records, key=lambda r: r.seed):
-        own = documents[(documents["run"] == record.name) & (documents["split"] == split)]
-        nll, tokens = by_unit(own, record.corpus, articles or {})
+        of_run = documents[(documents["run"] == record.name) & (documents["split"] == split)]
+        nll, tokens = by_unit(of_run, record.corpus, articles or {})
         rows.append(nll)
     return np.stack(rows), tokens
 
@@ -63,26 +58,32 @@ def summary_frame(records: list[Record], folder: Path, split: str = "test") -> p
     documents, articles = documents_of(records, folder), articles_of(Path(folder))
     rows = []
     groups: dict[tuple[str, str], dict[str, list[Record]]] = {}
-    for record in records:
-        group = groups.setdefault((record.corpus, record.backbone), {})
-        group.setdefault(record.regime, []).append(record)
+    for r in records:
+        groups.setdefault((r.corpus, r.backbone), {}).setdefault(r.regime, []).append(r)
     for (corpus, backbone), group in groups.items():
         base = loss_matrix(group["R0"], documents, split, articles)[0] if group.get("R0") else None
-        for name, own in group.items():
-            done = [r for r in own if r.status == "done"]
+        for name, of_regime in group.items():
+            done = [r for r in of_regime if r.status == "done"]
             if not done:
                 rows.append({"regime": name, "corpus": corpus, "n seeds": 0, "test nll": "diverged"})
                 continue
             nll, tokens = loss_matrix(done, documents, split, articles)
             against = None if base is None or name == "R0" else contrast(nll, base[: len(nll)], tokens)
-            rows.append(_row(name, corpus, backbone, done, mean_interval(nll, tokens), against, split))
+            mean = mean_interval(nll, tokens)
+            rows.append(
+                {"regime": name, "what": REGIMES[name].title if name in REGIMES else ""}
+                | {"backbone": backbone, "corpus": corpus, "n seeds": mean.n, "documents": mean.documents}
+                | {"parameters": done[0].trainable_parameters, "learning rate": done[0].learning_rate}
+                | {f"{split} nll": mean.text(".4f")}
+                | {"difference from R0": against.text(".4f") if against else "–", "profile": done[0].profile}
+            )
     return pd.DataFrame(rows)
 
 
 def results_frame(results: Path) -> pd.DataFrame:
     """The summary of every packed experiment of the honest study, with profile and command.
 
-    Experiments under another protocol have tables of their own, `released_tables.released_frame`.
+    Experiments under another protocol have tables of their own, `released.tables.released_frame`.
     """
     frames = []
     for path in record_files(results):
@@ -98,29 +99,5 @@ def results_frame(results: Path) -> pd.DataFrame:
 
 def curve_frame(records: list[Record]) -> pd.DataFrame:
     """Validation and training loss by epoch, one row per record and validation."""
-    rows = [
-        {"regime": r.regime, "corpus": r.corpus, "seed": r.seed, "learning_rate": r.learning_rate, **point}
-        for r in records
-        for point in r.curve
-    ]
-    return pd.DataFrame(rows)
-
-
-def _row(name, corpus, backbone, done, mean: Contrast, against: Contrast | None, split: str) -> dict:
-    return {
-        "regime": name,
-        "what": REGIMES[name].title if name in REGIMES else "",
-        "backbone": backbone,
-        "corpus": corpus,
-        "n seeds": mean.n,
-        "documents": mean.documents,
-        "parameters": done[0].trainable_parameters,
-        "learning rate": done[0].learning_rate,
-        f"{split} nll": _text(mean),
-        "difference from R0": _text(against) if against else "–",
-        "profile": done[0].profile,
-    }
-
-
-def _text(c: Contrast) -> str:
-    return interval_text(c.difference, c.low, c.high)
+    fields = ("regime", "corpus", "seed", "learning_rate")
+    return pd.DataFrame([{f: getattr(r, f) for f in fields} | point for r in records for point in r.curve])

@@ -61,9 +61,8 @@ def document_scores(tokens: np.ndarray, agreement: np.ndarray, batch: np.ndarray
     """
     texts = tokens.tolist()
     variety = {f"distinct_{n}": [distinct([t], n) for t in texts] for n in (1, 2)}
-    frame = pd.DataFrame(
-        {"rouge_l": agreement} | variety | {"repeated": list(map(repeated, texts)), "batch": batch}
-    )
+    variety |= {"repeated": list(map(repeated, texts)), "batch": batch}
+    frame = pd.DataFrame({"rouge_l": agreement} | variety)
     for n in (1, 2):
         of_batch = {b: distinct([texts[i] for i in np.flatnonzero(batch == b)], n) for b in np.unique(batch)}
         frame[f"batch_distinct_{n}"] = [of_batch[b] for b in batch]

@@ -1,4 +1,4 @@
-"""Vectors of documents by name, from which conditions are made; computed when a regime first needs them.
+"""Vectors of documents by name, the inputs of conditions; computed when a regime first needs them.
 
 prefix  mean token embedding of the condition span                 every honest regime
 padded  the same with the pad embedding of all other positions     the released scripts' mean, honest span
@@ -9,6 +9,7 @@ noisy-P the prefix view with P % of the rows' vectors replaced by foreign docume
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,43 +19,42 @@ from chameleon_lite.embed import mean_embeddings, normalise
 from chameleon_lite.errors import unknown
 from chameleon_lite.text import TokenTable, ragged
 
-LEAKS = ("row", "length")  # views that read what is scored
 CHUNK = 4_096  # documents whose hidden states are averaged at once
 
 
 class Views:
-    """The views of one split, each computed once and kept on the device."""
+    """The views of one split, each computed once and stored on the device."""
 
-    def __init__(
-        self, table: TokenTable, states: np.ndarray | None, embedding: Tensor, device, length: int
-    ) -> None:
+    def __init__(self, table: TokenTable, states: np.ndarray | None, embedding: Tensor, device, length: int):
         """states (L, C) are those of the table's tokens; `length` is that of a padded row."""
         self.table, self.states, self.embedding = table, states, embedding
         self.device, self.length = device, length
-        self._made: dict[str, Tensor] = {}
+        self._computed: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._made:
+        if name not in self._computed:
             if name not in MAKERS:
                 raise unknown("view", name, MAKERS)
-            self._made[name] = MAKERS[name](self).to(self.device)
-        return self._made[name]
+            self._computed[name] = MAKERS[name](self).to(self.device)
+        return self._computed[name]
 
 
+@dataclass(frozen=True)
 class Replaced:
-    """Views of the same documents in which `prefix` stands for the prefix view."""
+    """Views of the same documents with `prefix` in place of the prefix view."""
 
-    def __init__(self, views: Views, prefix: Tensor) -> None:
-        self.views, self.prefix = views, prefix
+    views: Views
+    prefix: Tensor
 
     def __getitem__(self, name: str) -> Tensor:
         return self.prefix if name == "prefix" else self.views[name]
 
 
-def with_foreign(own: Tensor, foreign: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """own (N, C) with round(share · N) rows replaced by rows of foreign (F, C): outliers in what a condition reads."""
-    count = round(share * len(own))
-    out, place = own.clone(), torch.randperm(len(own), generator=generator)[:count].to(own.device)
+def with_foreign(vectors: Tensor, foreign: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """vectors (N, C) with round(share · N) rows replaced by rows of foreign (F, C): outliers for conditions."""
+    count = round(share * len(vectors))
+    place = torch.randperm(len(vectors), generator=generator)[:count].to(vectors.device)
+    out = vectors.clone()
     pick = torch.randint(len(foreign), (count,), generator=generator).to(foreign.device)
     out[place] = foreign[pick].to(out)
     return out
@@ -70,21 +70,12 @@ def condition_tokens(table: TokenTable, vocab: int) -> Tensor:
     return torch.from_numpy(np.where(inside, ids, vocab))
 
 
-def _prefix(views: Views) -> Tensor:
-    return mean_embeddings(views.table, views.embedding)
-
-
 def _padded(views: Views) -> Tensor:
-    span = torch.from_numpy((views.table.condition[:, 1] - views.table.condition[:, 0]).astype(np.float32))
-    total = mean_embeddings(views.table, views.embedding, normalised=False) * span.unsqueeze(1).to(
-        views.embedding
-    )
-    pads = (views.length - span).clamp_min(0).unsqueeze(1).to(views.embedding)
-    return normalise(total + pads * views.embedding[views.table.pad_id].float())
-
-
-def _row(views: Views) -> Tensor:
-    return mean_embeddings(views.table, views.embedding, span="row")
+    table, weight = views.table, views.embedding
+    span = torch.from_numpy(np.diff(table.condition).astype(np.float32))  # (N, 1)
+    total = mean_embeddings(table, weight, normalised=False) * span.to(weight)
+    pads = (views.length - span).clamp_min(0).to(weight)
+    return normalise(total + pads * weight[table.pad_id].float())
 
 
 def _length(views: Views) -> Tensor:
@@ -107,16 +98,16 @@ def _states(views: Views) -> Tensor:
 
 
 MAKERS: dict[str, Callable[[Views], Tensor]] = {
-    "prefix": _prefix,
+    "prefix": lambda views: mean_embeddings(views.table, views.embedding),
     "padded": _padded,
-    "row": _row,
+    "row": lambda views: mean_embeddings(views.table, views.embedding, span="row"),
     "length": _length,
     "states": _states,
 }
 
 
 def mean_cosine(x: Tensor) -> float:
-    """The mean cosine over all pairs of different rows of x (N, C); no (N, N) matrix is made. NaN for one row."""
+    """The mean cosine over all pairs of different rows of x (N, C); without an (N, N) matrix. NaN for one row."""
     unit = normalise(x.double())
     n, total = len(unit), unit.sum(0)  # (C,)
     return float((total @ total - unit.square().sum()) / (n * (n - 1))) if n > 1 else float("nan")
@@ -128,8 +119,7 @@ def main_direction(x: Tensor) -> tuple[Tensor, float]:
     The sign is arbitrary in principle; here the largest entry of the direction is positive.
     """
     centred = x.double() - x.double().mean(0)
-    covariance = centred.T @ centred  # (C, C)
-    values, vectors = torch.linalg.eigh(covariance)
+    values, vectors = torch.linalg.eigh(centred.T @ centred)
     direction = vectors[:, -1]  # (C,)
     direction = direction * direction[direction.abs().argmax()].sign()
     total = float(values.clamp_min(0).sum())

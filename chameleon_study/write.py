@@ -9,6 +9,7 @@ none, so stopping early would measure a habit of the frozen model that training 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -43,9 +44,7 @@ def writing(settings: Experiment) -> list[str]:
     scorer()
     for name in settings.probes.generate.regimes:
         if REGIMES[name].procedure:
-            raise UserError(
-                f"probes.generate: {name} has no head on cached states and cannot write; leave it out"
-            )
+            raise UserError(f"probes.generate: {name} has no head on cached states, so it cannot write")
     cached = [name for name in settings.regimes if REGIMES[name].procedure is None]
     return list(settings.probes.generate.regimes) or cached
 
@@ -153,9 +152,8 @@ def agreement(tokens: Tensor, table: TokenTable, rows: Tensor, tokenizer) -> np.
     starts = table.offsets[rows.numpy()] + table.prefix[rows.numpy()]
     references = [table.ids[a:b][: tokens.shape[1]].tolist() for a, b in zip(starts, stops)]
     written = [text[: len(reference)] for text, reference in zip(tokens.tolist(), references)]
-    return rouge_l(
-        *(tokenizer.batch_decode(part, skip_special_tokens=True) for part in (written, references))
-    )
+    decode = partial(tokenizer.batch_decode, skip_special_tokens=True)
+    return rouge_l(decode(written), decode(references))
 
 
 def _update(head: Head, condition, rows: Tensor) -> Callable[..., Tensor]:

@@ -61,15 +61,10 @@ class Generations:
 
     def tables(self, corpus: str, regime: str) -> dict[int, pd.DataFrame]:
         """A regime's scores (D rows) by seed; empty where there is no such run."""
-        return {
-            r.seed: self.scores[r.name]
-            for r in self.records.get((corpus, regime), [])
-            if r.name in self.scores
-        }
+        runs = self.records.get((corpus, regime), [])
+        return {r.seed: self.scores[r.name] for r in runs if r.name in self.scores}
 
-    def contrast(
-        self, corpus: str, first: str, second: str | None = None, column: str = SCORE
-    ) -> Contrast | None:
+    def contrast(self, corpus: str, first: str, second: str | None = None, column=SCORE) -> Contrast | None:
         """first − second, mean of a column over documents (nats per token for "nll"); without `second`, first alone.
 
         Only seeds that both have; None where there are none or the documents differ.
@@ -78,9 +73,7 @@ class Generations:
         seeds = shared_seeds([one, other])
         if len({tuple(table[s]["document"]) for table in (one, other) for s in seeds}) != 1:
             return None
-        a, b = (
-            np.stack([table[s][column].to_numpy(float) for s in seeds]) for table in (one, other)
-        )  # (S, D)
+        a, b = (np.stack([table[s][column].to_numpy(float) for s in seeds]) for table in (one, other))
         b = b if second else np.zeros_like(a)
         if column.startswith("batch_"):
             a, b = a.mean(1, keepdims=True), b.mean(1, keepdims=True)  # (S, 1)
@@ -88,7 +81,7 @@ class Generations:
         return contrast(a, b, weights, draws=self.draws)
 
     def family(self, corpus: str) -> dict[str, FamilyMember]:
-        """R4 above R1 and R4 above R3, Holm-adjusted together; empty unless both can be made.
+        """R4 above R1 and R4 above R3, Holm-adjusted together; empty unless both are possible.
 
         `verdict` is about the lower of two, so it is applied to the other's score minus R4's.
         """

@@ -80,10 +80,8 @@ def articles_of(folder: Path) -> dict[str, str]:
 def judge(family: dict[str, Contrast], margin: float = MARGIN) -> dict[str, FamilyMember]:
     """Each contrast with its verdict, p values Holm-adjusted over the family."""
     adjusted = holm({name: c.p for name, c in family.items()})
-    return {
-        n: FamilyMember(n, c, p, verdict(c, p, margin))
-        for (n, c), p in zip(family.items(), adjusted.values())
-    }
+    p = adjusted.values()
+    return {n: FamilyMember(n, c, p, verdict(c, p, margin)) for (n, c), p in zip(family.items(), p)}
 
 
 def shared_seeds(parts: Sequence[dict[int, object]]) -> list[int]:
@@ -99,7 +97,7 @@ class StoredRuns:
     contrast across both would compare settings, and alone it has few of the registered contrasts, with which the
     Holm adjustment would shrink. So it decides no claim, also where no other record of its corpus is stored.
     experiments: how their names begin, if not `honest-`; see `with_foreign`.
-    benchmarks: the folder of stored timings, `benchmarks/results` beside the results folder unless given.
+    benchmarks: the folder of stored timings, by default `benchmarks/results` next to the results folder.
     """
 
     def __init__(
@@ -182,16 +180,15 @@ class StoredRuns:
         )
         if not (seeds := shared_seeds([a, b])):
             return None
-        return mean_interval(
-            np.array([[a[s] - b[s]] for s in seeds]), np.ones(1), draws=min(self.draws, 2_000)
-        )
+        gaps = np.array([[a[s] - b[s]] for s in seeds])  # (S, 1)
+        return mean_interval(gaps, np.ones(1), draws=min(self.draws, 2_000))
 
     def family(self, corpus: str) -> dict[str, FamilyMember]:
-        """Every registered contrast that can be made on a corpus, Holm-adjusted together."""
+        """Every registered contrast that is possible on a corpus, Holm-adjusted together."""
         if corpus not in self._families:
             plan = registered()["contrasts"].items()
-            made = {name: self.contrast(corpus, c["first"], c["second"]) for name, c in plan}
-            self._families[corpus] = judge({name: c for name, c in made.items() if c is not None})
+            contrasts = {name: self.contrast(corpus, c["first"], c["second"]) for name, c in plan}
+            self._families[corpus] = judge({name: c for name, c in contrasts.items() if c is not None})
         return self._families[corpus]
 
     def family_frame(self) -> pd.DataFrame:

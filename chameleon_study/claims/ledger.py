@@ -100,9 +100,7 @@ def stored_verdicts(results: Path) -> dict[int, dict]:
         rows = json.loads(path.read_text(encoding="utf-8"))
         return {int(row["claim"]): {k: row[k] for k in ("status", "number", "deciding")} for row in rows}
     except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(
-            f"{path} is not a list of verdicts ({error}); write it again from the records"
-        ) from error
+        raise DamagedFile(f"{path} holds no list of verdicts ({error}): write it again") from error
 
 
 def scoreboard(results: Path) -> list[dict]:
@@ -124,9 +122,8 @@ def regimes_named(board: list[dict]) -> list[dict]:
 
     A name that only stands for its variants (R19 for R19-R1 and R19-R2) brings those.
     """
-    words = {
-        word for row in board for key in ("number", "decided by") for word in re.findall(r"[\w-]+", row[key])
-    }
+    texts = (row[key] for row in board for key in ("number", "decided by"))
+    words = {word for text in texts for word in re.findall(r"[\w-]+", text)}
     words |= {name for name in REGIMES if name.split("-")[0] in words - set(REGIMES)}
     return [{"regime": name, "is": regime.title} for name, regime in REGIMES.items() if name in words]
 

@@ -2,7 +2,7 @@
 
     StoredRuns ── rule ─▶ ClaimVerdict(verdict, number, by corpus)
 
-A claim about the method in general must hold on every corpus it was tested on: `worst` says how verdicts combine.
+A claim about the method in general must hold on every corpus it was tested on: `worst` combines verdicts.
 Where the records a rule needs are absent the verdict is "not tested".
 """
 
@@ -50,9 +50,7 @@ def worst(verdicts: Collection[str]) -> str:
     return next((v for v in (REFUTED, EQUIVALENT, UNDECIDED) if v in verdicts), CONFIRMED)
 
 
-def combined(
-    parts: dict[str, Part], decide: Collection[str] | None = None, short: bool = True
-) -> ClaimVerdict:
+def combined(parts: dict[str, Part], decide: Collection[str] | None = None, short=True) -> ClaimVerdict:
     """One verdict from those of corpora, models or machines; untested ones are left out.
 
     decide: the names that may decide (all by default); without any of them the claim is not decidable here.
@@ -61,10 +59,9 @@ def combined(
     parts = {name: part for name, part in parts.items() if part[0] != UNTESTED}
     if not parts:
         return ClaimVerdict()
-    verdicts = {
-        name: part[0] if decide is None or name in decide else UNDECIDED for name, part in parts.items()
-    }
-    final = worst([v for name, v in verdicts.items() if decide is None or name in decide] or [UNDECIDED])
+    may = {name for name in parts if decide is None or name in decide}
+    verdicts = {name: part[0] if name in may else UNDECIDED for name, part in parts.items()}
+    final = worst([verdicts[name] for name in parts if name in may] or [UNDECIDED])
     number = "; ".join(f"{name}: {part[1]}" for name, part in parts.items())
     deciding = next(f"{name}: {part[-1]}" for name, part in parts.items() if verdicts[name] == final)
     return ClaimVerdict(final, number, verdicts, deciding if short else "")
@@ -77,9 +74,7 @@ def weighed(contrasts: dict[str, Contrast], verdicts: dict[str, str]) -> Part:
     return final, ", ".join(texts.values()), next(texts[name] for name in texts if verdicts[name] == final)
 
 
-def over(
-    evidence: StoredRuns, part: Callable[[str], Part], corpora: Collection[str] | None = None
-) -> ClaimVerdict:
+def over(evidence: StoredRuns, part: Callable[[str], Part], corpora=None) -> ClaimVerdict:
     """The combined verdict of `part(corpus)` over all corpora, or over those named."""
     return combined({c: part(c) for c in evidence.corpora if corpora is None or c in corpora})
 
@@ -129,13 +124,9 @@ def slopes(evidence: StoredRuns) -> ClaimVerdict:
     """What half foreign rows cost R4, minus what they cost R6, on the same clean rows."""
 
     def make(corpus: str):
-        terms = [
-            ("R4", "foreign-50", 1.0),
-            ("R4", "test", -1.0),
-            ("R6", "foreign-50", -1.0),
-            ("R6", "test", 1.0),
-        ]
-        cost = evidence.with_foreign(corpus).sum_of([(corpus, *term) for term in terms])
+        half, clean = "foreign-50", "test"
+        signs = {("R4", half): 1.0, ("R4", clean): -1.0, ("R6", half): -1.0, ("R6", clean): 1.0}
+        cost = evidence.with_foreign(corpus).sum_of([(corpus, *what, sign) for what, sign in signs.items()])
         return {"cost of 50 % foreign rows, R4 − R6": cost}
 
     return unregistered(evidence, make)
@@ -171,9 +162,8 @@ def convergence(evidence: StoredRuns) -> ClaimVerdict:
     """The area under the validation curve, each regime at its best rate: R4 below R1 and below R3."""
 
     def make(corpus: str):
-        return {
-            f"area R4 − {other}": evidence.over_seeds(corpus, area, "R4", other) for other in ("R1", "R3")
-        }
+        areas = {name: evidence.over_seeds(corpus, area, "R4", name) for name in ("R1", "R3")}
+        return {f"area R4 − {name}": contrast for name, contrast in areas.items()}
 
     return unregistered(evidence, make)
 

@@ -26,10 +26,8 @@ def without_a_model(evidence: StoredRuns) -> ClaimVerdict:
         if proof.proof == "model_free" and proof.backbone == evidence.backbone:
             free, lora, hyper = (proof.numbers[f"{x}_loss"] for x in ("model_free", "LoRA", "hyper_network"))
             number = f"without a model {free:.4f}, LoRA {lora:.4f}, hyper-network {hyper:.4f}"
-            parts[f"{proof.corpus} ({proof.key[3]} tokens)"] = (
-                (REFUTED if free <= lora else UNDECIDED),
-                number,
-            )
+            verdict = REFUTED if free <= lora else UNDECIDED
+            parts[f"{proof.corpus} ({proof.key[3]} tokens)"] = verdict, number
     return combined(parts, short=False)
 
 

@@ -21,7 +21,7 @@ def modest_overhead(evidence: StoredRuns) -> ClaimVerdict:
     """An adapted batch takes at most 10 % more than the plain one, at p50 and at p95, and so does generating.
 
     Each interval must lie below 1.10 for "confirmed", or above for "refuted". A machine with fewer than 200 batches
-    shows its numbers and decides nothing. Waiting for a full batch is no work: it is printed beside, never counted.
+    shows its numbers and decides nothing. Waiting for a full batch is no work: it is printed as well, never counted.
     """
     parts, decide = {}, []
     for machine, rows in _machines(evidence):

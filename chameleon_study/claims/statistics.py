@@ -51,9 +51,7 @@ def mean_and_span(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
 
 
-def crossed_bootstrap(
-    difference: np.ndarray, tokens: np.ndarray, *, draws: int = 10_000, seed: int = 0
-) -> np.ndarray:
+def crossed_bootstrap(difference: np.ndarray, tokens: np.ndarray, *, draws=10_000, seed=0) -> np.ndarray:
     """Draws (draws,) of the statistic for difference (S, N) = nll_a − nll_b summed per document, tokens (N,).
 
     With one seed only documents are drawn.
@@ -75,9 +73,7 @@ def _picks(items: int, draws: int, seed: int) -> np.ndarray:
     return generator.multinomial(items, np.full(items, 1 / items), size=draws).astype(np.int16)
 
 
-def contrast(
-    nll_a: np.ndarray, nll_b: np.ndarray, tokens: np.ndarray, *, draws: int = 10_000, seed: int = 0
-) -> Contrast:
+def contrast(nll_a: np.ndarray, nll_b: np.ndarray, tokens: np.ndarray, *, draws=10_000, seed=0) -> Contrast:
     """Contrast of two regimes from nll sums (S, N) each and tokens (N,); one without seeds is (1, N)."""
     difference = np.asarray(nll_a, dtype=float) - np.asarray(nll_b, dtype=float)  # (S, N)
     tokens = np.asarray(tokens, dtype=float)

@@ -1,10 +1,9 @@
-"""Corpora by name: what a command line's --corpus may say."""
+"""Corpora by name: the values of --corpus."""
 
 import hashlib
 import sys
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from chameleon_lite import files
@@ -14,6 +13,7 @@ from chameleon_lite.app.own_texts import read_jsonl, write_jsonl
 from chameleon_lite.errors import DamagedFile, UserError, unknown
 from chameleon_lite.text import Document
 
+from ..provenance import installed
 from . import alpaca, docstrings, hub, prose, wikitext
 
 __all__ = ["NAMES", "SPLITS", "Corpus", "Document", "load_corpus", "read_jsonl", "write_jsonl"]
@@ -24,7 +24,7 @@ def load_corpus(name: str, *, data_dir: Path | str | None = None, seed: int = 0)
 
     Names are in `NAMES`; a path is a .jsonl (an exported corpus too), .json, .csv or a folder of .txt.
     `data_dir` is the folder with WikiText's or Alpaca's files, or its parent, or one with an exported docstrings
-    corpus (docstrings.jsonl), which is then read instead of made. `seed` deals out the splits.
+    corpus (docstrings.jsonl), which is then read. `seed` deals out the splits.
     Raises UserError for what does not exist and Unreachable when only the hub has it and it cannot be reached.
     """
     if name in NAMES:
@@ -39,43 +39,36 @@ def load_corpus(name: str, *, data_dir: Path | str | None = None, seed: int = 0)
 
 
 def _docstrings(form: str, *, data_dir: Path | None = None, seed: int = 0) -> Corpus:
-    """The embedded corpus: an export in `data_dir`, else made of this machine's libraries and kept in the cache.
+    """The embedded corpus: an export in `data_dir`, else read from this machine's libraries and cached.
 
     The export lets a machine with other library versions run on the very same text.
     """
     name = "docstrings" if form == "paragraphs" else f"docstrings-{form}"
     if data_dir is not None and (data_dir / f"{name}.jsonl").is_file():
         return read_jsonl(data_dir / f"{name}.jsonl")
-    kept = files.home() / "corpora" / f"docstrings-{form}-{_docstrings_key(seed)}.jsonl"
-    with files.locked(kept):
-        if kept.is_file():
+    cached = files.home() / "corpora" / f"docstrings-{form}-{_docstrings_key(seed)}.jsonl"
+    with files.locked(cached):
+        if cached.is_file():
             try:
-                return read_jsonl(kept)
+                return read_jsonl(cached)
             except DamagedFile:
-                kept.unlink()  # made again below
+                cached.unlink()
         corpus = docstrings.build(form, seed=seed)
-        write_jsonl(corpus, kept)
+        write_jsonl(corpus, cached)
     return corpus
 
 
 def _docstrings_key(seed: int) -> str:
     """Everything the corpus depends on: library versions, Python, the code that reads them, the seed."""
-    parts = [sys.version, str(seed)]
-    for install in docstrings.LIBRARIES.values():
-        try:
-            parts.append(f"{install} {version(install)}")
-        except PackageNotFoundError:
-            parts.append(f"{install} missing")  # build() says so
+    parts = [sys.version, str(seed), *(f"{lib} {installed(lib)}" for lib in docstrings.LIBRARIES.values())]
     parts += [Path(module.__file__).read_text(encoding="utf-8") for module in (docstrings, prose, corpus)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
+WIKITEXT = ("wikitext-2", "wikitext-2-lite", "wikitext-2-lite-released")
 NAMES: dict[str, Callable[..., Corpus]] = {
     "docstrings": partial(_docstrings, "paragraphs"),
     "docstrings-instructions": partial(_docstrings, "instructions"),
-    **{
-        name: partial(wikitext.load, name)
-        for name in ("wikitext-2", "wikitext-2-lite", "wikitext-2-lite-released")
-    },
+    **{name: partial(wikitext.load, name) for name in WIKITEXT},
     **{name: partial(alpaca.load, name) for name in alpaca.REPOSITORIES},
 }

@@ -31,21 +31,12 @@ def load(name: str = "alpaca", *, data_dir: Path | None = None, seed: int = 0) -
 def _file(data_dir: Path, name: str) -> Path:
     if data_dir.is_file():
         return data_dir
-    for folder in (
-        data_dir / name,
-        data_dir / "alpaca",
-        data_dir,
-    ):  # its own folder first: others may lie beside it
+    names = (name, f"{name}-data", name.replace("-", "-data-"))
+    for folder in (data_dir / name, data_dir / "alpaca", data_dir):  # the most specific folder first
         files = sorted([*folder.glob("*.jsonl"), *folder.glob("*.json")])
-        named = [
-            f
-            for f in files
-            if f.stem.replace("_", "-") in (name, f"{name}-data", name.replace("-", "-data-"))
-        ]
-        if len(named or files) == 1:
-            return (named or files)[0]
+        named = [f for f in files if f.stem.replace("_", "-") in names] or files
+        if len(named) == 1:
+            return named[0]
         if files:
-            raise UserError(
-                f"{folder} holds {len(files)} .json or .jsonl files; keep one, or name it {name}.jsonl"
-            )
+            raise UserError(f"{folder} holds {len(files)} .json(l) files; keep one, or name it {name}.jsonl")
     raise UserError(f"no .json or .jsonl in {data_dir}, nor in a folder alpaca in it; {INSTEAD}")

@@ -1,4 +1,4 @@
-"""The embedded corpus: what installed libraries say about themselves, in English prose.
+"""The embedded corpus: the documentation of installed libraries, in English prose.
 
     .py sources ── ast ─▶ public names with docstrings ── prose.py ─▶ paragraphs ── near-copies dropped ─▶ documents
 
@@ -13,7 +13,6 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,12 +35,8 @@ SKIPPED = re.compile(
     r"(^|/)(tests?|_?testing|conftest|_vendor|vendor(ed)?|externals?|extern|third_party|__main__|benchmarks?"
     r"|_?array_api\w*|onnx|fx|ao)(/|\.py$)|(^|/)test_|_test\.py$|^torch/_\w+/|/_internal/"
 )
-ADDED_LATER = (
-    "add_newdoc",
-    "add_docstr",
-    "add_docstr_all",
-    "add_newdoc_for_scalar_type",
-)  # text of compiled functions
+# calls that give compiled functions their text
+ADDED_LATER = ("add_newdoc", "add_docstr", "add_docstr_all", "add_newdoc_for_scalar_type")
 ADDED_TO_ARRAY = "_array_method_doc"  # numpy's short form for methods of ndarray
 IDENTIFIER = re.compile(r"`[^`]*`|\b\w*[\d_]\w*\b|\b\w+(?:\.\w+)+\b|\b\w*[a-z][A-Z]\w*\b")
 LONGEST = 2_000  # characters of one explanation, in whole paragraphs
@@ -53,12 +48,12 @@ def build(form: str = "paragraphs", *, libs: Sequence[str] = tuple(LIBRARIES), s
     "paragraphs": a document is one paragraph. "instructions": the prompt asks to explain a name and the
     document is the prose about it. Raises UserError, naming it, for a library that is not installed.
     """
-    make = {"paragraphs": _paragraphs, "instructions": _instructions}[form]
-    documents = list(make(_explained(libs)))
+    documents = list({"paragraphs": _paragraphs, "instructions": _instructions}[form](_explained(libs)))
     splits, notes = split_documents(documents, seed=seed)
-    notes["versions"] = {lib: version(LIBRARIES[lib]) for lib in libs} | {"python": sys.version.split()[0]}
+    python = sys.version.split()[0]
+    notes["versions"] = {lib: version(LIBRARIES[lib]) for lib in libs} | {"python": python}
     name = "docstrings" if form == "paragraphs" else "docstrings-instructions"
-    source = f"docstrings of {', '.join(libs)} as installed, language reference of Python {notes['versions']['python']}"
+    source = f"docstrings of {', '.join(libs)} as installed, language reference of Python {python}"
     return Corpus(name, splits, source, notes)
 
 
@@ -70,32 +65,34 @@ def _paragraphs(explained: Iterator[tuple[str, str, list[str]]]) -> Iterator[Doc
 
 def _instructions(explained: Iterator[tuple[str, str, list[str]]]) -> Iterator[Document]:
     for library, name, paragraphs in explained:
-        asked = (
-            f"Explain `{name}`."
-            if library != "python"
-            else f"Explain `{name.removeprefix('python.')}` in Python."
-        )
+        request = f"Explain `{name}`."
+        if library == "python":
+            request = f"Explain `{name.removeprefix('python.')}` in Python."
         text = paragraphs[0]
         for more in paragraphs[1:]:
             if len(text) + len(more) > LONGEST:
                 break
             text += "\n\n" + more
-        yield Document(name, text, group=library, prompt=asked + "\n\n", instruction=asked)
+        yield Document(name, text, group=library, prompt=request + "\n\n", instruction=request)
 
 
 def _explained(libs: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
-    """(library, name, paragraphs) of every public name, without paragraphs seen before but for names and digits."""
+    """(library, name, paragraphs) of every public name; paragraphs equal but for names and digits appear once."""
     seen: set[str] = set()
     merged: dict[tuple[str, str], list[str]] = {}
-    with _no_garbage_collection():
+    collected = gc.isenabled()
+    gc.disable()  # syntax trees are many small objects without cycles: the collector would double the time
+    try:
         for library, name, docstring in _docstrings(libs):
             for text in prose(docstring):
                 mask = IDENTIFIER.sub("#", text).lower()
                 if mask not in seen:
                     seen.add(mask)
                     merged.setdefault((library, name), []).append(text)
-    for (library, name), paragraphs in merged.items():
-        yield library, name, paragraphs
+    finally:
+        if collected:
+            gc.enable()
+    yield from ((library, name, paragraphs) for (library, name), paragraphs in merged.items())
 
 
 def _docstrings(libs: Sequence[str]) -> Iterator[tuple[str, str, str]]:
@@ -103,9 +100,8 @@ def _docstrings(libs: Sequence[str]) -> Iterator[tuple[str, str, str]]:
         root = _root(lib)
         short = _exported(lib, root)
         for path in _sources(lib, root):
-            source = path.read_text(encoding="utf-8", errors="replace")
             module = _module(lib, root, path)
-            for names, docstring in _of_source(source):
+            for names, docstring in _of_source(_text(path)):
                 if not any(name.startswith("_") for name in names[-2:]):
                     yield lib, _public_name(module, names, short), docstring
     from pydoc_data.topics import topics
@@ -134,6 +130,10 @@ def _sources(lib: str, root: Path) -> list[Path]:
 def _module(lib: str, root: Path, path: Path) -> tuple[str, ...]:
     parts = (lib, *path.relative_to(root).with_suffix("").parts)
     return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def _parse(source: str) -> ast.Module | None:
@@ -192,31 +192,22 @@ def _of_call(node: ast.Call) -> Iterator[tuple[tuple[str, ...], str]]:
 def _name(argument: ast.expr) -> str | None:
     if isinstance(argument, ast.Attribute):
         return argument.attr
-    if (
-        isinstance(argument, ast.Constant)
-        and isinstance(argument.value, str)
-        and argument.value.isidentifier()
-    ):
-        return argument.value
-    return None
+    value = getattr(argument, "value", None) if isinstance(argument, ast.Constant) else None
+    return value if isinstance(value, str) and value.isidentifier() else None
 
 
 def _exported(lib: str, root: Path) -> dict[str, list[tuple[str, ...]]]:
-    """Which packages offer a name: `from ._core import mean` in numpy/__init__.py gives mean ▶ [("numpy",)]."""
+    """The packages that offer a name: `from ._core import mean` in numpy/__init__.py gives mean ▶ [("numpy",)]."""
     offers: dict[str, list[tuple[str, ...]]] = {}
     for path in _sources(lib, root):
-        if (
-            path.name != "__init__.py"
-            or (tree := _parse(path.read_text(encoding="utf-8", errors="replace"))) is None
-        ):
-            continue
         package = _module(lib, root, path)
-        if not any(part.startswith("_") for part in package):
-            for node in ast.walk(tree):
-                own = isinstance(node, ast.ImportFrom) and (
-                    node.level or (node.module or "").startswith(f"{lib}.")
-                )
-                for alias in node.names if own else ():
+        if path.name != "__init__.py" or any(part.startswith("_") for part in package):
+            continue
+        tree = _parse(_text(path))
+        imports = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)] if tree else []
+        for node in imports:
+            if node.level or (node.module or "").startswith(f"{lib}."):
+                for alias in node.names:
                     offers.setdefault(alias.asname or alias.name, []).append(package)
     return offers
 
@@ -226,15 +217,3 @@ def _public_name(module: tuple[str, ...], names: tuple[str, ...], exported: dict
     packages = [p for p in exported.get(names[0], ()) if p == module[: len(p)]] if names else []
     home = min(packages, key=len, default=tuple(part for part in module if not part.startswith("_")))
     return ".".join((*home, *names))
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Syntax trees are many small objects without cycles worth finding: the collector would double the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -17,7 +17,7 @@ NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}  # of 
 def load(repository: str, *, seed: int = 0) -> Corpus:
     """The data set `owner/name` with text, prompt/response or instruction/output columns.
 
-    Its own train, validation and test are kept where it has all three; otherwise its rows are split 80/10/10.
+    Its own train, validation and test are used where it has all three; otherwise its rows are split 80/10/10.
     """
     if repository.count("/") != 1:
         raise UserError(f"hub:{repository} is not hub:owner/name")
@@ -48,11 +48,12 @@ def fetch(repository: str, config: str | None = None, *, instead: str = INSTEAD)
 def cached(repository: str) -> bool:
     """Whether the hub's caches hold anything of this data set."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    hub = Path(
-        os.environ.get("HF_HUB_CACHE") or Path(home, "hub"), f"datasets--{repository.replace('/', '--')}"
+    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub"))
+    hub /= f"datasets--{repository.replace('/', '--')}"
+    datasets = Path(
+        os.environ.get("HF_DATASETS_CACHE") or Path(home, "datasets"), repository.replace("/", "___")
     )
-    made = Path(os.environ.get("HF_DATASETS_CACHE") or Path(home, "datasets"), repository.replace("/", "___"))
-    return any(folder.expanduser().is_dir() for folder in (hub, made))
+    return any(folder.expanduser().is_dir() for folder in (hub, datasets))
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""The mixed stream: three kinds of text shuffled together, and nothing at test says which is which (claim 14).
+"""The mixed stream: three kinds of text shuffled together, without a label at test (claim 14).
 
 docstrings + wikitext-2-lite + alpaca ─ the same number of characters of each ─▶ one corpus, group = source
 """
 
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +23,15 @@ def mixed_corpus(data_dir: Path | None = None, seed: int = 0) -> Corpus:
     splits, generator = {}, np.random.default_rng(seed)
     for split in SPLITS:
         limit = min(sum(len(d.text) for d in part.splits[split]) for part in parts.values())
-        rows = [
-            row for name, part in parts.items() for row in _cut(name, part.splits[split], limit, generator)
-        ]
+        cut = (_cut(name, part.splits[split], limit, generator) for name, part in parts.items())
+        rows = [*chain.from_iterable(cut)]
         splits[split] = tuple(rows[i] for i in generator.permutation(len(rows)))
     source = "; ".join(f"{name}: {part.source}" for name, part in parts.items())
     notes = {name: {"hash": part.hash, **part.notes} for name, part in parts.items()}
     return Corpus(MIXED, splits, source, notes)
 
 
-def _cut(
-    name: str, documents: tuple[Document, ...], limit: int, generator: np.random.Generator
-) -> list[Document]:
+def _cut(name: str, documents: tuple[Document, ...], limit: int, generator) -> list[Document]:
     """Random documents of one source with at most `limit` characters in all, named and grouped by it."""
     order = generator.permutation(len(documents))
     within = np.cumsum([len(documents[i].text) for i in order]) <= limit

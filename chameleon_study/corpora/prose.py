@@ -35,15 +35,15 @@ SHORTEST = 60  # characters
 
 def prose(docstring: str) -> list[str]:
     """The prose paragraphs of a cleaned docstring, in order, each on one line."""
-    kept = []
+    paragraphs = []
     section = Section()
     for block in BLANK.split(docstring):
         lines = section.enter(block.split("\n"))
         if lines and not section.listing and not _set_apart(lines):
             text = plain(" ".join(" ".join(lines).split()))
             if reads_as_prose(text):
-                kept.append(text)
-    return kept
+                paragraphs.append(text)
+    return paragraphs
 
 
 def plain(text: str) -> str:
@@ -86,11 +86,8 @@ def reads_as_prose(text: str) -> bool:
     """Whether a paragraph is English sentences: long enough, mostly plain words, with function words among them."""
     if len(text) < SHORTEST or text.count("|") > 4 or "%(" in text or re.search(r"\{\w+\}", text):
         return False
-    if (
-        not re.match(r"[`\"'(*\[]{0,3}[A-Z`]", text)
-        or text[-1] not in ".:!?)\"'`"
-        or BOILERPLATE.search(text)
-    ):
+    starts = re.match(r"[`\"'(*\[]{0,3}[A-Z`]", text)
+    if not starts or text[-1] not in ".:!?)\"'`" or BOILERPLATE.search(text):
         return False
     letters = sum(map(len, PLAIN_WORD.findall(text)))
     return letters >= 0.55 * len(text) and len(FUNCTION_WORD.findall(text)) >= 0.12 * len(text.split())

@@ -7,7 +7,6 @@ Rows come from the hub, or from a folder that holds train.txt, validation.txt an
 
 import re
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 
 from chameleon_lite.app.corpus import Corpus, overlaps
@@ -20,9 +19,15 @@ REPOSITORY, CONFIG = "Salesforce/wikitext", "wikitext-2-raw-v1"
 ARTICLE = re.compile(r"\s*= [^=](.*[^=])? =\s*")
 INSTEAD = "give --data-dir FOLDER with train.txt, validation.txt and test.txt, or use the corpus docstrings"
 
+LITE = "training is the official test rows, validation"
+NOTES = {
+    "wikitext-2-lite-released": f"lite, as released: {LITE} all official validation rows",
+    "wikitext-2-lite": f"lite: {LITE} and test are the official validation rows, every other article each",
+}
+
 
 def load(name: str = "wikitext-2", *, data_dir: Path | None = None, seed: int = 0) -> Corpus:
-    """One of the three corpora made of WikiText-2's official splits; `seed` changes nothing, articles decide.
+    """One of the three corpora from WikiText-2's official splits; `seed` changes nothing, articles decide.
 
     "wikitext-2": the official splits. "wikitext-2-lite": training = the official test rows, validation and
     test = every other article of the official validation rows. "wikitext-2-lite-released": training = the
@@ -31,43 +36,25 @@ def load(name: str = "wikitext-2", *, data_dir: Path | None = None, seed: int = 
     needed = ("train", "validation", "test") if name == "wikitext-2" else ("validation", "test")
     rows, source = _rows(needed, data_dir)
     official = {split: articles(rows[split], split) for split in needed}
-    if name == "wikitext-2":
-        return Corpus(name, official, source, {"split": "official, by article"} | overlaps(official))
-    held = official["validation"]
-    if name == "wikitext-2-lite-released":
-        splits = {"train": official["test"], "validation": held, "test": ()}
-        note = (
-            "lite, as released: training is the official test rows, validation all official validation rows"
-        )
-    else:
-        halves = halve(held)
-        splits = {"train": official["test"], "validation": halves[0], "test": halves[1]}
-        note = (
-            "lite: training is the official test rows, validation and test are the official validation rows, "
-            "every other article each"
-        )
+    note, splits = "official, by article", official
+    if name != "wikitext-2":
+        held, note = official["validation"], NOTES[name]
+        validation, test = (held, ()) if name.endswith("released") else halve(held)
+        splits = {"train": official["test"], "validation": validation, "test": test}
     return Corpus(name, splits, source, {"split": note} | overlaps(splits))
 
 
 def articles(rows: Sequence[str], split: str) -> tuple[Document, ...]:
     """Rows that are not blank as documents in order, headings included, each with its article as group."""
-    alone = (
-        not after.strip() for after in (*rows[1:], "")
-    )  # formulas that look like a heading have text below
-    marked = [
-        (row.rstrip("\n"), int(a and bool(ARTICLE.fullmatch(row))))
-        for row, a in zip(rows, alone)
-        if row.strip()
-    ]
-    rows, heads = [row for row, _ in marked], [head for _, head in marked]
-    titles = accumulate(
-        (row.strip(" =") if head else "" for row, head in zip(rows, heads)), lambda a, b: b or a
-    )
-    numbers = accumulate(heads)  # two articles may share a title
-    return tuple(
-        Document(f"{split}-{i}", row, group=f"{split}-{number}: {title}")
-        for i, (row, number, title) in enumerate(zip(rows, numbers, titles))
-    )
+    documents, article, title = [], 0, ""
+    for row, after in zip((row.rstrip("\n") for row in rows), (*rows[1:], "")):
+        if not row.strip():
+            continue
+        if ARTICLE.fullmatch(row) and not after.strip():  # a formula that looks like a heading has text below
+            article, title = article + 1, row.strip(" =") or title  # two articles may share a title
+        group = f"{split}-{article}: {title}"
+        documents.append(Document(f"{split}-{len(documents)}", row, group=group))
+    return tuple(documents)
 
 
 def halve(documents: Sequence[Document]) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
@@ -79,9 +66,8 @@ def halve(documents: Sequence[Document]) -> tuple[tuple[Document, ...], tuple[Do
 def _rows(needed: Sequence[str], data_dir: Path | None) -> tuple[dict[str, list[str]], str]:
     if data_dir is None:
         fetched = hub.fetch(REPOSITORY, CONFIG, instead=INSTEAD)
-        return {
-            split: [row["text"] for row in fetched[split]] for split in needed
-        }, f"hub {REPOSITORY} {CONFIG}"
+        rows = {split: [row["text"] for row in fetched[split]] for split in needed}
+        return rows, f"hub {REPOSITORY} {CONFIG}"
     folder = Path(data_dir)
     folder = folder / "wikitext-2" if (folder / "wikitext-2").is_dir() else folder
     missing = [f"{split}.txt" for split in needed if not (folder / f"{split}.txt").is_file()]

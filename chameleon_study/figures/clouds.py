@@ -12,16 +12,8 @@ def group_map(ax, xy, groups: Sequence[str]):
     xy, groups = np.asarray(xy), np.asarray(groups)
     for index, name in enumerate(sorted(set(groups))):
         _points(ax, *xy[groups == name].T, index, label=name, markersize=3.5, alpha=0.55)
-    ax.legend(
-        frameon=False,
-        markerscale=2,
-        ncols=3,
-        fontsize=9,
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0),
-        columnspacing=1,
-        handletextpad=0.2,
-    )
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "columnspacing": 1, "handletextpad": 0.2}
+    ax.legend(frameon=False, markerscale=2, ncols=3, fontsize=9, **below)
     return bare(ax)
 
 
@@ -48,7 +40,7 @@ def bare(ax):
 
 
 def against_length(ax, lengths, values, index: int = 0, label: str = ""):
-    """One point a document: tokens (N,) on a logarithmic axis against any number (N,)."""
+    """One point per document: tokens (N,) on a logarithmic axis against any number (N,)."""
     _points(ax, lengths, values, index, label=label, markersize=3, alpha=0.35)
     ax.set_xscale("log", base=2)
     ax.set_xticks([16, 32, 64, 128, 256], ["16", "32", "64", "128", "256"])

@@ -1,4 +1,4 @@
-"""The study's pictures: each draws one table of `study_tables` or `adapt.arrivals` on an axis and returns it."""
+"""The study's pictures: each draws one table of study_tables.py or arrivals.py on an axis and returns it."""
 
 import math
 
@@ -6,7 +6,7 @@ from ..claims.statistics import MARGIN
 from .style import look
 
 QUANTILES = ("p50", "p95", "p99")
-LABEL_DECADES = 1.2  # labels of points nearer than this in bytes are kept apart in height
+LABEL_DECADES = 1.2  # labels of points nearer than this in bytes are separated in height
 
 
 def _bars(ax, index: int, name: str, rows, x, y, error, **options) -> None:
@@ -16,17 +16,16 @@ def _bars(ax, index: int, name: str, rows, x, y, error, **options) -> None:
 
 
 def group_sizes(ax, frame):
-    """Loss against the rows of a conditioning group, less that of one row's own prefix; ±0.01 nats are shaded."""
+    """Loss against the rows of a conditioning group, minus that of one row's rows prefix; ±0.01 nats are shaded."""
     ax.axhspan(-MARGIN, MARGIN, color="0.92", zorder=0)
-    for index, (kind, own) in enumerate(frame.groupby("order", sort=True)):
-        error = [own["difference"] - own["low"], own["high"] - own["difference"]]
-        places = own["rows in a group"] * 1.06 ** (index - 1)  # beside each other, not on top
-        _bars(ax, index, kind, own, places, own["difference"], error, capsize=3)
+    for index, (kind, rows) in enumerate(frame.groupby("order", sort=True)):
+        error = [rows["difference"] - rows["low"], rows["high"] - rows["difference"]]
+        places = rows["rows in a group"] * 1.06 ** (index - 1)  # next to each other, not on top
+        _bars(ax, index, kind, rows, places, rows["difference"], error, capsize=3)
     ax.set_xscale("log", base=2)
     sizes = sorted(frame["rows in a group"].unique())
     ax.set_xticks(sizes, [str(s) for s in sizes])
-    ax.set_xlabel("rows in a conditioning group")
-    ax.set_ylabel("difference from R6 (nats a token)")
+    ax.set(xlabel="rows in a conditioning group", ylabel="difference from R6 (nats a token)")
     return ax
 
 
@@ -43,56 +42,46 @@ def pareto(ax, frame):
         x, y = math.log10(max(row["stored bytes"], 1)), row["nll"]
         y = max([y, *(height + gap for at, height in lowest if abs(at - x) < LABEL_DECADES)])
         lowest.append((x, y))
-        ax.annotate(
-            row["regime"],
-            (row["stored bytes"], row["nll"]),
-            xytext=(1.6 * row["stored bytes"], y),
-            fontsize=9,
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.6},
-        )
-    ax.set_xscale("log")
+        point, label = (row["stored bytes"], row["nll"]), (1.6 * row["stored bytes"], y)
+        line = {"arrowstyle": "-", "color": "0.7", "linewidth": 0.6}
+        ax.annotate(row["regime"], point, xytext=label, fontsize=9, va="center", arrowprops=line)
+    ax.set(xscale="log", xlabel="stored bytes", ylabel="test loss (nats a token)")
     ax.set_xlim(right=20 * frame["stored bytes"].max())
-    ax.set_xlabel("stored bytes")
-    ax.set_ylabel("test loss (nats a token)")
     return ax
 
 
 def by_position(ax, frame):
-    """Loss by scored position in the text less the frozen model's, one line a regime; below zero is a gain."""
-    for index, (name, own) in enumerate(frame.groupby("regime", sort=False)):
-        _bars(ax, index, name, own, own["position"], own["difference"], own["half"])
+    """Loss by scored position in the text minus the frozen model's, one line per regime; below zero is a gain."""
+    for index, (name, rows) in enumerate(frame.groupby("regime", sort=False)):
+        _bars(ax, index, name, rows, rows["position"], rows["difference"], rows["half"])
     ax.axhline(0, color="0.4", linewidth=1)
-    ax.set_xlabel("scored tokens before (bins of 16)")
-    ax.set_ylabel("difference from R0 (nats a token)")
+    ax.set(xlabel="scored tokens before (bins of 16)", ylabel="difference from R0 (nats a token)")
     ax.legend(frameon=False)
     return ax
 
 
 def foreign_rows(ax, frame):
     """What foreign rows in the conditioning cost on the same scored text; 0 without any."""
-    for index, (name, own) in enumerate(frame.groupby("regime", sort=True)):
-        share, cost = [0, *own["foreign rows, %"]], [0.0, *own["cost"]]
-        error = [[0.0, *(own["cost"] - own["low"])], [0.0, *(own["high"] - own["cost"])]]
-        _bars(ax, index, name, own, share, cost, error, capsize=3)
+    for index, (name, rows) in enumerate(frame.groupby("regime", sort=True)):
+        share, cost = [0, *rows["foreign rows, %"]], [0.0, *rows["cost"]]
+        error = [[0.0, *(rows["cost"] - rows["low"])], [0.0, *(rows["high"] - rows["cost"])]]
+        _bars(ax, index, name, rows, share, cost, error, capsize=3)
     ax.axhline(0, color="0.4", linewidth=1)
-    ax.set_xlabel("foreign rows in the conditioning (%)")
-    ax.set_ylabel("cost (nats a token), 95 % interval")
+    ax.set(xlabel="foreign rows in the conditioning (%)", ylabel="cost (nats a token), 95 % interval")
     ax.legend(frameon=False)
     return ax
 
 
 def waiting(ax, frame):
     """Seconds from arrival to result against batch size: a colour per way of batching, a line per quantile."""
-    for index, (name, own) in enumerate(frame.groupby("batches", sort=True)):
-        own = own.sort_values("size")
+    for index, (name, rows) in enumerate(frame.groupby("batches", sort=True)):
+        rows = rows.sort_values("size")
         for place, quantile in enumerate(QUANTILES):
             style = look(index) | {"linestyle": look(place)["linestyle"]}
-            ax.plot(own["size"], own[quantile], label=f"{name}, {quantile}", **style)
+            ax.plot(rows["size"], rows[quantile], label=f"{name}, {quantile}", **style)
     ax.set_xscale("log", base=2)
-    ax.set_yscale("log")
-    ax.set_xticks(sorted(frame["size"].unique()), [str(n) for n in sorted(frame["size"].unique())])
-    ax.set_xlabel("rows of a batch")
-    ax.set_ylabel("seconds from arrival to result")
+    ax.set(yscale="log", xlabel="rows of a batch", ylabel="seconds from arrival to result")
+    sizes = sorted(frame["size"].unique())
+    ax.set_xticks(sizes, [str(n) for n in sizes])
     ax.legend(frameon=False, ncols=2)
     return ax

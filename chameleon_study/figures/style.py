@@ -7,26 +7,14 @@ LINES = ("-", "--", "-.", ":")
 
 def look(index: int) -> dict:
     """Colour, marker and line style of the index-th series."""
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": LINES[index % len(LINES)],
-    }
+    cycle = {"color": COLOURS, "marker": MARKERS, "linestyle": LINES}
+    return {name: values[index % len(values)] for name, values in cycle.items()}
 
 
 def figure(width: float = 7.0, height: float = 4.0, **options):
     """A figure and its axes at a size that stays readable on a phone."""
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update(
-        {
-            "font.size": 11,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.alpha": 0.3,
-            "figure.dpi": 110,
-            "savefig.bbox": "tight",
-        }
-    )
+    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+    plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.3, "figure.dpi": 110, "savefig.bbox": "tight"})
     return plt.subplots(figsize=(width, height), layout="constrained", **options)

@@ -1,4 +1,4 @@
-"""The walk from the released to the honest procedure: one bar a switch, what it changes and where the loss is then."""
+"""The walk from the released to the honest procedure: one bar per switch, what it changes and the loss after it."""
 
 import pandas as pd
 
@@ -24,57 +24,33 @@ LABELS = {
 def waterfall(ax, walk: pd.DataFrame, regimes: dict[str, str] | None = None):
     """Draw `walk` (as `walk_frame` gives it; several seeds are averaged) from top to bottom.
 
-    A bar reaches from the loss before a switch was mended to the loss after; the number says the loss after and, in
+    A bar reaches from the loss before a switch was mended to the loss after; the number is the loss after and, in
     brackets, the change. A hatched bar changed the yardstick. A black line goes from the lowest to the highest seed.
     `regimes` maps the regimes to draw to their names.
     """
     regimes = regimes or {name: name for name in sorted(walk["regime"].unique())}
     steps = walk.drop_duplicates("step").sort_values("step")
     height, first = 0.62 / len(regimes), int(steps["step"].min())
+    beside = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 9.5}
     for index, (regime, name) in enumerate(regimes.items()):
-        style, before = look(index), 0.0
-        own = walk[walk["regime"] == regime].groupby("step")
-        for step, (after, low, high) in own["loss"].agg(["mean", "min", "max"]).iterrows():
-            changed = step > first and not own.get_group(step)["same yardstick"].iloc[0]
+        before, by_step = 0.0, walk[walk["regime"] == regime].groupby("step")
+        for step, (after, low, high) in by_step["loss"].agg(["mean", "min", "max"]).iterrows():
+            changed = step > first and not by_step.get_group(step)["same yardstick"].iloc[0]
             y = step - first + index * height - 0.08
-            ax.barh(
-                y,
-                after - before,
-                left=before,
-                height=height * 0.88,
-                color=style["color"],
-                alpha=0.55 if changed else 1.0,
-                hatch="///" if changed else None,
-                edgecolor="white",
-                linewidth=0,
-                label=name if step == first else None,
-            )
+            style = {"alpha": 0.55, "hatch": "///"} if changed else {"alpha": 1.0}
+            style |= {"color": look(index)["color"], "edgecolor": "white", "linewidth": 0}
+            label = name if step == first else None
+            ax.barh(y, after - before, left=before, height=height * 0.88, label=label, **style)
             ax.plot([low, high], [y, y], color="black", linewidth=1.5, marker="|", markersize=8)
             change = "" if step == first else f" ({after - before:+.3f})"
-            ax.text(
-                1.02, y, f"{after:.3f}{change}", transform=ax.get_yaxis_transform(), va="center", fontsize=9.5
-            )
+            ax.text(1.02, y, f"{after:.3f}{change}", **beside)
             before = after
-    for place, row in enumerate(steps.itertuples()):  # the label stands over its bars: no width is lost to it
-        ax.text(
-            0.01,
-            place - 0.36,
-            f"{LABELS.get(row.mended, row.mended)}  ({row.scored:,})",
-            va="center",
-            fontsize=9.5,
-            transform=ax.get_yaxis_transform(),
-        )
-    _frame(ax, float(walk["loss"].max()), len(steps))
+    for place, row in enumerate(steps.itertuples()):  # the label is above its bars: no width is lost to it
+        ax.text(0.01, place - 0.36, f"{LABELS.get(row.mended, row.mended)}  ({row.scored:,})", **beside)
+    ax.set(yticks=[], ylim=(len(steps) - 0.4, -0.65), xlim=(0, 1.03 * float(walk["loss"].max())))
+    ax.set_xlabel("reported loss (nats a scored position)", fontsize=10)
     ax.figure.legend(*_legend(ax), frameon=False, loc="outside lower left", ncols=2, fontsize=9.5)
     return ax
-
-
-def _frame(ax, widest: float, stops: int) -> None:
-    """Axes without ticks at the left, from zero to the largest loss, the first stop at the top."""
-    ax.set_yticks([])
-    ax.set_ylim(stops - 0.4, -0.65)
-    ax.set_xlim(0, 1.03 * widest)
-    ax.set_xlabel("reported loss (nats a scored position)", fontsize=10)
 
 
 def _legend(ax) -> tuple[list, list]:
@@ -84,8 +60,5 @@ def _legend(ax) -> tuple[list, list]:
 
     handles, names = ax.get_legend_handles_labels()
     hatch = Patch(facecolor="0.6", edgecolor="white", hatch="///", linewidth=0)
-    return [*handles, hatch, Line2D([], [], color="black", marker="|")], [
-        *names,
-        "another yardstick",
-        "over seeds",
-    ]
+    seeds = Line2D([], [], color="black", marker="|")
+    return [*handles, hatch, seeds], [*names, "another yardstick", "over seeds"]

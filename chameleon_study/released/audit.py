@@ -10,13 +10,13 @@ import pandas as pd
 from .proofs.store import COMMIT, Proof
 
 
-def audit_frame(found: list[Proof] = ()) -> pd.DataFrame:
-    """One row a difference: paper, released code, where (file and function), what decides it; `shown` = has a proof.
+def audit_frame(proofs: list[Proof] = ()) -> pd.DataFrame:
+    """One row per difference: paper, released code, where (file and function), what decides it; `shown` = has a proof.
 
-    `found` are proofs at hand: the rows they decide are marked.
+    The rows that the given proofs decide are marked.
     """
     frame = pd.read_csv(files(__package__) / "audit.csv").set_index("row")
-    shown = {row for proof in found for row in proof.audit}
+    shown = {row for proof in proofs for row in proof.audit}
     frame["shown"] = ["yes" if row in shown else "" for row in frame.index]
     frame.attrs["commit"] = COMMIT
     return frame

@@ -1,7 +1,7 @@
 """The backbone's own dropout, switched on: what a training loop does that calls `train()` on a frozen model.
 
 GPT-2 has Dropout modules at 0.1 (embeddings, attention, residual). Llama-like models keep one number per attention
-module, `attention_dropout`, and most ship with 0: then it is set, and the record says that it was.
+module, `attention_dropout`, and most ship with 0: then it is set, and the record holds that.
 """
 
 from torch import nn
@@ -10,7 +10,7 @@ GPT2_DROPOUT = 0.1  # what the released scripts had live, by GPT-2's own configu
 
 
 def live_dropout(lm: nn.Module, value: float = GPT2_DROPOUT) -> dict:
-    """Make `lm.train()` mean something; returns what was found and set, for the record.
+    """Give `lm.train()` an effect; returns the configured and the set value, for the record.
 
     `applies` is False where the architecture has no dropout at all: then there is no such control for it.
     """

@@ -1,4 +1,4 @@
-"""Clusters and batches as the released scripts make them, written anew and vectorised.
+"""Clusters and batches of the released scripts, written anew and vectorised.
 
     x (N, C) ── random rows as centroids, 10 Lloyd steps ─▶ labels (N,) ── one fixed list ─▶ batches of one cluster
 
@@ -6,6 +6,7 @@ Released code: no seed, empty clusters keep their stale centroid, clusters may h
 batches is made once. Here: the same with a seed; the method's cluster.py and batches.py hold what the study uses.
 """
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -42,27 +43,19 @@ def _means(rows: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
 def released_batches(labels: Tensor, size: int, *, seed: int) -> list[Tensor]:
     """Rows of labels (N,) as batches (≤ size,) of one cluster, clusters in order of first appearance.
 
-    The seed decides only which rows of a cluster larger than `size` meet; the list serves every epoch.
+    The seed decides only which rows of a cluster larger than `size` share a batch; the list serves every epoch.
     """
-    labels = labels.cpu()
-    first = torch.full((int(labels.max()) + 1,), len(labels)).scatter_reduce(
-        0, labels, torch.arange(len(labels)), "amin"
-    )  # (K,) where each cluster appears first
+    number = torch.from_numpy(pd.factorize(labels.cpu().numpy())[0])  # (N,) by first appearance
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    order = shuffled[first[labels[shuffled]].argsort(stable=True)]
-    counts = torch.bincount(first[labels], minlength=len(labels))
-    counts = counts[counts > 0]  # (K,) in order of first appearance
-    inside = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    cuts = torch.nonzero(inside % size == 0).flatten()
-    return list(torch.tensor_split(order, cuts[1:]))
+    order = shuffled[number[shuffled].argsort(stable=True)]
+    return [b for run in order.split(number.bincount().tolist()) for b in run.split(size)]
 
 
 def cluster_batches(labels: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
     """Rows of labels (N,) as batches (≤ size,) int64, each of one cluster; UserError unless 1 ≤ size ≤ N."""
     if not 1 <= size <= len(labels):
-        raise UserError(
-            f"batch size {size} does not fit {len(labels)} documents; choose between 1 and {len(labels)}"
-        )
+        n = len(labels)
+        raise UserError(f"batch size {size} does not fit {n} documents; choose between 1 and {n}")
     labels, shuffled = labels.cpu(), torch.randperm(len(labels), generator=generator)
     order = shuffled[labels[shuffled].argsort(stable=True)]  # clusters together, random inside
     batches = [b for run in order.split(labels.bincount().tolist()) for b in run.split(size) if len(b)]

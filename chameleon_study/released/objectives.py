@@ -32,7 +32,8 @@ def released_last(
     read, the pad token in a padded row. Targets equal to `ignored` do not count; None ignores padding instead, by
     `mask` (B, T). Returns (nll_sum, n_tokens).
     """
-    return _summed(hidden, pick_last(ids, mask, ignored), losses)
+    row, column, target = pick_last(ids, mask, ignored)
+    return losses(hidden[row, column], target, row), len(row)
 
 
 def released_full(
@@ -46,7 +47,8 @@ def released_full(
 
     Arguments as for `released_last`. Returns (nll_sum, n_tokens), with n_tokens about B · T.
     """
-    return _summed(hidden, pick_full(ids, mask, ignored), losses)
+    row, column, target = pick_full(ids, mask, ignored)
+    return losses(hidden[row, column], target, row), len(row)
 
 
 def released_mask(ids: Tensor) -> Tensor:
@@ -74,8 +76,3 @@ def _counted(ids: Tensor, mask: Tensor | None, ignored: int | None) -> tuple[Ten
     if ignored is None and mask is None:
         raise ValueError("ignored=None ignores padding: it needs the mask (B, T) of the real tokens")
     return (mask.bool() if ignored is None else ids != ignored).nonzero(as_tuple=True)
-
-
-def _summed(hidden: Tensor, pick: Pick, losses: Losses) -> tuple[Tensor, int]:
-    row, column, target = pick
-    return losses(hidden[row, column], target, row), len(row)

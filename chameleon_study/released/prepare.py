@@ -1,7 +1,7 @@
-"""What a protocol makes of a corpus: rows, states, vectors, clusters and batches, switch by switch.
+"""A corpus under a protocol: rows, states, vectors, clusters and batches, switch by switch.
 
-load_corpus ─ split ─ tokenise ─▶ TokenTable a split ─ padded_states or LivePaddedStates ─▶ scored pairs
-                                       └ span, with or without padding ─▶ vectors ─ k-means ─▶ batches a seed
+load_corpus ─ split ─ tokenise ─▶ TokenTable per split ─ padded_states or LivePaddedStates ─▶ scored pairs
+                                       └ span, with or without padding ─▶ vectors ─ k-means ─▶ batches per seed
 """
 
 import copy
@@ -21,7 +21,7 @@ from chameleon_lite.cluster import fit_clusters, merge_small
 from chameleon_lite.embed import mean_embeddings, normalise
 from chameleon_lite.errors import UserError
 from chameleon_lite.loss import HeadWeight
-from chameleon_lite.text import Document, TokenTable, tokenise
+from chameleon_lite.text import TokenTable, tokenise
 
 from ..config import Experiment
 from ..prepare import check_batch, common_facts, corpus_by_name, timed
@@ -55,14 +55,12 @@ class ReleasedCorpus:
         return full_rows(self.tables[split], self.settings.tokens.max_length)
 
     def facts(self) -> dict:
-        """What a record says of its data."""
-        length = self.settings.tokens.max_length
+        """A record's `data`."""
+        T = self.settings.tokens.max_length  # of a padded row
         return common_facts(self) | {
             "scored_tokens": {s: int(x.counts.sum()) for s, x in self.scored.items()},
             "full_rows": {s: int(self.full(s).sum()) for s in self.tables},
-            "padding_share": {
-                s: 1 - float(t.lengths.sum() / (len(t) * length)) for s, t in self.tables.items()
-            },
+            "padding_share": {s: 1 - float(t.lengths.sum() / (len(t) * T)) for s, t in self.tables.items()},
             "backbone_dropout": self.dropout,
             "backbone_parameters": self.backbone.parameters,
             "protocol": self.protocol.model_dump(),
@@ -77,7 +75,7 @@ def prepare_released(
     data_dir: Path | Mapping[str, Corpus] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> ReleasedCorpus:
-    """Build a corpus's material under the experiment's protocol; stages are timed."""
+    """A corpus's tables, states and vectors under the experiment's protocol; stages are timed."""
     protocol, seconds = protocol_of(settings.protocol), {}
     corpus = timed(seconds, "corpus", lambda: corpus_by_name(corpus_name, data_dir))
     documents = documents_by_split(settings, protocol, corpus)
@@ -128,53 +126,45 @@ def scoring_of(settings: Experiment, protocol: Protocol) -> Scoring:
     return Scoring(protocol.objective, settings.tokens.max_length, masks_zero, skips_padding)
 
 
-def documents_by_split(
-    settings: Experiment, protocol: Protocol, corpus: Corpus
-) -> dict[str, tuple[Document, ...]]:
+def documents_by_split(settings: Experiment, protocol: Protocol, corpus: Corpus) -> dict[str, tuple]:
     """The documents of each split that is not empty, as the protocol's `split` switch deals them."""
     prompts = any(d.prompt for part in corpus.splits.values() for d in part)
     needs_no_prompt(protocol, corpus.name, prompts)
     if not (prompts and protocol.split == "script"):
-        found = {split: part for split, part in corpus.splits.items() if part}
+        splits = {split: part for split, part in corpus.splits.items() if part}
     else:
         rows = tuple(d for part in corpus.splits.values() for d in part)
         held = np.random.RandomState(SCRIPT_SEED).permutation(len(rows))
         held = np.sort(held[: max(1, round(settings.protocol.held_out * len(rows)))])
-        found = {"train": rows, "validation": tuple(rows[i] for i in held)}
+        splits = {"train": rows, "validation": tuple(rows[i] for i in held)}
     if protocol.reported != "test":
-        found.pop("test", None)  # never read, so nothing of it is computed
-    elif "test" not in found:
-        raise UserError(
-            f"{corpus.name} has no test split under this protocol: set reported: lowest validation, or split: disjoint"
-        )
-    return found
+        splits.pop("test", None)  # never read, so nothing of it is computed
+    elif "test" not in splits:
+        remedy = "set reported: lowest validation, or split: disjoint"
+        raise UserError(f"{corpus.name} has no test split under this protocol: {remedy}")
+    return splits
 
 
 def _tables(settings, protocol, backbone, documents) -> dict[str, TokenTable]:
-    """Tokens of each split; with reads: row every row is kept, otherwise those long enough to have a prefix."""
-    words = settings.tokens.model_dump()
+    """Tokens of each split; with reads: row every row stays, otherwise those long enough to have a prefix."""
+    options = settings.tokens.model_dump()
     if protocol.reads == "row":
-        words |= {"prefix_tokens": 1, "min_scored": 0}
+        options |= {"prefix_tokens": 1, "min_scored": 0}
     generator = np.random.default_rng(settings.data.subset_seed)
     tables = {}
     for split, part in documents.items():
         limit = getattr(settings.data, "max_train_tokens" if split == "train" else f"max_{split}_documents")
-        tables[split] = _subset(part, backbone.tokenizer, words, limit, split == "train", generator)
+        tables[split] = _subset(part, backbone.tokenizer, options, limit, split == "train", generator)
     return tables
 
 
-def _subset(part, tokenizer, words: dict, limit: int | None, by_tokens: bool, generator) -> TokenTable:
-    """The table of at most `limit` tokens or documents, drawn; no more of the corpus is tokenised than is needed."""
+def _subset(part, tokenizer, options: dict, limit: int | None, by_tokens: bool, generator) -> TokenTable:
+    """The table of at most `limit` tokens or documents, drawn in a random order."""
     if limit is None:
-        return tokenise(part, tokenizer, **words)
-    order = generator.permutation(len(part))
-    size = limit // 16 + 64 if by_tokens else limit
-    while True:
-        table = tokenise([part[i] for i in order[:size]], tokenizer, **words)
-        used = np.cumsum(table.lengths) if by_tokens else np.arange(1, len(table) + 1)
-        if used[-1] >= limit or size >= len(part):
-            return table.take(np.arange(max(1, int((used <= limit).sum()))))
-        size *= 2
+        return tokenise(part, tokenizer, **options)
+    table = tokenise([part[i] for i in generator.permutation(len(part))], tokenizer, **options)
+    used = np.cumsum(table.lengths) if by_tokens else np.arange(1, len(table) + 1)
+    return table.take(np.arange(max(1, int((used <= limit).sum()))))
 
 
 def _vectors(settings, protocol, backbone, table: TokenTable) -> tuple[Tensor, Tensor]:
@@ -190,8 +180,8 @@ def _vectors(settings, protocol, backbone, table: TokenTable) -> tuple[Tensor, T
         spans = (whole, table.condition)
     else:
         spans = (np.stack([np.zeros_like(table.prefix), table.lengths], axis=1).astype(np.int32),) * 2
-    found = [span_vectors(replace(table, condition=span), weight, length) for span in spans]
-    return found[0].to(device), found[1].to(device)
+    clustered, conditions = (span_vectors(replace(table, condition=span), weight, length) for span in spans)
+    return clustered.to(device), conditions.to(device)
 
 
 def span_vectors(table: TokenTable, weight: Tensor, length: int | None) -> Tensor:
@@ -208,15 +198,15 @@ def labels_of(material: ReleasedCorpus, seed: int) -> dict[str, Tensor]:
     rows, protocol = material.settings.clusters.batch_rows, material.protocol
     x = material.cluster_vectors  # ten steps stay on the device; scikit-learn's k-means moves what it needs
     train = _clusters(protocol, x["train"], rows, seed)
-    found = {}
+    out = {}
     for split, vectors in x.items():
         itself = split != "train" and protocol.validation_clusters == "itself"
-        own = _clusters(protocol, vectors, rows, seed) if itself else train
-        found[split] = own.labels if itself or split == "train" else own.assign(vectors)[0]
-        centroids = own.centroids
+        fit = _clusters(protocol, vectors, rows, seed) if itself else train
+        labels = fit.labels if itself or split == "train" else fit.assign(vectors)[0]
         if protocol.kmeans == "plusplus":
-            found[split] = merge_small(vectors, found[split], centroids, material.settings.clusters.minimum)
-    return {split: labels.cpu() for split, labels in found.items()}
+            labels = merge_small(vectors, labels, fit.centroids, material.settings.clusters.minimum)
+        out[split] = labels.cpu()
+    return out
 
 
 def _clusters(protocol: Protocol, vectors: Tensor, rows: int, seed: int):
@@ -225,9 +215,7 @@ def _clusters(protocol: Protocol, vectors: Tensor, rows: int, seed: int):
     return fit(vectors, len(vectors) // rows, seed=seed)
 
 
-def order_of(
-    material: ReleasedCorpus, split: str, labels: Tensor, seed: int, epoch: int | None
-) -> Arrangement:
+def order_of(material: ReleasedCorpus, split, labels: Tensor, seed: int, epoch: int | None) -> Arrangement:
     """An epoch's batches of one cluster with something scored (None: evaluation, always the fixed list)."""
     size, protocol = material.settings.clusters.batch_rows, material.protocol
     if epoch is None or protocol.batches == "fixed":
@@ -238,5 +226,5 @@ def order_of(
 
 
 def scored_batches(batches: list[Tensor], counts: Tensor) -> list[Tensor]:
-    """The batches with at least one scored token by counts (N,): others have no mean, and the scripts get NaN there."""
+    """The batches with at least one scored token by counts (N,): the others have no mean: NaN in the scripts."""
     return [b for b in batches if int(counts[b].sum())]

@@ -1,6 +1,6 @@
 """Tables 1 and 2 under any protocol: the heads of one seed trained side by side, measured, and taken apart.
 
-    ReleasedCorpus ─ a seed: cluster, batch ─▶ train_heads (train.py) ─▶ losses per row
+    ReleasedCorpus ─ per seed: cluster, batch ─▶ train_heads (train.py) ─▶ losses per row
       ─▶ validation loss as the protocol averages it · full and padded rows apart · training loss, running and re-read
 
 Every record holds the decomposition L = f · L_full + (1 − f) · L_pad, with each row weighted as the average weights it.
@@ -69,10 +69,9 @@ def check_released(settings: Experiment) -> None:
             raise unknown(f"regime under protocol {settings.protocol.preset}", name, REGIMES)
     missing = [r for r in settings.regimes if r != "R0" and r not in settings.learning_rates]
     if missing:
-        raise UserError(
-            f"protocol {settings.protocol.preset} sweeps nothing: give learning_rates for {', '.join(missing)} "
-            "(released: 5.0e-4 on WikiText-2, 2.0e-4 on Alpaca)"
-        )
+        released = "(released: 5.0e-4 on WikiText-2, 2.0e-4 on Alpaca)"
+        sweeps = f"protocol {settings.protocol.preset} sweeps nothing: give learning_rates for"
+        raise UserError(f"{sweeps} {', '.join(missing)} {released}")
 
 
 def measure_released(
@@ -89,7 +88,7 @@ def measure_released(
 def train_released(
     material: ReleasedCorpus, regimes: list[str], seed: int, processes: Processes | None = None
 ) -> Iterator[tuple[str, Member | None, Trained]]:
-    """Train one seed's heads and yield each with its Trained, ready to be measured (layers are as trained then).
+    """Train one seed's heads and yield each with its Trained, ready to be measured (the layers are in that state then).
 
     Heads share every batch, unless the layers below them train too: then one after the other.
     """
@@ -141,9 +140,7 @@ def source_of(material: ReleasedCorpus, regime: str, split: str) -> Source | Non
     return BatchMean(material.condition_vectors[split])
 
 
-def row_losses(
-    material: ReleasedCorpus, regime: str, member: Member | None, split: str, order: Arrangement
-) -> Tensor:
+def row_losses(material: ReleasedCorpus, regime: str, member: Member | None, split: str, order) -> Tensor:
     """nll sums (N,) of a split's rows under a trained regime, float64 on the host."""
     head = member.head if member else None
     pair, scale = (head, source_of(material, regime, split)), material.settings.train.scale
@@ -165,21 +162,18 @@ def decomposition(nll: Tensor, counts: Tensor, full: Tensor, weight: Tensor) -> 
     """f, L_full and L_pad of L = f · L_full + (1 − f) · L_pad; nll, counts, full and weight are (N,).
 
     The share f and both means weight each row as the average does; `full_row_nll` and `padded_row_nll` are the plain
-    means over tokens, 0 rows of a kind leave its numbers out.
+    means over tokens, no numbers for a kind without rows.
     """
     out = {"rows": float(len(nll)), "full_rows": float(full.sum()), "full_share": float(full.double().mean())}
-    share = {name: float((weight * counts)[kind].sum()) for name, kind in (("full", full), ("padded", ~full))}
-    out["full_share_weighted"] = share["full"]
+    out["full_share_weighted"] = float((weight * counts)[full].sum())
     for name, kind in (("full", full), ("padded", ~full)):
-        if share[name] > 0:
-            out[f"{name}_nll"] = float((weight * nll)[kind].sum()) / share[name]
+        if share := float((weight * counts)[kind].sum()):
+            out[f"{name}_nll"] = float((weight * nll)[kind].sum()) / share
             out[f"{name}_row_nll"] = float(nll[kind].sum() / counts[kind].sum())
     return out
 
 
-def measure(
-    material: ReleasedCorpus, regime: str, member: Member | None, trained: Trained
-) -> tuple[dict, dict]:
+def measure(material: ReleasedCorpus, regime: str, member, trained: Trained) -> tuple[dict, dict]:
     """Metrics of one trained regime, and its losses per row by split."""
     over, metrics, rows = material.protocol.average, {}, {}
     for split in material.tables:
@@ -231,17 +225,9 @@ def _rows(material: ReleasedCorpus, split: str, nll: Tensor, trained: Trained) -
     """One row per held-out document: scored tokens, summed nll, whether it is full, its weight in the average."""
     table, counts = material.tables[split], material.scored[split].counts
     weight = row_weights(counts, trained.orders[split].steps(), material.protocol.average)
-    return pd.DataFrame(
-        {
-            "split": split,
-            "document": table.names,
-            "group": table.groups,
-            "tokens": counts.numpy(),
-            "nll": nll.numpy(),
-            "full": material.full(split).numpy(),
-            "weight": weight.numpy(),
-        }
-    )
+    columns = {"split": split, "document": table.names, "group": table.groups, "tokens": counts.numpy()}
+    columns |= {"nll": nll.numpy(), "full": material.full(split).numpy(), "weight": weight.numpy()}
+    return pd.DataFrame(columns)
 
 
 def _fresh_layers(backbone: Backbone, seed: int) -> list[nn.Parameter]:

@@ -1,8 +1,8 @@
 """States and targets of rows padded to one length: what the released objectives score.
 
     TokenTable ─ rows padded to `length`, mask by the protocol ─ backbone ─ pick ─▶ h (S, C), target (S,)
-      cached: one pass, its scored positions kept on disk, then `ScoredStates`        `padded_states`
-      live:   a pass a batch, for layers that train or a backbone whose dropout is on   `LivePaddedStates`
+      cached: one pass, its scored positions stored on disk, then `ScoredStates`        `padded_states`
+      live:   a pass per batch, for layers that train or a backbone with dropout on   `LivePaddedStates`
 
 The pass computes padded positions too where the mask lets them be attended; nothing else gives their states.
 """
@@ -95,9 +95,9 @@ def full_rows(table, length: int) -> Tensor:
 
 
 class LivePaddedStates(LiveStates):
-    """The same pairs computed anew for every batch, in place of `ScoredStates`.
+    """The same pairs computed anew for every batch; takes the place of `ScoredStates`.
 
-    `train_mode` switches the backbone's own dropout on; gradients reach its layers where they ask for them.
+    `train_mode` switches the backbone's own dropout on; gradients reach its layers where these train.
     """
 
     def __init__(

@@ -16,29 +16,29 @@ PUBLISHED = ("R0", "R1", "R4")  # the rows that the paper has
 
 
 def is_released(record: Record) -> bool:
-    """Whether a record was made under a protocol of `released.py`."""
+    """Whether a record was made under a protocol, see protocol.py."""
     return "protocol" in record.data
 
 
 def released_frame(records: list[Record]) -> pd.DataFrame:
     """One row per protocol, backbone, corpus, length and regime: parameters, losses with 95 % t intervals over seeds.
 
-    The published columns stand where the paper has the row, whatever the backbone; `backbone` says whose ours are.
+    The published columns are filled where the paper has the row, whatever the backbone of the derived ones.
     """
     groups: dict[tuple, list[Record]] = {}
     for record in filter(is_released, records):
         length = record.settings["tokens"]["max_length"]
         key = (protocol_label(record), record.backbone, record.corpus, length, record.regime)
         groups.setdefault(key, []).append(record)
-    frame = pd.DataFrame([_row(key, own) for key, own in groups.items()])
+    frame = pd.DataFrame([_row(key, of_key) for key, of_key in groups.items()])
     return frame.astype({"published parameters": "Int64"}) if len(frame) else frame
 
 
 def protocol_label(record: Record) -> str:
     """The preset's name, and the switches that differ from it."""
     chosen = record.settings["protocol"]
-    own, base = record.data["protocol"], PRESETS[chosen["preset"]].model_dump()
-    changed = [f"{name}={own[name]}" for name in Protocol.model_fields if own[name] != base[name]]
+    switches, base = record.data["protocol"], PRESETS[chosen["preset"]].model_dump()
+    changed = [f"{name}={switches[name]}" for name in Protocol.model_fields if switches[name] != base[name]]
     return " + ".join([chosen["preset"], *changed])
 
 
@@ -47,14 +47,16 @@ def table_of(record: Record) -> int:
     return 2 if "alpaca" in record.corpus or "instructions" in record.corpus else 1
 
 
-def _row(key: tuple, own: list[Record]) -> dict:
+def _row(key: tuple, records: list[Record]) -> dict:
     protocol, backbone, corpus, length, regime = key
-    done = [r for r in own if r.status == "done"]
-    table = table_of(own[0])
+    done = [r for r in records if r.status == "done"]
+    table, first = table_of(records[0]), records[0]
 
     def paper(field: str) -> float | None:
         return published(table, regime, field) if regime in PUBLISHED else None
 
+    parameters = first.trainable_parameters or first.data["backbone_parameters"]
+    perplexity = f"{math.exp(min(_values(done, 'reported_nll').mean(), 700)):,.4f}" if done else "–"
     return {
         "table": table,
         "protocol": protocol,
@@ -64,17 +66,17 @@ def _row(key: tuple, own: list[Record]) -> dict:
         "regime": regime,
         "n seeds": len(done),
         "published parameters": paper("parameters"),
-        "parameters": own[0].trainable_parameters or own[0].data["backbone_parameters"],
+        "parameters": parameters,
         "published train loss": paper("train_loss"),
         "train loss": _text(done, "train_nll" if regime != "R0" else "train_eval_nll"),
         "published loss": paper("validation_loss"),
         "loss": _text(done, "reported_nll"),
-        "perplexity": f"{math.exp(min(_mean(done, 'reported_nll'), 700)):,.4f}" if done else "–",
-        "full rows": int(_mean(done, "full_rows")) if done else 0,
+        "perplexity": perplexity,
+        "full rows": int(_values(done, "full_rows").mean()) if done else 0,
         "loss of full rows": _text(done, "full_nll", 2),
-        "loss of padded rows": _text(done, "padded_nll", 4),
-        "profile": own[0].profile,
-        "command": own[0].provenance["command"],
+        "loss of padded rows": _text(done, "padded_nll"),
+        "profile": first.profile,
+        "command": first.provenance["command"],
     }
 
 
@@ -91,7 +93,7 @@ def _shown(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def stored_table(results: Path, names: list[str]) -> pd.DataFrame:
-    """The released tables of the named experiments in a results folder, with a row that says what is missing.
+    """The released tables of the named experiments in a results folder, with a row for what is missing.
 
     An experiment that was not run keeps its place as one row of "not measured yet".
     """
@@ -107,33 +109,27 @@ def stored_table(results: Path, names: list[str]) -> pd.DataFrame:
 def circumstances(results: Path, names: list[str]) -> pd.DataFrame:
     """One row per named experiment: protocol, backbone, corpus, length, rows of each split, seeds and command.
 
-    An experiment that was not run says so in the column `protocol`, with dashes beside it.
+    For an experiment that was not run the column `protocol` holds NOT_MEASURED, the others dashes.
     """
     rows = []
     for name in names:
-        own = [r for r in _records(results, name) if is_released(r)]
+        records = [r for r in _records(results, name) if is_released(r)]
         row = {"experiment": name, "protocol": NOT_MEASURED}
-        if own:
-            r = own[0]
-            row |= {
-                "protocol": protocol_label(r),
-                "backbone": r.backbone,
-                "corpus": r.corpus,
-                "length": r.settings["tokens"]["max_length"],
-                "training rows": r.data["documents"]["train"],
-                "validation rows": r.data["documents"]["validation"],
-                "seeds": len({x.seed for x in own}),
-                "command": r.provenance["command"],
-            }
+        if records:
+            r, count = records[0], records[0].data["documents"]
+            row |= {"protocol": protocol_label(r), "backbone": r.backbone, "corpus": r.corpus}
+            row |= {"length": r.settings["tokens"]["max_length"], "training rows": count["train"]}
+            row |= {"validation rows": count["validation"], "seeds": len({x.seed for x in records})}
+            row |= {"command": r.provenance["command"]}
         rows.append(row)
     return _shown(pd.DataFrame(rows, dtype=object))
 
 
 def controls_frame(results: Path, names: list[str]) -> pd.DataFrame:
-    """In the released loss, the hyper-network (R4) less its controls, seed by seed: mean and 95 % t interval.
+    """In the released loss, the hyper-network (R4) minus its controls, seed by seed: mean and 95 % t interval.
 
     R1 and R2 are static, R3 reads a constant: what R4 does not have over them is not its batch's context. Columns:
-    experiment, difference, nats, low, high, n seeds, and what the interval says of R4's loss.
+    experiment, difference, nats, low, high, n seeds, and what the interval shows of R4's loss.
     """
     rows = []
     for name in names:
@@ -143,8 +139,8 @@ def controls_frame(results: Path, names: list[str]) -> pd.DataFrame:
             if len(seeds) > 1:
                 mean, span = mean_and_span(np.array([loss["R4", s] - loss[other, s] for s in seeds]))
                 low, high = mean - span, mean + span
-                says = "lower" if high < 0 else "higher" if low > 0 else "not told apart"
-                rows.append((name, f"R4 − {other}", mean, low, high, len(seeds), says))
+                order = "lower" if high < 0 else "higher" if low > 0 else "not told apart"
+                rows.append((name, f"R4 − {other}", mean, low, high, len(seeds), order))
     columns = ["experiment", "difference", "nats", "low", "high", "n seeds", "R4's loss"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -170,37 +166,23 @@ def lengths_frame(results: Path, names: list[str]) -> pd.DataFrame:
 def dropout_frame(results: Path, cached: str, live: str) -> pd.DataFrame:
     """The un-cached control beside the cached runs: one row per quantity, regime and seed that both have.
 
-    `change` is the control less the cached run of the same seed; lowest and highest are over all cached seeds.
+    `change` is the control minus the cached run of the same seed; lowest and highest are over all cached seeds.
     """
     base, controls = (_metrics(results, name) for name in (cached, live))
     rows = []
     for what, key in (("validation loss", "reported_nll"), ("running training loss", "train_nll")):
         for (regime, seed), control in controls.items():
-            if (regime, seed) in base:
-                own, values = base[regime, seed], [m[key] for (r, _), m in base.items() if r == regime]
-                rows.append(
-                    {
-                        "what": what,
-                        "regime": regime,
-                        "seed": seed,
-                        "cached": own[key],
-                        "live": control[key],
-                        "change": control[key] - own[key],
-                        "lowest cached": min(values),
-                        "highest cached": max(values),
-                        "epoch, cached": int(own["best_epoch"]),
-                        "epoch, live": int(control["best_epoch"]),
-                    }
-                )
-    return pd.DataFrame(rows)
+            if run := base.get((regime, seed)):
+                values = [m[key] for (r, _), m in base.items() if r == regime]
+                change, epochs = control[key] - run[key], [int(m["best_epoch"]) for m in (run, control)]
+                losses = (run[key], control[key], change, min(values), max(values))
+                rows.append((what, regime, seed, *losses, *epochs))
+    columns = ["what", "regime", "seed", "cached", "live", "change", "lowest cached", "highest cached"]
+    return pd.DataFrame(rows, columns=[*columns, "epoch, cached", "epoch, live"])
 
 
 def _values(records: list[Record], metric: str) -> np.ndarray:
     return np.array([r.metrics[metric] for r in records if r.metrics.get(metric) is not None])
-
-
-def _mean(records: list[Record], metric: str) -> float:
-    return float(_values(records, metric).mean())
 
 
 def _text(records: list[Record], metric: str, digits: int = 4) -> str:
@@ -208,5 +190,5 @@ def _text(records: list[Record], metric: str, digits: int = 4) -> str:
     values = _values(records, metric)
     if not len(values):
         return "–"
-    mean, span = mean_and_span(values)
-    return f"{mean:.{digits}f} ± {span:.{digits}f}" if len(values) > 1 else f"{mean:.{digits}f}"
+    texts = [f"{number:.{digits}f}" for number in mean_and_span(values)]
+    return " ± ".join(texts if len(values) > 1 else texts[:1])

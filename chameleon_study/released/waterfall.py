@@ -1,8 +1,8 @@
-"""The walk from the released to the honest procedure: its stops in order, and what each mended switch did.
+"""The path from the released to the honest procedure: its stops in order, and the effect of each mended switch.
 
     waterfall-*.jsonl ─ walk_frame ─▶ one row per stop, regime and seed ─ steps_frame ─▶ one row per stop, with changes
 
-A stop is known by its resolved protocol, so a switch that an experiment sets from the start and mends later (the
+A stop is identified by its resolved protocol, so a switch that an experiment sets from the start and mends later (the
 initialisation on Alpaca) is a step like any other. Some switches change the yardstick: which positions are scored, or
 how they are averaged. Losses on the two sides of such a step are means over different things.
 """
@@ -24,25 +24,15 @@ def walk_frame(records: list[Record]) -> pd.DataFrame:
     validation split that have no padding.
     """
     rows = []
-    for step, (mended, own) in enumerate(_stops([r for r in records if "protocol" in r.data])):
-        for record in own:
+    for step, (mended, of_stop) in enumerate(_stops([r for r in records if "protocol" in r.data])):
+        for record in of_stop:
             split = "test" if record.data["protocol"].get("reported") == "test" else "validation"
-            rows.append(
-                {
-                    "step": step,
-                    "mended": mended,
-                    "same yardstick": bool(mended) and mended not in YARDSTICK,
-                    "corpus": record.corpus,
-                    "backbone": record.backbone,
-                    "regime": record.regime,
-                    "seed": record.seed,
-                    "loss": record.metrics["reported_nll"],
-                    "validation loss": record.metrics["validation_nll"],
-                    "scored": record.data["scored_tokens"][split],
-                    "rows": record.data["documents"][split],
-                    "full rows": record.data["full_rows"]["validation"],
-                }
-            )
+            row = {"step": step, "mended": mended, "same yardstick": bool(mended) and mended not in YARDSTICK}
+            row |= {"corpus": record.corpus, "backbone": record.backbone}
+            row |= {"regime": record.regime, "seed": record.seed, "loss": record.metrics["reported_nll"]}
+            row |= {"validation loss": record.metrics["validation_nll"]}
+            row |= {"scored": record.data["scored_tokens"][split], "rows": record.data["documents"][split]}
+            rows.append(row | {"full rows": record.data["full_rows"]["validation"]})
     frame = pd.DataFrame(rows)
     return frame.sort_values(["step", "regime", "seed"], ignore_index=True) if rows else frame
 
@@ -54,27 +44,26 @@ def _stops(records: list[Record]) -> list[tuple[str, list[Record]]]:
     """
     honest, groups = PRESETS["honest"].model_dump(), {}
     for record in records:
-        own = record.data["protocol"]
-        groups.setdefault(sum(own[name] == honest[name] for name in own), []).append(record)
+        switches = record.data["protocol"]
+        groups.setdefault(sum(switches[name] == honest[name] for name in switches), []).append(record)
     out, before = [], None
-    for _, own in sorted(groups.items()):
-        now = own[0].data["protocol"]
-        out.append((next((n for n in now if before is not None and now[n] != before[n]), ""), own))
+    for _, of_stop in sorted(groups.items()):
+        now = of_stop[0].data["protocol"]
+        out.append((next((n for n in now if before is not None and now[n] != before[n]), ""), of_stop))
         before = now
     return out
 
 
 def steps_frame(walk: pd.DataFrame, regimes: dict[str, str]) -> pd.DataFrame:
-    """One row per stop: what was scored, each regime's mean loss and its change, and the last regime less the first.
+    """One row per stop: what was scored, each regime's mean loss and its change, and the last regime minus the first.
 
-    Changes and the difference are taken seed by seed; with several seeds the lowest and highest stand in brackets.
+    Changes and the difference are taken seed by seed; with several seeds the lowest and highest are in brackets.
     """
     index = ["step", "mended", "same yardstick", "rows", "scored"]
     table = walk.pivot(index=index, columns=["regime", "seed"], values="loss")
     frame = table.index.to_frame(index=False)
-    frame["same yardstick"] = [
-        "–" if not m else "yes" if s else "no" for m, s in zip(frame["mended"], frame["same yardstick"])
-    ]
+    same = zip(frame["mended"], frame["same yardstick"])
+    frame["same yardstick"] = ["–" if not mended else "yes" if s else "no" for mended, s in same]
     for regime, name in regimes.items():
         frame[name] = table[regime].mean(axis=1).round(4).to_numpy()
         frame[f"change of {name}"] = _texts(table[regime].diff())
@@ -86,11 +75,11 @@ def steps_frame(walk: pd.DataFrame, regimes: dict[str, str]) -> pd.DataFrame:
 
 def _texts(values: pd.DataFrame) -> list[str]:
     """Each row's mean over seeds with a sign, and [lowest, highest] where there are several; a dash for nothing."""
-    out = []
-    for _, row in values.iterrows():
+
+    def text(row: pd.Series) -> str:
         row = row.dropna()
         if len(row) > 1:
-            out.append(interval_text(row.mean(), row.min(), row.max(), "+.4f"))
-        else:
-            out.append(f"{row.mean():+.4f}" if len(row) else "–")
-    return out
+            return interval_text(row.mean(), row.min(), row.max(), "+.4f")
+        return f"{row.mean():+.4f}" if len(row) else "–"
+
+    return [text(row) for _, row in values.iterrows()]

@@ -8,29 +8,23 @@ from collections.abc import Callable, Iterable
 from chameleon_lite.errors import unknown
 
 from ...provenance import provenance
-from .clustering import clustering_spread, instruction_vectors, kmeans_start, length_clusters
-from .data_and_training import alpaca_overlap, dropout_and_selection
-from .parameters import adapter_bank, untouched_layers
-from .scoring import decomposition, full_mode, model_free, padding_share
-from .store import Proof, checks_frame, load_proofs, store_proofs, stored_sentences
+from . import clustering, data_and_training, parameters, scoring
+from .store import Proof
 from .subject import Subject
 
 PROOFS: dict[str, Callable[[Subject], Proof | None]] = {
-    prove.__name__: prove
-    for prove in (
-        padding_share,
-        decomposition,
-        model_free,
-        clustering_spread,
-        length_clusters,
-        instruction_vectors,
-        alpaca_overlap,
-        full_mode,
-        untouched_layers,
-        adapter_bank,
-        kmeans_start,
-        dropout_and_selection,
-    )
+    "padding_share": scoring.padding_share,
+    "decomposition": scoring.decomposition,
+    "model_free": scoring.model_free,
+    "clustering_spread": clustering.clustering_spread,
+    "length_clusters": clustering.length_clusters,
+    "instruction_vectors": clustering.instruction_vectors,
+    "alpaca_overlap": data_and_training.alpaca_overlap,
+    "full_mode": scoring.full_mode,
+    "untouched_layers": parameters.untouched_layers,
+    "adapter_bank": parameters.adapter_bank,
+    "kmeans_start": clustering.kmeans_start,
+    "dropout_and_selection": data_and_training.dropout_and_selection,
 }
 
 
@@ -53,15 +47,3 @@ def prove_all(subject: Subject, command: str, names: Iterable[str] | None = None
             }
             proofs.append(proof.model_copy(update=circumstances))
     return proofs
-
-
-__all__ = [
-    "PROOFS",
-    "Proof",
-    "Subject",
-    "checks_frame",
-    "load_proofs",
-    "prove_all",
-    "store_proofs",
-    "stored_sentences",
-]

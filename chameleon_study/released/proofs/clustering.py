@@ -1,4 +1,4 @@
-"""Proofs about clusters: the metric under other clusterings, what clusters are made of, the start of k-means."""
+"""Proofs about clusters: the metric under other clusterings, what clusters consist of, the start of k-means."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chameleon_lite.cluster import fit_clusters
+from chameleon_lite.cluster import Clustering, fit_clusters
 from chameleon_lite.train import average
 
 from ...claims.paper import published
@@ -14,15 +14,16 @@ from ...cluster_quality import cluster_quality
 from ...vectors import main_direction, mean_cosine
 from ..clusters import released_batches, released_clusters
 from ..prepare import scored_batches, span_vectors
-from .store import CLUSTERINGS, Findings, Proof, proof
+from .store import CLUSTERINGS, Proof, Shown, proof
 from .subject import REGIMES, Subject
 
+EMBEDDING, TASK_EMBEDDING = "the embedding step before k-means", "the task embedding of the Alpaca script"
 SEEDS = 5  # of each start of k-means
 SMALL = 8  # rows
 
 
 @proof("The metric moves with the clustering alone", (7, 28, 35), "evaluate, train_lm")
-def clustering_spread(subject: Subject) -> Findings:
+def clustering_spread(subject: Subject) -> Shown:
     """The losses of the same heads, averaged over the batches of each of 20 clusterings of the validation rows."""
     material, size = subject.material, subject.settings.clusters.batch_rows
     vectors = material.cluster_vectors["validation"].cpu()
@@ -30,8 +31,7 @@ def clustering_spread(subject: Subject) -> Findings:
     values: dict[str, list[float]] = {name: [] for name in (*REGIMES, "f")}
     smallest = []
     for seed in range(CLUSTERINGS):
-        labels = released_clusters(vectors, max(1, len(vectors) // size), seed=seed).labels
-        batches = scored_batches(released_batches(labels, size, seed=seed), counts)
+        _, batches = _clustered(released_clusters, vectors, size, seed, counts)
         values["f"].append(float(torch.stack([full[b].double().mean() for b in batches]).mean()))
         smallest.append(min(len(b) for b in batches))
         for regime in REGIMES:
@@ -52,12 +52,14 @@ def clustering_spread(subject: Subject) -> Findings:
     )
 
 
-@proof(
-    "Clusters of padded means are clusters of length",
-    (19, 27),
-    "the embedding step before k-means, in both scripts",
-)
-def length_clusters(subject: Subject) -> Findings:
+def _clustered(fit, vectors: Tensor, size: int, seed: int, counts: Tensor) -> tuple[Clustering, list[Tensor]]:
+    """A clustering of vectors (N, C) with about `size` rows per cluster, and its batches with scored tokens."""
+    clustering = fit(vectors, max(1, len(vectors) // size), seed=seed)
+    return clustering, scored_batches(released_batches(clustering.labels, size, seed=seed), counts)
+
+
+@proof("Clusters of padded means are clusters of length", (19, 27), f"{EMBEDDING}, in both scripts")
+def length_clusters(subject: Subject) -> Shown:
     """How much of the rows' length clusters explain, of validation vectors with and without padding in the mean."""
     table, size = subject.material.tables["validation"], subject.settings.clusters.batch_rows
     stop = table.prefix if subject.prompts else table.lengths  # prompts are clustered by the prompt
@@ -68,18 +70,15 @@ def length_clusters(subject: Subject) -> Findings:
         x = span_vectors(table, weight, length)
         clustering = released_clusters(x, max(1, len(x) // size), seed=subject.seed)
         quality = cluster_quality(clustering, groups=table.groups, lengths=stop)
+        numbers[f"{name}_length_variance_explained"] = quality["length_variance_explained"]
         share, correlation = first_component(x, stop)
-        numbers |= {
-            f"{name}_length_variance_explained": quality["length_variance_explained"],
-            f"{name}_first_component_share": share,
-            f"{name}_first_component_length_correlation": correlation,
-        }
+        numbers[f"{name}_first_component_share"] = share
+        numbers[f"{name}_first_component_length_correlation"] = correlation
         if quality["adjusted_mutual_information"] is not None:
             numbers[f"{name}_group_mutual_information"] = quality["adjusted_mutual_information"]
-    with_, without = (numbers[f"{name}_length_variance_explained"] for name in ("padded", "unpadded"))
-    return numbers, (
-        f"Clusters explain {with_:.1%} of the variance of length with padding in the mean, {without:.1%} without."
-    )
+    shares = [f"{numbers[f'{name}_length_variance_explained']:.1%}" for name in ("padded", "unpadded")]
+    sentence = "Clusters explain {} of the variance of length with padding in the mean, {} without."
+    return numbers, sentence.format(*shares)
 
 
 def first_component(x: Tensor, values: np.ndarray) -> tuple[float, float]:
@@ -90,12 +89,8 @@ def first_component(x: Tensor, values: np.ndarray) -> tuple[float, float]:
     return share, abs(float(spearmanr(along.numpy(), values).statistic))
 
 
-@proof(
-    "The condition on Alpaca is nearly a constant",
-    (19, 25),
-    "the embedding step before k-means, the task embedding of the Alpaca script",
-)
-def instruction_vectors(subject: Subject) -> Findings | None:
+@proof("The condition on Alpaca is nearly a constant", (19, 25), f"{EMBEDDING}, {TASK_EMBEDDING}")
+def instruction_vectors(subject: Subject) -> Shown | None:
     """Mean cosine of all pairs of instructions, with and without padding; None for a corpus without instructions."""
     if not subject.prompts:
         return None
@@ -116,7 +111,7 @@ def instruction_vectors(subject: Subject) -> Findings | None:
 
 
 @proof("What the k-means start is worth", (28, 29, 30), "the k-means function of both scripts")
-def kmeans_start(subject: Subject) -> Findings:
+def kmeans_start(subject: Subject) -> Shown:
     """Batch sizes, inertia and loss under ten steps and under k-means++, five seeds each, the same trained heads."""
     material, size = subject.material, subject.settings.clusters.batch_rows
     vectors, counts = material.cluster_vectors["validation"].cpu(), material.scored["validation"].counts
@@ -126,23 +121,18 @@ def kmeans_start(subject: Subject) -> Findings:
     for name, fit in (("ten_steps", released_clusters), ("plusplus", fit_clusters)):
         rows = []
         for seed in range(SEEDS):
-            clustering = fit(vectors, k, seed=seed)
-            batches = scored_batches(released_batches(clustering.labels, size, seed=seed), counts)
+            clustering, batches = _clustered(fit, vectors, size, seed, counts)
             sizes = torch.tensor([len(b) for b in batches], dtype=torch.float64)
-            rows.append(
-                {
-                    "inertia": clustering.inertia,
-                    "singleton_clusters": float((clustering.sizes == 1).sum()),
-                    "empty_clusters": float((clustering.sizes == 0).sum()),
-                    "batches": float(len(batches)),
-                    "mean_batch": float(sizes.mean()),
-                    "share_of_small_batches": float((sizes < SMALL).double().mean()),
-                    "full_share": sum(float(full[b].mean()) for b in batches) / len(batches),
-                }
-            )
+            row = {"inertia": clustering.inertia}
+            row["singleton_clusters"] = float((clustering.sizes == 1).sum())
+            row["empty_clusters"] = float((clustering.sizes == 0).sum())
+            row |= {"batches": float(len(batches)), "mean_batch": float(sizes.mean())}
+            row["share_of_small_batches"] = float((sizes < SMALL).double().mean())
+            row["full_share"] = sum(float(full[b].mean()) for b in batches) / len(batches)
             for regime in ("R1", "R4"):
                 nll = subject.validation_losses(regime, batches)
-                rows[-1][f"{regime}_loss"] = float(average(nll, counts, "batch", batches))
+                row[f"{regime}_loss"] = float(average(nll, counts, "batch", batches))
+            rows.append(row)
         numbers |= {f"{name}_{key}": sum(row[key] for row in rows) / SEEDS for key in rows[0]}
     change = numbers["plusplus_R1_loss"] - numbers["ten_steps_R1_loss"]
     return numbers, (
@@ -152,15 +142,15 @@ def kmeans_start(subject: Subject) -> Findings:
     )
 
 
-def implied_shares(kept: list[Proof]) -> dict[str, str]:
+def implied_shares(stored: list[Proof]) -> dict[str, str]:
     """By start, the share of full rows f = (L − L_pad) / (L_full − L_pad) that stored LoRA losses imply, by corpus.
 
     L is that of `kmeans_start`; L_full and L_pad are those of `decomposition` with the same key. Newer proofs also
     hold the share itself, `full_share`.
     """
-    parts = {p.key[1:]: p.numbers for p in kept if p.proof == "decomposition"}
+    parts = {p.key[1:]: p.numbers for p in stored if p.proof == "decomposition"}
     out: dict[str, list[str]] = {"ten_steps": [], "plusplus": []}
-    for p in kept:
+    for p in stored:
         if p.proof == "kmeans_start" and p.key[1:] in parts:
             full, padded = (parts[p.key[1:]][f"R1_{kind}_rows"] for kind in ("full", "padded"))
             for name, texts in out.items():

@@ -11,14 +11,14 @@ from ..backbone_dropout import live_dropout
 from ..prepare import documents_by_split, scoring_of
 from ..protocol import preset
 from ..states import LivePaddedStates
-from .store import Findings, proof
+from .store import Shown, proof
 from .subject import Subject
 
 ROWS = {"cuda": 512, "cpu": 64}  # training rows read again with the backbone's dropout on
 
 
 @proof("Alpaca is validated on rows that were trained on", (23,), "the loading of the data in main_alpaca.py")
-def alpaca_overlap(subject: Subject) -> Findings | None:
+def alpaca_overlap(subject: Subject) -> Shown | None:
     """Share of validation rows that are training rows, as released and disjoint; None without instructions."""
     if not subject.prompts:
         return None
@@ -40,7 +40,7 @@ def alpaca_overlap(subject: Subject) -> Findings | None:
 
 
 @proof("What dropout and the choice of the epoch are worth", (10, 33, 37), "train_lm, evaluate")
-def dropout_and_selection(subject: Subject) -> Findings:
+def dropout_and_selection(subject: Subject) -> Shown:
     """Running training loss against the same heads re-read; last epoch against the lowest; live against cached."""
     numbers: dict[str, float] = {}
     for regime in ("R1", "R4"):

@@ -7,7 +7,7 @@ from chameleon_lite.heads import Condition, HyperHead, LoraHead
 
 from ...claims.paper import published
 from ...parameters import parameter_table
-from .store import Findings, proof
+from .store import Shown, proof
 from .subject import Subject
 
 CONDITIONS = 8
@@ -34,7 +34,7 @@ def rebuilt(head: HyperHead, condition: Condition) -> tuple[float, float]:
 
 @proof("A bank of 33 adapters and a gate", (14, 15), "LoRALinearHyper")
 @torch.no_grad()
-def adapter_bank(subject: Subject) -> Findings:
+def adapter_bank(subject: Subject) -> Shown:
     """Rebuild the trained hyper-network's factors from its stored adapters and count what is stored."""
     head = subject.trained["R4"][0].head.eval()
     vectors = subject.material.condition_vectors["validation"][:CONDITIONS]
@@ -65,7 +65,7 @@ def linear_and_conv(body: nn.Module) -> tuple[int, int]:
 
 
 @proof("No transformer layer is adapted", (12, 13, 15, 18), "apply_lora_to_module")
-def untouched_layers(subject: Subject) -> Findings:
+def untouched_layers(subject: Subject) -> Shown:
     """Layers that a search for nn.Linear adapts: in GPT-2's exact geometry (no weights needed), in this backbone."""
     from transformers import AutoModelForCausalLM, GPT2Config
 

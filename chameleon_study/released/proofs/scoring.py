@@ -8,15 +8,16 @@ from chameleon_lite.text import IGNORED
 from chameleon_lite.train import average
 
 from ...claims.paper import published
-from .store import Findings, proof
+from ..objectives import IGNORED_BY_RELEASED
+from .store import Shown, proof
 from .subject import REGIMES, Subject
 
 ADDED = 0.1  # count given to every token beforehand, so that unseen ones keep a probability
-RELEASED_IGNORED = 0
+LAST, FULL = "compute_loss (mode last)", "compute_loss (mode full) in main_alpaca.py and main_wikitext.py"
 
 
-@proof("What is scored is mostly padding", (1, 3, 4, 5, 9), "compute_loss (mode last), collate_fn")
-def padding_share(subject: Subject) -> Findings:
+@proof("What is scored is mostly padding", (1, 3, 4, 5, 9), f"{LAST}, collate_fn")
+def padding_share(subject: Subject) -> Shown:
     """Count positions, padding, full rows and tokens of the ignored id 0, in training and validation."""
     material, length = subject.material, subject.settings.tokens.max_length
     numbers: dict[str, float] = {"length": float(length)}
@@ -36,10 +37,8 @@ def padding_share(subject: Subject) -> Findings:
     )
 
 
-@proof(
-    "The loss is the share of full rows times their loss", (1, 2, 3, 46), "compute_loss (mode last), evaluate"
-)
-def decomposition(subject: Subject) -> Findings:
+@proof("The loss is the share of full rows times their loss", (1, 2, 3, 46), f"{LAST}, evaluate")
+def decomposition(subject: Subject) -> Shown:
     """L = f · L_full + (1 − f) · L_pad under the frozen model, LoRA and the hyper-network, on validation rows."""
     numbers: dict[str, float] = {}
     worst = 0.0
@@ -69,8 +68,8 @@ def unigram_nll(train_ids: Tensor, targets: Tensor, vocab: int, added: float = A
     return -(counts[targets.long()] / counts.sum()).log()
 
 
-@proof("A predictor without a language model", (1, 2, 8), "compute_loss (mode last)")
-def model_free(subject: Subject) -> Findings:
+@proof("A predictor without a language model", (1, 2, 8), LAST)
+def model_free(subject: Subject) -> Shown:
     """Padding for padded rows, the corpus's token frequencies for the others: its loss on the same positions."""
     material = subject.material
     states, full = material.scored["validation"], material.full("validation")
@@ -99,18 +98,14 @@ def call_as_released(vocab: int = 8) -> str:
     """Cross-entropy of a row whose prompt is labelled −100, with 0 as the ignored id: the error, "" if none."""
     target = torch.tensor([IGNORED, IGNORED, 3, 5])  # two prompt positions, two response tokens
     try:
-        F.cross_entropy(torch.zeros(len(target), vocab), target, ignore_index=RELEASED_IGNORED)
+        F.cross_entropy(torch.zeros(len(target), vocab), target, ignore_index=IGNORED_BY_RELEASED)
     except (IndexError, RuntimeError) as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0].rstrip('.')}"
     return ""
 
 
-@proof(
-    "The loss over all positions fails on Alpaca",
-    (5, 6),
-    "compute_loss (mode full) in main_alpaca.py and main_wikitext.py",
-)
-def full_mode(subject: Subject) -> Findings:
+@proof("The loss over all positions fails on Alpaca", (5, 6), FULL)
+def full_mode(subject: Subject) -> Shown:
     """The call with prompt labels, and how many of the positions that mode "full" averages over are text."""
     error = call_as_released()
     table = subject.material.tables["validation"]

@@ -1,4 +1,4 @@
-"""A proof's outcome, the two files that hold all of them (proofs.jsonl and, flat, proofs.csv), and what they say."""
+"""A proof's outcome, the two files that hold all of them (proofs.jsonl and, flat, proofs.csv), and their sentences."""
 
 import json
 import math
@@ -22,7 +22,7 @@ UNTRAINED = "untrained minus ln V (nats)"
 PADDING, FREE, LORA = "share of targets that are padding", "loss without a model", "loss of LoRA"
 LEAST, MOST = (f"its {end} under {CLUSTERINGS} batchings" for end in ("smallest", "largest"))
 
-Findings = tuple[dict[str, float], str]  # a proof's numbers by name, and what they show
+Shown = tuple[dict[str, float], str]  # a proof's numbers by name, and what they show
 
 
 class Proof(BaseModel):
@@ -51,21 +51,19 @@ class Proof(BaseModel):
 
 
 def proof(title: str, audit: tuple[int, ...], where: str) -> Callable:
-    """Decorator: a function from a Subject to Findings, or to None where it does not apply, becomes a proof."""
+    """Decorator: a function from a Subject to Shown, or to None where it does not apply, becomes a proof."""
 
-    def make(find: Callable) -> Callable:
-        @wraps(find)
+    def decorate(measure: Callable) -> Callable:
+        @wraps(measure)
         def prove(subject) -> Proof | None:
-            if (findings := find(subject)) is None:
+            if (result := measure(subject)) is None:
                 return None
-            numbers, shows = findings
-            return Proof(
-                proof=find.__name__, title=title, audit=audit, where=where, shows=shows, numbers=numbers
-            )
+            fields = {"proof": measure.__name__, "title": title, "audit": audit, "where": where}
+            return Proof(**fields, numbers=result[0], shows=result[1])
 
         return prove
 
-    return make
+    return decorate
 
 
 def store_proofs(proofs: list[Proof], results: Path) -> tuple[Path, Path]:
@@ -135,9 +133,8 @@ def early_checks(proofs: dict[str, Proof], vocab: int) -> dict[str, float]:
 def checks_frame(proofs: dict[str, Proof], stored: list[Proof], vocab: int) -> pd.DataFrame:
     """One column per source: as published, each stored run of the same backbone with all proofs, this run."""
     lora, frozen = (published(1, regime, "validation_loss") for regime in ("R1", "R0"))
-    columns = {
-        "published, Table 1": {UNTRAINED: frozen - math.log(paper()["source"]["vocabulary"]), LORA: lora}
-    }
+    untrained = frozen - math.log(paper()["source"]["vocabulary"])
+    columns = {"published, Table 1": {UNTRAINED: untrained, LORA: lora}}
     runs: dict[tuple, dict[str, Proof]] = {}
     for p in stored:
         runs.setdefault(p.key[1:], {})[p.proof] = p

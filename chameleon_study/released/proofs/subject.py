@@ -1,6 +1,6 @@
 """What the proofs examine: a corpus under the released procedure, and one seed of its heads, trained on first use.
 
-The heads are the released ones (LoRA and the hyper-network), trained by `released.py` like those of the tables.
+The heads are the released ones (LoRA and the hyper-network), trained by released/run.py like those of the tables.
 """
 
 from collections.abc import Callable
@@ -38,12 +38,10 @@ class Subject:
         """The corpus as the released procedure sees it."""
         protocol = self.settings.protocol
         if protocol.preset != "as_released" or set(protocol.switches) - {"initialisation"} or protocol.mend:
-            raise UserError(
-                f"{self.settings.name}: proofs are made of the released procedure, protocol as_released"
-            )
-        return prepare_released(
-            self.settings, self.backbone, self.corpus, data_dir=self.data_dir, say=self.say
-        )
+            name = self.settings.name
+            raise UserError(f"{name}: proofs are about the released procedure, protocol as_released")
+        options = {"data_dir": self.data_dir, "say": self.say}
+        return prepare_released(self.settings, self.backbone, self.corpus, **options)
 
     @cached_property
     def trained(self) -> dict[str, tuple]:
@@ -61,7 +59,7 @@ class Subject:
 
     @property
     def table(self) -> int:
-        """The paper's table that this corpus stands for."""
+        """The number of the paper's table for this kind of corpus."""
         return 2 if self.prompts else 1
 
     @property
