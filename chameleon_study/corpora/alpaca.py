@@ -38,5 +38,6 @@ def _file(data_dir: Path, name: str) -> Path:
         if len(named) == 1:
             return named[0]
         if files:
-            raise UserError(f"{folder} holds {len(files)} .json(l) files; keep one, or name it {name}.jsonl")
+            here = f"{folder} holds {len(files)} .json or .jsonl files"
+            raise UserError(f"{here}; keep one, or name it {name}.jsonl")
     raise UserError(f"no .json or .jsonl in {data_dir}, nor in a folder alpaca in it; {INSTEAD}")

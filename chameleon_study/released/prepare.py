@@ -67,6 +67,19 @@ class ReleasedCorpus:
         }
 
 
+def _backbone_of(protocol: Protocol, backbone: Backbone) -> tuple[Backbone, dict | None]:
+    """The backbone as the protocol runs it, and what was found and set of its dropout where that is live."""
+    if protocol.backbone == "cached":
+        return backbone, None
+    backbone = copy.deepcopy(backbone)  # its layers will be changed, the caller's stay as they are
+    dropout = live_dropout(backbone.lm) if protocol.backbone == "live with dropout" else None
+    if protocol.layers:
+        from chameleon_lite.lora import add_lora
+
+        add_lora(backbone, rank=4)  # α / r = 1: the update as such, as in the paper
+    return backbone, dropout
+
+
 def prepare_released(
     settings: Experiment,
     backbone: Backbone,
@@ -83,15 +96,7 @@ def prepare_released(
     device = backbone.head.weight.device
     dtype = number_format(settings.train.feature_dtype, device)
     scoring = scoring_of(settings, protocol)
-    dropout = None
-    if protocol.backbone != "cached":
-        backbone = copy.deepcopy(backbone)  # its layers will be changed, the caller's stay as they are
-        if protocol.backbone == "live with dropout":
-            dropout = live_dropout(backbone.lm)
-        if protocol.layers:
-            from chameleon_lite.lora import add_lora
-
-            add_lora(backbone, rank=4)  # α / r = 1: the update as such, as in the paper
+    backbone, dropout = _backbone_of(protocol, backbone)
     say(f"{corpus.name}: {len(tables['train'])} training rows, {len(tables['validation'])} validation rows")
 
     def states(split: str):

@@ -1,5 +1,6 @@
 """`fit` with LoRA in the layers: it learns, it is saved whole, and frozen still means frozen."""
 
+import os
 import subprocess
 import sys
 
@@ -48,9 +49,8 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory, two_kinds):
-    return fit(
-        two_kinds(120), backbone="tiny", out=tmp_path_factory.mktemp("layers") / "adapter", settings=small()
-    )
+    out = tmp_path_factory.mktemp("layers") / "adapter"
+    return fit(two_kinds(120), backbone="tiny", out=out, settings=small(), device="cpu")
 
 
 def test_it_lowers_the_held_out_loss_and_keeps_no_states(fitted, own_cache):
@@ -63,7 +63,7 @@ def test_it_lowers_the_held_out_loss_and_keeps_no_states(fitted, own_cache):
 
 
 def test_layers_do_something_that_the_head_alone_does_not(fitted, two_kinds):
-    alone = fit(two_kinds(120), backbone="tiny", settings=small(lora_rank=0))
+    alone = fit(two_kinds(120), backbone="tiny", settings=small(lora_rank=0), device="cpu")
     assert alone.before == pytest.approx(
         fitted.before, abs=2e-3
     )  # one held-out part, one frozen model; 16-bit states
@@ -187,11 +187,8 @@ def test_whether_the_layers_are_recorded_is_a_setting(monkeypatch, two_kinds, re
     shapes = []
     monkeypatch.setattr(fast_layers, "recorded", lambda _, *shape: shapes.append(shape))
     with engine.use("auto"):
-        fit(
-            two_kinds(60),
-            backbone="tiny",
-            settings=small(record_layers=record, train=TrainSettings(epochs=1)),
-        )
+        settings = small(record_layers=record, train=TrainSettings(epochs=1))
+        fit(two_kinds(60), backbone="tiny", settings=settings, device="cpu")
     assert shapes == ([(1, 256)] if record else [])
 
 
@@ -228,9 +225,9 @@ def test_command_line_and_two_processes(tmp_path, two_kinds):
     ]
     launched = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for name, before in (("one", []), ("two", launched)):
-        done = subprocess.run(
-            [sys.executable, *before, *command, "--out", str(tmp_path / name)], capture_output=True, text=True
-        )
+        words = [sys.executable, *before, *command, "--out", str(tmp_path / name)]
+        no_gpu = os.environ | {"CUDA_VISIBLE_DEVICES": ""}  # where there is one, both processes would take it
+        done = subprocess.run(words, capture_output=True, text=True, env=no_gpu)
         assert done.returncode == 0 and "held-out texts" in done.stdout, done.stderr
     notes = [json.loads((tmp_path / n / "config.json").read_text())["notes"] for n in ("one", "two")]
     assert (

@@ -98,7 +98,7 @@ def test_a_step_whose_recording_fails_trains_as_the_plain_one(tiny_states, tiny_
     """The head loss reads a value on the host while steps are recorded: training goes on, with the plain numbers."""
     device = torch.device("cuda")
     states = ScoredStates(tiny_table, tiny_states.states, device)
-    weight = HeadWeight(tiny.head.weight.detach(), dtype=torch.float32, device=device)
+    weight = HeadWeight(tiny.head.weight.detach().to(device), dtype=torch.float32)
 
     class Waiting(HyperHead):
         def factors(self, condition):
