@@ -19,9 +19,9 @@ from torch import Tensor
 
 from . import files
 from .backbones.formats import arithmetic
+from .backbones.stored import stored
 from .errors import RunFailed, UserError
 from .lora import lora_names
-from .stored import stored
 from .text import by_length, cumulative, ragged
 
 FORMAT = 4  # raised whenever a stored value would change

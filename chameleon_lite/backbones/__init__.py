@@ -1,1 +1,1 @@
-"""Where weights come from: the model hub, a packaged SmolLM2, tiny random models."""
+"""Where weights come from: model hub, packaged SmolLM2, tiny random models; their formats and stored states."""

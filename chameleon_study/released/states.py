@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from chameleon_lite.backbones.formats import arithmetic
+from chameleon_lite.backbones.stored import stored
 from chameleon_lite.errors import unknown
 from chameleon_lite.loss import pick_next_token
 from chameleon_lite.states import BATCH_TOKENS, ScoredStates, fetched, place_of
-from chameleon_lite.stored import stored
 from chameleon_lite.text import by_length, cumulative
 from chameleon_lite.train_layers import LiveStates
 

@@ -14,7 +14,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 OURS = sorted(FILES + [path for folder in ("tests", "book") for path in (ROOT / folder).rglob("*.py")])
 FILE_LINES, FUNCTION_LINES = 300, 50
 # The whole rule of the core: a file or folder imports only those that stand before it.
-ORDER = """errors files settings engine stored backbones text embed cluster batches backbone lora heads loss states
+ORDER = """errors files settings engine backbones text embed cluster batches backbone lora heads loss states
     conditions processes train train_layers chameleon_config chameleon app __main__""".split()
 # fast/ imports any of these and is imported by none: engine.py loads it by name. bench may time it directly.
 PACKAGE_IMPORTS = {
@@ -22,7 +22,7 @@ PACKAGE_IMPORTS = {
     "chameleon_study": {"chameleon_lite", "chameleon_study"},
     "chameleon_bench": {"chameleon_lite", "chameleon_study", "chameleon_bench"},
 }
-MOST = {"chameleon_lite/*.py": 2_600, "the one sitting": 2_000, "all Python but tests": 15_500}
+MOST = {"chameleon_lite/*.py": 2_600, "the one sitting": 2_000, "all Python but tests": 17_500}
 HEAVY = "torch transformers datasets umap numpy pandas sklearn scipy matplotlib peft gguf accelerate pydantic".split()
 # inside functions only
 LATE = {"transformers", "datasets", "umap", "gguf", "matplotlib", "peft", "accelerate", "torchmetrics"}

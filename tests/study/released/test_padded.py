@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from chameleon_lite import stored
 from chameleon_lite.backbone import copied
+from chameleon_lite.backbones import stored
 from chameleon_lite.errors import UserError
 from chameleon_lite.states import ScoredStates, hidden_states
 from chameleon_study.released.backbone_dropout import live_dropout

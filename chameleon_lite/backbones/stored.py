@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import files
+from .. import files
 
 _whole: dict[Path, int] = {}  # files this process compared with their marks: when each was last written, ns
 
