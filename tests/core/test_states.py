@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from chameleon_lite import files, states, stored
+from chameleon_lite import files, states
 from chameleon_lite.backbone import load_backbone
+from chameleon_lite.backbones import stored
 from chameleon_lite.errors import RunFailed
 from chameleon_lite.states import ScoredStates, hidden_states, place_of
 from chameleon_lite.text import tokenise
