@@ -41,8 +41,10 @@ def stored(
         if not path.is_file() or _whole.get(path) != path.stat().st_mtime_ns:
             marks = _opened(path.with_suffix(".marks.npy"), (len(offsets) - 1,), np.int64)
             rows = _opened(path, (int(offsets[-1]), width), np.float16)
-            good = _sums(path, rows.offset, np.diff(offsets) * rows.strides[0]) == marks  # (N,)
-            if damaged := int(((marks != 0) & ~good).sum()):
+            good = marked = marks != 0  # (N,)
+            if marked.any():  # of a new file there is nothing to compare
+                good = marked & (_sums(path, rows.offset, np.diff(offsets) * rows.strides[0]) == marks)
+            if damaged := int((marked & ~good).sum()):
                 warnings.warn(f"{path} is damaged: {damaged} documents are computed again", stacklevel=3)
             if not good.all():
                 with meanwhile:
@@ -81,15 +83,16 @@ def _compute(path, start, marks, good, offsets, pieces, compute, progress) -> No
 
     def write(documents: np.ndarray, rows: np.ndarray) -> None:
         parts = np.split(rows, np.cumsum(sizes[documents])[:-1])
+        sums = summing.map(zlib.crc32, parts)  # beside the writing, which takes as long
         with open(
             path, "r+b"
-        ) as file:  # here a full disk is an error; through a map it would end the process
+        ) as file:  # through a map a full disk would end the process; here it is an error
             for document, part in zip(documents, parts):
                 file.seek(start + int(offsets[document]) * rows.strides[0])
                 file.write(part)
-        marks[documents] = [zlib.crc32(part) + 1 for part in parts]
+        marks[documents] = [number + 1 for number in sums]
 
-    with bar, ThreadPoolExecutor(1) as writer:
+    with bar, ThreadPoolExecutor(4) as summing, ThreadPoolExecutor(1) as writer:  # the writer ends first
         writing = None
         for documents in pieces:
             if not good[documents].all():
