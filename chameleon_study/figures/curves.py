@@ -19,6 +19,6 @@ def learning_curves(ax, curves: pd.DataFrame, value: str = "validation_nll", fro
         ax.axhline(frozen, color="0.4", linewidth=1)
         ax.annotate("frozen", (0, frozen), xytext=(2, 2), textcoords="offset points", color="0.3")
     name = value.replace("_nll", "").replace("_", " ")
-    ax.set(xlabel="epochs", ylabel=f"{name} loss (nats a token)")
+    ax.set(xlabel="epochs", ylabel=f"{name} loss (nats per token)")
     ax.legend(frameon=False)
     return ax

@@ -27,5 +27,5 @@ def forest(ax, contrasts: Mapping[str, Contrast], margin: float | None = MARGIN,
                 ax.plot([], [], color=style["color"], marker=style["marker"], label=verdict)
         ax.legend(frameon=False, loc="upper left")
     ax.set_yticks(range(len(contrasts)), [*reversed([*contrasts])])
-    ax.set_xlabel("difference (nats a token), 95 % interval; left of zero: lower loss")
+    ax.set_xlabel("difference (nats per token), 95 % interval; left of zero: lower loss")
     return ax

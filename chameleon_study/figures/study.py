@@ -25,7 +25,7 @@ def group_sizes(ax, frame):
     ax.set_xscale("log", base=2)
     sizes = sorted(frame["rows in a group"].unique())
     ax.set_xticks(sizes, [str(s) for s in sizes])
-    ax.set(xlabel="rows in a conditioning group", ylabel="difference from R6 (nats a token)")
+    ax.set(xlabel="rows in a conditioning group", ylabel="difference from R6 (nats per token)")
     return ax
 
 
@@ -45,7 +45,7 @@ def pareto(ax, frame):
         point, label = (row["stored bytes"], row["nll"]), (1.6 * row["stored bytes"], y)
         line = {"arrowstyle": "-", "color": "0.7", "linewidth": 0.6}
         ax.annotate(row["regime"], point, xytext=label, fontsize=9, va="center", arrowprops=line)
-    ax.set(xscale="log", xlabel="stored bytes", ylabel="test loss (nats a token)")
+    ax.set(xscale="log", xlabel="stored bytes", ylabel="test loss (nats per token)")
     ax.set_xlim(right=20 * frame["stored bytes"].max())
     return ax
 
@@ -55,7 +55,7 @@ def by_position(ax, frame):
     for index, (name, rows) in enumerate(frame.groupby("regime", sort=False)):
         _bars(ax, index, name, rows, rows["position"], rows["difference"], rows["half"])
     ax.axhline(0, color="0.4", linewidth=1)
-    ax.set(xlabel="scored tokens before (bins of 16)", ylabel="difference from R0 (nats a token)")
+    ax.set(xlabel="scored tokens before (bins of 16)", ylabel="difference from R0 (nats per token)")
     ax.legend(frameon=False)
     return ax
 
@@ -67,7 +67,7 @@ def foreign_rows(ax, frame):
         error = [[0.0, *(rows["cost"] - rows["low"])], [0.0, *(rows["high"] - rows["cost"])]]
         _bars(ax, index, name, rows, share, cost, error, capsize=3)
     ax.axhline(0, color="0.4", linewidth=1)
-    ax.set(xlabel="foreign rows in the conditioning (%)", ylabel="cost (nats a token), 95 % interval")
+    ax.set(xlabel="foreign rows in the conditioning (%)", ylabel="cost (nats per token), 95 % interval")
     ax.legend(frameon=False)
     return ax
 
