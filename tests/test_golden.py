@@ -1,7 +1,7 @@
 """Small experiments whose numbers may not move: what a change of the code's shape must leave as it is.
 
 golden.json holds what they gave when it was written, every float with all its digits. On a machine with the same
-processor and libraries the numbers are compared bit for bit, elsewhere within 1e-5 of their size. A change that
+processor, libraries and engine the numbers are compared bit for bit, elsewhere within 1e-5 of their size. A change that
 is meant to move them writes the file again, in a commit that says why:
 
     python tests/test_golden.py --write
@@ -189,12 +189,13 @@ def computed(part: str) -> list | dict:
 
 
 def fingerprint() -> dict[str, str]:
-    """What decides the last digits of a float: the processor and the libraries that compute on it."""
+    """What decides the last digits of a float: the processor, the libraries that compute on it, the engine."""
     cpuinfo = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
     return {
         "processor": model[1] if model else platform.processor() or platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "engine": os.environ.get("CHAMELEON_LITE_ENGINE") or "auto",
         **{name: version(name) for name in LIBRARIES},
     }
 
