@@ -1,6 +1,6 @@
 """ChameleonLLM, re-implemented small: text becomes batches, a batch becomes a low-rank update of the LM head.
 
-The whole method is these files, to be read in this order:
+The method, to be read in this order:
 
     text → embed → cluster → batches → backbone → lora → heads → loss → states → conditions → train → chameleon
 
@@ -9,7 +9,7 @@ Axes, in every file:
     N documents   B rows of a batch   G conditioning groups   T tokens   C width   V vocabulary   K clusters   R rank
     H heads trained side by side
 
-The low-rank factors are `down` (R, C) and `up` (V, R), the paper's A and B. `fast/` holds quicker forms of five
+The low-rank factors are `down` (R, C) and `up` (V, R), the paper's A and B. `fast/` holds faster forms of some
 functions, which `engine.py` chooses; `backbones/` where weights come from; `app/` the method for own texts. Public
 names are imported on first use, so importing the package loads no heavy library and prints nothing.
 """

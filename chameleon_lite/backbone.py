@@ -57,7 +57,7 @@ class Backbone:
         """ids (B, T) int64 and mask (B, T), 1 for real tokens, to hidden states (B, T, C).
 
         Several documents per row: a mask (B, 1, T, T) bool of which token attends to which, and position (B, T) inside
-        the document; not every model takes them, see train_layers.py.
+        the document; not every model takes them, see fast/layers.py.
         """
         positions = {} if position is None else {"position_ids": position}
         return self.body(input_ids=ids, attention_mask=mask, use_cache=False, **positions).last_hidden_state

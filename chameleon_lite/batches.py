@@ -1,7 +1,7 @@
 """The order of documents in one epoch, and the conditioning groups cut from it.
 
     labels (N,) or None ─ arrange ─▶ order (N,), clusters together ─ steps ─▶ 32 rows per optimiser step
-                                                               └ groups(g) ─▶ a group per document, of at most g rows
+                                                               └ groups(g) ─▶ a group per document, of about g rows
 
 Steps hold the same number of rows whatever the groups are, so that group sizes can be compared at equal steps
 (claim 6); a group that straddles two steps has one condition in both.

@@ -27,7 +27,7 @@ class Clustering:
     """K centroids (K, C) and, for the N rows they were fitted on, label (N,) and distance (N,).
 
     `inertia` is the sum of squared distances over all N rows. A cluster is empty only where fewer than K
-    rows are distinct; its centroid stays and is counted by `cluster_quality`.
+    rows are distinct; its centroid stays.
     """
 
     centroids: Tensor

@@ -28,7 +28,7 @@ Source = Callable[[Arrangement, Tensor], tuple[Condition, Tensor | None]]
 def conditions_of(
     sources: Sequence[Source | None], arrangement: Arrangement, rows: Tensor
 ) -> list[tuple[Condition | None, Tensor | None]]:
-    """What each source gives for documents rows (B,); one that several heads share is called once."""
+    """(Condition, group of each row) per source for documents rows (B,); a source that heads share is called once."""
     distinct = {id(source): source and source(arrangement, rows) for source in sources}
     return [distinct[id(source)] or (None, None) for source in sources]
 
@@ -58,7 +58,7 @@ def group_means(vectors: Tensor, group: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class GroupMean:
-    """Source: the mean of vectors (N, C) over the row's group of at most `size` documents (paper, section 3.1)."""
+    """Source: the mean of vectors (N, C) over the row's group of about `size` documents (paper, section 3.1)."""
 
     vectors: Tensor
     size: int

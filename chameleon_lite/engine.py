@@ -4,8 +4,9 @@
     fast     the fast form wherever there is one
     auto     fast, but plain where the work is too small to gain from it (the default)
 
-A function with a fast form begins with `if impl := engine.fast("its name"): return impl(…)` and goes on with its
-plain twin, of the same signature. Files of `fast/` are loaded by name when first needed; nothing imports them.
+Most functions with a fast form begin with `if impl := engine.fast("its name"): return impl(…)` and go on with their
+plain twin, of the same signature; for `replayed` and `layer_pass` the caller names the plain form. Files of `fast/`
+are loaded by name when first needed; nothing imports them.
 """
 
 import os
@@ -26,7 +27,7 @@ DOORS = {  # door ─▶ the file of fast/ that defines a function of this name
     "replayed": "recorded_steps",
     "layer_pass": "layers",
 }
-_chosen: list[str] = []  # by `use`, the last one counts
+_chosen: list[str] = []  # empty, or the one name set by `use`
 
 
 def use(name: str) -> ExitStack:

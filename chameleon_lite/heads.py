@@ -1,4 +1,4 @@
-"""Heads: what adapts the output weight, from a condition to low-rank factors, and what these do to the logits.
+"""Heads turn a condition into low-rank factors that change the output weight, and so the logits.
 
     Condition (what is known of a group before it is scored) ── head.factors ─▶ HeadUpdate ─▶ logits or loss
     logits = h Wᵀ + b + α (h downᵀ) upᵀ + bias          down and up are the paper's A and B (section 3.1)
@@ -168,8 +168,9 @@ class HyperHead(Head):
 
     Sizes C → 64 → 32 → R(C + V) are the released scripts'. At the start `up` is exactly zero, so the head equals the
     frozen one, and yet it learns: the weight of `last` is zero and only the `down` part of its bias is random
-    (bias-HyperInit, Beck et al. 2023). All zeros would stay: each factor's gradient is a multiple of the other.
-    The last layer is affine, so all updates are mixtures of 33 fixed pairs of factors, `basis`, weighted by `code`.
+    (bias-HyperInit, Beck et al. 2023). With both factors zero neither would get a gradient.
+    The last layer is affine: `down` and `up` are the same linear combination of 1 + 32 trained pairs, `basis()`, for
+    each condition, with the coefficients `code()` = [1, net(vector)].
     released_init "wikitext": Xavier, last layer N(0, 1e-3²); "alpaca": PyTorch's default; None: an exact no-op.
     """
 

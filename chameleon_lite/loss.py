@@ -33,7 +33,7 @@ class HeadWeight:
     """A frozen head's weight, prepared once: in the matmul format, rows padded with zeros to a multiple of 64.
 
     In a 16-bit format the mean row is subtracted first. That moves all logits of a token by one number, which
-    neither softmax nor any gradient sees, and removes a large common offset that would cost digits.
+    changes neither softmax nor any gradient, and removes a large common offset that would cost digits.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None) -> None:

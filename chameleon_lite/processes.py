@@ -1,6 +1,6 @@
 """How a training step is shared over processes, on Accelerate; one process needs none of it.
 
-    torchrun --nproc_per_node 2 -m chameleon_lite run …      each process takes every second document of a step
+    torchrun --nproc_per_node 2 -m chameleon_lite fit …      process i of n takes documents i, i + n, … of a step
 
 Gradients are summed over processes and divided by the step's global token count, so the result is that of one
 process with the same steps, whatever the lengths of the documents each process got.
@@ -20,7 +20,7 @@ PATIENCE = datetime.timedelta(hours=2)  # one process may compute hidden states 
 class Processes:
     """The processes that take part, and which of them this is.
 
-    Raises RunFailed when fewer take part than were started: a launcher that silently runs one would be believed.
+    Raises RunFailed when fewer take part than were started: else one process alone would pass for all of them.
     """
 
     def __init__(self, accelerator=None) -> None:

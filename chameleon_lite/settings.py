@@ -51,7 +51,8 @@ class TrainSettings(Settings):
     patience: int = Field(1, ge=0, description="validations without improvement that do not stop training")
     scale: float = Field(1.0, gt=0, description="alpha: what the update is multiplied by, for every rank")
     feature_dtype: Arithmetic = Field(
-        "auto", description="arithmetic of the backbone's pass; auto = 16-bit where the machine is fast at it"
+        "auto",
+        description="arithmetic of the pass that stores hidden states; auto = 16-bit where the machine is fast at it",
     )
     matmul_dtype: Arithmetic = Field("auto", description="arithmetic of the head's large products")
 

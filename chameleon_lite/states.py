@@ -1,4 +1,4 @@
-"""Frozen hidden states, computed once and kept, and the (state, target) pairs that heads learn from.
+"""Frozen hidden states, computed once and kept, and the (state, target) pairs that heads are trained on.
 
     TokenTable ─ documents by length, little padding ─ backbone ─▶ states (L, C) fp16, a file in document order
     ScoredStates.batch(rows (B,)) ─▶ h (M, C), target (M,), row (M,)       row[m] in 0 … B - 1, ascending, on the host
@@ -136,8 +136,8 @@ def place_of(backbone, table, dtype: torch.dtype, layout: str, folder: Path | No
 def hidden_rows(backbone, table, rows: np.ndarray) -> np.ndarray:
     """Hidden states of documents `rows`, sorted by length, one after another: (tokens, C) fp16 on the host.
 
-    Rows are padded on the right and every token sees only what is left of it, so no mask is needed: real
-    tokens never see padding, and attention without a mask takes its fastest path.
+    Rows are padded on the right and attention is causal, so padding cannot reach a real token: no
+    mask is needed, and attention without a mask takes its fastest path.
     """
     device, lengths = backbone.head.weight.device, table.lengths[rows]
     states = torch.empty(int(lengths.sum()), backbone.width, dtype=torch.float16, device=device)

@@ -30,7 +30,7 @@ class Document:
     """One text. Only `text` is ever scored; `prompt` is the context before it.
 
     `instruction` is the part of `prompt` that is the bare instruction; `group` is where the document comes
-    from (a library, an article), which no model sees and cluster quality is measured against.
+    from (a library, an article), never a model input; cluster quality is measured against it.
     """
 
     id: str

@@ -1,11 +1,11 @@
 """Heads trained on hidden states, several at once on the same batches.
 
-    arrangement of an epoch ─▶ rows ─▶ h, targets ─ one base product, each head's own update ─▶ nats ─ AdamW per head
+    arrangement of an epoch ─▶ rows ─▶ h, targets ─ each head's logits with its own update ─▶ nats ─ AdamW per head
 
-Heads that share batches form a cohort: the large product h Wᵀ is done once per step for all of them, and since
-nothing else is shared, each head ends where it would have ended alone. Learning rate, early stop and best state are
-kept per head. With several processes each takes a share of the documents of every step; gradients are summed over
-processes and divided by the global token count, so the result is that of one process.
+Heads that share batches form a cohort: states are read once per step for all of them (and the fast form of the loss
+computes h Wᵀ once). Nothing else is shared, so each head ends where it would have ended alone. Learning rate, early
+stop and best state are per head. With several processes each takes a share of the documents of every step; gradients
+are summed over processes and divided by the global token count, so the result is that of one process.
 """
 
 import copy
@@ -109,7 +109,8 @@ def train_heads(
     """Train every member in place and leave each with its best validation state; curves hold nats per token.
 
     Each epoch's order is cut into steps of settings.rows_per_step documents, as the validation order is into batches.
-    `over` is how losses are averaged, "token" or "batch" (see `average`), in training and in validation.
+    `over` ("token" or "batch", see `average`) is how reported losses are averaged, and so which state is best; every
+    gradient is that of the mean over its step's tokens.
     A member whose loss becomes NaN or infinite is stopped, and its `failure` says at which epoch; RunFailed where
     that leaves no member with a usable state. ValueError as in `average`.
     """

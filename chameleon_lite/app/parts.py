@@ -1,6 +1,6 @@
 """What `fit` trains on: each split as tokens, mean vectors, clusters, and states where the backbone stays as it is.
 
-documents ─ tokens, cut to the limits ─ mean embeddings ─ clusters of the training part ─▶ Part a split
+documents ─ tokens, cut to the limits ─ mean embeddings ─ clusters of the training part ─▶ one Part per split
 """
 
 from dataclasses import dataclass
