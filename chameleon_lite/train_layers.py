@@ -18,7 +18,7 @@ from . import engine
 from .backbone import Backbone
 from .backbones.formats import backbone_dtype, fused_activations
 from .heads import Condition, Head, HeadUpdate
-from .loss import pick_next_token
+from .loss import next_token_pairs
 from .states import sent
 from .text import TokenTable, by_length
 
@@ -136,6 +136,6 @@ def padded_pieces(table: TokenTable, rows: Tensor, budget: int) -> list[Tensor]:
 def padded_batch(table: TokenTable, rows: Tensor, device: torch.device) -> tuple[Tensor, ...]:
     """Documents rows (B,) to ids, mask (B, T) and flat place, target (M,) on the device, row (M,) on the host."""
     ids, mask = table.padded(rows)
-    row, column, target = pick_next_token(ids, mask, torch.from_numpy(table.prefix[rows.numpy()]).long())
+    row, column, target = next_token_pairs(ids, mask, torch.from_numpy(table.prefix[rows.numpy()]).long())
     place, target = sent(torch.stack([row * ids.shape[1] + column, target]), device)
     return sent(ids, device), sent(mask, device), place, target, row

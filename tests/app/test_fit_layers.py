@@ -23,7 +23,7 @@ from chameleon_lite.processes import Processes
 from chameleon_lite.settings import ClusterSettings, FitSettings, TokenSettings, TrainSettings
 from chameleon_lite.states import hidden_states
 from chameleon_lite.text import tokenise
-from chameleon_lite.train import Member, evaluate, step
+from chameleon_lite.train import Common, Member, evaluate, step
 from chameleon_lite.train_layers import LiveStates, WithLayers
 
 
@@ -164,7 +164,8 @@ def test_pieces_change_neither_gradients_nor_readings(monkeypatch, two_kinds, na
         with engine.use(name):
             live, member = LiveStates(backbone, table), Member("both", both, None, None, 0.0)
             settings, rows = TrainSettings(scale=0.7), torch.arange(20)
-            step([member], order, rows, 1, live, weight, settings, {"both": optimiser}, Processes())
+            common = Common(live, weight, settings, Processes(), {"both": optimiser})
+            step([member], [(None, None)], rows, 1, common)
             nll = evaluate([(both, None)], live, order, weight, rows=20, scale=0.7)
             budgets.append(len(live.pieces(rows)))
         found.append((gradients[0], nll))

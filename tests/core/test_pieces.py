@@ -10,14 +10,13 @@ import transformers
 from chameleon_lite import engine
 from chameleon_lite.backbone import copied, load_backbone
 from chameleon_lite.backbones.tiny import byte_tokenizer
-from chameleon_lite.batches import Arrangement
 from chameleon_lite.fast.layers import PackedPass, layer_pass, row_length, takes_packed
 from chameleon_lite.heads import LoraHead
 from chameleon_lite.lora import add_lora, lora_parameters
-from chameleon_lite.loss import HeadWeight, pick_next_token
+from chameleon_lite.loss import HeadWeight, next_token_pairs
 from chameleon_lite.processes import Processes
 from chameleon_lite.settings import TrainSettings
-from chameleon_lite.train import Member, step
+from chameleon_lite.train import Common, Member, step
 from chameleon_lite.train_layers import Layers, LiveStates, PaddedPass, WithLayers
 
 CPU = torch.device("cpu")
@@ -97,8 +96,8 @@ def step_of(both, backbone, live):
     """Nats, gradients and states by document of one step over a whole table."""
     rows, kept, states = torch.arange(live.documents), Kept(both), {}
     weight = HeadWeight(backbone.head.weight, dtype=torch.float32)
-    more = (weight, TrainSettings(scale=0.7), {"both": kept}, Processes())
-    nats = step([Member("both", both, None, None, 0.0)], Arrangement(rows), rows, 1, live, *more)
+    common = Common(live, weight, TrainSettings(scale=0.7), Processes(), {"both": kept})
+    nats = step([Member("both", both, None, None, 0.0)], [(None, None)], rows, 1, common)
     for places in live.pieces(rows):
         h, _, row = live.batch(rows[places])
         states |= {int(n): h.detach()[row == d] for d, n in enumerate(places)}
@@ -180,7 +179,7 @@ def pairs(way, rows):
 def test_pairs_are_those_of_next_token(tiny, tiny_table):
     rows = torch.tensor([5, 2, 40, 11, 7])
     ids, mask = tiny_table.padded(rows)
-    row, _, target = pick_next_token(ids, mask, torch.from_numpy(tiny_table.prefix[rows.numpy()]).long())
+    row, _, target = next_token_pairs(ids, mask, torch.from_numpy(tiny_table.prefix[rows.numpy()]).long())
     expected = [(int(r), int(t)) for r, t in zip(row, target)]
     for way in (packed_pass(tiny, tiny_table), PaddedPass(tiny, tiny_table), LiveStates(tiny, tiny_table)):
         assert pairs(way, rows) == expected
