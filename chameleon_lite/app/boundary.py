@@ -25,6 +25,8 @@ ADVICE = {  # number of a system's error -> what to do
     errno.EACCES: "choose a place that you may read and write",
     errno.EROFS: "choose a place that can be written",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EEXIST: "a file stands where a folder is needed",
+    errno.ENOTDIR: "a file stands where a folder is needed",
 }
 
 

@@ -159,7 +159,10 @@ def corpus(
     from .outputs import claimed
     from .own_texts import is_exported, load_corpus, write_jsonl
 
-    inputs, own = [path for path in (name, data_dir) if path], bool(out and out.is_file() and is_exported(out))
+    inputs, own = (
+        [path for path in (name, data_dir) if path],
+        bool(out and out.is_file() and is_exported(out)),
+    )
     with claimed(out, inputs, own=own, overwrite=overwrite) if out else nullcontext() as place:
         texts = load_corpus(name, data_dir=data_dir)
         typer.echo(f"{texts.name}: {texts.source}")
@@ -212,7 +215,7 @@ def add_commands() -> list[str]:
                 raise
             missing.append(error.name)
             continue
-        app.registered_commands += other.registered_commands
+        app.registered_commands += [c for c in other.registered_commands if c not in app.registered_commands]
     if missing:
         app.info.epilog = CLONE
     return missing

@@ -99,10 +99,10 @@ def fit(
     replaced with `overwrite` unless it is the backbone; RunFailed where the loss stops being finite.
     """
     started, settings, processes = time.perf_counter(), settings or FitSettings(), Processes()
-    corpus = corpus_of(texts, settings.seed)  # first, so that a wrong name is refused before a download
     inputs = [name for name in (texts, backbone) if isinstance(name, str | Path)]
     writes = out is not None and processes.index == 0
     with claimed(out, inputs, folder=True, overwrite=overwrite) if writes else nullcontext() as folder:
+        corpus = corpus_of(texts, settings.seed)  # first, so that a wrong name is refused before a download
         if isinstance(backbone, str):
             backbone = load_backbone(backbone, device=device or processes.device)
         elif settings.lora_rank:

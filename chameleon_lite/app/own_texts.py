@@ -127,6 +127,8 @@ def read_jsonl(path: Path | str) -> Corpus:
                 documents.setdefault(row.pop("split"), []).append(Document(**row))
         name, source, notes, hash = (header[key] for key in ("name", "source", "notes", "hash"))
         corpus = Corpus(name, {split: tuple(rows) for split, rows in documents.items()}, source, dict(notes))
+        if not isinstance(source, str):
+            raise TypeError("its source is no text")
         if corpus.hash != hash:
             raise ValueError(f"content {corpus.hash[:12]}…, header {str(hash)[:12]}…")
         if not re.fullmatch(r"[^/\\\0-\x1f]{1,200}", name) or name in (".", ".."):

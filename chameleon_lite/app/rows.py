@@ -134,7 +134,7 @@ def parse_line(line: bytes, number: int, *, scored: bool = False) -> Row:
     except UnicodeDecodeError as error:
         reason = f"not UTF-8 (byte {error.start} of the line)"
     except (ValueError, RecursionError) as error:  # ValueError alone for an integer of thousands of digits
-        reason = f"not JSON: {error}"
+        reason = "holds NUL bytes: is it UTF-16?" if b"\0" in line else f"not JSON: {error}"
     return Row(number, str(number), error=reason)
 
 

@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from .. import files
-from ..errors import UserError
+from ..errors import DamagedFile, RunFailed, UserError
 from .outputs import claimed, writing
 from .rows import KINDS, Row, parsed, read_rows
 from .score import Adapter
@@ -129,7 +129,8 @@ def adapt_file(
     source = Path(source)
     if not source.is_file() and not source.is_dir():
         raise UserError(f"no file or folder at {source}; give {KINDS}")
-    total = sum(1 for _ in read_rows(source, scored=False))
+    if not (total := sum(1 for _ in read_rows(source, scored=False))):
+        raise RunFailed(f"{source} holds no rows")
     inputs = [source, model] if isinstance(model, str | os.PathLike) else [source]
     with claimed(out, inputs, own=resume or _record(Path(out)).is_file(), overwrite=overwrite) as place:
         sent = _sent(model, device, dtype, how) if workers or dask else None
@@ -146,10 +147,10 @@ def adapt_file(
             return _summary(place)
         if not done:
             part.unlink(missing_ok=True)
-            _write_record(record, key)
+            files.write_sealed(record, {"key": key, "sha256": None})
         with Workers(sent or adapter, workers, dask) as crew:
             _run(crew, source, part, done, total, window, progress)
-        _write_record(record, key, part)
+        files.write_sealed(record, {"key": key, "sha256": files.sha256(part)})
         os.replace(part, place)
         return _summary(place)
 
@@ -170,13 +171,13 @@ def _sent(model: Any, device: str | None, dtype: str | None, how: dict) -> Sent:
 def _run(crew: Workers, source: Path, part: Path, done: int, total: int, window: int, progress: bool) -> None:
     """Append the results of the input's rows from `done` on, a window at a time."""
     rows = islice(read_rows(source, scored=False), done, None)
-    bar = _bar(progress, total=total, initial=done)
-    with bar, open(part, "ab") as file:
+    with _bar(progress, total=total, initial=done) as bar:
         for window_rows, results in crew.share(_results, windows(rows, window), ordered=True):
             text = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
-            with writing(part, f"{bar.n:,} finished rows are kept in it, and --resume goes on from there"):
+            kept = f"{done:,} finished rows are kept in it, and --resume goes on from there"
+            with writing(part, kept), open(part, "ab") as file:
                 file.write(text.encode())
-                file.flush()
+            done += len(window_rows)
             bar.update(len(window_rows))
 
 
@@ -194,21 +195,16 @@ def _record(out: Path) -> Path:
     return out.with_name(f".{out.name}.made")
 
 
-def _write_record(path: Path, key: str, results: Path | None = None) -> None:
-    with writing(path), files.atomic(path) as new:
-        new.write_text(json.dumps({"key": key, "sha256": results and files.sha256(results)}))
-
-
 def _done(out: Path, part: Path, record: Path, key: str, window: int) -> int | None:
     """How many rows an unfinished `part` has results for, cut to whole windows; None where `out` is complete.
 
     Raises UserError where the record, or what lies there, is not of this `key`.
     """
     made, found = part if part.exists() else out, {}
-    with suppress(OSError, ValueError, RecursionError):
-        found = json.loads(record.read_text(encoding="utf-8"))
+    with suppress(OSError, DamagedFile):
+        found = files.read_sealed(record)
     whole = made is part or (made.is_file() and files.sha256(made) == found.get("sha256"))
-    if not isinstance(found, dict) or found.get("key") != key or not whole:
+    if found.get("key") != key or not whole:
         raise UserError(
             f"{made} has no record that it was made with these settings, this adapter and this input: give those "
             "again, or leave out --resume to start anew"

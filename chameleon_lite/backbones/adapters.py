@@ -68,7 +68,9 @@ def checked(fields: Mapping, where: str = "adapter") -> dict:
     try:
         return AdapterSettings(**fields).model_dump()
     except (ValidationError, TypeError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": ("prompts",), "msg": error}
+        first = (
+            error.errors()[0] if isinstance(error, ValidationError) else {"loc": ("prompts",), "msg": error}
+        )
         name = ".".join(map(str, first["loc"]))
         raise UserError(f"{where}: {name}: {first['msg']}") from None
 
@@ -85,7 +87,9 @@ def read_settings(folder: Path) -> dict:
     except (ValueError, RecursionError, AttributeError) as error:
         raise DamagedFile(f"{path} is damaged: no JSON object ({error}); save or fetch it again") from None
     if kind != MODEL_TYPE:
-        raise UserError(f"{folder} is no saved adapter but a model of type {kind!r}: make one with chameleon-lite fit")
+        raise UserError(
+            f"{folder} is no saved adapter but a model of type {kind!r}: make one with chameleon-lite fit"
+        )
     fields = checked(content, str(path))
     place = folder / fields["backbone_name"]
     if fields["backbone_name"].startswith(".") and place.is_dir():

@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 import torch
 
-from chameleon_lite.app import score, stream
+from chameleon_lite.app import score
 from chameleon_lite.app.stream import adapt, adapt_file
 from chameleon_lite.errors import UserError
 
@@ -220,7 +220,9 @@ def test_another_run_is_not_resumed(adapter, some_texts, tmp_path, monkeypatch, 
         original = score.Adapter.__call__
         full = [2]  # windows until the interruption
         monkeypatch.setattr(
-            score.Adapter, "__call__", lambda self, rows: full.pop() and original(self, rows) if full else 1 / 0
+            score.Adapter,
+            "__call__",
+            lambda self, rows: full.pop() and original(self, rows) if full else 1 / 0,
         )
         with pytest.raises(ZeroDivisionError):
             adapt_file(adapter, source, tmp_path / "out.jsonl", **how)
