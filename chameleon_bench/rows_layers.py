@@ -87,7 +87,7 @@ class LoraStep:
         self.weight = HeadWeight(self.backbone.head.weight, dtype=bench.fast)
         self.live, self.rows = LiveStates(self.backbone, self.table), torch.arange(rows)
         self.processes = Processes()
-        way = self.live.training_pass
+        way = self.live.training_pass or self.live
         self.sizes = [self._tokens(way, self.rows[places]) for places in way.pieces(self.rows)]
 
     @staticmethod

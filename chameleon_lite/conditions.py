@@ -5,8 +5,9 @@
       "centroid"  the stored centroid itself: a prompt's result does not depend on its neighbours
       "row"       the prompt's own vector
 
-In training a source is a pure function: source(arrangement, rows (B,)) gives the condition of G groups and the
-group of each row (B,), or None where all rows share one. Only tokens before the first scored one are read.
+In training a source is a pure function: source(arrangement, rows (B,)) gives the condition of G groups and
+the group of each row (B,), or None where all rows share one. Only tokens before the first scored one are
+read.
 """
 
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class GroupMean:
 
 @dataclass(frozen=True)
 class Grouped:
-    """A batch of B prompts: the condition of G groups; each row's group, nearest centroid and distance to it."""
+    """Of a batch of B prompts the condition of G groups, each row's group, cluster and distance to it."""
 
     condition: Condition
     group: Tensor  # (B,) int64, row of the condition
@@ -76,14 +77,15 @@ def prompt_vectors(embedded: Tensor, mask: Tensor) -> Tensor:
 def grouped(vectors: Tensor, centroids: Tensor | None, mode: str = "cluster") -> Grouped:
     """Group vectors (B, C) by the nearest of centroids (K, C), with one condition per group.
 
-    Without centroids all rows are one cluster. Raises UserError for an unknown mode, and for "centroid" without.
+    Without centroids all rows are one cluster. Raises UserError for an unknown mode, and for "centroid"
+    without.
     """
     if mode not in MODES:
         raise unknown("condition", mode, MODES)
     if centroids is None or not len(centroids):
         if mode == "centroid":
             raise UserError(
-                'condition "centroid" needs stored centroids and this adapter has none: use "cluster" or "row"'
+                'condition "centroid" needs stored centroids, and here are none: use "cluster" or "row"'
             )
         distance = vectors.new_zeros(len(vectors))
         cluster = torch.zeros_like(distance, dtype=torch.int64)

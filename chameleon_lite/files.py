@@ -1,8 +1,9 @@
 """Where files live, and how they get there whole.
 
-`home` is the cache folder, `atomic` writes under a temporary name and renames, `locked` keeps two processes off
-one file, `sha256` and `verified` compare a checksum; `write_sealed` puts it into a JSON file itself. A file under
-its final name is therefore complete; whatever a killed process leaves behind has a `.part-` name and is ignored.
+`home` is the cache folder, `atomic` writes under a temporary name and renames, `locked` keeps two processes
+off one file, `sha256` and `verified` compare a checksum; `write_sealed` puts it into a JSON file itself. A
+file under its final name is therefore complete; whatever a killed process leaves behind has a `.part-` name
+and is ignored.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from .errors import DamagedFile
 
 
 def home() -> Path:
-    """The cache folder: `$CHAMELEON_LITE_HOME`, else `$XDG_CACHE_HOME/chameleon-lite`, else `~/.cache/…`."""
+    """The cache folder: $CHAMELEON_LITE_HOME, else chameleon-lite in $XDG_CACHE_HOME or ~/.cache."""
     if folder := os.environ.get("CHAMELEON_LITE_HOME"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "chameleon-lite"
@@ -61,11 +62,9 @@ def sha256(path: Path | str) -> str:
 
 def verified(path: Path | str, expected: str) -> Path:
     """`path` if its sha256 is `expected`; raises DamagedFile, naming the file, if not."""
-    actual = sha256(path)
-    if actual != expected:
-        raise DamagedFile(
-            f"{path} is damaged: sha256 {actual[:12]}…, expected {expected[:12]}…; remove it and fetch it again"
-        )
+    if (actual := sha256(path)) != expected:
+        what = f"sha256 {actual[:12]}…, expected {expected[:12]}…"
+        raise DamagedFile(f"{path} is damaged: {what}; remove it and fetch it again")
     return Path(path)
 
 
@@ -77,7 +76,7 @@ def write_sealed(path: Path | str, content: dict) -> None:
 
 
 def read_sealed(path: Path | str) -> dict:
-    """The object that `write_sealed` wrote, without the seal; DamagedFile, naming the file, if it is not that."""
+    """The object that `write_sealed` wrote, without the seal; DamagedFile, naming the file, if not that."""
     try:
         content = json.loads(Path(path).read_bytes())
         if content.pop("seal") == _seal(content):

@@ -1,12 +1,12 @@
 """What is scored, and the cross-entropy of adapted heads on it.
 
-    ids (B, T), mask (B, T) ─ next_token_pairs ─▶ states (M, C), target (M,) ─ head_losses ─▶ nats (H,) of H heads
-    logits = h Wᵀ + b + α (h downᵀ) upᵀ + bias          loss = logsumexp(logits) − logits[target]          (M, V)
+    ids (B, T), mask (B, T) ─ next_token_pairs ─▶ states (M, C), target (M,) ─ head_losses ─▶ nats (H,)
+    logits = h Wᵀ + b + α (h downᵀ) upᵀ + bias       loss = logsumexp(logits) − logits[target]       (M, V)
 
-A row is a document of the batch; M counts the scored states of all its rows. The plain form below writes out the
-logits of a chunk of states and forgets them: gradients come from writing them out again (torch.utils.checkpoint), so
-that memory never holds M × V numbers. Losses are sums and counts until the last moment: a mean of means would depend
-on how the rows were batched.
+A row is a document of the batch; M counts the scored states of all its rows. The plain form below writes out
+the logits of a chunk of states and forgets them: gradients come from writing them out again
+(torch.utils.checkpoint), so that memory never holds M × V numbers. Losses are sums and counts until the last
+moment: a mean of means would depend on how the rows were batched.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ GroupOf = Sequence[Tensor | None] | None  # for each head the conditioning group
 
 
 class HeadWeight:
-    """A frozen head's weight, prepared once: in the matmul format, rows padded with zeros to a multiple of 64.
+    """A frozen head's weight, prepared once: in the matmul format, padded with zero rows to a multiple of 64.
 
     In a 16-bit format the mean row is subtracted first. That moves all logits of a token by one number, which
     changes neither softmax nor any gradient, and removes a large common offset that would cost digits.
@@ -66,8 +66,8 @@ def head_losses(
     """The sum of next-token losses (H,), in nats, of H heads on the same states h (M, C); differentiable.
 
     target (M,) int64, IGNORED where a state does not count; updates: one per head, None for the frozen head;
-    groups: for a head with G > 1 updates the group (M,) int64 of each state, on h's device or on the host (read
-    there, it never makes a step wait for the GPU); scale: α. ValueError for shapes that do not fit.
+    groups: for a head with G > 1 updates the group (M,) int64 of each state, on h's device or on the host
+    (read there, it never makes a step wait for the GPU); scale: α. ValueError for shapes that do not fit.
     """
     if impl := engine.fast("head_losses"):
         return impl(h, target, weight, updates, groups, scale)
@@ -131,10 +131,10 @@ def checked(h: Tensor, target: Tensor, weight: HeadWeight, updates: Updates, gro
 
 
 def next_token_pairs(ids: Tensor, mask: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The scored positions of a padded batch: row, column of the state, and target, (M,) each; rows ascending.
+    """What is scored of a padded batch: row, the state's column, and target, (M,) each; rows ascending.
 
-    ids (B, T), mask (B, T) true on real tokens, prefix (B,) tokens never scored. The state at t - 1 predicts the
-    real token t, for every t of at least max(prefix, 1).
+    ids (B, T), mask (B, T) true on real tokens, prefix (B,) tokens never scored. The state at t - 1 predicts
+    the real token t, for every t of at least max(prefix, 1).
     """
     position = torch.arange(ids.shape[1], device=ids.device)  # (T,)
     scored = mask.bool() & (position[None] >= prefix[:, None].clamp_min(1))  # (B, T): is this token a target?

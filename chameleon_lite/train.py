@@ -1,22 +1,24 @@
 """Heads trained on hidden states, several at once on the same batches.
 
-    arrangement of an epoch ─▶ rows ─▶ h, targets ─ each head's logits with its own update ─▶ nats ─ AdamW per head
+    arrangement of an epoch ─▶ rows of a step ─▶ h, targets ─ each head's own update ─▶ nats ─ AdamW per head
 
-Heads that share batches form a cohort: states are read once per step for all of them (and the fast form of the
-loss computes h Wᵀ once). Nothing else is shared, so each head ends where it would have ended alone. Learning rate,
-early stop and best state are per head. With several processes each takes a share of the documents of every step;
-gradients are summed over processes and divided by the global token count: the result is that of one process.
+Heads that share batches form a cohort: states are read once per step for all of them (and the fast form of
+the loss computes h Wᵀ once). Nothing else is shared, so each head ends where it would have ended alone.
+Learning rate, early stop and best state are per head. With several processes each takes a share of the
+documents of every step; gradients are summed over processes and divided by the global token count: the result
+is that of one process.
 """
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from . import engine
 from .batches import Arrangement
@@ -36,10 +38,9 @@ Source = Callable[
 
 
 class States(Protocol):
-    """What a step reads of N documents: states from a file (states.py), or computed anew (train_layers.py)."""
+    """What a step reads of N documents: stored states (states.py), or computed anew (train_layers.py)."""
 
     device: torch.device
-    documents: int  # N
     counts: Tensor  # (N,) scored tokens per document, on the host
 
     def tokens(self, rows: Tensor) -> int:
@@ -49,12 +50,12 @@ class States(Protocol):
         """Places in rows (B,) of the documents that are read at one time: each place in one piece."""
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """States (M, C) and targets (M,) of all M scored tokens of the rows, and each one's row, on the host."""
+        """States (M, C) and targets (M,) of the rows' M scored tokens, and each one's row (M,)."""
 
 
 @dataclass
 class Member:
-    """One head in a cohort, and the course of its training; sources are None where a head reads no condition."""
+    """One head in a cohort, and the course of its training; a head without a condition has no sources."""
 
     name: str
     head: Head
@@ -82,9 +83,10 @@ class Common(NamedTuple):
 
 
 def step(live: Sequence[Member], given: Sequence[Given], rows: Tensor, number: int, common: Common) -> Tensor:
-    """One optimiser step of the live members on documents rows (B,): nats (H,), summed over this process's tokens.
+    """One optimiser step of the live members on documents rows (B,).
 
-    given: for each member the rows' condition and groups. `number` counts steps and seeds dropout.
+    given: for each member the rows' condition and groups. `number` counts steps and seeds dropout. Returns
+    nats (H,) summed over this process's tokens.
     """
     data, weight, settings, processes, optimisers = common
     updates = []
@@ -118,7 +120,7 @@ def conditions_of(sources: Sequence[Source | None], arrangement: Arrangement, ro
 def groups_of(
     given: Sequence[Given], updates: Sequence[HeadUpdate | None], at: Tensor
 ) -> list[Tensor | None]:
-    """For each head the group (M,) of states that lie in rows `at` (M,) of the batch, None where it has one update.
+    """For each head the group (M,) of states of rows `at` (M,) of the batch; None where it has one update.
 
     They stay on the host, where they make no step wait for a GPU; heads with one source share one tensor.
     """
@@ -159,10 +161,11 @@ def train_heads(
 ) -> None:
     """Train every member in place and leave each with its best validation state; curves hold nats per token.
 
-    Each epoch's order is cut into steps of settings.rows_per_step documents, as the validation order is into batches.
-    A member whose loss becomes NaN or infinite is stopped, and its `failure` says at which epoch; RunFailed where
-    that leaves no member with a usable state. `over`, which only the study sets, is how reported losses are averaged
-    (see `average`), and so which state is best; it changes no gradient. ValueError as in `average`.
+    Each epoch's order is cut into steps of settings.rows_per_step documents, as the validation order is into
+    batches. A member whose loss becomes NaN or infinite is stopped, and its `failure` says at which epoch;
+    RunFailed where that leaves no member with a usable state. `over`, which only the study sets, is how
+    reported losses are averaged (see `average`), and so which state is best; it changes no gradient.
+    ValueError as in `average`.
     """
     optimisers = {m.name: _optimiser(m, settings) for m in members}
     common = Common(train, weight, settings, processes or Processes(), optimisers)
@@ -170,6 +173,7 @@ def train_heads(
         member.head.train()  # evaluation puts a head back into the mode it was in
     check = (common._replace(data=validation), validation_order, over)
     _validate(members, *check, 0.0, [None] * len(members))
+    hidden = None if progress and not common.processes.index else True  # None: where there is no terminal
     recorded, number = engine.fast("replayed", worth=train.device.type == "cuda") or nullcontext, 0
     with recorded(step) as take_step:
         for epoch in range(settings.epochs):
@@ -177,8 +181,10 @@ def train_heads(
             batches = arrangement.steps(settings.rows_per_step)
             stops = _validation_steps(len(batches), settings.validations_per_epoch)
             total, tokens = 0.0, 0  # since the last validation, on the device: no step waits for it
-            show = progress and not common.processes.index
-            for done, rows in enumerate(_bar(batches, f"epoch {epoch + 1}/{settings.epochs}", show), start=1):
+            bar = tqdm(
+                batches, f"epoch {epoch + 1}/{settings.epochs}", unit="step", leave=False, disable=hidden
+            )
+            for done, rows in enumerate(bar, start=1):
                 if not (live := [m for m in members if m.live]):
                     break
                 number += 1
@@ -208,15 +214,8 @@ def _validation_steps(steps: int, times: int) -> set[int]:
     return {max(1, round(steps * (i + 1) / times)) for i in range(times)}
 
 
-def _bar(batches: Sequence[Tensor], text: str, show: bool) -> Iterable[Tensor]:
-    """The batches behind a progress bar, silent where the output is not a terminal."""
-    from tqdm import tqdm
-
-    return tqdm(batches, desc=text, unit="step", leave=False, disable=None if show else True)
-
-
 def _validate(members, common: Common, arrangement: Arrangement, over: str, epoch: float, train_nll) -> None:
-    """Evaluate every member and keep its best state; stop it without patience left, or with a loss not finite."""
+    """Evaluate every member and keep its best state; stop it out of patience, or with a loss not finite."""
     data, weight, settings, processes, _ = common
     heads, rows = [(m.head, m.validation_source) for m in members], settings.rows_per_step
     nll = evaluate(heads, data, arrangement, weight, rows=rows, scale=settings.scale, processes=processes)
@@ -255,13 +254,17 @@ def evaluate(
 ) -> Tensor:
     """Per-document nll sums (H, N) in float64 nats; a head of None is the frozen model.
 
-    The arrangement is cut into batches of `rows` documents, unless it was given as batches. Heads are read in eval
-    mode and left in the mode they were in. A head that ignores its condition gets the same numbers from any batches;
-    documents in no batch stay 0. The study's `watch` gets token losses (H, M) and their document numbers (M,).
+    The arrangement is cut into batches of `rows` documents, unless it was given as batches. Heads are read in
+    eval mode and left in the mode they were in. A head that ignores its condition gets the same numbers from
+    any batches; documents in no batch stay 0. The study's `watch` gets token losses (H, M) and their document
+    numbers (M,).
     """
     processes = processes or Processes()
-    out = torch.zeros(len(heads), data.documents, dtype=torch.float64, device=data.device)
-    with torch.no_grad(), in_eval_mode([head for head, _ in heads if head is not None]):
+    out = torch.zeros(len(heads), len(data.counts), dtype=torch.float64, device=data.device)
+    with torch.no_grad(), ExitStack() as modes:
+        for head in (head for head, _ in heads if head is not None):
+            modes.callback(head.train, head.training)  # afterwards, whatever happens
+            head.eval()
         for batch in arrangement.steps(rows)[processes.index :: processes.count]:
             given = conditions_of([source for _, source in heads], arrangement, batch)
             updates = [head and head.factors(condition) for (head, _), (condition, _) in zip(heads, given)]
@@ -271,24 +274,11 @@ def evaluate(
                 nll = token_losses(h, target, weight, updates, groups_of(given, updates, places[row]), scale)
                 if watch is not None:
                     watch(nll, documents[row].to(nll.device))
-                # By segment, not by scattered additions: a GPU repeats itself. unsafe: a check would make it wait.
+                # By segment, not by scattered additions: a GPU repeats itself. unsafe: a check would wait.
                 sums = {"lengths": data.counts[documents].to(out.device), "axis": 0, "unsafe": True}
                 nll = torch.segment_reduce(nll.double().T.contiguous(), "sum", **sums)  # (b, H)
                 out[:, documents.to(out.device)] = nll.T
     return processes.sum(out)
-
-
-@contextmanager
-def in_eval_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Modules in eval mode, and afterwards, whatever happens, in the mode they were in."""
-    modes = [(module, module.training) for module in modules]
-    for module, _ in modes:
-        module.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.train(mode)
 
 
 def average(
@@ -296,9 +286,9 @@ def average(
 ) -> Tensor:
     """nll sums (…, N) and token counts (N,) to nats per token (…).
 
-    over="token" divides the sums once; over="batch", which only the study uses, is the released scripts' unweighted
-    mean of batches' means, which depends on how documents were batched.
-    ValueError for any other `over`, and for "batch" without batches.
+    over="token" divides the sums once; over="batch", which only the study uses, is the released scripts'
+    unweighted mean of batches' means, which depends on how documents were batched. ValueError for any other
+    `over`, and for "batch" without batches.
     """
     counts = counts.to(nll)
     if over == "token":
