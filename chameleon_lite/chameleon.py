@@ -132,8 +132,10 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         with tempfile.TemporaryDirectory(dir=target, prefix=".part-") as part:
             if name not in BUILT_IN and Path(name).expanduser().is_dir():
                 self.config.backbone_name = portable(name, target)
-            super().save_pretrained(part, **kwargs)
-            self.config.backbone_name = name
+            try:
+                super().save_pretrained(part, **kwargs)
+            finally:
+                self.config.backbone_name = name
             for path in sorted(Path(part).iterdir(), key=lambda path: path.name == "config.json"):
                 path.replace(target / path.name)
 

@@ -91,6 +91,8 @@ def read_settings(folder: Path) -> dict:
             f"{folder} is no saved adapter but a model of type {kind!r}: make one with chameleon-lite fit"
         )
     fields = checked(content, str(path))
+    if absent := [name for name in ("backbone_name", "width", "vocabulary") if not fields[name]]:
+        raise DamagedFile(f"{path} is damaged: it lacks {absent[0]}; save or fetch it again")
     place = folder / fields["backbone_name"]
     if fields["backbone_name"].startswith(".") and place.is_dir():
         fields["backbone_name"] = str(place.resolve())
