@@ -59,6 +59,8 @@ def _config(name: str):
         return AutoConfig.from_pretrained(source, local_files_only=True)  # from the folder or the cache
     except (OSError, ValueError) as error:
         if local or not reachable():
+            if local:
+                raise errors.UserError(f"{source} holds no model: no config.json that can be read") from error
             message = f"no configuration of {source!r} is at hand: use random-gpt2, smollm2 or a local folder"
             raise errors.Unreachable(f"{message}, or connect and try again") from error
     try:
