@@ -30,8 +30,7 @@ def roofline(bench: Bench) -> dict:
 
 def _rate(bench: Bench, dtype: torch.dtype) -> float:
     """Operations per second of one large product."""
-    rows = bench.size(2_048, 16_384, 1_024)
-    a = torch.randn(rows, 768, device=bench.device).to(dtype)
+    a = torch.randn(rows := bench.size(2_048, 16_384, 1_024), 768, device=bench.device).to(dtype)
     b = torch.randn(768, 3_072, device=bench.device).to(dtype)
     return 2 * rows * 768 * 3_072 / bench.median(lambda: a @ b)
 

@@ -16,7 +16,7 @@ from chameleon_lite.states import ScoredStates
 from chameleon_lite.train import evaluate
 
 from . import baselines
-from .measure import Gate, Row, Samples, relative_error, runnable
+from .measure import Samples, gate, relative_error, row, runnable
 from .workload import RANK, Bench
 
 AUTOCAST, COMPILED = "released way, bfloat16 autocast", "torch.compile"
@@ -62,10 +62,6 @@ class HeadWork:
         with torch.autocast(self.bench.device.type, torch.bfloat16):
             return loss(self.h, self.target, self.matrix, self.down, self.up)
 
-    def compiled(self) -> Callable[[], None]:
-        """A step of the released loss under autocast, through torch.compile."""
-        return self.step(partial(self.autocast, torch.compile(baselines.plain_head_loss)))
-
     def fused(self, make: Callable[[], Callable]) -> Callable[[], None]:
         """A step of a fused linear cross-entropy on the concatenation, in this machine's 16-bit format."""
         loss, matrix = make(), self.matrix.to(self.bench.fast)
@@ -91,30 +87,30 @@ class HeadWork:
 
         return work
 
-    def gates(self, loss: Callable[[], Tensor], limits: tuple[float, float], label: str = "") -> list[Gate]:
+    def gates(self, loss: Callable[[], Tensor], limits: tuple[float, float], label: str = "") -> list[dict]:
         """Gradient and mean loss against the released way's in float32."""
         expected_loss, expected = self.gradients(self.released)
         value, gradient = self.gradients(loss)
         return [
-            Gate(f"gradient, relative{label}", relative_error(gradient, expected), limits[0]),
-            Gate(f"mean loss, nats{label}", abs(value - expected_loss) / self.tokens, limits[1]),
+            gate(f"gradient, relative{label}", relative_error(gradient, expected), limits[0]),
+            gate(f"mean loss, nats{label}", abs(value - expected_loss) / self.tokens, limits[1]),
         ]
 
-    def both_gates(self) -> list[Gate]:
+    def both_gates(self) -> list[dict]:
         """Ours in this machine's format and in float32 itself."""
         here = self.gates(self.ours, self.bench.limits, f" ({self.bench.fast})")
         return here + self.gates(self.ours_exact, (1e-5, 1e-5), " (torch.float32)")
 
-    def replay_gate(self, replayed: Callable[[], Tensor]) -> Gate:
+    def replay_gate(self, replayed: Callable[[], Tensor]) -> dict:
         """Gradients that a replay leaves where an optimiser reads them, against the plain step's."""
         plain = self.gradients(self.ours)[1]
         for _ in range(3):  # plain, recorded, replayed
             replayed()
         gradient = torch.cat([self.down.grad.flatten(), self.up.grad.flatten()])
-        return Gate("gradient, relative (replayed)", relative_error(gradient, plain), 1e-5)
+        return gate("gradient, relative (replayed)", relative_error(gradient, plain), 1e-5)
 
 
-def head_time(bench: Bench) -> Row:
+def head_time(bench: Bench) -> dict:
     """B5: forward and backward of the head against all logits in float32 and against torch.compile."""
     work = HeadWork(bench, bench.size(cpu=1_020, gpu=8_160, quick=256))
     gates, ours = work.both_gates(), work.step(work.ours)
@@ -124,32 +120,28 @@ def head_time(bench: Bench) -> Row:
     if bench.gpu:
         contenders |= {"ours": work.replayed(), BY_LAUNCH: ours}
         gates.append(work.replay_gate(contenders["ours"]))
-        compiled, absent = runnable({COMPILED: work.compiled})
+        compiled, absent = runnable(
+            {COMPILED: lambda: work.step(partial(work.autocast, torch.compile(baselines.plain_head_loss)))}
+        )
         contenders |= compiled
     times = bench.race(contenders)
     goals = {"released way": bench.goal(3, 9), AUTOCAST: None, COMPILED: bench.goal(None, 1.6)}
     product, total = times.median("one product"), times.median()
-    row = Row(
-        "B5",
+    workload = {"tokens": work.tokens, "width": work.weight.width, "vocabulary": work.weight.vocab}
+    workload |= {"rank": RANK, "arithmetic": str(bench.fast)}
+    if bench.gpu:
+        workload["ms launch by launch"] = times.median(BY_LAUNCH) * 1e3
+    return row(
         "head, forward and backward",
         times.against(goals, absent=absent),
         gates,
         limit=f"one product: {product * 1e3:.2f} ms, {product / total:.0%} of ours",
-        workload={
-            "tokens": work.tokens,
-            "width": work.weight.width,
-            "vocabulary": work.weight.vocab,
-            "rank": RANK,
-            "arithmetic": str(bench.fast),
-        },
+        workload=workload,
         profile={"one product h·Wᵀ": product, "softmax, update and gradients": total - product},
     )
-    if bench.gpu:
-        row.workload["ms launch by launch"] = times.median(BY_LAUNCH) * 1e3
-    return row
 
 
-def head_memory(bench: Bench) -> Row:
+def head_memory(bench: Bench) -> dict:
     """B6: the most memory the loss and its gradients take beyond W's resident copy."""
     work = HeadWork(bench, bench.size(cpu=8_160, gpu=8_160, quick=1_020))
     peaks = Samples()
@@ -158,8 +150,7 @@ def head_memory(bench: Bench) -> Row:
         if bench.gpu:
             step()  # so that memory allocated once is not counted; on a CPU the buffers that stay are
         peaks[name] = bench.peak(step)
-    return Row(
-        "B6",
+    return row(
         "the head's peak memory beyond W, launch by launch",
         peaks.against({"released way": bench.goal(20, 8)}, "memory"),
         work.gates(work.ours, bench.limits),
@@ -168,7 +159,7 @@ def head_memory(bench: Bench) -> Row:
     )
 
 
-def head_kernels(bench: Bench) -> Row:
+def head_kernels(bench: Bench) -> dict:
     """B7: against fused linear cross-entropies on [h, z] and [W | up], wherever they are installed."""
     work = HeadWork(bench, bench.size(cpu=1_020, gpu=8_160, quick=256))
 
@@ -180,8 +171,7 @@ def head_kernels(bench: Bench) -> Row:
     makers = {"Liger": liger, "F.linear_cross_entropy": partial(work.fused, baselines.torch_fused_loss)}
     peers, absent = runnable(makers)
     times = bench.race({"ours": work.step(work.ours), **peers})
-    return Row(
-        "B7",
+    return row(
         "head, against fused kernels on the concatenation",
         times.against(dict.fromkeys(makers, bench.goal(2, 4)), absent=absent),
         work.both_gates(),
@@ -191,7 +181,7 @@ def head_kernels(bench: Bench) -> Row:
     )
 
 
-def shared_pass(bench: Bench) -> Row:
+def shared_pass(bench: Bench) -> dict:
     """B14: three heads read in one pass over the states, against three passes."""
     documents, each = bench.size(24, 400, 8), 100
     h, target, _, _ = bench.inputs(documents * each)
@@ -211,11 +201,10 @@ def shared_pass(bench: Bench) -> Row:
     times = bench.race({"ours": together, "a pass each": apart})
     part = scored.batch(order.steps(32)[0])[0].to(bench.fast)
     product = bench.seconds(lambda: part @ weight.weight.T, 3) * scored.total / len(part)
-    return Row(
-        "B14",
+    return row(
         "three heads evaluated in one pass",
         times.against({"a pass each": bench.goal(2.3, 2)}),
-        [Gate("mean loss between the two, nats", gap, 5e-4)],
+        [gate("mean loss between the two, nats", gap, 5e-4)],
         limit="3",
         workload={"tokens": scored.total, "heads": len(heads), "arithmetic": str(bench.fast)},
         profile=times.split("the shared product h·Wᵀ", product, "updates, softmax and the rest"),

@@ -13,13 +13,13 @@ from chameleon_lite.backbones.formats import arithmetic
 from chameleon_lite.states import ScoredStates, hidden_rows, hidden_states
 
 from . import baselines
-from .measure import Gate, Row, Samples, scaled
+from .measure import Samples, gate, row, scaled
 from .workload import LENGTH, Bench
 
 PADDED_ROWS = 32  # rows per padded batch, as released
 
 
-def feature_pass(bench: Bench) -> Row:
+def feature_pass(bench: Bench) -> dict:
     """B4: all hidden states, on disk at the end, against the padded float32 pass that stores nothing."""
     rows = bench.size(cpu=32, gpu=2_048, quick=4)
     backbone, dtype, table = bench.backbone, bench.fast, bench.table(rows)
@@ -30,29 +30,22 @@ def feature_pass(bench: Bench) -> Row:
             "ours": lambda: hidden_states(backbone, table, dtype, next(folders), progress=False),
             "released way": lambda: baselines.padded_states(backbone, ids, PADDED_ROWS),
         }
-        gate = _loss_gap(bench, table, contenders["ours"](), contenders["released way"](), labels)
+        gap = _loss_gap(bench, table, contenders["ours"](), contenders["released way"](), labels)
         times = bench.race(contenders, warm_up=bench.gpu)
+    sizes = {"rows": rows, "real tokens": int(table.lengths.sum()), "arithmetic": str(dtype)}
     with arithmetic(backbone, dtype):
         alone = bench.seconds(lambda: hidden_rows(backbone, table, np.argsort(table.lengths)))
-    return Row(
-        "B4",
+    return row(
         "hidden states of a corpus",
         times.against({"released way": bench.goal(6, 12)}),
-        [gate],
+        [gap],
         limit=f"{rows * LENGTH / table.lengths.sum():.2f} (no padding) × the ratio of the product rates",
-        workload={
-            "rows": rows,
-            "real tokens": int(table.lengths.sum()),
-            "padded slots": rows * LENGTH,
-            "arithmetic": str(dtype),
-            "rows/s": rows / times.median(),
-            "rows/s released": rows / times.median("released way"),
-        },
+        workload=sizes | {f"rows/s, {name}": rows / times.median(name) for name in times},
         profile=times.split("backbone", alone, "storing and the rest"),
     )
 
 
-def _loss_gap(bench: Bench, table, states, padded: list[Tensor], labels: Tensor) -> Gate:
+def _loss_gap(bench: Bench, table, states, padded: list[Tensor], labels: Tensor) -> dict:
     """Mean next-token loss of the frozen head on our states against the padded float32 ones."""
 
     def nats(h: Tensor, target: Tensor) -> float:
@@ -67,10 +60,10 @@ def _loss_gap(bench: Bench, table, states, padded: list[Tensor], labels: Tensor)
         real = target != baselines.IGNORED
         expected += nats(h[real], target[real])
     # The states are stored in 16 bits whatever the arithmetic, so the 16-bit limit holds.
-    return Gate("mean loss against float32, nats", abs(value - expected) / int(table.n_scored.sum()), 2e-3)
+    return gate("mean loss against float32, nats", abs(value - expected) / int(table.n_scored.sum()), 2e-3)
 
 
-def share_of_products(bench: Bench) -> Row:
+def share_of_products(bench: Bench) -> dict:
     """B15: the operations per second of the feature pass, as a share of what one large product reaches here."""
     rows = bench.size(cpu=96, gpu=4_096, quick=24)
     backbone, dtype, table = bench.backbone, bench.fast, bench.table(rows)
@@ -82,19 +75,12 @@ def share_of_products(bench: Bench) -> Row:
         times = bench.race({"ours": lambda: hidden_rows(backbone, table, order), "product": lambda: a @ b})
     rate, peer = product / times.median("product"), "the same operations at the product rate"
     pair = Samples({"ours": times["ours"], peer: scaled(times["product"], work / product)})
-    return Row(
-        "B15",
+    sizes = {"rows": rows, "tokens": int(table.lengths.sum()), "arithmetic": str(dtype)}
+    return row(
         "feature pass as a share of the machine's product rate",
         pair.against({peer: bench.goal(0.5, 0.4)}),
         limit="1",
-        workload={
-            "rows": rows,
-            "tokens": int(table.lengths.sum()),
-            "arithmetic": str(dtype),
-            "TFLOP/s pass": work / times.median() / 1e12,
-            "TFLOP/s product": rate / 1e12,
-            "product": f"{tuple(a.shape)} × {tuple(b.shape)}",
-        },
+        workload=sizes | {"TFLOP/s pass": work / times.median() / 1e12, "TFLOP/s product": rate / 1e12},
         profile=times.split("products", work / rate, "attention, norms, activations, copies"),
     )
 

@@ -18,7 +18,7 @@ from chameleon_lite.train import Member, train_heads
 from chameleon_study.sources import BatchMean
 
 from . import baselines
-from .measure import Gate, Row, Samples, scaled, timed
+from .measure import Samples, gate, row, scaled, timed
 from .workload import LENGTH, RANK, Bench, short
 
 EPOCHS, LEARNING_RATE = 5, 5e-4
@@ -29,12 +29,9 @@ def new_head(regime: str, width: int, vocab: int, device: torch.device, dropout:
     """A newly initialised head, the same one in every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        head = (
-            LoraHead(width, vocab, RANK)
-            if regime == "LoRA"
-            else HyperHead(width, vocab, RANK, dropout=dropout)
-        )
-    return head.to(device)
+        if regime == "LoRA":
+            return LoraHead(width, vocab, RANK).to(device)
+        return HyperHead(width, vocab, RANK, dropout=dropout).to(device)
 
 
 def new_members(regimes: Sequence[str], vectors: Tensor, vocab: int, dropout: float = 0.0) -> list[Member]:
@@ -79,44 +76,41 @@ class Training:
         train(members, data, weight, epochs=epochs, step=self.step)
         return members
 
-    def ours(
-        self, dtype: torch.dtype, epochs: int = EPOCHS
-    ) -> tuple[dict[str, list[float]], dict[str, float]]:
+    def ours(self, dtype: torch.dtype, epochs: int = EPOCHS) -> tuple[dict, dict[str, float]]:
         """Everything after tokenising: losses per regime and epoch in training, and seconds per stage."""
         stages, device = {}, self.bench.device
+
+        def load():
+            return ScoredStates(self.table, states, device), self.bench.head_weight(dtype)
+
         with tempfile.TemporaryDirectory() as folder:
             stages["hidden states"], states = timed(lambda: self.states(dtype, Path(folder)), device)
-            stages["loading"], (data, weight) = timed(
-                lambda: (ScoredStates(self.table, states, device), self.bench.head_weight(dtype)), device
-            )
-            stages["head training"], members = timed(
-                lambda: self.heads(REGIMES, data, weight, epochs), device
-            )
+            stages["loading"], pair = timed(load, device)
+            stages["head training"], members = timed(lambda: self.heads(REGIMES, *pair, epochs), device)
         losses = {m.name: [p["train_nll"] for p in m.curve if p["train_nll"] is not None] for m in members}
         return losses, stages
 
     def released(self, regime: str, epochs: int) -> list[float]:
         """One regime trained as released; losses per epoch in training."""
         head = new_head(regime, self.backbone.width, self.backbone.vocab, self.bench.device)
-        options = {"rows": self.step, "learning_rate": LEARNING_RATE, "last": self.last, "epochs": epochs}
-        return baselines.train_as_released(
-            self.backbone, head, self.ids, self.labels, self.vectors, **options
-        )
+        rows = self.backbone, head, self.ids, self.labels, self.vectors
+        how = {"rows": self.step, "learning_rate": LEARNING_RATE, "last": self.last, "epochs": epochs}
+        return baselines.train_as_released(*rows, **how)
 
 
-def full_sequence(bench: Bench) -> Row:
+def full_sequence(bench: Bench) -> dict:
     """B8: five epochs, two regimes, every real token scored."""
     goals = {torch.float32: (6, None), bench.fast: (12, 15)}
-    return _end_to_end(bench, "B8", "full sequence", goals, "7.2 × the ratio of product rates")
+    return _end_to_end(bench, "full sequence", goals, "7.2 × the ratio of product rates")
 
 
-def last_position(bench: Bench) -> Row:
+def last_position(bench: Bench) -> dict:
     """B9: the same with one scored position per row."""
     goals = {bench.fast: (15, 20)}
-    return _end_to_end(bench, "B9", "last position", goals, "25 to 30 × the ratio of product rates")
+    return _end_to_end(bench, "last position", goals, "25 to 30 × the ratio of product rates")
 
 
-def _end_to_end(bench: Bench, name: str, scored: str, goals: dict, limit: str) -> Row:
+def _end_to_end(bench: Bench, scored: str, goals: dict, limit: str) -> dict:
     """Time both ways; on a CPU one released epoch per regime stands for all: each is exactly the same work."""
     work = Training(bench, bench.size(12, 1_024, 4), bench.size(6, 32, 4), last=scored == "last position")
     peer, peer_epochs = "released way", EPOCHS if bench.gpu else 1
@@ -134,24 +128,23 @@ def _end_to_end(bench: Bench, name: str, scored: str, goals: dict, limit: str) -
     contenders = {dtype: lambda dtype=dtype: ours(dtype) for dtype in goals} | {peer: released}
     times = bench.race(contenders, 1 if bench.quick else 3, warm_up=False)
     theirs, count = scaled(times[peer], EPOCHS / peer_epochs), int(work.table.n_scored.sum())
-    row = Row(name, f"training end to end, {scored}", limit=limit, profile=stages[bench.fast])
-    row.workload = {
-        "rows": len(work.table),
-        "rows a step": work.step,
-        "tokens": int(work.table.lengths.sum()),
+    workload = {"rows": len(work.table), "rows a step": work.step, "tokens": int(work.table.lengths.sum())}
+    workload |= {
         "scored": count,
         "epochs": EPOCHS,
         "regimes": list(REGIMES),
         "released epochs run": peer_epochs,
     }
+    comparisons, gates = [], []
     for dtype, goal in goals.items():
         pair = Samples({"ours": times[dtype], peer: theirs})
-        row.comparisons += pair.against({peer: bench.goal(*goal)}, f"wall, {short(dtype)}")
-        row.gates += _loss_gates(losses[dtype], losses[peer], short(dtype), count)
-    return row
+        comparisons += pair.against({peer: bench.goal(*goal)}, f"wall, {short(dtype)}")
+        gates += _loss_gates(losses[dtype], losses[peer], short(dtype), count)
+    about = {"limit": limit, "workload": workload, "profile": stages[bench.fast]}
+    return row(f"training end to end, {scored}", comparisons, gates, **about)
 
 
-def _loss_gates(ours: dict, released: dict, label: str, tokens: int) -> list[Gate]:
+def _loss_gates(ours: dict, released: dict, label: str, tokens: int) -> list[dict]:
     """First-epoch training losses: each regime's, and the difference between the regimes.
 
     The limit is that for 16 bits, also for float32 arithmetic: states are stored in 16 bits. It is meant for means
@@ -159,6 +152,6 @@ def _loss_gates(ours: dict, released: dict, label: str, tokens: int) -> list[Gat
     """
     limit = 2e-3 * max(1.0, (1_000 / tokens) ** 0.5)
     gaps = {r: ours[r][0] - released[r][0] for r in REGIMES}
-    out = [Gate(f"{r}, mean loss, nats ({label})", abs(gap), limit) for r, gap in gaps.items()]
+    out = [gate(f"{r}, mean loss, nats ({label})", abs(gap), limit) for r, gap in gaps.items()]
     between = abs(gaps["LoRA"] - gaps["hyper-network"])
-    return [*out, Gate(f"difference between regimes, nats ({label})", between, 5e-4)]
+    return [*out, gate(f"difference between regimes, nats ({label})", between, 5e-4)]

@@ -24,7 +24,7 @@ from chameleon_lite.processes import Processes, leave
 from chameleon_lite.states import ScoredStates
 from chameleon_lite.train import Member
 
-from .measure import Gate, shown
+from .measure import gate, shown
 from .rows_train import REGIMES, new_members, train
 from .workload import Bench, random_inputs, topic_words
 
@@ -53,7 +53,7 @@ def scaling(bench: Bench) -> dict:
         for a, b in zip(curve, two["curves"][name], strict=True)
         for key in ("train_nll", "validation_nll")
     )
-    gates = [Gate("losses of two processes against one's, nats a token", gap, SAME)]
+    gates = [gate("losses of two processes against one's, nats a token", gap, SAME)]
     backend, processes = "nccl" if gpus > 1 else "gloo", {"1": one["processes"], "2": two["processes"]}
     steps = _speed_up(one["seconds"], two["seconds"], one["workload"])
     return shown("one process and two", gates, backend=backend, gpus=gpus, processes=processes, steps=steps)

@@ -19,7 +19,7 @@ from chameleon_lite.backbones.formats import matmul_dtype
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.text import TokenTable, cumulative
 
-from .measure import Sample, Samples, interleaved, peak_bytes, sample, seconds_of
+from .measure import Samples, interleaved, peak_bytes, sample, seconds_of
 
 LENGTH = 256  # tokens a row is cut or padded to (paper: WikiText-2)
 RANK = 4
@@ -49,9 +49,8 @@ class Bench:
         self, contenders: Mapping[str, Callable[[], Any]], repetitions: int = 5, warm_up: bool = True
     ) -> Samples:
         """Contenders timed in turns; a quick run repeats at most three times."""
-        return interleaved(
-            contenders, self.device, min(repetitions, 3) if self.quick else repetitions, warm_up
-        )
+        repetitions = min(repetitions, 3) if self.quick else repetitions
+        return interleaved(contenders, self.device, repetitions, warm_up)
 
     def seconds(self, work: Callable[[], Any], times: int = 1) -> float:
         """Seconds per call, over `times` calls in a row."""
@@ -61,7 +60,7 @@ class Bench:
         """Median seconds of one piece of work by itself."""
         return interleaved({"ours": work}, self.device, 3).median()
 
-    def peak(self, work: Callable[[], Any]) -> Sample:
+    def peak(self, work: Callable[[], Any]) -> dict:
         """Bytes that work holds at its highest, as a sample of one."""
         return sample([float(peak_bytes(work, self.device))], "bytes")
 

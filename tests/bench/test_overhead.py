@@ -16,7 +16,7 @@ def found(small_bench):
 def test_parts_whole_and_waiting_are_there_and_gates_hold(found):
     assert json.loads(json.dumps(found)) == found
     assert found["status"] == "shown" and all(gate["passed"] for gate in found["gates"])
-    assert found["batches"] == 3 and found["rows a batch"] == 32
+    assert found["batches"] == 3
     assert set(found["whole"]) == {"plain", "adapted"} and set(found["ratios"]) == {"p50", "p95"}
     assert set(found["parts"]) == {
         "prefix mean",
@@ -31,9 +31,6 @@ def test_parts_whole_and_waiting_are_there_and_gates_hold(found):
     )
     waiting = {row["batches"]: row for row in found["waiting"]["batches"]}
     assert waiting["by cluster"]["p50"] > waiting["mixed"]["p50"] > 0
-    share = found["operations"]["share"]
-    added = sum(found["operations"][name] for name in ("nearest centroid", "hyper-network", "extra products"))
-    assert share == pytest.approx(added / found["operations"]["plain"])
 
 
 def test_an_assignment_that_is_wrong_fails_its_gate(small_bench, monkeypatch):
