@@ -4,9 +4,7 @@ from collections.abc import Callable
 
 from . import (
     growth,
-    ladder,
     overhead,
-    roofline,
     rows_app,
     rows_data,
     rows_generate,
@@ -36,8 +34,8 @@ ROWS: dict[str, Callable[[Bench], dict]] = {
     "B16": rows_app.ten_thousand,
 }
 EXTRAS: dict[str, Callable[[Bench], dict]] = {
-    "ladder": ladder.ladder,
-    "roofline": roofline.roofline,
+    "ladder": rows_train.ladder,
+    "roofline": rows_states.roofline,
     "growth": growth.growth,
     "overhead": overhead.overhead,
     "scaling": two_gpus.scaling,

@@ -14,8 +14,7 @@ from torch import Tensor
 from chameleon_lite.backbone import load_backbone
 from chameleon_lite.batches import Arrangement
 from chameleon_lite.fast.head_loss_torch import forget_buffers
-from chameleon_lite.fast.layers import layer_pass
-from chameleon_lite.fast.recorded_layers import RecordedLayers
+from chameleon_lite.fast.layers import RecordedLayers, layer_pass
 from chameleon_lite.heads import LoraHead
 from chameleon_lite.lora import add_lora, lora_parameters
 from chameleon_lite.loss import HeadWeight

@@ -148,17 +148,13 @@ def texts(n: int) -> list[str]:
 @lru_cache
 def trained_tokenizer(entries: int = 16_000):
     """A byte-level BPE trained on the language reference: a real tokenizer's speed, the same on every machine."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=entries, special_tokens=["<|endoftext|>"], show_progress=False)
-    core.train_from_iterator([" ".join(topic_words())], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
-    )
+    core, end = ByteLevelBPETokenizer(), "<|endoftext|>"
+    options = {"vocab_size": entries, "special_tokens": [end], "show_progress": False}
+    core.train_from_iterator([" ".join(topic_words())], **options)
+    return PreTrainedTokenizerFast(tokenizer_object=core._tokenizer, eos_token=end, pad_token=end)
 
 
 def random_inputs(
