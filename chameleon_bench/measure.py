@@ -20,8 +20,6 @@ from typing import Any
 
 import torch
 
-from chameleon_lite.errors import UserError
-
 MINIMUM_SECONDS = 0.02  # shorter work is repeated within one measurement, or the clock would be measured
 
 
@@ -39,12 +37,7 @@ def scaled(measured: dict, factor: float) -> dict:
 class Samples(dict[str, dict]):
     """Contenders on the same work and their samples, smaller being better; "ours" is one of them."""
 
-    def against(
-        self,
-        goals: Mapping[str, float | None],
-        quantity: str = "time",
-        absent: Mapping[str, str] | None = None,
-    ) -> list[dict]:
+    def against(self, goals: dict, quantity: str = "time", absent: dict | None = None) -> list[dict]:
         """Ours against each peer in `goals` that was measured, or is in `absent` with the reason why it was not.
 
         A goal is how many times better ours should be on this kind of machine; None: shown without a goal.
@@ -79,20 +72,11 @@ def shown(what: str, gates: Sequence[dict] = (), **fields) -> dict[str, Any]:
     return {"what": what, "status": status} | ({"gates": list(gates)} if gates else {}) | fields
 
 
-def row(
-    what: str,
-    comparisons: Sequence[dict] = (),
-    gates: Sequence[dict] = (),
-    *,
-    limit: str = "",
-    workload: Mapping[str, Any] | None = None,
-    profile: Mapping[str, float] | None = None,
-    unavailable: str = "",
-) -> dict[str, Any]:
+def row(what: str, comparisons=(), gates=(), limit="", workload=None, profile=None, unavailable="") -> dict:
     """One row of the benchmark, complete enough to be judged without its code.
 
     limit: what no implementation could beat; profile: seconds by stage of ours; unavailable: why it could not run.
-    The status is met, missed, shown (no goal here), gate failed or not available.
+    The status is met, missed, shown (no goal here), gate failed or not available; a missed goal has a reason.
     """
     verdicts, reason, profile = [c["met"] for c in comparisons if c["met"] is not None], "", profile or {}
     status = "shown" if not verdicts else "met" if all(verdicts) else "missed"
@@ -155,8 +139,6 @@ def runnable(
         try:
             work = make()
             work()
-        except UserError as error:
-            absent[name] = str(error)
         except Exception as error:  # a compiler or kernel that is missing must not cost the row
             absent[name] = f"did not run here: {type(error).__name__}: {str(error)[:80]}"
         else:

@@ -69,7 +69,7 @@ def clusters(bench: Bench) -> dict:
 
     contenders = {
         "ours": ours,
-        RELEASED: lambda: baselines.kmeans_by_loop(x, start, steps)[0],
+        RELEASED: lambda: baselines.kmeans_by_loop(x, start, steps),
         SKLEARN: lambda: baselines.kmeans_by_scikit_learn(on_host, start_on_host, steps),
     }
     inertia = {

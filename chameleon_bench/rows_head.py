@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from chameleon_lite.batches import Arrangement
-from chameleon_lite.errors import UserError
 from chameleon_lite.fast.recorder import Recorder
 from chameleon_lite.heads import HeadUpdate, LoraHead
 from chameleon_lite.loss import HeadWeight, head_losses
@@ -30,7 +29,7 @@ class HeadWork:
         self.bench, self.tokens = bench, tokens
         self.h, self.target, self.down, self.up = bench.inputs(tokens)
         self.matrix = bench.backbone.head.weight.detach()  # (V, C) fp32
-        self.weight, self.exact = bench.head_weight(), bench.head_weight(torch.float32)
+        self.weight = bench.head_weight()
         self.compact = self.h.to(bench.fast)  # states lie on disk in 16 bits: the machine's format
 
     def _loss(self, h: Tensor, target: Tensor, weight: HeadWeight) -> Tensor:
@@ -39,9 +38,6 @@ class HeadWork:
 
     def ours(self) -> Tensor:
         return self._loss(self.compact, self.target, self.weight)
-
-    def ours_exact(self) -> Tensor:
-        return self._loss(self.h, self.target, self.exact)
 
     def replayed(self) -> Callable[[], Tensor]:
         """The step as training does it on a GPU: recorded once, then states and targets copied in and replayed."""
@@ -98,8 +94,9 @@ class HeadWork:
 
     def both_gates(self) -> list[dict]:
         """Ours in this machine's format and in float32 itself."""
+        exact = partial(self._loss, self.h, self.target, self.bench.head_weight(torch.float32))
         here = self.gates(self.ours, self.bench.limits, f" ({self.bench.fast})")
-        return here + self.gates(self.ours_exact, (1e-5, 1e-5), " (torch.float32)")
+        return here + self.gates(exact, (1e-5, 1e-5), " (torch.float32)")
 
     def replay_gate(self, replayed: Callable[[], Tensor]) -> dict:
         """Gradients that a replay leaves where an optimiser reads them, against the plain step's."""
@@ -162,18 +159,12 @@ def head_memory(bench: Bench) -> dict:
 def head_kernels(bench: Bench) -> dict:
     """B7: against fused linear cross-entropies on [h, z] and [W | up], wherever they are installed."""
     work = HeadWork(bench, bench.size(cpu=1_020, gpu=8_160, quick=256))
-
-    def liger() -> Callable[[], None]:
-        if not bench.gpu:
-            raise UserError("runs on GPUs only")
-        return work.fused(baselines.liger_loss)
-
-    makers = {"Liger": liger, "F.linear_cross_entropy": partial(work.fused, baselines.torch_fused_loss)}
-    peers, absent = runnable(makers)
+    losses = {"Liger": baselines.liger_loss, "F.linear_cross_entropy": baselines.torch_fused_loss}
+    peers, absent = runnable({name: partial(work.fused, loss) for name, loss in losses.items()})
     times = bench.race({"ours": work.step(work.ours), **peers})
     return row(
         "head, against fused kernels on the concatenation",
-        times.against(dict.fromkeys(makers, bench.goal(2, 4)), absent=absent),
+        times.against(dict.fromkeys(losses, bench.goal(2, 4)), absent=absent),
         work.both_gates(),
         limit="three products become one",
         workload={"tokens": work.tokens, "arithmetic": str(bench.fast)},
@@ -188,8 +179,11 @@ def shared_pass(bench: Bench) -> dict:
     counts = np.full(documents, each)
     scored = ScoredStates.of_pairs(h.to(torch.float16), target.cpu().numpy(), counts, bench.device)
     weight = bench.head_weight()
-    heads = [(_random_head(bench, seed), None) for seed in range(3)]
-    order = Arrangement(torch.arange(documents))
+    order, heads = Arrangement(torch.arange(documents)), []
+    for seed in range(3):
+        head = LoraHead(bench.backbone.width, bench.backbone.vocab, RANK)
+        head.up.data.normal_(std=0.02, generator=torch.Generator().manual_seed(seed))
+        heads.append((head.to(bench.device), None))
 
     def together() -> Tensor:
         return evaluate(heads, scored, order, weight, rows=32)
@@ -209,10 +203,3 @@ def shared_pass(bench: Bench) -> dict:
         workload={"tokens": scored.total, "heads": len(heads), "arithmetic": str(bench.fast)},
         profile=times.split("the shared product h·Wᵀ", product, "updates, softmax and the rest"),
     )
-
-
-def _random_head(bench: Bench, seed: int) -> LoraHead:
-    head = LoraHead(bench.backbone.width, bench.backbone.vocab, RANK)
-    with torch.no_grad():
-        head.up.normal_(std=0.02, generator=torch.Generator().manual_seed(seed))
-    return head.to(bench.device)

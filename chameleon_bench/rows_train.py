@@ -16,7 +16,6 @@ from chameleon_lite.fast.recorded_steps import using
 from chameleon_lite.fast.recorder import LIMIT, Recorder
 from chameleon_lite.heads import Head, HyperHead, LoraHead
 from chameleon_lite.loss import HeadWeight
-from chameleon_lite.processes import Processes
 from chameleon_lite.settings import TrainSettings
 from chameleon_lite.states import ScoredStates, hidden_states
 from chameleon_lite.train import Member, train_heads
@@ -56,14 +55,7 @@ def new_members(regimes: Sequence[str], vectors: Tensor, vocab: int, dropout: fl
 
 
 def train(
-    members: list[Member],
-    data: ScoredStates,
-    weight: HeadWeight,
-    *,
-    epochs: int,
-    step: int,
-    held_out: int = 1,
-    processes: Processes | None = None,
+    members: list[Member], data: ScoredStates, weight: HeadWeight, *, epochs, step, held_out=1, processes=None
 ) -> None:
     """Train heads on all documents in order, `step` per step; the first `held_out` of them are validated on."""
     order, check = Arrangement(torch.arange(data.documents)), Arrangement(torch.arange(held_out))
@@ -143,12 +135,7 @@ def _end_to_end(bench: Bench, scored: str, goals: dict, limit: str) -> dict:
     times = bench.race(contenders, 1 if bench.quick else 3, warm_up=False)
     theirs, count = scaled(times[peer], EPOCHS / peer_epochs), int(work.table.n_scored.sum())
     workload = {"rows": len(work.table), "rows a step": work.step, "tokens": int(work.table.lengths.sum())}
-    workload |= {
-        "scored": count,
-        "epochs": EPOCHS,
-        "regimes": list(REGIMES),
-        "released epochs run": peer_epochs,
-    }
+    workload |= {"scored": count, "epochs": EPOCHS, "released epochs run": peer_epochs}
     comparisons, gates = [], []
     for dtype, goal in goals.items():
         pair = Samples({"ours": times[dtype], peer: theirs})

@@ -13,12 +13,8 @@ from chameleon_study.claims.statistics import interval_text
 
 from .rows import EXTRAS, ON_REQUEST, ROWS
 
-SUMMARY = {
-    "met": "goal met",
-    "missed": "goal missed",
-    "gate failed": "not correct",
-    "shown": "shown, without a goal",
-}
+SUMMARY = {"met": "goal met", "missed": "goal missed"}
+SUMMARY |= {"gate failed": "not correct", "shown": "shown, without a goal"}
 ELSEWHERE = "could not be run here"
 
 

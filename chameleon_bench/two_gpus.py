@@ -32,12 +32,8 @@ EPOCHS = 40  # of the experiment whose seeds are shared out
 SAME = 1e-4  # nats per token that two processes may differ from one
 ROOT = Path(__file__).resolve().parents[1]
 # Multicast over NVLink needs rights that a rented machine may lack; sums are small here, nothing is lost.
-QUIET = {
-    "NCCL_NVLS_ENABLE": "0",
-    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
-    "NVSHMEM_DISABLE_NVLS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+QUIET = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
+QUIET |= {"TOKENIZERS_PARALLELISM": "false"}
 # documents, tokens in each, width, vocabulary, epochs
 SIZES = {"quick": (60, 8, 32, 2_000, 2), "cpu": (240, 24, 64, 2_000, 2), "gpu": (8_192, 64, 768, 50_257, 3)}
 

@@ -33,9 +33,12 @@ class Bench:
     quick: bool = False
     model: str = "random-gpt2"
 
-    @property
-    def gpu(self) -> bool:
-        return self.device.type == "cuda"
+    def __post_init__(self) -> None:
+        self.gpu = self.device.type == "cuda"
+        self.fast = matmul_dtype(self.device)  # the format of large products here
+        self.served = torch.bfloat16 if self.gpu else torch.float32  # of weights while generating
+        # in that format: of a gradient's relative error, of a mean loss's distance in nats
+        self.limits = (1e-5, 1e-5) if self.fast == torch.float32 else (2e-2, 2e-3)
 
     def size(self, cpu: int, gpu: int, quick: int) -> int:
         """A workload's size: by machine, or small enough that all rows take two minutes on two cores."""
@@ -64,16 +67,6 @@ class Bench:
         """Bytes that work holds at its highest, as a sample of one."""
         return sample([float(peak_bytes(work, self.device))], "bytes")
 
-    @property
-    def fast(self) -> torch.dtype:
-        """The format of large products here."""
-        return matmul_dtype(self.device)
-
-    @property
-    def served(self) -> torch.dtype:
-        """The format of weights while generating."""
-        return torch.bfloat16 if self.gpu else torch.float32
-
     @cached_property
     def backbone(self) -> Backbone:
         """The backbone in float32 on the device."""
@@ -91,11 +84,6 @@ class Bench:
         """Random tokens for the backbone: of these lengths (N,), or N rows as long as WikiText-2's."""
         lengths = row_lengths(lengths) if isinstance(lengths, int) else lengths
         return random_table(lengths, self.backbone.vocab, self.backbone.pad_id, last=last)
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        """Limits in this machine's format: of a gradient's relative error, of a mean loss's distance, nats."""
-        return (1e-5, 1e-5) if self.fast == torch.float32 else (2e-2, 2e-3)
 
 
 def short(dtype: torch.dtype) -> str:

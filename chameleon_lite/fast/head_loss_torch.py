@@ -122,12 +122,7 @@ class HeadTask:
     """
 
     def __init__(
-        self,
-        update: HeadUpdate,
-        group: RowGroups | None,
-        weight: HeadWeight,
-        scale: float,
-        wanted=HeadUpdate(),
+        self, update: HeadUpdate, group: RowGroups | None, weight: HeadWeight, scale, wanted=HeadUpdate()
     ) -> None:
         self.update, self.wanted, self.scale, self.weight = update, wanted, scale, weight
         mixes, adds = update.mix is not None, update.down is not None or update.bias is not None

@@ -69,7 +69,8 @@ class Replayed:
         layers, processes = [layer for m in live for layer in dropping(m.head)], rest[-1]
         # States that are computed anew for every batch carry gradients on to the layers: a copy would not.
         can = self.recorder.limit > 0 and processes.count == 1 and isinstance(data, ScoredStates)
-        can &= all(group is None for _, group in given) and all(map(maskable, layers))
+        can &= all(group is None for _, group in given)
+        can &= all(type(layer) is nn.Dropout and not layer.inplace for layer in layers)  # others may do more
         if not can or any(layer not in self.shapes for layer in layers):
             with self._noting(layers):
                 return self.step(live, arrangement, rows, number, data, weight, settings, *rest)
@@ -180,11 +181,6 @@ def dropping(module: nn.Module) -> dict[nn.Dropout, str]:
     """The dropout layers that drop anything, with their names, in the names' order."""
     layers = {m: name for name, m in module.named_modules() if isinstance(m, nn.Dropout)}
     return {layer: name for layer, name in layers.items() if layer.p > 0 and layer.training}
-
-
-def maskable(layer: nn.Dropout) -> bool:
-    """Whether all that a layer does is multiply by a mask."""
-    return type(layer) is nn.Dropout and not layer.inplace
 
 
 def with_conditions(members: Sequence[Member], given: Sequence[tuple]) -> list[Member]:
