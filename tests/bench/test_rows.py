@@ -131,3 +131,45 @@ def test_scaling_runs_as_two_processes_that_train_as_one(small_bench):
     found = EXTRAS["scaling"](small_bench)
     assert found["processes"] == {"1": 1, "2": 2} and found["status"] == "shown"
     assert found["gates"][0]["value"] < 1e-4
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "xpu", "cpu:x", "meta"])
+def test_a_device_that_is_not_there_is_named(device, tmp_path):
+    with pytest.raises(UserError, match=f"device '{device}' is not there") as raised:
+        run_rows(["B14"], device=device, quick=True, out=tmp_path / "x.json")
+    assert raised.value.exit_code == 2 and not (tmp_path / "x.json").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"rows": {"B1"',
+        "",
+        "[]",
+        "3",
+        '{"a": 1}',
+        '{"rows": [], "machine": {}}',
+        '{"rows": {"B1": 3}, "machine": {}}',
+    ],
+)
+def test_a_file_that_holds_no_results_is_named_and_kept(content, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    with pytest.raises(RunFailed, match="x.json is no file of `chameleon-lite bench`") as raised:
+        run_rows(["B14"], device="cpu", quick=True, out=path)
+    assert "\n" not in str(raised.value) and path.read_text() == content
+
+
+@pytest.mark.parametrize("where", ["a file/x.json", "a folder", "a file/"])
+def test_a_place_that_cannot_be_written_is_known_before_anything_is_measured(where, tmp_path):
+    (tmp_path / "a file").write_text("")
+    (tmp_path / "a folder").mkdir()
+    said = []
+    with pytest.raises(RunFailed, match="a f") as raised:
+        run_rows(["B14"], device="cpu", quick=True, out=tmp_path / where, say=said.append)
+    assert "\n" not in str(raised.value) and said == []
+
+
+def test_a_folder_that_is_not_there_is_made(tmp_path):
+    run_rows(["workers"], device="cpu", quick=True, out=tmp_path / "new" / "folder" / "x.json")
+    assert list(json.loads((tmp_path / "new" / "folder" / "x.json").read_text())["rows"]) == ["workers"]
