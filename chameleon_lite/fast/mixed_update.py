@@ -44,24 +44,19 @@ class MixedUpdate:
         ids, local, sizes = torch.unique(group.cpu(), return_inverse=True, return_counts=True)
         by_size = torch.argsort(sizes, stable=True)  # (G',) groups of equal size side by side
         place = torch.argsort(torch.argsort(by_size)[local], stable=True)  # (B,) rows, group after group
-        counts, groups = torch.unique_consecutive(sizes[by_size], return_counts=True)
-        self.rows = len(group)
-        self.runs = list(zip(groups.tolist(), counts.tolist()))  # (groups, rows in each)
-        sorted_already = torch.equal(place, torch.arange(self.rows))
+        sizes, groups = torch.unique_consecutive(sizes[by_size], return_counts=True)
+        self.rows, self.place, self.back = len(group), None, None
         device = (update.down if update.down is not None else update.bias).device
-        self.place = None if sorted_already else place.to(device)
-        self.back = None if sorted_already else torch.argsort(place).to(device)
-        ids = ids[by_size].to(device)
+        if not torch.equal(place, torch.arange(self.rows)):
+            self.place, self.back = place.to(device), torch.argsort(place).to(device)
+        if len(ids) < update.groups or not torch.equal(by_size, torch.arange(len(ids))):
+            own = ids[by_size].to(device)
+            update = HeadUpdate(*(None if x is None else x[own] for x in update))
+        self.update, ends = update, groups.cumsum(0).tolist()
+        self.runs = list(
+            zip(groups.tolist(), sizes.tolist(), ends)
+        )  # groups, rows in each, the last group's end
         self._cast: dict[tuple, list[tuple]] = {}  # by the formats of states and logits
-        self.down, self.up, self.bias = (self._take(x, ids) for x in (update.down, update.up, update.bias))
-
-    @staticmethod
-    def _take(x: Tensor | None, ids: Tensor) -> Tensor | None:
-        """The groups `ids` of x (G, …), copied only where they are not x itself."""
-        if x is None:
-            return None
-        same = len(ids) == len(x) and torch.equal(ids, torch.arange(len(x), device=x.device))
-        return x if same else x[ids]
 
     def __call__(self, head: Callable[[Tensor], Tensor], h: Tensor, scale: float = 1.0) -> Tensor:
         """h (B, T, C) to the adapted logits (B, T, V); `head` gives the frozen ones, which are written into.
@@ -105,14 +100,12 @@ class MixedUpdate:
         key = states, logits
         if key in self._cast and not torch.is_grad_enabled():
             return self._cast[key]
-        runs, first = [], 0
-        for groups, size in self.runs:
-            own = slice(first, first + groups)
-            first += groups
-            down = None if self.down is None else self.down[own].to(states).transpose(1, 2)
-            up = None if self.up is None else self.up[own].to(logits).transpose(1, 2)
-            bias = None if self.bias is None else self.bias[own].to(logits).unsqueeze(1)
-            runs.append((groups, size, down, up, bias))
+        runs = []
+        for groups, size, end in self.runs:
+            down, up, bias, _ = (None if x is None else x[end - groups : end] for x in self.update)
+            down = None if down is None else down.to(states).transpose(1, 2)
+            up = None if up is None else up.to(logits).transpose(1, 2)
+            runs.append((groups, size, down, up, None if bias is None else bias.to(logits).unsqueeze(1)))
         if not torch.is_grad_enabled():
             self._cast[key] = runs
         return runs
