@@ -58,7 +58,7 @@ def train(
     members: list[Member], data: ScoredStates, weight: HeadWeight, *, epochs, step, held_out=1, processes=None
 ) -> None:
     """Train heads on all documents in order, `step` per step; the first `held_out` of them are validated on."""
-    order, check = Arrangement(torch.arange(data.documents)), Arrangement(torch.arange(held_out))
+    order, check = Arrangement(torch.arange(len(data.counts))), Arrangement(torch.arange(held_out))
     settings = TrainSettings(epochs=epochs, rows_per_step=step, patience=99)
     train_heads(members, data, lambda _: order, data, check, weight, settings, processes, progress=False)
 
@@ -213,7 +213,7 @@ class _Steps(Training):
         self.data = ScoredStates(self.table, states, self.bench.device)
 
     def real_epoch(self, dtype: torch.dtype) -> None:
-        for rows in torch.arange(self.data.documents).split(self.step):
+        for rows in torch.arange(len(self.data.counts)).split(self.step):
             h, target, _ = self.data.batch(rows)
             self._step(h.float(), target, dtype)
 

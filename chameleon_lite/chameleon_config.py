@@ -1,7 +1,7 @@
 """The configuration in an adapter's folder, and the check that it fits the backbone it is loaded on.
 
-An adapter is a change of one particular head: on other weights it is noise that looks like a working model. So
-the name, revision, weight hash and vocabulary of the backbone are written down and compared before use.
+An adapter is a change of one particular head: on other weights it is noise that looks like a working model.
+So the name, revision, weight hash and vocabulary of the backbone are written down and compared before use.
 """
 
 import copy
@@ -37,7 +37,7 @@ DEFAULTS = {
 
 
 class ChameleonLiteConfig(PreTrainedConfig):
-    """Settings of `ChameleonLiteForCausalLM`, listed in DEFAULTS; `text_config` is the backbone's configuration.
+    """Settings of `ChameleonLiteForCausalLM`, listed in DEFAULTS; `text_config` is the backbone's.
 
     The default head is the paper's hyper-network. Raises UserError for an unknown head or condition.
     """
@@ -85,12 +85,12 @@ def check_backbone(config: ChameleonLiteConfig, backbone) -> None:
     names += ["backbone_hash"] if same_format else ["backbone_name", "backbone_revision"]
     for name in names:
         if fields[name] != getattr(config, name):
-            what = (
-                "weights" if name == "backbone_hash" else name.removeprefix("backbone_").removesuffix("_hash")
+            what = {"backbone_hash": "weights"}.get(
+                name, name.removeprefix("backbone_").removesuffix("_hash")
             )
             raise UserError(
-                f"this adapter was fitted on {_called(vars(config))} and cannot be used on {_called(fields)}: load "
-                f"{config.backbone_name}, or fit a new adapter (they differ in {what})"
+                f"this adapter was fitted on {_called(vars(config))} and cannot be used on {_called(fields)}"
+                f": load {config.backbone_name}, or fit a new adapter (they differ in {what})"
             )
 
 

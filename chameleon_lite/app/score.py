@@ -23,7 +23,7 @@ from ..embed import mean_embeddings, normalise
 from ..errors import UserError
 from ..heads import HeadUpdate, update_logits
 from ..lora import without_lora
-from ..loss import HeadWeight, next_token, token_losses
+from ..loss import HeadWeight, next_token_pairs, token_losses
 from ..states import BATCH_TOKENS
 from ..text import Document, TokenTable, by_length, cumulative, tokenise
 from .own_texts import Row
@@ -143,14 +143,11 @@ class Adapter:
         self, updates: list[HeadUpdate | None], group: Tensor, ids: Tensor, mask: Tensor, prefix: Tensor
     ) -> Tensor:
         """Nats (updates, B) of a batch's rows under the layers as they are now."""
-
-        def sums(h: Tensor, target: Tensor, row: Tensor) -> Tensor:
-            nll = mixed_losses(h, target, group[row], self.weight, updates, self.model.config.scale)
-            lengths = torch.bincount(row, minlength=len(ids))
-            return torch.segment_reduce(nll.T.double().contiguous(), "sum", lengths=lengths, axis=0).T
-
-        hidden = self.model.backbone.hidden(ids, mask.long())
-        return next_token(hidden, ids, mask, prefix, sums)[0]
+        row, column, target = next_token_pairs(ids, mask, prefix)
+        h = self.model.backbone.hidden(ids, mask.long())[row, column]  # (M, C)
+        nll = mixed_losses(h, target, group[row], self.weight, updates, self.model.config.scale)
+        lengths = torch.bincount(row, minlength=len(ids))
+        return torch.segment_reduce(nll.T.double().contiguous(), "sum", lengths=lengths, axis=0).T
 
     def _continue(self, rows: Sequence[Row]) -> list[dict]:
         """Each row's prompt, or its text where it has none, continued."""

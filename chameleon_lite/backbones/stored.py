@@ -1,11 +1,11 @@
-"""Rows of vectors per document in one file, computed piece by piece and checked: what a killed process wrote is kept.
+"""Vectors of documents in one file, computed piece by piece and checked: what a killed process wrote is kept.
 
-    <name>.npy        (S, C) fp16    document n owns rows offsets[n] … offsets[n + 1]
-    <name>.marks.npy  (N,) int64     a checksum per document, written after its rows; 0 where there are none yet
+    <name>.npy        (S, C) fp16   document n owns rows offsets[n] … offsets[n + 1]
+    <name>.marks.npy  (N,) int64    a checksum per document, written after its rows; 0 where there are none
 
-A pass that is started again computes the pieces whose documents are not marked. Each process compares rows and
-marks once, at first use; what differs is named in a warning and computed again. Memory is two pieces, whatever
-the file holds.
+A pass that is started again computes the pieces whose documents are not marked. Each process compares rows
+and marks once, at first use; what differs is named in a warning and computed again. Memory is two pieces,
+whatever the file holds.
 """
 
 import warnings
@@ -34,9 +34,9 @@ def stored(
 ) -> np.ndarray:
     """Memory map (S, C) fp16 of the file at `path`, computed now where it is not there.
 
-    offsets (N + 1,) say where the rows of each document lie. `pieces` are document numbers (n,) that are computed
-    together; `compute` gives their rows, document after document, inside the context `meanwhile`. Two processes may
-    call this at once: one computes, the other waits.
+    offsets (N + 1,) say where the rows of each document lie. `pieces` are document numbers (n,) that are
+    computed together; `compute` gives their rows, document after document, inside the context `meanwhile`.
+    Two processes may call this at once: one computes, the other waits.
     """
     with files.locked(path):
         if not path.is_file() or _whole.get(path) != path.stat().st_mtime_ns:
@@ -55,7 +55,7 @@ def stored(
 
 
 def _opened(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
-    """The array at `path`, to be written to; one of zeros, which take no disk, where none of this shape is there."""
+    """The array at `path`, to be written to; zeros, which take no disk, where none of this shape is there."""
     try:
         found = np.lib.format.open_memmap(path, "r+")
         if found.shape == shape and found.dtype == dtype:
@@ -68,7 +68,7 @@ def _opened(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
 
 
 def _sums(path: Path, start: int, sizes: np.ndarray) -> np.ndarray:
-    """Checksums (N,) int64, none of them 0, of N runs of `sizes` bytes, one after another from byte `start`."""
+    """Checksums (N,) int64, none of them 0, of runs of `sizes` bytes, one after another from byte `start`."""
     first = start + np.cumsum(sizes) - sizes  # (N,)
 
     def read(runs: np.ndarray) -> list[int]:
@@ -82,7 +82,7 @@ def _sums(path: Path, start: int, sizes: np.ndarray) -> np.ndarray:
 
 
 def _compute(path, start, marks, good, offsets, pieces, compute, progress) -> None:
-    """Compute and write every piece with a document that is not good; one is written while the next is computed."""
+    """Compute every piece with a document that is not good; it is written while the next is computed."""
     from tqdm import tqdm
 
     sizes = np.diff(offsets)

@@ -18,7 +18,7 @@ from torch import Tensor
 from chameleon_lite.backbones.formats import arithmetic
 from chameleon_lite.backbones.stored import stored
 from chameleon_lite.errors import unknown
-from chameleon_lite.loss import pick_next_token
+from chameleon_lite.loss import next_token_pairs
 from chameleon_lite.states import BATCH_TOKENS, ScoredStates, fetched, place_of
 from chameleon_lite.text import by_length, cumulative
 from chameleon_lite.train_layers import LiveStates
@@ -52,7 +52,7 @@ class Scoring:
     def pick(self, ids: Tensor, real: Tensor, prefix: Tensor) -> Pick:
         """Rows, columns and targets (M,) of the scored positions."""
         if self.objective == "next_token":
-            return pick_next_token(ids, real, prefix)
+            return next_token_pairs(ids, real, prefix)
         ignored = None if self.ignore_padding else IGNORED_BY_RELEASED
         return (pick_last if self.objective == "last" else pick_full)(ids, real, ignored)
 
