@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..heads import Condition, Head
+from ..heads import Condition, Head, own_dropout
 from ..states import ScoredStates
 from ..text import IGNORED
-from ..train import Common, Given, Member, own_dropout
+from ..train import Common, Given, Member
 from .recorder import Recorder
 
 _using: Recorder | None = None
