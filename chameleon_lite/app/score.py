@@ -84,10 +84,8 @@ class Adapter:
                 need = f"{prefix}{self.prompts['min_scored']} scored tokens"
                 results[i] = {"error": f"too short: it needs {need}"}  # unless the table below has it
         try:
-            table = tokenise(documents, self.model.tokenizer, **self.prompts) if documents else None
+            table = tokenise(documents, self.model.tokenizer, **self.prompts)
         except UserError:  # no text of the window is long enough, as each row's error says
-            table = None
-        if table is None:
             return results
         groups = self._grouped(mean_embeddings(table, self.model.backbone.embedding))
         losses = (self._nats(table, groups) / torch.from_numpy(table.n_scored)).T.tolist()
@@ -154,16 +152,18 @@ class Adapter:
         results = [{"error": "no prompt to continue"} for _ in rows]
         room = self.model.backbone.max_length - self.new_tokens  # tokens of a prompt
         texts = {i: row.prompt or row.text for i, row in enumerate(rows) if not row.error}
-        texts = {i: text for i, text in texts.items() if text[-LONGEST_TOKEN * room :].strip()}
-        if not texts:
+        ends = {i: text[-LONGEST_TOKEN * room :] for i, text in texts.items()}
+        ends = {i: text for i, text in ends.items() if text.strip()}
+        ids = dict(zip(ends, self._ids(list(ends.values())) if ends else []))
+        ids = {i: p for i, p in ids.items() if p}  # some tokenizers drop what they have no token for
+        if not ids:
             return results
-        ids = self._ids([text[-LONGEST_TOKEN * room :] for text in texts.values()])
-        prompts = [p[-room:] for p in ids]  # the end of a prompt is what its continuation follows
+        prompts = [p[-room:] for p in ids.values()]  # the end of a prompt is what its continuation follows
         groups = self._grouped(mean_of(prompts, self.model.backbone.embedding))
         update = self.model.update_for(groups.condition)
         with greedy(self.model, self.new_tokens):
             new = continue_mixed(self.model, prompts, groups.group, update, batch=self.batch)
-        for i, p, tokens, facts in zip(texts, ids, new, _facts(groups)):
+        for (i, p), tokens, facts in zip(ids.items(), new, _facts(groups)):
             results[i] = facts | {
                 "tokens": len(tokens),
                 "truncated": len(p) > room or len(texts[i]) > LONGEST_TOKEN * room,
@@ -218,9 +218,7 @@ def continue_mixed(
     out: list[list[int]] = [[] for _ in prompts]
     lengths, group = torch.tensor([len(p) for p in prompts]), group.cpu()
     for rows in torch.argsort(lengths, stable=True).split(batch):
-        rows = rows[
-            torch.argsort(group[rows], stable=True)
-        ]  # groups together: no step has to reorder its rows
+        rows = rows[torch.argsort(group[rows], stable=True)]  # groups together: no step reorders its rows
         ids, mask = left_padded([prompts[i] for i in rows], model.backbone.pad_id)
         new = model.generate(
             input_ids=ids.to(model.device),
