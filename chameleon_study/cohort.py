@@ -1,15 +1,16 @@
 """Cohorts: the heads of one seed trained side by side, those of one order of documents together.
 
-Trial (regime, learning rate) ─ train_seed ─▶ trained members
+(regime, learning rate) pairs ─ train_seed ─▶ trained members
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from chameleon_lite.conditions import Source
+from chameleon_lite.heads import Head
 from chameleon_lite.processes import Processes
 from chameleon_lite.train import Member, train_heads
 
@@ -18,19 +19,6 @@ from .prepare import PreparedCorpus, SeedClusterings, seed_material, split_view
 from .regimes import Parts, Regime
 
 Say = Callable[[str], None]
-
-
-@dataclass
-class Trial:
-    """One head to train: a regime at a learning rate."""
-
-    regime: Regime
-    learning_rate: float
-    member: Member | None = None
-
-    @property
-    def label(self) -> str:
-        return f"{self.regime.name}@{self.learning_rate:g}"
 
 
 @dataclass
@@ -44,19 +32,20 @@ class Context:
     say: Say
 
 
-def train_seed(context: Context, trials: list[Trial], seed: int) -> list[Trial]:
-    """Train every trial with one seed, those that share an order of documents in one cohort."""
+def train_seed(context: Context, trials: Sequence[tuple[Regime, float]], seed: int) -> list[Member]:
+    """A head for each (regime, learning rate), in that order, trained with one seed."""
     settings, material = context.settings, context.material
     seeded = seed_material(settings, material, seed)
-    for order in sorted({order_of(settings, t.regime) for t in trials}):
-        cohort = [t for t in trials if order_of(settings, t.regime) == order]
-        sources = {}  # by regime: its learning rates share them
-        for r in {t.regime.name: t.regime for t in cohort}.values():
+    members, sources = [], {}  # sources by regime: its learning rates share them
+    for r, rate in trials:
+        if r.name not in sources:
             sources[r.name] = [source_of(r, material, seeded, split) for split in ("train", "validation")]
-        for trial in cohort:
-            trial.member = _member(trial, material, seeded, sources[trial.regime.name])
+        head, name = _new_head(r, material, seeded), f"{r.name}@{rate:g}"
+        members.append(Member(name, head, *sources[r.name], rate, seed=seed * 1_000_003))
+    orders = [order_of(settings, r) for r, _ in trials]
+    for order in sorted(set(orders)):
         train_heads(
-            [t.member for t in cohort],
+            [m for m, of_member in zip(members, orders) if of_member == order],
             material.scored["train"],
             partial(seeded.epoch, "train", order),
             material.scored["validation"],
@@ -65,7 +54,7 @@ def train_seed(context: Context, trials: list[Trial], seed: int) -> list[Trial]:
             settings.train,
             context.processes,
         )
-    return trials
+    return members
 
 
 def order_of(settings: Experiment, r: Regime) -> str:
@@ -81,13 +70,10 @@ def source_of(r: Regime, material: PreparedCorpus, seeded, split: str, share: fl
     return r.source(view, train, material.backbone.vocab)
 
 
-def _member(trial: Trial, material: PreparedCorpus, seeded: SeedClusterings, sources: list) -> Member:
-    """A freshly initialised head with its sources; the seed is of the head alone, whatever the cohort."""
-    backbone, seed = material.backbone, seeded.seed
-    train = split_view(material, seeded, "train")
-    parts = Parts(backbone.width, backbone.vocab, backbone.head.weight, train)
+def _new_head(r: Regime, material: PreparedCorpus, seeded: SeedClusterings) -> Head:
+    """A freshly initialised head on the device; the seed is of the head alone, whatever the cohort."""
+    backbone = material.backbone
+    parts = Parts(backbone.width, backbone.vocab, backbone.head.weight, split_view(material, seeded, "train"))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        head = trial.regime.head(parts)
-    head.to(material.scored["train"].device)
-    return Member(trial.label, head, *sources, trial.learning_rate, seed=seed * 1_000_003)
+        torch.manual_seed(seeded.seed)
+        return r.head(parts).to(backbone.device)

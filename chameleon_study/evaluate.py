@@ -21,11 +21,10 @@ from chameleon_lite.heads import Head
 from chameleon_lite.train import Member, average, evaluate
 
 from .cohort import Context, order_of, source_of
-from .config import Experiment
 from .prepare import SEEN, PreparedCorpus, SeedClusterings
 from .provenance import circumstances
-from .records import FOREIGN, TRANSFER, Record, run_name
-from .regimes import Regime
+from .records import FOREIGN, TRANSFER, Record, name_of
+from .regimes import REGIMES, Regime
 from .text_scores import COLUMNS
 
 POSITIONS = 16  # scored positions per bin of "nll by position"
@@ -38,21 +37,21 @@ class Outcome:
 
     nll: dict[str, Tensor] = field(default_factory=dict)  # reading ▶ (N,) nats per document, on the host
     positions: list[dict[str, float]] = field(default_factory=list)
-    learning_rate: float | None = None
-    curve: list[dict] = field(default_factory=list)
-    trainable_parameters: int = 0
-    stored_bytes: int = 0
-    failure: str | None = None
-    usable: bool = True  # a checkpoint from before the failure exists and was evaluated
+    member: Member | None = None  # the trained head, perhaps another regime's
     seconds: dict[str, float] = field(default_factory=dict)
     generated: pd.DataFrame | None = None  # scores of continued test prompts, see write.py
+
+    @property
+    def usable(self) -> bool:
+        """Whether nothing diverged, or a checkpoint from before exists and was evaluated."""
+        return self.member is None or not self.member.failure or self.member.best_epoch > 0
 
 
 class PositionSums:
     """Sums of token losses (heads, bins) over bins of scored positions, on the device."""
 
-    def __init__(self, offsets: Tensor, bins: int) -> None:
-        self.offsets, self.bins = offsets, bins
+    def __init__(self, bins: int) -> None:
+        self.bins = bins
         self.nll: Tensor | float = 0.0
         self.count: Tensor | float = 0.0
 
@@ -81,16 +80,14 @@ def measure(
     """Read every split and probe once for every regime whose head (or that of `weights_of`) is at hand."""
     out = {r.name: Outcome() for r in regimes}
     material, settings, probes = context.material, context.settings.train, context.settings.probes
-    jobs = [(split, 0.0) for split in ("validation", "test", *material.probes)]
-    jobs += [("test", share) for share in probes.foreign_shares if material.foreign is not None]
-    for split, share in jobs:
+    readings = [(split, 0.0) for split in ("validation", "test", *material.probes)]
+    readings += [("test", share) for share in probes.foreign_shares if material.foreign is not None]
+    for split, share in readings:
         name = f"{FOREIGN}{round(100 * share)}" if share else split
         readers = [r for r in regimes if _reads(r, split, share, probes.foreign_regimes)]
         for order in sorted({order_of(context.settings, r) for r in readers}):
             cohort = [r for r in readers if order_of(context.settings, r) == order]
-            watch = None
-            if name == "test" and probes.position_bins:
-                watch = PositionSums(material.scored[split].offsets, probes.position_bins)
+            watch = PositionSums(probes.position_bins) if name == "test" and probes.position_bins else None
             nll = evaluate(
                 [head_and_source(r, members, material, seeded, split, share) for r in cohort],
                 material.scored[split],
@@ -116,17 +113,9 @@ def _reads(r: Regime, split: str, share: float, foreign_regimes) -> bool:
 
 
 def head_and_source(
-    r: Regime,
-    members: dict[str, Member],
-    material: PreparedCorpus,
-    seeded: SeedClusterings,
-    split: str,
-    share: float = 0.0,
+    r: Regime, members: dict[str, Member], material, seeded, split: str, share: float = 0.0
 ) -> tuple[Head | None, Source | None]:
-    """A regime's head, None for the frozen model, and its condition source for a split.
-
-    `share` of the split's condition vectors are replaced by foreign ones.
-    """
+    """A regime's head, None for the frozen model, and its condition source for a split (see `source_of`)."""
     member = members.get(r.weights_of or r.name)
     return member.head if member else None, source_of(r, material, seeded, split, share)
 
@@ -136,9 +125,9 @@ def split_of(name: str) -> str:
     return "test" if name.startswith(FOREIGN) else name
 
 
-def record_of(context: Context, r: Regime, outcome: Outcome, seed: int, corpus: str) -> Record:
-    """The record of one run; metrics are named `<reading>_nll`, nats per token."""
-    material, metrics = context.material, {}
+def metrics_of(material: PreparedCorpus, outcome: Outcome) -> dict[str, float]:
+    """`<reading>_nll` in nats per token, and what else a record says of the readings."""
+    metrics = {}
     for name, values in outcome.nll.items():
         counts = material.scored[split_of(name)].counts
         metrics[f"{name}_nll"] = float(average(values, counts))
@@ -148,23 +137,31 @@ def record_of(context: Context, r: Regime, outcome: Outcome, seed: int, corpus: 
             metrics[f"{name}_row_mean_nll"] = float((values / counts.clamp_min(1)).mean())
     if outcome.generated is not None:
         metrics |= {f"generated_{name}": float(outcome.generated[name].mean()) for name in COLUMNS}
-    clusters = material.seeds[seed].quality if seed in material.seeds else None
+    return metrics
+
+
+def record_of(
+    context: Context, regime: str, corpus: str, seed: int, outcome: Outcome, metrics: dict
+) -> Record:
+    """The record of one run, under whichever protocol."""
+    settings, material, member = context.settings, context.material, outcome.member
+    own = member is not None and not REGIMES[regime].weights_of
     return Record(
-        **circumstances(context.settings, material.scored["test"].device, context.command),
-        name=name_of(context.settings, r, corpus, seed),
-        regime=r.name,
+        **circumstances(settings, material.backbone.device, context.command),
+        name=name_of(settings, regime, corpus, seed),
+        regime=regime,
         corpus=corpus,
         seed=seed,
-        learning_rate=outcome.learning_rate,
+        learning_rate=member.learning_rate if member else None,
         metrics=metrics,
-        curve=outcome.curve,
+        curve=member.curve if own else [],
         positions=outcome.positions,
-        trainable_parameters=outcome.trainable_parameters,
-        stored_bytes=outcome.stored_bytes,
+        trainable_parameters=member.head.trainable_parameters() if own else 0,
+        stored_bytes=member.head.stored_bytes() if member else 0,
         seconds={**material.seconds, **outcome.seconds},
         status="done" if outcome.usable else "failed",
-        failure=outcome.failure,
-        data=material.facts() | {"clusters": clusters},
+        failure=member.failure if member else None,
+        data=material.facts(seed),
     )
 
 
@@ -180,11 +177,3 @@ def documents_frame(material: PreparedCorpus, outcome: Outcome) -> pd.DataFrame:
         if name == "test" and outcome.generated is not None:
             frames[-1] = frames[-1].join(outcome.generated.set_index("row").reindex(range(len(table))))
     return pd.concat(frames, ignore_index=True)
-
-
-def name_of(settings: Experiment, r: Regime, corpus: str, seed: int) -> str:
-    """The run's name; its key covers what changes the run's numbers, not which other runs the file lists."""
-    rates = {k: v for k, v in settings.learning_rates.items() if k == r.name}
-    alone = {"regimes": (r.name,), "corpora": (corpus,), "seeds": 1, "name": "run", "what": ""}
-    key = settings.model_copy(update=alone | {"learning_rates": rates}).key()
-    return run_name(r.name, settings.backbone, corpus, key, seed)

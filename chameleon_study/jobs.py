@@ -7,8 +7,7 @@ Regimes that share an order of documents train side by side (one base product fo
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -18,37 +17,35 @@ from chameleon_lite.backbone import Backbone, load_backbone
 from chameleon_lite.errors import RunFailed
 from chameleon_lite.processes import Processes
 
-from .cohort import Context, Say, Trial, train_seed
+from .cohort import Context, Say, train_seed
 from .config import Experiment
-from .evaluate import Outcome, documents_frame, measure, name_of, record_of
+from .evaluate import Outcome, documents_frame, measure, metrics_of, record_of
 from .layers import PROCEDURES
 from .prepare import prepare, seed_material
 from .provenance import reset_peak
 from .records import Record
-from .regimes import REGIMES, Regime, regime
+from .regimes import REGIMES, Regime
 from .released.prepare import prepare_released
 from .released.run import measure_released
 from .spans import span_of
 from .write import generated
 
 
+def silent(text: str) -> None:
+    """Says nothing: jobs in other processes."""
+
+
 @dataclass
 class Common:
-    """What every job of an experiment needs; other processes get it without what only this one has."""
+    """What every job of an experiment needs; the defaults are for other processes."""
 
-    source: Path | dict[str, Corpus] | None  # the folder of corpora, or for other processes the corpora
+    corpora: dict[str, Corpus]
     device: str | None
     command: str
-    backbone: Backbone | None
-    processes: Processes | None
-    say: Say
-    prepared: tuple[Any, Context | None] = field(default=(None, None), repr=False)
-
-    def __getstate__(self) -> dict:
-        return {"source": self.source, "device": self.device, "command": self.command}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__init__(**state, backbone=None, processes=None, say=lambda text: None)
+    backbone: Backbone | None = None
+    processes: Processes | None = None
+    say: Say = silent
+    prepared: tuple[Any, Context | None] = (None, None)
 
     def context(self, settings: Experiment, corpus: str) -> Context:
         """The corpus prepared under the settings: that of the job before, or prepared now."""
@@ -58,7 +55,7 @@ class Common:
             device = self.device or str(self.processes.device)
             self.backbone = self.backbone or load_backbone(settings.backbone, device=device)
             make = prepare if is_honest(settings) else prepare_released
-            material = make(settings, self.backbone, corpus, data_dir=self.source, say=self.say)
+            material = make(settings, self.backbone, corpus, data_dir=self.corpora, say=self.say)
             context = Context(settings, material, self.processes, self.command, self.say)
             self.prepared = ((settings, corpus), context)
         return self.prepared[1]
@@ -89,15 +86,20 @@ class SeedJob:
         return f"{self.corpus}, seed {self.seed}: {', '.join(self.regimes)}{protocol}"
 
     def run(self, context: Context) -> Iterator[tuple[Record, pd.DataFrame]]:
-        """Yield each regime's record and its losses per document."""
-        regimes = [regime(name) for name in self.regimes]
+        """Train what is trained, read every split; yields each regime's record and its losses per document."""
         if not is_honest(self.settings):
-            names = [name_of(self.settings, r, self.corpus, self.seed) for r in regimes]
-            yield from measure_released(context, list(self.regimes), self.seed, self.corpus, names)
+            yield from measure_released(context, list(self.regimes), self.seed, self.corpus)
             return
-        for record, documents in measure_seed(context, regimes, self.rates, self.seed, self.corpus):
-            record.learning_rate_trials = self.trials.get(REGIMES[record.regime].rate_of or record.regime, {})
-            yield record, documents
+        regimes, material = [REGIMES[name] for name in self.regimes], context.material
+        cached = [r for r in regimes if r.procedure is None]
+        outcomes = _cached_outcomes(context, cached, self.rates, self.seed) if cached else {}
+        seeded = seed_material(self.settings, material, self.seed)
+        for r in regimes:
+            outcome = outcomes.get(r.name) or PROCEDURES[r.procedure](context, seeded, r)
+            metrics = metrics_of(material, outcome)
+            record = record_of(context, r.name, self.corpus, self.seed, outcome, metrics)
+            record.learning_rate_trials = self.trials.get(r.rate_of or r.name, {})
+            yield record, documents_frame(material, outcome)
 
 
 def is_honest(settings: Experiment) -> bool:
@@ -111,42 +113,26 @@ def lenders(regimes: list[Regime]) -> list[Regime]:
     return [REGIMES[name] for name in sorted(borrowed)]
 
 
-def measure_seed(
-    context: Context, regimes: list[Regime], rates: dict[str, float], seed: int, corpus: str
-) -> Iterator[tuple[Record, pd.DataFrame]]:
-    """Train what is trained, then read the test split once for every regime; yields records with documents' losses."""
-    cached = [r for r in regimes if r.procedure is None]
-    outcomes = _cached_outcomes(context, cached, rates, seed) if cached else {}
-    for r in [*cached, *(r for r in regimes if r.procedure is not None)]:
-        seeded = seed_material(context.settings, context.material, seed)
-        outcome = outcomes.get(r.name) or PROCEDURES[r.procedure](context, seeded, r)
-        yield record_of(context, r, outcome, seed, corpus), documents_frame(context.material, outcome)
-
-
 def _cached_outcomes(context: Context, regimes: list[Regime], rates: dict, seed: int) -> dict[str, Outcome]:
     """Heads on cached hidden states: one cohort per order, one reading of every split."""
     started = time.perf_counter()
-    reset_peak(context.material.scored["test"].device)
+    reset_peak(context.material.backbone.device)
     training = [r for r in regimes if r.trained] + lenders(regimes)
-    trials = train_seed(context, [Trial(r, rates[r.name]) for r in training], seed)
-    trained = time.perf_counter()
-    members = {t.regime.name: t.member for t in trials}
+    trained = train_seed(context, [(r, rates[r.name]) for r in training], seed)
+    members = {r.name: member for r, member in zip(training, trained)}
+    read = time.perf_counter()
     seeded = seed_material(context.settings, context.material, seed)
     outcomes = measure(context, seeded, regimes, members)
-    measured = time.perf_counter()
+    end = time.perf_counter()
     written = generated(context, seeded, regimes, members)
-    writing = (time.perf_counter() - measured) / max(1, len(written))
+    writing = (time.perf_counter() - end) / max(1, len(written))
     for r in regimes:
-        out, member = outcomes[r.name], members.get(r.weights_of or r.name)
-        if member:
-            out.learning_rate, out.stored_bytes = member.learning_rate, member.head.stored_bytes()
-            out.failure, out.usable = member.failure, not member.failure or member.best_epoch > 0
-        if member and r.trained:
-            out.curve, out.trainable_parameters = member.curve, member.head.trainable_parameters()
-        training_seconds = (trained - started) / max(1, len(trials)) if r.trained else 0.0
-        out.seconds = {"training": training_seconds, "evaluation": (measured - trained) / len(regimes)}
+        outcome = outcomes[r.name]
+        outcome.member = members.get(r.weights_of or r.name)
+        training_seconds = (read - started) / max(1, len(members)) if r.trained else 0.0
+        outcome.seconds = {"training": training_seconds, "evaluation": (end - read) / len(regimes)}
         if r.name in written:
-            out.generated, out.seconds["generation"] = written[r.name], writing
-    if members and not any(out.usable for out in outcomes.values()):
+            outcome.generated, outcome.seconds["generation"] = written[r.name], writing
+    if members and not any(outcome.usable for outcome in outcomes.values()):
         raise RunFailed("every head of the cohort diverged: lower the learning rates")
     return outcomes

@@ -61,9 +61,10 @@ class PreparedCorpus:
         """Splits that are read like the test split, beyond it."""
         return [s for s in self.tables if s not in SPLITS]
 
-    def facts(self) -> dict:
+    def facts(self, seed: int) -> dict:
         """A record's `data`."""
         return common_facts(self) | {
+            "clusters": self.seeds[seed].quality if seed in self.seeds else None,
             "scored_tokens": {s: int(t.n_scored.sum()) for s, t in self.tables.items()},
             "dropped": {s: t.dropped for s, t in self.tables.items()},
         }
@@ -112,7 +113,7 @@ def prepare(
 ) -> PreparedCorpus:
     """A corpus's tables, states and vectors on the backbone's device; stages are timed and logged through `say`."""
     seconds: dict[str, float] = {}
-    corpus = timed(seconds, "corpus", lambda: corpus_by_name(corpus_name, data_dir))
+    corpus = corpus_by_name(corpus_name, data_dir)
     say(f"{corpus.name}: {corpus.counts()['train']['documents']} training documents from {corpus.source}")
     tables = timed(seconds, "tokens", lambda: tables_of(settings, backbone, corpus))
     _check_room(settings, backbone, tables["test"])

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from chameleon_lite import files
 from chameleon_lite.errors import UserError
 
+from .config import Experiment
+
 HONEST = "honest-"  # files of results that the honest study's experiments are packed into
 FOREIGN = "foreign-"  # readings with foreign rows, and experiments that supply them
 TRANSFER = "transfer:"  # readings of another corpus's test documents
@@ -55,9 +57,15 @@ class Record(BaseModel):
         return {"metrics": self.metrics, "curve": self.curve, "learning_rate": self.learning_rate}
 
 
-def run_name(regime: str, backbone: str, corpus: str, key: str, seed: int) -> str:
-    """`<regime>--<backbone>--<corpus>--<8 hex of the settings>--seed<k>`, safe as a file name."""
-    parts = (re.sub(r"[/\\:]", "_", part) for part in (regime, backbone, corpus))  # paths and hub ids too
+def name_of(settings: Experiment, regime: str, corpus: str, seed: int) -> str:
+    """`<regime>--<backbone>--<corpus>--<8 hex of the settings>--seed<k>`, safe as a file name.
+
+    The hex digits cover what changes the run's numbers, not which other runs the file lists.
+    """
+    rates = {k: v for k, v in settings.learning_rates.items() if k == regime}
+    alone = {"regimes": (regime,), "corpora": (corpus,), "seeds": 1, "name": "run", "what": ""}
+    key = settings.model_copy(update=alone | {"learning_rates": rates}).key()
+    parts = (re.sub(r"[/\\:]", "_", part) for part in (regime, settings.backbone, corpus))  # paths, hub ids
     return "--".join([*parts, key, f"seed{seed}"])
 
 

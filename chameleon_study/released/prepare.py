@@ -54,7 +54,7 @@ class ReleasedCorpus:
         """Which rows (N,) hold no padding."""
         return full_rows(self.tables[split], self.settings.tokens.max_length)
 
-    def facts(self) -> dict:
+    def facts(self, seed: int) -> dict:
         """A record's `data`."""
         T = self.settings.tokens.max_length  # of a padded row
         return common_facts(self) | {
@@ -90,7 +90,7 @@ def prepare_released(
 ) -> ReleasedCorpus:
     """A corpus's tables, states and vectors under the experiment's protocol; stages are timed."""
     protocol, seconds = protocol_of(settings.protocol), {}
-    corpus = timed(seconds, "corpus", lambda: corpus_by_name(corpus_name, data_dir))
+    corpus = corpus_by_name(corpus_name, data_dir)
     documents = documents_by_split(settings, protocol, corpus)
     tables = timed(seconds, "tokens", lambda: _tables(settings, protocol, backbone, documents))
     device = backbone.head.weight.device

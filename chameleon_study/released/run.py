@@ -28,7 +28,8 @@ from chameleon_lite.train_layers import WithLayers
 
 from ..cohort import Context
 from ..config import Experiment
-from ..provenance import circumstances, reset_peak
+from ..evaluate import Outcome, record_of
+from ..provenance import reset_peak
 from ..records import Record
 from ..regimes import RANK
 from ..sources import BatchMean, Constant
@@ -75,14 +76,18 @@ def check_released(settings: Experiment) -> None:
 
 
 def measure_released(
-    context: Context, regimes: list[str], seed: int, corpus: str, names: list[str]
+    context: Context, regimes: list[str], seed: int, corpus: str
 ) -> Iterator[tuple[Record, pd.DataFrame]]:
-    """Train and measure regimes of one seed; yields each run's record, under its name, and its losses per row."""
+    """Train and measure regimes of one seed; yields each one's record and its losses per row."""
     material = context.material
     reset_peak(material.backbone.device)
-    name_of = dict(zip(regimes, names, strict=True))
     for regime, member, trained in train_released(material, regimes, seed, context.processes):
-        yield _record(material, regime, member, trained, name_of[regime], corpus, context.command)
+        started = time.perf_counter()
+        metrics, rows = measure(material, regime, member, trained)
+        seconds = {**trained.seconds, "evaluation": time.perf_counter() - started}
+        outcome = Outcome(rows, member=member, seconds=seconds)
+        held_out = [_rows(material, split, nll, trained) for split, nll in rows.items() if split != "train"]
+        yield record_of(context, regime, corpus, seed, outcome, metrics), pd.concat(held_out)
 
 
 def train_released(
@@ -193,32 +198,6 @@ def measure(material: ReleasedCorpus, regime: str, member, trained: Trained) -> 
     metrics["reported_nll"] = metrics[f"{split}_nll"]
     metrics["reported_ppl"] = math.exp(min(metrics["reported_nll"], 700.0))
     return metrics, rows
-
-
-def _record(material, regime, member, trained, name, corpus, command) -> tuple[Record, pd.DataFrame]:
-    settings, device = material.settings, material.backbone.device
-    started = time.perf_counter()
-    metrics, rows = measure(material, regime, member, trained)
-    seconds = {**material.seconds, **trained.seconds, "evaluation": time.perf_counter() - started}
-    head = member.head if member else None
-    record = Record(
-        **circumstances(settings, device, command),
-        name=name,
-        regime=regime,
-        corpus=corpus,
-        seed=trained.seed,
-        learning_rate=member.learning_rate if member else None,
-        metrics=metrics,
-        curve=member.curve if member else [],
-        trainable_parameters=head.trainable_parameters() if head else 0,
-        stored_bytes=head.stored_bytes() if head else 0,
-        seconds=seconds,
-        status="failed" if member and member.failure and not member.state else "done",
-        failure=member.failure if member else None,
-        data=material.facts(),
-    )
-    held_out = [_rows(material, split, nll, trained) for split, nll in rows.items() if split != "train"]
-    return record, pd.concat(held_out)
 
 
 def _rows(material: ReleasedCorpus, split: str, nll: Tensor, trained: Trained) -> pd.DataFrame:

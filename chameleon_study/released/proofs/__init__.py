@@ -42,7 +42,7 @@ def prove_all(subject: Subject, command: str, names: Iterable[str] | None = None
                 "corpus": subject.corpus,
                 "profile": subject.settings.profile,
                 "settings": subject.settings.model_dump(mode="json"),
-                "data": subject.material.facts(),
+                "data": subject.material.facts(subject.seed),
                 "provenance": provenance(str(subject.backbone.device), command),
             }
             proofs.append(proof.model_copy(update=circumstances))
