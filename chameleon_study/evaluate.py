@@ -45,6 +45,7 @@ class Outcome:
     failure: str | None = None
     usable: bool = True  # a checkpoint from before the failure exists and was evaluated
     seconds: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)  # beside those of `nll`
     generated: pd.DataFrame | None = None  # scores of continued test prompts, see write.py
 
 
@@ -138,7 +139,7 @@ def split_of(name: str) -> str:
 
 def record_of(context: Context, r: Regime, outcome: Outcome, seed: int, corpus: str) -> Record:
     """The record of one run; metrics are named `<reading>_nll`, nats per token."""
-    material, metrics = context.material, {}
+    material, metrics = context.material, dict(outcome.metrics)
     for name, values in outcome.nll.items():
         counts = material.scored[split_of(name)].counts
         metrics[f"{name}_nll"] = float(average(values, counts))
@@ -148,9 +149,11 @@ def record_of(context: Context, r: Regime, outcome: Outcome, seed: int, corpus: 
             metrics[f"{name}_row_mean_nll"] = float((values / counts.clamp_min(1)).mean())
     if outcome.generated is not None:
         metrics |= {f"generated_{name}": float(outcome.generated[name].mean()) for name in COLUMNS}
-    clusters = material.seeds[seed].quality if seed in material.seeds else None
+    data = material.facts()
+    if isinstance(material, PreparedCorpus):
+        data["clusters"] = material.seeds[seed].quality if seed in material.seeds else None
     return Record(
-        **circumstances(context.settings, material.scored["test"].device, context.command),
+        **circumstances(context.settings, material.backbone.device, context.command),
         name=name_of(context.settings, r, corpus, seed),
         regime=r.name,
         corpus=corpus,
@@ -164,7 +167,7 @@ def record_of(context: Context, r: Regime, outcome: Outcome, seed: int, corpus: 
         seconds={**material.seconds, **outcome.seconds},
         status="done" if outcome.usable else "failed",
         failure=outcome.failure,
-        data=material.facts() | {"clusters": clusters},
+        data=data,
     )
 
 

@@ -20,7 +20,7 @@ from chameleon_lite.processes import Processes
 
 from .cohort import Context, Say, Trial, train_seed
 from .config import Experiment
-from .evaluate import Outcome, documents_frame, measure, name_of, record_of
+from .evaluate import Outcome, documents_frame, measure, record_of
 from .layers import PROCEDURES
 from .prepare import prepare, seed_material
 from .provenance import reset_peak
@@ -92,8 +92,7 @@ class SeedJob:
         """Yield each regime's record and its losses per document."""
         regimes = [regime(name) for name in self.regimes]
         if not is_honest(self.settings):
-            names = [name_of(self.settings, r, self.corpus, self.seed) for r in regimes]
-            yield from measure_released(context, list(self.regimes), self.seed, self.corpus, names)
+            yield from measure_released(context, regimes, self.seed, self.corpus)
             return
         for record, documents in measure_seed(context, regimes, self.rates, self.seed, self.corpus):
             record.learning_rate_trials = self.trials.get(REGIMES[record.regime].rate_of or record.regime, {})

@@ -25,10 +25,9 @@ from chameleon_lite.text import TokenTable, tokenise
 
 from ..config import Experiment
 from ..prepare import check_batch, common_facts, corpus_by_name, timed
-from .backbone_dropout import live_dropout
 from .clusters import cluster_batches, released_batches, released_clusters
 from .protocol import Protocol, needs_no_prompt, protocol_of
-from .states import LivePaddedStates, Scoring, full_rows, padded_states
+from .states import LivePaddedStates, Scoring, live_dropout, padded_states
 
 SCRIPT_SEED = 42  # the Alpaca script draws its validation rows with this seed
 
@@ -52,7 +51,7 @@ class ReleasedCorpus:
 
     def full(self, split: str) -> Tensor:
         """Which rows (N,) hold no padding."""
-        return full_rows(self.tables[split], self.settings.tokens.max_length)
+        return torch.from_numpy(self.tables[split].lengths >= self.settings.tokens.max_length)
 
     def facts(self) -> dict:
         """A record's `data`."""

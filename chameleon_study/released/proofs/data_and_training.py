@@ -7,10 +7,9 @@ import torch
 from chameleon_lite.batches import Arrangement
 from chameleon_lite.train import average, evaluate
 
-from ..backbone_dropout import live_dropout
 from ..prepare import documents_by_split, scoring_of
 from ..protocol import preset
-from ..states import LivePaddedStates
+from ..states import LivePaddedStates, live_dropout
 from .store import Shown, proof
 from .subject import Subject
 

@@ -78,7 +78,7 @@ def model_free(subject: Subject) -> Shown:
     target[states.counts.bool()] = states.target.cpu()  # one target per row that has one
     train = torch.from_numpy(material.tables["train"].ids)
     nll[full] = unigram_nll(train, target[full], subject.backbone.vocab)
-    batches = subject.trained["R1"][1].orders["validation"].steps()
+    batches = subject.trained["R1"][1]["validation"].steps()
     lora, hyper = (subject.trained[regime][2]["validation_nll"] for regime in ("R1", "R4"))
     numbers = {
         "model_free_loss": float(average(nll, states.counts, "batch", batches)),
