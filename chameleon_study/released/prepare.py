@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chameleon_lite.app.corpus import Corpus
+from chameleon_lite.app.corpus import SPLITS, Corpus
 from chameleon_lite.backbone import Backbone
 from chameleon_lite.backbones.formats import number_format
 from chameleon_lite.batches import Arrangement
@@ -129,7 +129,7 @@ def documents_by_split(settings: Experiment, protocol: Protocol, corpus: Corpus)
     prompts = any(d.prompt for part in corpus.splits.values() for d in part)
     needs_no_prompt(protocol, corpus.name, prompts)
     if not (prompts and protocol.split == "script"):
-        splits = {split: part for split, part in corpus.splits.items() if part}
+        splits = {split: corpus.splits[split] for split in SPLITS if corpus.splits.get(split)}
     else:
         rows = tuple(d for part in corpus.splits.values() for d in part)
         held = np.random.RandomState(SCRIPT_SEED).permutation(len(rows))

@@ -19,6 +19,7 @@ from ..prepare import ReleasedCorpus, prepare_released
 from ..run import measure, row_losses, train_released
 
 REGIMES = ("R0", "R1", "R4")
+Shown = tuple[dict[str, float], dict]  # a proof's numbers by name, and what else its sentence says
 
 
 @dataclass
