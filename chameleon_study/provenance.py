@@ -17,9 +17,10 @@ LIBRARIES = "torch transformers peft accelerate numpy scikit-learn scipy pandas 
 
 @lru_cache
 def source_hash() -> str:
-    """sha256 over the source files of the three packages: the code behind a record, also without a repository."""
+    """sha256 over the three packages' source files and switches: the code behind a record, without a repository too."""
     digest = sha256()
-    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+    folders = [ROOT / package for package in PACKAGES]
+    for path in sorted(p for folder in folders for kind in ("*.py", "*.yaml") for p in folder.rglob(kind)):
         digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -2,23 +2,10 @@
 
 import pandas as pd
 
+from ..released.protocol import SWITCHES
 from .style import look
 
-LABELS = {
-    "": "as released",
-    "average": "average over tokens, not batches",
-    "ignored": "score text, not padding",
-    "attention": "mask padding, not id 0",
-    "objective": "predict the next token everywhere",
-    "padding_in_mean": "embed without padding",
-    "reads": "read the prefix, score the rest",
-    "validation_clusters": "clusters from training",
-    "kmeans": "k-means++, no tiny groups",
-    "batches": "new batches every epoch",
-    "initialisation": "start as the frozen head",
-    "split": "disjoint split",
-    "reported": "report the test split",
-}
+LABELS = {"": "as released"} | {name: row["label"] for name, row in SWITCHES.items() if "label" in row}
 
 
 def waterfall(ax, walk: pd.DataFrame, regimes: dict[str, str] | None = None):

@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..claims.paper import published
+from ..claims.paper import table_rows
 from ..claims.statistics import mean_and_span
 from ..records import Record, load_records
-from .protocol import PRESETS, Protocol
+from .protocol import PRESETS
 
 NOT_MEASURED = "not measured yet"
-PUBLISHED = ("R0", "R1", "R4")  # the rows that the paper has
 
 
 def is_released(record: Record) -> bool:
@@ -38,7 +37,7 @@ def protocol_label(record: Record) -> str:
     """The preset's name, and the switches that differ from it."""
     chosen = record.settings["protocol"]
     switches, base = record.data["protocol"], PRESETS[chosen["preset"]].model_dump()
-    changed = [f"{name}={switches[name]}" for name in Protocol.model_fields if switches[name] != base[name]]
+    changed = [f"{name}={switches[name]}" for name in base if switches[name] != base[name]]
     return " + ".join([chosen["preset"], *changed])
 
 
@@ -49,35 +48,42 @@ def table_of(record: Record) -> int:
 
 def _row(key: tuple, records: list[Record]) -> dict:
     protocol, backbone, corpus, length, regime = key
-    done = [r for r in records if r.status == "done"]
-    table, first = table_of(records[0]), records[0]
-
-    def paper(field: str) -> float | None:
-        return published(table, regime, field) if regime in PUBLISHED else None
-
-    parameters = first.trainable_parameters or first.data["backbone_parameters"]
-    perplexity = f"{math.exp(min(_values(done, 'reported_nll').mean(), 700)):,.4f}" if done else "–"
+    done, first = [r for r in records if r.status == "done"], records[0]
+    paper = {row["regime"]: row for row in table_rows(table_of(first))}.get(regime, {})
     return {
-        "table": table,
+        "table": table_of(first),
         "protocol": protocol,
         "backbone": backbone,
         "corpus": corpus,
         "length": length,
         "regime": regime,
         "n seeds": len(done),
-        "published parameters": paper("parameters"),
-        "parameters": parameters,
-        "published train loss": paper("train_loss"),
+        "published parameters": paper.get("parameters"),
+        "parameters": first.trainable_parameters or first.data["backbone_parameters"],
+        "published train loss": paper.get("train_loss"),
         "train loss": _text(done, "train_nll" if regime != "R0" else "train_eval_nll"),
-        "published loss": paper("validation_loss"),
+        "published loss": paper.get("validation_loss"),
         "loss": _text(done, "reported_nll"),
-        "perplexity": perplexity,
+        "perplexity": f"{math.exp(min(_values(done, 'reported_nll').mean(), 700)):,.4f}" if done else "–",
         "full rows": int(_values(done, "full_rows").mean()) if done else 0,
         "loss of full rows": _text(done, "full_nll", 2),
         "loss of padded rows": _text(done, "padded_nll"),
         "profile": first.profile,
         "command": first.provenance["command"],
     }
+
+
+def _values(records: list[Record], metric: str) -> np.ndarray:
+    return np.array([r.metrics[metric] for r in records if r.metrics.get(metric) is not None])
+
+
+def _text(records: list[Record], metric: str, digits: int = 4) -> str:
+    """Mean ± half of the 95 % t interval over seeds; the mean alone for one seed, a dash for none."""
+    values = _values(records, metric)
+    if not len(values):
+        return "–"
+    texts = [f"{number:.{digits}f}" for number in mean_and_span(values)]
+    return " ± ".join(texts[: len(values)])
 
 
 def _records(results: Path, name: str) -> list[Record]:
@@ -99,8 +105,8 @@ def stored_table(results: Path, names: list[str]) -> pd.DataFrame:
     """
     frames = []
     for name in names:
-        records = _records(results, name)
-        frame = released_frame(records) if records else pd.DataFrame([{"loss": NOT_MEASURED}])
+        frame = released_frame(_records(results, name))
+        frame = frame if len(frame) else pd.DataFrame([{"loss": NOT_MEASURED}])
         frame.insert(0, "experiment", name)
         frames.append(frame.astype(object).dropna(axis=1, how="all"))
     return _shown(pd.concat(frames, ignore_index=True))
@@ -113,9 +119,8 @@ def circumstances(results: Path, names: list[str]) -> pd.DataFrame:
     """
     rows = []
     for name in names:
-        records = [r for r in _records(results, name) if is_released(r)]
         row = {"experiment": name, "protocol": NOT_MEASURED}
-        if records:
+        if records := [r for r in _records(results, name) if is_released(r)]:
             r, count = records[0], records[0].data["documents"]
             row |= {"protocol": protocol_label(r), "backbone": r.backbone, "corpus": r.corpus}
             row |= {"length": r.settings["tokens"]["max_length"], "training rows": count["train"]}
@@ -133,21 +138,22 @@ def controls_frame(results: Path, names: list[str]) -> pd.DataFrame:
     """
     rows = []
     for name in names:
-        loss = {key: metrics["reported_nll"] for key, metrics in _metrics(results, name).items()}
+        loss = _metrics(results, name, "reported_nll")
         for other in ("R1", "R2", "R3"):
-            seeds = sorted(s for regime, s in loss if regime == other and ("R4", s) in loss)
-            if len(seeds) > 1:
-                mean, span = mean_and_span(np.array([loss["R4", s] - loss[other, s] for s in seeds]))
+            gaps = [loss["R4", s] - loss[other, s] for r, s in loss if r == other and ("R4", s) in loss]
+            if len(gaps) > 1:
+                mean, span = mean_and_span(gaps)
                 low, high = mean - span, mean + span
                 order = "lower" if high < 0 else "higher" if low > 0 else "not told apart"
-                rows.append((name, f"R4 − {other}", mean, low, high, len(seeds), order))
+                rows.append((name, f"R4 − {other}", mean, low, high, len(gaps), order))
     columns = ["experiment", "difference", "nats", "low", "high", "n seeds", "R4's loss"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _metrics(results: Path, name: str) -> dict[tuple[str, int], dict[str, float]]:
-    """(regime, seed) to the metrics of a named experiment's complete runs."""
-    return {(r.regime, r.seed): r.metrics for r in _records(results, name) if r.status == "done"}
+def _metrics(results: Path, name: str, metric: str) -> dict[tuple[str, int], float]:
+    """(regime, seed) to a metric of a named experiment's complete runs."""
+    done = [r for r in _records(results, name) if r.status == "done" and metric in r.metrics]
+    return {(r.regime, r.seed): r.metrics[metric] for r in done}
 
 
 def lengths_frame(results: Path, names: list[str]) -> pd.DataFrame:
@@ -156,10 +162,9 @@ def lengths_frame(results: Path, names: list[str]) -> pd.DataFrame:
     if "length" not in table:
         return table
     table = table[table["loss"] != NOT_MEASURED].astype({"length": int})
-    columns = ["published loss", "full rows", "loss", "loss of full rows"]
-    wide = table.pivot(index="regime", columns="length", values=columns[1:])
+    wide = table.pivot(index="regime", columns="length", values=["full rows", "loss", "loss of full rows"])
     wide.columns = [f"{what}, {length} tokens" for what, length in wide.columns]
-    wide.insert(0, columns[0], table.groupby("regime")[columns[0]].first())
+    wide.insert(0, "published loss", table.groupby("regime")["published loss"].first())
     return wide
 
 
@@ -168,27 +173,14 @@ def dropout_frame(results: Path, cached: str, live: str) -> pd.DataFrame:
 
     `change` is the control minus the cached run of the same seed; lowest and highest are over all cached seeds.
     """
-    base, controls = (_metrics(results, name) for name in (cached, live))
     rows = []
-    for what, key in (("validation loss", "reported_nll"), ("running training loss", "train_nll")):
+    epochs = [_metrics(results, name, "best_epoch") for name in (cached, live)]
+    for what, metric in (("validation loss", "reported_nll"), ("running training loss", "train_nll")):
+        base, controls = (_metrics(results, name, metric) for name in (cached, live))
         for (regime, seed), control in controls.items():
-            if run := base.get((regime, seed)):
-                values = [m[key] for (r, _), m in base.items() if r == regime]
-                change, epochs = control[key] - run[key], [int(m["best_epoch"]) for m in (run, control)]
-                losses = (run[key], control[key], change, min(values), max(values))
-                rows.append((what, regime, seed, *losses, *epochs))
+            if (run := base.get((regime, seed))) is not None:
+                values = [loss for (r, _), loss in base.items() if r == regime]
+                losses = (run, control, control - run, min(values), max(values))
+                rows.append((what, regime, seed, *losses, *(int(of[regime, seed]) for of in epochs)))
     columns = ["what", "regime", "seed", "cached", "live", "change", "lowest cached", "highest cached"]
     return pd.DataFrame(rows, columns=[*columns, "epoch, cached", "epoch, live"])
-
-
-def _values(records: list[Record], metric: str) -> np.ndarray:
-    return np.array([r.metrics[metric] for r in records if r.metrics.get(metric) is not None])
-
-
-def _text(records: list[Record], metric: str, digits: int = 4) -> str:
-    """Mean ± half of the 95 % t interval over seeds; the mean alone for one seed, a dash for none."""
-    values = _values(records, metric)
-    if not len(values):
-        return "–"
-    texts = [f"{number:.{digits}f}" for number in mean_and_span(values)]
-    return " ± ".join(texts if len(values) > 1 else texts[:1])

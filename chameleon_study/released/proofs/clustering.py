@@ -14,15 +14,13 @@ from ...cluster_quality import cluster_quality
 from ...vectors import main_direction, mean_cosine
 from ..clusters import released_batches, released_clusters
 from ..prepare import scored_batches, span_vectors
-from .store import CLUSTERINGS, Proof, Shown, proof
-from .subject import REGIMES, Subject
+from .store import CLUSTERINGS, Proof
+from .subject import REGIMES, Shown, Subject
 
-EMBEDDING, TASK_EMBEDDING = "the embedding step before k-means", "the task embedding of the Alpaca script"
 SEEDS = 5  # of each start of k-means
 SMALL = 8  # rows
 
 
-@proof("The metric moves with the clustering alone", (7, 28, 35), "evaluate, train_lm")
 def clustering_spread(subject: Subject) -> Shown:
     """The losses of the same heads, averaged over the batches of each of 20 clusterings of the validation rows."""
     material, size = subject.material, subject.settings.clusters.batch_rows
@@ -45,11 +43,8 @@ def clustering_spread(subject: Subject) -> Shown:
     expected = numbers["published_frozen"] = published(subject.table, "R0", "validation_loss")
     if subject.is_gpt2:  # only for the paper's own backbone is the published number an expectation
         numbers["published_frozen_inside_spread"] = float(numbers["R0_min"] <= expected <= numbers["R0_max"])
-    low, high = numbers["R1_min"], numbers["R1_max"]
-    return numbers, (
-        f"Over {CLUSTERINGS} clusterings of the same rows, the same LoRA head has a loss between "
-        f"{low:.4f} and {high:.4f} ({(high - low) / numbers['R1_mean']:.1%} of its mean)."
-    )
+    share = (numbers["R1_max"] - numbers["R1_min"]) / numbers["R1_mean"]
+    return numbers, {"clusterings": CLUSTERINGS, "share": share}
 
 
 def _clustered(fit, vectors: Tensor, size: int, seed: int, counts: Tensor) -> tuple[Clustering, list[Tensor]]:
@@ -58,7 +53,6 @@ def _clustered(fit, vectors: Tensor, size: int, seed: int, counts: Tensor) -> tu
     return clustering, scored_batches(released_batches(clustering.labels, size, seed=seed), counts)
 
 
-@proof("Clusters of padded means are clusters of length", (19, 27), f"{EMBEDDING}, in both scripts")
 def length_clusters(subject: Subject) -> Shown:
     """How much of the rows' length clusters explain, of validation vectors with and without padding in the mean."""
     table, size = subject.material.tables["validation"], subject.settings.clusters.batch_rows
@@ -76,9 +70,7 @@ def length_clusters(subject: Subject) -> Shown:
         numbers[f"{name}_first_component_length_correlation"] = correlation
         if quality["adjusted_mutual_information"] is not None:
             numbers[f"{name}_group_mutual_information"] = quality["adjusted_mutual_information"]
-    shares = [f"{numbers[f'{name}_length_variance_explained']:.1%}" for name in ("padded", "unpadded")]
-    sentence = "Clusters explain {} of the variance of length with padding in the mean, {} without."
-    return numbers, sentence.format(*shares)
+    return numbers, {}
 
 
 def first_component(x: Tensor, values: np.ndarray) -> tuple[float, float]:
@@ -89,7 +81,6 @@ def first_component(x: Tensor, values: np.ndarray) -> tuple[float, float]:
     return share, abs(float(spearmanr(along.numpy(), values).statistic))
 
 
-@proof("The condition on Alpaca is nearly a constant", (19, 25), f"{EMBEDDING}, {TASK_EMBEDDING}")
 def instruction_vectors(subject: Subject) -> Shown | None:
     """Mean cosine of all pairs of instructions, with and without padding; None for a corpus without instructions."""
     if not subject.prompts:
@@ -98,19 +89,14 @@ def instruction_vectors(subject: Subject) -> Shown | None:
     weight = subject.backbone.embedding.detach().cpu()
     spans = table.condition[:, 1] - table.condition[:, 0]
     padded, unpadded = (mean_cosine(span_vectors(table, weight, n)) for n in (length, None))
-    numbers = {
+    return {
         "padded_mean_cosine": padded,
         "unpadded_mean_cosine": unpadded,
         "padding_share_of_the_mean": 1 - float(spans.mean()) / length,
         "rows": float(len(table)),
-    }
-    return numbers, (
-        f"Two instructions' vectors have a mean cosine of {padded:.5f} with padding in the mean and "
-        f"{unpadded:.2f} without."
-    )
+    }, {}
 
 
-@proof("What the k-means start is worth", (28, 29, 30), "the k-means function of both scripts")
 def kmeans_start(subject: Subject) -> Shown:
     """Batch sizes, inertia and loss under ten steps and under k-means++, five seeds each, the same trained heads."""
     material, size = subject.material, subject.settings.clusters.batch_rows
@@ -135,11 +121,7 @@ def kmeans_start(subject: Subject) -> Shown:
             rows.append(row)
         numbers |= {f"{name}_{key}": sum(row[key] for row in rows) / SEEDS for key in rows[0]}
     change = numbers["plusplus_R1_loss"] - numbers["ten_steps_R1_loss"]
-    return numbers, (
-        f"Batches hold {numbers['ten_steps_mean_batch']:.1f} rows on average, and "
-        f"{numbers['ten_steps_singleton_clusters']:.1f} of {k} clusters hold one row; with k-means++ the same "
-        f"LoRA head's loss changes by {change:+.4f}."
-    )
+    return numbers, {"change": change}
 
 
 def implied_shares(stored: list[Proof]) -> dict[str, str]:

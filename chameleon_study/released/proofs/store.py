@@ -2,8 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable
-from functools import wraps
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,6 @@ CLUSTERINGS = 20  # of the validation rows, over which the metric's spread is ta
 UNTRAINED = "untrained minus ln V (nats)"
 PADDING, FREE, LORA = "share of targets that are padding", "loss without a model", "loss of LoRA"
 LEAST, MOST = (f"its {end} under {CLUSTERINGS} batchings" for end in ("smallest", "largest"))
-
-Shown = tuple[dict[str, float], str]  # a proof's numbers by name, and what they show
 
 
 class Proof(BaseModel):
@@ -48,22 +45,6 @@ class Proof(BaseModel):
         """Proofs of one key replace each other: name, backbone, corpus, padded length."""
         length = int(self.settings.get("tokens", {}).get("max_length", 0))
         return self.proof, self.backbone, self.corpus, length
-
-
-def proof(title: str, audit: tuple[int, ...], where: str) -> Callable:
-    """Decorator: a function from a Subject to Shown, or to None where it does not apply, becomes a proof."""
-
-    def decorate(measure: Callable) -> Callable:
-        @wraps(measure)
-        def prove(subject) -> Proof | None:
-            if (result := measure(subject)) is None:
-                return None
-            fields = {"proof": measure.__name__, "title": title, "audit": audit, "where": where}
-            return Proof(**fields, numbers=result[0], shows=result[1])
-
-        return prove
-
-    return decorate
 
 
 def store_proofs(proofs: list[Proof], results: Path) -> tuple[Path, Path]:

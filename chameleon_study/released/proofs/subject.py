@@ -19,6 +19,7 @@ from ..prepare import ReleasedCorpus, prepare_released
 from ..run import measure, row_losses, train_released
 
 REGIMES = ("R0", "R1", "R4")
+Shown = tuple[dict[str, float], dict]  # a proof's numbers by name, and what else its sentence says
 
 
 @dataclass
@@ -45,11 +46,11 @@ class Subject:
 
     @cached_property
     def trained(self) -> dict[str, tuple]:
-        """(member or None, Trained, metrics) of each regime in REGIMES, one seed."""
+        """(member or None, fixed batches by split, metrics) of each regime in REGIMES, one seed."""
         self.say(f"training {', '.join(REGIMES[1:])} for the proofs, seed {self.seed}")
         return {
-            regime: (member, trained, measure(self.material, regime, member, trained)[0])
-            for regime, member, trained in train_released(self.material, list(REGIMES), self.seed)
+            regime: (member, orders, measure(self.material, regime, member, orders)[0])
+            for regime, member, orders, _ in train_released(self.material, list(REGIMES), self.seed)
         }
 
     @property
@@ -73,6 +74,6 @@ class Subject:
         if regime == "R4":
             return row_losses(self.material, regime, member, "validation", Arrangement.of(batches))
         if regime not in self._losses:
-            fixed = self.trained[regime][1].orders["validation"]
+            fixed = self.trained[regime][1]["validation"]
             self._losses[regime] = row_losses(self.material, regime, member, "validation", fixed)
         return self._losses[regime]
