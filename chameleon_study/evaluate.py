@@ -1,15 +1,18 @@
-"""Trained heads are evaluated on held-out documents: test, other corpora's, seen ones, and with foreign rows.
+"""The heads of one seed: trained side by side, those of one order of documents together, then read on held-out text.
 
-heads ─ one pass per order of documents ─▶ nll (N,) by regime and split, and by position for the test split
+(regime, learning rate) ─ train_seed ─▶ members ─ one pass per order ─▶ nll (N,) by regime and split, and by position
   ─▶ Outcome ─▶ Record + documents.parquet
 
-The table of documents holds what paired statistics need: test, other corpora's and foreign readings; validation and
-seen documents leave their means in the record only. Where test prompts were continued, the scores of the texts are
-further columns of the test rows (nan for documents that were not continued); no text is stored.
+Read are the test split, other corpora's, seen documents, and the test split with foreign rows. The table of documents
+holds what paired statistics need: test, other corpora's and foreign readings; validation and seen documents leave their
+means in the record only. Where test prompts were continued, the scores of the texts are further columns of the test
+rows (nan for documents that were not continued); no text is stored.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import pandas as pd
 import torch
@@ -18,17 +21,31 @@ from torch.nn.functional import one_hot
 
 from chameleon_lite.conditions import Source
 from chameleon_lite.heads import Head
-from chameleon_lite.train import Member, average, evaluate
+from chameleon_lite.processes import Processes
+from chameleon_lite.train import Member, average, evaluate, train_heads
 
-from .cohort import Context, order_of, source_of
-from .prepare import SEEN, PreparedCorpus, SeedClusterings
+from .config import Experiment
+from .prepare import SEEN, PreparedCorpus, SeedClusterings, seed_material, split_view
 from .provenance import circumstances
 from .records import FOREIGN, TRANSFER, Record, name_of
-from .regimes import REGIMES, Regime
+from .regimes import CLUSTERED, REGIMES, Regime
 from .text_scores import COLUMNS
 
 POSITIONS = 16  # scored positions per bin of "nll by position"
 UNPAIRED = ("validation", SEEN)  # splits whose documents no contrast pairs
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Context:
+    """What the runs of one corpus share in the process that computes them."""
+
+    settings: Experiment
+    material: PreparedCorpus  # or a ReleasedCorpus, where a protocol is followed
+    processes: Processes
+    command: str
+    say: Say
 
 
 @dataclass
@@ -47,29 +64,71 @@ class Outcome:
         return self.member is None or not self.member.failure or self.member.best_epoch > 0
 
 
+def train_seed(context: Context, trials: Sequence[tuple[Regime, float]], seed: int) -> list[Member]:
+    """A head for each (regime, learning rate), in that order, trained with one seed."""
+    settings, material = context.settings, context.material
+    seeded = seed_material(settings, material, seed)
+    members, sources = [], {}  # sources by regime: its learning rates share them
+    for r, rate in trials:
+        if r.name not in sources:
+            sources[r.name] = [source_of(r, material, seeded, split) for split in ("train", "validation")]
+        head, name = _new_head(r, material, seeded), f"{r.name}@{rate:g}"
+        members.append(Member(name, head, *sources[r.name], rate, seed=seed * 1_000_003))
+    orders = [order_of(settings, r) for r, _ in trials]
+    for order in sorted(set(orders)):
+        train_heads(
+            [m for m, of_member in zip(members, orders) if of_member == order],
+            material.scored["train"],
+            partial(seeded.epoch, "train", order),
+            material.scored["validation"],
+            seeded.epoch("validation", order, 0),
+            material.weight,
+            settings.train,
+            context.processes,
+        )
+    return members
+
+
+def order_of(settings: Experiment, r: Regime) -> str:
+    """The order a regime's documents are trained and read in: its own, or the clustered one shared by all."""
+    return CLUSTERED if settings.shared_order else r.order
+
+
+def source_of(r: Regime, material: PreparedCorpus, seeded, split: str, share: float = 0.0) -> Source | None:
+    """A regime's condition source for a split, None without one; `share` of its vectors are foreign ones."""
+    if r.source is None:
+        return None
+    view, train = split_view(material, seeded, split, share), split_view(material, seeded, "train")
+    return r.source(view, train, material.backbone.vocab)
+
+
+def _new_head(r: Regime, material: PreparedCorpus, seeded: SeedClusterings) -> Head:
+    """A freshly initialised head on the device; the seed is of the head alone, whatever the cohort."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeded.seed)
+        return r.head(material.backbone, split_view(material, seeded, "train")).to(material.backbone.device)
+
+
 class PositionSums:
     """Sums of token losses (heads, bins) over bins of scored positions, on the device."""
 
     def __init__(self, bins: int) -> None:
-        self.bins = bins
-        self.nll: Tensor | float = 0.0
-        self.count: Tensor | float = 0.0
+        self.bins, self.nll, self.count = bins, 0.0, 0.0
 
     def __call__(self, nll: Tensor, document: Tensor) -> None:
         """Add a batch: nll (heads, M) and document numbers (M,), each document's rows side by side."""
-        start = torch.ones_like(document, dtype=torch.bool)
-        start[1:] = document[1:] != document[:-1]
-        index = torch.arange(len(document), device=document.device)
-        within = index - torch.cummax(torch.where(start, index, 0), 0).values  # (M,) position in its document
+        counts = torch.unique_consecutive(document, return_counts=True)[1]
+        start = (counts.cumsum(0) - counts).repeat_interleave(counts)
+        within = torch.arange(len(document), device=document.device) - start  # (M,) position in its document
         of_bin = one_hot((within // POSITIONS).clamp_max(self.bins - 1), self.bins).double()  # (M, bins)
         self.nll = self.nll + nll.double() @ of_bin
         self.count = self.count + of_bin.sum(0)
 
     def rows(self) -> list[list[dict[str, float]]]:
         """For every head the bins as {position, nll, tokens}; position is the bin's first, nll its sum in nats."""
-        filled = [(i * POSITIONS, count) for i, count in enumerate(self.count.tolist()) if count]
+        filled = [(i, count) for i, count in enumerate(self.count.tolist()) if count]
         return [
-            [{"position": at, "nll": nll[at // POSITIONS], "tokens": count} for at, count in filled]
+            [{"position": i * POSITIONS, "nll": nll[i], "tokens": count} for i, count in filled]
             for nll in self.nll.tolist()
         ]
 

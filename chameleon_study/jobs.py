@@ -17,9 +17,8 @@ from chameleon_lite.backbone import Backbone, load_backbone
 from chameleon_lite.errors import RunFailed
 from chameleon_lite.processes import Processes
 
-from .cohort import Context, Say, train_seed
 from .config import Experiment
-from .evaluate import Outcome, documents_frame, measure, metrics_of, record_of
+from .evaluate import Context, Outcome, Say, documents_frame, measure, metrics_of, record_of, train_seed
 from .layers import PROCEDURES
 from .prepare import prepare, seed_material
 from .provenance import reset_peak
@@ -54,7 +53,7 @@ class Common:
             self.processes = self.processes or Processes()
             device = self.device or str(self.processes.device)
             self.backbone = self.backbone or load_backbone(settings.backbone, device=device)
-            make = prepare if is_honest(settings) else prepare_released
+            make = prepare if settings.protocol.honest else prepare_released
             material = make(settings, self.backbone, corpus, data_dir=self.corpora, say=self.say)
             context = Context(settings, material, self.processes, self.command, self.say)
             self.prepared = ((settings, corpus), context)
@@ -82,12 +81,12 @@ class SeedJob:
     trials: dict[str, dict]  # all losses of the sweep, for the records
 
     def __str__(self) -> str:
-        protocol = "" if is_honest(self.settings) else f" under {self.settings.protocol.preset}"
+        protocol = "" if self.settings.protocol.honest else f" under {self.settings.protocol.preset}"
         return f"{self.corpus}, seed {self.seed}: {', '.join(self.regimes)}{protocol}"
 
     def run(self, context: Context) -> Iterator[tuple[Record, pd.DataFrame]]:
         """Train what is trained, read every split; yields each regime's record and its losses per document."""
-        if not is_honest(self.settings):
+        if not self.settings.protocol.honest:
             yield from measure_released(context, list(self.regimes), self.seed, self.corpus)
             return
         regimes, material = [REGIMES[name] for name in self.regimes], context.material
@@ -100,11 +99,6 @@ class SeedJob:
             record = record_of(context, r.name, self.corpus, self.seed, outcome, metrics)
             record.learning_rate_trials = self.trials.get(r.rate_of or r.name, {})
             yield record, documents_frame(material, outcome)
-
-
-def is_honest(settings: Experiment) -> bool:
-    """Whether this follows the honest protocol; anything else goes through released/run.py."""
-    return settings.protocol.preset == "honest" and not settings.protocol.switches
 
 
 def lenders(regimes: list[Regime]) -> list[Regime]:

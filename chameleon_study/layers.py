@@ -28,8 +28,7 @@ from chameleon_lite.text import cumulative
 from chameleon_lite.train import Member, evaluate, train_heads
 from chameleon_lite.train_layers import LiveStates, WithLayers
 
-from .cohort import Context
-from .evaluate import Outcome
+from .evaluate import Context, Outcome
 from .prepare import PreparedCorpus, SeedClusterings, split_view
 from .regimes import CLUSTERED, GROUP, RANK, Regime
 

@@ -19,13 +19,13 @@ from chameleon_lite.backbone import Backbone, load_backbone
 from chameleon_lite.errors import UserError
 from chameleon_lite.processes import Processes
 
-from .cohort import Say
 from .config import Experiment
-from .jobs import Common, SeedJob, is_honest, lenders, silent, work
+from .evaluate import Say
+from .jobs import Common, SeedJob, lenders, silent, work
 from .prepare import corpus_by_name
 from .provenance import default_command
 from .records import Record, name_of, read_run, write_run
-from .regimes import Regime, regime
+from .regimes import REGIMES, Regime
 from .released.protocol import mended
 from .released.run import check_released
 from .spans import Span, note
@@ -54,7 +54,7 @@ def run_experiment(
     for settings that cannot be run, RunFailed when a whole cohort diverges; what was finished before is on disk.
     """
     writing(settings)  # refuses, before anything is trained, what could not write
-    if not is_honest(settings):
+    if not settings.protocol.honest:
         check_released(settings)
     processes, shared = Processes(), bool(workers or dask)
     if shared:
@@ -85,7 +85,7 @@ def run_experiment(
 def expected_names(settings: Experiment) -> list[str]:
     """The names of all runs an experiment consists of, in its records' order."""
     return [
-        name_of(stop, regime(r).name, c, s)
+        name_of(stop, r, c, s)
         for stop in stops(settings)
         for c in settings.corpora
         for r in settings.regimes
@@ -120,11 +120,11 @@ class _Grid:
 
     def seed_jobs(self, done: set[str]) -> Iterator[SeedJob]:
         """The jobs of what is missing, corpus by corpus, after the corpus's sweep; regimes without a cache apart."""
-        regimes, seeds = [regime(name) for name in self.settings.regimes], range(self.settings.seeds)
+        regimes, seeds = [REGIMES[name] for name in self.settings.regimes], range(self.settings.seeds)
         for stop, corpus in product(stops(self.settings), self.settings.corpora):
             todo = {s: [r for r in regimes if name_of(stop, r.name, corpus, s) not in done] for s in seeds}
             missing = [r for r in regimes if any(r in of_seed for of_seed in todo.values())]
-            honest, rates, trials = is_honest(stop), {}, {}
+            honest, rates, trials = stop.protocol.honest, {}, {}
             if missing and honest:
                 rates, trials = self.rates(stop, corpus, missing)
             for seed, of_seed in todo.items():

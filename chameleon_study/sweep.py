@@ -9,8 +9,8 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from .cohort import Context, order_of, train_seed
 from .config import Experiment
+from .evaluate import Context, order_of, train_seed
 from .regimes import REGIMES, Regime
 
 SWEEP_SEEDS_FROM = 1_000

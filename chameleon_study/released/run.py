@@ -25,9 +25,8 @@ from chameleon_lite.processes import Processes
 from chameleon_lite.train import Member, average, evaluate, train_heads
 from chameleon_lite.train_layers import WithLayers
 
-from ..cohort import Context
 from ..config import Experiment
-from ..evaluate import Outcome, record_of
+from ..evaluate import Context, Outcome, record_of
 from ..provenance import reset_peak
 from ..records import Record
 from ..regimes import RANK

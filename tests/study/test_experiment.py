@@ -8,8 +8,7 @@ from chameleon_lite.backbone import load_backbone
 from chameleon_lite.processes import Processes
 from chameleon_lite.train import evaluate
 from chameleon_study import run, sweep
-from chameleon_study.cohort import Context, source_of, train_seed
-from chameleon_study.evaluate import measure
+from chameleon_study.evaluate import Context, measure, source_of, train_seed
 from chameleon_study.prepare import prepare, seed_material
 from chameleon_study.records import pack, read_run
 from chameleon_study.regimes import REGIMES

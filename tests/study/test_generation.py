@@ -14,9 +14,8 @@ from chameleon_lite.heads import LoraHead
 from chameleon_lite.processes import Processes
 from chameleon_study import jobs, write
 from chameleon_study.claims.continuations import Generations, generation_frame
-from chameleon_study.cohort import Context, train_seed
 from chameleon_study.config import PROFILES, Experiment, load_experiment
-from chameleon_study.evaluate import head_and_source, measure
+from chameleon_study.evaluate import Context, head_and_source, measure, train_seed
 from chameleon_study.prepare import prepare, seed_material
 from chameleon_study.records import load_records, pack
 from chameleon_study.regimes import REGIMES

@@ -15,10 +15,9 @@ from chameleon_lite.backbone import load_backbone
 from chameleon_lite.processes import Processes
 from chameleon_lite.train import Member, evaluate
 from chameleon_study import layers, write
-from chameleon_study.cohort import Context
-from chameleon_study.evaluate import head_and_source
+from chameleon_study.evaluate import Context, head_and_source
 from chameleon_study.prepare import prepare, seed_material, split_view
-from chameleon_study.regimes import REGIMES, Parts
+from chameleon_study.regimes import REGIMES
 
 PREFIX, KEPT = 10, 3  # tokens, characters for the byte tokenizer
 CACHED = [n for n, r in REGIMES.items() if r.procedure is None and n != "R0"]
@@ -55,7 +54,7 @@ def head_of(r, context, seeded):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         train = split_view(context.material, seeded, "train")
-        head = lender.head(Parts(backbone.width, backbone.vocab, backbone.head.weight, train))
+        head = lender.head(backbone, train)
     with torch.no_grad():
         for p in head.parameters():
             p += 0.2 * torch.randn(p.shape, generator=generator)
