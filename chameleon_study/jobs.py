@@ -53,8 +53,12 @@ class Common:
             self.processes = self.processes or Processes()
             device = self.device or str(self.processes.device)
             self.backbone = self.backbone or load_backbone(settings.backbone, device=device)
-            make = prepare if settings.protocol.honest else prepare_released
-            material = make(settings, self.backbone, corpus, data_dir=self.corpora, say=self.say)
+            texts = self.corpora[corpus]
+            if settings.protocol.honest:
+                others = {name: self.corpora[name] for name in settings.probes.corpora if name != corpus}
+                material = prepare(settings, self.backbone, texts, others, self.say)
+            else:
+                material = prepare_released(settings, self.backbone, texts, self.say)
             context = Context(settings, material, self.processes, self.command, self.say)
             self.prepared = ((settings, corpus), context)
         return self.prepared[1]

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,8 +30,6 @@ from chameleon_lite.text import TokenTable, tokenise
 
 from .cluster_quality import cluster_quality
 from .config import Experiment
-from .corpora import load_corpus
-from .corpora.mixed import MIXED, mixed_corpus
 from .records import TRANSFER
 from .sources import Split
 from .vectors import Views, condition_tokens, with_foreign
@@ -105,20 +102,20 @@ class SeedClusterings:
 def prepare(
     settings: Experiment,
     backbone: Backbone,
-    corpus_name: str,
-    *,
-    data_dir: Path | Mapping[str, Corpus] | None = None,
+    corpus: Corpus,
+    others: Mapping[str, Corpus] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> PreparedCorpus:
-    """A corpus's tables, states and vectors on the backbone's device; stages are timed and logged through `say`."""
+    """A corpus's tables, states and vectors on the backbone's device; stages are timed and logged through `say`.
+
+    The test documents of `others` are read too, and their training documents are the foreign rows of claim 7.
+    """
     seconds: dict[str, float] = {}
-    corpus = corpus_by_name(corpus_name, data_dir)
     say(f"{corpus.name}: {corpus.counts()['train']['documents']} training documents from {corpus.source}")
     tables = timed(seconds, "tokens", lambda: tables_of(settings, backbone, corpus))
     _check_room(settings, backbone, tables["test"])
-    names = [name for name in settings.probes.corpora if name != corpus_name]
-    others = {name: tables_of(settings, backbone, corpus_by_name(name, data_dir)) for name in names}
-    tables |= {TRANSFER + name: other["test"] for name, other in others.items()}
+    probes = {name: tables_of(settings, backbone, other) for name, other in (others or {}).items()}
+    tables |= {TRANSFER + name: probe["test"] for name, probe in probes.items()}
     if settings.probes.seen_documents:
         tables[SEEN] = _first(tables["train"], settings.probes.seen_documents)
     device, length = backbone.device, settings.tokens.max_length
@@ -130,7 +127,7 @@ def prepare(
         return hidden_states(backbone, tables[split], dtype)
 
     states = timed(seconds, "features", lambda: {split: states_of(split) for split in tables})
-    foreign = [_first(other["train"], FOREIGN_DOCUMENTS) for other in others.values()]
+    foreign = [_first(other["train"], FOREIGN_DOCUMENTS) for other in probes.values()]
     foreign = [Views(backbone, table, None, length)["prefix"] for table in foreign]
     matmul = number_format(settings.train.matmul_dtype, device)
     return PreparedCorpus(
@@ -160,13 +157,6 @@ def _check_room(settings: Experiment, backbone: Backbone, table: TokenTable) -> 
             f"prompts of up to {longest} tokens and {new} new ones exceed {backbone.name}'s "
             f"{backbone.max_length} positions: lower probes.generate.new_tokens"
         )
-
-
-def corpus_by_name(name: str, data_dir: Path | Mapping[str, Corpus] | None) -> Corpus:
-    """A corpus by its name, or the mixed stream of three of them; from `data_dir` where that holds corpora."""
-    if isinstance(data_dir, Mapping):
-        return data_dir[name]
-    return mixed_corpus(data_dir) if name == MIXED else load_corpus(name, data_dir=data_dir)
 
 
 def tables_of(settings: Experiment, backbone: Backbone, corpus: Corpus) -> dict[str, TokenTable]:

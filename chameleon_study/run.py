@@ -20,9 +20,9 @@ from chameleon_lite.errors import UserError
 from chameleon_lite.processes import Processes
 
 from .config import Experiment
+from .corpora import load_corpus
 from .evaluate import Say
 from .jobs import Common, SeedJob, lenders, silent, work
-from .prepare import corpus_by_name
 from .provenance import default_command
 from .records import Record, name_of, read_run, write_run
 from .regimes import REGIMES, Regime
@@ -60,7 +60,9 @@ def run_experiment(
     if shared:
         _check_shared(processes, device, backbone)
     names = expected_names(settings)
-    corpora = {name: corpus_by_name(name, data_dir) for name in [*settings.corpora, *settings.probes.corpora]}
+    corpora = {
+        name: load_corpus(name, data_dir=data_dir) for name in [*settings.corpora, *settings.probes.corpora]
+    }
     where = "cpu" if shared else device or str(processes.device)
     backbone = backbone or load_backbone(settings.backbone, device=where)
     hashes = {name: (corpora[name].hash, backbone.hash) for name in settings.corpora}

@@ -8,6 +8,7 @@ from chameleon_lite.backbone import load_backbone
 from chameleon_lite.processes import Processes
 from chameleon_lite.train import evaluate
 from chameleon_study import run, sweep
+from chameleon_study.corpora import load_corpus
 from chameleon_study.evaluate import Context, measure, source_of, train_seed
 from chameleon_study.prepare import prepare, seed_material
 from chameleon_study.records import pack, read_run
@@ -89,7 +90,7 @@ def test_readings_beyond_the_test_split_are_recorded(small, tmp_path, made_up, m
 
 
 def _context(settings):
-    material = prepare(settings, load_backbone("tiny"), settings.corpora[0])
+    material = prepare(settings, load_backbone("tiny"), load_corpus(settings.corpora[0]))
     return Context(settings, material, Processes(), "test", lambda text: None)
 
 

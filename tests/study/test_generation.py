@@ -15,6 +15,7 @@ from chameleon_lite.processes import Processes
 from chameleon_study import jobs, write
 from chameleon_study.claims.continuations import Generations, generation_frame
 from chameleon_study.config import PROFILES, Experiment, load_experiment
+from chameleon_study.corpora import load_corpus
 from chameleon_study.evaluate import Context, head_and_source, measure, train_seed
 from chameleon_study.prepare import prepare, seed_material
 from chameleon_study.records import load_records, pack
@@ -37,7 +38,7 @@ def trained(small):
         settings = small(names, probes=PROBES)
         context = Context(
             settings,
-            prepare(settings, load_backbone("tiny"), settings.corpora[0]),
+            prepare(settings, load_backbone("tiny"), load_corpus(settings.corpora[0])),
             Processes(),
             "",
             lambda _: None,

@@ -15,6 +15,7 @@ from chameleon_lite.backbone import load_backbone
 from chameleon_lite.processes import Processes
 from chameleon_lite.train import Member, evaluate
 from chameleon_study import layers, write
+from chameleon_study.corpora import load_corpus
 from chameleon_study.evaluate import Context, head_and_source
 from chameleon_study.prepare import prepare, seed_material, split_view
 from chameleon_study.regimes import REGIMES
@@ -41,7 +42,7 @@ def contexts(small, two_worlds, **more):
     backbone = load_backbone("tiny")
     settings = small(["R4"], **more)
     return [
-        Context(settings, prepare(settings, backbone, name), Processes(), "", lambda _: None)
+        Context(settings, prepare(settings, backbone, load_corpus(name)), Processes(), "", lambda _: None)
         for name in two_worlds
     ]
 
