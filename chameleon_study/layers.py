@@ -9,6 +9,7 @@ which the better one on validation counts.
 """
 
 import time
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
@@ -22,7 +23,7 @@ from chameleon_lite.backbones.formats import arithmetic
 from chameleon_lite.batches import Arrangement
 from chameleon_lite.conditions import GroupMean
 from chameleon_lite.errors import RunFailed
-from chameleon_lite.heads import HyperHead, LoraHead
+from chameleon_lite.heads import Head, HyperHead, LoraHead
 from chameleon_lite.lora import add_lora, lora_parameters
 from chameleon_lite.text import cumulative
 from chameleon_lite.train import Member, evaluate, train_heads
@@ -74,26 +75,16 @@ def _in_context_nll(material: PreparedCorpus, split: str, groups: Tensor) -> Ten
     return evaluate([(None, None)], live, together, material.weight, rows=len(table))[0].cpu()
 
 
-def layers_static(context: Context, seeded: SeedClusterings, r: Regime) -> Outcome:
-    """R16: LoRA of rank 4 in every layer and on the head."""
-    return _layers(context, seeded, r, LoraHead)
-
-
-def layers_hyper(context: Context, seeded: SeedClusterings, r: Regime) -> Outcome:
-    """R17: LoRA of rank 4 in every layer, the hyper-network on the head, conditioned as R4."""
-    return _layers(context, seeded, r, HyperHead)
-
-
-def _layers(context: Context, seeded: SeedClusterings, r: Regime, head: type) -> Outcome:
-    """Train at every rate, keep the better on validation, read the test split with it."""
+def in_layers(head: type[Head], context: Context, seeded: SeedClusterings, r: Regime) -> Outcome:
+    """R16, R17: LoRA of rank 4 in every layer, trained at every rate with a head; the better on validation counts."""
     started = time.perf_counter()
-    outcomes = [_trained(context, seeded, r, head, rate) for rate in LEARNING_RATES]
+    outcomes = [_trained(head, context, seeded, r, rate) for rate in LEARNING_RATES]
     best = min(outcomes, key=lambda outcome: outcome.member.best)
     best.seconds = {"training": (time.perf_counter() - started) / len(outcomes)}
     return best
 
 
-def _trained(context: Context, seeded: SeedClusterings, r: Regime, head: type, rate: float) -> Outcome:
+def _trained(head: type[Head], context: Context, seeded, r: Regime, rate: float) -> Outcome:
     material, settings = context.material, context.settings.train
     settings = settings.model_copy(update={"validations_per_epoch": 1})
     adapted, orders = copied(material.backbone), partial(seeded.epoch, order=r.order)
@@ -126,4 +117,8 @@ def _trained(context: Context, seeded: SeedClusterings, r: Regime, head: type, r
     return Outcome(nll, member=member)
 
 
-PROCEDURES = {procedure.__name__: procedure for procedure in (in_context, layers_static, layers_hyper)}
+PROCEDURES: dict[str, Callable[[Context, SeedClusterings, Regime], Outcome]] = {
+    "in_context": in_context,
+    "layers_static": partial(in_layers, LoraHead),
+    "layers_hyper": partial(in_layers, HyperHead),
+}

@@ -29,7 +29,7 @@ from .regimes import REGIMES, Regime
 from .released.protocol import mended
 from .released.run import check_released
 from .spans import Span, note
-from .sweep import Losses, choose_rates, loss_file, sweep_jobs
+from .sweep import Key, Losses, choose_rates, loss_file, sweep_jobs
 from .write import writing
 
 
@@ -139,19 +139,18 @@ class _Grid:
         """Learning rates of all heads that must be trained, and every loss of their sweep."""
         name = self.crew.common.corpora[corpus].name
 
-        def measured(wanted: list[tuple[str, float]]) -> Losses:
-            jobs, losses = sweep_jobs(settings, corpus, wanted), {}
-            paths = {k: loss_file(settings, name, self.hashes[corpus], k) for job in jobs for k in job.keys}
-            for key, path in paths.items():
-                if (self.runs / path).is_file():
-                    losses[key] = json.loads((self.runs / path).read_text())["best"]
-            left = [job.without(losses) for job in jobs]
-            for key, loss in self.results([job for job in left if job.heads]):
+        def measured(wanted: list[Key]) -> Losses:
+            paths = {key: self.runs / loss_file(settings, name, self.hashes[corpus], key) for key in wanted}
+            losses = {
+                key: json.loads(path.read_text())["best"] for key, path in paths.items() if path.is_file()
+            }
+            jobs = sweep_jobs(settings, corpus, [key for key in wanted if key not in losses])
+            for key, loss in self.results(jobs):
                 losses[key] = loss
                 if self.writes:
-                    with files.atomic(self.runs / paths[key]) as part:
+                    with files.atomic(paths[key]) as part:
                         part.write_text(json.dumps({"trial": f"{key[0]}@{key[1]:g}", "best": loss}))
-            return {key: losses[key] for key in paths}
+            return {key: losses[key] for key in wanted}
 
         rates, trials = choose_rates(settings, [r for r in missing if r.trained], measured)
         borrowed = [r for r in lenders(missing) if r.name not in rates]

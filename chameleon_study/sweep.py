@@ -7,7 +7,7 @@ Every loss is stored under `sweeps/` as soon as its job ends, so that a killed s
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .config import Experiment
 from .evaluate import Context, order_of, train_seed
@@ -23,46 +23,39 @@ Losses = dict[Key, float]  # best validation loss, nats per token
 
 @dataclass(frozen=True)
 class SweepJob:
-    """Heads of one order, each a regime's name and a rate, to train side by side with one seed."""
+    """Heads to train side by side: their keys have one order of documents and one seed."""
 
     settings: Experiment
     corpus: str
-    seed: int
-    heads: tuple[tuple[str, float], ...]
+    keys: tuple[Key, ...]
 
     def __str__(self) -> str:
-        order = order_of(self.settings, REGIMES[self.heads[0][0]])
-        return f"learning rates, seed {self.seed}, {order} order: {len(self.heads)} heads"
-
-    @property
-    def keys(self) -> list[Key]:
-        """The keys of its losses."""
-        return [(*head, self.seed) for head in self.heads]
-
-    def without(self, known: Losses) -> "SweepJob":
-        """What is left of it where some losses are known."""
-        return replace(self, heads=tuple(h for h, key in zip(self.heads, self.keys) if key not in known))
+        name, _, seed = self.keys[0]
+        order = order_of(self.settings, REGIMES[name])
+        return f"learning rates, seed {seed}, {order} order: {len(self.keys)} heads"
 
     def run(self, context: Context) -> Iterator[tuple[Key, float]]:
-        """Train the heads; yields each one's key of Losses and its loss."""
-        members = train_seed(context, [(REGIMES[name], rate) for name, rate in self.heads], self.seed)
-        yield from ((key, member.best) for key, member in zip(self.keys, members))
+        """Train the heads; yields each one's key and its loss."""
+        seed = self.keys[0][2]
+        members = train_seed(context, [(REGIMES[name], rate) for name, rate, _ in self.keys], seed)
+        yield from zip(self.keys, (member.best for member in members))
 
 
 def choose_rates(
-    settings: Experiment, regimes: list[Regime], measured: Callable[[list[tuple[str, float]]], Losses]
+    settings: Experiment, regimes: list[Regime], measured: Callable[[list[Key]], Losses]
 ) -> tuple[dict[str, float], dict[str, dict]]:
     """A learning rate for each regime, the given one or the best of the sweep (mean over its seeds), and all losses.
 
     A regime with `rate_of` takes the other's, which is swept for it where it is not among `regimes`. `measured`
-    returns the losses of (regime, rate) pairs under every sweep seed.
+    returns the losses of some keys.
     """
     rates = dict(settings.learning_rates)
+    seeds = range(SWEEP_SEEDS_FROM, SWEEP_SEEDS_FROM + settings.sweep.seeds)
     lenders = dict.fromkeys(r.rate_of or r.name for r in regimes if r.name not in rates)
     tried: dict[str, dict[float, dict[str, float]]] = {name: {} for name in lenders if name not in rates}
     pending = {name: settings.sweep.grid for name in tried}
     for _ in range(settings.sweep.extend + 1):
-        wanted = [(name, rate) for name, more in pending.items() for rate in more]
+        wanted = [(name, rate, seed) for name, more in pending.items() for rate in more for seed in seeds]
         if not wanted:
             break
         for (name, rate, seed), loss in measured(wanted).items():
@@ -75,15 +68,15 @@ def choose_rates(
     }
 
 
-def sweep_jobs(settings: Experiment, corpus: str, wanted: list[tuple[str, float]]) -> list[SweepJob]:
-    """The jobs that measure (regime, rate) pairs under every sweep seed, one order of documents after another."""
-    jobs, orders = [], [order_of(settings, REGIMES[name]) for name, _ in wanted]
-    for order in sorted(set(orders)):
-        pairs = [pair for pair, of_pair in zip(wanted, orders) if of_pair == order]
-        cohorts = [tuple(pairs[i : i + COHORT]) for i in range(0, len(pairs), COHORT)]
-        seeds = range(SWEEP_SEEDS_FROM, SWEEP_SEEDS_FROM + settings.sweep.seeds)
-        jobs += [SweepJob(settings, corpus, seed, cohort) for seed in seeds for cohort in cohorts]
-    return jobs
+def sweep_jobs(settings: Experiment, corpus: str, keys: Iterable[Key]) -> list[SweepJob]:
+    """The jobs that measure these losses, one order of documents after another."""
+    groups: dict[tuple[str, int], list[Key]] = {}
+    for key in keys:
+        groups.setdefault((order_of(settings, REGIMES[key[0]]), key[2]), []).append(key)
+    cohorts = [
+        group[i : i + COHORT] for _, group in sorted(groups.items()) for i in range(0, len(group), COHORT)
+    ]
+    return [SweepJob(settings, corpus, tuple(cohort)) for cohort in cohorts]
 
 
 def loss_file(settings: Experiment, corpus: str, hashes: Iterable[str], key: Key) -> str:

@@ -135,6 +135,6 @@ def test_other_rows_scored_text_changes_nothing_without_the_cache(
     losses = []
     for context in contexts(small, (made_up, str(tmp_path / "mixed.jsonl"))):
         seeded = seed_material(context.settings, context.material, 0)
-        losses.append(getattr(layers, REGIMES[name].procedure)(context, seeded, REGIMES[name]).nll["test"])
+        losses.append(layers.PROCEDURES[REGIMES[name].procedure](context, seeded, REGIMES[name]).nll["test"])
     assert float(losses[0][0]) == pytest.approx(float(losses[1][0]), rel=1e-5)
     assert not torch.allclose(losses[0][1:], losses[1][1:])
