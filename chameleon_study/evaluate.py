@@ -139,7 +139,7 @@ def measure(
     """Read every split and probe once for every regime whose head (or that of `weights_of`) is at hand."""
     out = {r.name: Outcome() for r in regimes}
     material, settings, probes = context.material, context.settings.train, context.settings.probes
-    readings = [(split, 0.0) for split in ("validation", "test", *material.probes)]
+    readings = [(split, 0.0) for split in material.tables if split != "train"]
     readings += [("test", share) for share in probes.foreign_shares if material.foreign is not None]
     for split, share in readings:
         name = f"{FOREIGN}{round(100 * share)}" if share else split

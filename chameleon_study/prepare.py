@@ -32,7 +32,7 @@ from .cluster_quality import cluster_quality
 from .config import Experiment
 from .records import TRANSFER
 from .sources import Split
-from .vectors import Views, condition_tokens, with_foreign
+from .vectors import Views, with_foreign
 
 SEEN = "seen"
 FOREIGN_DOCUMENTS = 2_000  # of each other corpus
@@ -50,14 +50,8 @@ class PreparedCorpus:
     weight: HeadWeight
     feature_dtype: str
     seconds: dict[str, float]
-    tokens: dict[str, Tensor]  # (N, P) ids of the condition spans
     foreign: Tensor | None  # (F, C) vectors of other corpora's training documents (claim 7)
     seeds: dict[int, "SeedClusterings"] = field(default_factory=dict)
-
-    @property
-    def probes(self) -> list[str]:
-        """Splits that are read like the test split, beyond it."""
-        return [s for s in self.tables if s not in SPLITS]
 
     def facts(self, seed: int) -> dict:
         """A record's `data`."""
@@ -139,7 +133,6 @@ def prepare(
         HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul),
         feature_dtype,
         seconds,
-        {s: condition_tokens(table, backbone.vocab).to(device) for s, table in tables.items()},
         torch.cat(foreign) if foreign and settings.probes.foreign_shares else None,
     )
 
@@ -203,7 +196,7 @@ def _fit_seed(settings: ClusterSettings, material: PreparedCorpus, seed: int) ->
         nearest, routing = (fit.labels if split == "train" else fit.assign(x)[0] for fit in fits)
         labels[split] = merge_small(x, nearest, batching.centroids, minimum=settings.minimum)
         domain = torch.tensor([number.get(group, 0) for group in material.tables[split].groups])
-        splits[split] = Split(views, nearest, centroids, routing, domain, material.tokens[split])
+        splits[split] = Split(views, nearest, centroids, routing, domain)
     quality = cluster_quality(batching, groups=table.groups, lengths=table.lengths)
     return SeedClusterings(labels, splits, quality, seed)
 

@@ -69,14 +69,13 @@ def name_of(settings: Experiment, regime: str, corpus: str, seed: int) -> str:
     return "--".join([*parts, key, f"seed{seed}"])
 
 
-def write_run(folder: Path, record: Record, documents: pd.DataFrame | None) -> Path:
+def write_run(folder: Path, record: Record, documents: pd.DataFrame) -> Path:
     """Write a run's folder whole under its name; returns it."""
     final = folder / record.name
     with files.atomic(final) as part:
         part.mkdir()
         (part / "record.json").write_text(record.model_dump_json(indent=1))
-        if documents is not None:
-            documents.to_parquet(part / "documents.parquet", index=False)
+        documents.to_parquet(part / "documents.parquet", index=False)
     return final
 
 
@@ -96,16 +95,14 @@ def pack(experiment: str, names: list[str], runs: Path, results: Path) -> tuple[
         raise UserError(f"{len(missing)} runs are incomplete, first {missing[0]}: run again with --resume")
     for r in records:
         refuse_unfit(r.name, r.profile, r.backbone)
-    paths = {name: runs / name / "documents.parquet" for name in names}
-    tables = [pd.read_parquet(path).assign(run=name) for name, path in paths.items() if path.is_file()]
+    frames = [pd.read_parquet(runs / name / "documents.parquet").assign(run=name) for name in names]
     jsonl, parquet = results / f"{experiment}.jsonl", results / f"{experiment}.parquet"
     with files.atomic(jsonl) as part:
         part.write_text("".join(r.model_dump_json() + "\n" for r in records))
-    if tables:
-        frame = pd.concat(tables, ignore_index=True)
-        frame = frame.astype({"run": "category", "document": "category", "nll": np.float32})
-        with files.atomic(parquet) as part:
-            frame.to_parquet(part, index=False, compression="zstd")
+    frame = pd.concat(frames, ignore_index=True)
+    frame = frame.astype({"run": "category", "document": "category", "nll": np.float32})
+    with files.atomic(parquet) as part:
+        frame.to_parquet(part, index=False, compression="zstd")
     return jsonl, parquet
 
 

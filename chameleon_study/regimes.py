@@ -54,7 +54,7 @@ class Regime:
 
 
 def _unigram(backbone: Backbone, train: Split) -> Head:
-    counts = train.tokens.flatten().cpu().bincount(minlength=backbone.vocab + 1)
+    counts = train.views.tokens.flatten().cpu().bincount(minlength=backbone.vocab + 1)
     return UnigramBias(counts[: backbone.vocab].float())
 
 
@@ -85,7 +85,7 @@ SOURCES: dict[str, NewSource] = {
     "domain": lambda s, train, vocab: Own(s.vectors, s.domain),
     "constant": lambda s, train, vocab: Constant(train.vectors.mean(0)),
     "centroid": lambda s, train, vocab: TrainCentroid(s.centroids, s.cluster),
-    "counts": lambda s, train, vocab: Counted(s.vectors, s.tokens, vocab),
+    "counts": lambda s, train, vocab: Counted(s.vectors, s.views.tokens, vocab),
     "stream": lambda s, train, vocab: StreamMean(s.vectors, s.cluster),
 }
 

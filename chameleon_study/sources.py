@@ -27,7 +27,6 @@ class Split:
     centroids: Tensor  # (K, C)
     routing: Tensor  # (N,) nearest centroid of the routing clustering
     domain: Tensor  # (N,) number of the document's source, which only an oracle reads
-    tokens: Tensor  # (N, P) ids of the condition span, padded with V
 
     @property
     def vectors(self) -> Tensor:

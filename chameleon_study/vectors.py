@@ -28,16 +28,15 @@ class Views(dict[str, Tensor]):
         super().__init__()
         self.table, self.states, self.length = table, states, length
         self.embedding, self.device = backbone.embedding.detach().cpu(), backbone.device
-        self.start, self.count = _spans(table)
+        self.start = table.offsets[:-1] + table.condition[:, 0]  # (N,) of the condition span among all tokens
+        self.count = np.diff(table.condition)[:, 0].astype(np.int64)  # (N,) of its tokens
+        ids = np.full((len(table), self.count.max(initial=1)), backbone.vocab)
+        ids[np.arange(ids.shape[1]) < self.count[:, None]] = table.ids[ragged(self.start, self.count)]
+        self.tokens = torch.from_numpy(ids).to(self.device)  # (N, P) ids of the condition span, padded with V
 
     def __missing__(self, name: str) -> Tensor:
         self[name] = MAKERS[name](self).to(self.device)
         return self[name]
-
-
-def _spans(table: TokenTable) -> tuple[np.ndarray, np.ndarray]:
-    """Where each document's condition span starts among all tokens (N,), and its length (N,)."""
-    return table.offsets[:-1] + table.condition[:, 0], np.diff(table.condition)[:, 0].astype(np.int64)
 
 
 def with_foreign(vectors: Tensor, foreign: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -48,14 +47,6 @@ def with_foreign(vectors: Tensor, foreign: Tensor, share: float, generator: torc
     pick = torch.randint(len(foreign), (count,), generator=generator).to(foreign.device)
     out[place] = foreign[pick].to(out)
     return out
-
-
-def condition_tokens(table: TokenTable, vocab: int) -> Tensor:
-    """Ids of each document's condition span, (N, P) int64, padded with `vocab`."""
-    start, count = _spans(table)
-    out = np.full((len(table), count.max(initial=1)), vocab)
-    out[np.arange(out.shape[1]) < count[:, None]] = table.ids[ragged(start, count)]
-    return torch.from_numpy(out)
 
 
 def _padded(views: Views) -> Tensor:

@@ -12,7 +12,7 @@ from chameleon_lite.backbone import load_backbone
 from chameleon_lite.errors import UserError
 from chameleon_lite.heads import LoraHead
 from chameleon_lite.processes import Processes
-from chameleon_study import jobs, write
+from chameleon_study import run, write
 from chameleon_study.claims.continuations import Generations, generation_frame
 from chameleon_study.config import PROFILES, Experiment, load_experiment
 from chameleon_study.corpora import load_corpus
@@ -245,7 +245,7 @@ def test_what_cannot_be_done_is_refused_in_words(small, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="R14 has no head"):
         run_experiment(small(["R0", "R14"], probes={"generate": {"regimes": ["R14"]}}), runs=tmp_path)
     with pytest.raises(UserError, match="512 positions"), monkeypatch.context() as patched:
-        patched.setattr(jobs, "train_seed", lambda *_: pytest.fail("trained, and only then refused"))
+        patched.setattr(run, "train_seed", lambda *_: pytest.fail("trained, and only then refused"))
         run_experiment(small(["R0", "R1"], probes={"generate": {"new_tokens": 510}}), runs=tmp_path)
     for probes, more in (
         ({"generate": {"regimes": ["R1"]}}, {}),
