@@ -201,7 +201,7 @@ class Common:
                 material = prepare(settings, self.backbone, texts, others, self.say)
             else:
                 material = prepare_released(settings, self.backbone, texts, self.say)
-            context = Context(settings, material, self.processes, self.command, self.say)
+            context = Context(settings, material, self.processes, self.command)
             self.prepared = ((settings, corpus), context)
         return self.prepared[1]
 
