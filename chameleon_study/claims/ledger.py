@@ -32,7 +32,7 @@ RULES: dict[int, tuple[str, Rule]] = {
     3: ("R4 < R3, R4 < R7, R4 < R7b and R4 < R8", holds("R4<R3", "R4<R7", "R4<R7b", "R4<R8")),
     4: ("R4 < R5 and R4 < R18", holds("R4<R5", "R4<R18")),
     5: ("clusters agree with the sources in every seed", rules.content),
-    6: ("R4 < R6, and the loss falls with every larger group", holds("R4<R6", then=rules.monotone)),
+    6: ("R4 < R6, and the loss falls with every larger group", rules.monotone),
     7: ("half foreign rows cost R4 less than R6", rules.slopes),
     8: ("smaller test − seen gap than R1 and R2, and R4 < R1 on other corpora", rules.generalisation),
     9: ("smaller area under the validation curve than R1 and R3", rules.convergence),
