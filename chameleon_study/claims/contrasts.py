@@ -9,7 +9,7 @@ before anything is drawn. In the mixed stream a row's group is its source; its a
 corpus itself.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,15 +42,6 @@ def registered(path: Path = REGISTERED) -> dict:
     if not path.is_file():
         raise UserError(f"no registered contrasts at {path}: run from a clone of the project")
     return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def by_corpus_and_regime(records: Iterable[Record], backbone: str) -> dict[tuple[str, str], list[Record]]:
-    """(corpus, regime) to its records of one backbone, by seed."""
-    out: dict[tuple[str, str], list[Record]] = {}
-    for r in sorted(records, key=lambda r: r.seed):
-        if r.backbone == backbone:
-            out.setdefault((r.corpus, r.regime), []).append(r)
-    return out
 
 
 def by_unit(frame: pd.DataFrame, corpus: str, articles: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +108,19 @@ class StoredRuns:
     @cached_property
     def records(self) -> dict[tuple[str, str], list[Record]]:
         """(corpus, regime) to its records of this backbone, by seed."""
-        return by_corpus_and_regime(self.all_records, self.backbone)
+        out: dict[tuple[str, str], list[Record]] = {}
+        for r in sorted(self.all_records, key=lambda r: r.seed):
+            if r.backbone == self.backbone:
+                out.setdefault((r.corpus, r.regime), []).append(r)
+        return out
+
+    def runs(self, corpus: str, regime: str) -> list[Record]:
+        """A regime's records on a corpus, by seed; [] where there are none."""
+        return self.records.get((corpus, regime), [])
+
+    def documents(self) -> Iterator[pd.DataFrame]:
+        """The per-document losses of each experiment."""
+        return map(pd.read_parquet, sorted(self.folder.glob(f"{self.experiments}*.parquet")))
 
     @property
     def corpora(self) -> list[str]:
@@ -129,8 +132,7 @@ class StoredRuns:
         """(run, reading) to nll (N,) and tokens (N,) of the N units that intervals draw, see `by_unit`."""
         out, corpus_of = {}, {r.name: r.corpus for r in self.all_records}
         articles = articles_of(self.folder)
-        for path in sorted(self.folder.glob(f"{self.experiments}*.parquet")):
-            frame = pd.read_parquet(path)
+        for frame in self.documents():
             for (run, reading), rows in frame.groupby(["run", "split"], observed=True, sort=False):
                 other = reading.removeprefix(TRANSFER)
                 corpus = other if other != reading else corpus_of.get(run, "")
@@ -139,7 +141,7 @@ class StoredRuns:
 
     def nll(self, corpus: str, regime: str, reading: str = "test") -> Losses | None:
         """nll sums (N,) by seed and tokens (N,), or None where there is no such run or reading."""
-        runs = [r for r in self.records.get((corpus, regime), []) if (r.name, reading) in self.losses]
+        runs = [r for r in self.runs(corpus, regime) if (r.name, reading) in self.losses]
         if not runs:
             return None
         return {r.seed: self.losses[r.name, reading][0] for r in runs}, self.losses[runs[0].name, reading][1]
@@ -175,7 +177,7 @@ class StoredRuns:
     def over_seeds(self, corpus: str, value, first: str, second: str) -> Contrast | None:
         """first − second of `value(record)`, one number per seed, with an interval over seeds alone."""
         a, b = (
-            {r.seed: v for r in self.records.get((corpus, regime), []) if (v := value(r)) is not None}
+            {r.seed: v for r in self.runs(corpus, regime) if (v := value(r)) is not None}
             for regime in (first, second)
         )
         if not (seeds := shared_seeds([a, b])):

@@ -15,10 +15,10 @@ from chameleon_lite.errors import DamagedFile
 
 from ..regimes import REGIMES
 from . import rules
+from .continuations import coherent_outputs
 from .contrasts import StoredRuns, registered
 from .paper import claims
 from .rules import UNTESTED, ClaimVerdict, Rule, holds
-from .rules_generation import coherent_outputs
 from .rules_released import published_again, without_a_model
 from .rules_speed import modest_overhead
 
