@@ -31,17 +31,16 @@ Losses = tuple[dict[int, np.ndarray], np.ndarray]  # nll sums (N,) by seed, toke
 class FamilyMember:
     """A registered contrast on one corpus."""
 
-    name: str
     contrast: Contrast
     adjusted_p: float
     verdict: str
 
 
-def registered(path: Path = REGISTERED) -> dict:
+def registered() -> dict:
     """The registered file: `contrasts` and `predictions` by name."""
-    if not path.is_file():
-        raise UserError(f"no registered contrasts at {path}: run from a clone of the project")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not REGISTERED.is_file():
+        raise UserError(f"no registered contrasts at {REGISTERED}: run from a clone of the project")
+    return yaml.safe_load(REGISTERED.read_text(encoding="utf-8"))
 
 
 def by_unit(frame: pd.DataFrame, corpus: str, articles: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
@@ -71,8 +70,7 @@ def articles_of(folder: Path) -> dict[str, str]:
 def judge(family: dict[str, Contrast], margin: float = MARGIN) -> dict[str, FamilyMember]:
     """Each contrast with its verdict, p values Holm-adjusted over the family."""
     adjusted = holm({name: c.p for name, c in family.items()})
-    p = adjusted.values()
-    return {n: FamilyMember(n, c, p, verdict(c, p, margin)) for (n, c), p in zip(family.items(), p)}
+    return {n: FamilyMember(c, adjusted[n], verdict(c, adjusted[n], margin)) for n, c in family.items()}
 
 
 def shared_seeds(parts: Sequence[dict[int, object]]) -> list[int]:
@@ -165,14 +163,14 @@ class StoredRuns:
 
     def sum_of(self, terms: list[tuple[str, str, str, float]]) -> Contrast | None:
         """The weighted sum of (corpus, regime, reading, weight) over the same documents, seed by seed."""
-        parts = [(self.nll(corpus, regime, reading), w) for corpus, regime, reading, w in terms]
-        if any(part is None for part, _ in parts):
+        parts = [self.nll(corpus, regime, reading) for corpus, regime, reading, _ in terms]
+        if None in parts or len({len(tokens) for _, tokens in parts}) > 1:
             return None
-        seeds, tokens = shared_seeds([part[0] for part, _ in parts]), parts[0][0][1]
-        if not seeds or any(len(part[1]) != len(tokens) for part, _ in parts):
+        seeds, weights = shared_seeds([nll for nll, _ in parts]), [weight for *_, weight in terms]
+        if not seeds:
             return None
-        total = np.stack([sum(w * part[0][s] for part, w in parts) for s in seeds])  # (S, N)
-        return mean_interval(total, tokens, draws=self.draws)
+        total = np.stack([sum(w * nll[s] for w, (nll, _) in zip(weights, parts)) for s in seeds])  # (S, N)
+        return mean_interval(total, parts[0][1], draws=self.draws)
 
     def over_seeds(self, corpus: str, value, first: str, second: str) -> Contrast | None:
         """first − second of `value(record)`, one number per seed, with an interval over seeds alone."""
@@ -195,13 +193,12 @@ class StoredRuns:
 
     def family_frame(self) -> pd.DataFrame:
         """One row per registered contrast and corpus, with n, interval, adjusted p and verdict."""
-        rows = [
-            {"corpus": corpus, "contrast": j.name, "registered": True}
-            | j.contrast.row()
-            | {"low90": j.contrast.low90, "high90": j.contrast.high90, "adjusted p": j.adjusted_p}
-            | {"n seeds": j.contrast.n, "documents": j.contrast.documents}
-            | {"interval by": j.contrast.decided_by, "verdict": j.verdict}
-            for corpus in self.corpora
-            for j in self.family(corpus).values()
-        ]
+        rows = []
+        for corpus in self.corpora:
+            for name, j in self.family(corpus).items():
+                c = j.contrast
+                row = {"corpus": corpus, "contrast": name, "registered": True} | c.row()
+                row |= {"low90": c.low90, "high90": c.high90, "adjusted p": j.adjusted_p, "n seeds": c.n}
+                row |= {"documents": c.documents, "interval by": c.decided_by, "verdict": j.verdict}
+                rows.append(row)
         return pd.DataFrame(rows)

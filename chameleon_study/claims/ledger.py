@@ -70,19 +70,19 @@ def ledger_frame(verdicts: dict[int, ClaimVerdict]) -> pd.DataFrame:
     """One row per claim: what it says, the rule, the verdict, the deciding number and the corpora's verdicts."""
     rows = []
     for c in claims():
-        v = verdicts[c["claim"]]
+        number, v = c["claim"], verdicts[c["claim"]]
         corpora = ", ".join(f"{name}: {verdict}" for name, verdict in v.corpora.items())
-        rows.append((c["claim"], c["says"], RULES[c["claim"]][0], v.verdict, v.number, corpora or "–"))
+        rows.append((number, c["says"], RULES[number][0], v.verdict, v.number, corpora or "–"))
     columns = ["claim", "says", "confirmed if", "verdict", "number", "by corpus"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def write_verdicts(verdicts: dict[int, ClaimVerdict], path: Path) -> None:
     """The scoreboard's file: tested claims as `claim`, `status`, `number` and the part of it that decided."""
-    tested = {claim: v for claim, v in verdicts.items() if v.verdict != UNTESTED}
     rows = [
         {"claim": claim, "status": v.verdict, "number": v.number, "deciding": v.deciding or v.number}
-        for claim, v in tested.items()
+        for claim, v in verdicts.items()
+        if v.verdict != UNTESTED
     ]
     with files.atomic(path) as part:
         part.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -109,12 +109,12 @@ def scoreboard(results: Path) -> list[dict]:
     `number` is the deciding one, nats per token with its 95 % interval where it is a difference; chapter 09 has all.
     """
     stored, unknown = stored_verdicts(results), {"status": OPEN, "deciding": "–"}
-    return [
-        {"claim": c["claim"], "says": c["says"]}
-        | {"status": v["status"], "number": v["deciding"], "decided by": c["decided_by"]}
-        for c in claims()
-        for v in [stored.get(c["claim"], unknown)]
-    ]
+    rows = []
+    for c in claims():
+        v = stored.get(c["claim"], unknown)
+        row = {"claim": c["claim"], "says": c["says"], "status": v["status"], "number": v["deciding"]}
+        rows.append(row | {"decided by": c["decided_by"]})
+    return rows
 
 
 def regimes_named(board: list[dict]) -> list[dict]:

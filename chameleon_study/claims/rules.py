@@ -123,7 +123,7 @@ def holds(*names: str, corpora: Collection[str] | None = None) -> Rule:
 def monotone(evidence: StoredRuns, corpus: str) -> Part:
     """R4 < R6, confirmed only if the mean loss falls with every larger conditioning group."""
     decided, *texts = registered_part(evidence, corpus, "R4<R6")
-    records = [evidence.records.get((corpus, name)) for name in SIZES]
+    records = [evidence.runs(corpus, name) for name in SIZES]
     if not all(records):
         return NO_DATA
     means = [float(np.mean([r.metrics["test_nll"] for r in of_size])) for of_size in records]
@@ -194,7 +194,7 @@ def fairness(evidence: StoredRuns) -> ClaimVerdict:
 
 def _clusterings(evidence: StoredRuns, corpus: str) -> list[dict]:
     """The clusterings' qualities by seed, from R4's records."""
-    return [c for r in evidence.records.get((corpus, "R4"), []) if (c := r.data.get("clusters"))]
+    return [c for r in evidence.runs(corpus, "R4") if (c := r.data.get("clusters"))]
 
 
 def _limited(above: Sequence[bool]) -> str:
@@ -228,7 +228,7 @@ def sizes(evidence: StoredRuns, corpus: str) -> Part:
 
 def parameters(evidence: StoredRuns) -> ClaimVerdict:
     """Trainable parameters of R4 as a multiple of R1's."""
-    records = [evidence.records.get((c, r)) for c in evidence.corpora[:1] for r in ("R4", "R1")]
+    records = [evidence.runs(c, r) for c in evidence.corpora[:1] for r in ("R4", "R1")]
     if not records or not all(records):
         return ClaimVerdict()
     hyper, lora = (of_regime[0].trainable_parameters for of_regime in records)
