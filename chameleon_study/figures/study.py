@@ -74,8 +74,7 @@ def foreign_rows(ax, frame):
 
 def waiting(ax, frame):
     """Seconds from arrival to result against batch size: a colour per way of batching, a line per quantile."""
-    for index, (name, rows) in enumerate(frame.groupby("batches", sort=True)):
-        rows = rows.sort_values("size")
+    for index, (name, rows) in enumerate(frame.sort_values("size").groupby("batches", sort=True)):
         for place, quantile in enumerate(QUANTILES):
             style = look(index) | {"linestyle": look(place)["linestyle"]}
             ax.plot(rows["size"], rows[quantile], label=f"{name}, {quantile}", **style)

@@ -1,7 +1,4 @@
-"""The paper's text beside the released scripts, 48 rows in our own words (`audit.csv`), and how each row is decided.
-
-The scripts are those of the paper's repository, ChamaleonLLM, at commit f163587 unless a row names another commit.
-"""
+"""The paper's text beside its released scripts, 48 rows in our own words (`audit.csv`), and how each is decided."""
 
 from importlib.resources import files
 
