@@ -23,8 +23,7 @@ def forest(ax, contrasts: Mapping[str, Contrast], margin: float | None = MARGIN,
     if verdicts:
         for verdict, index in VERDICT_LOOKS.items():
             if verdict in verdicts.values():
-                style = look(index)
-                ax.plot([], [], color=style["color"], marker=style["marker"], label=verdict)
+                ax.plot([], [], **(look(index) | {"linestyle": "-"}), label=verdict)
         ax.legend(frameon=False, loc="upper left")
     ax.set_yticks(range(len(contrasts)), [*reversed([*contrasts])])
     ax.set_xlabel("difference (nats per token), 95 % interval; left of zero: lower loss")
