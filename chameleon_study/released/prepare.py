@@ -175,14 +175,14 @@ def _vectors(settings, protocol, backbone, table: TokenTable) -> tuple[Tensor, T
     stop, condition = table.prefix, table.condition
     if protocol.reads == "row" and not (stop > 1).any():
         stop = table.lengths
-        condition = _from_the_start(stop)
-    spans = (_from_the_start(stop), condition)
+        condition = from_the_start(stop)
+    spans = (from_the_start(stop), condition)
     return tuple(
         span_vectors(replace(table, condition=span), weight, length).to(backbone.device) for span in spans
     )
 
 
-def _from_the_start(stop: np.ndarray) -> np.ndarray:
+def from_the_start(stop: np.ndarray) -> np.ndarray:
     """Spans (N, 2) of each document's first stop (N,) tokens."""
     return np.stack([np.zeros_like(stop), stop], axis=1).astype(np.int32)
 

@@ -70,10 +70,10 @@ class Subject:
 
     def validation_losses(self, regime: str, batches: list[Tensor]) -> Tensor:
         """nll (N,) of the validation rows; heads without a condition are read once, whatever the batches."""
-        member = self.trained[regime][0]
+        member, orders, _ = self.trained[regime]
         if regime == "R4":
             return row_losses(self.material, regime, member, "validation", Arrangement.of(batches))
         if regime not in self._losses:
-            fixed = self.trained[regime][1]["validation"]
+            fixed = orders["validation"]
             self._losses[regime] = row_losses(self.material, regime, member, "validation", fixed)
         return self._losses[regime]
