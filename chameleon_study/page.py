@@ -50,10 +50,7 @@ def start(profile: str, seed: int = 0) -> str:
 
 
 def keep(**values: float | int | str) -> None:
-    """Store values in the executed notebook under their names, for the text to quote; no output is shown.
-
-    Outside the book's own environment (myst-nb not installed, as on Colab) it does nothing.
-    """
+    """Store values in the executed notebook for the text to quote; nothing happens without myst-nb."""
     try:
         from myst_nb import glue
     except ImportError:

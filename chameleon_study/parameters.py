@@ -40,7 +40,6 @@ def parameter_table(backbone_name: str, rank: int = PAPER_RANK) -> dict[str, int
 
 
 def _config(name: str):
-    """A backbone's configuration, from this package where it is built in, else from its folder or the hub."""
     from transformers import AutoConfig, GPT2Config
 
     if name == "smollm2":

@@ -88,10 +88,7 @@ def controls_frame(evidence: StoredRuns) -> pd.DataFrame:
 
 
 def group_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
-    """Loss against the size of the conditioning group, clustered, random and leave-one-out, minus that of R6.
-
-    R6 reads each row's own prefix; `nll` is the loss itself, the rest the paired difference and its interval.
-    """
+    """Loss by order and size of the conditioning group, with its paired difference from R6."""
     rows = [
         {"order": kind, "rows in a group": size} | _row(evidence, corpus, name) | contrast.row()
         for kind, sizes in GROUPS.items()
@@ -168,7 +165,6 @@ def matched_frame() -> pd.DataFrame:
 
 
 def _row(evidence: StoredRuns, corpus: str, regime: str) -> dict:
-    """Loss over seeds of one regime with the half width of its t interval: regimes share their documents."""
     losses = [r.metrics["test_nll"] for r in evidence.runs(corpus, regime)]
     mean, half = mean_and_span(losses)
     return {"regime": regime, "nll": mean, "half": half, "n seeds": len(losses)}

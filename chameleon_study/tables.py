@@ -41,10 +41,7 @@ def documents_of(records: list[Record], folder: Path) -> pd.DataFrame:
 def loss_matrix(
     records: list[Record], documents: pd.DataFrame, split: str = "test", articles: dict[str, str] = {}
 ) -> tuple[np.ndarray, np.ndarray]:
-    """nll sums (S, N) and tokens (N,) of one regime's records (one per seed) over the units that intervals draw.
-
-    Units are documents, of WikiText articles; `articles` names those of the mixed stream's rows (`contrasts.by_unit`).
-    """
+    """nll sums (S, N) of one regime's records and tokens (N,), in the units of `contrasts.by_unit`."""
     rows, tokens = [], None
     for record in sorted(records, key=lambda r: r.seed):
         of_run = documents[(documents["run"] == record.name) & (documents["split"] == split)]
@@ -80,10 +77,7 @@ def summary_frame(records: list[Record], folder: Path, split: str = "test") -> p
 
 
 def results_frame(results: Path) -> pd.DataFrame:
-    """The summary of every packed experiment of the honest study, with profile and command.
-
-    Experiments under another protocol have tables of their own, `released.tables.released_frame`.
-    """
+    """The summary of every packed experiment of the honest study, with its command."""
     frames = []
     for path in record_files(results):
         records = load_records(path)

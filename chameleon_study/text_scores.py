@@ -29,19 +29,13 @@ def scorer() -> Callable:
 
 
 def rouge_l(written: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """ROUGE-L F1 of each text against its reference, (D,) in 0 … 1; words are runs of a … z and 0 … 9, lower case.
-
-    A text without words scores 0, as does one in any other script. Raises UserError without torchmetrics.
-    """
+    """ROUGE-L F1 (D,) of texts and references, in 0 … 1; words are runs of a … z and 0 … 9."""
     score, pairs = scorer(), zip(written, references, strict=True)
     return np.array([float(score(*pair, rouge_keys="rougeL")["rougeL_fmeasure"]) for pair in pairs])
 
 
 def distinct(texts: Iterable[Sequence[int]], n: int) -> float:
-    """Distinct n-grams over all n-grams of one text's tokens, or of several texts' together; none spans two texts.
-
-    1 where no n-gram occurs twice; nan where there is none, as in texts shorter than n tokens.
-    """
+    """Distinct over all n-grams of some texts' tokens, none across two texts; nan without any."""
     grams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
     return len(set(grams)) / len(grams) if grams else float("nan")
 

@@ -34,10 +34,7 @@ SPLIT = "test"
 
 
 def writing(settings: Experiment) -> list[str]:
-    """The names of the regimes that write.
-
-    Raises UserError for one without a head on cached states, and where the library that scores texts is missing.
-    """
+    """The regimes that write; UserError for one without a cached head, or without the scorer."""
     if settings.probes.generate is None:
         return []
     scorer()

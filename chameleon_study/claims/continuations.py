@@ -82,10 +82,7 @@ class Generations(StoredRuns):
 
 
 def generation_frame(generations: Generations) -> pd.DataFrame:
-    """One row per corpus and regime: every score's mean, R4's ROUGE-L minus it, and the reference's loss.
-
-    The difference has its 95 % interval; where the contrast is one of the family, its verdict too.
-    """
+    """One row per corpus and regime: its scores' means, its loss, and R4's ROUGE-L minus its own."""
     rows, gain = [], "R4's ROUGE-L less it"
     for corpus, regime in generations.records:
         mean = generations.gain(corpus, regime)
@@ -115,7 +112,6 @@ def coherent_outputs(evidence: StoredRuns) -> ClaimVerdict:
 
 
 def _part(generations: Generations, corpus: str) -> Part:
-    """A corpus's verdict with its numbers, then those of the measures that decide nothing."""
     family = {f"ROUGE-L {name}": member for name, member in generations.family(corpus).items()}
     if not family:
         return NO_DATA

@@ -149,10 +149,7 @@ class StoredRuns:
         return StoredRuns(self.folder, self.backbone, self.draws, self.benchmarks, FOREIGN)
 
     def with_foreign(self, corpus: str) -> "StoredRuns":
-        """The stored runs that hold a corpus's readings with foreign rows: these, else the `foreign-*` experiments.
-
-        Those train the honest heads once more, at the rates of the honest sweep; they are read for this alone.
-        """
+        """The runs that hold a corpus's readings with foreign rows: these, or the `foreign-*` ones."""
         runs = {r.name for (where, _), of in self.records.items() if where == corpus for r in of}
         here = any(run in runs and reading.startswith(FOREIGN) for run, reading in self.losses)
         return self if here or self.experiments == FOREIGN else self._foreign

@@ -89,10 +89,7 @@ def write_verdicts(verdicts: dict[int, ClaimVerdict], path: Path) -> None:
 
 
 def stored_verdicts(results: Path) -> dict[int, dict]:
-    """What `write_verdicts` left in a results folder, by claim number; {} where there is nothing.
-
-    Raises DamagedFile for any other content: a scoreboard must not quietly show less than was measured.
-    """
+    """What `write_verdicts` left in a folder, by claim; {} without it, DamagedFile for anything else."""
     path = Path(results) / "verdicts.json"
     if not path.exists():
         return {}
@@ -104,10 +101,7 @@ def stored_verdicts(results: Path) -> dict[int, dict]:
 
 
 def scoreboard(results: Path) -> list[dict]:
-    """One row per claim: `claim`, `says`, `status`, `number`, `decided by`; OPEN and a dash where nothing is stored.
-
-    `number` is the deciding one, nats per token with its 95 % interval where it is a difference; chapter 09 has all.
-    """
+    """One row per claim: `claim`, `says`, `status` (or OPEN), the deciding `number`, `decided by`."""
     stored, unknown = stored_verdicts(results), {"status": OPEN, "deciding": "–"}
     rows = []
     for c in claims():
@@ -118,10 +112,7 @@ def scoreboard(results: Path) -> list[dict]:
 
 
 def regimes_named(board: list[dict]) -> list[dict]:
-    """One row per regime that the board's `number` or `decided by` names, in the study's order: `regime`, `is`.
-
-    A name that only stands for its variants (R19 for R19-R1 and R19-R2) brings those.
-    """
+    """The regimes (or variants) that a board's `number` and `decided by` name: `regime`, `is`."""
     texts = (row[key] for row in board for key in ("number", "decided by"))
     words = {word for text in texts for word in re.findall(r"[\w-]+", text)}
     words |= {name for name in REGIMES if name.split("-")[0] in words - set(REGIMES)}
@@ -140,7 +131,6 @@ def predictions(evidence: StoredRuns) -> pd.DataFrame:
 
 
 def _result(evidence: StoredRuns, corpus: str, p: dict) -> tuple[str, bool | None] | None:
-    """What the records show of a prediction, and whether it is as expected (None where nothing could be expected)."""
     if "contrast" in p:
         member = evidence.family(corpus).get(p["contrast"])
         if member is None:

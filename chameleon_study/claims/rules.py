@@ -193,12 +193,10 @@ def fairness(evidence: StoredRuns) -> ClaimVerdict:
 
 
 def _clusterings(evidence: StoredRuns, corpus: str) -> list[dict]:
-    """The clusterings' qualities by seed, from R4's records."""
     return [c for r in evidence.runs(corpus, "R4") if (c := r.data.get("clusters"))]
 
 
 def _limited(above: Sequence[bool]) -> str:
-    """Confirmed where every value is above a limit, refuted where none is."""
     return CONFIRMED if all(above) else UNDECIDED if any(above) else REFUTED
 
 

@@ -46,7 +46,6 @@ def _spans(entry: dict, generating: dict | None) -> list[tuple[float, float]]:
 
 
 def _text(entry: dict, rows: dict) -> str:
-    """A machine's numbers: what decides, then what is printed beside it."""
     ratios = entry["ratios"].items()
     spans = [f"{interval_text(r['ratio'], r['low'], r['high'], '.3f')} at {q}" for q, r in ratios]
     decides = [f"{' and '.join(spans)} of the plain batch's time (n = {entry['batches']})"]

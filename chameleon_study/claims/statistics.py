@@ -52,10 +52,7 @@ def mean_and_span(values: np.ndarray) -> tuple[float, float]:
 
 
 def crossed_bootstrap(difference: np.ndarray, tokens: np.ndarray, *, draws=10_000, seed=0) -> np.ndarray:
-    """Draws (draws,) of the statistic for difference (S, N) = nll_a − nll_b summed per document, tokens (N,).
-
-    With one seed only documents are drawn.
-    """
+    """Draws (draws,) of the statistic for nll sums (S, N) and tokens (N,); S = 1 draws documents alone."""
     seeds, documents = difference.shape
     of_seed = _picks(seeds, draws, seed + 1) / seeds  # (draws, S)
     sums = np.empty((draws, seeds + 1))

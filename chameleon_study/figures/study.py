@@ -10,7 +10,6 @@ LABEL_DECADES = 1.2  # labels of points nearer than this in bytes are separated 
 
 
 def _bars(ax, index: int, name: str, rows, x, y, error, **options) -> None:
-    """One series with error bars, labelled with the least number of seeds behind its rows."""
     label = f"{name} (n = {int(rows['n seeds'].min())})"
     ax.errorbar(x, y, yerr=error, label=label, **look(index), **options)
 

@@ -8,10 +8,7 @@ from .proofs.store import COMMIT, Proof
 
 
 def audit_frame(proofs: list[Proof] = ()) -> pd.DataFrame:
-    """One row per difference: paper, released code, where (file and function), what decides it; `shown` = has a proof.
-
-    The rows that the given proofs decide are marked.
-    """
+    """One row per difference: paper, code, place, what decides it; `shown` where a given proof does."""
     frame = pd.read_csv(files(__package__) / "audit.csv").set_index("row")
     shown = {row for proof in proofs for row in proof.audit}
     frame["shown"] = ["yes" if row in shown else "" for row in frame.index]

@@ -204,7 +204,6 @@ def _rows(material: ReleasedCorpus, split: str, nll: Tensor, order: Arrangement)
 
 
 def _fresh_layers(backbone: Backbone, seed: int) -> list[nn.Parameter]:
-    """The layers' LoRA factors at their start: A as PEFT draws it, B zero."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         parameters = lora_parameters(backbone)

@@ -89,10 +89,7 @@ def padded_states(
 
 
 class LivePaddedStates(LiveStates):
-    """The same pairs computed anew for every batch; takes the place of `ScoredStates`.
-
-    `train_mode` switches the backbone's own dropout on; gradients reach its layers where these train.
-    """
+    """The same pairs computed anew for every batch; `train_mode`: with the backbone's own dropout."""
 
     def __init__(
         self, backbone, table, scoring: Scoring, *, dtype: torch.dtype, train_mode: bool = False
@@ -120,7 +117,6 @@ class LivePaddedStates(LiveStates):
 
 
 def _targets(table, scoring: Scoring) -> tuple[np.ndarray, np.ndarray]:
-    """Targets (S,) int64, document after document, and how many each document has (N,)."""
     targets, counts = [], []
     for rows in np.array_split(np.arange(len(table)), max(1, len(table) // 4096)):
         row, _, target = scoring.batch(table, rows)[2]

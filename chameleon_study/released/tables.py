@@ -20,10 +20,7 @@ def is_released(record: Record) -> bool:
 
 
 def released_frame(records: list[Record]) -> pd.DataFrame:
-    """One row per protocol, backbone, corpus, length and regime: parameters, losses with 95 % t intervals over seeds.
-
-    The published columns are filled where the paper has the row, whatever the backbone of the derived ones.
-    """
+    """One row per protocol, backbone, corpus, length and regime, the paper's numbers beside ours."""
     groups: dict[tuple, list[Record]] = {}
     for record in filter(is_released, records):
         length = record.settings["tokens"]["max_length"]
@@ -87,7 +84,6 @@ def _text(records: list[Record], metric: str, digits: int = 4) -> str:
 
 
 def _records(results: Path, name: str) -> list[Record]:
-    """The records of a named experiment, [] where it was not run."""
     path = Path(results) / f"{name}.jsonl"
     return load_records(path) if path.is_file() else []
 
@@ -99,10 +95,7 @@ def _shown(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def stored_table(results: Path, names: list[str]) -> pd.DataFrame:
-    """The released tables of the named experiments in a results folder, with a row for what is missing.
-
-    An experiment that was not run keeps its place as one row of "not measured yet".
-    """
+    """The released tables of named experiments; one that was not run is a row of NOT_MEASURED."""
     frames = []
     for name in names:
         frame = released_frame(_records(results, name))
@@ -151,13 +144,12 @@ def controls_frame(results: Path, names: list[str]) -> pd.DataFrame:
 
 
 def _metrics(results: Path, name: str, metric: str) -> dict[tuple[str, int], float]:
-    """(regime, seed) to a metric of a named experiment's complete runs."""
     done = [r for r in _records(results, name) if r.status == "done" and metric in r.metrics]
     return {(r.regime, r.seed): r.metrics[metric] for r in done}
 
 
 def lengths_frame(results: Path, names: list[str]) -> pd.DataFrame:
-    """The same table at several padded lengths: one row per regime, and by length full rows, loss and its full part."""
+    """The table by padded length: one row per regime, with full rows, loss and its part on these."""
     table = stored_table(results, names)
     if "length" not in table:
         return table
@@ -169,10 +161,7 @@ def lengths_frame(results: Path, names: list[str]) -> pd.DataFrame:
 
 
 def dropout_frame(results: Path, cached: str, live: str) -> pd.DataFrame:
-    """The un-cached control beside the cached runs: one row per quantity, regime and seed that both have.
-
-    `change` is the control minus the cached run of the same seed; lowest and highest are over all cached seeds.
-    """
+    """The un-cached control beside the cached run of its seed; lowest and highest are over all seeds."""
     rows = []
     epochs = [_metrics(results, name, "best_epoch") for name in (cached, live)]
     for what, metric in (("validation loss", "reported_nll"), ("running training loss", "train_nll")):

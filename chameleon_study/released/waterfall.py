@@ -46,10 +46,7 @@ def walk_frame(records: list[Record]) -> pd.DataFrame:
 
 
 def steps_frame(walk: pd.DataFrame, regimes: dict[str, str]) -> pd.DataFrame:
-    """One row per stop: what was scored, each regime's mean loss and its change, and the last regime minus the first.
-
-    Changes and the difference are taken seed by seed; with several seeds the lowest and highest are in brackets.
-    """
+    """One row per stop: each regime's mean loss and its change, the last regime minus the first."""
     index = ["step", "mended", "same yardstick", "rows", "scored"]
     table = walk.pivot(index=index, columns=["regime", "seed"], values="loss")
     frame = table.index.to_frame(index=False)

@@ -52,7 +52,6 @@ def _clustered(subject: Subject, fit: Callable, seed: int) -> tuple[Clustering, 
 
 
 def _loss(subject: Subject, regime: str, batches: list[Tensor]) -> float:
-    """A regime's validation loss as the mean over batches."""
     nll = subject.validation_losses(regime, batches)
     return float(average(nll, subject.material.scored["validation"].counts, "batch", batches))
 
@@ -122,11 +121,7 @@ def kmeans_start(subject: Subject) -> Shown:
 
 
 def implied_shares(stored: list[Proof]) -> dict[str, str]:
-    """By start, the share of full rows f = (L − L_pad) / (L_full − L_pad) that stored LoRA losses imply, by corpus.
-
-    L is that of `kmeans_start`; L_full and L_pad are those of `decomposition` with the same key. Newer proofs also
-    hold the share itself, `full_share`.
-    """
+    """By start, the shares (L − L_pad) / (L_full − L_pad) of full rows that stored LoRA losses imply."""
     parts = {p.key[1:]: p.numbers for p in stored if p.proof == "decomposition"}
     out: dict[str, list[str]] = {"ten_steps": [], "plusplus": []}
     for p in stored:

@@ -73,10 +73,7 @@ def load_proofs(results: Path) -> list[Proof]:
 
 
 def stored_sentences(stored: list[Proof], names: Iterable[str]) -> dict[str, str]:
-    """What the stored proofs of each name show, with corpora and lengths in front; equal sentences appear once.
-
-    A name without a stored proof gets "not measured yet."
-    """
+    """What the stored proofs of each name show, after their corpora; "not measured yet." without one."""
     out = {}
     for name in names:
         corpora: dict[str, list[str]] = {}

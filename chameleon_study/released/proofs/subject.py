@@ -1,7 +1,4 @@
-"""What the proofs examine: a corpus under the released procedure, and one seed of its heads, trained on first use.
-
-The heads are the released ones (LoRA and the hyper-network), trained by released/run.py like those of the tables.
-"""
+"""What proofs examine: a corpus under the released procedure, and one seed of its trained heads."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
