@@ -37,5 +37,5 @@ def published_parameters() -> dict[str, int]:
 
 
 def claims() -> list[dict]:
-    """The ledger's questions: `claim` (number), `says` (our short form), `decided_by`."""
+    """The ledger's questions: `claim` (number), `says` (our short form), `confirmed_if`, `decided_by`."""
     return paper()["claims"]

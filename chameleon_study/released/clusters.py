@@ -33,6 +33,7 @@ def released_clusters(x: Tensor, k: int, *, seed: int, steps: int = LLOYD_STEPS)
 def _means(rows: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
     """Mean row of each cluster (K, C); an empty cluster keeps its centroid."""
     sizes = torch.bincount(labels, minlength=len(centroids))  # (K,)
+    # cluster by cluster in row order, so that a GPU repeats itself too
     sums = torch.segment_reduce(rows[labels.argsort(stable=True)], "sum", lengths=sizes, axis=0)
     return torch.where(sizes[:, None] > 0, sums / sizes[:, None].clamp_min(1), centroids)
 

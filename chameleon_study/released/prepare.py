@@ -4,7 +4,6 @@ load_corpus ─ split ─ tokenise ─▶ TokenTable per split ─ padded_states
                                        └ span, with or without padding ─▶ vectors ─ k-means ─▶ batches per seed
 """
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from chameleon_lite.app.corpus import SPLITS, Corpus
-from chameleon_lite.backbone import Backbone
+from chameleon_lite.backbone import Backbone, copied
 from chameleon_lite.backbones.formats import number_format
 from chameleon_lite.batches import Arrangement
 from chameleon_lite.cluster import fit_clusters, merge_small
@@ -87,7 +86,7 @@ def prepare_released(
         for kind in (settings.train.feature_dtype, settings.train.matmul_dtype)
     )
     if protocol.backbone != "cached":
-        backbone = copy.deepcopy(backbone)  # its layers will be changed, the caller's stay as they are
+        backbone = copied(backbone)  # its layers will be changed, the caller's stay as they are
         if protocol.backbone == "live with dropout":
             dropout = live_dropout(backbone.lm)
         if protocol.layers:

@@ -148,9 +148,7 @@ def row_losses(material: ReleasedCorpus, regime: str, member: Member | None, spl
 def row_weights(counts: Tensor, batches: list[Tensor], over: str) -> Tensor:
     """What each row's nll sum (N,) is multiplied by in the average: rows in no batch get 0."""
     weight = torch.zeros(len(counts), dtype=torch.float64)
-    if over == "token":
-        weight[torch.cat(batches)] = 1 / float(counts.sum())
-        return weight
+    batches = [torch.cat(batches)] if over == "token" else batches
     for batch in batches:
         weight[batch] = 1 / (len(batches) * float(counts[batch].sum()))
     return weight

@@ -65,6 +65,8 @@ def _row(key: tuple, records: list[Record]) -> dict:
         "full rows": int(_values(done, "full_rows").mean()) if done else 0,
         "loss of full rows": _text(done, "full_nll", 2),
         "loss of padded rows": _text(done, "padded_nll"),
+        "training rows": first.data["documents"]["train"],
+        "validation rows": first.data["documents"]["validation"],
         "profile": first.profile,
         "command": first.provenance["command"],
     }
@@ -106,21 +108,13 @@ def stored_table(results: Path, names: list[str]) -> pd.DataFrame:
 
 
 def circumstances(results: Path, names: list[str]) -> pd.DataFrame:
-    """One row per named experiment: protocol, backbone, corpus, length, rows of each split, seeds and command.
-
-    For an experiment that was not run the column `protocol` holds NOT_MEASURED, the others dashes.
-    """
-    rows = []
-    for name in names:
-        row = {"experiment": name, "protocol": NOT_MEASURED}
-        if records := [r for r in _records(results, name) if is_released(r)]:
-            r, count = records[0], records[0].data["documents"]
-            row |= {"protocol": protocol_label(r), "backbone": r.backbone, "corpus": r.corpus}
-            row |= {"length": r.settings["tokens"]["max_length"], "training rows": count["train"]}
-            row |= {"validation rows": count["validation"], "seeds": len({x.seed for x in records})}
-            row |= {"command": r.provenance["command"]}
-        rows.append(row)
-    return _shown(pd.DataFrame(rows, dtype=object))
+    """One row per named experiment: its protocol or NOT_MEASURED, what was read, seeds and command."""
+    table = stored_table(results, names)
+    columns = "experiment protocol backbone corpus length".split()
+    columns += ["training rows", "validation rows", "n seeds", "command"]
+    frame = table.reindex(columns=columns).rename(columns={"n seeds": "seeds"})
+    frame.loc[table["loss"] == NOT_MEASURED, "protocol"] = NOT_MEASURED
+    return _shown(frame.drop_duplicates("experiment"))
 
 
 def controls_frame(results: Path, names: list[str]) -> pd.DataFrame:

@@ -37,7 +37,10 @@ def clustering_spread(subject: Subject) -> Shown:
         for what, value in (("mean", x.mean()), ("sd", x.std()), ("min", x.min()), ("max", x.max())):
             numbers[f"{name}_{what}"] = float(value)
     expected = numbers["published_frozen"] = published(subject.table, "R0", "validation_loss")
-    if subject.is_gpt2:  # only for the paper's own backbone is the published number an expectation
+    if subject.settings.backbone in (
+        "gpt2",
+        "openai-community/gpt2",
+    ):  # only for the paper's own backbone is the published number an expectation
         numbers["published_frozen_inside_spread"] = float(numbers["R0_min"] <= expected <= numbers["R0_max"])
     share = (numbers["R1_max"] - numbers["R1_min"]) / numbers["R1_mean"]
     return numbers, {"clusterings": CLUSTERINGS, "share": share}

@@ -60,11 +60,6 @@ class Subject:
         """The number of the paper's table for this kind of corpus."""
         return 2 if self.prompts else 1
 
-    @property
-    def is_gpt2(self) -> bool:
-        """Whether published numbers are expected to come out of this backbone."""
-        return self.settings.backbone in ("gpt2", "openai-community/gpt2")
-
     def validation_losses(self, regime: str, batches: list[Tensor]) -> Tensor:
         """nll (N,) of the validation rows; heads without a condition are read once, whatever the batches."""
         member, orders, _ = self.trained[regime]
