@@ -21,14 +21,14 @@ from chameleon_lite.app.score import Adapter
 from chameleon_lite.backbones.formats import matmul_dtype
 from chameleon_lite.batches import Arrangement
 from chameleon_lite.cluster import Clustering, fit_clusters, nearest_centroid
-from chameleon_lite.conditions import Source, group_means
+from chameleon_lite.conditions import group_means
 from chameleon_lite.embed import mean_embeddings
 from chameleon_lite.errors import UserError
 from chameleon_lite.heads import Condition
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.states import ScoredStates, hidden_states
 from chameleon_lite.text import Document, tokenise
-from chameleon_lite.train import evaluate
+from chameleon_lite.train import Source, evaluate
 
 KNOWN = ("current", "past", "offline", "whole rows")
 

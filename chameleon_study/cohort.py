@@ -9,9 +9,8 @@ from functools import partial
 
 import torch
 
-from chameleon_lite.conditions import Source
 from chameleon_lite.processes import Processes
-from chameleon_lite.train import Member, train_heads
+from chameleon_lite.train import Member, Source, train_heads
 
 from .config import Experiment
 from .prepare import PreparedCorpus, SeedClusterings, seed_material, split_view

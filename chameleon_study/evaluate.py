@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from chameleon_lite.conditions import Source
 from chameleon_lite.heads import Head
-from chameleon_lite.train import Member, average, evaluate
+from chameleon_lite.train import Member, Source, average, evaluate
 
 from .cohort import Context, order_of, source_of
 from .config import Experiment

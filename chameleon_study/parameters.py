@@ -56,5 +56,7 @@ def _config(name: str):
     try:
         return AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if folder.is_dir():
+            raise errors.UserError(f"{source} holds no model: no config.json that can be read") from error
         message = f"no configuration of {source!r} is at hand: use random-gpt2, smollm2 or a local folder"
         raise errors.Unreachable(f"{message}, or check the name, connect and try again") from error

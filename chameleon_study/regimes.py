@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from chameleon_lite.conditions import GroupMean, Source
+from chameleon_lite.conditions import GroupMean
 from chameleon_lite.errors import unknown
 from chameleon_lite.heads import Head, HyperHead, LoraHead, matched_rank
+from chameleon_lite.train import Source
 
 from .heads import BankHead, FactorBankHead, RoutedHead, SvfBank, UnigramBias
 from .sources import Constant, Counted, LeaveOneOut, OtherCluster, Own, Split, StreamMean, TrainCentroid

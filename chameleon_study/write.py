@@ -17,11 +17,10 @@ from torch import Tensor
 
 from chameleon_lite.app.score import left_padded
 from chameleon_lite.batches import Arrangement
-from chameleon_lite.conditions import Source
 from chameleon_lite.errors import UserError
 from chameleon_lite.heads import Condition, Head, update_logits
 from chameleon_lite.text import TokenTable
-from chameleon_lite.train import Member
+from chameleon_lite.train import Member, Source
 
 from .cohort import Context, order_of
 from .config import Experiment

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from chameleon_lite.backbone import Backbone
 from chameleon_lite.batches import Arrangement
-from chameleon_lite.conditions import Source
 from chameleon_lite.errors import UserError, unknown
 from chameleon_lite.heads import Head, HyperHead, LoraHead, matched_rank
 from chameleon_lite.lora import lora_parameters
 from chameleon_lite.processes import Processes
-from chameleon_lite.train import Member, average, evaluate, train_heads
+from chameleon_lite.train import Member, Source, average, evaluate, train_heads
 from chameleon_lite.train_layers import WithLayers
 
 from ..cohort import Context
