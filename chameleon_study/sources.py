@@ -6,7 +6,6 @@ from the documents' condition spans (prefix or prompt), so nothing scored is rea
 `GroupMean`, the paper's source, is in the method's own conditions.py.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,27 +15,23 @@ from chameleon_lite.batches import Arrangement
 from chameleon_lite.conditions import GroupMean, group_means
 from chameleon_lite.heads import Condition
 
-PREFIX = "prefix"
+from .vectors import Views
 
 
 @dataclass(frozen=True)
 class Split:
-    """What condition sources are built from: N documents of one split.
+    """What condition sources are built from: N documents of one split, by clusterings that were fitted on train."""
 
-    `views` are vectors (N, C) by name (vectors.py); labels (N,) and centroids come from clusterings fitted on train.
-    """
-
-    views: Mapping[str, Tensor]
+    views: Views  # vectors (N, C) by name
     cluster: Tensor  # (N,) nearest centroid of the batching clustering
     centroids: Tensor  # (K, C)
     routing: Tensor  # (N,) nearest centroid of the routing clustering
     domain: Tensor  # (N,) number of the document's source, which only an oracle reads
-    tokens: Tensor  # (N, P) ids of the condition span, padded with V
 
     @property
     def vectors(self) -> Tensor:
         """The honest vectors (N, C): normalised mean token embeddings of the condition spans."""
-        return self.views[PREFIX]
+        return self.views["prefix"]
 
 
 class OtherCluster(GroupMean):

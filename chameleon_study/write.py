@@ -22,9 +22,8 @@ from chameleon_lite.heads import Condition, Head, update_logits
 from chameleon_lite.text import TokenTable
 from chameleon_lite.train import Member, Source
 
-from .cohort import Context, order_of
 from .config import Experiment
-from .evaluate import head_and_source
+from .evaluate import Context, head_and_source, order_of
 from .prepare import PreparedCorpus, SeedClusterings
 from .regimes import CLUSTERED, GROUP, REGIMES, Regime
 from .text_scores import document_scores, rouge_l, scorer

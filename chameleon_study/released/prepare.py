@@ -4,9 +4,8 @@ load_corpus ─ split ─ tokenise ─▶ TokenTable per split ─ padded_states
                                        └ span, with or without padding ─▶ vectors ─ k-means ─▶ batches per seed
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from chameleon_lite.loss import HeadWeight
 from chameleon_lite.text import TokenTable, tokenise
 
 from ..config import Experiment
-from ..prepare import check_batch, common_facts, corpus_by_name, timed
+from ..prepare import check_batch, common_facts, timed
 from ..regimes import RANK
 from .clusters import cluster_batches, released_batches, released_clusters
 from .protocol import Protocol, needs_no_prompt, protocol_of
@@ -54,7 +53,7 @@ class ReleasedCorpus:
         """Which rows (N,) hold no padding."""
         return torch.from_numpy(self.tables[split].lengths >= self.settings.tokens.max_length)
 
-    def facts(self) -> dict:
+    def facts(self, seed: int) -> dict:
         """A record's `data`."""
         T = self.settings.tokens.max_length  # of a padded row
         return common_facts(self) | {
@@ -68,16 +67,10 @@ class ReleasedCorpus:
 
 
 def prepare_released(
-    settings: Experiment,
-    backbone: Backbone,
-    corpus_name: str,
-    *,
-    data_dir: Path | Mapping[str, Corpus] | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    settings: Experiment, backbone: Backbone, corpus: Corpus, say: Callable[[str], None] = lambda text: None
 ) -> ReleasedCorpus:
     """A corpus's tables, states and vectors under the experiment's protocol; stages are timed."""
     protocol, seconds = protocol_of(settings.protocol), {}
-    corpus = timed(seconds, "corpus", lambda: corpus_by_name(corpus_name, data_dir))
     documents = documents_by_split(settings, protocol, corpus)
     tables = timed(seconds, "tokens", lambda: _tables(settings, protocol, backbone, documents))
     dropout, scoring = None, scoring_of(settings, protocol)

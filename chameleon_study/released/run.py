@@ -24,12 +24,11 @@ from chameleon_lite.processes import Processes
 from chameleon_lite.train import Member, Source, average, evaluate, train_heads
 from chameleon_lite.train_layers import WithLayers
 
-from ..cohort import Context
 from ..config import Experiment
-from ..evaluate import Outcome, record_of
+from ..evaluate import Context, Outcome, record_of
 from ..provenance import reset_peak
 from ..records import Record
-from ..regimes import RANK, Regime
+from ..regimes import RANK
 from ..sources import BatchMean, Constant
 from .prepare import ReleasedCorpus, labels_of, order_of
 from .protocol import Protocol
@@ -65,23 +64,18 @@ def check_released(settings: Experiment) -> None:
 
 
 def measure_released(
-    context: Context, regimes: list[Regime], seed: int, corpus: str
+    context: Context, regimes: list[str], seed: int, corpus: str
 ) -> Iterator[tuple[Record, pd.DataFrame]]:
     """Train and measure regimes of one seed; yields each run's record and its losses per held-out row."""
-    material, by_name = context.material, {r.name: r for r in regimes}
+    material = context.material
     reset_peak(material.backbone.device)
-    for regime, member, orders, training in train_released(material, list(by_name), seed, context.processes):
+    for regime, member, orders, training in train_released(material, regimes, seed, context.processes):
         started = time.perf_counter()
         metrics, nll = measure(material, regime, member, orders)
         seconds = {"training": training, "evaluation": time.perf_counter() - started}
-        outcome = Outcome(metrics=metrics, seconds=seconds)
-        if member:
-            outcome.learning_rate, outcome.curve = member.learning_rate, member.curve
-            outcome.trainable_parameters = member.head.trainable_parameters()
-            outcome.stored_bytes = member.head.stored_bytes()
-            outcome.failure, outcome.usable = member.failure, bool(member.state or not member.failure)
         rows = [_rows(material, split, nll[split], orders[split]) for split in nll if split != "train"]
-        yield record_of(context, by_name[regime], outcome, seed, corpus), pd.concat(rows)
+        outcome = Outcome(member=member, seconds=seconds)
+        yield record_of(context, regime, corpus, seed, outcome, metrics), pd.concat(rows)
 
 
 def train_released(

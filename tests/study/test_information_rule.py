@@ -15,10 +15,10 @@ from chameleon_lite.backbone import load_backbone
 from chameleon_lite.processes import Processes
 from chameleon_lite.train import Member, evaluate
 from chameleon_study import layers, write
-from chameleon_study.cohort import Context
-from chameleon_study.evaluate import head_and_source
+from chameleon_study.corpora import load_corpus
+from chameleon_study.evaluate import Context, head_and_source
 from chameleon_study.prepare import prepare, seed_material, split_view
-from chameleon_study.regimes import REGIMES, Parts
+from chameleon_study.regimes import REGIMES
 
 PREFIX, KEPT = 10, 3  # tokens, characters for the byte tokenizer
 CACHED = [n for n, r in REGIMES.items() if r.procedure is None and n != "R0"]
@@ -42,7 +42,7 @@ def contexts(small, two_worlds, **more):
     backbone = load_backbone("tiny")
     settings = small(["R4"], **more)
     return [
-        Context(settings, prepare(settings, backbone, name), Processes(), "", lambda _: None)
+        Context(settings, prepare(settings, backbone, load_corpus(name)), Processes(), "", lambda _: None)
         for name in two_worlds
     ]
 
@@ -55,7 +55,7 @@ def head_of(r, context, seeded):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         train = split_view(context.material, seeded, "train")
-        head = lender.head(Parts(backbone.width, backbone.vocab, backbone.head.weight, train))
+        head = lender.head(backbone, train)
     with torch.no_grad():
         for p in head.parameters():
             p += 0.2 * torch.randn(p.shape, generator=generator)
@@ -135,6 +135,6 @@ def test_other_rows_scored_text_changes_nothing_without_the_cache(
     losses = []
     for context in contexts(small, (made_up, str(tmp_path / "mixed.jsonl"))):
         seeded = seed_material(context.settings, context.material, 0)
-        losses.append(getattr(layers, REGIMES[name].procedure)(context, seeded, REGIMES[name]).nll["test"])
+        losses.append(layers.PROCEDURES[REGIMES[name].procedure](context, seeded, REGIMES[name]).nll["test"])
     assert float(losses[0][0]) == pytest.approx(float(losses[1][0]), rel=1e-5)
     assert not torch.allclose(losses[0][1:], losses[1][1:])

@@ -44,7 +44,7 @@ def prove_all(subject: Subject, command: str, names: Iterable[str] | None = None
                 corpus=subject.corpus,
                 profile=settings.profile,
                 settings=settings.model_dump(mode="json"),
-                data=subject.material.facts(),
+                data=subject.material.facts(subject.seed),
                 provenance=provenance(str(subject.backbone.device), command),
             )
         )

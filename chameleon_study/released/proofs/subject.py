@@ -12,6 +12,7 @@ from chameleon_lite.batches import Arrangement
 from chameleon_lite.errors import UserError
 
 from ...config import Experiment
+from ...corpora import load_corpus
 from ..prepare import ReleasedCorpus, prepare_released
 from ..run import measure, row_losses, train_released
 
@@ -38,8 +39,8 @@ class Subject:
         if protocol.preset != "as_released" or set(protocol.switches) - {"initialisation"} or protocol.mend:
             name = self.settings.name
             raise UserError(f"{name}: proofs are about the released procedure, protocol as_released")
-        options = {"data_dir": self.data_dir, "say": self.say}
-        return prepare_released(self.settings, self.backbone, self.corpus, **options)
+        corpus = load_corpus(self.corpus, data_dir=self.data_dir)
+        return prepare_released(self.settings, self.backbone, corpus, self.say)
 
     @cached_property
     def trained(self) -> dict[str, tuple]:
