@@ -87,7 +87,7 @@ class _Steps:
         self.data = ScoredStates(self.training.table, states, self.bench.device)
 
     def real_epoch(self, dtype: torch.dtype) -> None:
-        for rows in torch.arange(self.data.documents).split(self.training.step):
+        for rows in torch.arange(len(self.data.counts)).split(self.training.step):
             h, target, _ = self.data.batch(rows)
             self._step(h.float(), target, dtype)
 

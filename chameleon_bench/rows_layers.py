@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from chameleon_lite.backbone import load_backbone
-from chameleon_lite.batches import Arrangement
 from chameleon_lite.fast.head_loss_torch import forget_buffers
 from chameleon_lite.fast.layers import PackedPass, layer_pass
 from chameleon_lite.fast.recorded_layers import RecordedLayers
@@ -21,7 +20,7 @@ from chameleon_lite.lora import add_lora, lora_parameters
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.processes import Processes
 from chameleon_lite.settings import TrainSettings
-from chameleon_lite.train import Member, step
+from chameleon_lite.train import Common, Member, step
 from chameleon_lite.train_layers import LiveStates, WithLayers
 
 from . import baselines
@@ -88,7 +87,7 @@ class LoraStep:
         self.weight = HeadWeight(self.backbone.head.weight, dtype=bench.fast)
         self.live, self.rows = LiveStates(self.backbone, self.table), torch.arange(rows)
         self.processes = Processes()
-        way = self.live.training_pass
+        way = self.live.training_pass or self.live
         self.sizes = [self._tokens(way, self.rows[places]) for places in way.pieces(self.rows)]
 
     @staticmethod
@@ -106,9 +105,9 @@ class LoraStep:
     def ours(self) -> Tensor:
         """A step's gradients as in training, cutting its pieces included. Sum of nats (1,)."""
         self._clear()
-        member, order = Member("both", self.both, None, None, 0.0), Arrangement(self.rows)
-        state = (self.live, self.weight, TrainSettings(), {"both": NoOptimiser()}, self.processes)
-        return step([member], order, self.rows, 1, *state)
+        member = Member("both", self.both, None, None, 0.0)
+        common = Common(self.live, self.weight, TrainSettings(), self.processes, {"both": NoOptimiser()})
+        return step([member], [(None, None)], self.rows, 1, common)
 
     def plain(self) -> Tensor:
         """The peer's; its padded batch lies on the device already. Sum of nats ()."""

@@ -55,7 +55,7 @@ def train(
     processes: Processes | None = None,
 ) -> None:
     """Train heads on all documents in order, `step` per step; the first `held_out` of them are validated on."""
-    order, check = Arrangement(torch.arange(data.documents)), Arrangement(torch.arange(held_out))
+    order, check = Arrangement(torch.arange(len(data.counts))), Arrangement(torch.arange(held_out))
     settings = TrainSettings(epochs=epochs, rows_per_step=step, patience=99)
     train_heads(members, data, lambda _: order, data, check, weight, settings, processes, progress=False)
 

@@ -34,11 +34,13 @@ class TokenSettings(Settings):
 
 
 class ClusterSettings(Settings):
-    """The two clusterings: batching forms batches, routing serves banks and nearest-centroid regimes."""
+    """Conditioning groups are formed from one clustering; the study's banks route by another."""
 
-    batch_rows: int = Field(32, ge=1, description="rows per conditioning batch at most; K = N // batch_rows")
-    minimum: int = Field(4, ge=1, description="rows below which a cluster joins its nearest neighbour")
-    routing_clusters: int = Field(33, ge=2, description="clusters of the routing clustering")
+    batch_rows: int = Field(
+        32, ge=1, description="documents per conditioning group at most; K = N // batch_rows"
+    )
+    minimum: int = Field(4, ge=1, description="documents below which a cluster joins its nearest neighbour")
+    routing_clusters: int = Field(33, ge=2, description="clusters of the study's routing clustering")
 
 
 class TrainSettings(Settings):
@@ -52,7 +54,7 @@ class TrainSettings(Settings):
     scale: float = Field(1.0, gt=0, description="alpha: what the update is multiplied by, for every rank")
     feature_dtype: Arithmetic = Field(
         "auto",
-        description="arithmetic of the pass that stores hidden states; auto = 16-bit where the machine is fast at it",
+        description="arithmetic of the pass that stores hidden states; auto = 16-bit where that is fast",
     )
     matmul_dtype: Arithmetic = Field("auto", description="arithmetic of the head's large products")
 
@@ -76,7 +78,7 @@ class FitSettings(Settings):
     max_held_out: int | None = Field(
         500, ge=1, description="texts of validation and of test each; none = all"
     )
-    seed: int = Field(0, ge=0, description="of initialisation, order, clustering and the choice of texts")
+    seed: int = Field(0, ge=0, description="of initialisation, order, clusters and choice of texts")
     tokens: TokenSettings = TokenSettings()
     clusters: ClusterSettings = ClusterSettings()
     train: TrainSettings = TrainSettings(epochs=3)

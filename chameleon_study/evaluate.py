@@ -20,10 +20,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from chameleon_lite.backbone import Backbone
-from chameleon_lite.conditions import Source
 from chameleon_lite.heads import Head
 from chameleon_lite.processes import Processes
-from chameleon_lite.train import Member, average, evaluate, train_heads
+from chameleon_lite.train import Member, Source, average, evaluate, train_heads
 
 from .config import Experiment
 from .prepare import SEEN, PreparedCorpus, SeedClusterings, seed_material

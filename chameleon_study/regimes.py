@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from chameleon_lite.backbone import Backbone
-from chameleon_lite.conditions import GroupMean, Source
+from chameleon_lite.conditions import GroupMean
 from chameleon_lite.heads import Head, HyperHead, LoraHead, matched_rank
+from chameleon_lite.train import Source
 
 from .heads import BankHead, FactorBankHead, RoutedHead, SvfBank, UnigramBias
 from .sources import Constant, Counted, LeaveOneOut, OtherCluster, Own, Split, StreamMean, TrainCentroid

@@ -10,31 +10,36 @@ Held-out texts are conditioned as training texts are: by the mean prefix vector 
 """
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from ..backbone import Backbone, copied, load_backbone
 from ..backbones.formats import number_format
 from ..cluster import Clustering
-from ..errors import UserError
+from ..errors import RunFailed, UserError
 from ..loss import HeadWeight
 from ..processes import Processes
 from ..settings import FitSettings
-from ..text import Document
+from ..text import SHORT, Document
 from ..train import Member, evaluate, train_heads
 from .corpus import Corpus, split_documents
-from .own_texts import load_corpus
+from .outputs import claimed
+from .own_texts import EMPTY, load_corpus
 from .parts import Part, parts_of
+from .rows import flaw_of
 
 RESAMPLES = 2_000
+FEW = 10  # held-out texts below which an interval from resampling them says nothing
 
 
 @dataclass(frozen=True)
@@ -50,21 +55,29 @@ class Fitted:
     trained_on: int
     seconds: float
     curve: list[dict]
+    dropped: int = 0  # texts that were empty or too short to score
     folder: Path | None = None
 
     @property
     def helped(self) -> bool:
-        """Whether the whole interval of the difference lies below zero."""
-        return self.high < 0
+        """Whether the whole interval of the difference, as it is printed, lies below zero, on enough texts."""
+        return self.held_out >= FEW and round(self.high, 4) < 0
 
     def __str__(self) -> str:
         change = (
             f"{self.before:.4f} nats per token before, {self.after:.4f} after ({self.after - self.before:+.4f}, "
             f"95 % interval {self.low:+.4f} to {self.high:+.4f}) on {self.held_out} held-out texts"
         )
+        change += (
+            f"; {self.dropped:,} texts were dropped, empty or too short to score" if self.dropped else ""
+        )
         if self.helped:
             return f"helped: {change}"
-        word = "made things worse" if self.low > 0 else "did not help"
+        if self.held_out < FEW:
+            return (
+                f"too few to tell: {change}; a verdict needs {FEW}, so fit on about {10 * FEW} texts or more"
+            )
+        word = "made things worse" if round(self.low, 4) > 0 else "did not help"
         return f"{word}: {change}; use the backbone as it is, or fit on more texts of the kind you have"
 
 
@@ -74,6 +87,7 @@ def fit(
     backbone: Backbone | str = "smollm2",
     out: Path | str | None = None,
     settings: FitSettings | None = None,
+    overwrite: bool = False,
     device: str | None = None,
     progress: bool = True,
     say: Callable[[str], None] = lambda text: None,
@@ -81,28 +95,42 @@ def fit(
     """Train an adapter on texts (strings, a corpus's name, or a path) and save it to `out` if given.
 
     Losses are in nats per token. With several processes (torchrun, accelerate) every one calls this, the first writes.
-    Raises UserError where there are too few texts to hold any out, RunFailed where the loss stops being finite.
+    Raises UserError where there are too few texts to hold any out, and where `out` holds a model already, which is
+    replaced with `overwrite` unless it is the backbone; RunFailed where the loss stops being finite.
     """
-    started, settings = time.perf_counter(), settings or FitSettings()
-    processes = Processes()
-    corpus = corpus_of(texts, settings.seed)  # first, so that a wrong name is refused before a download
-    if isinstance(backbone, str):
-        backbone = load_backbone(backbone, device=device or processes.device)
-    elif settings.lora_rank:
-        backbone = copied(backbone)  # LoRA is put into the model itself, and this one is the caller's
-    say(f"{sum(len(d) for d in corpus.splits.values()):,} texts from {corpus.source}")
-    parts, clustering = parts_of(corpus, backbone, settings, progress)
-    model = _new_model(backbone, clustering, settings)
-    curve, best_epoch, nll = _trained(model, parts, settings, processes, progress)
-    numbers = compared(nll, parts["test"].table.n_scored, settings.seed)
-    numbers |= {"held_out": len(parts["test"].table), "trained_on": len(parts["train"].table)}
-    about = {"corpus": corpus.name, "corpus_hash": corpus.hash, "best_epoch": best_epoch}
-    model.config.notes = numbers | about | {"settings": settings.model_dump(mode="json")}
-    model.eval()
-    if out is not None:
-        model.save_pretrained(out, is_main_process=processes.index == 0)
-    seconds, folder = time.perf_counter() - started, None if out is None else Path(out)
-    return Fitted(model, **numbers, seconds=seconds, curve=curve, folder=folder)
+    started, settings, processes = time.perf_counter(), settings or FitSettings(), Processes()
+    inputs = [name for name in (texts, backbone) if isinstance(name, str | Path)]
+    writes = out is not None and processes.index == 0
+    with claimed(out, inputs, folder=True, overwrite=overwrite) if writes else nullcontext() as folder:
+        corpus = corpus_of(texts, settings.seed)  # first, so that a wrong name is refused before a download
+        if isinstance(backbone, str):
+            backbone = load_backbone(backbone, device=device or processes.device)
+        elif settings.lora_rank:
+            backbone = copied(backbone)  # LoRA is put into the model itself, and this one is the caller's
+        say(f"{sum(len(d) for d in corpus.splits.values()):,} texts from {corpus.source}")
+        parts, clustering = parts_of(corpus, backbone, settings, progress)
+        model = _new_model(backbone, clustering, settings)
+        curve, best_epoch, nll = _trained(model, parts, settings, processes, progress)
+        numbers = compared(nll, parts["test"].table.n_scored, settings.seed)
+        numbers |= {"held_out": len(parts["test"].table), "trained_on": len(parts["train"].table)}
+        about = {"corpus": corpus.name, "corpus_hash": corpus.hash, "best_epoch": best_epoch}
+        model.eval().config.notes = numbers | about | {"settings": settings.model_dump(mode="json")}
+        numbers["dropped"] = corpus.notes.get(EMPTY, 0) + sum(p.table.dropped[SHORT] for p in parts.values())
+        fitted = Fitted(model, **numbers, seconds=time.perf_counter() - started, curve=curve)
+        return fitted if folder is None else _saved(fitted, folder)
+
+
+def _saved(fitted: Fitted, out: Path) -> Fitted:
+    """`fitted`, saved to `out`; where that fails after all, RunFailed with where it is kept instead, and its result."""
+    try:
+        fitted.model.save_pretrained(out)
+    except (OSError, SafetensorError) as error:
+        kept = Path(tempfile.mkdtemp(prefix="chameleon-lite-"))
+        with suppress(OSError, SafetensorError):
+            fitted.model.save_pretrained(kept)
+        place = f"the adapter is kept in {kept}" if (kept / "config.json").exists() else "the adapter is lost"
+        raise RunFailed(f"cannot write {out}: {error}; {place}; {fitted}") from error
+    return replace(fitted, folder=out)
 
 
 def corpus_of(texts: Sequence[str] | str | Path | Corpus, seed: int = 0) -> Corpus:
@@ -114,9 +142,12 @@ def corpus_of(texts: Sequence[str] | str | Path | Corpus, seed: int = 0) -> Corp
     texts = list(texts)
     if wrong := next((t for t in texts if not isinstance(t, str)), None):
         raise UserError(f"texts must be strings, not {type(wrong).__name__}; objects go into a .jsonl file")
+    for number, text in enumerate(texts, start=1):
+        if flaw := flaw_of(text):
+            raise UserError(f"text {number} {flaw}")
     documents = [Document(str(i), text) for i, text in enumerate(texts) if text.strip()]
     splits, notes = split_documents(documents, seed=seed)
-    return Corpus("texts", splits, "a list of strings", notes)
+    return Corpus("texts", splits, "a list of strings", notes | {EMPTY: len(texts) - len(documents)})
 
 
 def _new_model(backbone: Backbone, clustering: Clustering, settings: FitSettings):

@@ -1,4 +1,4 @@
-"""Number formats: what a machine multiplies fast, and a model held in one of them for as long as a pass takes."""
+"""Number formats: what a machine multiplies fast, and a model held in one of them during a pass."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,8 +27,8 @@ def cpu_flags(path: str = "/proc/cpuinfo") -> frozenset[str]:
 def matmul_dtype(device: str | torch.device) -> torch.dtype:
     """The format for large matrix products: float16 on GPUs with tensor cores, bfloat16 on CPUs that have it.
 
-    Decided by the chip's units, because libraries also accept formats that they emulate several times slower. float16
-    also on GPUs that have both: same speed, eight times finer, and nothing here comes near its range.
+    Decided by the chip's units, because libraries also accept formats that they emulate several times slower.
+    float16 also on GPUs that have both: same speed, eight times finer, and nothing here comes near its range.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -37,7 +37,7 @@ def matmul_dtype(device: str | torch.device) -> torch.dtype:
 
 
 def backbone_dtype(device: str | torch.device) -> torch.dtype:
-    """The format for a whole transformer's forward pass: bfloat16 where it is fast, for its range; else as above."""
+    """The format for a transformer's forward pass: bfloat16 where fast, for its range; else as above."""
     device = torch.device(device)
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= BF16_CAPABILITY:
         return torch.bfloat16
@@ -50,10 +50,11 @@ def number_format(name: str, device: str | torch.device) -> torch.dtype:
 
 
 def set_format(lm: nn.Module, dtype: torch.dtype) -> Callable[[], None]:
-    """Convert a model's weights and buffers, rotary frequencies excepted; returns a function that undoes it exactly.
+    """Convert a model's weights and buffers but rotary frequencies; returns a function that undoes it.
 
-    `lm.to(dtype)` alone also rounds rotary frequencies, which libraries keep in float32 when they load a 16-bit model
-    and which are in no state dict (hidden states of SmolLM2 off by 0.1 %). Parameters keep their identity.
+    `lm.to(dtype)` alone also rounds rotary frequencies, which libraries keep in float32 when they load a
+    16-bit model and which are in no state dict (hidden states of SmolLM2 off by 0.1 %). Parameters keep their
+    identity.
     """
     weights = [(p, p.data) for p in lm.parameters()]
     buffers = [(m, name, b) for m in lm.modules() for name, b in m._buffers.items() if b is not None]
@@ -91,7 +92,7 @@ def arithmetic(backbone, dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def fused_activations(lm: nn.Module) -> Iterator[None]:
-    """Compute GPT-2's activation, spelled out in eight elementwise passes, in one; afterwards all is as it was.
+    """Compute GPT-2's activation, spelled out in eight elementwise passes, in one, inside the block.
 
     One pass also keeps one tensor for the way back where eight keep five.
     """

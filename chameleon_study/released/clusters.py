@@ -17,10 +17,7 @@ LLOYD_STEPS = 10
 
 
 def released_clusters(x: Tensor, k: int, *, seed: int, steps: int = LLOYD_STEPS) -> Clustering:
-    """k-means of x (N, C) from k random rows with a fixed number of Lloyd steps, one run, nothing merged.
-
-    Sums go cluster by cluster in row order, so that a GPU repeats itself too. Raises UserError for k > N.
-    """
+    """k-means of x (N, C): k random rows, then `steps` Lloyd steps, once; UserError for k > N."""
     if not 1 <= k <= len(x):
         raise UserError(f"cannot make {k} clusters of {len(x)} documents; choose between 1 and {len(x)}")
     rows = x.detach().float()
@@ -36,6 +33,7 @@ def released_clusters(x: Tensor, k: int, *, seed: int, steps: int = LLOYD_STEPS)
 def _means(rows: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
     """Mean row of each cluster (K, C); an empty cluster keeps its centroid."""
     sizes = torch.bincount(labels, minlength=len(centroids))  # (K,)
+    # cluster by cluster in row order, so that a GPU repeats itself too
     sums = torch.segment_reduce(rows[labels.argsort(stable=True)], "sum", lengths=sizes, axis=0)
     return torch.where(sizes[:, None] > 0, sums / sizes[:, None].clamp_min(1), centroids)
 

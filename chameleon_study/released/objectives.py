@@ -6,15 +6,16 @@
     pick_last   state and token of the final padded position          mode "last" of the released scripts
     pick_full   state and token of every position, padding included   their mode "full"
 
-Unshifted: the target is the token just read, the pad token on padding. `loss.next_token` is what this book measures
-with.
+Unshifted: the target is the token just read, the pad token on padding. `loss.next_token_pairs` picks what this
+book scores.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from chameleon_lite.loss import Losses
-
+Losses = Callable[[Tensor, Tensor, Tensor], Tensor]  # states (M, C), targets (M,), rows (M,) ─▶ sums of nats
 Pick = tuple[Tensor, Tensor, Tensor]  # row (M,), column (M,) of the state, target (M,); rows ascending
 
 IGNORED_BY_RELEASED = 0  # their ignore id: an ordinary token of every vocabulary used here

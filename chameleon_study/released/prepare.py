@@ -4,7 +4,6 @@ load_corpus ─ split ─ tokenise ─▶ TokenTable per split ─ padded_states
                                        └ span, with or without padding ─▶ vectors ─ k-means ─▶ batches per seed
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from chameleon_lite.app.corpus import SPLITS, Corpus
-from chameleon_lite.backbone import Backbone
+from chameleon_lite.backbone import Backbone, copied
 from chameleon_lite.backbones.formats import number_format
 from chameleon_lite.batches import Arrangement
 from chameleon_lite.cluster import fit_clusters, merge_small
@@ -80,7 +79,7 @@ def prepare_released(
         for kind in (settings.train.feature_dtype, settings.train.matmul_dtype)
     )
     if protocol.backbone != "cached":
-        backbone = copy.deepcopy(backbone)  # its layers will be changed, the caller's stay as they are
+        backbone = copied(backbone)  # its layers will be changed, the caller's stay as they are
         if protocol.backbone == "live with dropout":
             dropout = live_dropout(backbone.lm)
         if protocol.layers:
@@ -168,14 +167,14 @@ def _vectors(settings, protocol, backbone, table: TokenTable) -> tuple[Tensor, T
     stop, condition = table.prefix, table.condition
     if protocol.reads == "row" and not (stop > 1).any():
         stop = table.lengths
-        condition = _from_the_start(stop)
-    spans = (_from_the_start(stop), condition)
+        condition = from_the_start(stop)
+    spans = (from_the_start(stop), condition)
     return tuple(
         span_vectors(replace(table, condition=span), weight, length).to(backbone.device) for span in spans
     )
 
 
-def _from_the_start(stop: np.ndarray) -> np.ndarray:
+def from_the_start(stop: np.ndarray) -> np.ndarray:
     """Spans (N, 2) of each document's first stop (N,) tokens."""
     return np.stack([np.zeros_like(stop), stop], axis=1).astype(np.int32)
 

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from chameleon_lite.backbone import Backbone
 from chameleon_lite.batches import Arrangement
-from chameleon_lite.conditions import Source
 from chameleon_lite.errors import UserError, unknown
 from chameleon_lite.heads import Head, HyperHead, LoraHead, matched_rank
 from chameleon_lite.lora import lora_parameters
 from chameleon_lite.processes import Processes
-from chameleon_lite.train import Member, average, evaluate, train_heads
+from chameleon_lite.train import Member, Source, average, evaluate, train_heads
 from chameleon_lite.train_layers import WithLayers
 
 from ..config import Experiment
@@ -142,9 +141,7 @@ def row_losses(material: ReleasedCorpus, regime: str, member: Member | None, spl
 def row_weights(counts: Tensor, batches: list[Tensor], over: str) -> Tensor:
     """What each row's nll sum (N,) is multiplied by in the average: rows in no batch get 0."""
     weight = torch.zeros(len(counts), dtype=torch.float64)
-    if over == "token":
-        weight[torch.cat(batches)] = 1 / float(counts.sum())
-        return weight
+    batches = [torch.cat(batches)] if over == "token" else batches
     for batch in batches:
         weight[batch] = 1 / (len(batches) * float(counts[batch].sum()))
     return weight
@@ -198,7 +195,6 @@ def _rows(material: ReleasedCorpus, split: str, nll: Tensor, order: Arrangement)
 
 
 def _fresh_layers(backbone: Backbone, seed: int) -> list[nn.Parameter]:
-    """The layers' LoRA factors at their start: A as PEFT draws it, B zero."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         parameters = lora_parameters(backbone)

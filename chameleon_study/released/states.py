@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from chameleon_lite.backbones.formats import arithmetic
 from chameleon_lite.backbones.stored import stored
 from chameleon_lite.errors import unknown
-from chameleon_lite.loss import pick_next_token
+from chameleon_lite.loss import next_token_pairs
 from chameleon_lite.states import BATCH_TOKENS, ScoredStates, fetched, place_of
 from chameleon_lite.text import by_length, cumulative
 from chameleon_lite.train_layers import LiveStates
@@ -50,11 +50,8 @@ class Scoring:
         ids, real = table.padded(rows, None if self.objective == "next_token" else self.length)
         mask = released_mask(ids) if self.released_attention else real
         if self.objective == "next_token":
-            return (
-                ids,
-                mask.long(),
-                pick_next_token(ids, real, torch.from_numpy(table.prefix[np.asarray(rows)])),
-            )
+            prefix = torch.from_numpy(table.prefix[np.asarray(rows)])
+            return ids, mask.long(), next_token_pairs(ids, real, prefix)
         pick = pick_last if self.objective == "last" else pick_full
         return ids, mask.long(), pick(ids, real if self.ignore_padding else None)
 
@@ -89,10 +86,7 @@ def padded_states(
 
 
 class LivePaddedStates(LiveStates):
-    """The same pairs computed anew for every batch; takes the place of `ScoredStates`.
-
-    `train_mode` switches the backbone's own dropout on; gradients reach its layers where these train.
-    """
+    """The same pairs computed anew for every batch; `train_mode`: with the backbone's own dropout."""
 
     def __init__(
         self, backbone, table, scoring: Scoring, *, dtype: torch.dtype, train_mode: bool = False
@@ -120,7 +114,6 @@ class LivePaddedStates(LiveStates):
 
 
 def _targets(table, scoring: Scoring) -> tuple[np.ndarray, np.ndarray]:
-    """Targets (S,) int64, document after document, and how many each document has (N,)."""
     targets, counts = [], []
     for rows in np.array_split(np.arange(len(table)), max(1, len(table) // 4096)):
         row, _, target = scoring.batch(table, rows)[2]

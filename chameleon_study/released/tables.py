@@ -20,10 +20,7 @@ def is_released(record: Record) -> bool:
 
 
 def released_frame(records: list[Record]) -> pd.DataFrame:
-    """One row per protocol, backbone, corpus, length and regime: parameters, losses with 95 % t intervals over seeds.
-
-    The published columns are filled where the paper has the row, whatever the backbone of the derived ones.
-    """
+    """One row per protocol, backbone, corpus, length and regime, the paper's numbers beside ours."""
     groups: dict[tuple, list[Record]] = {}
     for record in filter(is_released, records):
         length = record.settings["tokens"]["max_length"]
@@ -68,6 +65,8 @@ def _row(key: tuple, records: list[Record]) -> dict:
         "full rows": int(_values(done, "full_rows").mean()) if done else 0,
         "loss of full rows": _text(done, "full_nll", 2),
         "loss of padded rows": _text(done, "padded_nll"),
+        "training rows": first.data["documents"]["train"],
+        "validation rows": first.data["documents"]["validation"],
         "profile": first.profile,
         "command": first.provenance["command"],
     }
@@ -87,7 +86,6 @@ def _text(records: list[Record], metric: str, digits: int = 4) -> str:
 
 
 def _records(results: Path, name: str) -> list[Record]:
-    """The records of a named experiment, [] where it was not run."""
     path = Path(results) / f"{name}.jsonl"
     return load_records(path) if path.is_file() else []
 
@@ -99,10 +97,7 @@ def _shown(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def stored_table(results: Path, names: list[str]) -> pd.DataFrame:
-    """The released tables of the named experiments in a results folder, with a row for what is missing.
-
-    An experiment that was not run keeps its place as one row of "not measured yet".
-    """
+    """The released tables of named experiments; one that was not run is a row of NOT_MEASURED."""
     frames = []
     for name in names:
         frame = released_frame(_records(results, name))
@@ -113,21 +108,13 @@ def stored_table(results: Path, names: list[str]) -> pd.DataFrame:
 
 
 def circumstances(results: Path, names: list[str]) -> pd.DataFrame:
-    """One row per named experiment: protocol, backbone, corpus, length, rows of each split, seeds and command.
-
-    For an experiment that was not run the column `protocol` holds NOT_MEASURED, the others dashes.
-    """
-    rows = []
-    for name in names:
-        row = {"experiment": name, "protocol": NOT_MEASURED}
-        if records := [r for r in _records(results, name) if is_released(r)]:
-            r, count = records[0], records[0].data["documents"]
-            row |= {"protocol": protocol_label(r), "backbone": r.backbone, "corpus": r.corpus}
-            row |= {"length": r.settings["tokens"]["max_length"], "training rows": count["train"]}
-            row |= {"validation rows": count["validation"], "seeds": len({x.seed for x in records})}
-            row |= {"command": r.provenance["command"]}
-        rows.append(row)
-    return _shown(pd.DataFrame(rows, dtype=object))
+    """One row per named experiment: its protocol or NOT_MEASURED, what was read, seeds and command."""
+    table = stored_table(results, names)
+    columns = "experiment protocol backbone corpus length".split()
+    columns += ["training rows", "validation rows", "n seeds", "command"]
+    frame = table.reindex(columns=columns).rename(columns={"n seeds": "seeds"})
+    frame.loc[table["loss"] == NOT_MEASURED, "protocol"] = NOT_MEASURED
+    return _shown(frame.drop_duplicates("experiment"))
 
 
 def controls_frame(results: Path, names: list[str]) -> pd.DataFrame:
@@ -151,13 +138,12 @@ def controls_frame(results: Path, names: list[str]) -> pd.DataFrame:
 
 
 def _metrics(results: Path, name: str, metric: str) -> dict[tuple[str, int], float]:
-    """(regime, seed) to a metric of a named experiment's complete runs."""
     done = [r for r in _records(results, name) if r.status == "done" and metric in r.metrics]
     return {(r.regime, r.seed): r.metrics[metric] for r in done}
 
 
 def lengths_frame(results: Path, names: list[str]) -> pd.DataFrame:
-    """The same table at several padded lengths: one row per regime, and by length full rows, loss and its full part."""
+    """The table by padded length: one row per regime, with full rows, loss and its part on these."""
     table = stored_table(results, names)
     if "length" not in table:
         return table
@@ -169,10 +155,7 @@ def lengths_frame(results: Path, names: list[str]) -> pd.DataFrame:
 
 
 def dropout_frame(results: Path, cached: str, live: str) -> pd.DataFrame:
-    """The un-cached control beside the cached runs: one row per quantity, regime and seed that both have.
-
-    `change` is the control minus the cached run of the same seed; lowest and highest are over all cached seeds.
-    """
+    """The un-cached control beside the cached run of its seed; lowest and highest are over all seeds."""
     rows = []
     epochs = [_metrics(results, name, "best_epoch") for name in (cached, live)]
     for what, metric in (("validation loss", "reported_nll"), ("running training loss", "train_nll")):

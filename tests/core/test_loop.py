@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from chameleon_lite.batches import Arrangement, arrange
 from chameleon_lite.heads import Condition, HyperHead, LoraHead
-from chameleon_lite.loss import next_token
+from chameleon_lite.loss import next_token_pairs
 from chameleon_lite.processes import Processes
 from chameleon_lite.settings import TrainSettings
 from chameleon_lite.train import Member, average, evaluate, train_heads
@@ -113,15 +113,14 @@ def test_next_token_objective_counts_what_the_table_counts(tiny, tiny_table):
     ids, mask = tiny_table.padded(torch.arange(12).numpy())
     prefix = torch.from_numpy(tiny_table.prefix[:12].astype("int64"))
 
-    def losses(h, target, row):
-        return F.cross_entropy(tiny.head(h), target, reduction="sum")
+    def losses(ids, mask):
+        row, column, target = next_token_pairs(ids, mask, prefix)
+        with torch.no_grad():
+            h = tiny.hidden(ids, mask)[row, column]
+            return F.cross_entropy(tiny.head(h), target, reduction="sum"), len(row)
 
-    with torch.no_grad():
-        nll, count = next_token(tiny.hidden(ids, mask), ids, mask, prefix, losses)
-        wider_ids = F.pad(ids, (0, 9), value=5)  # more padding, and of another token
-        wider, again = next_token(
-            tiny.hidden(wider_ids, F.pad(mask, (0, 9))), wider_ids, F.pad(mask, (0, 9)), prefix, losses
-        )
+    nll, count = losses(ids, mask)
+    wider, again = losses(F.pad(ids, (0, 9), value=5), F.pad(mask, (0, 9)))  # more padding, of another token
     assert count == again == int(tiny_table.n_scored[:12].sum())
     assert float(nll) == pytest.approx(float(wider), rel=1e-5)
 

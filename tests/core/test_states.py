@@ -129,7 +129,7 @@ def test_batches_are_the_same_from_the_device_from_the_file_and_as_pairs(
     for other in (from_file, pairs):
         assert all(torch.equal(a, b) for a, b in zip(other.batch(rows), tiny_states.batch(rows)))
         assert torch.equal(other.target, target) and torch.equal(other.offsets, tiny_states.offsets)
-        assert (other.documents, other.total) == (len(tiny_table), len(target))
+        assert (len(other.counts), other.total) == (len(tiny_table), len(target))
 
 
 def test_a_killed_pass_goes_on_where_it_was(tiny, tiny_table, tmp_path, slow_pass, small_pieces):

@@ -18,7 +18,7 @@ from chameleon_lite.lora import add_lora, lora_parameters
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.processes import Processes
 from chameleon_lite.settings import TrainSettings
-from chameleon_lite.train import Member, evaluate, step, train_heads
+from chameleon_lite.train import Common, Member, evaluate, step, train_heads
 from chameleon_lite.train_layers import Layers, LiveStates, WithLayers
 
 ROWS, LENGTH = 2, 112
@@ -63,9 +63,9 @@ def trained(model, run, table, steps=3, read=False):
     live, order, descent = LiveStates(backbone, table), Arrangement(torch.arange(len(table))), Descent(both)
     live.training_pass = by(backbone, run, table)
     member, found = Member("both", both, None, None, 0.0), []
-    more = (live, weight, TrainSettings(scale=0.7), {"both": descent}, Processes())
+    common = Common(live, weight, TrainSettings(scale=0.7), Processes(), {"both": descent})
     for rows in torch.arange(len(table)).chunk(steps):
-        found.append(float(step([member], order, rows, 1, *more)))
+        found.append(float(step([member], [(None, None)], rows, 1, common)))
         if read:
             evaluate([(both, None)], live, order, weight, rows=len(table))
             with torch.no_grad():

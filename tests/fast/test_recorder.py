@@ -111,7 +111,7 @@ def test_states_that_carry_gradients_are_never_recorded(tiny_states, tiny_weight
     class Live:
         """States as a backbone that trains along computes them."""
 
-        counts, device, documents = tiny_states.counts, tiny_states.device, tiny_states.documents
+        counts, device = tiny_states.counts, tiny_states.device
         tokens, pieces = tiny_states.tokens, tiny_states.pieces
 
         def batch(self, rows):

@@ -1,7 +1,4 @@
-"""What the proofs examine: a corpus under the released procedure, and one seed of its heads, trained on first use.
-
-The heads are the released ones (LoRA and the hyper-network), trained by released/run.py like those of the tables.
-"""
+"""What proofs examine: a corpus under the released procedure, and one seed of its trained heads."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -64,17 +61,12 @@ class Subject:
         """The number of the paper's table for this kind of corpus."""
         return 2 if self.prompts else 1
 
-    @property
-    def is_gpt2(self) -> bool:
-        """Whether published numbers are expected to come out of this backbone."""
-        return self.settings.backbone in ("gpt2", "openai-community/gpt2")
-
     def validation_losses(self, regime: str, batches: list[Tensor]) -> Tensor:
         """nll (N,) of the validation rows; heads without a condition are read once, whatever the batches."""
-        member = self.trained[regime][0]
+        member, orders, _ = self.trained[regime]
         if regime == "R4":
             return row_losses(self.material, regime, member, "validation", Arrangement.of(batches))
         if regime not in self._losses:
-            fixed = self.trained[regime][1]["validation"]
+            fixed = orders["validation"]
             self._losses[regime] = row_losses(self.material, regime, member, "validation", fixed)
         return self._losses[regime]

@@ -8,7 +8,7 @@ import torch
 from chameleon_lite.backbone import load_backbone
 from chameleon_lite.embed import mean_embeddings
 from chameleon_lite.heads import Condition, HyperHead, LoraHead
-from chameleon_lite.loss import HeadWeight, head_losses, next_token
+from chameleon_lite.loss import HeadWeight, head_losses, next_token_pairs
 from chameleon_lite.text import TokenTable
 from chameleon_lite.train import average
 from chameleon_study.released.objectives import pick_full, pick_last, released_last, released_mask
@@ -127,12 +127,11 @@ def test_which_positions_count():
     assert counted(pick_full) == [6, 6, 4, 5, 6, 5]
     assert counted(pick_full, mask) == [6, 3, 5, 6, 1, 6]
     assert pick_last(ids, mask)[1].tolist() == [LENGTH - 1] * 3
-    assert next_token(hidden, ids, mask, prefix, count)[0].tolist() == [4, 2, 4, 5, 0, 1]
+    row, _, _ = next_token_pairs(ids, mask, prefix)
+    assert row.bincount(minlength=len(ROWS)).tolist() == [4, 2, 4, 5, 0, 1]
 
 
 def test_next_token_predicts_the_token_after_the_state():
     ids, mask = torch.tensor([[4, 5, 6, 256]]), torch.tensor([[True, True, True, False]])
-    hidden = torch.arange(4.0).view(1, 4, 1)
-    seen = {}
-    next_token(hidden, ids, mask, torch.tensor([1]), lambda h, t, r: seen.update(h=h, t=t) or torch.zeros(1))
-    assert seen["h"].flatten().tolist() == [0, 1] and seen["t"].tolist() == [5, 6]
+    _, column, target = next_token_pairs(ids, mask, torch.tensor([1]))
+    assert column.tolist() == [0, 1] and target.tolist() == [5, 6]
