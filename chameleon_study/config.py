@@ -4,6 +4,7 @@ An experiment is one YAML file. `load_experiment` reads it, combines the profile
 and those of its `profiles:` section, and returns `Experiment`. Unknown keys are refused with the nearest valid one.
 """
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +68,11 @@ class ProtocolSettings(Settings):
     mend: tuple[str, ...] = Field((), description="switches turned to honest one by one, a run after each")
     held_out: float = Field(0.1, gt=0, le=1, description="validation share of instructions, inside training")
 
+    @property
+    def honest(self) -> bool:
+        """Whether this is the honest protocol; anything else goes through released/run.py."""
+        return self.preset == "honest" and not self.switches
+
 
 class Experiment(Settings):
     """One YAML file after its profile was applied."""
@@ -90,6 +96,11 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _contradictions(self) -> "Experiment":
+        from .regimes import REGIMES  # here, for it imports torch
+
+        for name in (*self.regimes, *self.probes.foreign_regimes):
+            if name not in REGIMES:
+                raise unknown("regime", name, REGIMES)
         if self.tokens.prefix_tokens + self.tokens.min_scored > self.tokens.max_length:
             raise ValueError(
                 f"prefix_tokens {self.tokens.prefix_tokens} + min_scored {self.tokens.min_scored} "
@@ -99,34 +110,14 @@ class Experiment(Settings):
         for setting, named in (("learning_rates", self.learning_rates), ("probes.generate.regimes", writing)):
             if extra := set(named) - set(self.regimes):
                 raise ValueError(f"{setting} names {sorted(extra)}, which the experiment does not run")
-        if self.probes.generate and (self.protocol.preset != "honest" or self.protocol.switches):
+        if self.probes.generate and not self.protocol.honest:
             raise ValueError("probes.generate belongs to the honest protocol: released tables write nothing")
         return self
 
 
-# What a profile sets unless the experiment's own `profiles:` section says otherwise.
-PROFILES: dict[str, dict[str, Any]] = {
-    "smoke": {
-        "backbone": "smollm2",
-        "corpora": ["docstrings"],
-        "seeds": 3,
-        "tokens": {"max_length": 128},
-        "data": {"max_train_tokens": 20_000, "max_validation_documents": 80, "max_test_documents": 320},
-        "train": {"epochs": 2},
-    },
-    "colab": {
-        "backbone": "gpt2",
-        "corpora": ["wikitext-2", "alpaca"],
-        "seeds": 3,
-        "data": {"max_train_tokens": 200_000, "max_validation_documents": 1_000, "max_test_documents": 1_000},
-        "train": {"epochs": 5},
-    },
-    "paper": {
-        "seeds": 5,
-        "data": {"max_train_tokens": 1_000_000},
-        "train": {"epochs": 5, "feature_dtype": "float32"},
-    },
-}
+PROFILES: dict[str, dict[str, Any]] = yaml.safe_load(
+    (files(__package__) / "profiles.yaml").read_text("utf-8")
+)
 
 
 def merged(*layers: dict[str, Any]) -> dict[str, Any]:

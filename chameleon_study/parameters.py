@@ -10,6 +10,7 @@ import torch
 from chameleon_lite import errors
 from chameleon_lite.backbone import BUILT_IN, SHORT_NAMES
 from chameleon_lite.backbones import smollm2, tiny
+from chameleon_lite.backbones.hub import reachable
 from chameleon_lite.heads import HyperHead, LoraHead, matched_rank
 from chameleon_lite.lora import add_lora, lora_parameters
 
@@ -19,9 +20,9 @@ PAPER_RANK = 4
 def parameter_table(backbone_name: str, rank: int = PAPER_RANK) -> dict[str, int]:
     """Parameter counts for a backbone, without its weights.
 
-    total: all of the frozen model, a tied matrix once · lora_head: LoRA of the head · hyper_head: the
-    hyper-network · lora_layers: LoRA in all layers · lora_everywhere: in all layers and the head ·
-    matched_rank: the LoRA head's rank that matches the hyper-network · width C · vocab V · adapted_layers.
+    total: all of the frozen model, a tied matrix once · lora_head, lora_layers, lora_everywhere: LoRA in the head, in
+    all layers, in both · hyper_head: the hyper-network · matched_rank: the LoRA head's rank that matches it · width C
+    · vocab V · adapted_layers.
     """
     from transformers import AutoModelForCausalLM
 
@@ -39,31 +40,23 @@ def parameter_table(backbone_name: str, rank: int = PAPER_RANK) -> dict[str, int
 
 
 def _config(name: str):
-    """A backbone's configuration, from this package where it is built in, else from its folder or the hub."""
+    from transformers import AutoConfig, GPT2Config
+
     if name == "smollm2":
         return smollm2.geometry()
     if name in BUILT_IN:
         return tiny.built_in_config(name)
-    from transformers import AutoConfig, GPT2Config
-
-    from chameleon_lite.backbones.hub import reachable
-
     if name == "gpt2":
         return GPT2Config()  # the class's defaults are this very model
     folder = Path(name).expanduser()
-    local = folder.is_dir()
-    if "/" not in name and name not in SHORT_NAMES and not local:
+    if "/" not in name and name not in SHORT_NAMES and not folder.is_dir():
         raise errors.unknown("backbone", name, [*BUILT_IN, *SHORT_NAMES])
-    source = str(folder) if local else SHORT_NAMES.get(name, name)
+    source = str(folder) if folder.is_dir() else SHORT_NAMES.get(name, name)
+    local = folder.is_dir() or not reachable()
     try:
-        return AutoConfig.from_pretrained(source, local_files_only=True)  # from the folder or the cache
+        return AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        if local or not reachable():
-            if local:
-                raise errors.UserError(f"{source} holds no model: no config.json that can be read") from error
-            message = f"no configuration of {source!r} is at hand: use random-gpt2, smollm2 or a local folder"
-            raise errors.Unreachable(f"{message}, or connect and try again") from error
-    try:
-        return AutoConfig.from_pretrained(source)
-    except OSError as error:
-        raise errors.UserError(f"the hub has no configuration of {source!r}: check the name") from error
+        if folder.is_dir():
+            raise errors.UserError(f"{source} holds no model: no config.json that can be read") from error
+        message = f"no configuration of {source!r} is at hand: use random-gpt2, smollm2 or a local folder"
+        raise errors.Unreachable(f"{message}, or check the name, connect and try again") from error
