@@ -1,5 +1,8 @@
 """A saved adapter and texts for every test of own texts."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -76,3 +79,11 @@ def refused(command):
         return lines[0]
 
     return call
+
+
+@pytest.fixture
+def source(command, two_kinds):
+    """in.jsonl in the current folder, 60 texts."""
+    path = Path("in.jsonl")
+    path.write_text("\n".join(json.dumps({"text": text}) for text in two_kinds(60)) + "\n")
+    return path
