@@ -7,6 +7,7 @@ csv_link(frame, "x")     ─ a link under a table that saves it as x.csv
 """
 
 import base64
+from html import escape
 from pathlib import Path
 
 import pandas as pd
@@ -64,4 +65,4 @@ def csv_link(frame: pd.DataFrame, name: str):
     from IPython.display import HTML
 
     data = base64.b64encode(frame.to_csv(index=False).encode()).decode()
-    return HTML(f'<a download="{name}.csv" href="data:text/csv;base64,{data}">Download as CSV</a>')
+    return HTML(f'<a download="{escape(name)}.csv" href="data:text/csv;base64,{data}">Download as CSV</a>')

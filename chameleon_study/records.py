@@ -13,9 +13,10 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from chameleon_lite import files
-from chameleon_lite.errors import UserError
+from chameleon_lite.errors import DamagedFile, UserError
 
 from .config import Experiment
+from .stored import read_lines, storing
 
 HONEST = "honest-"  # files of results that the honest study's experiments are packed into
 FOREIGN = "foreign-"  # readings with foreign rows, and experiments that supply them
@@ -97,18 +98,21 @@ def pack(experiment: str, names: list[str], runs: Path, results: Path) -> tuple[
         refuse_unfit(r.name, r.profile, r.backbone)
     frames = [pd.read_parquet(runs / name / "documents.parquet").assign(run=name) for name in names]
     jsonl, parquet = results / f"{experiment}.jsonl", results / f"{experiment}.parquet"
-    with files.atomic(jsonl) as part:
+    with storing(jsonl) as part:
         part.write_text("".join(r.model_dump_json() + "\n" for r in records))
     frame = pd.concat(frames, ignore_index=True)
     frame = frame.astype({"run": "category", "document": "category", "nll": np.float32})
-    with files.atomic(parquet) as part:
+    with storing(parquet) as part:
         frame.to_parquet(part, index=False, compression="zstd")
     return jsonl, parquet
 
 
 def load_records(path: Path) -> list[Record]:
-    """The records of one packed experiment."""
-    return [Record.model_validate_json(line) for line in Path(path).read_text().splitlines() if line]
+    """The records of one packed experiment; DamagedFile for a file that holds none, or anything else."""
+    records = read_lines(Path(path), Record)
+    if not records:
+        raise DamagedFile(f"{path} holds no record: restore it, or pack its experiment again")
+    return records
 
 
 def record_files(folder: Path) -> list[Path]:

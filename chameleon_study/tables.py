@@ -13,6 +13,7 @@ from .claims.statistics import contrast, mean_interval
 from .parameters import parameter_table
 from .records import Record, load_records, record_files
 from .regimes import REGIMES
+from .stored import read_losses
 
 
 def parameter_frame(backbone: str) -> pd.DataFrame:
@@ -30,8 +31,8 @@ def documents_of(records: list[Record], folder: Path) -> pd.DataFrame:
     folder = Path(folder)
     packed = [folder / f"{experiment}.parquet" for experiment in {r.experiment for r in records}]
     raw = {r.name: folder / r.name / "documents.parquet" for r in records}
-    frames = [pd.read_parquet(path) for path in packed if path.is_file()]
-    frames += [pd.read_parquet(path).assign(run=name) for name, path in raw.items() if path.is_file()]
+    frames = [read_losses(path) for path in packed if path.is_file()]
+    frames += [read_losses(path).assign(run=name) for name, path in raw.items() if path.is_file()]
     if not frames:
         raise UserError(f"no per-document losses in {folder}: run the experiment there first")
     categories = {"run": "category", "split": "category"}  # compared once per record, not once per row

@@ -21,6 +21,7 @@ import yaml
 from chameleon_lite.errors import UserError
 
 from ..records import ARTICLES, FOREIGN, HONEST, TRANSFER, Record, load_records
+from ..stored import read_losses
 from .statistics import MARGIN, Contrast, holm, mean_interval, verdict
 
 REGISTERED = Path(__file__).resolve().parents[2] / "experiments" / "registered.yaml"
@@ -61,7 +62,7 @@ def articles_of(folder: Path) -> dict[str, str]:
     out: dict[str, str] = {}
     for path in sorted(folder.glob(f"{HONEST}{ARTICLES}*.parquet")):
         corpus = path.stem.removeprefix(HONEST) + "/"
-        rows = pd.read_parquet(path, columns=["document", "group", "split"])
+        rows = read_losses(path)
         rows = rows[rows["split"] == "test"].drop_duplicates("document")
         out |= dict(zip(corpus + rows["document"].astype(str), corpus + rows["group"].astype(str)))
     return out
@@ -118,7 +119,7 @@ class StoredRuns:
 
     def documents(self) -> Iterator[pd.DataFrame]:
         """The per-document losses of each experiment."""
-        return map(pd.read_parquet, sorted(self.folder.glob(f"{self.experiments}*.parquet")))
+        return map(read_losses, sorted(self.folder.glob(f"{self.experiments}*.parquet")))
 
     @property
     def corpora(self) -> list[str]:

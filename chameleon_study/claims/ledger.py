@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from chameleon_lite import files
-from chameleon_lite.errors import DamagedFile
+from chameleon_lite.errors import DamagedFile, RunFailed, UserError, unknown
 
+from ..records import load_results
 from ..regimes import REGIMES
+from ..released.proofs.store import load_proofs
+from ..stored import read, reason, storing
 from . import rules
 from .continuations import coherent_outputs
 from .contrasts import StoredRuns, registered
@@ -72,14 +74,31 @@ def ledger_frame(verdicts: dict[int, ClaimVerdict]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def checked(results: Path, backbone: str, benchmarks: Path | None) -> None:
+    """UserError where a folder holds nothing that could decide a claim, or nothing of this backbone."""
+    backbones = {r.backbone for r in [*load_results(results), *load_proofs(results)]}
+    if not backbones:
+        raise UserError(f"no records in {results}/: give the folder that run --results wrote to")
+    if backbone not in backbones:
+        raise unknown(f"backbone among the records in {results}/", backbone, backbones)
+    if benchmarks is not None and not benchmarks.is_dir():
+        raise UserError(f"no folder of timings at {benchmarks}: give the one that bench writes to")
+
+
 def write_verdicts(verdicts: dict[int, ClaimVerdict], path: Path) -> None:
-    """The scoreboard's file: tested claims as `claim`, `status`, `number` and the part of it that decided."""
+    """The scoreboard's file: tested claims as `claim`, `status`, `number` and the part of it that decided.
+
+    Refused where a claim that has a verdict there would lose it.
+    """
     rows = [
         {"claim": claim, "status": v.verdict, "number": v.number, "deciding": v.deciding or v.number}
         for claim, v in verdicts.items()
         if v.verdict != UNTESTED
     ]
-    with files.atomic(path) as part:
+    if lost := set(stored_verdicts(path.parent)) - {row["claim"] for row in rows}:
+        claim = ", ".join(map(str, sorted(lost)))
+        raise RunFailed(f"{path} is kept: these records test no claim {claim}; remove the file to replace it")
+    with storing(path) as part:
         part.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -89,10 +108,11 @@ def stored_verdicts(results: Path) -> dict[int, dict]:
     if not path.exists():
         return {}
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(read(path))
         return {int(row["claim"]): {k: row[k] for k in ("status", "number", "deciding")} for row in rows}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(f"{path} holds no list of verdicts ({error}): write it again") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"holds no list of verdicts, {reason(error)}"
+        raise DamagedFile(f"{path} {what}: restore it, or remove it and write it again") from error
 
 
 def scoreboard(results: Path) -> list[dict]:

@@ -7,6 +7,9 @@ The files are read as data: nothing here runs a benchmark, and no timing is made
 
 import json
 
+from chameleon_lite.errors import DamagedFile
+
+from ..stored import read, reason
 from .contrasts import StoredRuns
 from .rules import CONFIRMED, REFUTED, UNDECIDED, ClaimVerdict, combined, worst
 from .statistics import interval_text
@@ -24,15 +27,19 @@ def modest_overhead(evidence: StoredRuns) -> ClaimVerdict:
     """
     parts, decide = {}, []
     for path in sorted(evidence.benchmarks.glob("*.json")):
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        rows = {name: row for name, row in rows.items() if row.get("status") in BESIDE}
-        entry = rows.get("overhead")
-        if not entry or entry.get("conditions", {}).get("quick"):
-            continue
-        spans = _spans(entry, rows.get("B12"))
-        verdicts = [CONFIRMED if b <= MODEST else REFUTED if a > MODEST else UNDECIDED for a, b in spans]
-        parts[path.stem] = worst(verdicts), _text(entry, rows)
-        decide += [path.stem] * (entry["batches"] >= ENOUGH)
+        try:
+            rows = json.loads(read(path))["rows"]
+            rows = {name: row for name, row in rows.items() if row.get("status") in BESIDE}
+            entry = rows.get("overhead")
+            if not entry or entry.get("conditions", {}).get("quick"):
+                continue
+            spans = _spans(entry, rows.get("B12"))
+            verdicts = [CONFIRMED if b <= MODEST else REFUTED if a > MODEST else UNDECIDED for a, b in spans]
+            parts[path.stem] = worst(verdicts), _text(entry, rows)
+            decide += [path.stem] * (entry["batches"] >= ENOUGH)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            what = f"holds no timings that can be read, {reason(error)}"
+            raise DamagedFile(f"{path} {what}: restore it, or take it away and run bench again") from error
     return combined(parts, decide, short=False)
 
 

@@ -26,10 +26,10 @@ PROOFS: dict[str, Callable[[Subject], Shown | None]] = {
 
 def prove_all(subject: Subject, command: str, names: Iterable[str] | None = None) -> list[Proof]:
     """Run the named proofs (all by default) on a subject; those that do not apply to its corpus are left out."""
-    proofs, settings = [], subject.settings
-    for name in names or PROOFS:
-        if name not in PROOFS:
-            raise unknown("proof", name, PROOFS)
+    proofs, settings, names = [], subject.settings, list(names or PROOFS)
+    if odd := [name for name in names if name not in PROOFS]:
+        raise unknown("proof", odd[0], PROOFS)
+    for name in names:
         subject.say(f"proof {name}")
         if (shown := PROOFS[name](subject)) is None:
             continue

@@ -1,6 +1,5 @@
 """A proof's outcome, the file that holds all of them (proofs.jsonl), and what stored ones say beside new ones."""
 
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,11 +8,11 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from chameleon_lite import files
-from chameleon_lite.errors import DamagedFile, UserError
+from chameleon_lite.errors import UserError
 
 from ...claims.paper import paper, published
 from ...records import refuse_unfit
+from ...stored import read_lines, storing
 
 COMMIT = "f163587"  # of the released repository, which every statement about its functions refers to
 CLUSTERINGS = 20  # of the validation rows, over which the metric's spread is taken
@@ -52,7 +51,7 @@ def store_proofs(proofs: list[Proof], results: Path) -> Path:
             raise UserError(f"proof {p.proof}: {bad[0]} is not finite")
     stored = {p.key: p for p in [*load_proofs(results), *proofs]}
     path = Path(results) / "proofs.jsonl"
-    with files.atomic(path) as part:
+    with storing(path) as part:
         part.write_text(
             "".join(stored[key].model_dump_json() + "\n" for key in sorted(stored)), encoding="utf-8"
         )
@@ -62,14 +61,7 @@ def store_proofs(proofs: list[Proof], results: Path) -> Path:
 def load_proofs(results: Path) -> list[Proof]:
     """The proofs of a results folder, [] where there are none; DamagedFile when the file cannot be read."""
     path = Path(results) / "proofs.jsonl"
-    if not path.is_file():
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [Proof.model_validate(json.loads(line)) for line in lines]
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise DamagedFile(f"{path} is damaged ({reason}): make the proofs again") from error
+    return read_lines(path, Proof) if path.is_file() else []
 
 
 def stored_sentences(stored: list[Proof], names: Iterable[str]) -> dict[str, str]:
