@@ -23,7 +23,7 @@ BY_LAUNCH = "ours, launch by launch"
 
 
 class HeadWork:
-    """One loss and its gradients of `down` (R, C) and `up` (V, R), computed in different ways on the same numbers."""
+    """One loss and its gradients of `down` (R, C) and `up` (V, R), in different ways on the same numbers."""
 
     def __init__(self, bench: Bench, tokens: int) -> None:
         self.bench, self.tokens = bench, tokens
@@ -40,7 +40,7 @@ class HeadWork:
         return self._loss(self.compact, self.target, self.weight)
 
     def replayed(self) -> Callable[[], Tensor]:
-        """The step as training does it on a GPU: recorded once, then states and targets copied in and replayed."""
+        """The step as in training on a GPU: recorded once, then states and targets copied in and replayed."""
         recorder = Recorder(self.bench.device)
 
         def work(h: Tensor, target: Tensor) -> Tensor:
