@@ -7,7 +7,6 @@ epoch and for every regime, and form all logits. Where their objective differs f
 
 import warnings
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -86,19 +85,6 @@ def concatenated(h: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> tuple[T
     extra = -(-len(down) // 8) * 8 - len(down)
     z = F.pad(h @ down.T.to(h.dtype), (0, extra))
     return torch.cat([h, z], -1), torch.cat([weight, F.pad(up, (0, extra)).to(weight.dtype)], -1)
-
-
-def liger_loss():
-    """Liger's fused linear cross-entropy as a function (h, weight, target) → summed loss; for GPUs only."""
-    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-
-    fused = LigerFusedLinearCrossEntropyLoss(reduction="sum")
-    return lambda h, weight, target: fused(weight, h, target)
-
-
-def torch_fused_loss():
-    """torch's own linear cross-entropy, (h, weight, target) → summed loss, where torch has one."""
-    return partial(F.linear_cross_entropy, reduction="sum")
 
 
 def train_as_released(

@@ -44,23 +44,18 @@ class Prompts:
         greedy = length | {"do_sample": False, "pad_token_id": self.bench.backbone.pad_id}
         return model.generate(input_ids=ids, attention_mask=mask, **greedy, **extra)[:, ids.shape[1] :]
 
+    @torch.no_grad()
     def gate(self, model, update, tokens: Tensor, expected: Tensor) -> dict:
         """Rows whose first differing token was no near tie, by the adapted model's logits."""
-        wrong = 0
-        for b in (tokens != expected).any(1).nonzero().flatten().tolist():
-            step = int((tokens[b] != expected[b]).nonzero()[0])
-            best = self._next_logits(model, update, b, expected[b, :step]).topk(2).values
-            wrong += bool(best[0] - best[1] > SAME_LOGITS)
-        return gate("rows with other greedy tokens where the two best logits are apart", float(wrong), 0.0)
-
-    @torch.no_grad()
-    def _next_logits(self, model, update, b: int, new: Tensor) -> Tensor:
-        """The logits (V,) after row b's prompt and some new tokens, from a pass over the whole batch."""
-        tail = new[None].expand(self.count, -1)
-        ids = torch.cat([self.ids, tail], 1)
-        mask = torch.cat([self.mask, torch.ones_like(tail)], 1)
-        options = {"position_ids": (mask.cumsum(1) - 1).clamp_min(0), "logits_to_keep": 1}
-        return model(input_ids=ids, attention_mask=mask, head_update=update, **options).logits[b, -1]
+        ids = torch.cat([self.ids, expected], 1)
+        mask = torch.cat([self.mask, torch.ones_like(expected)], 1)
+        options = {"position_ids": (mask.cumsum(1) - 1).clamp_min(0), "logits_to_keep": self.new + 1}
+        best = model(input_ids=ids, attention_mask=mask, head_update=update, **options).logits.topk(2).values
+        differs = tokens != expected  # (B, new)
+        first = differs.int().argmax(1, keepdim=True)
+        apart = (best[:, :, 0] - best[:, :, 1]).gather(1, first) > SAME_LOGITS  # (B, 1)
+        wrong = int((differs.any(1) & apart[:, 0]).sum())
+        return gate("rows with other greedy tokens where the two best logits are apart", wrong, 0)
 
 
 def one_at_a_time(bench: Bench) -> dict:

@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from chameleon_lite.batches import Arrangement
@@ -58,9 +59,9 @@ class HeadWork:
         with torch.autocast(self.bench.device.type, torch.bfloat16):
             return loss(self.h, self.target, self.matrix, self.down, self.up)
 
-    def fused(self, make: Callable[[], Callable]) -> Callable[[], None]:
-        """A step of a fused linear cross-entropy on the concatenation, in this machine's 16-bit format."""
-        loss, matrix = make(), self.matrix.to(self.bench.fast)
+    def fused(self, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], None]:
+        """A step of a fused linear cross-entropy (h, weight, target) on the concatenation, in 16 bits."""
+        matrix = self.matrix.to(self.bench.fast)
         joined = partial(baselines.concatenated, self.compact, matrix, self.down, self.up)
         return self.step(lambda: loss(*joined(), self.target))
 
@@ -159,12 +160,22 @@ def head_memory(bench: Bench) -> dict:
 def head_kernels(bench: Bench) -> dict:
     """B7: against fused linear cross-entropies on [h, z] and [W | up], wherever they are installed."""
     work = HeadWork(bench, bench.size(cpu=1_020, gpu=8_160, quick=256))
-    losses = {"Liger": baselines.liger_loss, "F.linear_cross_entropy": baselines.torch_fused_loss}
-    peers, absent = runnable({name: partial(work.fused, loss) for name, loss in losses.items()})
+
+    def liger() -> Callable[[], None]:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        fused = LigerFusedLinearCrossEntropyLoss(reduction="sum")
+        return work.fused(lambda h, weight, target: fused(weight, h, target))
+
+    def of_torch() -> Callable[[], None]:
+        return work.fused(partial(F.linear_cross_entropy, reduction="sum"))
+
+    makers = {"Liger": liger, "F.linear_cross_entropy": of_torch}
+    peers, absent = runnable(makers)
     times = bench.race({"ours": work.step(work.ours), **peers})
     return row(
         "head, against fused kernels on the concatenation",
-        times.against(dict.fromkeys(losses, bench.goal(2, 4)), absent=absent),
+        times.against(dict.fromkeys(makers, bench.goal(2, 4)), absent=absent),
         work.both_gates(),
         limit="three products become one",
         workload={"tokens": work.tokens, "arithmetic": str(bench.fast)},

@@ -237,7 +237,15 @@ def torch_step(task: HeadTask, chunk: Chunk, base: Tensor, gh: Tensor | None, re
     nll = _nll(logits, p, index)
     if gh is not None or any(x is not None for x in task.gradients):
         p.scatter_add_(1, index, p.new_full(index.shape, -1.0))  # now dloss/dlogits
-        _add_all_gradients(task, chunk, part, z, p, gh)
+        shift, dtype = shift_of(weight.weight.dtype), weight.weight.dtype
+        g = p.mul_(shift) if shift != 1.0 else p
+        g = g if g.dtype == dtype else buffer(weight, "g", n, dtype).copy_(g)  # (n, Vp)
+        task.add_gradients(chunk, part, z, g, gh)
+        if task.gradients.bias is not None:
+            counts = (chunk.target != IGNORED).to(p.dtype).unsqueeze(0)  # (1, n)
+            if part.ids is not None:
+                counts = counts * F.one_hot(part.local, len(part.ids)).T  # (groups, n)
+            task.add("bias", (counts @ p)[:, : weight.vocab] / shift, part.ids)
     return nll.masked_fill(chunk.target == IGNORED, 0.0)
 
 
@@ -250,23 +258,6 @@ def _nll(logits: Tensor, p: Tensor, index: Tensor) -> Tensor:
     if p.device.type == "cpu" and bool((picked > DIGITS_FROM).all()):
         return -picked.log()
     return logits.amax(1) - p.amax(1).log() - logits.gather(1, index).squeeze(1)
-
-
-def _add_all_gradients(
-    task: HeadTask, chunk: Chunk, part: ChunkFactors, z: Tensor | None, p: Tensor, gh: Tensor | None
-) -> None:
-    """From dloss/dlogits p (n, Vp), which it may overwrite, add the head's gradients and write gh (n, C)."""
-    dtype = task.weight.weight.dtype
-    shift = shift_of(dtype)
-    g = p.mul_(shift) if shift != 1.0 else p
-    if g.dtype != dtype:
-        g = buffer(task.weight, "g", len(p), dtype).copy_(g)  # (n, Vp)
-    task.add_gradients(chunk, part, z, g, gh)
-    if task.gradients.bias is not None:
-        counts = (chunk.target != IGNORED).to(p.dtype).unsqueeze(0)  # (1, n)
-        if part.ids is not None:
-            counts = counts * F.one_hot(part.local, len(part.ids)).T  # (groups, n)
-        task.add("bias", (counts @ p)[:, : task.weight.vocab] / shift, part.ids)
 
 
 class TorchPass:

@@ -46,12 +46,6 @@ def lloyd(x: Tensor, start: Tensor, steps: int, tolerance: float = TOLERANCE) ->
     return centroids
 
 
-def assign(x: Tensor, centroids: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
-    """Nearest centroid of each row: labels (N,) and squared distances (N,); norms (N,) are ‖x‖²."""
-    closeness, labels = closest(x, centroids)
-    return labels, (norms - 2 * closeness).clamp_min(0)
-
-
 def closest(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     """For each row of x (N, C) the largest x·c − ½‖c‖² over centroids (K, C): value, label (N,) each."""
     half = -0.5 * centroids.square().sum(1)  # (K,)
