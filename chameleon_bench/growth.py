@@ -1,6 +1,6 @@
-"""How time and memory grow: seconds per stage against rows, clusters, vocabulary and rank, and the slope of each.
+"""How time and memory grow: seconds per stage against rows, clusters, vocabulary and rank, and each slope.
 
-Random text and the `tiny` backbone: what is measured is how a stage grows, not how fast it is. A slope is that of
+Random text and the `tiny` backbone: what is measured is how a stage grows, not how fast it is. A slope is of
 log seconds over log size through the larger half of the sizes: 1 is proportional, 0 is flat.
 """
 

@@ -126,7 +126,7 @@ def conditions(quick: bool) -> dict:
 
 
 def summary(entry: dict) -> str:
-    """An entry as printed: its status, its comparisons as a table, the gates that failed, why a goal was missed."""
+    """An entry as printed: status, comparisons as a table, gates that failed, why a goal was missed."""
     what = entry["what"] or entry["unavailable"]
     lines = [f"{entry['name']:<8} {entry['status']}: {what} ({entry['seconds']:.0f} s)"]
     if entry.get("comparisons"):

@@ -1,10 +1,10 @@
 """B16: the command `adapt` on many short texts, within a limit of memory.
 
     docstrings ─ fit, small ─▶ adapter ┐
-               ─ 24 words each ─▶ JSONL ┴─ chameleon-lite adapt, in a subprocess ─▶ peak, seconds, rows per second
+               ─ 24 words each ─▶ JSONL ┴─ chameleon-lite adapt, in a subprocess ─▶ peak, seconds
 
-Memory is that of the whole process, interpreter and libraries included: what a machine must have, not what was added.
-The same command on one row shows what starting and loading take.
+Memory is that of the whole process, libraries included: what a machine must have, not what was added. The
+same command on one row shows what starting and loading take.
 """
 
 import itertools
@@ -107,7 +107,7 @@ def _adapt(bench: Bench, folder: Path, texts: list[str]) -> tuple[Usage, list[di
 
 
 def run(arguments: Sequence[str]) -> Usage:
-    """Run `chameleon-lite` with these arguments on THREADS threads; RunFailed, with its last line, if it fails."""
+    """Run `chameleon-lite` with these arguments on THREADS threads; RunFailed, with its last line."""
     limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(THREADS))
     command = [sys.executable, "-c", WATCH, sys.executable, "-m", "chameleon_lite", *arguments]
     started = time.perf_counter()

@@ -1,9 +1,9 @@
-"""The layers' pass of a training step on packed rows, where the model reads packed documents as if each were alone.
+"""The layers' pass of a training step on packed rows, where a model reads each document as if it were alone.
 
-rows (B,) of a step ─ first fit ─▶ pieces of a few packed rows ─ layers, on a GPU recorded ─▶ h (M, C), target (M,)
+rows (B,) of a step ─ first fit ─▶ pieces of packed rows ─ layers, on a GPU recorded ─▶ h (M, C), target (M,)
 
-A small model's step on a fast GPU takes as long as the host needs to launch its thousands of kernels. Recorded once,
-they are launched together.
+A small model's step on a fast GPU takes as long as the host needs to launch its thousands of kernels.
+Recorded once, they are launched together.
 """
 
 import gc
@@ -34,24 +34,23 @@ ROW_MULTIPLE = 16  # attention with a mask is fastest on a GPU where the mask's 
 
 
 def layer_pass(backbone: Backbone, table: TokenTable, record: bool = True) -> "PackedPass | None":
-    """The packed pass for a table's documents, recorded on a GPU if `record`; None where the model cannot take it."""
+    """The packed pass for a table's documents, on a GPU recorded if `record`; None if the model cannot."""
     longest = int(table.lengths.max())
     if not takes_packed(backbone, longest):
         return None
     budget = STEP_TOKENS.get(backbone.device.type, STEP_TOKENS["cpu"])
     length = row_length(longest, budget)
     n_rows = max(1, budget // length)
-    run = recorded(backbone, n_rows, length) if record else None
-    return PackedPass(
-        run or Layers(backbone), backbone.device, table, budget, length, n_rows if run else None
-    )
+    if record and (run := recorded(backbone, n_rows, length)):
+        return PackedPass(run, backbone.device, table, budget, length, n_rows)
+    return PackedPass(Layers(backbone), backbone.device, table, budget, length, None)
 
 
 class PackedPass:
     """Documents in packed rows of `length` tokens, at most `budget` tokens or one row at a time.
 
-    `n_rows`: every piece has as many rows, some of them empty, as a recorded pass needs it. Documents longer than
-    `length` come last, in pieces of longer rows.
+    `n_rows`: every piece has as many rows, some of them empty, as a recorded pass needs it. Documents longer
+    than `length` come last, in pieces of longer rows.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class PackedPass:
         return out
 
     def packed(self, rows: Tensor) -> tuple[Packed, Tensor]:
-        """Documents rows (B,) of one piece in packed rows, and for each in its order there the place in `rows`.
+        """Documents rows (B,) of one piece in packed rows, and for each, in that order, its place in `rows`.
 
         First fit gives the documents of some rows, taken in the same order, the same rows again.
         """
@@ -88,7 +87,7 @@ class PackedPass:
         return packed(self.table, in_rows, length, n_rows), torch.from_numpy(np.concatenate(fitted))
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Documents rows (B,) of one piece to states (M, C), targets (M,), and row numbers (M,) on the host."""
+        """Documents rows (B,) of a piece to states (M, C), targets (M,), and row numbers (M,) on the host."""
         piece, place = self.packed(rows)
         ids, position, document = sent(torch.stack([piece.ids, piece.position, piece.document]), self.device)
         state, target = sent(torch.stack([piece.state, piece.target]), self.device)
@@ -101,13 +100,13 @@ class PackedPass:
 
 
 def row_length(longest: int, budget: int) -> int:
-    """Tokens of a packed row: the longest document's if that is within the budget, and not fewer than ROW_LENGTH."""
+    """Tokens of a packed row: the longest document's if the budget allows, and not fewer than ROW_LENGTH."""
     return max(ROW_LENGTH, min(_aligned(longest), budget // ROW_MULTIPLE * ROW_MULTIPLE))
 
 
 @torch.no_grad()
 def takes_packed(backbone: Backbone, longest: int) -> bool:
-    """Whether the backbone's states of packed documents of up to `longest` tokens are those of each alone; LoRA is off.
+    """Whether states of packed documents of up to `longest` tokens are those of each alone; LoRA is off.
 
     Tried at that length, since a layer's sliding window only matters in documents longer than it.
     """
@@ -136,9 +135,10 @@ def _aligned(length: int) -> int:
 class RecordedLayers:
     """`Layers` for one shape (rows, length), recorded for replay: a CUDA graph forwards and one back.
 
-    Other shapes take the plain pass. A pass forwards must have had its pass backwards, or need none, before the next
-    one: both use the same memory, in which the activations stay until `release`. The graphs read the LoRA factors
-    where they lie, so they must not outlive a move of the model; dropout draws anew in every replay.
+    Other shapes take the plain pass. A pass forwards must have had its pass backwards, or need none, before
+    the next one: both use the same memory, in which activations stay until `release`. The graphs read the
+    LoRA factors where they lie, so they must not outlive a move of the model; dropout draws anew in every
+    replay.
     """
 
     def __init__(self, backbone: Backbone, rows: int, length: int) -> None:
@@ -147,7 +147,7 @@ class RecordedLayers:
         self.factors = list(self.plain.parameters())
         self.sums = [torch.zeros_like(p) for p in self.factors]
         self.mode = self._mode()
-        # The graph adds to gradients on its own stream. Autograd synchronises correctly; this silences its warning.
+        # The graph adds to gradients on its own stream. Autograd synchronises; this silences its warning.
         if quiet := getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None):
             quiet(False)
         ids = torch.zeros(self.shape, dtype=torch.int64, device=backbone.device)
@@ -173,8 +173,8 @@ class RecordedLayers:
     def _keep_gradients_apart(self) -> None:
         """Give every factor without a gradient zeros of its own to add to.
 
-        A replay leaves gradients where the last one left them. As a factor's first gradient such a tensor would be
-        kept, not copied, and the next piece would write over the sum.
+        A replay leaves gradients where the last one left them. As a factor's first gradient such a tensor
+        would be kept, not copied, and the next piece would write over the sum.
         """
         without = [(p, total) for p, total in zip(self.factors, self.sums) if p.grad is None]
         if without:
@@ -189,7 +189,7 @@ class RecordedLayers:
 
 
 def recorded(backbone: Backbone, rows: int, length: int) -> RecordedLayers | None:
-    """The layers' pass for packed rows (rows, length), recorded; None without a GPU or, with a warning, if it fails."""
+    """The layers' pass for (rows, length), recorded; None without a GPU or, with a warning, if it fails."""
     if backbone.device.type != "cuda":
         return None
     try:

@@ -1,9 +1,9 @@
 """Documents laid one behind the other in rows of one length, so that a model's pass holds hardly any padding.
 
-    lengths (N,) ─ first_fit ─▶ rows of documents ─ packed ─▶ ids, position, document (B, T) ─ sees ─▶ (B, 1, T, T)
+    lengths (N,) ─ first_fit ─▶ rows of documents ─ packed ─▶ ids, position, document (B, T) ─ sees ─▶ mask
 
-A model that is told each token's position in its own document, and which tokens it may see, reads every document as
-if it were alone.
+With each token's position in its own document, and a mask of what it may see, a model reads every document
+as if it were alone.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from ..text import TokenTable, cumulative, ragged
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """D documents in B rows of T tokens, and their M scored tokens, document after document; all on the host."""
+    """D documents in B rows of T tokens, and their M scored tokens, one after another; all on the host."""
 
     ids: Tensor  # (B, T) int64
     position: Tensor  # (B, T) int64 inside the document
@@ -29,7 +29,7 @@ class Packed:
 
 
 def first_fit(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
-    """Lengths (N,) to rows of document numbers: the longest first, each into the first row that has room for it.
+    """Lengths (N,) to rows of document numbers: the longest first, each into the first row with room for it.
 
     Raises ValueError for a document longer than `capacity`.
     """
@@ -45,7 +45,7 @@ def first_fit(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
 
 
 def packed(table: TokenTable, rows: Sequence[np.ndarray], length: int, n_rows: int | None = None) -> Packed:
-    """Rows of document numbers, as `first_fit` makes them, to B rows of T = `length`; B is `n_rows` where given.
+    """Rows of document numbers, of `first_fit`, to B rows of T = `length`; B is `n_rows` where given.
 
     Rows beyond those that documents fill are padding.
     """
