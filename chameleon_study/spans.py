@@ -4,12 +4,13 @@ job ─▶ Span ─▶ runs/spans.jsonl ─ pack_spans ─▶ results/spans.json
 """
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from chameleon_lite import files
 
@@ -58,10 +59,12 @@ def pack_spans(experiment: str, runs: Path, results: Path) -> Path:
 
 
 def load_spans(results: Path) -> list[Span]:
-    """The spans of a folder, none where there is no file."""
-    path = Path(results) / FILE
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return [Span.model_validate_json(line) for line in lines]
+    """The spans of a folder, none where there is no file; a line that a kill cut is none."""
+    path, spans = Path(results) / FILE, []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        with suppress(ValidationError):
+            spans.append(Span.model_validate_json(line))
+    return spans
 
 
 def device_minutes(spans: list[Span]) -> pd.DataFrame:
