@@ -149,7 +149,7 @@ def experiment_from(raw: dict[str, Any], profile: str = "smoke", **overrides: An
 
     Raises UserError, with the key, for whatever cannot be used.
     """
-    _check_values(raw)
+    _check_values(raw, "settings", (), set())
     raw = dict(raw)
     sections = raw.pop("profiles", {})
     if not isinstance(sections, dict) or not all(isinstance(part, dict) for part in sections.values()):
@@ -187,17 +187,18 @@ def load_experiment(path: Path | str, profile: str = "smoke", **overrides: Any) 
         raise UserError(f"{path}: {error}") from None
 
 
-def _check_values(value: Any, where: str = "", above: tuple[int, ...] = ()) -> None:
+def _check_values(value: Any, where: str, above: tuple[int, ...], seen: set[int]) -> None:
     """Refuse what is no setting of any kind: keys that are no text, what holds itself, numbers that are none."""
     if isinstance(value, dict | list):
         if id(value) in above or len(above) == DEEPEST:
             raise UserError(f"{where}: holds itself, or is nested more than {DEEPEST} deep")
+        if id(value) in seen:  # an alias; without this, aliases of aliases would take for ever
+            return
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             if isinstance(value, dict) and not isinstance(key, str):
-                raise UserError(
-                    f"{where or 'settings'}: the key {key!r} is {type(key).__name__}, no text: quote it"
-                )
-            _check_values(item, f"{where}.{key}".removeprefix("."), (*above, id(value)))
+                raise UserError(f"{where}: the key {key!r} is {type(key).__name__}, no text: quote it")
+            _check_values(item, f"{where}.{key}".removeprefix("settings."), (*above, id(value)), seen)
+        seen.add(id(value))
     elif isinstance(value, str) and (flaw := flaw_of(value)):
         raise UserError(f"{where}: {flaw}")
     elif isinstance(value, float) and not math.isfinite(value):
