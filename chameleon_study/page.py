@@ -21,7 +21,7 @@ __all__ = ["csv_link", "keep", "published", "root", "start"]
 
 
 def root() -> Path:
-    """The project's folder, found from where the package lies; UserError for an install without its sources."""
+    """The project's folder, found from where the package lies; UserError for an install without it."""
     folder = Path(__file__).resolve().parents[1]
     if not (folder / "_toc.yml").exists():
         raise UserError("notebooks need the project's folder: clone it and run pip install -e . inside it")

@@ -20,9 +20,9 @@ PAPER_RANK = 4
 def parameter_table(backbone_name: str, rank: int = PAPER_RANK) -> dict[str, int]:
     """Parameter counts for a backbone, without its weights.
 
-    total: all of the frozen model, a tied matrix once · lora_head, lora_layers, lora_everywhere: LoRA in the head, in
-    all layers, in both · hyper_head: the hyper-network · matched_rank: the LoRA head's rank that matches it · width C
-    · vocab V · adapted_layers.
+    total: the frozen model, a tied matrix once · lora_head, lora_layers, lora_everywhere: LoRA in the head,
+    all layers, both · hyper_head: the hyper-network · matched_rank: the LoRA head's rank that matches it ·
+    width C · vocab V · adapted_layers.
     """
     from transformers import AutoModelForCausalLM
 

@@ -1,9 +1,9 @@
-"""Files of a results folder: stored whole with their checksum, and compared with it whenever they are read.
+"""Files of a results folder: stored whole with their checksum, compared with it whenever they are read.
 
     results/SHA256SUMS    a line for each file, which `sha256sum --check` reads too
 
-A folder without that file, such as one of raw runs, is read as it is. Whatever cannot be read is a DamagedFile with
-its name, and no part of it is used.
+A folder without that file, such as one of raw runs, is read as it is. Whatever cannot be read is a
+DamagedFile with its name, and no part of it is used.
 """
 
 import hashlib

@@ -2,10 +2,8 @@
 
     written (D, M) tokens, reference texts, batch (D,) ─ document_scores ─▶ one row per document
 
-ROUGE-L: F1 over the longest common subsequence of words (Lin 2004, "ROUGE: a package for automatic evaluation of
-summaries"). Distinct-n: distinct n-grams of tokens over all n-grams (Li et al. 2016, "A diversity-promoting objective
-function for neural conversation models"). Repeated: one minus the distinct share of 4-grams, seq-rep-4 of Welleck et
-al. 2020 ("Neural text generation with unlikelihood training").
+ROUGE-L: F1 over the longest common subsequence of words (Lin 2004). Distinct-n: distinct over all n-grams
+of tokens (Li et al. 2016). Repeated: 1 − distinct-4 (seq-rep-4, Welleck et al. 2020).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -46,10 +44,10 @@ def repeated(text: Sequence[int]) -> float:
 
 
 def document_scores(tokens: np.ndarray, agreement: np.ndarray, batch: np.ndarray) -> pd.DataFrame:
-    """One row per document: agreement (D,), its tokens' (D, M) variety and repetition, and its batch's variety.
+    """One row per document: agreement (D,), variety and repetition of tokens (D, M), its batch's variety.
 
-    "Across a cluster" means the documents of one cluster batch, batch (D,): n-grams that one of them has from another
-    lower the batch's distinct share and leave each document's own as it is. Every document carries its batch's value.
+    n-grams that documents of one cluster batch, batch (D,), share lower the batch's distinct share and leave
+    each document's own as it is.
     """
     texts = pd.Series(tokens.tolist())
     variety = {f"distinct_{n}": [distinct([t], n) for t in texts] for n in (1, 2)}

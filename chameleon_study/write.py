@@ -1,11 +1,11 @@
 """Trained heads write: test prompts continued greedily, under the evaluation's conditions (claim 16).
 
-    prompt (the prefix) ─ left-padded, with cache ─▶ head.factors(condition of the document's batch) ─▶ tokens (D, M)
+    prompt ─ left-padded, with cache ─▶ head.factors(condition of its batch) ─▶ tokens (D, M)
     tokens and reference, both cut to as many ─▶ scores, one row per document (text_scores.py)
 
-The condition is fixed before the first new token and depends on condition spans alone, so no scored token influences
-the text (the information rule). Every text has M tokens. End tokens are suppressed: the training documents contain
-none, so stopping early would measure a habit of the frozen model that training removed. The texts are not stored.
+The condition is fixed before the first new token and depends on condition spans alone, so no scored token
+influences the text (the information rule). End tokens are suppressed: the training documents contain none,
+so stopping early would measure a habit of the frozen model. The texts are not stored.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +47,7 @@ def writing(settings: Experiment) -> list[str]:
 def generated(
     context: Context, seeded: SeedClusterings, regimes: Sequence[Regime], members: dict[str, Member]
 ) -> dict[str, pd.DataFrame]:
-    """Regime to its scores, one row per continued document with its `row` in the test table; {} if none writes."""
+    """Regime to its scores, one row per continued document with its `row` in the test table."""
     settings, material = context.settings, context.material
     names, out = writing(settings), {}
     if not names:
@@ -74,7 +74,7 @@ def chosen(settings: Experiment, table: TokenTable) -> Tensor:
 
 
 def writer(settings: Experiment, material: PreparedCorpus):
-    """The package's own adapted model on the study's backbone; each call brings the update it generates with."""
+    """The package's adapted model on the study's backbone; each call brings the update it uses."""
     from chameleon_lite.chameleon import ChameleonLiteForCausalLM
 
     with torch.random.fork_rng(devices=[]):  # the model's head, never used, is drawn at random
@@ -83,7 +83,7 @@ def writer(settings: Experiment, material: PreparedCorpus):
 
 
 def conditions(source: Source | None, arrangement: Arrangement, size: int) -> tuple[Condition, Tensor] | None:
-    """All conditions (G, …) that a source gives in evaluation's steps, and each document's number (N,) in them.
+    """All conditions (G, …) of a source in evaluation's steps, and each document's number (N,) in them.
 
     Step by step, of `size` rows, as in `train.evaluate`: some sources read the other rows of the step.
     """
@@ -108,7 +108,7 @@ def write(
     table: TokenTable,
     settings: Experiment,
 ) -> Tensor:
-    """New tokens (D, M) of documents rows (D,) on the host, greedy; for a head of None the backbone writes by itself.
+    """New tokens (D, M) of documents rows (D,) on the host, greedy; with a head of None the backbone's own.
 
     Prompts of like length are continued together, which saves padding; a document's condition stays its own.
     """
@@ -132,7 +132,7 @@ def write(
 
 
 def prompts(table: TokenTable, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Ids (B, T) and mask (B, T) of the documents' unscored starts, padded on the left; T is the longest's."""
+    """Ids (B, T) and mask (B, T) of the documents' unscored starts, padded on the left."""
     starts = [table.ids[table.offsets[i] : table.offsets[i] + table.prefix[i]] for i in rows.tolist()]
     return left_padded(starts, table.pad_id)
 
@@ -147,7 +147,7 @@ def agreement(tokens: Tensor, table: TokenTable, rows: Tensor, tokenizer) -> np.
 
 
 def _update(head: Head, condition, rows: Tensor) -> Callable[..., Tensor]:
-    """The head's update for some rows, each under its own condition; factors of these rows' conditions only."""
+    """The head's update for some rows, each under its own condition; factors of these alone."""
     if condition is None:
         return update_logits(head.factors(None), None, len(rows))
     conditions, group = condition

@@ -1,4 +1,4 @@
-"""Claims that the released tables themselves decide: rules over the stored proofs and the re-derived tables."""
+"""Claims that the released tables decide: rules over stored proofs and re-derived tables."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from .rules import CONFIRMED, REFUTED, UNDECIDED, ClaimVerdict, combined, worst
 
 TABLES = "table*-released*.jsonl"  # experiments that re-derive the published tables
 TRAINED = ("R1", "R4")  # the published rows that something was trained for
-# by table: tokens a row is padded to, and the released procedure's name; the two scripts initialise differently
+# by table: tokens of a padded row, the released procedure's name; the two scripts initialise differently
 RELEASED = {1: (256, "as_released"), 2: (512, "as_released + initialisation=alpaca")}
 SPREAD = 2.0  # standard deviations over seeds around the mean that a published number may lie in
 
@@ -29,11 +29,11 @@ def without_a_model(evidence: StoredRuns) -> ClaimVerdict:
 
 
 def published_again(evidence: StoredRuns) -> ClaimVerdict:
-    """Claim 22: the re-derived losses of LoRA and of the hyper-network have the published ones in their spread.
+    """Claim 22: the re-derived losses of both trained rows have the published ones in their spread.
 
-    The spread is mean ± 2 standard deviations over seeds, so two seeds at least. Only the paper's own backbone, data
-    and lengths under the released procedure decide; every other record is printed and leaves it open. Both rows of
-    a table are needed to confirm it, and one published loss outside refutes.
+    The spread is mean ± 2 standard deviations over seeds, so two seeds at least. Only the paper's backbone,
+    data and lengths under the released procedure decide; every other record is printed. Both rows of a table
+    are needed to confirm it, and one published loss outside refutes.
     """
     groups: dict[tuple, dict[str, list[Record]]] = {}
     for path in sorted(evidence.folder.glob(TABLES)):

@@ -1,8 +1,6 @@
 """Claim 11, that adapting costs little: a rule over the stored timings of every machine.
 
-    benchmarks/results/<machine>.json ─ overhead (whole batches, intervals) · B12 (generation) ─▶ verdict per machine
-
-The files are read as data: nothing here runs a benchmark, and no timing is made by the study.
+benchmarks/results/<machine>.json ─ overhead (whole batches), B12 (generation) ─▶ verdict per machine
 """
 
 import json
@@ -22,8 +20,8 @@ BESIDE = {"shown", "met", "missed"}  # of rows whose gates hold: a missed goal o
 def modest_overhead(evidence: StoredRuns) -> ClaimVerdict:
     """An adapted batch takes at most 10 % more than the plain one, at p50 and at p95, and so does generating.
 
-    Each interval must lie below 1.10 for "confirmed", or above for "refuted". A machine with fewer than 200 batches
-    shows its numbers and decides nothing. Waiting for a full batch is no work: it is printed as well, never counted.
+    Each interval must lie below 1.10 for "confirmed", or above for "refuted". A machine with fewer than 200
+    batches decides nothing. Waiting for a full batch is no work: it is printed as well, never counted.
     """
     parts, decide = {}, []
     for path in sorted(evidence.benchmarks.glob("*.json")):
@@ -44,7 +42,7 @@ def modest_overhead(evidence: StoredRuns) -> ClaimVerdict:
 
 
 def _spans(entry: dict, generating: dict | None) -> list[tuple[float, float]]:
-    """Low and high of adapted over plain seconds: batches at p50 and p95, and generation where it was timed."""
+    """Low and high of adapted over plain seconds: batches at p50 and p95, and generation."""
     spans = [(entry["ratios"][q]["low"], entry["ratios"][q]["high"]) for q in ("p50", "p95")]
     for c in generating["comparisons"] if generating else []:
         if c["theirs"]:

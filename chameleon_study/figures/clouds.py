@@ -1,4 +1,4 @@
-"""Vectors as points: maps coloured by group or number, a number against length; logit shifts as a heat map."""
+"""Vectors as points: maps by group or number, a number against length; shifts as a heat map."""
 
 from collections.abc import Sequence
 

@@ -8,7 +8,7 @@ from .style import look
 
 
 def learning_curves(ax, curves: pd.DataFrame, value: str = "validation_nll", frozen: float | None = None):
-    """Draw `curves` (columns regime, seed, epoch and `value`, nats per token); `frozen` is a horizontal line."""
+    """Draw columns regime, seed, epoch and `value` (nats per token); `frozen` is a horizontal line."""
     for index, (regime, rows) in enumerate(curves.dropna(subset=[value]).groupby("regime", sort=True)):
         points = [(epoch, *mean_and_span(at[value])) for epoch, at in rows.groupby("epoch", sort=True)]
         epoch, mean, span = (np.array(column) for column in zip(*points))

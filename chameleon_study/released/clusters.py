@@ -1,9 +1,9 @@
 """Clusters and batches of the released scripts, written anew and vectorised.
 
-    x (N, C) ── random rows as centroids, 10 Lloyd steps ─▶ labels (N,) ── one fixed list ─▶ batches of one cluster
+    x (N, C) ─ random rows as centroids, 10 Lloyd steps ─▶ labels (N,) ─ one fixed list ─▶ batches
 
-Released code: no seed, empty clusters keep their stale centroid, clusters may hold a single row, and the list of
-batches is made once. Here: the same with a seed; the method's cluster.py and batches.py hold what the study uses.
+Released code: no seed, empty clusters keep their stale centroid, clusters may hold a single row.
+Here: the same with a seed; the method's cluster.py and batches.py hold what the study uses.
 """
 
 import pandas as pd
@@ -41,7 +41,7 @@ def _means(rows: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
 def released_batches(labels: Tensor, size: int, *, seed: int) -> list[Tensor]:
     """Rows of labels (N,) as batches (≤ size,) of one cluster, clusters in order of first appearance.
 
-    The seed decides only which rows of a cluster larger than `size` share a batch; the list serves every epoch.
+    The seed decides only which rows of a cluster larger than `size` share a batch.
     """
     number = torch.from_numpy(pd.factorize(labels.cpu().numpy())[0])  # (N,) by first appearance
     return _cut(number, size, torch.Generator().manual_seed(seed))

@@ -1,12 +1,11 @@
 """The released procedure, the described one and the honest one as settings of the same switches.
 
-    Protocol(objective=…, average=…, …)     one field per difference; switches.yaml has what each is about
-    preset("as_released")                   what the released scripts do (ChameleonLLM's repository at f163587)
-    preset("as_described")                  what the paper's text says
-    preset("honest")                        what this book's study does
+    Protocol(objective=…, …)    one field per difference; switches.yaml has what each is about
+    preset("as_released")       what the released scripts do (ChameleonLLM's repository at f163587)
+    preset("as_described")      what the paper's text says
+    preset("honest")            what this book's study does
 
-A switch between two procedures can be turned alone, so that its worth can be measured; combinations
-that contradict themselves are refused with the reason.
+A switch can be turned alone, so that its worth can be measured; contradictions are refused with the reason.
 """
 
 from importlib.resources import files
@@ -70,7 +69,7 @@ PRESETS = {
 
 
 def preset(name: str, **switches: Any) -> Protocol:
-    """A preset with some switches turned; UserError for unknown names and for contradictions, with the reason."""
+    """A preset with some switches turned; UserError for unknown names and for contradictions."""
     if name not in PRESETS:
         raise unknown("protocol", name, PRESETS)
     for switch in switches:
@@ -90,9 +89,9 @@ def protocol_of(settings: ProtocolSettings) -> Protocol:
 
 
 def mended(settings: ProtocolSettings) -> list[tuple[str, ProtocolSettings]]:
-    """The protocols of a walk: the start, then one after each switch of `mend` took honest's value, cumulatively.
+    """The protocols of a walk: the start, then one after each switch of `mend` became honest, cumulatively.
 
-    Each comes with the name of the switch just turned ("" for the start). Every stop of the walk is checked.
+    Each comes with the name of the switch just turned ("" for the start), and is checked.
     """
     steps = [("", settings.model_copy(update={"mend": ()}))]
     for switch in settings.mend:

@@ -1,10 +1,10 @@
 """States and targets of rows padded to one length: what the released objectives score.
 
-    TokenTable ─ rows padded to `length`, mask by the protocol ─ backbone ─ pick ─▶ h (S, C), target (S,)
+    TokenTable ─ rows padded, mask by the protocol ─ backbone ─ pick ─▶ h (S, C), target (S,)
       cached: one pass, its scored positions stored on disk, then `ScoredStates`        `padded_states`
       live:   a pass per batch, for layers that train or a backbone with dropout on   `LivePaddedStates`
 
-The pass computes padded positions too where the mask lets them be attended; nothing else gives their states.
+The pass computes padded positions where the mask lets them be attended; nothing else gives their states.
 """
 
 from contextlib import nullcontext
@@ -43,7 +43,7 @@ class Scoring:
             raise unknown("objective", self.objective, OBJECTIVES)
 
     def batch(self, table, rows) -> tuple[Tensor, Tensor, Pick]:
-        """Documents rows (B,) as ids (B, T), the backbone's mask (B, T), and rows, columns and targets (M,) that count.
+        """Documents rows (B,) as ids (B, T), the backbone's mask (B, T), and the pairs (M,) that count.
 
         T is the length, or the longest row's where padding is idle.
         """
@@ -59,7 +59,7 @@ class Scoring:
 def padded_states(
     backbone, table, scoring: Scoring, *, dtype: torch.dtype, folder: Path | None = None
 ) -> ScoredStates:
-    """The scored pairs of a table on the backbone's device; states come from disk where they were computed before."""
+    """The scored pairs of a table on the backbone's device; states are stored on disk."""
     device = backbone.head.weight.device
     target, counts = _targets(table, scoring)
 
@@ -123,10 +123,10 @@ def _targets(table, scoring: Scoring) -> tuple[np.ndarray, np.ndarray]:
 
 
 def live_dropout(lm: nn.Module, value: float = GPT2_DROPOUT) -> dict:
-    """Give `lm.train()` an effect, which a training loop has that calls it on a frozen model; what was found and set.
+    """Give `lm.train()` on a frozen model an effect, as the scripts have; returns what was found and set.
 
-    GPT-2 has Dropout modules at 0.1. Llama-like models keep one number per attention module, `attention_dropout`, and
-    most ship with 0: then it is set. `applies` is False where the architecture has no dropout at all.
+    GPT-2 has Dropout modules at 0.1. Llama-like models keep a number per attention module, most at 0: then
+    it is set. `applies` is False where the architecture has no dropout at all.
     """
     modules = [m for m in lm.modules() if isinstance(m, nn.Dropout) and m.p > 0]
     if modules:

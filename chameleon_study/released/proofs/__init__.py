@@ -1,6 +1,6 @@
-"""The twelve experiments that show what the released tables measure, in the order a doubting reader would want them.
+"""The twelve experiments that show what the released tables measure, in a doubting reader's order.
 
-Subject (corpus, backbone, released procedure, one seed trained) ─ PROOFS ─▶ numbers, and words that are no numbers
+Subject (corpus, backbone, one seed trained) ─ PROOFS ─▶ numbers, and words that are no numbers
   ─ proofs.yaml: title, audit rows, a sentence ─▶ Proof
 """
 
@@ -25,7 +25,7 @@ PROOFS: dict[str, Callable[[Subject], Shown | None]] = {
 
 
 def prove_all(subject: Subject, command: str, names: Iterable[str] | None = None) -> list[Proof]:
-    """Run the named proofs (all by default) on a subject; those that do not apply to its corpus are left out."""
+    """Run the named proofs (or all) on a subject; those that do not apply to its corpus are left out."""
     proofs, settings, names = [], subject.settings, list(names or PROOFS)
     if odd := [name for name in names if name not in PROOFS]:
         raise unknown("proof", odd[0], PROOFS)

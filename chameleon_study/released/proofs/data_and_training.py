@@ -1,4 +1,4 @@
-"""Proofs about data and training: validation rows that were trained on, live dropout, the choice of the epoch."""
+"""Proofs about data and training: rows that were trained on, live dropout, the chosen epoch."""
 
 import copy
 
@@ -16,7 +16,7 @@ ROWS = {"cuda": 512, "cpu": 64}  # training rows read again with the backbone's 
 
 
 def alpaca_overlap(subject: Subject) -> Shown | None:
-    """Share of validation rows that are training rows, as released and disjoint; None without instructions."""
+    """Share of validation rows that are training rows, as released and disjoint; None for plain text."""
     if not subject.prompts:
         return None
     numbers = {}
@@ -34,7 +34,7 @@ def alpaca_overlap(subject: Subject) -> Shown | None:
 
 
 def dropout_and_selection(subject: Subject) -> Shown:
-    """Running training loss against the same heads re-read; last epoch against the lowest; live against cached."""
+    """Running loss against the heads re-read; last epoch against the lowest; live against cached."""
     numbers: dict[str, float] = {}
     for regime in ("R1", "R4"):
         m = subject.trained[regime][2]

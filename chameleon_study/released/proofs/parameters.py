@@ -1,4 +1,4 @@
-"""Proofs about parameters: the hyper-network is a bank of 33 adapters, and no transformer layer is adapted."""
+"""Proofs about parameters: the hyper-network is a bank of 33 adapters, no layer is adapted."""
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ CONDITIONS = 8
 
 
 def rebuilt(head: HyperHead, condition: Condition) -> tuple[float, float]:
-    """For each condition, `down` and `up` from the stored pairs and the gate: largest relative error of either.
+    """Largest relative error of `down` and `up` rebuilt from the stored pairs and the gate (G conditions).
 
     Also how far the update differs from the same blend of whole updates (ΔW = Σ u_k B_k A_k), on unit inputs:
     blending factors has cross terms, so the bank is one by storage and not by function.
@@ -51,7 +51,7 @@ def adapter_bank(subject: Subject) -> Shown:
 
 
 def untouched_layers(subject: Subject) -> Shown:
-    """Layers that a search for nn.Linear adapts: in GPT-2's exact geometry (no weights needed), in this backbone."""
+    """Layers that a search for nn.Linear adapts, in GPT-2's exact geometry and in this backbone."""
     from transformers import AutoModelForCausalLM, GPT2Config
     from transformers.pytorch_utils import Conv1D
 
