@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from chameleon_lite.backbone import Backbone
 from chameleon_lite.heads import Head
 from chameleon_lite.processes import Processes
 from chameleon_lite.train import Member, Source, average, evaluate, train_heads
 
 from .config import Experiment
-from .prepare import SEEN, PreparedCorpus, SeedClusterings, seed_material, split_view
+from .prepare import SEEN, PreparedCorpus, SeedClusterings, seed_material
 from .provenance import circumstances
 from .records import FOREIGN, TRANSFER, Record, name_of
 from .regimes import CLUSTERED, REGIMES, Regime
@@ -44,7 +45,6 @@ class Context:
     material: PreparedCorpus  # or a ReleasedCorpus, where a protocol is followed
     processes: Processes
     command: str
-    say: Say
 
 
 @dataclass
@@ -70,8 +70,8 @@ def train_seed(context: Context, trials: Sequence[tuple[Regime, float]], seed: i
     members, sources = [], {}  # sources by regime: its learning rates share them
     for r, rate in trials:
         if r.name not in sources:
-            sources[r.name] = [source_of(r, material, seeded, split) for split in ("train", "validation")]
-        head, name = _new_head(r, material, seeded), f"{r.name}@{rate:g}"
+            sources[r.name] = [source_of(r, seeded, split) for split in ("train", "validation")]
+        head, name = _new_head(r, material.backbone, seeded), f"{r.name}@{rate:g}"
         members.append(Member(name, head, *sources[r.name], rate, seed=seed * 1_000_003))
     orders = [order_of(settings, r) for r, _ in trials]
     for order in sorted(set(orders)):
@@ -93,19 +93,20 @@ def order_of(settings: Experiment, r: Regime) -> str:
     return CLUSTERED if settings.shared_order else r.order
 
 
-def source_of(r: Regime, material: PreparedCorpus, seeded, split: str, share: float = 0.0) -> Source | None:
+def source_of(r: Regime, seeded: SeedClusterings, split: str, share: float = 0.0) -> Source | None:
     """A regime's condition source for a split, None without one; `share` of its vectors are foreign ones."""
     if r.source is None:
         return None
-    view, train = split_view(material, seeded, split, share), split_view(material, seeded, "train")
-    return r.source(view, train, material.backbone.vocab)
+    return r.source(
+        seeded.with_foreign(split, share) if share else seeded.splits[split], seeded.splits["train"]
+    )
 
 
-def _new_head(r: Regime, material: PreparedCorpus, seeded: SeedClusterings) -> Head:
+def _new_head(r: Regime, backbone: Backbone, seeded: SeedClusterings) -> Head:
     """A freshly initialised head on the device; the seed is of the head alone, whatever the cohort."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeded.seed)
-        return r.head(material.backbone, split_view(material, seeded, "train")).to(material.backbone.device)
+        return r.head(backbone, seeded.splits["train"]).to(backbone.device)
 
 
 class PositionSums:
@@ -147,7 +148,7 @@ def measure(
             cohort = [r for r in readers if order_of(context.settings, r) == order]
             watch = PositionSums(probes.position_bins) if name == "test" and probes.position_bins else None
             nll = evaluate(
-                [head_and_source(r, members, material, seeded, split, share) for r in cohort],
+                [head_and_source(r, members, seeded, split, share) for r in cohort],
                 material.scored[split],
                 seeded.epoch(split, order, 0),
                 material.weight,
@@ -171,11 +172,11 @@ def _reads(r: Regime, split: str, share: float, foreign_regimes) -> bool:
 
 
 def head_and_source(
-    r: Regime, members: dict[str, Member], material, seeded, split: str, share: float = 0.0
+    r: Regime, members: dict[str, Member], seeded: SeedClusterings, split: str, share: float = 0.0
 ) -> tuple[Head | None, Source | None]:
     """A regime's head, None for the frozen model, and its condition source for a split (see `source_of`)."""
     member = members.get(r.weights_of or r.name)
-    return member.head if member else None, source_of(r, material, seeded, split, share)
+    return member.head if member else None, source_of(r, seeded, split, share)
 
 
 def split_of(name: str) -> str:

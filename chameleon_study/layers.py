@@ -30,7 +30,7 @@ from chameleon_lite.train import Member, evaluate, train_heads
 from chameleon_lite.train_layers import LiveStates, WithLayers
 
 from .evaluate import Context, Outcome
-from .prepare import PreparedCorpus, SeedClusterings, split_view
+from .prepare import PreparedCorpus, SeedClusterings
 from .regimes import CLUSTERED, GROUP, RANK, Regime
 
 NEIGHBOURS = 15  # other rows whose prefixes are put in front
@@ -91,7 +91,7 @@ def _trained(head: type[Head], context: Context, seeded, r: Regime, rate: float)
     live = {s: LiveStates(adapted, material.tables[s]) for s in ("train", "validation", "test")}
     sources = {s: None for s in live}
     if head is HyperHead:
-        sources = {s: GroupMean(split_view(material, seeded, s).vectors, GROUP) for s in live}
+        sources = {s: GroupMean(seeded.splits[s].vectors, GROUP) for s in live}
     with torch.random.fork_rng():
         torch.manual_seed(seeded.seed)
         add_lora(adapted, rank=RANK)

@@ -79,10 +79,11 @@ def common_facts(material) -> dict:
 
 @dataclass
 class SeedClusterings:
-    """What belongs to one seed: its clusterings, and with them the arrangements and what sources see."""
+    """What belongs to one seed: its clusterings, and with them the arrangements."""
 
     labels: dict[str, Tensor]  # (N,) batching clusters, small ones merged: decides the batches
-    splits: dict[str, Split]
+    splits: dict[str, Split]  # what condition sources see
+    foreign: Tensor | None
     quality: dict  # of the batching clustering, see cluster_quality.py
     seed: int
 
@@ -91,6 +92,13 @@ class SeedClusterings:
         generator = torch.Generator().manual_seed(self.seed * 100_003 + number)
         labels = self.labels[split]
         return arrange(len(labels), labels if order == "clustered" else None, generator)
+
+    def with_foreign(self, split: str, share: float) -> Split:
+        """A split with this share of its vectors replaced by foreign ones."""
+        view, generator = self.splits[split], torch.Generator().manual_seed(self.seed)
+        views = copy(view.views)
+        views["prefix"] = with_foreign(view.vectors, self.foreign, share, generator)
+        return replace(view, views=views)
 
 
 def prepare(
@@ -198,17 +206,7 @@ def _fit_seed(settings: ClusterSettings, material: PreparedCorpus, seed: int) ->
         domain = torch.tensor([number.get(group, 0) for group in material.tables[split].groups])
         splits[split] = Split(views, nearest, centroids, routing, domain)
     quality = cluster_quality(batching, groups=table.groups, lengths=table.lengths)
-    return SeedClusterings(labels, splits, quality, seed)
-
-
-def split_view(material: PreparedCorpus, seeded: SeedClusterings, split: str, foreign_share=0.0) -> Split:
-    """What condition sources see of a split; with `foreign_share` of its vectors replaced by foreign ones."""
-    view = seeded.splits[split]
-    if not foreign_share:
-        return view
-    views, generator = copy(view.views), torch.Generator().manual_seed(seeded.seed)
-    views["prefix"] = with_foreign(view.vectors, material.foreign, foreign_share, generator)
-    return replace(view, views=views)
+    return SeedClusterings(labels, splits, material.foreign, quality, seed)
 
 
 def timed(seconds: dict[str, float], stage: str, work: Callable):

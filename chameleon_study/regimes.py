@@ -24,7 +24,7 @@ GROUP_SIZES = (2, 4, 8, 16)  # besides 1 and GROUP, always 32 rows per optimiser
 BANK_SIZES = (2, 4, 8, 16)  # besides EXPERTS (claim 10)
 CLUSTERED = "clustered"
 NewHead = Callable[[Backbone, Split], Head]  # from the backbone and the training split
-NewSource = Callable[[Split, Split, int], Source]  # from the split to condition, the training split, V
+NewSource = Callable[[Split, Split], Source]  # from the split to condition and the training split
 
 
 @dataclass(frozen=True)
@@ -74,20 +74,20 @@ HEADS: dict[str, NewHead] = {
     "unigram": _unigram,
 }
 SOURCES: dict[str, NewSource] = {
-    **{f"group {n}": lambda s, train, vocab, n=n: GroupMean(s.vectors, n) for n in (1, *GROUP_SIZES, GROUP)},
-    "length": lambda s, train, vocab: GroupMean(s.views["length"], GROUP),
-    "row": lambda s, train, vocab: GroupMean(s.views["row"], GROUP),
-    "padded": lambda s, train, vocab: GroupMean(s.views["padded"], GROUP),
-    "others": lambda s, train, vocab: LeaveOneOut(s.vectors, GROUP),
-    "cluster": lambda s, train, vocab: OtherCluster(s.vectors, GROUP),
-    "own": lambda s, train, vocab: Own(s.vectors),
-    "states": lambda s, train, vocab: Own(s.views["states"]),
-    "routing": lambda s, train, vocab: Own(s.vectors, s.routing),
-    "domain": lambda s, train, vocab: Own(s.vectors, s.domain),
-    "constant": lambda s, train, vocab: Constant(train.vectors.mean(0)),
-    "centroid": lambda s, train, vocab: TrainCentroid(s.centroids, s.cluster),
-    "counts": lambda s, train, vocab: Counted(s.vectors, s.views.tokens, vocab),
-    "stream": lambda s, train, vocab: StreamMean(s.vectors, s.cluster),
+    **{f"group {n}": lambda s, train, n=n: GroupMean(s.vectors, n) for n in (1, *GROUP_SIZES, GROUP)},
+    "length": lambda s, train: GroupMean(s.views["length"], GROUP),
+    "row": lambda s, train: GroupMean(s.views["row"], GROUP),
+    "padded": lambda s, train: GroupMean(s.views["padded"], GROUP),
+    "others": lambda s, train: LeaveOneOut(s.vectors, GROUP),
+    "cluster": lambda s, train: OtherCluster(s.vectors, GROUP),
+    "own": lambda s, train: Own(s.vectors),
+    "states": lambda s, train: Own(s.views["states"]),
+    "routing": lambda s, train: Own(s.vectors, s.routing),
+    "domain": lambda s, train: Own(s.vectors, s.domain),
+    "constant": lambda s, train: Constant(train.vectors.mean(0)),
+    "centroid": lambda s, train: TrainCentroid(s.centroids, s.cluster),
+    "counts": lambda s, train: Counted(s.views),
+    "stream": lambda s, train: StreamMean(s.vectors, s.cluster),
 }
 
 

@@ -8,7 +8,6 @@ process writes. Regimes that share an order of documents train side by side. A r
 run again unless asked.
 """
 
-import json
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from typing import Any
 
 import pandas as pd
 
-from chameleon_lite import files
 from chameleon_lite.app.corpus import Corpus
 from chameleon_lite.app.workers import Workers, check_device
 from chameleon_lite.backbone import Backbone, load_backbone
@@ -31,13 +29,13 @@ from .evaluate import Context, Outcome, Say, documents_frame, measure, metrics_o
 from .layers import PROCEDURES
 from .prepare import prepare, seed_material
 from .provenance import default_command, reset_peak
-from .records import Record, name_of, read_run, write_run
+from .records import Record, name_of, stored_runs, try_folder, write_run
 from .regimes import REGIMES, Regime
 from .released.prepare import prepare_released
 from .released.protocol import mended
 from .released.run import check_released, measure_released
 from .spans import Span, note, span_of
-from .sweep import Key, Losses, choose_rates, loss_file, sweep_jobs
+from .sweep import Key, Losses, choose_rates, loss_file, store_loss, stored_losses, sweep_jobs
 from .write import generated, writing
 
 
@@ -76,8 +74,9 @@ def run_experiment(
     hashes = {name: (corpora[name].hash, backbone.hash) for name in settings.corpora}
     own = {} if shared else {"backbone": backbone, "processes": processes, "say": say}
     common = Common(corpora, device, command or default_command(), **own)
-    records = {name: read_run(runs, name) for name in names} if resume else {}
-    records = {name: record for name, record in records.items() if record is not None}
+    records = stored_runs(runs, names, hashes, say) if resume else {}
+    if len(records) < len(names) and processes.index == 0:
+        try_folder(runs)
     with Workers(common, workers, dask) as crew:
         grid = _Grid(settings, hashes, crew, runs, processes.index == 0, say)
         jobs = grid.seed_jobs(set(records))
@@ -149,15 +148,12 @@ class _Grid:
 
         def measured(wanted: list[Key]) -> Losses:
             paths = {key: self.runs / loss_file(settings, name, self.hashes[corpus], key) for key in wanted}
-            losses = {
-                key: json.loads(path.read_text())["best"] for key, path in paths.items() if path.is_file()
-            }
+            losses = stored_losses(paths, self.say)
             jobs = sweep_jobs(settings, corpus, [key for key in wanted if key not in losses])
             for key, loss in self.results(jobs):
                 losses[key] = loss
                 if self.writes:
-                    with files.atomic(paths[key]) as part:
-                        part.write_text(json.dumps({"trial": f"{key[0]}@{key[1]:g}", "best": loss}))
+                    store_loss(paths[key], key, loss)
             return {key: losses[key] for key in wanted}
 
         rates, trials = choose_rates(settings, [r for r in missing if r.trained], measured)
@@ -201,7 +197,7 @@ class Common:
                 material = prepare(settings, self.backbone, texts, others, self.say)
             else:
                 material = prepare_released(settings, self.backbone, texts, self.say)
-            context = Context(settings, material, self.processes, self.command, self.say)
+            context = Context(settings, material, self.processes, self.command)
             self.prepared = ((settings, corpus), context)
         return self.prepared[1]
 

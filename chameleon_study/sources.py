@@ -76,18 +76,17 @@ class Own:
 
 @dataclass(frozen=True, eq=False)
 class Counted:
-    """Each row's vector (N, C) and the counts of the `vocab` tokens over its condition span (N, P) (R15)."""
+    """Each row's vector and the counts (B, V) of the tokens in its condition span (R15)."""
 
-    vectors: Tensor
-    tokens: Tensor
-    vocab: int
+    views: Views
 
     def __call__(self, arrangement: Arrangement, rows: Tensor) -> tuple[Condition, Tensor]:
-        ids = self.tokens[rows.to(self.tokens.device)]  # (B, P)
-        counts = torch.zeros(len(rows), self.vocab + 1, device=ids.device)
+        rows = rows.to(self.views.device)
+        ids = self.views.tokens[rows]  # (B, P)
+        counts = torch.zeros(len(rows), self.views.vocab + 1, device=ids.device)
         counts.scatter_add_(1, ids, torch.ones_like(ids, dtype=counts.dtype))
-        vectors = self.vectors[rows.to(self.vectors.device)]
-        return Condition(vectors, counts=counts[:, : self.vocab]), torch.arange(len(rows))
+        counts = counts[:, : self.views.vocab]
+        return Condition(self.views["prefix"][rows], counts=counts), torch.arange(len(rows))
 
 
 @dataclass(frozen=True, eq=False)

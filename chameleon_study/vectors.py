@@ -28,9 +28,10 @@ class Views(dict[str, Tensor]):
         super().__init__()
         self.table, self.states, self.length = table, states, length
         self.embedding, self.device = backbone.embedding.detach().cpu(), backbone.device
+        self.vocab = backbone.vocab
         self.start = table.offsets[:-1] + table.condition[:, 0]  # (N,) of the condition span among all tokens
         self.count = np.diff(table.condition)[:, 0].astype(np.int64)  # (N,) of its tokens
-        ids = np.full((len(table), self.count.max(initial=1)), backbone.vocab)
+        ids = np.full((len(table), self.count.max(initial=1)), self.vocab)
         ids[np.arange(ids.shape[1]) < self.count[:, None]] = table.ids[ragged(self.start, self.count)]
         self.tokens = torch.from_numpy(ids).to(self.device)  # (N, P) ids of the condition span, padded with V
 

@@ -58,7 +58,7 @@ def generated(
     model = writer(settings, material)
     for r in regimes:
         if r.name in names:
-            head, source = head_and_source(r, members, material, seeded, SPLIT)
+            head, source = head_and_source(r, members, seeded, SPLIT)
             arrangement = seeded.epoch(SPLIT, order_of(settings, r), 0)
             condition = conditions(source, arrangement, settings.train.rows_per_step)
             tokens = write(model, head, condition, rows, table, settings)

@@ -30,14 +30,17 @@ def load_corpus(name: str, *, data_dir: Path | str | None = None, seed: int = 0)
     corpus (docstrings.jsonl), which is then read. `seed` deals out the splits.
     Raises UserError for what does not exist and Unreachable when only the hub has it and it cannot be reached.
     """
+    if data_dir is not None and not Path(data_dir).exists():
+        raise UserError(f"no folder at {data_dir}; correct --data-dir or leave it out")
     if name in NAMES:
-        if data_dir is not None and not Path(data_dir).exists():
-            raise UserError(f"no folder at {data_dir}; correct --data-dir or leave it out")
         return NAMES[name](data_dir=data_dir and Path(data_dir), seed=seed)
     if name.startswith("hub:"):
         return hub.load(name.removeprefix("hub:"), seed=seed)
-    if Path(name).exists() or "/" in name or Path(name).suffix:
-        return own_texts.load(name, seed=seed)
+    try:
+        if Path(name).exists() or "/" in name or Path(name).suffix:
+            return own_texts.load(name, seed=seed)
+    except OSError as error:
+        raise UserError(f"the corpus {name[:100]} cannot be read: {error.strerror or error}") from None
     raise unknown("corpus", name, [*NAMES, "hub:owner/name", "a path"])
 
 
@@ -54,8 +57,8 @@ def _docstrings(form: str, *, data_dir: Path | None = None, seed: int = 0) -> Co
         if cached.is_file():
             try:
                 return read_jsonl(cached)
-            except DamagedFile:
-                cached.unlink()
+            except DamagedFile as error:
+                print(f"{error}; it is made again", file=sys.stderr)
         corpus = docstrings.build(form, seed=seed)
         write_jsonl(corpus, cached)
     return corpus

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chameleon_lite.app.corpus import Corpus, overlaps
+from chameleon_lite.app.rows import flaw_of
 from chameleon_lite.errors import UserError
 from chameleon_lite.text import Document
 
@@ -75,5 +76,15 @@ def _rows(needed: Sequence[str], data_dir: Path | None) -> tuple[dict[str, list[
         raise UserError(f"{folder} has no train.txt; add it, or use the corpus wikitext-2-lite")
     if missing:
         raise UserError(f"{folder} has no {' and '.join(missing)}; {INSTEAD}")
-    texts = {split: (folder / f"{split}.txt").read_text(encoding="utf-8") for split in needed}
+    texts = {split: _text(folder / f"{split}.txt") for split in needed}
     return {split: text.split("\n") for split, text in texts.items()}, f"folder {folder.name}: official files"
+
+
+def _text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    if flaw := flaw_of(text):
+        raise UserError(f"{path} {flaw}")
+    return text

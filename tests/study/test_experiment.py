@@ -91,7 +91,7 @@ def test_readings_beyond_the_test_split_are_recorded(small, tmp_path, made_up, m
 
 def _context(settings):
     material = prepare(settings, load_backbone("tiny"), load_corpus(settings.corpora[0]))
-    return Context(settings, material, Processes(), "test", lambda text: None)
+    return Context(settings, material, Processes(), "test")
 
 
 def test_constant_input_is_a_static_adapter(small, tmp_path):
@@ -100,7 +100,7 @@ def test_constant_input_is_a_static_adapter(small, tmp_path):
     (member,) = train_seed(context, [(REGIMES["R3"], 1e-2)], 0)
     seeded = seed_material(context.settings, context.material, 0)
     order = seeded.epoch("test", "random", 0)
-    source = source_of(REGIMES["R3"], context.material, seeded, "test")
+    source = source_of(REGIMES["R3"], seeded, "test")
     folded = member.head.fold(source(order, torch.arange(4))[0])
     scored, weight = context.material.scored["test"], context.material.weight
     heads = [(member.head, source), (folded, None), (None, None)]

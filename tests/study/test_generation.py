@@ -41,7 +41,6 @@ def trained(small):
             prepare(settings, load_backbone("tiny"), load_corpus(settings.corpora[0])),
             Processes(),
             "",
-            lambda _: None,
         )
         trained = [REGIMES[n] for n in names if REGIMES[n].trained]
         members = train_seed(context, [(r, 1e-2) for r in trained], 0)
@@ -56,8 +55,8 @@ def trained(small):
 
 def told_of(name, context, seeded, members):
     """(head, conditions) as `generated` makes them."""
-    r, material = REGIMES[name], context.material
-    head, source = head_and_source(r, members, material, seeded, "test")
+    r = REGIMES[name]
+    head, source = head_and_source(r, members, seeded, "test")
     order = seeded.epoch("test", r.order, 0)
     return head, write.conditions(source, order, context.settings.train.rows_per_step)
 
