@@ -25,6 +25,8 @@ HONEST = "honest-"  # files of results that the honest study's experiments are p
 FOREIGN = "foreign-"  # readings with foreign rows, and experiments that supply them
 TRANSFER = "transfer:"  # readings of another corpus's test documents
 ARTICLES = "wikitext"  # corpora of that name: their rows' `group` is the article
+# scores of continued prompts
+SCORES = ("rouge_l", "distinct_1", "distinct_2", "repeated", "batch_distinct_1", "batch_distinct_2")
 NOT_RECORDS = ("proofs", "spans")
 KEPT = "complete runs are kept, and the same command goes on after them"
 LONGEST = 90  # bytes of a backbone's or corpus's name in a file's, which file systems end at 255

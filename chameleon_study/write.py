@@ -1,14 +1,16 @@
 """Trained heads write: test prompts continued greedily, under the evaluation's conditions (claim 16).
 
     prompt ─ left-padded, with cache ─▶ head.factors(condition of its batch) ─▶ tokens (D, M)
-    tokens and reference, both cut to as many ─▶ scores, one row per document (text_scores.py)
+    tokens and reference, both cut to as many ─▶ scores, one row per document
 
+ROUGE-L: F1 over the longest common subsequence of words (Lin 2004). Distinct-n: distinct over all n-grams
+of tokens (Li et al. 2016). Repeated: 1 − distinct-4 (seq-rep-4, Welleck et al. 2020).
 The condition is fixed before the first new token and depends on condition spans alone, so no scored token
 influences the text (the information rule). End tokens are suppressed: the training documents contain none,
 so stopping early would measure a habit of the frozen model. The texts are not stored.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -26,9 +28,9 @@ from .config import Experiment
 from .evaluate import Context, head_and_source, order_of
 from .prepare import PreparedCorpus, SeedClusterings
 from .regimes import CLUSTERED, GROUP, REGIMES, Regime
-from .text_scores import document_scores, rouge_l, scorer
 
 SPLIT = "test"
+REPEATED = 4  # tokens of an n-gram that counts as repeated if it occurs earlier in the same text
 
 
 def writing(settings: Experiment) -> list[str]:
@@ -155,3 +157,43 @@ def _update(head: Head, condition, rows: Tensor) -> Callable[..., Tensor]:
     taken = {k: v[used.to(v.device)] for k, v in vars(conditions).items() if v is not None}
     update = head.factors(Condition(**taken))
     return update_logits(update, place if update.groups > 1 else None, len(rows))
+
+
+def scorer() -> Callable:
+    """torchmetrics' rouge_score; UserError where it is not installed."""
+    try:
+        from torchmetrics.functional.text.rouge import rouge_score
+    except ImportError:
+        raise UserError("ROUGE-L needs torchmetrics: pip install 'chameleon-lite[generate]'") from None
+    return rouge_score
+
+
+def rouge_l(written: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """ROUGE-L F1 (D,) of texts and references, in 0 … 1; words are runs of a … z and 0 … 9."""
+    score, pairs = scorer(), zip(written, references, strict=True)
+    return np.array([float(score(*pair, rouge_keys="rougeL")["rougeL_fmeasure"]) for pair in pairs])
+
+
+def distinct(texts: Iterable[Sequence[int]], n: int) -> float:
+    """Distinct over all n-grams of some texts' tokens, none across two texts; nan without any."""
+    grams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else float("nan")
+
+
+def repeated(text: Sequence[int]) -> float:
+    """Share of a text's 4-grams of tokens that occur in it before, in 0 … 1."""
+    return 1 - distinct([text], REPEATED)
+
+
+def document_scores(tokens: np.ndarray, agreement: np.ndarray, batch: np.ndarray) -> pd.DataFrame:
+    """One row per document: agreement (D,), variety and repetition of tokens (D, M), its batch's variety.
+
+    n-grams that documents of one cluster batch, batch (D,), share lower the batch's distinct share and leave
+    each document's own as it is.
+    """
+    texts = pd.Series(tokens.tolist())
+    variety = {f"distinct_{n}": [distinct([t], n) for t in texts] for n in (1, 2)}
+    variety |= {"repeated": list(map(repeated, texts)), "batch": batch}
+    for n in (1, 2):
+        variety[f"batch_distinct_{n}"] = texts.groupby(batch).apply(distinct, n).loc[batch].to_numpy()
+    return pd.DataFrame({"rouge_l": agreement} | variety)

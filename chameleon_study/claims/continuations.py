@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..records import SCORES
 from ..regimes import REGIMES
-from ..text_scores import COLUMNS
 from .contrasts import FamilyMember, StoredRuns, judge, shared_seeds
 from .rules import NO_DATA, ClaimVerdict, Part, combined, weighed
 from .statistics import Contrast, contrast
@@ -29,7 +29,7 @@ AGAINST = ("R1", "R3")  # R4 above a static update, and above the same hyper-net
 # of ROUGE-L F1, chosen before any run: under one word more in the right order, of some 45 in 64 tokens
 MARGIN = 0.01
 TITLES = ("ROUGE-L", "distinct-1", "distinct-2", "repeated", "distinct-1 of a batch", "distinct-2 of a batch")
-TITLES = dict(zip(COLUMNS, TITLES))
+TITLES = dict(zip(SCORES, TITLES))
 BESIDE = ("distinct_2", "repeated", "batch_distinct_2")  # R4's minus R1's and R3's, without a verdict
 
 
@@ -93,7 +93,7 @@ def generation_frame(generations: Generations) -> pd.DataFrame:
         rows.append(
             {"corpus": corpus, "regime": regime, "what": REGIMES[regime].title}
             | {"n seeds": mean.n, "documents": mean.documents}
-            | {TITLES[c]: generations.gain(corpus, regime, column=c).difference for c in COLUMNS}
+            | {TITLES[c]: generations.gain(corpus, regime, column=c).difference for c in SCORES}
             | (against.row(gain) if against else dict.fromkeys((gain, "low", "high")))
             | {"adjusted p": member and member.adjusted_p, "verdict": member.verdict if member else "–"}
             | {"reference, nats a token": generations.gain(corpus, regime, column="nll").difference}

@@ -21,8 +21,7 @@ from .continuations import coherent_outputs
 from .contrasts import StoredRuns, registered
 from .paper import claims
 from .rules import UNTESTED, ClaimVerdict, Rule, holds
-from .rules_released import published_again, without_a_model
-from .rules_speed import modest_overhead
+from .rules_stored import modest_overhead, published_again, without_a_model
 
 OPEN = "not measured yet"
 INSTRUCTED = ("alpaca", "docstrings-instructions")  # corpora whose condition is an instruction
