@@ -32,8 +32,6 @@ CONTROLS = {
 RARE = 0.005
 STORED = ("R1", "R2", "R4", "R11-K2", "R11-K4", "R11-K8", "R11-K16", "R11", "R11b", "R12", "R15", "R20")
 
-BY_POSITION = ("R1", "R2", "R4", "R6", "R11")
-
 
 def regimes_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     """One row per regime: loss with its 95 % interval, n, the difference from R0, parameters, rate."""
@@ -104,14 +102,14 @@ def pareto_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def position_frame(evidence: StoredRuns, corpus: str, regimes=BY_POSITION) -> pd.DataFrame:
+def position_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     """Loss by scored position minus the frozen model's: the mean over seeds and its 95 % t interval.
 
     A bin is 16 tokens; bins with fewer than RARE of the scored tokens, a few long texts each, are left out.
     """
     frozen = {r.seed: {p["position"]: p for p in r.positions} for r in evidence.runs(corpus, "R0")}
     rows = []
-    for name in regimes:
+    for name in ("R1", "R2", "R4", "R6", "R11"):
         by_bin: dict[float, list[float]] = {}
         for record in evidence.runs(corpus, name):
             base = frozen.get(record.seed, {})
@@ -125,11 +123,11 @@ def position_frame(evidence: StoredRuns, corpus: str, regimes=BY_POSITION) -> pd
     return pd.DataFrame(rows, columns=["regime", "position", "difference", "half", "n seeds"])
 
 
-def foreign_frame(evidence: StoredRuns, corpus: str, regimes=("R1", "R4", "R5", "R6", "R10")) -> pd.DataFrame:
+def foreign_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     """What foreign rows cost: loss with a share of foreign condition vectors, minus the loss without."""
     rows, evidence = [], evidence.with_foreign(corpus)
     shares = sorted({int(r.removeprefix(FOREIGN)) for _, r in evidence.losses if r.startswith(FOREIGN)})
-    for name in regimes:
+    for name in ("R1", "R4", "R5", "R6", "R10"):
         for share in shares:
             cost = evidence.sum_of([(corpus, name, f"{FOREIGN}{share}", 1.0), (corpus, name, "test", -1.0)])
             if cost:

@@ -30,6 +30,7 @@ from .prepare import PreparedCorpus, SeedClusterings
 from .regimes import CLUSTERED, GROUP, REGIMES, Regime
 
 SPLIT = "test"
+Conditions = tuple[Condition, Tensor] | None  # G conditions, and the number (N,) of each document's
 REPEATED = 4  # tokens of an n-gram that counts as repeated if it occurs earlier in the same text
 
 
@@ -84,7 +85,7 @@ def writer(settings: Experiment, material: PreparedCorpus):
         return make(material.backbone, head="lora", rank=1, scale=scale)
 
 
-def conditions(source: Source | None, arrangement: Arrangement, size: int) -> tuple[Condition, Tensor] | None:
+def conditions(source: Source | None, arrangement: Arrangement, size: int) -> Conditions:
     """All conditions (G, …) of a source in evaluation's steps, and each document's number (N,) in them.
 
     Step by step, of `size` rows, as in `train.evaluate`: some sources read the other rows of the step.
@@ -103,12 +104,7 @@ def conditions(source: Source | None, arrangement: Arrangement, size: int) -> tu
 
 @torch.no_grad()
 def write(
-    model,
-    head: Head | None,
-    condition: tuple[Condition, Tensor] | None,
-    rows: Tensor,
-    table: TokenTable,
-    settings: Experiment,
+    model, head: Head | None, condition: Conditions, rows: Tensor, table: TokenTable, settings: Experiment
 ) -> Tensor:
     """New tokens (D, M) of documents rows (D,) on the host, greedy; with a head of None the backbone's own.
 

@@ -92,10 +92,10 @@ class StoredRuns:
     def __init__(
         self,
         results: Path,
-        backbone: str = "smollm2",
-        draws: int = 10_000,
+        backbone="smollm2",
+        draws=10_000,
         benchmarks: Path | None = None,
-        experiments: str = HONEST,
+        experiments=HONEST,
     ) -> None:
         self.folder, self.backbone, self.draws, self.experiments = Path(results), backbone, draws, experiments
         self.benchmarks = Path(benchmarks or self.folder.parent / "benchmarks" / "results")

@@ -26,7 +26,7 @@ from ..config import Experiment
 from ..prepare import check_batch, common_facts, timed
 from ..regimes import RANK
 from .clusters import cluster_batches, released_batches, released_clusters
-from .protocol import Protocol, needs_no_prompt, protocol_of
+from .protocol import Protocol, protocol_of
 from .states import LivePaddedStates, Scoring, live_dropout, padded_states
 
 SCRIPT_SEED = 42  # the Alpaca script draws its validation rows with this seed
@@ -91,19 +91,11 @@ def prepare_released(
 
     scored = timed(seconds, "features", lambda: {split: states(split) for split in tables})
     vectors = {split: _vectors(settings, protocol, backbone, t) for split, t in tables.items()}
+    clustered, conditions = ({split: pair[i] for split, pair in vectors.items()} for i in (0, 1))
+    weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul)
+    read = (corpus, tables, scored, clustered, conditions)
     return ReleasedCorpus(
-        settings,
-        protocol,
-        backbone,
-        corpus,
-        tables,
-        scored,
-        {s: v[0] for s, v in vectors.items()},
-        {s: v[1] for s, v in vectors.items()},
-        HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul),
-        str(feature).removeprefix("torch."),
-        dropout,
-        seconds,
+        settings, protocol, backbone, *read, weight, str(feature).removeprefix("torch."), dropout, seconds
     )
 
 
@@ -116,7 +108,6 @@ def scoring_of(settings: Experiment, protocol: Protocol) -> Scoring:
 def documents_by_split(settings: Experiment, protocol: Protocol, corpus: Corpus) -> dict[str, tuple]:
     """The documents of each split that is not empty, as the protocol's `split` switch deals them."""
     prompts = any(d.prompt for part in corpus.splits.values() for d in part)
-    needs_no_prompt(protocol, corpus.name, prompts)
     if not (prompts and protocol.split == "script"):
         splits = {split: corpus.splits[split] for split in SPLITS if corpus.splits.get(split)}
     else:

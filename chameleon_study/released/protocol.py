@@ -26,7 +26,7 @@ SWITCHES = yaml.safe_load((files(__package__) / "switches.yaml").read_text(encod
 class Protocol(Settings):
     """Every difference between the paper's text, the released scripts and the honest study."""
 
-    objective: Literal["last", "full", "next_token"]
+    objective: Literal["last", "next_token"]
     ignored: Literal["id 0", "padding"]
     attention: Literal["id not 0", "padding"]
     average: Literal["batch", "token"]
@@ -47,14 +47,12 @@ class Protocol(Settings):
         reasons = {
             "layers: true changes the hidden states in every step, so backbone cannot be cached; "
             "set backbone: live": self.layers and cached,
-            "objective next_token scores real tokens only; ignored: id 0 belongs to last and full: "
+            "objective next_token scores real tokens only; ignored: id 0 belongs to last: "
             "set ignored: padding": next_token and self.ignored == "id 0",
-            f"reads: prefix leaves the prefix unscored, objective {self.objective} scores fixed positions; "
+            f"reads: prefix leaves the prefix unscored, objective {self.objective} scores one position; "
             "set objective: next_token": self.reads == "prefix" and not next_token,
             "reads: prefix has no padding that padding_in_mean could average; "
             "set padding_in_mean: false": self.reads == "prefix" and self.padding_in_mean,
-            "objective full is measured on cached states only: it is a control, not a table; "
-            "set backbone: cached": self.objective == "full" and not cached,
         }
         for reason, clash in reasons.items():
             if clash:
@@ -102,15 +100,6 @@ def mended(settings: ProtocolSettings) -> list[tuple[str, ProtocolSettings]]:
     for _, step in steps:
         protocol_of(step)
     return steps
-
-
-def needs_no_prompt(protocol: Protocol, corpus: str, prompts: bool) -> None:
-    """Refuse objective full on prompt/response text, where the released script fails (audit, row 6)."""
-    if prompts and protocol.objective == "full" and protocol.ignored == "id 0":
-        raise UserError(
-            f"objective full with ignored: id 0 cannot run on {corpus}: prompt labels are -100, the ignored id is 0, "
-            "so -100 is looked up as a class and cross-entropy fails (as the released script does)"
-        )
 
 
 def voices() -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ import yaml
 
 from chameleon_lite.errors import unknown
 
-from ...provenance import provenance
+from ...provenance import circumstances
 from . import clustering, scoring, training
 from .store import Proof
 from .subject import Shown, Subject
@@ -26,7 +26,7 @@ PROOFS: dict[str, Callable[[Subject], Shown | None]] = {
 
 def prove_all(subject: Subject, command: str, names: Iterable[str] | None = None) -> list[Proof]:
     """Run the named proofs (or all) on a subject; those that do not apply to its corpus are left out."""
-    proofs, settings, names = [], subject.settings, list(names or PROOFS)
+    proofs, names = [], list(names or PROOFS)
     if odd := [name for name in names if name not in PROOFS]:
         raise unknown("proof", odd[0], PROOFS)
     for name in names:
@@ -35,17 +35,8 @@ def prove_all(subject: Subject, command: str, names: Iterable[str] | None = None
             continue
         numbers, words = shown
         texts = TEXTS[name] | {"shows": TEXTS[name]["shows"].format(**numbers, **words)}
-        proofs.append(
-            Proof(
-                proof=name,
-                **texts,
-                numbers=numbers,
-                backbone=settings.backbone,
-                corpus=subject.corpus,
-                profile=settings.profile,
-                settings=settings.model_dump(mode="json"),
-                data=subject.material.facts(subject.seed),
-                provenance=provenance(str(subject.backbone.device), command),
-            )
-        )
+        made = circumstances(subject.settings, subject.backbone.device, command)
+        made = {field: made[field] for field in ("backbone", "profile", "settings", "provenance")}
+        made |= {"corpus": subject.corpus, "data": subject.material.facts(subject.seed)}
+        proofs.append(Proof(proof=name, **texts, numbers=numbers, **made))
     return proofs
