@@ -19,11 +19,14 @@ from chameleon_lite.app.outputs import writing
 from chameleon_lite.errors import DamagedFile, UserError
 
 from .config import Experiment
+from .stored import read_lines, storing
 
 HONEST = "honest-"  # files of results that the honest study's experiments are packed into
 FOREIGN = "foreign-"  # readings with foreign rows, and experiments that supply them
 TRANSFER = "transfer:"  # readings of another corpus's test documents
 ARTICLES = "wikitext"  # corpora of that name: their rows' `group` is the article
+# scores of continued prompts
+SCORES = ("rouge_l", "distinct_1", "distinct_2", "repeated", "batch_distinct_1", "batch_distinct_2")
 NOT_RECORDS = ("proofs", "spans")
 KEPT = "complete runs are kept, and the same command goes on after them"
 LONGEST = 90  # bytes of a backbone's or corpus's name in a file's, which file systems end at 255
@@ -152,18 +155,21 @@ def pack(experiment: str, names: list[str], runs: Path, results: Path) -> tuple[
         refuse_unfit(r.name, r.profile, r.backbone)
     frames = [pd.read_parquet(runs / name / "documents.parquet").assign(run=name) for name in names]
     jsonl, parquet = results / f"{experiment}.jsonl", results / f"{experiment}.parquet"
-    with files.atomic(jsonl) as part:
+    with storing(jsonl) as part:
         part.write_text("".join(r.model_dump_json() + "\n" for r in records))
     frame = pd.concat(frames, ignore_index=True)
     frame = frame.astype({"run": "category", "document": "category", "nll": np.float32})
-    with files.atomic(parquet) as part:
+    with storing(parquet) as part:
         frame.to_parquet(part, index=False, compression="zstd")
     return jsonl, parquet
 
 
 def load_records(path: Path) -> list[Record]:
-    """The records of one packed experiment."""
-    return [Record.model_validate_json(line) for line in Path(path).read_text().splitlines() if line]
+    """The records of one packed experiment; DamagedFile for a file that holds none, or anything else."""
+    records = read_lines(Path(path), Record)
+    if not records:
+        raise DamagedFile(f"{path} holds no record: restore it, or pack its experiment again")
+    return records
 
 
 def record_files(folder: Path) -> list[Path]:
