@@ -7,8 +7,7 @@
 A window bounds memory, and its texts are all that a condition can read: nothing is carried over from the one before.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -161,8 +160,8 @@ class Adapter:
         prompts = [p[-room:] for p in ids]  # the end of a prompt is what its continuation follows
         groups = self._grouped(mean_of(prompts, self.model.backbone.embedding))
         update = self.model.update_for(groups.condition)
-        with greedy(self.model, self.new_tokens):
-            new = continue_mixed(self.model, prompts, groups.group, update, batch=self.batch)
+        how = {"batch": self.batch, "max_new_tokens": self.new_tokens}
+        new = continue_mixed(self.model, prompts, groups.group, update, **how)
         for i, p, tokens, facts in zip(texts, ids, new, _facts(groups)):
             results[i] = facts | {
                 "tokens": len(tokens),
@@ -231,23 +230,6 @@ def continue_mixed(
         for i, tokens in zip(rows.tolist(), new.tolist()):
             out[i] = until_end(tokens, model.generation_config.eos_token_id)
     return out
-
-
-@contextmanager
-def greedy(model, new_tokens: int) -> Iterator[None]:
-    """One continuation of at most `new_tokens` for each prompt, whatever else the checkpoint's own settings ask for.
-
-    Those may hold penalties, beams, several sequences for each prompt, or a total length; here only their tokens count.
-    """
-    from transformers import GenerationConfig
-
-    own = model.generation_config
-    ids = {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    model.generation_config = GenerationConfig(do_sample=False, max_new_tokens=new_tokens, **ids)
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
