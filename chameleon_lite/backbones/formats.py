@@ -55,6 +55,11 @@ def device_of(name: str | torch.device | None = None) -> torch.device:
     return torch.device(name or there[0])
 
 
+def sums_on(device: torch.device) -> torch.device:
+    """Where exact sums of a device's numbers are formed: Apple's GPUs lack float64 and sums by segment."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def number_format(name: str, device: str | torch.device) -> torch.dtype:
     """A format by its name; "auto" is the one the device multiplies fast."""
     return matmul_dtype(device) if name == "auto" else getattr(torch, name)

@@ -1,4 +1,4 @@
-"""The files of a model's folder: whatever is wrong with them is one line, and what they ask for beyond the model is left."""
+"""The files of a model's folder: what is wrong with them is one line, and no setting of theirs changes a result."""
 
 import json
 from pathlib import Path
