@@ -111,7 +111,7 @@ def test_the_command_line_says_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main()
     said = capsys.readouterr().err
-    assert stop.value.code == 2 and "bad.yaml: seeds: nan" in said and "Traceback" not in said
+    assert stop.value.code == 2 and "bad.yaml: experiment small: seeds: " in said and "Traceback" not in said
 
 
 KEYS = [
