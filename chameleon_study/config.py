@@ -43,18 +43,14 @@ class SweepSettings(Settings):
 
     grid: tuple[Rate, ...] = Field((1e-4, 3e-4, 1e-3, 3e-3), min_length=1, description="AdamW rates")
     seeds: int = Field(2, ge=1, le=1_000, description="sweep seeds, numbered 1000, 1001, …")
-    extend: int = Field(
-        2, ge=0, le=20, description="times the grid may grow by a factor 3 while its edge is best"
-    )
+    extend: int = Field(2, ge=0, le=20, description="times the grid may grow while its edge is best")
 
 
 class GenerateSettings(Settings):
     """Continuing test prompts (claim 16)."""
 
     documents: Count = Field(200, description="test documents whose prompts are continued; all if fewer")
-    new_tokens: int = Field(
-        64, ge=4, le=1 << 20, description="tokens written after each prompt, always as many"
-    )
+    new_tokens: int = Field(64, ge=4, le=1 << 20, description="tokens after each prompt, always as many")
     regimes: tuple[str, ...] = Field((), description="regimes that write; none = all on cached states")
     rows: Count = Field(128, description="prompts continued side by side")
 
@@ -66,11 +62,9 @@ class ProbeSettings(Settings):
     foreign_shares: tuple[Share, ...] = Field((), description="shares of vectors that are theirs (claim 7)")
     foreign_regimes: tuple[str, ...] = Field((), description="regimes read with such foreign vectors")
     seen_documents: int = Field(
-        0, ge=0, le=1 << 40, description="training documents read in evaluation mode; 0 = none"
+        0, ge=0, le=1 << 40, description="training documents read like test; 0 = none"
     )
-    position_bins: int = Field(
-        0, ge=0, le=1 << 20, description="bins of 16 scored positions with a loss; 0 = none"
-    )
+    position_bins: int = Field(0, ge=0, le=1 << 20, description="bins of 16 scored positions; 0 = none")
     generate: GenerateSettings | None = Field(None, description="continuing test prompts; none = not done")
 
     @model_serializer(mode="wrap")

@@ -31,8 +31,7 @@ from chameleon_lite.text import TokenTable, tokenise
 from .cluster_quality import cluster_quality
 from .config import Experiment
 from .records import TRANSFER
-from .sources import Split
-from .vectors import Views, with_foreign
+from .sources import Split, Views, with_foreign
 
 SEEN = "seen"
 FOREIGN_DOCUMENTS = 2_000  # of each other corpus

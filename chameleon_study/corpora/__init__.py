@@ -17,7 +17,7 @@ from chameleon_lite.errors import DamagedFile, UserError, unknown
 from chameleon_lite.text import Document
 
 from ..provenance import installed
-from . import alpaca, docstrings, hub, prose, wikitext
+from . import docstrings, hub, prose
 
 __all__ = ["NAMES", "SPLITS", "Corpus", "Document", "load_corpus", "read_jsonl", "write_jsonl"]
 
@@ -94,11 +94,10 @@ def _mixed(*, data_dir: Path | None = None, seed: int = 0) -> Corpus:
 
 
 SOURCES = ("docstrings", "wikitext-2-lite", "alpaca")  # of the mixed stream
-WIKITEXT = ("wikitext-2", "wikitext-2-lite", "wikitext-2-lite-released")
 NAMES: dict[str, Callable[..., Corpus]] = {
     "docstrings": partial(_docstrings, "paragraphs"),
     "docstrings-instructions": partial(_docstrings, "instructions"),
-    **{name: partial(wikitext.load, name) for name in WIKITEXT},
-    **{name: partial(alpaca.load, name) for name in alpaca.REPOSITORIES},
+    **{name: partial(hub.wikitext, name) for name in hub.NOTES},
+    **{name: partial(hub.alpaca, name) for name in hub.ALPACAS},
     "mixed": _mixed,
 }
