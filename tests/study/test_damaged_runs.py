@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -154,16 +155,30 @@ def test_seeds_of_other_texts_are_not_mixed(small, made_up, tmp_path):
     first = run_experiment(small(["R0"], corpora=[str(path)]), runs=tmp_path / "runs")
     corpus = read_jsonl(path)
     fewer = {name: part[:-8] for name, part in corpus.splits.items()}
-    write_jsonl(type(corpus)(corpus.name, fewer, corpus.source, corpus.notes), path)
+    write_jsonl(replace(corpus, splits=fewer), path)
     said = []
     both = run_experiment(small(["R0"], 2, corpora=[str(path)]), runs=tmp_path / "runs", say=said.append)
-    assert "texts or backbone have changed since 1 runs" in "\n".join(said)
+    assert "texts or backbone are others than in 1 runs" in "\n".join(said)
     assert len({r.data["hash"] for r in both}) == 1 and both[0].data["hash"] != first[0].data["hash"]
     said.clear()
     assert (
         run_experiment(small(["R0"], 2, corpora=[str(path)]), runs=tmp_path / "runs", say=said.append) == both
     )
     assert not said
+
+
+def test_readings_of_another_corpus_are_not_mixed(small, made_up, tmp_path):
+    path = Path(shutil.copy(made_up, tmp_path / "other.jsonl"))
+    made = small(["R0"], probes={"corpora": [str(path)]})
+    (first,) = run_experiment(made, runs=tmp_path / "runs")
+    assert run_experiment(made, runs=tmp_path / "runs", say=pytest.fail)
+    corpus = read_jsonl(path)
+    test = tuple(replace(d, text=d.text[::-1]) for d in corpus.splits["test"])
+    write_jsonl(replace(corpus, splits=corpus.splits | {"test": test}), path)
+    (again,) = run_experiment(made, runs=tmp_path / "runs")
+    reading = f"transfer:{path}_nll"
+    assert again.metrics[reading] != first.metrics[reading]
+    assert again.metrics["test_nll"] == first.metrics["test_nll"]
 
 
 def test_seeds_of_another_backbone_are_not_mixed(small, tmp_path):
@@ -176,7 +191,7 @@ def test_seeds_of_another_backbone_are_not_mixed(small, tmp_path):
     said = []
     both = run_experiment(small(["R0"], 2, backbone=str(folder)), runs=tmp_path / "runs", say=said.append)
     assert (
-        "have changed since 1 runs" in "\n".join(said) and len({r.data["backbone_hash"] for r in both}) == 1
+        "are others than in 1 runs" in "\n".join(said) and len({r.data["backbone_hash"] for r in both}) == 1
     )
 
 
@@ -217,7 +232,7 @@ def test_where_nothing_can_be_written_nothing_is_trained(small, made_up, tmp_pat
         run_experiment(small(["R0"]), runs=tmp_path / "runs", data_dir=tmp_path / "absent")
 
 
-@pytest.mark.parametrize("damage", [d for d in DAMAGE if d != "longer"])
+@pytest.mark.parametrize("damage", [*DAMAGE, "another source"])
 def test_a_damaged_corpus_of_the_cache_is_named_and_built_again(damage, tmp_path, monkeypatch, capsys):
     from chameleon_study.corpora import docstrings
 
@@ -227,6 +242,7 @@ def test_a_damaged_corpus_of_the_cache_is_named_and_built_again(damage, tmp_path
     built = load_corpus("docstrings")
     (path,) = (tmp_path / "corpora").glob("docstrings-*.jsonl")
     content = path.read_bytes()
-    path.write_bytes(DAMAGE[damage](content))
+    damaged = DAMAGE.get(damage, lambda content: content.replace(b"docstrings of", b"docstrings or"))
+    path.write_bytes(damaged(content))
     assert load_corpus("docstrings") == built and path.read_bytes() == content
     assert path.name in capsys.readouterr().err
