@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .. import files
 from ..backbone import Backbone, copied, load_backbone
-from ..backbones.formats import number_format
+from ..backbones.formats import device_of, number_format
 from ..batches import Arrangement, arrange
 from ..cluster import Clustering, cluster_count, fit_clusters, merge_small
 from ..conditions import GroupMean
@@ -116,12 +116,13 @@ def fit(
     replaced with `overwrite` unless it is the backbone; RunFailed where the loss stops being finite.
     """
     started, settings, processes = time.perf_counter(), settings or FitSettings(), Processes()
+    device = device_of(device or processes.device)
     inputs = [name for name in (texts, backbone) if isinstance(name, str | Path)]
     writes = out is not None and processes.index == 0
     with claimed(out, inputs, folder=True, overwrite=overwrite) if writes else nullcontext() as folder:
         corpus = corpus_of(texts, settings.seed)  # first, so that a wrong name is refused before a download
         if isinstance(backbone, str):
-            backbone = load_backbone(backbone, device=device or processes.device)
+            backbone = load_backbone(backbone, device=device)
         elif settings.lora_rank:
             backbone = copied(backbone)  # LoRA is put into the model itself, and this one is the caller's
         say(f"{sum(len(d) for d in corpus.splits.values()):,} texts from {corpus.source}")

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..backbones.formats import sums_on
 from ..cluster import fit_clusters
 from ..conditions import Grouped, grouped
 from ..embed import mean_embeddings, normalise
@@ -141,8 +142,10 @@ class Adapter:
         row, column, target = next_token_pairs(ids, mask, prefix)
         h = self.model.backbone.hidden(ids, mask.long())[row, column]  # (M, C)
         nll = mixed_losses(h, target, group[row], self.weight, updates, self.model.config.scale)
-        lengths = torch.bincount(row, minlength=len(ids))
-        return torch.segment_reduce(nll.T.double().contiguous(), "sum", lengths=lengths, axis=0).T
+        nll, lengths = nll.to(sums_on(nll.device)), torch.bincount(row, minlength=len(ids))
+        return torch.segment_reduce(
+            nll.T.double().contiguous(), "sum", lengths=lengths.to(nll.device), axis=0
+        ).T
 
     def _continue(self, rows: Sequence[Row]) -> list[dict]:
         """Each row's prompt, or its text where it has none, continued."""
@@ -211,30 +214,20 @@ def continue_mixed(
     new_tokens: int,
     batch: int = 32,
 ) -> list[list[int]]:
-    """At most `new_tokens` for each of the prompts (lists of ids), prompt i under update group[i]; `batch` at once.
+    """New tokens for each of the prompts (lists of ids), prompt i under update group[i]; `batch` rows at once.
 
-    Greedy, one continuation for each, whatever penalties, beams or total length the checkpoint's own settings hold:
-    of those only the tokens' ids count. Prompts of similar length share a batch, so that little is padded; the end
-    token and what follows it are cut.
+    Prompts of similar length share a batch, so that little is padded; the end token and what follows it are cut.
     """
-    from transformers import GenerationConfig
-
     out: list[list[int]] = [[] for _ in prompts]
-    lengths, group, own = torch.tensor([len(p) for p in prompts]), group.cpu(), model.generation_config
-    ids = {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    model.generation_config = GenerationConfig(do_sample=False, max_new_tokens=new_tokens, **ids)
-    try:
-        for rows in torch.argsort(lengths, stable=True).split(batch):
-            rows = rows[torch.argsort(group[rows], stable=True)]  # groups together: no step reorders its rows
-            ids, mask = (
-                x.to(model.device) for x in left_padded([prompts[i] for i in rows], model.backbone.pad_id)
-            )
-            change = update_logits(update, group[rows])
-            new = model.generate(input_ids=ids, attention_mask=mask, head_update=change)[:, ids.shape[1] :]
-            for i, tokens in zip(rows.tolist(), new.tolist()):
-                out[i] = until_end(tokens, own.eos_token_id)
-    finally:
-        model.generation_config = own
+    lengths, group = torch.tensor([len(p) for p in prompts]), group.cpu()
+    for rows in torch.argsort(lengths, stable=True).split(batch):
+        rows = rows[torch.argsort(group[rows], stable=True)]  # groups together: no step reorders its rows
+        padded = left_padded([prompts[i] for i in rows], model.backbone.pad_id)
+        ids, mask = (x.to(model.device) for x in padded)
+        how = {"head_update": update_logits(update, group[rows]), "max_new_tokens": new_tokens}
+        new = model.generate(input_ids=ids, attention_mask=mask, **how)[:, ids.shape[1] :]
+        for i, tokens in zip(rows.tolist(), new.tolist()):
+            out[i] = until_end(tokens, model.generation_config.eos_token_id)
     return out
 
 

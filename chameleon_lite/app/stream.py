@@ -77,10 +77,10 @@ def open_model(model: Any, device: str | None = None, dtype: str | None = None, 
     """A loaded model as it is, or the adapter saved at a path; dtype "auto" is what the machine multiplies fast."""
     if not isinstance(model, str | os.PathLike):
         return model
-    from ..backbones.formats import backbone_dtype
+    from ..backbones.formats import backbone_dtype, device_of
     from ..chameleon import ChameleonLiteForCausalLM
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of(device)
     kind = backbone_dtype(device) if dtype == "auto" else getattr(torch, dtype) if dtype else None
     return ChameleonLiteForCausalLM.from_pretrained(model, device=device, dtype=kind, backbone=backbone)
 

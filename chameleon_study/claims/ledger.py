@@ -1,6 +1,6 @@
 """The claims, one by one: a verdict is what a rule makes of the records, never something typed.
 
-paper.json (claims) + RULES + StoredRuns(results, benchmarks) ─▶ one row per claim ─▶ table, CSV, results/verdicts.json
+paper.json + DECIDE + StoredRuns(results, benchmarks) ─▶ one row per claim ─▶ table, CSV, verdicts.json
 results/verdicts.json ─▶ scoreboard, the first page of the book
 """
 
@@ -21,8 +21,7 @@ from .continuations import coherent_outputs
 from .contrasts import StoredRuns, registered
 from .paper import claims
 from .rules import UNTESTED, ClaimVerdict, Rule, holds
-from .rules_released import published_again, without_a_model
-from .rules_speed import modest_overhead
+from .rules_stored import modest_overhead, published_again, without_a_model
 
 OPEN = "not measured yet"
 INSTRUCTED = ("alpaca", "docstrings-instructions")  # corpora whose condition is an instruction
@@ -58,13 +57,13 @@ RULES = {c["claim"]: (c["confirmed_if"], DECIDE[c["claim"]]) for c in claims()}
 def ledger(
     results: Path, backbone: str = "smollm2", draws: int = 10_000, benchmarks: Path | None = None
 ) -> dict[int, ClaimVerdict]:
-    """The verdict of every claim from a results folder and its timings; without records all are "not tested"."""
+    """The verdict of every claim from a results folder and its timings; "not tested" without records."""
     evidence = StoredRuns(results, backbone, draws, benchmarks)
     return {claim: rule(evidence) for claim, (_, rule) in RULES.items()}
 
 
 def ledger_frame(verdicts: dict[int, ClaimVerdict]) -> pd.DataFrame:
-    """One row per claim: what it says, the rule, the verdict, the deciding number and the corpora's verdicts."""
+    """One row per claim: what it says, the rule, the verdict, its number and the corpora's verdicts."""
     rows = []
     for c in claims():
         number, v = c["claim"], verdicts[c["claim"]]

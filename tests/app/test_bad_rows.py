@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chameleon_lite.app.rows import parse, parse_line
-from chameleon_lite.app.stream import adapt, adapt_file
+from chameleon_lite.app.stream import adapt_file
 
 GOOD = {"text": "a text that is long enough to be scored, and more"}
 BAD = {  # name -> line, what is said of it
@@ -158,18 +158,3 @@ def test_whatever_the_rows_are_there_is_a_result_or_a_reason_for_each(adapter, r
     for result in results:
         assert ("error" in result) != (("continuation" if new_tokens else "loss") in result)
         json.dumps(result, ensure_ascii=False, allow_nan=False).encode()
-
-
-def test_the_checkpoints_settings_of_generation_change_nothing(adapter, monkeypatch):
-    prompts = ["return x if x", "the mean of a batch tells", "1.25 0.75"]
-    plain = [r["continuation"] for r in adapt(adapter, prompts, new_tokens=8)]
-    for name, value in {
-        "repetition_penalty": 1.5,
-        "no_repeat_ngram_size": 2,
-        "num_return_sequences": 2,
-    }.items():
-        monkeypatch.setattr(adapter.generation_config, name, value)
-    monkeypatch.setattr(adapter.generation_config, "num_beams", 3)
-    monkeypatch.setattr(adapter.generation_config, "max_length", 20)
-    assert [r["continuation"] for r in adapt(adapter, prompts, new_tokens=8)] == plain
-    assert adapter.generation_config.num_beams == 3
