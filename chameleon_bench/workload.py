@@ -125,7 +125,7 @@ def topic_words() -> tuple[str, ...]:
 
 
 def texts(n: int, counts: np.ndarray | None = None) -> list[str]:
-    """n texts of real words, `counts` (n,) in each; by default as many as token counts of `row_lengths` take."""
+    """n texts of real words, `counts` (n,) in each; by default the token counts follow `row_lengths`."""
     words = topic_words()
     if counts is None:
         counts = (row_lengths(n) * 0.62).astype(int).clip(3)  # words per token, of this text and tokenizer

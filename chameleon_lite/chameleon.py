@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .backbone import Backbone, load_backbone
+from .backbone import BUILT_IN, Backbone, load_backbone
+from .backbones.adapters import check_tensors, portable, read_settings
 from .backbones.formats import set_format
 from .backbones.hub import adapter_folder
 from .chameleon_config import ChameleonLiteConfig, check_backbone, identity
@@ -47,21 +48,16 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.backbone, self.tokenizer, self.lm = backbone, backbone.tokenizer, backbone.lm
         self.lm.requires_grad_(False)
-        sizes = (config.width, config.vocabulary, config.rank)
-        if config.head == "hyper":
-            head = HyperHead(*sizes, config.dropout, hidden=tuple(config.hidden))
-        else:
-            head = LoraHead(*sizes)
-        self.head = head.to(backbone.device)
+        self.head = new_head(config).to(backbone.device)
         centroids = torch.zeros(config.clusters, backbone.embedding.shape[1], device=backbone.device)
         self.register_buffer("centroids", centroids)  # (K, C)
         self._accepted = set(inspect.signature(self.lm.base_model.forward).parameters)
         self.post_init()
         if config.lora_rank:  # after post_init, which would initialise the new layers as the backbone's
             add_lora(self.lm, rank=config.lora_rank, alpha=config.lora_alpha)
-        self.generation_config = copy.deepcopy(self.lm.generation_config)
-        if self.generation_config.pad_token_id is None:
-            self.generation_config.pad_token_id = backbone.pad_id
+        # Greedy, one continuation per prompt: a checkpoint's penalties, beams or samples would change its text.
+        ids = {name: getattr(self.lm.generation_config, name) for name in ("bos_token_id", "eos_token_id")}
+        self.generation_config = GenerationConfig(**ids, pad_token_id=backbone.pad_id, do_sample=False)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: head and backbone come initialised, and touching a loaded backbone would ruin it."""
@@ -87,14 +83,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(
-        cls,
-        path,
-        *_,
-        backbone: Backbone | str | None = None,
-        config=None,
-        device="cpu",
-        dtype=None,
-        **options,
+        cls, path, *_, backbone: Backbone | str | None = None, device="cpu", dtype=None, **options
     ):
         """Load a saved adapter from a folder or hub id, on the backbone it names or on the one given.
 
@@ -104,15 +93,18 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         if options.get("trust_remote_code"):
             raise UserError("trust_remote_code is never needed here: an adapter is data, without code")
         folder = adapter_folder(path)
-        if not isinstance(config, ChameleonLiteConfig):
-            config = ChameleonLiteConfig.from_pretrained(folder)
+        fields = read_settings(folder)
+        with torch.device("meta"):  # sizes alone: nothing is allocated before they fit the file
+            head = new_head(ChameleonLiteConfig(**fields)).state_dict()
+        check_tensors(folder / WEIGHTS, fields, {name: value.shape for name, value in head.items()})
         if not isinstance(backbone, Backbone):
             backbone = load_backbone(
-                backbone or config.backbone_name,
+                backbone or fields["backbone_name"],
                 device=device,
-                dtype=getattr(torch, config.backbone_dtype),
-                revision="" if backbone else config.backbone_revision,
+                dtype=getattr(torch, fields["backbone_dtype"]),
+                revision="" if backbone else fields["backbone_revision"],
             )
+        config = ChameleonLiteConfig(backbone.lm.config.to_dict(), **fields)
         check_backbone(config, backbone)
         model = cls(config, backbone)
         model._load_adapter(folder / WEIGHTS)
@@ -135,18 +127,21 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
             return
         target = Path(save_directory)
         target.mkdir(parents=True, exist_ok=True)
-        self.config.clusters = len(self.centroids)
+        self.config.clusters, name = len(self.centroids), self.config.backbone_name
         kwargs["state_dict"] = {name: value.contiguous() for name, value in self.adapter_state().items()}
         with tempfile.TemporaryDirectory(dir=target, prefix=".part-") as part:
-            super().save_pretrained(part, **kwargs)
+            if name not in BUILT_IN and Path(name).expanduser().is_dir():
+                self.config.backbone_name = portable(name, target)
+            try:
+                super().save_pretrained(part, **kwargs)
+            finally:
+                self.config.backbone_name = name
             for path in sorted(Path(part).iterdir(), key=lambda path: path.name == "config.json"):
                 path.replace(target / path.name)
 
     def _load_adapter(self, path: Path) -> None:
         from safetensors.torch import load_file
 
-        if not path.is_file():
-            raise UserError(f"{path.parent} is no adapter: no {WEIGHTS}, and no other format is read")
         state, expected = load_file(path), self.adapter_state()
         wrong = set(expected) ^ set(state) or {n for n in state if expected[n].shape != state[n].shape}
         if wrong:
@@ -266,6 +261,14 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
             config.tie_word_embeddings = False
         plain.all_tied_weights_keys = {}  # so that saving writes both matrices
         return plain.eval()
+
+
+def new_head(config: ChameleonLiteConfig) -> HyperHead | LoraHead:
+    """A head of the configuration's kind and sizes."""
+    sizes = (config.width, config.vocabulary, config.rank)
+    if config.head == "lora":
+        return LoraHead(*sizes)
+    return HyperHead(*sizes, config.dropout, hidden=tuple(config.hidden))
 
 
 AutoConfig.register(ChameleonLiteConfig.model_type, ChameleonLiteConfig)

@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import engine
+from .backbones.formats import sums_on
 from .batches import Arrangement
 from .errors import RunFailed
 from .heads import Condition, Head, HeadUpdate, own_dropout
@@ -241,7 +242,7 @@ def evaluate(
     numbers (M,).
     """
     processes = processes or Processes()
-    out = torch.zeros(len(heads), len(data.counts), dtype=torch.float64, device=data.device)
+    out = torch.zeros(len(heads), len(data.counts), dtype=torch.float64, device=sums_on(data.device))
     with torch.no_grad(), ExitStack() as modes:
         for head in (head for head, _ in heads if head is not None):
             modes.callback(head.train, head.training)  # afterwards, whatever happens
@@ -257,7 +258,8 @@ def evaluate(
                     watch(nll, documents[row].to(nll.device))
                 # By segment, not by scattered additions: a GPU repeats itself. unsafe: a check would wait.
                 sums = {"lengths": data.counts[documents].to(out.device), "axis": 0, "unsafe": True}
-                nll = torch.segment_reduce(nll.double().T.contiguous(), "sum", **sums)  # (b, H)
+                nll = nll.to(out.device).double().T.contiguous()  # (M, H)
+                nll = torch.segment_reduce(nll, "sum", **sums)  # (b, H)
                 out[:, documents.to(out.device)] = nll.T
     return processes.sum(out)
 
