@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from filelock import FileLock
@@ -47,10 +47,11 @@ def atomic(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path | str) -> Iterator[None]:
-    """Hold the lock that belongs to `path`: one process at a time, others wait."""
+    """Hold the lock of `path`: one process at a time, others wait; no lock where nothing can be written."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(path.parent / f".{path.name}.lock")):
+    writable = os.access(path.parent, os.W_OK)
+    with FileLock(str(path.parent / f".{path.name}.lock")) if writable else nullcontext():
         yield
 
 
@@ -62,6 +63,8 @@ def sha256(path: Path | str) -> str:
 
 def verified(path: Path | str, expected: str) -> Path:
     """`path` if its sha256 is `expected`; raises DamagedFile, naming the file, if not."""
+    if not Path(path).is_file():
+        raise DamagedFile(f"{path} is missing")
     if (actual := sha256(path)) != expected:
         what = f"sha256 {actual[:12]}…, expected {expected[:12]}…"
         raise DamagedFile(f"{path} is damaged: {what}; remove it and fetch it again")
