@@ -66,7 +66,7 @@ def verified(path: Path | str, expected: str) -> Path:
     if not Path(path).is_file():
         raise DamagedFile(f"{path} is missing")
     if (actual := sha256(path)) != expected:
-        what = f"sha256 {actual[:12]}…, expected {expected[:12]}…"
+        what = f"sha256 {actual[:12]}…, expected {str(expected)[:12]}…"
         raise DamagedFile(f"{path} is damaged: {what}; remove it and fetch it again")
     return Path(path)
 

@@ -152,9 +152,9 @@ def remove_tokens_beyond(tokenizer, rows: int, source: str) -> None:
     beyond = {token for token, number in tokenizer.get_vocab().items() if number >= rows}
     if not beyond:
         return
-    if not tokenizer.is_fast or len(tokenizer) - len(beyond) > rows or tokenizer.vocab_size > rows:
+    if tokenizer.vocab_size > rows:
         raise UserError(
-            f"{source}: the tokenizer has {len(tokenizer)} tokens and the model {rows}: resize it"
+            f"{source}: its tokenizer has {len(tokenizer)} tokens and the model {rows}: resize it"
         )
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < rows]

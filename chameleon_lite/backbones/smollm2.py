@@ -74,11 +74,12 @@ def verified_folder(folder: Path) -> Path:
     """`folder` if every file in its manifest is there with its sha256; DamagedFile, naming it, if not."""
     manifest = folder / MANIFEST
     try:
-        entries = json.loads(manifest.read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
+        entries = json.loads(manifest.read_bytes())["files"]
+        sums = {"model.safetensors": "", **{name: entry["sha256"] for name, entry in entries.items()}}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedFile(f"{manifest} is missing or unreadable") from error
-    for name, entry in entries.items():
-        files.verified(folder / name, entry["sha256"])
+    for name, expected in sums.items():
+        files.verified(folder / name, expected)
     return folder
 
 
