@@ -1,9 +1,8 @@
 """Where files live, and how they get there whole.
 
 `home` is the cache folder, `atomic` writes under a temporary name and renames, `locked` keeps two processes
-off one file, `sha256` and `verified` compare a checksum; `write_sealed` puts it into a JSON file itself. A
-file under its final name is therefore complete; whatever a killed process leaves behind has a `.part-` name
-and is ignored.
+off one file, `sha256` and `verified` compare a checksum, `write_sealed` puts it into a JSON file itself. A
+file under its final name is complete; what a killed process leaves has a `.part-` name and is ignored.
 """
 
 import hashlib

@@ -146,8 +146,7 @@ def load_checkpoint(source: str, dtype: torch.dtype, **options):
 def remove_tokens_beyond(tokenizer, rows: int, source: str) -> None:
     """Take added tokens that the model has no embedding for, often a late [PAD], out of a tokenizer.
 
-    A text that contains one is ordinary text then. UserError where the vocabulary itself is larger than
-    `rows`.
+    A text that contains one is ordinary text then. UserError where the vocabulary itself exceeds `rows`.
     """
     beyond = {token for token, number in tokenizer.get_vocab().items() if number >= rows}
     if not beyond:

