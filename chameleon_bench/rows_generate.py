@@ -30,16 +30,14 @@ class Prompts:
         self.mask = mask.long().to(bench.device)
         self.ids = torch.where(self.mask.bool(), ids.to(bench.device), bench.backbone.pad_id)
 
-    def batched(self, model, **extra) -> Tensor:
-        """New tokens (B, new), all prompts in one batch."""
-        return self._generate(model, self.ids, self.mask, **extra)
-
     def one_by_one(self, model, **extra) -> Tensor:
         """New tokens (B, new), each prompt unpadded and alone."""
         prompts = [row[real.bool()][None] for row, real in zip(self.ids, self.mask)]
-        return torch.cat([self._generate(model, ids, torch.ones_like(ids), **extra) for ids in prompts])
+        return torch.cat([self.batched(model, ids, torch.ones_like(ids), **extra) for ids in prompts])
 
-    def _generate(self, model, ids: Tensor, mask: Tensor, **extra) -> Tensor:
+    def batched(self, model, ids: Tensor | None = None, mask: Tensor | None = None, **extra) -> Tensor:
+        """New tokens (B, new), all prompts, or those given, in one batch."""
+        ids, mask = (self.ids, self.mask) if ids is None else (ids, mask)
         length = {"max_new_tokens": self.new, "min_new_tokens": self.new}
         greedy = length | {"do_sample": False, "pad_token_id": self.bench.backbone.pad_id}
         return model.generate(input_ids=ids, attention_mask=mask, **greedy, **extra)[:, ids.shape[1] :]
