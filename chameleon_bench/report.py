@@ -61,11 +61,8 @@ def run_rows(
 
 
 def _write(path: Path, stored: dict) -> None:
-    try:
-        with files.atomic(path) as part:
-            part.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise RunFailed(f"cannot write {path}: {error.strerror}; name another file with --out") from error
+    with files.atomic(path) as part:
+        part.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _run(name: str, bench: Bench) -> dict:
