@@ -69,7 +69,7 @@ def test_short_texts_are_whole_pieces_of_equal_length():
 def test_a_command_that_fails_is_said_to():
     from chameleon_bench.rows_app import run
 
-    with pytest.raises(RunFailed, match="no file at nowhere.jsonl"):
+    with pytest.raises(RunFailed, match="no file or folder at nowhere.jsonl"):
         run(["adapt", "nowhere.jsonl", "--model", "none", "--out", "none.jsonl", "--device", "cpu"])
 
 
