@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..backbones.formats import sums_on
 from ..cluster import fit_clusters
 from ..conditions import Grouped, grouped
 from ..embed import mean_embeddings, normalise
@@ -141,8 +142,10 @@ class Adapter:
         row, column, target = next_token_pairs(ids, mask, prefix)
         h = self.model.backbone.hidden(ids, mask.long())[row, column]  # (M, C)
         nll = mixed_losses(h, target, group[row], self.weight, updates, self.model.config.scale)
-        lengths = torch.bincount(row, minlength=len(ids))
-        return torch.segment_reduce(nll.T.double().contiguous(), "sum", lengths=lengths, axis=0).T
+        nll, lengths = nll.to(sums_on(nll.device)), torch.bincount(row, minlength=len(ids))
+        return torch.segment_reduce(
+            nll.T.double().contiguous(), "sum", lengths=lengths.to(nll.device), axis=0
+        ).T
 
     def _continue(self, rows: Sequence[Row]) -> list[dict]:
         """Each row's prompt, or its text where it has none, continued."""

@@ -1,4 +1,4 @@
-"""A model's folder from somewhere: no code of it is run, whoever asks and whatever is answered."""
+"""A model's folder from somewhere: no code of it is run, whatever the command and whatever is answered to it."""
 
 import ast
 import io
