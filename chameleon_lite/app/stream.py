@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -201,20 +202,25 @@ def _done(out: Path, part: Path, key: str) -> int | None:
 
     Raises UserError where the record, or what lies there, is not of this `key`.
     """
+    if not part.exists() and not out.exists():
+        return 0
     found = {}
     with suppress(OSError, DamagedFile):
         found = files.read_sealed(_record(out))
-    if found.get("key") == key and part.exists() and part.stat().st_size >= found["bytes"]:
-        os.truncate(part, found["bytes"])
-        return found["rows"]
-    if not part.exists() and (not out.exists() or (found.get("key") == key and "sha256" not in found)):
-        return 0
-    if found.get("key") != key or part.exists() or files.sha256(out) != found["sha256"]:
+    fits = found.get("key") == key
+    if part.exists():
+        fits = fits and part.stat().st_size >= found["bytes"]
+    elif "sha256" in found:
+        fits = fits and files.sha256(out) == found["sha256"]
+    if not fits:
         raise UserError(
             f"{part if part.exists() else out} has no record that it was made with these settings, this adapter and "
             "this input: give those again, or leave out --resume to start anew"
         )
-    return None
+    if part.exists():
+        os.truncate(part, found["bytes"])
+        return found["rows"]
+    return None if "sha256" in found else 0
 
 
 def _key(adapter: Adapter, how: dict, source: Path, window: int) -> str:
@@ -233,7 +239,7 @@ def _key(adapter: Adapter, how: dict, source: Path, window: int) -> str:
 def _summary(path: Path) -> Summary:
     """Count a file of results, line by line."""
     rows = failed = tokens = 0
-    nats, first_error = {}, ""
+    nats, first_error = Counter(), ""
     with open(path, encoding="utf-8") as file:
         for result in map(json.loads, file):
             rows += 1
@@ -242,11 +248,10 @@ def _summary(path: Path) -> Summary:
                 first_error = first_error or f"row {result['row']}: {result['error']}"
                 continue
             tokens += result["tokens"]
-            for name in result.keys() & {"loss", "loss_frozen"}:
-                nats[name] = nats.get(name, 0.0) + result[name] * result["tokens"]
-    return Summary(
-        rows, failed, tokens, first_error=first_error, **{name: x / tokens for name, x in nats.items()}
-    )
+            scores = result.keys() & {"loss", "loss_frozen"}
+            nats.update({name: result[name] * result["tokens"] for name in scores})
+    losses = {name: x / tokens for name, x in nats.items()}
+    return Summary(rows, failed, tokens, first_error=first_error, **losses)
 
 
 def windows(rows: Iterable, size: int) -> Iterator[list]:

@@ -88,20 +88,18 @@ class Workers:
             yield from ((job, result) for result in results)
 
     def _submit(self, function: Callable, job: Any) -> Future:
-        if self.dask:
-            return self.pool.submit(_with_common, function, self.sent, job)
         try:
-            return self.pool.submit(_in_process, function, job)
+            return self.pool.submit(_with_common, function, self.sent, job)
         except BrokenExecutor:
             self._start()
-            return self.pool.submit(_in_process, function, job)
+            return self._submit(function, job)
 
     def _start(self) -> None:
         """Processes of this machine, a GPU for each where there are several, the processor's threads shared out."""
         import torch
         from joblib.externals.loky import ProcessPoolExecutor
 
-        self.fatal, gpus = (), _gpus()
+        self.fatal, self.sent, gpus = (), None, _gpus()
         threads = max(1, torch.get_num_threads() // self.count)
         self.pool = ProcessPoolExecutor(
             self.count,
@@ -160,10 +158,7 @@ def _begin(common: Any, gpus: list[str]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(number) % len(gpus)]
 
 
-def _in_process(function: Callable, job: Any) -> list:
-    return list(function(_common, job))
-
-
 def _with_common(function: Callable, common: Any, job: Any) -> list:
+    """A job's results; without `common` from a process that got it when it began."""
     with _alone:
-        return list(function(common, job))
+        return list(function(_common if common is None else common, job))

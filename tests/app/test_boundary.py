@@ -98,9 +98,11 @@ ODD_OPTIONS = [
     "--device cuda:99",
     "--device cpu:7",
     "--device",
+    "--learning-rate inf",
     "--learning-rate nan",
     "--learning-rate -1",
     "--learning-rate 0",
+    "--learning-rate 1e30",
     "--rank 1000000000",
     "--rank 0",
     "--rank x",
@@ -112,6 +114,7 @@ ODD_OPTIONS = [
     "--max-train-tokens 0",
     "--condition clustre",
     "--seed -1",
+    "--seed 99999999999999999999",
     "--nonsense",
 ]
 
