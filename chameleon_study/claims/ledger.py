@@ -114,10 +114,9 @@ def stored_verdicts(results: Path) -> dict[int, dict]:
 
 def scoreboard(results: Path) -> list[dict]:
     """One row per claim: `claim`, `says`, `status` (or OPEN), the deciding `number`, `decided by`."""
-    stored, unknown = stored_verdicts(results), {"status": OPEN, "deciding": "–"}
-    rows = []
+    stored, rows = stored_verdicts(results), []
     for c in claims():
-        v = stored.get(c["claim"], unknown)
+        v = stored.get(c["claim"], {"status": OPEN, "deciding": "–"})
         row = {"claim": c["claim"], "says": c["says"], "status": v["status"], "number": v["deciding"]}
         rows.append(row | {"decided by": c["decided_by"]})
     return rows
