@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .backbone import BUILT_IN, Backbone, load_backbone
@@ -55,9 +55,9 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
         if config.lora_rank:  # after post_init, which would initialise the new layers as the backbone's
             add_lora(self.lm, rank=config.lora_rank, alpha=config.lora_alpha)
-        self.generation_config = copy.deepcopy(self.lm.generation_config)
-        if self.generation_config.pad_token_id is None:
-            self.generation_config.pad_token_id = backbone.pad_id
+        # Greedy, one continuation per prompt: a checkpoint's penalties, beams or samples would change its text.
+        ids = {name: getattr(self.lm.generation_config, name) for name in ("bos_token_id", "eos_token_id")}
+        self.generation_config = GenerationConfig(**ids, pad_token_id=backbone.pad_id, do_sample=False)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: head and backbone come initialised, and touching a loaded backbone would ruin it."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .backbones.formats import sums_on
 from .batches import Arrangement
 from .cluster import nearest_centroid
 from .embed import masked_mean, normalise
@@ -31,10 +32,9 @@ def group_means(vectors: Tensor, group: Tensor) -> Tensor:
     unsafe: the lengths are right, and checking them would make the host wait for the device.
     """
     place, lengths = torch.argsort(group, stable=True), torch.bincount(group)
-    device = vectors.device
-    return torch.segment_reduce(
-        vectors[place.to(device)], "mean", lengths=lengths.to(device), axis=0, unsafe=True
-    )
+    x, how = vectors.to(sums_on(vectors.device)), {"axis": 0, "unsafe": True}
+    means = torch.segment_reduce(x[place.to(x.device)], "mean", lengths=lengths.to(x.device), **how)
+    return means.to(vectors.device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,8 @@ whole batch, B for per-sample conditioning. A static head ignores the condition.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -135,6 +136,24 @@ class Head(nn.Module):
     def stored_bytes(self) -> int:
         """Bytes of a saved copy at the parameters' own dtypes."""
         return sum(p.numel() * p.element_size() for p in self.parameters())
+
+
+@contextmanager
+def own_dropout(head: Head, seed: int, device: torch.device) -> Iterator[None]:
+    """Seed what the head drops inside the block; the device's generator is left as it was."""
+    if not any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in head.modules()):
+        yield
+        return
+    # Not torch.manual_seed: without a GPU that keeps a stack trace of every call for a later start of CUDA.
+    generator = torch.default_generator
+    if device.type == "cuda":
+        generator = torch.cuda.default_generators[device.index or 0]
+    before = generator.get_state()
+    try:
+        generator.manual_seed(seed)
+        yield
+    finally:
+        generator.set_state(before)
 
 
 class LoraHead(Head):

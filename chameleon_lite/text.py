@@ -22,6 +22,9 @@ from .errors import UserError
 IGNORED = -100  # the label of a position that is not scored
 CHUNK = 1024  # documents per call of the tokenizer: its lists of offsets are many times larger than the ids
 SHORT = "shorter than prefix + scored"
+NOTHING_LEFT = (
+    "no document of {} has {} prefix (or a prompt) + {} scored tokens; lower these numbers or add text"
+)
 Rows = Sequence[int] | np.ndarray | Tensor  # numbers of documents
 
 
@@ -166,10 +169,7 @@ def tokenise(
             span = (first, stop) if first < stop else (0, prefix)
             rows.append((e.document, ids, prefix, span, e.bytes(0 if n_prompt else prefix, n_text)))
     if not rows:
-        need = f"{prefix_tokens} prefix (or a prompt) + {min_scored} scored tokens"
-        raise UserError(
-            f"no document of {len(documents)} has {need}; lower prefix_tokens or min_scored, or add text"
-        )
+        raise UserError(NOTHING_LEFT.format(len(documents), prefix_tokens, min_scored))
     documents, ids, prefix, span, scored_bytes = zip(*rows)
     return TokenTable(
         ids=np.concatenate(ids),

@@ -11,19 +11,20 @@ is that of one process.
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from . import engine
+from .backbones.formats import sums_on
 from .batches import Arrangement
 from .errors import RunFailed
-from .heads import Condition, Head, HeadUpdate
+from .heads import Condition, Head, HeadUpdate, own_dropout
 from .loss import HeadWeight, head_losses, token_losses
 from .processes import Processes
 from .settings import TrainSettings
@@ -129,24 +130,6 @@ def groups_of(
     return [spread.get(id(group)) if many else None for (_, group), many in zip(given, several)]
 
 
-@contextmanager
-def own_dropout(head: Head, seed: int, device: torch.device) -> Iterator[None]:
-    """Seed what the head drops inside the block; the device's generator is left as it was."""
-    if not any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in head.modules()):
-        yield
-        return
-    # Not torch.manual_seed: without a GPU that keeps a stack trace of every call for a later start of CUDA.
-    generator = torch.default_generator
-    if device.type == "cuda":
-        generator = torch.cuda.default_generators[device.index or 0]
-    before = generator.get_state()
-    try:
-        generator.manual_seed(seed)
-        yield
-    finally:
-        generator.set_state(before)
-
-
 def train_heads(
     members: Sequence[Member],
     train: States,
@@ -173,7 +156,8 @@ def train_heads(
         member.head.train()  # evaluation puts a head back into the mode it was in
     check = (common._replace(data=validation), validation_order, over)
     _validate(members, *check, 0.0, [None] * len(members))
-    hidden = None if progress and not common.processes.index else True  # None: where there is no terminal
+    show = progress and not common.processes.index
+    look = {"unit": "step", "leave": False, "disable": None if show else True}  # None: if no terminal
     recorded, number = engine.fast("replayed", worth=train.device.type == "cuda") or nullcontext, 0
     with recorded(step) as take_step:
         for epoch in range(settings.epochs):
@@ -181,9 +165,7 @@ def train_heads(
             batches = arrangement.steps(settings.rows_per_step)
             stops = _validation_steps(len(batches), settings.validations_per_epoch)
             total, tokens = 0.0, 0  # since the last validation, on the device: no step waits for it
-            bar = tqdm(
-                batches, f"epoch {epoch + 1}/{settings.epochs}", unit="step", leave=False, disable=hidden
-            )
+            bar = tqdm(batches, f"epoch {epoch + 1}/{settings.epochs}", **look)
             for done, rows in enumerate(bar, start=1):
                 if not (live := [m for m in members if m.live]):
                     break
@@ -260,7 +242,7 @@ def evaluate(
     numbers (M,).
     """
     processes = processes or Processes()
-    out = torch.zeros(len(heads), len(data.counts), dtype=torch.float64, device=data.device)
+    out = torch.zeros(len(heads), len(data.counts), dtype=torch.float64, device=sums_on(data.device))
     with torch.no_grad(), ExitStack() as modes:
         for head in (head for head, _ in heads if head is not None):
             modes.callback(head.train, head.training)  # afterwards, whatever happens
@@ -276,7 +258,8 @@ def evaluate(
                     watch(nll, documents[row].to(nll.device))
                 # By segment, not by scattered additions: a GPU repeats itself. unsafe: a check would wait.
                 sums = {"lengths": data.counts[documents].to(out.device), "axis": 0, "unsafe": True}
-                nll = torch.segment_reduce(nll.double().T.contiguous(), "sum", **sums)  # (b, H)
+                nll = nll.to(out.device).double().T.contiguous()  # (M, H)
+                nll = torch.segment_reduce(nll, "sum", **sums)  # (b, H)
                 out[:, documents.to(out.device)] = nll.T
     return processes.sum(out)
 

@@ -22,7 +22,7 @@ from .loss import next_token_pairs
 from .states import sent
 from .text import TokenTable, by_length
 
-# Tokens that go through the backbone at once. Training keeps every layer's activations, megabytes per token, so
+# Tokens that go through the backbone at once. Training keeps every layer's activations, megabytes per token:
 # its pieces are small; on a GPU six rows of 256: a recorded pass holds its memory as long as training.
 READ_TOKENS = {"cpu": 2_048, "cuda": 32_768}
 STEP_TOKENS = {"cpu": 256, "cuda": 1_536}

@@ -37,13 +37,15 @@ def start(profile: str, seed: int = 0) -> str:
     import numpy
     import torch
 
+    from chameleon_lite.backbones.formats import device_of
+
     if profile not in PROFILES:
         raise unknown("profile", profile, PROFILES)
     warnings.filterwarnings("ignore", message="IProgress not found")  # pages show no bars
     random.seed(seed)
     numpy.random.seed(seed)
     torch.manual_seed(seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(device_of())
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"profile {profile}, seed {seed}, {device} ({name})")
     print(f"torch {torch.__version__}, transformers {version('transformers')}")

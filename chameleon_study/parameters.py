@@ -3,6 +3,7 @@
 Everything is built on PyTorch's meta device: modules with shapes and no numbers, so counting takes no memory.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from chameleon_lite import errors
 from chameleon_lite.backbone import BUILT_IN, SHORT_NAMES
 from chameleon_lite.backbones import smollm2, tiny
-from chameleon_lite.backbones.hub import reachable
+from chameleon_lite.backbones.hub import load_config, reachable, readable
 from chameleon_lite.heads import HyperHead, LoraHead, matched_rank
 from chameleon_lite.lora import add_lora, lora_parameters
 
@@ -27,7 +28,10 @@ def parameter_table(backbone_name: str) -> dict[str, int]:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(_config(backbone_name), dtype=torch.float32)
+        with readable(f"the configuration of {backbone_name}"):
+            lm = AutoModelForCausalLM.from_config(
+                _config(backbone_name), dtype=torch.float32, trust_remote_code=False
+            )
         total = sum(p.numel() for p in lm.parameters())
         vocab, width = lm.get_output_embeddings().weight.shape
         lora_head = LoraHead(width, vocab, RANK).trainable_parameters()
@@ -40,7 +44,7 @@ def parameter_table(backbone_name: str) -> dict[str, int]:
 
 
 def _config(name: str):
-    from transformers import AutoConfig, GPT2Config
+    from transformers import GPT2Config
 
     if name == "smollm2":
         return smollm2.geometry()
@@ -54,9 +58,8 @@ def _config(name: str):
     source = str(folder) if folder.is_dir() else SHORT_NAMES.get(name, name)
     local = folder.is_dir() or not reachable()
     try:
-        return AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
+        with readable(f"the configuration of {source}") if folder.is_dir() else nullcontext():
+            return load_config(source, local_files_only=local)
     except (OSError, ValueError) as error:
-        if folder.is_dir():
-            raise errors.UserError(f"{source} holds no model: no config.json that can be read") from error
         message = f"no configuration of {source!r} is at hand: use random-gpt2, smollm2 or a local folder"
         raise errors.Unreachable(f"{message}, or check the name, connect and try again") from error

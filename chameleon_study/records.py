@@ -96,12 +96,8 @@ def try_folder(runs: Path) -> None:
 
 def write_run(folder: Path, record: Record, documents: pd.DataFrame) -> None:
     """Write a run's folder whole under its name, record.json with a checksum of both files."""
-    final = folder / record.name
-    with (
-        writing(final, KEPT),
-        files.locked(folder / "runs"),
-        files.atomic(final) as part,
-    ):  # two may write one run
+    final, lock = folder / record.name, folder / "runs"  # two processes may write the same run
+    with writing(final, KEPT), files.locked(lock), files.atomic(final) as part:
         part.mkdir()
         documents.to_parquet(part / "documents.parquet", index=False)
         content = record.model_dump(mode="json") | {"documents": files.sha256(part / "documents.parquet")}
@@ -127,7 +123,7 @@ def read_run(folder: Path, name: str) -> Record | None:
 
 
 def stored_runs(folder: Path, names: list[str], hashes: dict[str, tuple], say) -> dict[str, Record]:
-    """The runs that are there, undamaged, and of the corpus and the backbone as they are now (their `hashes`)."""
+    """The runs that are there, undamaged, and of texts and a backbone as they are now, by their `hashes` per corpus."""
     records, changed = {}, []
     for name in names:
         try:
@@ -135,15 +131,20 @@ def stored_runs(folder: Path, names: list[str], hashes: dict[str, tuple], say) -
         except DamagedFile as error:
             say(f"{error}: it is made again")
             continue
-        if record and (record.data["hash"], record.data["backbone_hash"]) != hashes[record.corpus]:
-            changed.append(name)
-        elif record:
+        if record and hashes_of(record) == hashes[record.corpus]:
             records[name] = record
+        elif record:
+            changed.append(name)
     if changed:
         say(
-            f"texts or backbone have changed since {len(changed)} runs, first {changed[0]}: they are made again"
+            f"texts or backbone are others than in {len(changed)} runs, first {changed[0]}: they are made again"
         )
     return records
+
+
+def hashes_of(record: Record) -> tuple:
+    """What a record's numbers come from: its texts, its backbone, and the other corpora that were read."""
+    return record.data["hash"], record.data["backbone_hash"], record.data.get("transfers", {})
 
 
 def pack(experiment: str, names: list[str], runs: Path, results: Path) -> tuple[Path, Path]:

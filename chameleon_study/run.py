@@ -66,12 +66,11 @@ def run_experiment(
     if shared:
         _check_shared(processes, device, backbone)
     names = expected_names(settings)
-    corpora = {
-        name: load_corpus(name, data_dir=data_dir) for name in [*settings.corpora, *settings.probes.corpora]
-    }
+    needed = dict.fromkeys([*settings.corpora, *settings.probes.corpora])
+    corpora = {name: load_corpus(name, data_dir=data_dir) for name in needed}
     where = "cpu" if shared else device or str(processes.device)
     backbone = backbone or load_backbone(settings.backbone, device=where)
-    hashes = {name: (corpora[name].hash, backbone.hash) for name in settings.corpora}
+    hashes = {name: _hashes(settings, name, corpora, backbone) for name in settings.corpora}
     own = {} if shared else {"backbone": backbone, "processes": processes, "say": say}
     common = Common(corpora, device, command or default_command(), **own)
     records = stored_runs(runs, names, hashes, say) if resume else {}
@@ -85,9 +84,9 @@ def run_experiment(
                 write_run(runs, record, documents)
             records[record.name] = record
             if record.failure:
-                done = record.status == "done"
-                left = "its best state before that is kept" if done else "lower its learning rate"
-                say(f"{record.regime}, seed {record.seed}: {record.failure}; {left}")
+                kept = record.status == "done"
+                advice = "its best state before that is kept" if kept else "lower its learning rate"
+                say(f"{record.regime}, seed {record.seed}: {record.failure}; {advice}")
     return [records[name] for name in names]
 
 
@@ -121,7 +120,7 @@ class _Grid:
     """The jobs of an experiment: which there are, shared out, and what is kept of their results."""
 
     settings: Experiment
-    hashes: dict[str, tuple[str, str]]  # corpus ▶ the hashes of its texts and of the backbone
+    hashes: dict[str, tuple]
     crew: Workers
     runs: Path
     writes: bool  # this process does, of several
@@ -147,7 +146,9 @@ class _Grid:
         name = self.crew.common.corpora[corpus].name
 
         def measured(wanted: list[Key]) -> Losses:
-            paths = {key: self.runs / loss_file(settings, name, self.hashes[corpus], key) for key in wanted}
+            paths = {
+                key: self.runs / loss_file(settings, name, self.hashes[corpus][:2], key) for key in wanted
+            }
             losses = stored_losses(paths, self.say)
             jobs = sweep_jobs(settings, corpus, [key for key in wanted if key not in losses])
             for key, loss in self.results(jobs):
@@ -172,6 +173,18 @@ class _Grid:
                 self.say(f"{job}, {result.ended - result.started:.0f} s")
 
 
+def others(settings: Experiment, corpus: str, corpora: dict[str, Corpus]) -> dict[str, Corpus]:
+    """The corpora whose test documents are read beside one's own."""
+    names = settings.probes.corpora if settings.protocol.honest else ()
+    return {name: corpora[name] for name in names if name != corpus}
+
+
+def _hashes(settings: Experiment, corpus: str, corpora: dict[str, Corpus], backbone: Backbone) -> tuple:
+    """Of a corpus's texts, of the backbone, and of the other corpora: see records.hashes_of."""
+    transfers = {name: other.hash for name, other in others(settings, corpus, corpora).items()}
+    return corpora[corpus].hash, backbone.hash, transfers
+
+
 @dataclass
 class Common:
     """What every job of an experiment needs; the defaults are for other processes."""
@@ -193,8 +206,8 @@ class Common:
             self.backbone = self.backbone or load_backbone(settings.backbone, device=device)
             texts = self.corpora[corpus]
             if settings.protocol.honest:
-                others = {name: self.corpora[name] for name in settings.probes.corpora if name != corpus}
-                material = prepare(settings, self.backbone, texts, others, self.say)
+                probes = others(settings, corpus, self.corpora)
+                material = prepare(settings, self.backbone, texts, probes, self.say)
             else:
                 material = prepare_released(settings, self.backbone, texts, self.say)
             context = Context(settings, material, self.processes, self.command)

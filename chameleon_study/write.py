@@ -120,9 +120,8 @@ def write(
         head.eval()
     for part in by_length.split(probe.rows):
         ids, mask = (x.to(backbone.device) for x in prompts(table, rows[part]))  # (B, T)
-        update = {} if head is None else {"head_update": _update(head, condition, rows[part])}
-        lm = backbone.lm if head is None else model
-        written = lm.generate(input_ids=ids, attention_mask=mask, **options, **update)
+        update = _frozen if head is None else _update(head, condition, rows[part])
+        written = model.generate(input_ids=ids, attention_mask=mask, **options, head_update=update)
         out[part] = written[:, ids.shape[1] :].cpu()  # (B, M)
     if training:
         head.train()
@@ -142,6 +141,11 @@ def agreement(tokens: Tensor, table: TokenTable, rows: Tensor, tokenizer) -> np.
     references = [table.ids[start:stop][: tokens.shape[1]].tolist() for start, stop in spans]
     written = [text[: len(reference)] for text, reference in zip(tokens.tolist(), references)]
     return rouge_l(*(tokenizer.batch_decode(x, skip_special_tokens=True) for x in (written, references)))
+
+
+def _frozen(head: Callable[[Tensor], Tensor], h: Tensor, scale: float) -> Tensor:
+    """The frozen head's logits."""
+    return head(h)
 
 
 def _update(head: Head, condition, rows: Tensor) -> Callable[..., Tensor]:

@@ -9,7 +9,7 @@ import torch
 
 from .. import files
 from ..backbones import hub
-from ..backbones.formats import matmul_dtype
+from ..backbones.formats import device_of, matmul_dtype
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "scikit-learn", "gguf")
 EXTRAS = {"datasets": "hub", "umap-learn": "book", "torchmetrics": "generate", "distributed": "cluster"}
@@ -33,7 +33,7 @@ def _package(name: str) -> str:
 def _devices() -> list[str]:
     names = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     cpu = f"cpu, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    first = torch.device("cuda" if names else "cpu")
+    first = device_of()
     dtype = str(matmul_dtype(first)).removeprefix("torch.")
     return [f"device: {' · '.join([*names, cpu])}", f"  large products in {dtype} on {first}"]
 

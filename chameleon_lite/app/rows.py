@@ -22,21 +22,11 @@ from typing import Any
 from ..errors import UserError
 
 # Columns of a row; the last one is scored.
-SCORED = (
-    ("instruction", "output"),
-    ("prompt", "response"),
-    ("prompt", "text"),
-    ("prompt", "completion"),
-    ("text",),
-)
+ANSWERS = [("prompt", name) for name in ("response", "text", "completion")]
+SCORED = (("instruction", "output"), *ANSWERS, ("text",))
 PROMPTS = (("instruction",), ("prompt",))
 KINDS = ".jsonl, .json, .csv or a folder of .txt"
-OTHER_KINDS = {
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
-    b"\x1f\x8b": "compressed (gzip)",
-    b"PAR1": "parquet",
-}
+OTHER_KINDS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "compressed", b"PAR1": "parquet"}
 MARK = "chameleon_lite_corpus"  # the first key of an exported corpus, and of no other JSONL
 
 

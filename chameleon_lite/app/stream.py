@@ -77,10 +77,10 @@ def open_model(model: Any, device: str | None = None, dtype: str | None = None, 
     """A loaded model as it is, or the adapter saved at a path; dtype "auto" is what the machine multiplies fast."""
     if not isinstance(model, str | os.PathLike):
         return model
-    from ..backbones.formats import backbone_dtype
+    from ..backbones.formats import backbone_dtype, device_of
     from ..chameleon import ChameleonLiteForCausalLM
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of(device)
     kind = backbone_dtype(device) if dtype == "auto" else getattr(torch, dtype) if dtype else None
     return ChameleonLiteForCausalLM.from_pretrained(model, device=device, dtype=kind, backbone=backbone)
 
@@ -137,20 +137,15 @@ def adapt_file(
         adapter = Adapter(open_model(model, "cpu" if sent else device, dtype), **how)
         if sent and Path(adapter.model.backbone.name).is_dir():
             sent.backbone = adapter.model.backbone.name
-        part, record, key = (
-            place.with_name(place.name + ".part"),
-            _record(place),
-            _key(adapter, source, window),
-        )
-        done = _done(place, part, record, key, window) if resume and (place.exists() or part.exists()) else 0
-        if done is None:
+        part, key = place.with_name(place.name + ".part"), _key(adapter, how, source, window)
+        if (done := _done(place, part, key) if resume else 0) is None:
             return _summary(place)
+        made, record = {"key": key, "rows": done, "bytes": part.stat().st_size if done else 0}, _record(place)
         if not done:
             part.unlink(missing_ok=True)
-            files.write_sealed(record, {"key": key, "sha256": None})
+            files.write_sealed(record, made)
         with Workers(sent or adapter, workers, dask) as crew:
-            _run(crew, source, part, done, total, window, progress)
-        files.write_sealed(record, {"key": key, "sha256": files.sha256(part)})
+            _run(crew, source, part, record, made, total, window, progress)
         os.replace(part, place)
         return _summary(place)
 
@@ -168,17 +163,23 @@ def _sent(model: Any, device: str | None, dtype: str | None, how: dict) -> Sent:
     return Sent({path.name: path.read_bytes() for path in paths}, device, dtype, how)
 
 
-def _run(crew: Workers, source: Path, part: Path, done: int, total: int, window: int, progress: bool) -> None:
-    """Append the results of the input's rows from `done` on, a window at a time."""
-    rows = islice(read_rows(source, scored=False), done, None)
-    with _bar(progress, total=total, initial=done) as bar:
-        for window_rows, results in crew.share(_results, windows(rows, window), ordered=True):
+def _run(
+    crew, source: Path, part: Path, record: Path, made: dict, total: int, window: int, progress: bool
+) -> None:
+    """Append the results of the input's rows that are not `made` yet, and keep the record of it, window by window."""
+    rows = islice(read_rows(source, scored=False), made["rows"], None)
+    with _bar(progress, total=total, initial=made["rows"]) as bar:
+        for given, results in crew.share(_results, windows(rows, window), ordered=True):
             text = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
-            kept = f"{done:,} finished rows are kept in it, and --resume goes on from there"
-            with writing(part, kept), open(part, "ab") as file:
-                file.write(text.encode())
-            done += len(window_rows)
-            bar.update(len(window_rows))
+            with writing(
+                part, f"{made['rows']:,} finished rows are kept in it, and --resume goes on from there"
+            ):
+                with open(part, "ab") as file:
+                    file.write(text.encode())
+                made |= {"rows": made["rows"] + len(given), "bytes": part.stat().st_size}
+                files.write_sealed(record, made)
+            bar.update(len(given))
+    files.write_sealed(record, made | {"sha256": files.sha256(part)})
 
 
 def _results(common: Adapter | Sent, rows: list[Row]) -> Iterator[list[dict]]:
@@ -190,48 +191,37 @@ def _bar(progress: bool, **options) -> tqdm:
 
 
 def _record(out: Path) -> Path:
-    """The file beside results, or a part of them, that says what they were made from."""
+    """The file beside results, or a part of them, that says what they were made from and how far they go."""
     out = out.resolve()
     return out.with_name(f".{out.name}.made")
 
 
-def _done(out: Path, part: Path, record: Path, key: str, window: int) -> int | None:
-    """How many rows an unfinished `part` has results for, cut to whole windows; None where `out` is complete.
+def _done(out: Path, part: Path, key: str) -> int | None:
+    """How many rows an unfinished `part` has results for, once it is cut to them; None where `out` is complete.
 
     Raises UserError where the record, or what lies there, is not of this `key`.
     """
-    made, found = part if part.exists() else out, {}
+    found = {}
     with suppress(OSError, DamagedFile):
-        found = files.read_sealed(record)
-    whole = made is part or (made.is_file() and files.sha256(made) == found.get("sha256"))
-    if found.get("key") != key or not whole:
+        found = files.read_sealed(_record(out))
+    if found.get("key") == key and part.exists() and part.stat().st_size >= found["bytes"]:
+        os.truncate(part, found["bytes"])
+        return found["rows"]
+    if not part.exists() and (not out.exists() or (found.get("key") == key and "sha256" not in found)):
+        return 0
+    if found.get("key") != key or part.exists() or files.sha256(out) != found["sha256"]:
         raise UserError(
-            f"{made} has no record that it was made with these settings, this adapter and this input: give those "
-            "again, or leave out --resume to start anew"
+            f"{part if part.exists() else out} has no record that it was made with these settings, this adapter and "
+            "this input: give those again, or leave out --resume to start anew"
         )
-    return _cut(part, window) if made is part else None
+    return None
 
 
-def _cut(part: Path, window: int) -> int:
-    """Cut an unfinished file to whole windows of whole results; returns how many rows are left."""
-    rows = size = whole_rows = whole_size = 0
-    with open(part, "r+b") as file:
-        for line in file:
-            if not line.endswith(b"\n") or not line.startswith(b'{"row": '):
-                break
-            rows, size = rows + 1, size + len(line)
-            if rows % window == 0:
-                whole_rows, whole_size = rows, size
-        file.truncate(whole_size)
-    return whole_rows
-
-
-def _key(adapter: Adapter, source: Path, window: int) -> str:
+def _key(adapter: Adapter, how: dict, source: Path, window: int) -> str:
     """Hex name of everything that a result depends on."""
     digest = hashlib.sha256()
     for name, value in sorted(adapter.model.adapter_state().items()):
         digest.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
-    how = {k: v for k, v in vars(adapter).items() if k in Adapter.__dataclass_fields__ and k != "model"}
     settings = [adapter.model.backbone.hash, adapter.prompts, how, window, str(adapter.model.lm.dtype)]
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for path in sorted(source.rglob("*.txt")) if source.is_dir() else [source]:

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..errors import DamagedFile, UserError
-from ..settings import TokenSettings
+from ..settings import TokenSettings, problem
 
 MODEL_TYPE = "chameleon-lite"
 OTHER_FILES = {  # how a file begins that is no safetensors ─▶ what it is
@@ -68,11 +68,8 @@ def checked(fields: Mapping, where: str = "adapter") -> dict:
     try:
         return AdapterSettings(**fields).model_dump()
     except (ValidationError, TypeError) as error:
-        first = (
-            error.errors()[0] if isinstance(error, ValidationError) else {"loc": ("prompts",), "msg": error}
-        )
-        name = ".".join(map(str, first["loc"]))
-        raise UserError(f"{where}: {name}: {first['msg']}") from None
+        what = problem(error) if isinstance(error, ValidationError) else f"prompts: {error}"
+        raise UserError(f"{where}: {what}") from None
 
 
 def read_settings(folder: Path) -> dict:

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..errors import unknown
+
 ALWAYS_EXACT = ("inv_freq",)  # ends of the names of buffers that stay as they are in every number format
 CPU_FLAGS = {"avx512_bf16", "amx_bf16"}  # 16-bit units, as /proc/cpuinfo spells them
 FP16_CAPABILITY = (7, 0)  # tensor cores for IEEE half precision: V100, T4 and later
@@ -42,6 +44,20 @@ def backbone_dtype(device: str | torch.device) -> torch.dtype:
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= BF16_CAPABILITY:
         return torch.bfloat16
     return matmul_dtype(device)
+
+
+def device_of(name: str | torch.device | None = None) -> torch.device:
+    """The device of that name, by default the fastest kind; UserError for one that is not there."""
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    there = [name for kind, n in counts.items() if n for name in (kind, *(f"{kind}:{i}" for i in range(n)))]
+    if str(name or there[0]) not in there:
+        raise unknown("device", str(name), there)
+    return torch.device(name or there[0])
+
+
+def sums_on(device: torch.device) -> torch.device:
+    """Where exact sums of a device's numbers are formed: Apple's GPUs lack float64 and sums by segment."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def number_format(name: str, device: str | torch.device) -> torch.dtype:

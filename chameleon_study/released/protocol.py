@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from chameleon_lite.errors import UserError, unknown
-from chameleon_lite.settings import Settings
+from chameleon_lite.settings import Settings, problem
 
 from ..config import ProtocolSettings
 
@@ -76,9 +76,7 @@ def preset(name: str, **switches: Any) -> Protocol:
     try:
         return Protocol(**{**PRESETS[name].model_dump(), **switches})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = "".join(f"{part}: " for part in first["loc"])
-        raise UserError(f"protocol {name}: {where}{first['msg'].removeprefix('Value error, ')}") from None
+        raise UserError(f"protocol {name}: {problem(error)}") from None
 
 
 def protocol_of(settings: ProtocolSettings) -> Protocol:

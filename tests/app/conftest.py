@@ -1,5 +1,9 @@
 """A saved adapter and texts for every test of own texts."""
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -45,6 +49,19 @@ def two_kinds():
 
 
 @pytest.fixture
+def model_folder(small_folder, tmp_path):
+    """A folder of a small model, to be changed by the test."""
+    return Path(shutil.copytree(small_folder("gpt2-tied"), tmp_path / "model"))
+
+
+@pytest.fixture
+def texts(two_kinds, tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in two_kinds(60)))
+    return path
+
+
+@pytest.fixture
 def command(monkeypatch, capsys, tmp_path):
     """command("fit", …) → (exit code, stdout, stderr), in an empty folder with an own cache."""
     from chameleon_lite.app import cli
@@ -76,3 +93,11 @@ def refused(command):
         return lines[0]
 
     return call
+
+
+@pytest.fixture
+def source(command, two_kinds):
+    """in.jsonl in the current folder, 60 texts."""
+    path = Path("in.jsonl")
+    path.write_text("\n".join(json.dumps({"text": text}) for text in two_kinds(60)) + "\n")
+    return path

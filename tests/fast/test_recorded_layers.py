@@ -10,9 +10,7 @@ from chameleon_lite import train_layers
 from chameleon_lite.backbone import load_backbone
 from chameleon_lite.batches import Arrangement
 from chameleon_lite.fast import layers as fast_layers
-from chameleon_lite.fast import recorded_layers
-from chameleon_lite.fast.layers import PackedPass, layer_pass
-from chameleon_lite.fast.recorded_layers import RecordedLayers, recorded
+from chameleon_lite.fast.layers import PackedPass, RecordedLayers, layer_pass, recorded
 from chameleon_lite.heads import LoraHead
 from chameleon_lite.lora import add_lora, lora_parameters
 from chameleon_lite.loss import HeadWeight
@@ -110,10 +108,10 @@ def static(layers, sample, **options):
 
 @pytest.fixture
 def without_gpu(monkeypatch):
-    monkeypatch.setattr(recorded_layers.torch.cuda, "make_graphed_callables", static)
-    monkeypatch.setattr(recorded_layers.torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(fast_layers.torch.cuda, "make_graphed_callables", static)
+    monkeypatch.setattr(fast_layers.torch.cuda, "graph_pool_handle", lambda: (0, 1))
     for name in ("device", "usable_after"):
-        where = recorded_layers.torch.cuda if name == "device" else recorded_layers
+        where = fast_layers.torch.cuda if name == "device" else fast_layers
         monkeypatch.setattr(where, name, lambda *_: nullcontext())
 
 
@@ -153,7 +151,7 @@ def test_a_recording_that_fails_warns_once_and_the_plain_pass_serves(monkeypatch
     def broken(*_):
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    monkeypatch.setattr(recorded_layers, "RecordedLayers", broken)
+    monkeypatch.setattr(fast_layers, "RecordedLayers", broken)
     with pytest.warns(UserWarning, match="tiny: its layers cannot be recorded.*stream is capturing\\)$"):
         assert recorded(Gpu, ROWS, LENGTH) is None
     backbone, _, _ = adapted()

@@ -12,7 +12,7 @@ from chameleon_lite.train import average
 
 from ...claims.paper import published
 from ...cluster_quality import cluster_quality
-from ...vectors import main_direction, mean_cosine
+from ...sources import main_direction, mean_cosine
 from ..clusters import released_batches, released_clusters
 from ..prepare import from_the_start, scored_batches, span_vectors
 from .store import CLUSTERINGS, Proof

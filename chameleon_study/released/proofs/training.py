@@ -130,7 +130,7 @@ def untouched_layers(subject: Subject) -> Shown:
         return float(sum(isinstance(m, kind) for m in body.modules()))
 
     with torch.device("meta"):
-        body = AutoModelForCausalLM.from_config(GPT2Config()).base_model
+        body = AutoModelForCausalLM.from_config(GPT2Config(), trust_remote_code=False).base_model
     counts = parameter_table("random-gpt2")
     return {
         "gpt2_linear_modules": modules(body, nn.Linear),

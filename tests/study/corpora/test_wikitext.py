@@ -2,7 +2,7 @@ import pytest
 
 from chameleon_lite.errors import UserError
 from chameleon_study.corpora import load_corpus
-from chameleon_study.corpora.wikitext import articles
+from chameleon_study.corpora.hub import articles
 
 # Written for this test in the data set's manner.
 SAMPLE = """ \n = The Tin Lighthouse = \n \n The lighthouse was built of tin by a <unk> who disliked stone . \n
