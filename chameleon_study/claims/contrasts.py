@@ -92,7 +92,7 @@ def shared_seeds(parts: Sequence[dict[int, object]]) -> list[int]:
 class StoredRuns:
     """The records and per-document losses of all honest experiments of one backbone in a results folder.
 
-    Experiments are picked by name: `honest-*`, nothing else. `four-regimes`, chapter 05's, has regimes and a corpus
+    Experiments are picked by name: `honest-*`, nothing else. `four-regimes` has regimes and a corpus
     in common with honest-docstrings; its runs stop by settings of their own (validations per epoch, patience), so a
     contrast across both would compare settings, and alone it has few of the registered contrasts, with which the
     Holm adjustment would shrink. So it decides no claim, also where no other record of its corpus is stored.

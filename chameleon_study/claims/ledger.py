@@ -106,7 +106,7 @@ def stored_verdicts(results: Path) -> dict[int, dict]:
 def scoreboard(results: Path) -> list[dict]:
     """One row per claim: `claim`, `says`, `status`, `number`, `decided by`; OPEN and a dash where nothing is stored.
 
-    `number` is the deciding one, nats per token with its 95 % interval where it is a difference; chapter 09 has all.
+    `number` is the deciding one, nats per token with its 95 % interval where it is a difference; the ledger has all.
     """
     stored, unknown = stored_verdicts(results), {"status": OPEN, "deciding": "–"}
     return [

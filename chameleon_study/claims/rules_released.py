@@ -19,7 +19,7 @@ SPREAD = 2.0  # standard deviations over seeds around the mean that a published 
 def without_a_model(evidence: StoredRuns) -> ClaimVerdict:
     """Claim 2: refuted as a statement on language models where a predictor without one is as good as the LoRA row.
 
-    Where it is not, the released loss does not decide the claim: chapter 08 asks it of next tokens.
+    Where it is not, the released loss does not decide the claim: the honest study asks it of next tokens.
     """
     parts = {}
     for proof in load_proofs(evidence.folder):

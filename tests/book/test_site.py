@@ -177,7 +177,7 @@ def test_theme_button_changes_the_theme(visit):
 
 def test_sidebar_opens_on_a_phone(visit):
     page, _ = visit("book/index.html", 360)
-    chapter = page.locator(".bd-sidebar-primary a[href$='00_map.html'], dialog a[href$='00_map.html']")
+    chapter = page.locator(".bd-sidebar-primary a[href$='00_answer.html'], dialog a[href$='00_answer.html']")
     assert not any(item.is_visible() for item in chapter.all())
     page.locator("button.primary-toggle:visible").first.click()
     page.wait_for_timeout(500)
