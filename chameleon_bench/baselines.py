@@ -7,6 +7,7 @@ shifted, masked loss (audit, rows 1–5) the peer computes the masked one: same 
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from chameleon_lite.backbone import Backbone
-from chameleon_lite.errors import UserError
 from chameleon_lite.heads import Condition, Head
 from chameleon_lite.text import IGNORED, TokenTable
 
@@ -40,8 +40,8 @@ def prepare_one_by_one(
     return torch.cat(ids), torch.cat(vectors)
 
 
-def kmeans_by_loop(x: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Lloyd's steps with a loop over clusters, an empty one keeping its centroid: centroids (K, C), labels (N,)."""
+def kmeans_by_loop(x: Tensor, start: Tensor, steps: int) -> Tensor:
+    """Lloyd's steps with a loop over clusters, an empty one keeping its centroid: centroids (K, C)."""
     centroids = start.clone()
     for _ in range(steps):
         labels = torch.cdist(x, centroids).argmin(1)
@@ -49,7 +49,7 @@ def kmeans_by_loop(x: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor
             members = x[labels == k]
             if len(members):
                 centroids[k] = members.mean(0)
-    return centroids, torch.cdist(x, centroids).argmin(1)
+    return centroids
 
 
 def kmeans_by_scikit_learn(x: Tensor, start: Tensor, steps: int) -> Tensor:
@@ -90,33 +90,20 @@ def concatenated(h: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> tuple[T
 
 
 def liger_loss():
-    """Liger's fused linear cross-entropy as a function (h, weight, target) → summed loss; UserError where absent."""
-    try:
-        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-    except ImportError:
-        raise UserError("peer not installed (liger-kernel)") from None
+    """Liger's fused linear cross-entropy as a function (h, weight, target) → summed loss; for GPUs only."""
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
     fused = LigerFusedLinearCrossEntropyLoss(reduction="sum")
     return lambda h, weight, target: fused(weight, h, target)
 
 
 def torch_fused_loss():
-    """torch's own linear cross-entropy, (h, weight, target) → summed loss; UserError where torch has none."""
-    if not hasattr(F, "linear_cross_entropy"):
-        raise UserError("peer not installed (torch has no linear_cross_entropy)")
-    return lambda h, weight, target: F.linear_cross_entropy(h, weight, target, reduction="sum")
+    """torch's own linear cross-entropy, (h, weight, target) → summed loss, where torch has one."""
+    return partial(F.linear_cross_entropy, reduction="sum")
 
 
 def train_as_released(
-    backbone: Backbone,
-    head: Head,
-    ids: Tensor,
-    labels: Tensor,
-    vectors: Tensor,
-    *,
-    rows: int,
-    learning_rate: float,
-    last: bool,
-    epochs: int,
+    backbone: Backbone, head: Head, ids, labels, vectors, *, rows: int, learning_rate, last: bool, epochs: int
 ) -> list[float]:
     """Trains one head on padded ids and labels (N, T), `rows` per step; returns nats per token for each epoch.
 

@@ -42,11 +42,8 @@ def ladder(ax, entry: dict):
     ax.barh(place, seconds, color=[COLOURS[1]] + [COLOURS[0]] * (len(steps) - 1), height=0.6)
     ax.set_yticks(place, [f"{s['step']}\n{s['idea']}" for s in steps], fontsize=9)
     ax.invert_yaxis()
-    ax.set(
-        xscale="log",
-        xlim=(min(seconds) / 3, max(seconds) * 4),
-        xlabel="seconds for five epochs of two regimes",
-    )
+    ax.set(xscale="log", xlim=(min(seconds) / 3, max(seconds) * 4))
+    ax.set_xlabel("seconds for five epochs of two regimes")
     for y, value in zip(place, seconds):
         text = f"{value:.0f} s" if value >= 10 else f"{value:.2g} s"
         ax.text(value * 1.08, y, f"{text}   {seconds[0] / value:.1f} ×", va="center", fontsize=9)

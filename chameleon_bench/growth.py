@@ -25,24 +25,23 @@ from .workload import Bench, random_inputs, topic_words
 
 RESOLUTION = 16 << 20  # bytes; less is lost in the system's accounts of a process, and is shown as this much
 # Slopes one expects. Clusters are fitted on at most 100,000 rows; above that only assigning the others grows.
-EXPECTED = {
-    "tokenise": 1,
-    "mean embedding": 1,
-    "fit clusters": 0,
-    "hidden states": 1,
-    "arrange": 1,
-    "draw a batch": 0,
-    "feature memory": 0,
-}
+EXPECTED = {"tokenise": 1, "mean embedding": 1, "fit clusters": 0, "hidden states": 1, "arrange": 1}
+EXPECTED |= {"draw a batch": 0, "feature memory": 0}
 
 
 def growth(bench: Bench) -> dict:
     """All curves, each {stage, against, sizes, values, unit, slope, expected}."""
-    some = slice(2 if bench.quick else 4)
-    curves = [*_against_rows(bench), _against_clusters(bench)]
-    curves.append(_head(bench, "vocabulary", (2_048, 8_192, 32_768, 131_072)[some], expected=1))
+    some = slice(2 if bench.quick else None)
+    curves = _against_rows(bench, (1_000, 10_000, 100_000, 1_000_000)[some])
+    g, n = torch.Generator().manual_seed(0), 4_000 if bench.quick else 20_000
+    x, clusters = torch.randn(n, 64, generator=g).to(bench.device), (16, 64, 256, 1_024, 4_096)[some]
+    values = [bench.seconds(lambda k=k: fit_clusters(x, k, seed=0)) for k in clusters]
+    curves.append(_curve(f"fit clusters of {n:,} rows", "clusters", clusters, values, 1))
+    vocabularies, ranks = (2_048, 8_192, 32_768, 131_072)[some], (1, 4, 16, 64)[some]
     # The large product is the same for every rank: only the small ones grow.
-    curves.append(_head(bench, "rank", (1, 4, 16, 64)[some], expected=0))
+    for against, sizes, expected in (("vocabulary", vocabularies, 1), ("rank", ranks, 0)):
+        values = [_head(bench, **{"vocabulary": 32_768, "rank": 4} | {against: size}) for size in sizes]
+        curves.append(_curve("head, forward and backward", against, sizes, values, expected))
     return shown("growth of time and memory", curves=curves)
 
 
@@ -53,24 +52,20 @@ def slope(sizes, values) -> float:
     return float(np.polyfit(np.log(x), np.log(np.maximum(y, 1e-9)), 1)[0])
 
 
-def _curve(stage: str, against: str, sizes, values, expected: float, unit: str = "s") -> dict:
+def _curve(stage: str, against: str, sizes, values, expected: float) -> dict:
+    unit = "bytes" if stage.endswith("memory") else "s"
     points = {"sizes": list(sizes), "values": [float(v) for v in values], "unit": unit}
     return {"stage": stage, "against": against, **points, "slope": slope(sizes, values), "expected": expected}
 
 
-def _against_rows(bench: Bench) -> list[dict]:
-    sizes = (1_000, 10_000) if bench.quick else (1_000, 10_000, 100_000, 1_000_000)
+def _against_rows(bench: Bench, sizes: tuple[int, ...]) -> list[dict]:
     backbone, threads = load_backbone("tiny", device=bench.device), torch.get_num_threads()
     torch.set_num_threads(1)  # the tiny model's operations are too small to share: threads would only wait
     try:
         measured = [measure_rows(bench, backbone, n) for n in sizes]
     finally:
         torch.set_num_threads(threads)
-    units = {"feature memory": "bytes"}
-    return [
-        _curve(stage, "rows", sizes, [m[stage] for m in measured], expected, units.get(stage, "s"))
-        for stage, expected in EXPECTED.items()
-    ]
+    return [_curve(stage, "rows", sizes, [m[stage] for m in measured], e) for stage, e in EXPECTED.items()]
 
 
 def measure_rows(bench: Bench, backbone, n: int) -> dict[str, float]:
@@ -79,15 +74,14 @@ def measure_rows(bench: Bench, backbone, n: int) -> dict[str, float]:
     documents, generator = short_documents(n), torch.Generator().manual_seed(0)
     limits = {"max_length": 64, "prefix_tokens": 4, "min_scored": 4}
 
-    def stage(name: str, work: Callable, device: torch.device = bench.device):
-        out[name], result = timed(work, device)
+    def stage(name: str, work: Callable):
+        out[name], result = timed(work, bench.device)
         return result
 
-    host = torch.device("cpu")
-    table = stage("tokenise", lambda: tokenise(documents, backbone.tokenizer, **limits), host)
+    table = stage("tokenise", lambda: tokenise(documents, backbone.tokenizer, **limits))
     x = stage("mean embedding", lambda: mean_embeddings(table, backbone.embedding, span="row"))
     labels = stage("fit clusters", lambda: fit_clusters(x, 64, seed=0)).labels.cpu()
-    stage("arrange", lambda: arrange(n, labels, generator).groups(32), host)
+    stage("arrange", lambda: arrange(n, labels, generator).groups(32))
     with tempfile.TemporaryDirectory() as folder:
 
         def states():
@@ -112,26 +106,15 @@ def short_documents(n: int) -> list[Document]:
     return [Document(str(i), text) for i, text in enumerate(texts)]
 
 
-def _against_clusters(bench: Bench) -> dict:
-    sizes = (16, 64) if bench.quick else (16, 64, 256, 1_024, 4_096)
-    n = 4_000 if bench.quick else 20_000
-    x = torch.randn(n, 64, generator=torch.Generator().manual_seed(0)).to(bench.device)
-    values = [bench.seconds(lambda k=k: fit_clusters(x, k, seed=0)) for k in sizes]
-    return _curve(f"fit clusters of {n:,} rows", "clusters", sizes, values, 1)
-
-
-def _head(bench: Bench, against: str, sizes, expected: float) -> dict:
+def _head(bench: Bench, vocabulary: int, rank: int) -> float:
     """Seconds of the head's forward and backward."""
-    tokens, width, values = bench.size(512, 8_160, 128), 256, []
-    for size in sizes:
-        vocab, rank = (size, 4) if against == "vocabulary" else (32_768, size)
-        h, target, down, up = random_inputs(bench.device, tokens, width, vocab, rank)
-        weight = HeadWeight(torch.randn(vocab, width, device=bench.device), dtype=bench.fast)
-        h = h.to(bench.fast)
+    width = 256
+    h, target, down, up = random_inputs(bench.device, bench.size(512, 8_160, 128), width, vocabulary, rank)
+    weight = HeadWeight(torch.randn(vocabulary, width, device=bench.device), dtype=bench.fast)
+    h = h.to(bench.fast)
 
-        def step(h=h, target=target, weight=weight, down=down, up=up) -> None:
-            head_losses(h, target, weight, [HeadUpdate(down[None], up[None])]).sum().backward()
+    def step() -> None:
+        head_losses(h, target, weight, [HeadUpdate(down[None], up[None])]).sum().backward()
 
-        step()
-        values.append(bench.seconds(step, 3))
-    return _curve("head, forward and backward", against, sizes, values, expected)
+    step()
+    return bench.seconds(step, 3)

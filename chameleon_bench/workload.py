@@ -19,7 +19,7 @@ from chameleon_lite.backbones.formats import matmul_dtype
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.text import TokenTable, cumulative
 
-from .measure import Sample, Samples, interleaved, peak_bytes, sample, seconds_of
+from .measure import Samples, interleaved, peak_bytes, sample, seconds_of
 
 LENGTH = 256  # tokens a row is cut or padded to (paper: WikiText-2)
 RANK = 4
@@ -33,9 +33,12 @@ class Bench:
     quick: bool = False
     model: str = "random-gpt2"
 
-    @property
-    def gpu(self) -> bool:
-        return self.device.type == "cuda"
+    def __post_init__(self) -> None:
+        self.gpu = self.device.type == "cuda"
+        self.fast = matmul_dtype(self.device)  # the format of large products here
+        self.served = torch.bfloat16 if self.gpu else torch.float32  # of weights while generating
+        # in that format: of a gradient's relative error, of a mean loss's distance in nats
+        self.limits = (1e-5, 1e-5) if self.fast == torch.float32 else (2e-2, 2e-3)
 
     def size(self, cpu: int, gpu: int, quick: int) -> int:
         """A workload's size: by machine, or small enough that all rows take two minutes on two cores."""
@@ -49,9 +52,8 @@ class Bench:
         self, contenders: Mapping[str, Callable[[], Any]], repetitions: int = 5, warm_up: bool = True
     ) -> Samples:
         """Contenders timed in turns; a quick run repeats at most three times."""
-        return interleaved(
-            contenders, self.device, min(repetitions, 3) if self.quick else repetitions, warm_up
-        )
+        repetitions = min(repetitions, 3) if self.quick else repetitions
+        return interleaved(contenders, self.device, repetitions, warm_up)
 
     def seconds(self, work: Callable[[], Any], times: int = 1) -> float:
         """Seconds per call, over `times` calls in a row."""
@@ -61,19 +63,9 @@ class Bench:
         """Median seconds of one piece of work by itself."""
         return interleaved({"ours": work}, self.device, 3).median()
 
-    def peak(self, work: Callable[[], Any]) -> Sample:
+    def peak(self, work: Callable[[], Any]) -> dict:
         """Bytes that work holds at its highest, as a sample of one."""
         return sample([float(peak_bytes(work, self.device))], "bytes")
-
-    @property
-    def fast(self) -> torch.dtype:
-        """The format of large products here."""
-        return matmul_dtype(self.device)
-
-    @property
-    def served(self) -> torch.dtype:
-        """The format of weights while generating."""
-        return torch.bfloat16 if self.gpu else torch.float32
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -92,11 +84,6 @@ class Bench:
         """Random tokens for the backbone: of these lengths (N,), or N rows as long as WikiText-2's."""
         lengths = row_lengths(lengths) if isinstance(lengths, int) else lengths
         return random_table(lengths, self.backbone.vocab, self.backbone.pad_id, last=last)
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        """Limits in this machine's format: of a gradient's relative error, of a mean loss's distance, nats."""
-        return (1e-5, 1e-5) if self.fast == torch.float32 else (2e-2, 2e-3)
 
 
 def short(dtype: torch.dtype) -> str:
@@ -149,17 +136,13 @@ def texts(n: int) -> list[str]:
 @lru_cache
 def trained_tokenizer(entries: int = 16_000):
     """A byte-level BPE trained on the language reference: a real tokenizer's speed, the same on every machine."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=entries, special_tokens=["<|endoftext|>"], show_progress=False)
-    core.train_from_iterator([" ".join(topic_words())], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
-    )
+    core, end = ByteLevelBPETokenizer(), "<|endoftext|>"
+    options = {"vocab_size": entries, "special_tokens": [end], "show_progress": False}
+    core.train_from_iterator([" ".join(topic_words())], **options)
+    return PreTrainedTokenizerFast(tokenizer_object=core._tokenizer, eos_token=end, pad_token=end)
 
 
 def random_inputs(

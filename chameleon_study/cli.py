@@ -103,7 +103,7 @@ def prove(
         for proof in proofs:
             typer.echo(f"{proof.proof:22} {proof.shows}")
         if results is not None:
-            typer.echo(f"kept in {store_proofs(proofs, results)[0]}")
+            typer.echo(f"kept in {store_proofs(proofs, results)}")
 
 
 @app.command()

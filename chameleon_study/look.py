@@ -19,12 +19,9 @@ def text_states(model, texts: Sequence[str]) -> Tensor:
     """Final hidden states (M, C) of all real tokens of some texts under the backbone."""
     limit = model.backbone.max_length
     rows = [row[:limit] for row in model.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if row]
-    ids, mask = left_padded(rows, model.backbone.pad_id)
-    position = (mask.cumsum(1) - 1).clamp_min(0)
-    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": position}
-    inputs = {name: x.to(model.device) for name, x in inputs.items()}
-    h = model.body(**inputs, use_cache=False).last_hidden_state  # (B, T, C)
-    return h[mask.bool().to(h.device)]
+    ids, mask = (x.to(model.device) for x in left_padded(rows, model.backbone.pad_id))
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
+    return model.body(**inputs, use_cache=False).last_hidden_state[mask.bool()]
 
 
 @torch.no_grad()

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from chameleon_lite import files
 from chameleon_lite.errors import UserError
 
+from .config import Experiment
+
 HONEST = "honest-"  # files of results that the honest study's experiments are packed into
 FOREIGN = "foreign-"  # readings with foreign rows, and experiments that supply them
 TRANSFER = "transfer:"  # readings of another corpus's test documents
@@ -55,20 +57,25 @@ class Record(BaseModel):
         return {"metrics": self.metrics, "curve": self.curve, "learning_rate": self.learning_rate}
 
 
-def run_name(regime: str, backbone: str, corpus: str, key: str, seed: int) -> str:
-    """`<regime>--<backbone>--<corpus>--<8 hex of the settings>--seed<k>`, safe as a file name."""
-    parts = (re.sub(r"[/\\:]", "_", part) for part in (regime, backbone, corpus))  # paths and hub ids too
+def name_of(settings: Experiment, regime: str, corpus: str, seed: int) -> str:
+    """`<regime>--<backbone>--<corpus>--<8 hex of the settings>--seed<k>`, safe as a file name.
+
+    The hex digits cover what changes the run's numbers, not which other runs the file lists.
+    """
+    rates = {k: v for k, v in settings.learning_rates.items() if k == regime}
+    alone = {"regimes": (regime,), "corpora": (corpus,), "seeds": 1, "name": "run", "what": ""}
+    key = settings.model_copy(update=alone | {"learning_rates": rates}).key()
+    parts = (re.sub(r"[/\\:]", "_", part) for part in (regime, settings.backbone, corpus))  # paths, hub ids
     return "--".join([*parts, key, f"seed{seed}"])
 
 
-def write_run(folder: Path, record: Record, documents: pd.DataFrame | None) -> Path:
+def write_run(folder: Path, record: Record, documents: pd.DataFrame) -> Path:
     """Write a run's folder whole under its name; returns it."""
     final = folder / record.name
     with files.atomic(final) as part:
         part.mkdir()
         (part / "record.json").write_text(record.model_dump_json(indent=1))
-        if documents is not None:
-            documents.to_parquet(part / "documents.parquet", index=False)
+        documents.to_parquet(part / "documents.parquet", index=False)
     return final
 
 
@@ -88,16 +95,14 @@ def pack(experiment: str, names: list[str], runs: Path, results: Path) -> tuple[
         raise UserError(f"{len(missing)} runs are incomplete, first {missing[0]}: run again with --resume")
     for r in records:
         refuse_unfit(r.name, r.profile, r.backbone)
-    paths = {name: runs / name / "documents.parquet" for name in names}
-    tables = [pd.read_parquet(path).assign(run=name) for name, path in paths.items() if path.is_file()]
+    frames = [pd.read_parquet(runs / name / "documents.parquet").assign(run=name) for name in names]
     jsonl, parquet = results / f"{experiment}.jsonl", results / f"{experiment}.parquet"
     with files.atomic(jsonl) as part:
         part.write_text("".join(r.model_dump_json() + "\n" for r in records))
-    if tables:
-        frame = pd.concat(tables, ignore_index=True)
-        frame = frame.astype({"run": "category", "document": "category", "nll": np.float32})
-        with files.atomic(parquet) as part:
-            frame.to_parquet(part, index=False, compression="zstd")
+    frame = pd.concat(frames, ignore_index=True)
+    frame = frame.astype({"run": "category", "document": "category", "nll": np.float32})
+    with files.atomic(parquet) as part:
+        frame.to_parquet(part, index=False, compression="zstd")
     return jsonl, parquet
 
 

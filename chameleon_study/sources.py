@@ -6,7 +6,6 @@ from the documents' condition spans (prefix or prompt), so nothing scored is rea
 `GroupMean`, the paper's source, is in the method's own conditions.py.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,27 +15,23 @@ from chameleon_lite.batches import Arrangement
 from chameleon_lite.conditions import GroupMean, group_means
 from chameleon_lite.heads import Condition
 
-PREFIX = "prefix"
+from .vectors import Views
 
 
 @dataclass(frozen=True)
 class Split:
-    """What condition sources are built from: N documents of one split.
+    """What condition sources are built from: N documents of one split, by clusterings that were fitted on train."""
 
-    `views` are vectors (N, C) by name (vectors.py); labels (N,) and centroids come from clusterings fitted on train.
-    """
-
-    views: Mapping[str, Tensor]
+    views: Views  # vectors (N, C) by name
     cluster: Tensor  # (N,) nearest centroid of the batching clustering
     centroids: Tensor  # (K, C)
     routing: Tensor  # (N,) nearest centroid of the routing clustering
     domain: Tensor  # (N,) number of the document's source, which only an oracle reads
-    tokens: Tensor  # (N, P) ids of the condition span, padded with V
 
     @property
     def vectors(self) -> Tensor:
         """The honest vectors (N, C): normalised mean token embeddings of the condition spans."""
-        return self.views[PREFIX]
+        return self.views["prefix"]
 
 
 class OtherCluster(GroupMean):
@@ -81,18 +76,17 @@ class Own:
 
 @dataclass(frozen=True, eq=False)
 class Counted:
-    """Each row's vector (N, C) and the counts of the `vocab` tokens over its condition span (N, P) (R15)."""
+    """Each row's vector and the counts (B, V) of the tokens in its condition span (R15)."""
 
-    vectors: Tensor
-    tokens: Tensor
-    vocab: int
+    views: Views
 
     def __call__(self, arrangement: Arrangement, rows: Tensor) -> tuple[Condition, Tensor]:
-        ids = self.tokens[rows.to(self.tokens.device)]  # (B, P)
-        counts = torch.zeros(len(rows), self.vocab + 1, device=ids.device)
+        rows = rows.to(self.views.device)
+        ids = self.views.tokens[rows]  # (B, P)
+        counts = torch.zeros(len(rows), self.views.vocab + 1, device=ids.device)
         counts.scatter_add_(1, ids, torch.ones_like(ids, dtype=counts.dtype))
-        vectors = self.vectors[rows.to(self.vectors.device)]
-        return Condition(vectors, counts=counts[:, : self.vocab]), torch.arange(len(rows))
+        counts = counts[:, : self.views.vocab]
+        return Condition(self.views["prefix"][rows], counts=counts), torch.arange(len(rows))
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from chameleon_lite import files
 
@@ -20,10 +20,8 @@ from .records import load_records
 FILE = "spans.jsonl"
 
 
-class Span(BaseModel):
+class Span(BaseModel, extra="forbid"):
     """One job (in older lines one process) on a corpus and a device, in seconds since 1970."""
-
-    model_config = ConfigDict(extra="forbid")
 
     experiment: str
     corpus: str
@@ -55,7 +53,7 @@ def pack_spans(experiment: str, runs: Path, results: Path) -> Path:
         spans = load_spans(results) + [s for s in load_spans(runs) if s.experiment == experiment]
         lines = {(s.experiment, s.device, s.started): s.model_dump_json() + "\n" for s in spans}
         with files.atomic(path) as part:
-            part.write_text("".join(line for _, line in sorted(lines.items())))
+            part.write_text("".join(lines[key] for key in sorted(lines)))
     return path
 
 
@@ -72,13 +70,21 @@ def device_minutes(spans: list[Span]) -> pd.DataFrame:
     Time that several spans share on one device counts once, so rows need not add up to the last one.
     """
     rows = []
-    for name in [*dict.fromkeys(s.experiment for s in spans), None]:
-        of_name = [s for s in spans if name in (None, s.experiment)]
-        by_device = {d: [s for s in of_name if s.device == d] for d in {s.device for s in of_name}}
-        names = ", ".join(sorted({s.device_name for s in of_name}))
-        minutes = sum(map(_covered, by_device.values())) / 60
-        rows.append((name or "all of them", len(of_name), len(by_device), names, minutes))
+    for name in [*dict.fromkeys(s.experiment for s in spans), "all of them"]:
+        some = [s for s in spans if name in (s.experiment, "all of them")]
+        devices = {s.device for s in some}
+        minutes = sum(_covered([s for s in some if s.device == device]) for device in devices) / 60
+        rows.append(
+            (name, len(some), len(devices), ", ".join(sorted({s.device_name for s in some})), minutes)
+        )
     return pd.DataFrame(rows, columns=["experiment", "spans", "devices", "device", "device minutes"])
+
+
+def _covered(spans: list[Span]) -> float:
+    """Seconds that lie within at least one of the spans."""
+    start, end = np.array(sorted((s.started, s.ended) for s in spans)).T
+    before = np.maximum.accumulate(np.append(-np.inf, end[:-1]))  # the latest end so far
+    return float(np.maximum(0.0, end - np.maximum(start, before)).sum())
 
 
 def unnoted_minutes(path: Path, spans: list[Span]) -> float:
@@ -90,10 +96,3 @@ def unnoted_minutes(path: Path, spans: list[Span]) -> float:
     records = load_records(path) if path.is_file() else []
     seconds = sum(r.seconds["training"] for r in records if (r.experiment, r.corpus) not in known)
     return seconds * len(LEARNING_RATES) / 60
-
-
-def _covered(spans: list[Span]) -> float:
-    """Seconds that lie within at least one of the spans."""
-    start, end = np.array(sorted((s.started, s.ended) for s in spans)).T
-    before = np.maximum.accumulate(np.append(-np.inf, end[:-1]))  # the latest end so far
-    return sum(np.maximum(0.0, end - np.maximum(start, before)).tolist())

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from .claims.contrasts import StoredRuns
-from .claims.statistics import Contrast, mean_and_span, mean_interval
+from .claims.statistics import mean_and_span, mean_interval
 from .parameters import parameter_table
 from .records import FOREIGN
 from .regimes import GROUP, GROUP_SIZES, REGIMES
@@ -43,20 +43,19 @@ def regimes_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     """One row per regime: nats per token with its 95 % interval, n, the difference from R0, parameters and the rate."""
     rows = []
     for name, r in REGIMES.items():
-        if (mean := _mean(evidence, corpus, name)) is None:
+        if (nll := evidence.nll(corpus, name)) is None:
             continue
-        record = evidence.records[corpus, name][0]
+        by_seed = np.stack([nll[0][seed] for seed in sorted(nll[0])])  # (S, N)
+        mean = mean_interval(by_seed, nll[1], draws=min(evidence.draws, 2_000))
+        record = evidence.runs(corpus, name)[0]
         against = evidence.contrast(corpus, name, "R0") if name != "R0" else None
         difference = against.row().values() if against else (None, None, None)
-        rows.append(
-            {"regime": f"{name} (leak)" if r.leak else name, "what": r.title}
-            | {"conditioned on": r.conditioned_on}
-            | mean.row("nats a token")
-            | {"n seeds": mean.n, "documents": mean.documents}
-            | dict(zip(("difference from R0", "difference low", "difference high"), difference))
-            | {"parameters": record.trainable_parameters, "stored bytes": record.stored_bytes}
-            | {"learning rate": record.learning_rate}
-        )
+        row = {"regime": f"{name} (leak)" if r.leak else name, "what": r.title}
+        row |= {"conditioned on": r.conditioned_on} | mean.row("nats a token")
+        row |= {"n seeds": mean.n, "documents": mean.documents}
+        row |= dict(zip(("difference from R0", "difference low", "difference high"), difference))
+        row |= {"parameters": record.trainable_parameters, "stored bytes": record.stored_bytes}
+        rows.append(row | {"learning rate": record.learning_rate})
     return pd.DataFrame(rows)
 
 
@@ -89,10 +88,7 @@ def controls_frame(evidence: StoredRuns) -> pd.DataFrame:
 
 
 def group_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
-    """Loss against the size of the conditioning group, clustered, random and leave-one-out, minus that of R6.
-
-    R6 reads each row's own prefix; `nll` is the loss itself, the rest the paired difference and its interval.
-    """
+    """Loss by order and size of the conditioning group, with its paired difference from R6."""
     rows = [
         {"order": kind, "rows in a group": size} | _row(evidence, corpus, name) | contrast.row()
         for kind, sizes in GROUPS.items()
@@ -107,7 +103,7 @@ def pareto_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     rows = [
         {"stored bytes": records[0].stored_bytes} | _row(evidence, corpus, name)
         for name in STORED
-        if (records := evidence.records.get((corpus, name)))
+        if (records := evidence.runs(corpus, name))
     ]
     return pd.DataFrame(rows)
 
@@ -117,23 +113,20 @@ def position_frame(evidence: StoredRuns, corpus: str, regimes=BY_POSITION) -> pd
 
     A bin is 16 tokens; bins with fewer than RARE of the corpus's scored tokens are left out, a few long texts each.
     """
-    frozen = {r.seed: _bins(r) for r in evidence.records.get((corpus, "R0"), [])}
+    frozen = {r.seed: {p["position"]: p for p in r.positions} for r in evidence.runs(corpus, "R0")}
     rows = []
     for name in regimes:
         by_bin: dict[float, list[float]] = {}
-        for record in evidence.records.get((corpus, name), []):
+        for record in evidence.runs(corpus, name):
             base = frozen.get(record.seed, {})
-            least = RARE * sum(tokens for _, tokens in base.values())
-            for at, (nll, tokens) in _bins(record).items():
-                if base and tokens >= least:
-                    by_bin.setdefault(at, []).append(nll - base[at][0])
+            least = RARE * sum(p["tokens"] for p in base.values())
+            for p in record.positions if base else ():
+                if p["tokens"] >= least:
+                    before = base[p["position"]]
+                    gain = p["nll"] / p["tokens"] - before["nll"] / before["tokens"]
+                    by_bin.setdefault(p["position"], []).append(gain)
         rows += [(name, at, *mean_and_span(values), len(values)) for at, values in by_bin.items()]
     return pd.DataFrame(rows, columns=["regime", "position", "difference", "half", "n seeds"])
-
-
-def _bins(record) -> dict[float, tuple[float, float]]:
-    """Position to (nats per token, tokens)."""
-    return {p["position"]: (p["nll"] / p["tokens"], p["tokens"]) for p in record.positions}
 
 
 def foreign_frame(evidence: StoredRuns, corpus: str, regimes=("R1", "R4", "R5", "R6", "R10")) -> pd.DataFrame:
@@ -150,15 +143,12 @@ def foreign_frame(evidence: StoredRuns, corpus: str, regimes=("R1", "R4", "R5", 
 
 def accounting_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     """Bytes stored, seconds of training and of reading all held-out text per regime: means over seeds."""
-
-    def seconds(records, stage: str) -> float:
-        return float(np.mean([r.seconds.get(stage, 0.0) for r in records]))
-
     rows = []
-    for (where, name), r in evidence.records.items():
+    for (where, name), runs in evidence.records.items():
         if where == corpus:
-            times = (seconds(r, "training"), seconds(r, "evaluation"))
-            rows.append((name, r[0].stored_bytes, r[0].trainable_parameters, *times, len(r)))
+            stages = [[r.seconds.get(stage, 0.0) for r in runs] for stage in ("training", "evaluation")]
+            first, times = runs[0], map(float, np.mean(stages, axis=1))
+            rows.append((name, first.stored_bytes, first.trainable_parameters, *times, len(runs)))
     columns = ["regime", "stored bytes", "trainable", "training s", "reading s", "n seeds"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -174,18 +164,7 @@ def matched_frame() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["backbone", "hyper-network", "R2's rank", "R2", "difference"])
 
 
-def _mean(evidence: StoredRuns, corpus: str, regime: str) -> Contrast | None:
-    if (nll := evidence.nll(corpus, regime)) is None:
-        return None
-    by_seed, tokens = nll
-    by_seed = np.stack([by_seed[s] for s in sorted(by_seed)])
-    return mean_interval(by_seed, tokens, draws=min(evidence.draws, 2_000))
-
-
 def _row(evidence: StoredRuns, corpus: str, regime: str) -> dict:
-    """Loss over seeds of one regime with the half width of its t interval: regimes share their documents."""
-    losses = [r.metrics["test_nll"] for r in evidence.records.get((corpus, regime), [])]
-    if not losses:
-        return {}
+    losses = [r.metrics["test_nll"] for r in evidence.runs(corpus, regime)]
     mean, half = mean_and_span(losses)
     return {"regime": regime, "nll": mean, "half": half, "n seeds": len(losses)}

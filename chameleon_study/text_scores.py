@@ -9,7 +9,6 @@ al. 2020 ("Neural text generation with unlikelihood training").
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -30,20 +29,13 @@ def scorer() -> Callable:
 
 
 def rouge_l(written: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """ROUGE-L F1 of each text against its reference, (D,) in 0 … 1; words are runs of a … z and 0 … 9, lower case.
-
-    A text without words scores 0, as does one in any other script. Raises UserError without torchmetrics.
-    """
-    score = partial(scorer(), rouge_keys="rougeL")
-    pairs = zip(written, references, strict=True)
-    return np.array([float(score(text, reference)["rougeL_fmeasure"]) for text, reference in pairs])
+    """ROUGE-L F1 (D,) of texts and references, in 0 … 1; words are runs of a … z and 0 … 9."""
+    score, pairs = scorer(), zip(written, references, strict=True)
+    return np.array([float(score(*pair, rouge_keys="rougeL")["rougeL_fmeasure"]) for pair in pairs])
 
 
 def distinct(texts: Iterable[Sequence[int]], n: int) -> float:
-    """Distinct n-grams over all n-grams of one text's tokens, or of several texts' together; none spans two texts.
-
-    1 where no n-gram occurs twice; nan where there is none, as in texts shorter than n tokens.
-    """
+    """Distinct over all n-grams of some texts' tokens, none across two texts; nan without any."""
     grams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
     return len(set(grams)) / len(grams) if grams else float("nan")
 
@@ -59,11 +51,9 @@ def document_scores(tokens: np.ndarray, agreement: np.ndarray, batch: np.ndarray
     "Across a cluster" means the documents of one cluster batch, batch (D,): n-grams that one of them has from another
     lower the batch's distinct share and leave each document's own as it is. Every document carries its batch's value.
     """
-    texts = tokens.tolist()
+    texts = pd.Series(tokens.tolist())
     variety = {f"distinct_{n}": [distinct([t], n) for t in texts] for n in (1, 2)}
     variety |= {"repeated": list(map(repeated, texts)), "batch": batch}
-    frame = pd.DataFrame({"rouge_l": agreement} | variety)
     for n in (1, 2):
-        of_batch = {b: distinct([texts[i] for i in np.flatnonzero(batch == b)], n) for b in np.unique(batch)}
-        frame[f"batch_distinct_{n}"] = [of_batch[b] for b in batch]
-    return frame
+        variety[f"batch_distinct_{n}"] = texts.groupby(batch).apply(distinct, n).loc[batch].to_numpy()
+    return pd.DataFrame({"rouge_l": agreement} | variety)

@@ -5,49 +5,39 @@ padded  the same with the pad embedding of all other positions     the released 
 row     mean token embedding of the whole row                      R9, a declared leak
 length  the row's length and its share of padding, nothing else    R8, a declared leak
 states  mean final hidden state over the condition span            R13
-noisy-P the prefix view with P % of the rows' vectors replaced by foreign documents' (claim 7)
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from chameleon_lite.backbone import Backbone
 from chameleon_lite.embed import mean_embeddings, normalise
-from chameleon_lite.errors import unknown
 from chameleon_lite.text import TokenTable, ragged
 
 CHUNK = 4_096  # documents whose hidden states are averaged at once
 
 
-class Views:
-    """The views of one split, each computed once and stored on the device."""
+class Views(dict[str, Tensor]):
+    """The vectors (N, C) of one split by name, each computed when first read and stored on the backbone's device."""
 
-    def __init__(self, table: TokenTable, states: np.ndarray | None, embedding: Tensor, device, length: int):
+    def __init__(self, backbone: Backbone, table: TokenTable, states: np.ndarray | None, length: int) -> None:
         """states (L, C) are those of the table's tokens; `length` is that of a padded row."""
-        self.table, self.states, self.embedding = table, states, embedding
-        self.device, self.length = device, length
-        self._computed: dict[str, Tensor] = {}
+        super().__init__()
+        self.table, self.states, self.length = table, states, length
+        self.embedding, self.device = backbone.embedding.detach().cpu(), backbone.device
+        self.vocab = backbone.vocab
+        self.start = table.offsets[:-1] + table.condition[:, 0]  # (N,) of the condition span among all tokens
+        self.count = np.diff(table.condition)[:, 0].astype(np.int64)  # (N,) of its tokens
+        ids = np.full((len(table), self.count.max(initial=1)), self.vocab)
+        ids[np.arange(ids.shape[1]) < self.count[:, None]] = table.ids[ragged(self.start, self.count)]
+        self.tokens = torch.from_numpy(ids).to(self.device)  # (N, P) ids of the condition span, padded with V
 
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._computed:
-            if name not in MAKERS:
-                raise unknown("view", name, MAKERS)
-            self._computed[name] = MAKERS[name](self).to(self.device)
-        return self._computed[name]
-
-
-@dataclass(frozen=True)
-class Replaced:
-    """Views of the same documents with `prefix` in place of the prefix view."""
-
-    views: Views
-    prefix: Tensor
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.prefix if name == "prefix" else self.views[name]
+    def __missing__(self, name: str) -> Tensor:
+        self[name] = MAKERS[name](self).to(self.device)
+        return self[name]
 
 
 def with_foreign(vectors: Tensor, foreign: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -60,22 +50,11 @@ def with_foreign(vectors: Tensor, foreign: Tensor, share: float, generator: torc
     return out
 
 
-def condition_tokens(table: TokenTable, vocab: int) -> Tensor:
-    """Ids of each document's condition span, (N, P) int64, padded with `vocab`."""
-    start, stop = (table.condition[:, i].astype(np.int64) for i in (0, 1))
-    width = int((stop - start).max(initial=1))
-    at = table.offsets[:-1, None] + start[:, None] + np.arange(width)  # (N, P)
-    inside = np.arange(width) < (stop - start)[:, None]
-    ids = table.ids[np.where(inside, at, 0)].astype(np.int64)
-    return torch.from_numpy(np.where(inside, ids, vocab))
-
-
 def _padded(views: Views) -> Tensor:
-    table, weight = views.table, views.embedding
-    span = torch.from_numpy(np.diff(table.condition).astype(np.float32))  # (N, 1)
-    total = mean_embeddings(table, weight, normalised=False) * span.to(weight)
-    pads = (views.length - span).clamp_min(0).to(weight)
-    return normalise(total + pads * weight[table.pad_id].float())
+    count = torch.from_numpy(views.count)[:, None].to(views.embedding)  # (N, 1)
+    total = mean_embeddings(views.table, views.embedding, normalised=False) * count
+    pads = (views.length - count).clamp_min(0)
+    return normalise(total + pads * views.embedding[views.table.pad_id].float())
 
 
 def _length(views: Views) -> Tensor:
@@ -86,13 +65,11 @@ def _length(views: Views) -> Tensor:
 
 
 def _states(views: Views) -> Tensor:
-    start = views.table.offsets[:-1] + views.table.condition[:, 0]
-    count = np.diff(views.table.condition)[:, 0].astype(np.int64)
     parts = []
-    for low in range(0, len(count), CHUNK):
-        piece = slice(low, low + CHUNK)
-        states = torch.from_numpy(views.states[ragged(start[piece], count[piece])]).float()
-        lengths = torch.from_numpy(count[piece])
+    for low in range(0, len(views.count), CHUNK):
+        start, count = views.start[low : low + CHUNK], views.count[low : low + CHUNK]
+        states = torch.from_numpy(views.states[ragged(start, count)]).float()
+        lengths = torch.from_numpy(count)
         parts.append(torch.segment_reduce(states, "mean", lengths=lengths, axis=0, unsafe=True))
     return normalise(torch.cat(parts))
 

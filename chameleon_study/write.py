@@ -9,7 +9,6 @@ none, so stopping early would measure a habit of the frozen model that training 
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -18,15 +17,13 @@ from torch import Tensor
 
 from chameleon_lite.app.score import left_padded
 from chameleon_lite.batches import Arrangement
-from chameleon_lite.conditions import Source
 from chameleon_lite.errors import UserError
 from chameleon_lite.heads import Condition, Head, update_logits
 from chameleon_lite.text import TokenTable
-from chameleon_lite.train import Member
+from chameleon_lite.train import Member, Source
 
-from .cohort import Context, order_of
 from .config import Experiment
-from .evaluate import head_and_source
+from .evaluate import Context, head_and_source, order_of
 from .prepare import PreparedCorpus, SeedClusterings
 from .regimes import CLUSTERED, GROUP, REGIMES, Regime
 from .text_scores import document_scores, rouge_l, scorer
@@ -35,18 +32,16 @@ SPLIT = "test"
 
 
 def writing(settings: Experiment) -> list[str]:
-    """The names of the regimes that write.
-
-    Raises UserError for one without a head on cached states, and where the library that scores texts is missing.
-    """
+    """The regimes that write; UserError for one without a cached head, or without the scorer."""
     if settings.probes.generate is None:
         return []
     scorer()
-    for name in settings.probes.generate.regimes:
+    cached = [name for name in settings.regimes if REGIMES[name].procedure is None]
+    names = list(settings.probes.generate.regimes) or cached
+    for name in names:
         if REGIMES[name].procedure:
             raise UserError(f"probes.generate: {name} has no head on cached states, so it cannot write")
-    cached = [name for name in settings.regimes if REGIMES[name].procedure is None]
-    return list(settings.probes.generate.regimes) or cached
+    return names
 
 
 def generated(
@@ -54,30 +49,28 @@ def generated(
 ) -> dict[str, pd.DataFrame]:
     """Regime to its scores, one row per continued document with its `row` in the test table; {} if none writes."""
     settings, material = context.settings, context.material
-    names = writing(settings)
-    writers = [r for r in regimes if r.name in names]
-    if not writers:
-        return {}
+    names, out = writing(settings), {}
+    if not names:
+        return out
     table = material.tables[SPLIT]
     rows = chosen(settings, table)
     batch = seeded.epoch(SPLIT, CLUSTERED, 0).groups(GROUP).of[rows].numpy()
     model = writer(settings, material)
-    out = {}
-    for r in writers:
-        head, source = head_and_source(r, members, material, seeded, SPLIT)
-        arrangement = seeded.epoch(SPLIT, order_of(settings, r), 0)
-        condition = conditions(source, arrangement, settings.train.rows_per_step)
-        tokens = write(model, head, condition, rows, table, settings)
-        frame = document_scores(tokens.numpy(), agreement(tokens, table, rows, model.tokenizer), batch)
-        out[r.name] = frame.assign(row=rows.numpy())
+    for r in regimes:
+        if r.name in names:
+            head, source = head_and_source(r, members, seeded, SPLIT)
+            arrangement = seeded.epoch(SPLIT, order_of(settings, r), 0)
+            condition = conditions(source, arrangement, settings.train.rows_per_step)
+            tokens = write(model, head, condition, rows, table, settings)
+            frame = document_scores(tokens.numpy(), agreement(tokens, table, rows, model.tokenizer), batch)
+            out[r.name] = frame.assign(row=rows.numpy())
     return out
 
 
 def chosen(settings: Experiment, table: TokenTable) -> Tensor:
     """The documents (D,) that are continued, ascending: the same for every regime and seed."""
-    generator = np.random.default_rng(settings.data.subset_seed)
-    order = generator.permutation(len(table))[: settings.probes.generate.documents]
-    return torch.from_numpy(np.sort(order))
+    order = np.random.default_rng(settings.data.subset_seed).permutation(len(table))
+    return torch.from_numpy(np.sort(order[: settings.probes.generate.documents]))
 
 
 def writer(settings: Experiment, material: PreparedCorpus):
@@ -120,20 +113,17 @@ def write(
     Prompts of like length are continued together, which saves padding; a document's condition stays its own.
     """
     probe, backbone = settings.probes.generate, model.backbone
-    length = {"max_new_tokens": probe.new_tokens, "min_new_tokens": probe.new_tokens}
-    options = {"do_sample": False, "num_beams": 1, "pad_token_id": backbone.pad_id} | length
-    training = head is not None and head.training
+    options = {"max_new_tokens": probe.new_tokens, "min_new_tokens": probe.new_tokens}
+    options |= {"do_sample": False, "num_beams": 1, "pad_token_id": backbone.pad_id}
     by_length = torch.from_numpy(np.argsort(table.prefix[rows.numpy()], kind="stable"))
     out = torch.empty(len(rows), probe.new_tokens, dtype=torch.int64)
+    training = head is not None and head.training
     if training:
         head.eval()
     for part in by_length.split(probe.rows):
         ids, mask = (x.to(backbone.device) for x in prompts(table, rows[part]))  # (B, T)
-        prompt = {"input_ids": ids, "attention_mask": mask}
-        if head is None:
-            written = backbone.lm.generate(**prompt, **options)
-        else:
-            written = model.generate(**prompt, **options, head_update=_update(head, condition, rows[part]))
+        update = _frozen if head is None else _update(head, condition, rows[part])
+        written = model.generate(input_ids=ids, attention_mask=mask, **options, head_update=update)
         out[part] = written[:, ids.shape[1] :].cpu()  # (B, M)
     if training:
         head.train()
@@ -148,12 +138,16 @@ def prompts(table: TokenTable, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def agreement(tokens: Tensor, table: TokenTable, rows: Tensor, tokenizer) -> np.ndarray:
     """ROUGE-L F1 (D,) of tokens (D, M) against the scored text; both are cut to the shorter one's tokens."""
-    stops = table.offsets[rows.numpy() + 1]
-    starts = table.offsets[rows.numpy()] + table.prefix[rows.numpy()]
-    references = [table.ids[a:b][: tokens.shape[1]].tolist() for a, b in zip(starts, stops)]
+    rows = rows.numpy()
+    spans = zip(table.offsets[rows] + table.prefix[rows], table.offsets[rows + 1])
+    references = [table.ids[start:stop][: tokens.shape[1]].tolist() for start, stop in spans]
     written = [text[: len(reference)] for text, reference in zip(tokens.tolist(), references)]
-    decode = partial(tokenizer.batch_decode, skip_special_tokens=True)
-    return rouge_l(decode(written), decode(references))
+    return rouge_l(*(tokenizer.batch_decode(x, skip_special_tokens=True) for x in (written, references)))
+
+
+def _frozen(head: Callable[[Tensor], Tensor], h: Tensor, scale: float) -> Tensor:
+    """The frozen head's logits."""
+    return head(h)
 
 
 def _update(head: Head, condition, rows: Tensor) -> Callable[..., Tensor]:

@@ -8,7 +8,7 @@ A window bounds memory, and its texts are all that a condition can read: nothing
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -17,19 +17,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..backbones.formats import sums_on
 from ..cluster import fit_clusters
 from ..conditions import Grouped, grouped
 from ..embed import mean_embeddings, normalise
 from ..errors import UserError
 from ..heads import HeadUpdate, update_logits
 from ..lora import without_lora
-from ..loss import HeadWeight, next_token, token_losses
+from ..loss import HeadWeight, next_token_pairs, token_losses
+from ..settings import TokenSettings
 from ..states import BATCH_TOKENS
 from ..text import Document, TokenTable, by_length, cumulative, tokenise
-from .own_texts import Row
+from .rows import Row
 
 LONGEST_TOKEN = 64  # characters: a text is cut to this many for every token that fits, before it is tokenised
-DEFAULTS = {"max_length": 256, "prefix_tokens": 16, "min_scored": 8, "condition_on": "prompt"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Adapter:
 
     new_tokens: 0 scores texts, more continues prompts by so many; condition: "cluster", "centroid", "row" or None
     for the adapter's own; clusters: None assigns to the stored centroids, a number clusters the window's texts
-    among themselves; batch: prompts continued at once; options: further settings of `generate`.
+    among themselves; batch: prompts continued at once.
     """
 
     model: Any
@@ -46,7 +47,6 @@ class Adapter:
     condition: str | None = None
     clusters: int | None = None
     batch: int = 32
-    options: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         longest = self.model.backbone.max_length
@@ -58,7 +58,7 @@ class Adapter:
     @cached_property
     def prompts(self) -> dict:
         """How texts are cut: as in training, and never longer than the backbone has positions for."""
-        settings = DEFAULTS | self.model.config.prompts
+        settings = TokenSettings(**self.model.config.prompts).model_dump()
         return settings | {"max_length": min(settings["max_length"], self.model.backbone.max_length)}
 
     @cached_property
@@ -143,14 +143,13 @@ class Adapter:
         self, updates: list[HeadUpdate | None], group: Tensor, ids: Tensor, mask: Tensor, prefix: Tensor
     ) -> Tensor:
         """Nats (updates, B) of a batch's rows under the layers as they are now."""
-
-        def sums(h: Tensor, target: Tensor, row: Tensor) -> Tensor:
-            nll = mixed_losses(h, target, group[row], self.weight, updates, self.model.config.scale)
-            lengths = torch.bincount(row, minlength=len(ids))
-            return torch.segment_reduce(nll.T.double().contiguous(), "sum", lengths=lengths, axis=0).T
-
-        hidden = self.model.backbone.hidden(ids, mask.long())
-        return next_token(hidden, ids, mask, prefix, sums)[0]
+        row, column, target = next_token_pairs(ids, mask, prefix)
+        h = self.model.backbone.hidden(ids, mask.long())[row, column]  # (M, C)
+        nll = mixed_losses(h, target, group[row], self.weight, updates, self.model.config.scale)
+        nll, lengths = nll.to(sums_on(nll.device)), torch.bincount(row, minlength=len(ids))
+        return torch.segment_reduce(
+            nll.T.double().contiguous(), "sum", lengths=lengths.to(nll.device), axis=0
+        ).T
 
     def _continue(self, rows: Sequence[Row]) -> list[dict]:
         """Each row's prompt, or its text where it has none, continued."""
@@ -164,8 +163,8 @@ class Adapter:
         prompts = [p[-room:] for p in ids]  # the end of a prompt is what its continuation follows
         groups = self._grouped(mean_of(prompts, self.model.backbone.embedding))
         update = self.model.update_for(groups.condition)
-        options = {"do_sample": False} | self.options | {"max_new_tokens": self.new_tokens}
-        new = continue_mixed(self.model, prompts, groups.group, update, batch=self.batch, **options)
+        how = {"batch": self.batch, "max_new_tokens": self.new_tokens}
+        new = continue_mixed(self.model, prompts, groups.group, update, **how)
         for i, p, tokens, facts in zip(texts, ids, new, _facts(groups)):
             results[i] = facts | {
                 "tokens": len(tokens),

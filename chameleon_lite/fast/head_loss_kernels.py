@@ -34,9 +34,9 @@ VARYING = ["n"]  # from step to step; a kernel compiled for each kind of number 
 
 
 class Terms(NamedTuple):
-    """What K heads add to n rows of base logits, packed (see `Bundle`); absent factors are None."""
+    """What H heads add to n rows of base logits, packed (see `Bundle`); absent factors are None."""
 
-    z: Tensor | None  # (K, R, Np) α h downᵀ in the matmul format, rows padded to a multiple of ROW_ALIGNED
+    z: Tensor | None  # (H, R, Np) α h downᵀ in the matmul format, rows padded to a multiple of ROW_ALIGNED
     up: Tensor | None  # (S, R, V)
     bias: Tensor | None  # (S, V) float32
     frozen: Tensor | None  # (Vp,) the base weight's own bias, float32
@@ -50,7 +50,7 @@ def padded(n: int) -> int:
 def losses(
     base: Tensor, terms: Terms, vocab: int, slot: Tensor, tiles: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Loss and log-sum-exp (K, n) of each row under each head; slot (K, n) int64, any strides; tiles as in `Layout`."""
+    """Loss and log-sum-exp (H, n) of each row under each head; slot (H, n) int64, any strides; tiles as in `Layout`."""
     (n, Vp), heads, rank = base.shape, len(slot), 0 if terms.z is None else terms.z.shape[1]
     parts = base.new_empty(heads, n, 2, PARTS.value, dtype=torch.float32)
     out = base.new_empty(2, heads, n, dtype=torch.float32)
@@ -62,18 +62,9 @@ def losses(
 
 
 def gradients(
-    base: Tensor,
-    terms: Terms,
-    vocab: int,
-    items: Tensor,
-    target: Tensor,
-    lse: Tensor,
-    *,
-    out: Tensor | None = None,
-    want_bias: bool = False,
-    scale: float = 1.0,
+    base, terms: Terms, vocab: int, items, target, lse, *, out=None, want_bias=False, scale: float = 1.0
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """gᵀ z (items, R, V), scale · g up (K, R, n), Σ g (items, V); items (I, 4) as in `Layout`.
+    """gᵀ z (items, R, V), scale · g up (H, R, n), Σ g (items, V); items (I, 4) as in `Layout`.
 
     `out` (n, Vp) receives g times `shift_of` its format, for one head; it may be the base.
     """
@@ -134,7 +125,7 @@ def _tile(base, zt, up_t, bias, frozen, rows, row_ok, cols, slot, vocab, Vp, RAN
 
 @triton.jit(do_not_specialize=VARYING)
 def stats(base, z, up, bias, frozen, tiles, parts, n, vocab, Vp, part_columns, RANK: tl.constexpr):
-    """parts (K, n, 2, PARTS): of each part of a row the maximum, and the sum of exp(· − maximum)."""
+    """parts (H, n, 2, PARTS): of each part of a row the maximum, and the sum of exp(· − maximum)."""
     tile, part = tiles + tl.program_id(0) * 4, tl.program_id(1)
     head, slot = tl.load(tile), tl.load(tile + 1).to(tl.int64)
     rows = tl.load(tile + 2) + tl.arange(0, STATS_ROWS)
@@ -163,7 +154,7 @@ def stats(base, z, up, bias, frozen, tiles, parts, n, vocab, Vp, part_columns, R
 def merge(
     base, z, up, bias, frozen, slots, by_head, by_row, parts, target, out, n, vocab, Vp, RANK: tl.constexpr
 ):
-    """out (2, K, n): from a row's parts and its target's logit the loss, 0 if ignored, and the log-sum-exp."""
+    """out (2, H, n): from a row's parts and its target's logit the loss, 0 if ignored, and the log-sum-exp."""
     rows, head = tl.program_id(0) * MERGE_ROWS + tl.arange(0, MERGE_ROWS), tl.program_id(1)
     row_ok = rows < n
     at = (head * n + rows)[:, None] * (2 * PARTS) + tl.arange(0, PARTS)[None, :]
@@ -201,7 +192,7 @@ def grads(
 ):
     """For one item and one block of columns, with g = SHIFT · (softmax − onehot), 0 in ignored rows: out (n, Vp) = g,
 
-    gu (items, R, V) = (gᵀ z)ᵀ, gz (K, blocks, R, Np) = scale · (g up)ᵀ, gb (items, V) = Σ g, each over SHIFT.
+    gu (items, R, V) = (gᵀ z)ᵀ, gz (H, blocks, R, Np) = scale · (g up)ᵀ, gb (items, V) = Σ g, each over SHIFT.
     """
     SHIFT: tl.constexpr = FP16_SHIFT if base.dtype.element_ty == tl.float16 else 1.0
     BACK: tl.constexpr = 1.0 / SHIFT  # a product is exact, a GPU's fast division is not

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,7 +20,6 @@ from torch import Tensor
 from ..heads import HeadUpdate
 from ..loss import HeadWeight
 from ..text import IGNORED
-from .row_groups import RowGroups
 
 CPU_ROWS, CUDA_ROWS = 128, 510  # rows per chunk: last-level cache; memory
 # Probabilities below 6e-8 vanish in float16 and those below 6e-5 lose digits; this shift by 2^10 keeps them.
@@ -51,6 +51,38 @@ def forget_buffers(weight: HeadWeight) -> None:
 def shift_of(dtype: torch.dtype) -> float:
     """The factor by which dloss/dlogits is larger in this format, so that it keeps its digits."""
     return FP16_SHIFT if dtype == torch.float16 else 1.0
+
+
+@dataclass(frozen=True)
+class RowGroups:
+    """The group of each of M rows, on the device and as runs on the host: stretches of rows of one group.
+
+    An index that lies on the host costs no wait: its runs are read there and it is sent to the device. One that lies
+    on the device is waited for once.
+    """
+
+    index: Tensor  # (M,) int64 on the rows' device
+    first: np.ndarray  # (runs,) each run's first row
+    group: np.ndarray  # (runs,) each run's group
+
+    @classmethod
+    def of(cls, index: Tensor, device: torch.device) -> "RowGroups":
+        """From the index (M,), on the host or on `device`."""
+        values = index.detach().cpu().numpy()
+        starts = np.flatnonzero(np.diff(values, prepend=values[:1] - 1))
+        return cls(index.to(device, non_blocking=True), starts, values[starts])
+
+    @property
+    def ordered(self) -> bool:
+        """Whether every group's rows lie side by side, in ascending order of the groups."""
+        return bool((np.diff(self.group) > 0).all())
+
+    def within(self, rows: slice, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The runs of a chunk, as (first, end, group) with rows counted from its start; `count` is its rows."""
+        low = max(0, int(np.searchsorted(self.first, rows.start, side="right")) - 1)
+        high = int(np.searchsorted(self.first, rows.start + count, side="left"))
+        first = np.maximum(self.first[low:high] - rows.start, 0)
+        return first, np.append(first[1:], count), self.group[low:high]
 
 
 class Chunk(NamedTuple):
@@ -90,12 +122,7 @@ class HeadTask:
     """
 
     def __init__(
-        self,
-        update: HeadUpdate,
-        group: RowGroups | None,
-        weight: HeadWeight,
-        scale: float,
-        wanted=HeadUpdate(),
+        self, update: HeadUpdate, group: RowGroups | None, weight: HeadWeight, scale, wanted=HeadUpdate()
     ) -> None:
         self.update, self.wanted, self.scale, self.weight = update, wanted, scale, weight
         mixes, adds = update.mix is not None, update.down is not None or update.bias is not None
@@ -252,7 +279,7 @@ class TorchPass:
             task.start_sums()
 
     def chunk(self, chunk: Chunk, base: Tensor, gh: Tensor | None) -> Tensor:
-        """Losses (K, n) of a chunk with base logits (n, Vp), which it may overwrite; gh (K, n, C) is set."""
+        """Losses (H, n) of a chunk with base logits (n, Vp), which it may overwrite; gh (H, n, C) is set."""
         last, ghs = len(self.tasks) - 1, [None] * len(self.tasks) if gh is None else gh
         steps = enumerate(zip(self.tasks, ghs))
         return torch.stack([torch_step(task, chunk, base, own, reuse=k == last) for k, (task, own) in steps])

@@ -58,7 +58,7 @@ class TritonPass:
         return self.bundles
 
     def chunk(self, chunk: Chunk, base: Tensor, gh: Tensor | None) -> Tensor:
-        """Losses (K, n) of a chunk with base logits (n, Vp); gh (K, n, C) is set."""
+        """Losses (H, n) of a chunk with base logits (n, Vp); gh (H, n, C) is set."""
         base[:, self.weight.vocab :] = -torch.inf
         bundles = self._bundles(len(base), alone=gh is not None)
         ghs = [None] * len(self.tasks) if gh is None else gh
@@ -88,7 +88,7 @@ class Bundle:
         down, _, bias, _ = updates[0]
         frozen = down is None and bias is None
         sizes = [1 if frozen else update.groups for update in updates]
-        self.first = np.cumsum([0, *sizes])  # (K + 1,) each head's first slot
+        self.first = np.cumsum([0, *sizes])  # (H + 1,) each head's first slot
         self.down, self.up, self.bias = None, None, None
         if down is not None:
             self.down = torch.cat([u.down for u in updates]).to(weight.weight.dtype)  # (S, R, C)
@@ -134,13 +134,13 @@ class Bundle:
             start, end, own = ([0], [n], [0]) if group is None else group.within(rows, n)
             runs.append(np.stack([np.full(len(own), k), first + np.asarray(own), start, end], axis=1))
         runs = np.concatenate(runs)
-        offset = torch.from_numpy(np.stack([self.first[:-1], column])).to(device, non_blocking=True)  # (2, K)
+        offset = torch.from_numpy(np.stack([self.first[:-1], column])).to(device, non_blocking=True)  # (2, H)
         columns = torch.stack([offset.new_zeros(n) if g is None else g.index[rows] for g in distinct])
         most = _item_rows(len(runs), int((runs[:, 3] - runs[:, 2]).max()), blocks)
         return _lay_out(columns[offset[1]] + offset[0][:, None], runs, int(self.first[-1]), most)
 
     def _states(self, h: Tensor, slot: Tensor) -> Tensor | None:
-        """z = α h downᵀ (K, R, Np), each row under its own slots, with room for the kernels' alignment."""
+        """z = α h downᵀ (H, R, Np), each row under its own slots, with room for the kernels' alignment."""
         if self.down is None:
             return None
         (slots, rank, _), n, heads = self.down.shape, len(h), len(self.tasks)
@@ -153,7 +153,7 @@ class Bundle:
         return out
 
     def _add_down(self, h: Tensor, gz: Tensor, slot: Tensor, gh: Tensor | None) -> None:
-        """From gz (K, R, n) = dloss/dz · α: the gradient of down, and its part of gh (n, C)."""
+        """From gz (H, R, n) = dloss/dz · α: the gradient of down, and its part of gh (n, C)."""
         (slots, rank, width), (heads, _, n) = self.down.shape, gz.shape
         if slots != heads:  # each row in the slots of its own groups, zero elsewhere
             own = slot.unsqueeze(1).expand(-1, rank, -1)
@@ -177,7 +177,7 @@ class Bundle:
 class Layout(NamedTuple):
     """Where the rows of each slot lie in a chunk, on the device; tables (·, 4) int32 of head, slot, first row, end."""
 
-    slot: Tensor  # (K, n) int64, the slot of each head's row
+    slot: Tensor  # (H, n) int64, the slot of each head's row
     tiles: Tensor  # (T, 4), heads that read the same logits side by side
     items: Tensor  # (I, 4), by slot
     each: int  # items of every slot, or 0 where they differ

@@ -1,10 +1,16 @@
 """The layers' pass of a training step on packed rows, where the model reads packed documents as if each were alone.
 
 rows (B,) of a step ─ first fit ─▶ pieces of a few packed rows ─ layers, on a GPU recorded ─▶ h (M, C), target (M,)
+
+A small model's step on a fast GPU takes as long as the host needs to launch its thousands of kernels. Recorded once,
+they are launched together.
 """
 
+import gc
 import inspect
 import math
+import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,7 +22,11 @@ from ..states import sent
 from ..text import TokenTable
 from ..train_layers import STEP_TOKENS, Layers, states_at
 from .packing import Packed, first_fit, packed, sees
-from .recorded_layers import RecordedLayers, Run, recorded
+from .recorder import usable_after
+
+Run = Callable[
+    [Tensor, Tensor | None, Tensor], Tensor
+]  # ids, position (B, T), mask (B, 1, T, T) ─▶ h (B, T, C)
 
 # Tokens of a packed row where no document is longer: longer rows only make attention more expensive.
 ROW_LENGTH = 256
@@ -121,3 +131,73 @@ def takes_packed(backbone: Backbone, longest: int) -> bool:
 
 def _aligned(length: int) -> int:
     return -(-length // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+class RecordedLayers:
+    """`Layers` for one shape (rows, length), recorded for replay: a CUDA graph forwards and one back.
+
+    Other shapes take the plain pass. A pass forwards must have had its pass backwards, or need none, before the next
+    one: both use the same memory, in which the activations stay until `release`. The graphs read the LoRA factors
+    where they lie, so they must not outlive a move of the model; dropout draws anew in every replay.
+    """
+
+    def __init__(self, backbone: Backbone, rows: int, length: int) -> None:
+        """Raises what recording raises: out of memory, or an operation that waits for the host."""
+        self.plain, self.shape = Layers(backbone), (rows, length)
+        self.factors = list(self.plain.parameters())
+        self.sums = [torch.zeros_like(p) for p in self.factors]
+        self.mode = self._mode()
+        # The graph adds to gradients on its own stream. Autograd synchronises correctly; this silences its warning.
+        if quiet := getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None):
+            quiet(False)
+        ids = torch.zeros(self.shape, dtype=torch.int64, device=backbone.device)
+        position = torch.zeros_like(ids)  # a model may have fewer positions than a row has tokens
+        pool = torch.cuda.graph_pool_handle()
+        with torch.cuda.device(backbone.device), usable_after(backbone.device, pool):
+            self.replay: Run = torch.cuda.make_graphed_callables(
+                Layers(backbone), (ids, position, sees(ids)), allow_unused_input=True, pool=pool
+            )
+
+    def __call__(self, ids: Tensor, position: Tensor | None, mask: Tensor) -> Tensor:
+        """Hidden states (B, T, C), overwritten by the next call."""
+        fits = position is not None and ids.shape == self.shape and torch.is_grad_enabled()
+        if not fits or self.mode != self._mode():
+            return self.plain(ids, position, mask)
+        self._keep_gradients_apart()
+        return self.replay(ids, position, mask)
+
+    def _mode(self) -> list[bool]:
+        """Which modules are in training mode: dropout is recorded as it was, on or off."""
+        return [module.training for module in self.plain.body.modules()]
+
+    def _keep_gradients_apart(self) -> None:
+        """Give every factor without a gradient zeros of its own to add to.
+
+        A replay leaves gradients where the last one left them. As a factor's first gradient such a tensor would be
+        kept, not copied, and the next piece would write over the sum.
+        """
+        without = [(p, total) for p, total in zip(self.factors, self.sums) if p.grad is None]
+        if without:
+            torch._foreach_zero_([total for _, total in without])
+            for p, total in without:
+                p.grad = total
+
+    def release(self) -> None:
+        """Give the recording's memory back; from then on every pass is plain."""
+        self.shape, self.replay, self.sums = None, None, []
+        gc.collect()  # a graph lies in reference cycles
+
+
+def recorded(backbone: Backbone, rows: int, length: int) -> RecordedLayers | None:
+    """The layers' pass for packed rows (rows, length), recorded; None without a GPU or, with a warning, if it fails."""
+    if backbone.device.type != "cuda":
+        return None
+    try:
+        return RecordedLayers(backbone, rows, length)
+    except Exception as problem:  # as many kinds as models have operations
+        first = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        warnings.warn(
+            f"{backbone.name}: its layers cannot be recorded and are launched one by one ({first})",
+            stacklevel=2,
+        )
+        return None

@@ -29,7 +29,7 @@ def lloyd(x: Tensor, start: Tensor, steps: int, tolerance: float = TOLERANCE) ->
     Ends early when the centroids' total squared movement is within `tolerance`; never if that is negative. A cluster
     that lost all its rows starts anew at one of the rows that lie farthest from their centroids.
     """
-    limit = tolerance * float(x.var(0, correction=0).mean()) if tolerance >= 0 else None
+    limit = tolerance * float(x.var(0, correction=0).mean())
     centroids, k = start.float(), len(start)
     short = torch.int16 if k < 1 << 15 else torch.int32  # 16-bit numbers are sorted in fewer rounds
     edges = torch.arange(-1, k, dtype=short, device=x.device)  # (K + 1,)
@@ -37,12 +37,11 @@ def lloyd(x: Tensor, start: Tensor, steps: int, tolerance: float = TOLERANCE) ->
         labels = closest(x, centroids)[1]
         before, (centroids, empty) = centroids, _means(x, labels, edges)
         # Both flags in one transfer: each transfer makes the host wait for a GPU.
-        flags = [empty.any()] if limit is None else [empty.any(), _movement(before, centroids) <= limit]
-        some_empty, *at_rest = torch.stack(flags).tolist()
+        some_empty, at_rest = torch.stack([empty.any(), _movement(before, centroids) <= limit]).tolist()
         if some_empty:
             centroids = torch.where(empty.unsqueeze(1), _farthest(x, labels, before, empty), centroids)
-            at_rest = [limit is not None and bool(_movement(before, centroids) <= limit)]
-        if any(at_rest):
+            at_rest = bool(_movement(before, centroids) <= limit)
+        if at_rest:
             break
     return centroids
 

@@ -9,7 +9,7 @@ before anything is drawn. In the mixed stream a row's group is its source; its a
 corpus itself.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,26 +31,16 @@ Losses = tuple[dict[int, np.ndarray], np.ndarray]  # nll sums (N,) by seed, toke
 class FamilyMember:
     """A registered contrast on one corpus."""
 
-    name: str
     contrast: Contrast
     adjusted_p: float
     verdict: str
 
 
-def registered(path: Path = REGISTERED) -> dict:
+def registered() -> dict:
     """The registered file: `contrasts` and `predictions` by name."""
-    if not path.is_file():
-        raise UserError(f"no registered contrasts at {path}: run from a clone of the project")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def by_corpus_and_regime(records: Iterable[Record], backbone: str) -> dict[tuple[str, str], list[Record]]:
-    """(corpus, regime) to its records of one backbone, by seed."""
-    out: dict[tuple[str, str], list[Record]] = {}
-    for r in sorted(records, key=lambda r: r.seed):
-        if r.backbone == backbone:
-            out.setdefault((r.corpus, r.regime), []).append(r)
-    return out
+    if not REGISTERED.is_file():
+        raise UserError(f"no registered contrasts at {REGISTERED}: run from a clone of the project")
+    return yaml.safe_load(REGISTERED.read_text(encoding="utf-8"))
 
 
 def by_unit(frame: pd.DataFrame, corpus: str, articles: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
@@ -80,8 +70,7 @@ def articles_of(folder: Path) -> dict[str, str]:
 def judge(family: dict[str, Contrast], margin: float = MARGIN) -> dict[str, FamilyMember]:
     """Each contrast with its verdict, p values Holm-adjusted over the family."""
     adjusted = holm({name: c.p for name, c in family.items()})
-    p = adjusted.values()
-    return {n: FamilyMember(n, c, p, verdict(c, p, margin)) for (n, c), p in zip(family.items(), p)}
+    return {n: FamilyMember(c, adjusted[n], verdict(c, adjusted[n], margin)) for n, c in family.items()}
 
 
 def shared_seeds(parts: Sequence[dict[int, object]]) -> list[int]:
@@ -117,7 +106,19 @@ class StoredRuns:
     @cached_property
     def records(self) -> dict[tuple[str, str], list[Record]]:
         """(corpus, regime) to its records of this backbone, by seed."""
-        return by_corpus_and_regime(self.all_records, self.backbone)
+        out: dict[tuple[str, str], list[Record]] = {}
+        for r in sorted(self.all_records, key=lambda r: r.seed):
+            if r.backbone == self.backbone:
+                out.setdefault((r.corpus, r.regime), []).append(r)
+        return out
+
+    def runs(self, corpus: str, regime: str) -> list[Record]:
+        """A regime's records on a corpus, by seed; [] where there are none."""
+        return self.records.get((corpus, regime), [])
+
+    def documents(self) -> Iterator[pd.DataFrame]:
+        """The per-document losses of each experiment."""
+        return map(pd.read_parquet, sorted(self.folder.glob(f"{self.experiments}*.parquet")))
 
     @property
     def corpora(self) -> list[str]:
@@ -129,8 +130,7 @@ class StoredRuns:
         """(run, reading) to nll (N,) and tokens (N,) of the N units that intervals draw, see `by_unit`."""
         out, corpus_of = {}, {r.name: r.corpus for r in self.all_records}
         articles = articles_of(self.folder)
-        for path in sorted(self.folder.glob(f"{self.experiments}*.parquet")):
-            frame = pd.read_parquet(path)
+        for frame in self.documents():
             for (run, reading), rows in frame.groupby(["run", "split"], observed=True, sort=False):
                 other = reading.removeprefix(TRANSFER)
                 corpus = other if other != reading else corpus_of.get(run, "")
@@ -139,7 +139,7 @@ class StoredRuns:
 
     def nll(self, corpus: str, regime: str, reading: str = "test") -> Losses | None:
         """nll sums (N,) by seed and tokens (N,), or None where there is no such run or reading."""
-        runs = [r for r in self.records.get((corpus, regime), []) if (r.name, reading) in self.losses]
+        runs = [r for r in self.runs(corpus, regime) if (r.name, reading) in self.losses]
         if not runs:
             return None
         return {r.seed: self.losses[r.name, reading][0] for r in runs}, self.losses[runs[0].name, reading][1]
@@ -149,10 +149,7 @@ class StoredRuns:
         return StoredRuns(self.folder, self.backbone, self.draws, self.benchmarks, FOREIGN)
 
     def with_foreign(self, corpus: str) -> "StoredRuns":
-        """The stored runs that hold a corpus's readings with foreign rows: these, else the `foreign-*` experiments.
-
-        Those train the honest heads once more, at the rates of the honest sweep; they are read for this alone.
-        """
+        """The runs that hold a corpus's readings with foreign rows: these, or the `foreign-*` ones."""
         runs = {r.name for (where, _), of in self.records.items() if where == corpus for r in of}
         here = any(run in runs and reading.startswith(FOREIGN) for run, reading in self.losses)
         return self if here or self.experiments == FOREIGN else self._foreign
@@ -163,19 +160,19 @@ class StoredRuns:
 
     def sum_of(self, terms: list[tuple[str, str, str, float]]) -> Contrast | None:
         """The weighted sum of (corpus, regime, reading, weight) over the same documents, seed by seed."""
-        parts = [(self.nll(corpus, regime, reading), w) for corpus, regime, reading, w in terms]
-        if any(part is None for part, _ in parts):
+        parts = [self.nll(corpus, regime, reading) for corpus, regime, reading, _ in terms]
+        if None in parts or len({len(tokens) for _, tokens in parts}) > 1:
             return None
-        seeds, tokens = shared_seeds([part[0] for part, _ in parts]), parts[0][0][1]
-        if not seeds or any(len(part[1]) != len(tokens) for part, _ in parts):
+        seeds, weights = shared_seeds([nll for nll, _ in parts]), [weight for *_, weight in terms]
+        if not seeds:
             return None
-        total = np.stack([sum(w * part[0][s] for part, w in parts) for s in seeds])  # (S, N)
-        return mean_interval(total, tokens, draws=self.draws)
+        total = np.stack([sum(w * nll[s] for w, (nll, _) in zip(weights, parts)) for s in seeds])  # (S, N)
+        return mean_interval(total, parts[0][1], draws=self.draws)
 
     def over_seeds(self, corpus: str, value, first: str, second: str) -> Contrast | None:
         """first − second of `value(record)`, one number per seed, with an interval over seeds alone."""
         a, b = (
-            {r.seed: v for r in self.records.get((corpus, regime), []) if (v := value(r)) is not None}
+            {r.seed: v for r in self.runs(corpus, regime) if (v := value(r)) is not None}
             for regime in (first, second)
         )
         if not (seeds := shared_seeds([a, b])):
@@ -193,13 +190,12 @@ class StoredRuns:
 
     def family_frame(self) -> pd.DataFrame:
         """One row per registered contrast and corpus, with n, interval, adjusted p and verdict."""
-        rows = [
-            {"corpus": corpus, "contrast": j.name, "registered": True}
-            | j.contrast.row()
-            | {"low90": j.contrast.low90, "high90": j.contrast.high90, "adjusted p": j.adjusted_p}
-            | {"n seeds": j.contrast.n, "documents": j.contrast.documents}
-            | {"interval by": j.contrast.decided_by, "verdict": j.verdict}
-            for corpus in self.corpora
-            for j in self.family(corpus).values()
-        ]
+        rows = []
+        for corpus in self.corpora:
+            for name, j in self.family(corpus).items():
+                c = j.contrast
+                row = {"corpus": corpus, "contrast": name, "registered": True} | c.row()
+                row |= {"low90": c.low90, "high90": c.high90, "adjusted p": j.adjusted_p, "n seeds": c.n}
+                row |= {"documents": c.documents, "interval by": c.decided_by, "verdict": j.verdict}
+                rows.append(row)
         return pd.DataFrame(rows)

@@ -17,10 +17,7 @@ SPREAD = 2.0  # standard deviations over seeds around the mean that a published 
 
 
 def without_a_model(evidence: StoredRuns) -> ClaimVerdict:
-    """Claim 2: refuted as a statement on language models where a predictor without one is as good as the LoRA row.
-
-    Where it is not, the released loss does not decide the claim: the honest study asks it of next tokens.
-    """
+    """Claim 2: refuted where a predictor without a language model is as good as the LoRA row."""
     parts = {}
     for proof in load_proofs(evidence.folder):
         if proof.proof == "model_free" and proof.backbone == evidence.backbone:
@@ -43,45 +40,26 @@ def published_again(evidence: StoredRuns) -> ClaimVerdict:
         for r in load_records(path):
             if r.status == "done" and is_released(r) and r.regime in TRAINED:
                 key = (r.backbone, r.corpus, r.settings["tokens"]["max_length"], protocol_label(r))
-                groups.setdefault(key, {}).setdefault(r.regime, []).append(r)
+                groups.setdefault((table_of(r), key), {}).setdefault(r.regime, []).append(r)
     parts, decide = {}, []
-    for key, by_regime in sorted(groups.items(), key=_controls_last):
-        table, name = table_of(next(iter(by_regime.values()))[0]), ", ".join(map(str, key))
-        rows = [(r, by_regime.get(r, []), published(table, r, "validation_loss")) for r in TRAINED]
-        judged = worst([_inside(records, loss) for _, records, loss in rows])
-        parts[name] = judged, ", ".join(_spread(*row) for row in rows)
-        decide += [name] * _is_the_papers(table, key)
+    corpora = {t["table"]: t["corpus"] for t in paper()["tables"]}
+    # the tables as the scripts make them before controls and other lengths
+    for table, key in sorted(groups, key=lambda group: (group[1][2:] != RELEASED[group[0]], *group)):
+        rows = [_row(table, regime, groups[table, key].get(regime, [])) for regime in TRAINED]
+        name = ", ".join(map(str, key))
+        parts[name] = worst([verdict for verdict, _ in rows]), ", ".join(text for _, text in rows)
+        decide += [name] * (key == (paper()["source"]["backbone"], corpora[table], *RELEASED[table]))
     return combined(parts, decide)
 
 
-def _is_the_papers(table: int, key: tuple) -> bool:
-    """Whether (backbone, corpus, length, procedure) are those of the published table."""
-    corpora = {t["table"]: t["corpus"] for t in paper()["tables"]}
-    return key == (paper()["source"]["backbone"], corpora[table], *RELEASED[table])
-
-
-def _controls_last(item: tuple[tuple, dict]) -> tuple[bool, int, tuple]:
-    """Sorts the tables as the scripts make them before controls and other lengths."""
-    key, by_regime = item
-    table = table_of(next(iter(by_regime.values()))[0])
-    return key[2:] != RELEASED[table], table, key
-
-
-def _losses(records: list[Record]) -> np.ndarray:
-    return np.array([r.metrics["reported_nll"] for r in records])
-
-
-def _inside(records: list[Record], published: float) -> str:
-    if len(records) < 2:  # one seed has no spread
-        return UNDECIDED
-    losses = _losses(records)
-    return CONFIRMED if abs(published - losses.mean()) <= SPREAD * losses.std(ddof=1) else REFUTED
-
-
-def _spread(regime: str, records: list[Record], published: float) -> str:
-    """A row as the ledger prints it."""
-    losses = _losses(records)
+def _row(table: int, regime: str, records: list[Record]) -> tuple[str, str]:
+    """Whether the published loss is inside the spread, and the row as the ledger prints it."""
+    losses = np.array([r.metrics["reported_nll"] for r in records])
+    loss = published(table, regime, "validation_loss")
     if not len(losses):
-        return f"{regime} absent (published {published})"
-    sd = f" ± {SPREAD * losses.std(ddof=1):.4f}" if len(losses) > 1 else ""
-    return f"{regime} {losses.mean():.4f}{sd} (published {published}, n = {len(losses)})"
+        return UNDECIDED, f"{regime} absent (published {loss})"
+    mean, verdict, sd = losses.mean(), UNDECIDED, ""
+    if len(losses) > 1:  # one seed has no spread
+        spread = SPREAD * losses.std(ddof=1)
+        verdict, sd = CONFIRMED if abs(loss - mean) <= spread else REFUTED, f" ± {spread:.4f}"
+    return verdict, f"{regime} {mean:.4f}{sd} (published {loss}, n = {len(losses)})"

@@ -6,7 +6,6 @@ The files are read as data: nothing here runs a benchmark, and no timing is made
 """
 
 import json
-from collections.abc import Iterator
 
 from .contrasts import StoredRuns
 from .rules import CONFIRMED, REFUTED, UNDECIDED, ClaimVerdict, combined, worst
@@ -24,21 +23,17 @@ def modest_overhead(evidence: StoredRuns) -> ClaimVerdict:
     shows its numbers and decides nothing. Waiting for a full batch is no work: it is printed as well, never counted.
     """
     parts, decide = {}, []
-    for machine, rows in _machines(evidence):
-        entry = rows["overhead"]
-        spans = _spans(entry, rows.get("B12"))
-        parts[machine] = worst([_against(MODEST, *span) for span in spans]), _text(entry, rows)
-        decide += [machine] * (entry["batches"] >= ENOUGH)
-    return combined(parts, decide, short=False)
-
-
-def _machines(evidence: StoredRuns) -> Iterator[tuple[str, dict]]:
-    """(machine, its usable rows by name) of every stored file that has whole batches timed; quick runs left out."""
     for path in sorted(evidence.benchmarks.glob("*.json")):
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
         rows = {name: row for name, row in rows.items() if row.get("status") in BESIDE}
-        if "overhead" in rows and not rows["overhead"].get("conditions", {}).get("quick"):
-            yield path.stem, rows
+        entry = rows.get("overhead")
+        if not entry or entry.get("conditions", {}).get("quick"):
+            continue
+        spans = _spans(entry, rows.get("B12"))
+        verdicts = [CONFIRMED if b <= MODEST else REFUTED if a > MODEST else UNDECIDED for a, b in spans]
+        parts[path.stem] = worst(verdicts), _text(entry, rows)
+        decide += [path.stem] * (entry["batches"] >= ENOUGH)
+    return combined(parts, decide, short=False)
 
 
 def _spans(entry: dict, generating: dict | None) -> list[tuple[float, float]]:
@@ -50,12 +45,7 @@ def _spans(entry: dict, generating: dict | None) -> list[tuple[float, float]]:
     return spans
 
 
-def _against(limit: float, low: float, high: float) -> str:
-    return CONFIRMED if high <= limit else REFUTED if low > limit else UNDECIDED
-
-
 def _text(entry: dict, rows: dict) -> str:
-    """A machine's numbers: what decides, then what is printed beside it."""
     ratios = entry["ratios"].items()
     spans = [f"{interval_text(r['ratio'], r['low'], r['high'], '.3f')} at {q}" for q, r in ratios]
     decides = [f"{' and '.join(spans)} of the plain batch's time (n = {entry['batches']})"]

@@ -3,8 +3,11 @@
 import hashlib
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from chameleon_lite import files
 from chameleon_lite.app import corpus, own_texts
@@ -65,10 +68,34 @@ def _docstrings_key(seed: int) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
+def _mixed(*, data_dir: Path | None = None, seed: int = 0) -> Corpus:
+    """Three kinds of text shuffled together, without a label at test (claim 14); `group` is the source.
+
+    Each split has the same number of characters of each source, in an order drawn by the seed.
+    """
+    parts = {name: load_corpus(name, data_dir=data_dir) for name in SOURCES}
+    splits, generator = {}, np.random.default_rng(seed)
+    for split in SPLITS:
+        limit, rows = min(sum(len(d.text) for d in part.splits[split]) for part in parts.values()), []
+        for name, part in parts.items():
+            documents = [part.splits[split][i] for i in generator.permutation(len(part.splits[split]))]
+            within = np.cumsum([len(d.text) for d in documents]) <= limit
+            rows += [
+                replace(d, id=f"{name}/{d.id}", group=name) for d, chosen in zip(documents, within) if chosen
+            ]
+        splits[split] = tuple(rows[i] for i in generator.permutation(len(rows)))
+    source = "; ".join(f"{name}: {part.source}" for name, part in parts.items())
+    return Corpus(
+        "mixed", splits, source, {name: {"hash": part.hash, **part.notes} for name, part in parts.items()}
+    )
+
+
+SOURCES = ("docstrings", "wikitext-2-lite", "alpaca")  # of the mixed stream
 WIKITEXT = ("wikitext-2", "wikitext-2-lite", "wikitext-2-lite-released")
 NAMES: dict[str, Callable[..., Corpus]] = {
     "docstrings": partial(_docstrings, "paragraphs"),
     "docstrings-instructions": partial(_docstrings, "instructions"),
     **{name: partial(wikitext.load, name) for name in WIKITEXT},
     **{name: partial(alpaca.load, name) for name in alpaca.REPOSITORIES},
+    "mixed": _mixed,
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from chameleon_lite.app import own_texts
 from chameleon_lite.app.corpus import Corpus
+from chameleon_lite.app.rows import parsed, read_rows
 from chameleon_lite.errors import UserError
 
 from . import hub
@@ -20,11 +21,11 @@ def load(name: str = "alpaca", *, data_dir: Path | None = None, seed: int = 0) -
     """The rows of the hub's data set, or of the JSON or JSONL file in `data_dir` or `data_dir`/alpaca."""
     if data_dir is None:
         fetched = hub.fetch(REPOSITORIES[name], instead=INSTEAD)
-        rows = own_texts.parsed(row for split in fetched.values() for row in split)
+        rows = parsed(row for split in fetched.values() for row in split)
         where = f"hub {REPOSITORIES[name]}"
     else:
         path = _file(Path(data_dir), name)
-        rows, where = own_texts.read_rows(path), f"file {path.name}"
+        rows, where = read_rows(path), f"file {path.name}"
     return own_texts.corpus(name, where, rows, where, seed=seed)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from chameleon_lite.app import own_texts
 from chameleon_lite.app.corpus import Corpus
+from chameleon_lite.app.rows import parsed
 from chameleon_lite.backbones.hub import reachable
 from chameleon_lite.errors import Unreachable, UserError
 
@@ -23,7 +24,7 @@ def load(repository: str, *, seed: int = 0) -> Corpus:
         raise UserError(f"hub:{repository} is not hub:owner/name")
     rows = [{**row, "split": split} for split, part in fetch(repository).items() for row in part]
     name, source = repository.split("/")[1], f"hub {repository}"
-    return own_texts.corpus(name, source, own_texts.parsed(rows), f"hub:{repository}", seed=seed)
+    return own_texts.corpus(name, source, parsed(rows), f"hub:{repository}", seed=seed)
 
 
 def fetch(repository: str, config: str | None = None, *, instead: str = INSTEAD) -> dict[str, list[dict]]:

@@ -10,7 +10,6 @@ LABEL_DECADES = 1.2  # labels of points nearer than this in bytes are separated 
 
 
 def _bars(ax, index: int, name: str, rows, x, y, error, **options) -> None:
-    """One series with error bars, labelled with the least number of seeds behind its rows."""
     label = f"{name} (n = {int(rows['n seeds'].min())})"
     ax.errorbar(x, y, yerr=error, label=label, **look(index), **options)
 
@@ -74,8 +73,7 @@ def foreign_rows(ax, frame):
 
 def waiting(ax, frame):
     """Seconds from arrival to result against batch size: a colour per way of batching, a line per quantile."""
-    for index, (name, rows) in enumerate(frame.groupby("batches", sort=True)):
-        rows = rows.sort_values("size")
+    for index, (name, rows) in enumerate(frame.sort_values("size").groupby("batches", sort=True)):
         for place, quantile in enumerate(QUANTILES):
             style = look(index) | {"linestyle": look(place)["linestyle"]}
             ax.plot(rows["size"], rows[quantile], label=f"{name}, {quantile}", **style)

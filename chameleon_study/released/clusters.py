@@ -17,10 +17,7 @@ LLOYD_STEPS = 10
 
 
 def released_clusters(x: Tensor, k: int, *, seed: int, steps: int = LLOYD_STEPS) -> Clustering:
-    """k-means of x (N, C) from k random rows with a fixed number of Lloyd steps, one run, nothing merged.
-
-    Sums go cluster by cluster in row order, so that a GPU repeats itself too. Raises UserError for k > N.
-    """
+    """k-means of x (N, C): k random rows, then `steps` Lloyd steps, once; UserError for k > N."""
     if not 1 <= k <= len(x):
         raise UserError(f"cannot make {k} clusters of {len(x)} documents; choose between 1 and {len(x)}")
     rows = x.detach().float()
@@ -36,6 +33,7 @@ def released_clusters(x: Tensor, k: int, *, seed: int, steps: int = LLOYD_STEPS)
 def _means(rows: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
     """Mean row of each cluster (K, C); an empty cluster keeps its centroid."""
     sizes = torch.bincount(labels, minlength=len(centroids))  # (K,)
+    # cluster by cluster in row order, so that a GPU repeats itself too
     sums = torch.segment_reduce(rows[labels.argsort(stable=True)], "sum", lengths=sizes, axis=0)
     return torch.where(sizes[:, None] > 0, sums / sizes[:, None].clamp_min(1), centroids)
 
@@ -46,17 +44,17 @@ def released_batches(labels: Tensor, size: int, *, seed: int) -> list[Tensor]:
     The seed decides only which rows of a cluster larger than `size` share a batch; the list serves every epoch.
     """
     number = torch.from_numpy(pd.factorize(labels.cpu().numpy())[0])  # (N,) by first appearance
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    order = shuffled[number[shuffled].argsort(stable=True)]
-    return [b for run in order.split(number.bincount().tolist()) for b in run.split(size)]
+    return _cut(number, size, torch.Generator().manual_seed(seed))
 
 
 def cluster_batches(labels: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
-    """Rows of labels (N,) as batches (≤ size,) int64, each of one cluster; UserError unless 1 ≤ size ≤ N."""
-    if not 1 <= size <= len(labels):
-        n = len(labels)
-        raise UserError(f"batch size {size} does not fit {n} documents; choose between 1 and {n}")
-    labels, shuffled = labels.cpu(), torch.randperm(len(labels), generator=generator)
-    order = shuffled[labels[shuffled].argsort(stable=True)]  # clusters together, random inside
-    batches = [b for run in order.split(labels.bincount().tolist()) for b in run.split(size) if len(b)]
+    """Rows of labels (N,) as batches (≤ size,) int64, each of one cluster, in a random order."""
+    batches = _cut(labels.cpu(), size, generator)
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def _cut(labels: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
+    """Batches along the clusters' numbers, each cluster's rows in a random order."""
+    shuffled = torch.randperm(len(labels), generator=generator)
+    order = shuffled[labels[shuffled].argsort(stable=True)]
+    return [b for run in order.split(labels.bincount().tolist()) for b in run.split(size) if len(b)]

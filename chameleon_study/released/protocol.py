@@ -1,6 +1,6 @@
 """The released procedure, the described one and the honest one as settings of the same switches.
 
-    Protocol(objective=…, average=…, …)     one field per difference, each documented in three voices
+    Protocol(objective=…, average=…, …)     one field per difference; switches.yaml has what each is about
     preset("as_released")                   what the released scripts do (ChameleonLLM's repository at f163587)
     preset("as_described")                  what the paper's text says
     preset("honest")                        what this book's study does
@@ -9,112 +9,38 @@ A switch between two procedures can be turned alone, so that its worth can be me
 that contradict themselves are refused with the reason.
 """
 
+from importlib.resources import files
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+import yaml
+from pydantic import ValidationError, model_validator
 
 from chameleon_lite.errors import UserError, unknown
-from chameleon_lite.settings import Settings
+from chameleon_lite.settings import Settings, problem
 
 from ..config import ProtocolSettings
 
-
-def _switch(values: tuple, paper: str, released: str, here: str) -> Any:
-    """A field without default: (as released, honest) values, and what each of the three voices holds."""
-    presets = dict(zip(("as_released", "honest"), values))
-    description = f"Paper: {paper} Released code: {released} Here: {here}"
-    return Field(description=description, json_schema_extra=presets)
+# by switch: its value in each preset, what the paper, the released code and this study do, a label for charts
+SWITCHES = yaml.safe_load((files(__package__) / "switches.yaml").read_text(encoding="utf-8"))
 
 
 class Protocol(Settings):
     """Every difference between the paper's text, the released scripts and the honest study."""
 
-    objective: Literal["last", "full", "next_token"] = _switch(
-        ("last", "next_token"),
-        "next-token cross-entropy over the text.",
-        "compute_loss, mode last: the token at the final padded position, from the state at that position; "
-        "mode full: every position, unshifted too.",
-        "next_token: the state before a token predicts it, at every position after the prefix.",
-    )
-    ignored: Literal["id 0", "padding"] = _switch(
-        ("id 0", "padding"),
-        "padding is masked.",
-        "ignore_index is 0, an ordinary token; padding counts.",
-        "positions of padding are not scored, whatever their id.",
-    )
-    attention: Literal["id not 0", "padding"] = _switch(
-        ("id not 0", "padding"),
-        "padding is masked.",
-        "collate_fn masks the positions whose id is 0; padding is attended.",
-        "padding is masked.",
-    )
-    average: Literal["batch", "token"] = _switch(
-        ("batch", "token"),
-        "the average loss on the validation set.",
-        "evaluate and train_lm: the unweighted mean over batches of each batch's mean.",
-        "sums of losses over sums of tokens, divided once.",
-    )
-    reads: Literal["row", "prefix"] = _switch(
-        ("row", "prefix"),
-        "the mean embedding of each input.",
-        "the whole row on WikiText-2, scored token included; the instruction, or the prompt, on Alpaca.",
-        "the prefix (first tokens, or the prompt), nothing of which is scored.",
-    )
-    padding_in_mean: bool = _switch(
-        (True, False),
-        "the mean over the input's token embeddings.",
-        "the mean over all positions of the padded row.",
-        "the mean over real tokens.",
-    )
-    validation_clusters: Literal["itself", "train"] = _switch(
-        ("itself", "train"),
-        "the same clustering pipeline in training and validation.",
-        "the whole validation set is clustered on itself.",
-        "validation rows go to the nearest centroid fitted on training.",
-    )
-    kmeans: Literal["ten steps", "plusplus"] = _switch(
-        ("ten steps", "plusplus"),
-        "k-means, k = examples // batch size, clusters large enough for stable statistics.",
-        "random rows as start, 10 Lloyd steps, one run, no minimum size.",
-        "k-means++ start, run until it stops moving, groups below 4 rows join a neighbour.",
-    )
-    batches: Literal["fixed", "fresh"] = _switch(
-        ("fixed", "fresh"),
-        "mini-batches of one cluster.",
-        "one list of batches, the same composition and order in every epoch.",
-        "composition and order drawn anew every epoch.",
-    )
-    initialisation: Literal["wikitext", "alpaca", "described", "no_op"] = _switch(
-        ("wikitext", "no_op"),
-        "Xavier and small normal for the hyper-network; ordinary LoRA otherwise (described).",
-        "LoRA's two factors both N(0, 0.01²); the hyper-network Xavier with a last layer N(0, 0.001²) in the "
-        "WikiText script (wikitext), PyTorch's default in the Alpaca script (alpaca).",
-        "both heads start as the frozen head exactly (no_op).",
-    )
-    split: Literal["script", "disjoint"] = _switch(
-        ("script", "disjoint"),
-        "training and validation sets.",
-        "WikiText-2's own splits; on Alpaca a tenth of the rows that are also trained on.",
-        "no document, and no near-duplicate, on both sides.",
-    )
-    reported: Literal["lowest validation", "test"] = _switch(
-        ("lowest validation", "test"),
-        "validation after each epoch.",
-        "the lowest validation loss of all epochs; the test split is never read.",
-        "the epoch is chosen on validation, the number is the test split's.",
-    )
-    layers: bool = _switch(
-        (False, False),
-        "LoRA in the transformer layers in both regimes.",
-        "apply_lora_to_module looks for nn.Linear, GPT-2 has Conv1D: 0 of 48 are adapted.",
-        "the head alone in most regimes; both in R16 and R17.",
-    )
-    backbone: Literal["cached", "live", "live with dropout"] = _switch(
-        ("cached", "cached"),
-        "a frozen backbone.",
-        "train_lm puts the frozen backbone in train mode, so its dropout is on (live with dropout).",
-        "its states are computed once and kept, without dropout (cached); live is for layers that train.",
-    )
+    objective: Literal["last", "full", "next_token"]
+    ignored: Literal["id 0", "padding"]
+    attention: Literal["id not 0", "padding"]
+    average: Literal["batch", "token"]
+    reads: Literal["row", "prefix"]
+    padding_in_mean: bool
+    validation_clusters: Literal["itself", "train"]
+    kmeans: Literal["ten steps", "plusplus"]
+    batches: Literal["fixed", "fresh"]
+    initialisation: Literal["wikitext", "alpaca", "described", "no_op"]
+    split: Literal["script", "disjoint"]
+    reported: Literal["lowest validation", "test"]
+    layers: bool
+    backbone: Literal["cached", "live", "live with dropout"]
 
     @model_validator(mode="after")
     def _contradictions(self) -> "Protocol":
@@ -137,16 +63,9 @@ class Protocol(Settings):
         return self
 
 
-def _values(name: str) -> dict[str, Any]:
-    return {switch: field.json_schema_extra[name] for switch, field in Protocol.model_fields.items()}
-
-
-DESCRIBED = {"reads": "row", "validation_clusters": "itself", "initialisation": "described"}
-DESCRIBED |= {"reported": "lowest validation", "layers": True, "backbone": "live"}  # the rest as in honest
-PRESETS: dict[str, Protocol] = {
-    "as_released": Protocol(**_values("as_released")),
-    "as_described": Protocol(**_values("honest") | DESCRIBED),
-    "honest": Protocol(**_values("honest")),
+PRESETS = {
+    name: Protocol(**{switch: row[name] for switch, row in SWITCHES.items()})
+    for name in ("as_released", "as_described", "honest")
 }
 
 
@@ -160,9 +79,7 @@ def preset(name: str, **switches: Any) -> Protocol:
     try:
         return Protocol(**{**PRESETS[name].model_dump(), **switches})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = "".join(f"{part}: " for part in first["loc"])
-        raise UserError(f"protocol {name}: {where}{first['msg'].removeprefix('Value error, ')}") from None
+        raise UserError(f"protocol {name}: {problem(error)}") from None
 
 
 def protocol_of(settings: ProtocolSettings) -> Protocol:
@@ -196,10 +113,8 @@ def needs_no_prompt(protocol: Protocol, corpus: str, prompts: bool) -> None:
 
 
 def voices() -> list[dict[str, str]]:
-    """One row per switch: its name and the texts of Paper, Released code and Here, read from the descriptions."""
-    rows = []
-    for name, field in Protocol.model_fields.items():
-        paper, rest = field.description.removeprefix("Paper: ").split(" Released code: ")
-        released, here = rest.split(" Here: ")
-        rows.append({"switch": name, "Paper": paper, "Released code": released, "Here": here})
-    return rows
+    """One row per switch: its name and what the paper, the released code and this study do."""
+    return [
+        {"switch": name} | {voice: row[voice] for voice in ("Paper", "Released code", "Here")}
+        for name, row in SWITCHES.items()
+    ]

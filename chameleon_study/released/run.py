@@ -9,7 +9,6 @@ Every record holds the decomposition L = f · L_full + (1 − f) · L_pad, with 
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import pandas as pd
@@ -18,17 +17,16 @@ from torch import Tensor, nn
 
 from chameleon_lite.backbone import Backbone
 from chameleon_lite.batches import Arrangement
-from chameleon_lite.conditions import Source
 from chameleon_lite.errors import UserError, unknown
 from chameleon_lite.heads import Head, HyperHead, LoraHead, matched_rank
 from chameleon_lite.lora import lora_parameters
 from chameleon_lite.processes import Processes
-from chameleon_lite.train import Member, average, evaluate, train_heads
+from chameleon_lite.train import Member, Source, average, evaluate, train_heads
 from chameleon_lite.train_layers import WithLayers
 
-from ..cohort import Context
 from ..config import Experiment
-from ..provenance import circumstances, reset_peak
+from ..evaluate import Context, Outcome, record_of
+from ..provenance import reset_peak
 from ..records import Record
 from ..regimes import RANK
 from ..sources import BatchMean, Constant
@@ -37,29 +35,20 @@ from .protocol import Protocol
 
 REGIMES = ("R0", "R1", "R2", "R3", "R4")
 HYPER_INIT = {"wikitext": "wikitext", "alpaca": "alpaca", "described": "wikitext", "no_op": None}
-
-
-@dataclass
-class Trained:
-    """One seed: the heads (None for the frozen model), and the batches they are read in."""
-
-    seed: int
-    members: dict[str, Member]
-    orders: dict[str, Arrangement]  # the fixed batches of each split
-    seconds: dict[str, float]
+Orders = dict[str, Arrangement]  # split to its fixed batches
+Trained = tuple[
+    str, Member | None, Orders, float
+]  # regime, head (None for the frozen model), orders, seconds
 
 
 def make_head(regime: str, width: int, vocab: int, protocol: Protocol, seed: int) -> Head:
-    """A regime's head as the protocol initialises it; the seed is of this head alone."""
-    if regime not in REGIMES[1:]:
-        raise unknown("regime with a head under this protocol", regime, REGIMES)
-    released_lora = protocol.initialisation in ("wikitext", "alpaca")
+    """The head of R1 … R4 as the protocol initialises it; the seed is of this head alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if regime in ("R1", "R2"):
-            rank = RANK if regime == "R1" else matched_rank(width, vocab, RANK)
-            return LoraHead(width, vocab, rank, released_init=released_lora)
-        return HyperHead(width, vocab, RANK, released_init=HYPER_INIT[protocol.initialisation])
+        if regime in ("R3", "R4"):
+            return HyperHead(width, vocab, RANK, released_init=HYPER_INIT[protocol.initialisation])
+        rank = RANK if regime == "R1" else matched_rank(width, vocab, RANK)
+        return LoraHead(width, vocab, rank, released_init=protocol.initialisation in ("wikitext", "alpaca"))
 
 
 def check_released(settings: Experiment) -> None:
@@ -75,33 +64,35 @@ def check_released(settings: Experiment) -> None:
 
 
 def measure_released(
-    context: Context, regimes: list[str], seed: int, corpus: str, names: list[str]
+    context: Context, regimes: list[str], seed: int, corpus: str
 ) -> Iterator[tuple[Record, pd.DataFrame]]:
-    """Train and measure regimes of one seed; yields each run's record, under its name, and its losses per row."""
+    """Train and measure regimes of one seed; yields each run's record and its losses per held-out row."""
     material = context.material
     reset_peak(material.backbone.device)
-    name_of = dict(zip(regimes, names, strict=True))
-    for regime, member, trained in train_released(material, regimes, seed, context.processes):
-        yield _record(material, regime, member, trained, name_of[regime], corpus, context.command)
+    for regime, member, orders, training in train_released(material, regimes, seed, context.processes):
+        started = time.perf_counter()
+        metrics, nll = measure(material, regime, member, orders)
+        seconds = {"training": training, "evaluation": time.perf_counter() - started}
+        rows = [_rows(material, split, nll[split], orders[split]) for split in nll if split != "train"]
+        outcome = Outcome(member=member, seconds=seconds)
+        yield record_of(context, regime, corpus, seed, outcome, metrics), pd.concat(rows)
 
 
 def train_released(
     material: ReleasedCorpus, regimes: list[str], seed: int, processes: Processes | None = None
-) -> Iterator[tuple[str, Member | None, Trained]]:
-    """Train one seed's heads and yield each with its Trained, ready to be measured (the layers are in that state then).
+) -> Iterator[Trained]:
+    """Train one seed's heads and yield each, ready to be measured: the layers below it are in its state then.
 
     Heads share every batch, unless the layers below them train too: then one after the other.
     """
-    processes = processes or Processes()
     labels = labels_of(material, seed)
     orders = {split: order_of(material, split, labels[split], seed, None) for split in labels}
     trained = [r for r in regimes if r != "R0"]
-    cohorts = [[r] for r in trained] if material.protocol.layers else [trained]
     if "R0" in regimes:
         if material.protocol.layers:
             _fresh_layers(material.backbone, seed)
-        yield "R0", None, Trained(seed, {}, orders, {"training": 0.0})
-    for cohort in filter(None, cohorts):
+        yield "R0", None, orders, 0.0
+    for cohort in [[r] for r in trained] if material.protocol.layers else filter(None, [trained]):
         started = time.perf_counter()
         members = {r: _member(material, r, seed) for r in cohort}
         train_heads(
@@ -112,12 +103,12 @@ def train_released(
             orders["validation"],
             material.weight,
             material.settings.train,
-            processes,
+            processes or Processes(),
             over=material.protocol.average,
         )
-        seconds = {"training": (time.perf_counter() - started) / len(cohort)}
-        for r in cohort:
-            yield r, members[r], Trained(seed, members, orders, seconds)
+        seconds = (time.perf_counter() - started) / len(cohort)
+        for r, member in members.items():
+            yield r, member, orders, seconds
 
 
 def _member(material: ReleasedCorpus, regime: str, seed: int) -> Member:
@@ -150,9 +141,7 @@ def row_losses(material: ReleasedCorpus, regime: str, member: Member | None, spl
 def row_weights(counts: Tensor, batches: list[Tensor], over: str) -> Tensor:
     """What each row's nll sum (N,) is multiplied by in the average: rows in no batch get 0."""
     weight = torch.zeros(len(counts), dtype=torch.float64)
-    if over == "token":
-        weight[torch.cat(batches)] = 1 / float(counts.sum())
-        return weight
+    batches = [torch.cat(batches)] if over == "token" else batches
     for batch in batches:
         weight[batch] = 1 / (len(batches) * float(counts[batch].sum()))
     return weight
@@ -173,20 +162,21 @@ def decomposition(nll: Tensor, counts: Tensor, full: Tensor, weight: Tensor) -> 
     return out
 
 
-def measure(material: ReleasedCorpus, regime: str, member, trained: Trained) -> tuple[dict, dict]:
+def measure(
+    material: ReleasedCorpus, regime: str, member: Member | None, orders: Orders
+) -> tuple[dict, dict]:
     """Metrics of one trained regime, and its losses per row by split."""
     over, metrics, rows = material.protocol.average, {}, {}
-    for split in material.tables:
-        batches, counts = trained.orders[split].steps(), material.scored[split].counts
-        nll = rows[split] = row_losses(material, regime, member, split, trained.orders[split])
+    for split, order in orders.items():
+        batches, counts = order.steps(), material.scored[split].counts
+        nll = rows[split] = row_losses(material, regime, member, split, order)
         key = "train_eval" if split == "train" else split
         metrics[f"{key}_nll"] = float(average(nll, counts, over, batches))
         metrics[f"{key}_token_nll"] = float(average(nll, counts))
         if split == "validation":
             metrics |= decomposition(nll, counts, material.full(split), row_weights(counts, batches, over))
-    if member is not None:
-        after = member.curve[1:]  # the first point is before training
-        best = min(after, key=lambda point: point["validation_nll"])
+    if member is not None:  # the curve's first point is before training
+        best = min(member.curve[1:], key=lambda point: point["validation_nll"])
         metrics |= {"train_nll": best["train_nll"], "best_epoch": float(best["epoch"])}
         metrics["validation_last_epoch_nll"] = member.curve[-1]["validation_nll"]
     split = "test" if material.protocol.reported == "test" else "validation"
@@ -195,43 +185,16 @@ def measure(material: ReleasedCorpus, regime: str, member, trained: Trained) -> 
     return metrics, rows
 
 
-def _record(material, regime, member, trained, name, corpus, command) -> tuple[Record, pd.DataFrame]:
-    settings, device = material.settings, material.backbone.device
-    started = time.perf_counter()
-    metrics, rows = measure(material, regime, member, trained)
-    seconds = {**material.seconds, **trained.seconds, "evaluation": time.perf_counter() - started}
-    head = member.head if member else None
-    record = Record(
-        **circumstances(settings, device, command),
-        name=name,
-        regime=regime,
-        corpus=corpus,
-        seed=trained.seed,
-        learning_rate=member.learning_rate if member else None,
-        metrics=metrics,
-        curve=member.curve if member else [],
-        trainable_parameters=head.trainable_parameters() if head else 0,
-        stored_bytes=head.stored_bytes() if head else 0,
-        seconds=seconds,
-        status="failed" if member and member.failure and not member.state else "done",
-        failure=member.failure if member else None,
-        data=material.facts(),
-    )
-    held_out = [_rows(material, split, nll, trained) for split, nll in rows.items() if split != "train"]
-    return record, pd.concat(held_out)
-
-
-def _rows(material: ReleasedCorpus, split: str, nll: Tensor, trained: Trained) -> pd.DataFrame:
+def _rows(material: ReleasedCorpus, split: str, nll: Tensor, order: Arrangement) -> pd.DataFrame:
     """One row per held-out document: scored tokens, summed nll, whether it is full, its weight in the average."""
     table, counts = material.tables[split], material.scored[split].counts
-    weight = row_weights(counts, trained.orders[split].steps(), material.protocol.average)
+    weight = row_weights(counts, order.steps(), material.protocol.average)
     columns = {"split": split, "document": table.names, "group": table.groups, "tokens": counts.numpy()}
     columns |= {"nll": nll.numpy(), "full": material.full(split).numpy(), "weight": weight.numpy()}
     return pd.DataFrame(columns)
 
 
 def _fresh_layers(backbone: Backbone, seed: int) -> list[nn.Parameter]:
-    """The layers' LoRA factors at their start: A as PEFT draws it, B zero."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         parameters = lora_parameters(backbone)

@@ -50,7 +50,7 @@ def test_the_same_seed_gives_the_same_adapter(two_kinds):
 
 
 def test_says_so_when_it_does_not_help(two_kinds):
-    fitted = fit(two_kinds(90), backbone="tiny", settings=small(learning_rate=1e-12))
+    fitted = fit(two_kinds(120), backbone="tiny", settings=small(learning_rate=1e-12))
     assert not fitted.helped and abs(fitted.after - fitted.before) < 1e-3
     assert str(fitted).startswith("did not help") and "use the backbone as it is" in str(fitted)
 
@@ -128,7 +128,7 @@ def test_command_line(tmp_path, two_kinds):
 @pytest.mark.parametrize(
     "wrong, says",
     [
-        (["adapt", "no.jsonl", "--model", "nowhere", "--out", "o.jsonl"], "no file at no.jsonl"),
+        (["adapt", "no.jsonl", "--model", "nowhere", "--out", "o.jsonl"], "no file or folder at no.jsonl"),
         (
             ["adapt", "no.jsonl", "--model", "m", "--out", "o", "--score", "--continue", "3"],
             "exclude each other",

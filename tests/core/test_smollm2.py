@@ -126,5 +126,5 @@ def test_the_real_model():
         )
     )
     ids = torch.tensor([backbone.tokenizer("The capital of France is")["input_ids"]])
-    best = backbone.logits(backbone.hidden(ids))[0, -1].argmax()
+    best = backbone.head(backbone.hidden(ids))[0, -1].argmax()
     assert backbone.tokenizer.decode(best) == " Paris"

@@ -7,8 +7,7 @@ from chameleon_lite.backbone import copied
 from chameleon_lite.backbones import stored
 from chameleon_lite.errors import UserError
 from chameleon_lite.states import ScoredStates, hidden_states
-from chameleon_study.released.backbone_dropout import live_dropout
-from chameleon_study.released.states import LivePaddedStates, Scoring, full_rows, padded_states
+from chameleon_study.released.states import LivePaddedStates, Scoring, live_dropout, padded_states
 
 LENGTH = 64
 
@@ -34,7 +33,7 @@ def test_last_position_is_the_pad_token_or_the_last_token(tiny, tiny_table, tmp_
     states = padded_states(
         tiny, tiny_table, Scoring("last", LENGTH, True, False), dtype=torch.float32, folder=tmp_path
     )
-    full = full_rows(tiny_table, LENGTH)
+    full = torch.from_numpy(tiny_table.lengths >= LENGTH)
     assert 0 < full.sum() < len(full) and (states.counts == 1).all()
     assert (states.target[~full] == tiny_table.pad_id).all()
     cut = [int(tiny_table.ids[tiny_table.offsets[n] + LENGTH - 1]) for n in full.nonzero().flatten()]
@@ -45,7 +44,7 @@ def test_ignoring_padding_scores_full_rows_alone(tiny, tiny_table, tmp_path):
     states = padded_states(
         tiny, tiny_table, Scoring("last", LENGTH, False, True), dtype=torch.float32, folder=tmp_path
     )
-    assert torch.equal(states.counts.bool(), full_rows(tiny_table, LENGTH))
+    assert states.counts.bool().tolist() == (tiny_table.lengths >= LENGTH).tolist()
 
 
 def test_next_token_pairs_are_those_of_all_hidden_states(tiny, tiny_table, tmp_path):
