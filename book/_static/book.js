@@ -43,9 +43,9 @@ function markScrolling(article) {
     const wide = box.scrollWidth > box.clientWidth + 1;
     if (wide) {
       box.tabIndex = 0;
-      box.setAttribute("role", "region");
+      box.setAttribute("role", "group");
       box.setAttribute("aria-label", box.matches(".table-frame") ? "table, scrolls sideways" : "scrolls sideways");
-    } else if (box.getAttribute("role") === "region") {
+    } else if (box.getAttribute("role") === "group") {
       ["tabindex", "role", "aria-label"].forEach((name) => box.removeAttribute(name));
     }
   }
