@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from chameleon_lite.backbones.formats import in_format
+from chameleon_lite.backbones.formats import set_format
 from chameleon_lite.heads import HeadUpdate, update_logits
 
 from .measure import Samples, gate, row
@@ -95,7 +95,7 @@ def adapted_against_plain(bench: Bench) -> dict:
     """B12: generation with an adapted head against transformers' own on the same batch."""
     prompts = Prompts(bench, bench.size(16, 64, 4), bench.size(cpu=12, gpu=64, quick=3))
     plain, peer = bench.backbone.lm, "plain generate"
-    with in_format(bench.backbone.lm, bench.served):
+    with set_format(bench.backbone.lm, bench.served):
         model, factors = _adapted(bench, groups=1)
         update = update_logits(factors, rows=1)
         ours = partial(prompts.batched, model, head_update=update)
@@ -118,7 +118,7 @@ def mixed_clusters(bench: Bench) -> dict:
     groups, peer = bench.size(16, 64, 4), "PEFT adapter_names"
     prompts = Prompts(bench, groups, bench.size(cpu=12, gpu=32, quick=3))
     group = torch.arange(groups)  # one prompt per cluster
-    with in_format(bench.backbone.lm, bench.served):
+    with set_format(bench.backbone.lm, bench.served):
         model, factors = _adapted(bench, groups)
         update, (adapters, names) = update_logits(factors, group), _peft(bench, factors)
         contenders = {

@@ -55,7 +55,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
         if config.lora_rank:  # after post_init, which would initialise the new layers as the backbone's
             add_lora(self.lm, rank=config.lora_rank, alpha=config.lora_alpha)
-        # Greedy, one continuation per prompt: a checkpoint's penalties, beams or samples would change its text.
+        # Greedy, one continuation per prompt, whatever penalties, beams or samples the checkpoint asks for.
         ids = {name: getattr(self.lm.generation_config, name) for name in ("bos_token_id", "eos_token_id")}
         self.generation_config = GenerationConfig(**ids, pad_token_id=backbone.pad_id, do_sample=False)
 

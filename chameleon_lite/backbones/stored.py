@@ -56,7 +56,7 @@ def stored(
 
 
 def _opened(path: Path, shape: tuple[int, ...], dtype: type) -> tuple[np.memmap, bool]:
-    """The array at `path`, else zeros, which take no disk; and whether a file lay there that is not this array."""
+    """The array at `path`, else zeros, which take no disk; and whether a file lay there that is another."""
     size = path.stat().st_size if path.is_file() else -1
     try:
         found = np.lib.format.open_memmap(path, "r+" if os.access(path, os.W_OK) else "r")
