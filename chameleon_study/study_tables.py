@@ -4,17 +4,12 @@ import numpy as np
 import pandas as pd
 
 from .claims.contrasts import StoredRuns
+from .claims.rules import SIZES
 from .claims.statistics import mean_and_span, mean_interval
 from .parameters import parameter_table
 from .records import FOREIGN
 from .regimes import GROUP, GROUP_SIZES, REGIMES
 
-# how groups are formed ▶ regime ▶ rows per conditioning group
-GROUPS = {
-    "clustered": {"R6": 1, **{f"R4-g{g}": g for g in GROUP_SIZES}, "R4": GROUP},
-    "random": {**{f"R5-g{g}": g for g in (1, *GROUP_SIZES)}, "R5": GROUP},
-    "leave-one-out": {"R10": GROUP},
-}
 ACROSS = "R1 R2 R3 R4 R5 R6 R10 R11 R12 R13 R14 R15 R16 R17 R18 R20".split()
 RARE = 0.005
 STORED = ("R1", "R2", "R4", "R11-K2", "R11-K4", "R11-K8", "R11-K16", "R11", "R11b", "R12", "R15", "R20")
@@ -54,11 +49,10 @@ def across_frame(evidence: StoredRuns) -> pd.DataFrame:
 
 
 def group_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
-    """Loss by order and size of the conditioning group, with its paired difference from R6."""
+    """Loss by size of the conditioning group, with its paired difference from R6, the own prefix."""
     rows = [
-        {"order": kind, "rows in a group": size} | _row(evidence, corpus, name) | contrast.row()
-        for kind, sizes in GROUPS.items()
-        for name, size in sizes.items()
+        {"order": "clustered", "rows in a group": size} | _row(evidence, corpus, name) | contrast.row()
+        for name, size in zip(SIZES, (1, *GROUP_SIZES, GROUP), strict=True)
         if (contrast := evidence.contrast(corpus, name, "R6"))
     ]
     return pd.DataFrame(rows)

@@ -15,8 +15,6 @@ from .records import Record, load_records, record_files
 from .regimes import REGIMES
 from .stored import read_losses
 
-Losses = tuple[np.ndarray, np.ndarray]
-
 
 def parameter_frame(backbone: str) -> pd.DataFrame:
     """The parameter column derived for a backbone, beside the paper's (Tables 1 and 2) where it has one."""
@@ -28,7 +26,7 @@ def parameter_frame(backbone: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["part", "derived", "paper"])
 
 
-def losses_of(records: list[Record], folder: Path) -> dict[str, Losses]:
+def losses_of(records: list[Record], folder: Path) -> dict[str, tuple]:
     """Run to nll and tokens (N,) of its test units: from `runs/<name>/` or a packed parquet in `folder`."""
     packed = {folder / f"{r.experiment}.parquet" for r in records}
     raw = {r.name: folder / r.name / "documents.parquet" for r in records}
