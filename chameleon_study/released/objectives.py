@@ -35,7 +35,7 @@ def released_mask(ids: Tensor) -> Tensor:
 
 
 def pick_last(ids: Tensor, real: Tensor | None = None) -> Pick:
-    """The final position of each row of ids (B, T) but the ignored id's; with the mask `real`, of full rows."""
+    """The final position of each row of ids (B, T) without the ignored id, or of full rows by `real`."""
     last = ids[:, -1]
     (row,) = (last != IGNORED_BY_RELEASED if real is None else real[:, -1]).nonzero(as_tuple=True)
     return row, torch.full_like(row, ids.shape[1] - 1), last[row]
