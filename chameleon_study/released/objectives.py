@@ -2,10 +2,8 @@
 
     ids (B, T), mask (B, T) ─ pick ─▶ row (M,), column (M,), target (M,)
 
-    pick_last   state and token of the final padded position          mode "last" of the released scripts
-    pick_full   state and token of every position, padding included   their mode "full"
-
-Unshifted: the target is the token just read, or the pad token. This book scores `loss.next_token_pairs`.
+The scripts' mode "last" takes state and token of the final padded position, unshifted: the target is the
+token just read, or the pad token. This book scores `loss.next_token_pairs`.
 """
 
 from collections.abc import Callable
@@ -36,13 +34,8 @@ def released_mask(ids: Tensor) -> Tensor:
     return ids != IGNORED_BY_RELEASED
 
 
-def pick_full(ids: Tensor, real: Tensor | None = None) -> Pick:
-    """Every position of ids (B, T) but those of the ignored id, or those of text by the mask `real`."""
-    row, column = (ids != IGNORED_BY_RELEASED if real is None else real).nonzero(as_tuple=True)
-    return row, column, ids[row, column]
-
-
 def pick_last(ids: Tensor, real: Tensor | None = None) -> Pick:
-    """Those of `pick_full` at the final position."""
-    row, column, target = pick_full(ids[:, -1:], None if real is None else real[:, -1:])
-    return row, torch.full_like(column, ids.shape[1] - 1), target
+    """The final position of each row of ids (B, T) without the ignored id, or of full rows by `real`."""
+    last = ids[:, -1]
+    (row,) = (last != IGNORED_BY_RELEASED if real is None else real[:, -1]).nonzero(as_tuple=True)
+    return row, torch.full_like(row, ids.shape[1] - 1), last[row]

@@ -7,7 +7,6 @@
 The pass computes padded positions where the mask lets them be attended; nothing else gives their states.
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -97,10 +96,11 @@ class LivePaddedStates(LiveStates):
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Documents rows (B,) to their states (M, C), targets (M,), and row numbers (M,) on the host."""
         ids, mask, (row, column, target) = self.scoring.batch(self.table, rows.cpu())
-        mode, grad = self.backbone.lm.training, nullcontext() if self.trains else torch.no_grad()
+        mode, grad = self.backbone.lm.training, self.trains and torch.is_grad_enabled()
+        precision = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
         self.backbone.lm.train(self.train_mode)
         try:
-            with grad, torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            with torch.set_grad_enabled(grad), precision:
                 hidden = self.backbone.hidden(ids.to(self.device), mask.to(self.device))
         finally:
             self.backbone.lm.train(mode)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..claims.paper import table_rows
+from ..claims.paper import paper
 from ..claims.statistics import mean_and_span
 from ..records import Record, load_records
 from .protocol import PRESETS
@@ -46,7 +46,8 @@ def table_of(record: Record) -> int:
 def _row(key: tuple, records: list[Record]) -> dict:
     protocol, backbone, corpus, length, regime = key
     done, first = [r for r in records if r.status == "done"], records[0]
-    paper = {row["regime"]: row for row in table_rows(table_of(first))}.get(regime, {})
+    published = next(t["rows"] for t in paper()["tables"] if t["table"] == table_of(first))
+    published = {row["regime"]: row for row in published}.get(regime, {})
     return {
         "table": table_of(first),
         "protocol": protocol,
@@ -55,11 +56,11 @@ def _row(key: tuple, records: list[Record]) -> dict:
         "length": length,
         "regime": regime,
         "n seeds": len(done),
-        "published parameters": paper.get("parameters"),
+        "published parameters": published.get("parameters"),
         "parameters": first.trainable_parameters or first.data["backbone_parameters"],
-        "published train loss": paper.get("train_loss"),
+        "published train loss": published.get("train_loss"),
         "train loss": _text(done, "train_nll" if regime != "R0" else "train_eval_nll"),
-        "published loss": paper.get("validation_loss"),
+        "published loss": published.get("validation_loss"),
         "loss": _text(done, "reported_nll"),
         "perplexity": f"{math.exp(min(_values(done, 'reported_nll').mean(), 700)):,.4f}" if done else "–",
         "full rows": int(_values(done, "full_rows").mean()) if done else 0,
