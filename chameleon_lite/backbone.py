@@ -70,7 +70,8 @@ def load_backbone(
     device = device_of(device)
     lm, tokenizer, commit, weights = _open(name, dtype, revision)
     lm.requires_grad_(False).eval()
-    body, embedding, head = head_access(lm, name)
+    with hub.readable(f"backbone {name!r}"):
+        body, embedding, head = head_access(lm, name)
     lm.to(device)
     return Backbone(
         name=name,

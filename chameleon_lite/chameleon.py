@@ -4,8 +4,7 @@
     ids ── backbone (frozen, or with LoRA) ─▶ h ── W h + α up down h ─▶ logits    every step, from the cache
 
 A saved adapter holds the head, LoRA factors and centroids; the backbone is named, not copied. Without a
-condition and without an update `forward` is the backbone itself (with its LoRA, if any): nothing that is
-scored can leak.
+condition and without an update `forward` is the backbone itself (with its LoRA, if any).
 """
 
 import copy
@@ -70,10 +69,8 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         Raises UserError where embeddings and hidden states differ in width, which the hyper-network joins.
         """
         backbone = load_backbone(backbone) if isinstance(backbone, str) else backbone
-        if backbone.embedding.shape[1] != backbone.width:
-            widths = (
-                f"embeddings have {backbone.embedding.shape[1]} columns and hidden states {backbone.width}"
-            )
+        if (columns := backbone.embedding.shape[1]) != backbone.width:
+            widths = f"embeddings have {columns} columns and hidden states {backbone.width}"
             raise UserError(f"{backbone.name}: {widths}; they must be equal: choose another backbone")
         centroids = torch.zeros(0, backbone.width) if centroids is None else centroids
         geometry, settings = backbone.lm.config.to_dict(), settings | {"clusters": len(centroids)}
@@ -205,8 +202,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
 
         labels (B, T), -100 where not scored, are shifted inside; the loss is their mean in nats per token.
         `more` goes to the body. Generation builds position_ids, which left padding needs, only if they are
-        named here. head_update(head, h (B, T, C), scale) gives the adapted logits: `prepare` makes one of
-        conditions.
+        named here. head_update(head, h (B, T, C), scale), as `prepare` makes one, gives the adapted logits.
         """
         out = self.body(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **more)
         h = out.last_hidden_state  # (B, T, C)

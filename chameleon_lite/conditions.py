@@ -6,8 +6,7 @@
       "row"       the prompt's own vector
 
 In training a source is a pure function: source(arrangement, rows (B,)) gives the condition of G groups and
-the group of each row (B,), or None where all rows share one. Only tokens before the first scored one are
-read.
+the group of each row (B,), or None where all rows share one. Tokens that are scored are never read.
 """
 
 from dataclasses import dataclass
@@ -77,8 +76,7 @@ def prompt_vectors(embedded: Tensor, mask: Tensor) -> Tensor:
 def grouped(vectors: Tensor, centroids: Tensor | None, mode: str = "cluster") -> Grouped:
     """Group vectors (B, C) by the nearest of centroids (K, C), with one condition per group.
 
-    Without centroids all rows are one cluster. Raises UserError for an unknown mode, and for "centroid"
-    without.
+    Without centroids all rows are one cluster; for "centroid" UserError, as for an unknown mode.
     """
     if mode not in MODES:
         raise unknown("condition", mode, MODES)

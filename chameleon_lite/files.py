@@ -1,9 +1,8 @@
 """Where files live, and how they get there whole.
 
 `home` is the cache folder, `atomic` writes under a temporary name and renames, `locked` keeps two processes
-off one file, `sha256` and `verified` compare a checksum; `write_sealed` puts it into a JSON file itself. A
-file under its final name is therefore complete; whatever a killed process leaves behind has a `.part-` name
-and is ignored.
+off one file, `sha256` and `verified` compare a checksum, `write_sealed` puts it into a JSON file itself. A
+file under its final name is complete; what a killed process leaves has a `.part-` name and is ignored.
 """
 
 import hashlib
@@ -66,7 +65,7 @@ def verified(path: Path | str, expected: str) -> Path:
     if not Path(path).is_file():
         raise DamagedFile(f"{path} is missing")
     if (actual := sha256(path)) != expected:
-        what = f"sha256 {actual[:12]}…, expected {expected[:12]}…"
+        what = f"sha256 {actual[:12]}…, expected {str(expected)[:12]}…"
         raise DamagedFile(f"{path} is damaged: {what}; remove it and fetch it again")
     return Path(path)
 

@@ -21,8 +21,7 @@ PATIENCE = datetime.timedelta(hours=2)  # one process may compute hidden states 
 class Processes:
     """The processes that take part, and which of them this is.
 
-    Raises RunFailed when fewer take part than were started: else one process alone would pass for all of
-    them.
+    Raises RunFailed when fewer take part than were started: one alone would pass for all of them.
     """
 
     def __init__(self, accelerator=None) -> None:

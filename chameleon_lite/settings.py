@@ -72,12 +72,9 @@ class TrainSettings(Settings):
     weight_decay: float = Field(0.01, ge=0, le=100, description="AdamW's decoupled weight decay")
     validations_per_epoch: Count = Field(1, description="validations per epoch, evenly spaced")
     patience: int = Field(1, ge=0, description="validations without improvement that do not stop training")
-    scale: float = Field(
-        1.0, gt=0, le=1e6, description="alpha: what the update is multiplied by, for every rank"
-    )
+    scale: float = Field(1.0, gt=0, le=1e6, description="alpha: what every update is multiplied by")
     feature_dtype: Arithmetic = Field(
-        "auto",
-        description="arithmetic of the pass that stores hidden states; auto = 16-bit where that is fast",
+        "auto", description="of the pass that stores states; auto = the fast one"
     )
     matmul_dtype: Arithmetic = Field("auto", description="arithmetic of the head's large products")
 
@@ -86,15 +83,8 @@ class FitSettings(Settings):
     """How an adapter is fitted on texts of one's own."""
 
     rank: Rank = Field(4, description="rank of the head's update")
-    lora_rank: int = Field(
-        0,
-        ge=0,
-        le=1 << 14,
-        description="rank of LoRA in the layers, 0 = none; every step then runs the whole backbone",
-    )
-    record_layers: bool = Field(
-        True, description="on a GPU, with LoRA in the layers: replay their pass as a CUDA graph; needs memory"
-    )
+    lora_rank: int = Field(0, ge=0, le=1 << 14, description="rank of LoRA in the layers, 0 = none; slow")
+    record_layers: bool = Field(True, description="on a GPU: replay the layers' pass; needs memory")
     dropout: float = Field(0.5, ge=0, lt=1, description="dropout inside the hyper-network, as released")
     condition: Literal["cluster", "centroid", "row"] = Field(
         "cluster", description="what conditions new texts, see conditions.py; training uses groups"

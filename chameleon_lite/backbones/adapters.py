@@ -105,7 +105,7 @@ def portable(name: str, folder: Path) -> str:
 
 
 def check_tensors(path: Path, settings: Mapping, head: Mapping[str, tuple[int, ...]]) -> None:
-    """DamagedFile, naming the tensor, unless a file holds what its settings promise; its header alone is read.
+    """DamagedFile, naming the tensor, unless a file holds what its settings promise; only its header is read.
 
     head: name ─▶ shape of the head's tensors. A file that is no safetensors is named with what to do.
     """

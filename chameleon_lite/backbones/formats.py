@@ -66,11 +66,11 @@ def number_format(name: str, device: str | torch.device) -> torch.dtype:
 
 
 def set_format(lm: nn.Module, dtype: torch.dtype) -> ExitStack:
-    """Convert a model's weights and buffers but rotary frequencies, for good or, exactly, for the body of a `with`.
+    """Convert a model's weights and buffers but rotary frequencies, for good, or for the body of a `with`.
 
-    `lm.to(dtype)` alone also rounds rotary frequencies, which libraries keep in float32 when they load a
-    16-bit model and which are in no state dict (hidden states of SmolLM2 off by 0.1 %). Parameters keep their
-    identity.
+    `lm.to(dtype)` alone also rounds rotary frequencies, which libraries keep in float32 in a 16-bit model and
+    which are in no state dict (hidden states of SmolLM2 off by 0.1 %). Parameters keep their identity, and a
+    `with` gives back bit for bit what it took.
     """
     weights = [(p, p.data) for p in lm.parameters()]
     buffers = [(m._buffers, name, b) for m in lm.modules() for name, b in m._buffers.items() if b is not None]

@@ -146,15 +146,14 @@ def load_checkpoint(source: str, dtype: torch.dtype, **options):
 def remove_tokens_beyond(tokenizer, rows: int, source: str) -> None:
     """Take added tokens that the model has no embedding for, often a late [PAD], out of a tokenizer.
 
-    A text that contains one is ordinary text then. UserError where the vocabulary itself is larger than
-    `rows`.
+    A text that contains one is ordinary text then. UserError where the vocabulary itself exceeds `rows`.
     """
     beyond = {token for token, number in tokenizer.get_vocab().items() if number >= rows}
     if not beyond:
         return
-    if not tokenizer.is_fast or len(tokenizer) - len(beyond) > rows or tokenizer.vocab_size > rows:
+    if tokenizer.vocab_size > rows:
         raise UserError(
-            f"{source}: the tokenizer has {len(tokenizer)} tokens and the model {rows}: resize it"
+            f"{source}: its tokenizer has {len(tokenizer)} tokens and the model {rows}: resize it"
         )
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < rows]

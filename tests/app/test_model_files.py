@@ -27,6 +27,15 @@ def only_a_pickle(folder: Path) -> None:
     torch.save({"weight": torch.ones(2)}, folder / "pytorch_model.bin")
 
 
+def no_room(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("wpe.weight"))
+    save_file(weights | {name: weights[name][:3].clone()}, folder / "model.safetensors", {"format": "pt"})
+    changed(folder / "config.json", n_positions=3)
+
+
 def of_a_newer_library(folder: Path) -> None:
     changed(folder / "tokenizer.json", model={"type": "Nope", "vocab": {}})
 
@@ -59,6 +68,7 @@ DAMAGES = {
     "sizes that are text": lambda f: changed(f / "config.json", n_embd="wide"),
     "negative sizes": lambda f: changed(f / "config.json", n_layer=-3, n_embd=-16),
     "sizes of another model": lambda f: changed(f / "config.json", n_embd=32),
+    "room for three tokens": no_room,
     "a vocabulary of 10^12": lambda f: changed(f / "config.json", vocab_size=10**12),
     "foreign kernels": lambda f: changed(f / "config.json", attn_implementation="somebody/kernels"),
     "foreign kernels, inner name": lambda f: changed(
@@ -114,7 +124,7 @@ def test_a_vocabulary_beyond_the_embedding_is_refused(model_folder):
     content = json.loads(path.read_text())
     content["model"]["vocab"] |= {f"word{i}": 257 + i for i in range(9)}
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"266 tokens and the model 257"):
+    with pytest.raises(UserError, match="266 tokens and the model 257"):
         load_backbone(str(folder))
 
 
