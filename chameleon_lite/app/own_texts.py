@@ -67,7 +67,8 @@ def corpus(
     documents, split_of, empty = [], [], 0
     for row in rows:
         if row.error:
-            raise UserError(f"{where}, row {row.number}: {row.error}")
+            row_is = row.id if by == "file" else f"row {row.number}"
+            raise UserError(f"{where}, {row_is}: {row.error}")
         if row.text.strip():
             documents.append(Document(row.id, row.text, row.group, row.prompt, row.instruction))
             split_of.append(row.split)
