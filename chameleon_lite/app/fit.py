@@ -241,9 +241,8 @@ def _trained(
             progress,
         )
     options = {"rows": train.rows_per_step, "scale": train.scale, "processes": processes}
-    read = partial(
-        evaluate, data=states["test"], arrangement=parts.order("test", seed), weight=weight, **options
-    )
+    options |= {"data": states["test"], "arrangement": parts.order("test", seed), "weight": weight}
+    read = partial(evaluate, **options)
     with without_lora(backbone):
         frozen = read([(None, None)])
     return member, torch.cat([frozen, read([(head, test)])]).cpu().numpy()

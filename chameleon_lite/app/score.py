@@ -140,12 +140,15 @@ class Adapter:
     ) -> Tensor:
         """Nats (updates, B) of a batch's rows under the layers as they are now."""
         row, column, target = next_token_pairs(ids, mask, prefix)
-        h = self.model.backbone.hidden(ids, mask.long())[row, column]  # (M, C)
-        nll = mixed_losses(h, target, group[row], self.weight, updates, self.model.config.scale)
+        order = torch.argsort(group[row], stable=True)  # few groups meet in one chunk of the head's pass
+        h = self.model.backbone.hidden(ids, mask.long())[row, column][order]  # (M, C)
+        groups = [None if u is None or u.groups == 1 else group[row][order] for u in updates]
+        scale = self.model.config.scale
+        by_group = token_losses(h, target[order], self.weight, updates, groups=groups, scale=scale)
+        nll = torch.empty_like(by_group).index_copy_(1, order, by_group)  # (updates, M)
         nll, lengths = nll.to(sums_on(nll.device)), torch.bincount(row, minlength=len(ids))
-        return torch.segment_reduce(
-            nll.T.double().contiguous(), "sum", lengths=lengths.to(nll.device), axis=0
-        ).T
+        by_row = {"lengths": lengths.to(nll.device), "axis": 0}
+        return torch.segment_reduce(nll.T.double().contiguous(), "sum", **by_row).T
 
     def _continue(self, rows: Sequence[Row]) -> list[dict]:
         """Each row's prompt, or its text where it has none, continued."""
@@ -183,26 +186,6 @@ def mean_of(prompts: Sequence[Sequence[int]], embedding: Tensor) -> Tensor:
     ids = torch.tensor([i for p in prompts for i in p], device=embedding.device)
     starts = torch.from_numpy(cumulative([len(p) for p in prompts])[:-1]).to(embedding.device)
     return normalise(F.embedding_bag(ids, embedding.detach().float(), starts, mode="mean"))
-
-
-@torch.no_grad()
-def mixed_losses(
-    h: Tensor,
-    target: Tensor,
-    group: Tensor,
-    weight: HeadWeight,
-    updates: Sequence[HeadUpdate | None],
-    scale: float = 1.0,
-) -> Tensor:
-    """Next-token losses (heads, M) of states h (M, C) whose position m belongs to group[m] of each update.
-
-    An entry None is the frozen head, which shares the large product. Positions are sorted by group first, so that
-    few groups meet in one chunk of the head's pass.
-    """
-    order = torch.argsort(group, stable=True)
-    groups = [None if update is None or update.groups == 1 else group[order] for update in updates]
-    nll = token_losses(h[order], target[order], weight, updates, groups=groups, scale=scale)  # (heads, M)
-    return torch.empty_like(nll).index_copy_(1, order, nll)
 
 
 @torch.no_grad()

@@ -154,9 +154,7 @@ def adapt_file(
 def _sent(model: Any, device: str | None, dtype: str | None, how: dict) -> Sent:
     """What other processes need; raises UserError for a model without a folder, or one GPU for all of them."""
     if not isinstance(model, str | os.PathLike):
-        raise UserError(
-            "workers need the adapter's folder: save the model with save_pretrained and give that"
-        )
+        raise UserError("workers need the adapter's folder: save the model and give its folder")
     from ..backbones.hub import adapter_folder
 
     check_device(device)
@@ -213,10 +211,8 @@ def _done(out: Path, part: Path, key: str) -> int | None:
     elif "sha256" in found:
         fits = fits and files.sha256(out) == found["sha256"]
     if not fits:
-        raise UserError(
-            f"{part if part.exists() else out} has no record that it was made with these settings, this adapter and "
-            "this input: give those again, or leave out --resume to start anew"
-        )
+        same = "with these settings, this adapter and this input: give those again, or leave out --resume"
+        raise UserError(f"{part if part.exists() else out} has no record that it was made {same}")
     if part.exists():
         os.truncate(part, found["bytes"])
         return found["rows"]
