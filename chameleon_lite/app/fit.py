@@ -71,10 +71,8 @@ class Fitted:
         return self.held_out >= FEW and round(self.high, 4) < 0
 
     def __str__(self) -> str:
-        change = (
-            f"{self.before:.4f} nats per token before, {self.after:.4f} after ({self.after - self.before:+.4f}, "
-            f"95 % interval {self.low:+.4f} to {self.high:+.4f}) on {self.held_out} held-out texts"
-        )
+        change = f"{self.before:.4f} nats per token before, {self.after:.4f} after ({self.after - self.before:+.4f}, "
+        change += f"95 % interval {self.low:+.4f} to {self.high:+.4f}) on {self.held_out} held-out texts"
         if self.dropped:
             change += f"; {self.dropped:,} texts were dropped, empty or too short to score"
         if self.helped:
@@ -228,18 +226,13 @@ def _trained(
     size, vectors = settings.clusters.batch_rows, parts.vectors
     learn, valid, test = (GroupMean(vectors[split].to(backbone.device), size) for split in SPLITS)
     member = Member("adapter", head, learn, valid, settings.learning_rate, seed)
+    check = states["validation"], parts.order("validation", seed)
+
+    def orders(epoch: int) -> Arrangement:
+        return parts.order("train", seed * 100_003 + epoch)
+
     with closing(states["train"]) if settings.lora_rank else nullcontext():
-        train_heads(
-            [member],
-            states["train"],
-            lambda epoch: parts.order("train", seed * 100_003 + epoch),
-            states["validation"],
-            parts.order("validation", seed),
-            weight,
-            train,
-            processes,
-            progress,
-        )
+        train_heads([member], states["train"], orders, *check, weight, train, processes, progress)
     options = {"rows": train.rows_per_step, "scale": train.scale, "processes": processes}
     options |= {"data": states["test"], "arrangement": parts.order("test", seed), "weight": weight}
     read = partial(evaluate, **options)

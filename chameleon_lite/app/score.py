@@ -31,6 +31,7 @@ from ..states import BATCH_TOKENS
 from ..text import Document, TokenTable, by_length, cumulative, tokenise
 from .rows import Row
 
+Prompts = Sequence[Sequence[int]]  # lists of token ids
 LONGEST_TOKEN = 64  # characters: a text is cut to this many for every token that fits, before it is tokenised
 
 
@@ -92,12 +93,9 @@ class Adapter:
         losses = (self._nats(table, groups) / torch.from_numpy(table.n_scored)).T.tolist()
         for place, (name, facts) in enumerate(zip(table.names, _facts(groups))):
             row, (frozen, adapted) = rows[int(name)], losses[place]
-            facts |= {
-                "tokens": int(table.n_scored[place]),
-                "truncated": self._truncated(row, int(table.lengths[place])),
-                "loss": adapted,
-                "loss_frozen": frozen,
-            }
+            truncated = self._truncated(row, int(table.lengths[place]))
+            facts |= {"tokens": int(table.n_scored[place]), "truncated": truncated}
+            facts |= {"loss": adapted, "loss_frozen": frozen}
             results[int(name)] = facts if np.isfinite(adapted) else {"error": "loss is not finite"}
         return results
 
@@ -181,7 +179,7 @@ def _facts(groups: Grouped) -> list[dict]:
     return [dict(zip(columns, row)) for row in zip(*(column.tolist() for column in columns.values()))]
 
 
-def mean_of(prompts: Sequence[Sequence[int]], embedding: Tensor) -> Tensor:
+def mean_of(prompts: Prompts, embedding: Tensor) -> Tensor:
     """Lists of ids to their mean embeddings (N, C) float32 at length 1."""
     ids = torch.tensor([i for p in prompts for i in p], device=embedding.device)
     starts = torch.from_numpy(cumulative([len(p) for p in prompts])[:-1]).to(embedding.device)
@@ -190,12 +188,7 @@ def mean_of(prompts: Sequence[Sequence[int]], embedding: Tensor) -> Tensor:
 
 @torch.no_grad()
 def continue_mixed(
-    model,
-    prompts: Sequence[Sequence[int]],
-    group: Tensor,
-    update: HeadUpdate,
-    new_tokens: int,
-    batch: int = 32,
+    model, prompts: Prompts, group: Tensor, update: HeadUpdate, new_tokens: int, batch: int = 32
 ) -> list[list[int]]:
     """New tokens for each of the prompts (lists of ids), prompt i under update group[i]; `batch` rows at once.
 
@@ -214,7 +207,7 @@ def continue_mixed(
     return out
 
 
-def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+def left_padded(prompts: Prompts, pad_id: int) -> tuple[Tensor, Tensor]:
     """Lists of ids as ids and mask (B, T) int64, padded on the left: new tokens follow the last real one."""
     rows = [torch.tensor(list(prompt), dtype=torch.int64) for prompt in prompts]
     side = {"batch_first": True, "padding_side": "left"}

@@ -48,10 +48,8 @@ class Summary:
         text = f"{self.rows:,} rows, {self.failed:,} failed"
         text += f" (first: {self.first_error})" if self.first_error else ""
         if self.loss is not None:
-            text += (
-                f"; {self.tokens:,} scored tokens, {self.loss_frozen:.4f} nats per token frozen, "
-                f"{self.loss:.4f} adapted ({self.loss - self.loss_frozen:+.4f})"
-            )
+            text += f"; {self.tokens:,} scored tokens, {self.loss_frozen:.4f} nats per token frozen, "
+            text += f"{self.loss:.4f} adapted ({self.loss - self.loss_frozen:+.4f})"
         return text
 
 

@@ -98,12 +98,9 @@ class Workers:
 
         self.fatal, self.sent, gpus = (), None, _gpus()
         threads = max(1, torch.get_num_threads() // self.count)
-        self.pool = ProcessPoolExecutor(
-            self.count,
-            initializer=_begin,
-            initargs=(self.common, gpus),
-            env={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))},
-        )
+        begin = {"initializer": _begin, "initargs": (self.common, gpus)}
+        env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+        self.pool = ProcessPoolExecutor(self.count, env=env, **begin)
         self.open.callback(self.pool.shutdown, wait=True, kill_workers=True)
 
     def _connect(self, address: str) -> None:
