@@ -10,7 +10,7 @@ rows (nan for documents that were not continued); no text is stored.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -32,8 +32,6 @@ from .regimes import CLUSTERED, REGIMES, Regime
 
 POSITIONS = 16  # scored positions per bin of "nll by position"
 UNPAIRED = ("validation", SEEN)  # splits whose documents no contrast pairs
-
-Say = Callable[[str], None]
 
 
 @dataclass

@@ -9,7 +9,7 @@ run again unless asked.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -25,7 +25,7 @@ from chameleon_lite.processes import Processes
 
 from .config import Experiment
 from .corpora import load_corpus
-from .evaluate import Context, Outcome, Say, documents_frame, measure, metrics_of, record_of, train_seed
+from .evaluate import Context, Outcome, documents_frame, measure, metrics_of, record_of, train_seed
 from .layers import PROCEDURES
 from .prepare import prepare, seed_material
 from .provenance import default_command, reset_peak
@@ -37,6 +37,8 @@ from .released.run import check_released, measure_released
 from .spans import Span, note, span_of
 from .sweep import Key, Losses, choose_rates, loss_file, store_loss, stored_losses, sweep_jobs
 from .write import generated, writing
+
+Say = Callable[[str], None]
 
 
 def run_experiment(

@@ -36,13 +36,17 @@ class Views(dict[str, Tensor]):
         """states (L, C) are those of the table's tokens; `length` is that of a padded row."""
         super().__init__()
         self.table, self.states, self.length = table, states, length
-        self.embedding, self.device = backbone.embedding.detach().cpu(), backbone.device
-        self.vocab = backbone.vocab
+        self.shared, self.device, self.vocab = backbone.embedding.detach(), backbone.device, backbone.vocab
         self.start = table.offsets[:-1] + table.condition[:, 0]  # (N,) of the condition span among all tokens
         self.count = np.diff(table.condition)[:, 0].astype(np.int64)  # (N,) of its tokens
         ids = np.full((len(table), self.count.max(initial=1)), self.vocab)
         ids[np.arange(ids.shape[1]) < self.count[:, None]] = table.ids[ragged(self.start, self.count)]
         self.tokens = torch.from_numpy(ids).to(self.device)  # (N, P) ids of the condition span, padded with V
+
+    @property
+    def embedding(self) -> Tensor:
+        """The input embeddings (V, C) on the host; every call copies them from a GPU, and nothing keeps the copy."""
+        return self.shared.cpu()
 
     def __missing__(self, name: str) -> Tensor:
         self[name] = MAKERS[name](self).to(self.device)
@@ -60,15 +64,16 @@ def with_foreign(vectors: Tensor, foreign: Tensor, share: float, generator: torc
 
 
 def _padded(views: Views) -> Tensor:
-    count = torch.from_numpy(views.count)[:, None].to(views.embedding)  # (N, 1)
-    total = mean_embeddings(views.table, views.embedding, normalised=False) * count
+    embedding = views.embedding
+    count = torch.from_numpy(views.count)[:, None].to(embedding)  # (N, 1)
+    total = mean_embeddings(views.table, embedding, normalised=False) * count
     pads = (views.length - count).clamp_min(0)
-    return normalise(total + pads * views.embedding[views.table.pad_id].float())
+    return normalise(total + pads * embedding[views.table.pad_id].float())
 
 
 def _length(views: Views) -> Tensor:
     share = torch.from_numpy(views.table.lengths / views.length).float()  # (N,) of a padded row that is text
-    out = torch.zeros(len(share), views.embedding.shape[1])
+    out = torch.zeros(len(share), views.shared.shape[1])
     out[:, 0], out[:, 1] = share, 1 - share
     return out
 

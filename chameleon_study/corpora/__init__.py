@@ -14,12 +14,9 @@ from chameleon_lite.app import corpus, own_texts
 from chameleon_lite.app.corpus import SPLITS, Corpus
 from chameleon_lite.app.own_texts import read_jsonl, write_jsonl
 from chameleon_lite.errors import DamagedFile, UserError, unknown
-from chameleon_lite.text import Document
 
 from ..provenance import installed
 from . import docstrings, hub, prose
-
-__all__ = ["NAMES", "SPLITS", "Corpus", "Document", "load_corpus", "read_jsonl", "write_jsonl"]
 
 
 def load_corpus(name: str, *, data_dir: Path | str | None = None, seed: int = 0) -> Corpus:
