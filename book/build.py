@@ -1,7 +1,7 @@
 """Build the book: run every notebook, stage a copy of the sources with the executed ones, build it strictly.
 
-    _config.yml _toc.yml book/ results/ ──────────────────────────────▶ _build/stage ─ jupyter-book -W ─▶ _build/site
-    notebooks/*.ipynb ─ execute.py (papermill, PROFILE) ─▶ _build/executed ─▲
+    _config.yml _toc.yml book/ results/ ───────────────────────▶ _build/stage ─ jupyter-book -W ─▶ _build/site
+    notebooks/*.ipynb ─ execute.py (papermill) ─▶ _build/executed ─▲
 
 Sources stay free of outputs, and a staged page keeps its path in the repository, so its Colab link is right.
 Run it as `make book`, or `python book/build.py --help`.
@@ -38,7 +38,7 @@ QUIET = {
     "TQDM_DISABLE": "1",
     "JUPYTER_PREFER_ENV_PATH": "1",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    # Idle threads sleep instead of spinning: no slower alone, three times as fast beside another busy process.
+    # Idle threads sleep: no slower alone than spinning, three times as fast beside another busy process.
     "OMP_WAIT_POLICY": "passive",
 }
 SHOWN_VERSIONS = """torch transformers peft accelerate numpy scikit-learn umap-learn datasets
@@ -124,7 +124,7 @@ def stage() -> Path:
 
 
 def api_page(root: Path) -> str:
-    """Markdown with one heading per package or folder and one per file, each documented from its docstrings."""
+    """Markdown with one heading per folder and one per file, each documented from its docstrings."""
     text, room = [], ()
     paths = [path for package in PACKAGES for path in (root / package).rglob("*.py")]
     for path in sorted(paths, key=lambda path: (path.parent, path.name)):

@@ -1,6 +1,6 @@
-"""How a row is measured: contenders take turns, the median counts; a row with wrong outputs is reported as failed.
+"""How a row is measured: contenders take turns, the median counts; a row with wrong outputs has failed.
 
-contenders ─ warm up once ─▶ a, b, a, b, … (interleaved) ─▶ Samples ─▶ comparisons, gates ─▶ entry of a results file
+contenders ─ warm up once ─▶ a, b, a, b, … (interleaved) ─▶ Samples ─▶ comparisons, gates ─▶ row
 
 All that is measured has its stored form from the start, a dict:
     sample      {median, low, high, repetitions, unit}
@@ -38,7 +38,7 @@ class Samples(dict[str, dict]):
     """Contenders on the same work and their samples, smaller being better; "ours" is one of them."""
 
     def against(self, goals: dict, quantity: str = "time", absent: dict | None = None) -> list[dict]:
-        """Ours against each peer in `goals` that was measured, or is in `absent` with the reason why it was not.
+        """Ours against each peer in `goals` that was measured, or is in `absent` with the reason why not.
 
         A goal is how many times better ours should be on this kind of machine; None: shown without a goal.
         """
@@ -75,7 +75,7 @@ def shown(what: str, gates: Sequence[dict] = (), **fields) -> dict[str, Any]:
 def row(what: str, comparisons=(), gates=(), limit="", workload=None, profile=None, unavailable="") -> dict:
     """One row of the benchmark, complete enough to be judged without its code.
 
-    limit: what no implementation could beat; profile: seconds by stage of ours; unavailable: why it could not run.
+    limit: what nothing could beat; profile: seconds by stage of ours; unavailable: why it did not run.
     The status is met, missed, shown (no goal here), gate failed or not available; a missed goal has a reason.
     """
     verdicts, reason, profile = [c["met"] for c in comparisons if c["met"] is not None], "", profile or {}
@@ -116,7 +116,7 @@ def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
 def interleaved(
     contenders: Mapping[str, Callable[[], Any]], device: torch.device, repetitions: int, warm_up: bool = True
 ) -> Samples:
-    """Time every contender `repetitions` times in turns, so that a change of the machine's load affects all."""
+    """Every contender `repetitions` times in turns, so that a change of the machine's load affects all."""
     calls = dict.fromkeys(contenders, 1)
     for name, work in contenders.items() if warm_up else ():
         once = seconds_of(work, device)
@@ -149,8 +149,8 @@ def runnable(
 def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
     """Bytes that `work` holds at its highest beyond what was held before it.
 
-    On a CPU the process's highest memory so far is forgotten first, where the system allows it, and freed memory goes
-    back to the system, so that reusing it shows as growth (with another C library than glibc it may be understated).
+    On a CPU freed memory first goes back to the system, so that reusing it shows as growth (understated where
+    there is no glibc), and the process's highest memory so far is forgotten, where the system allows it.
     """
     if device.type == "cuda":
         synchronise(device)

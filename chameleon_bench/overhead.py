@@ -1,12 +1,12 @@
 """What adapting adds to a batch of 32 texts (claim 11): the whole batch beside a plain one.
 
     plain      ids ─ backbone ─▶ h ─ head ─▶ losses (M,)
-    adapted    prefixes ─ mean embedding ─▶ nearest of K stored centroids ─ batch mean ─▶ hyper-network ─▶ update,
+    adapted    prefixes ─ mean embedding ─▶ nearest of K centroids ─ batch mean ─▶ hyper-network ─▶ update,
                ids ─ backbone ─▶ h ─ head + update ─▶ losses (M,)
 
-Plain is also what a static LoRA costs: it can be folded into the head, an update computed for every batch cannot.
-The backbone is `random-gpt2`, the paper's sizes: the values of weights do not matter for time. Waiting until 32 texts
-of one cluster have come is no work, so it is listed apart: a simulation with the seconds measured here.
+Plain is also what a static LoRA costs: it can be folded into the head, an update for every batch cannot. The
+backbone is `random-gpt2`, the paper's sizes: the values of weights do not matter for time. Waiting until 32
+texts of one cluster have come is no work, so it is listed apart: a simulation with the seconds measured here.
 """
 
 import time
@@ -40,7 +40,7 @@ VALIDATION = 2_461  # WikiText-2's validation rows, which the released way clust
 
 
 class Batches:
-    """Batches of random texts as long as WikiText-2's rows, and all that reading them needs, on the device."""
+    """Batches of random texts as long as WikiText-2's rows, and all that reading them needs."""
 
     def __init__(self, bench: Bench, count: int) -> None:
         backbone, g = bench.backbone, torch.Generator().manual_seed(0)
@@ -139,8 +139,8 @@ def ratios(adapted: list[float], plain: list[float]) -> dict[str, dict[str, floa
 def _timed(work: Batches) -> dict[str, list[float]]:
     """Seconds of plain and adapted, batch by batch and in turns, until all batches or the budget are used.
 
-    Every second batch is read adapted first, so that neither is always the one that finds the caches warm. On a GPU
-    all batches are read once before anything counts: a product of a new size may load a kernel, once per process.
+    Every second batch is read adapted first, so that neither always finds the caches warm. On a GPU all are
+    read once before anything counts: a product of a new size may load a kernel, once per process.
     """
     seconds: dict[str, list[float]] = {"plain": [], "adapted": []}
 
@@ -160,7 +160,7 @@ def _timed(work: Batches) -> dict[str, list[float]]:
 
 
 def _gates(work: Batches) -> list[dict]:
-    """The timed losses are the definition's, an update of zeros changes nothing, and the centroid is the nearest."""
+    """The losses are the definition's, an update of zeros changes nothing, the centroid is the nearest."""
     b, limit = work.batch(0), work.bench.limits[1]
     vectors, update = work.vectors(b), work.update(work.vectors(b))
     b = {"ids": b["ids"], "where": b["where"][:256], "target": b["target"][:256]}
@@ -180,7 +180,7 @@ def _gates(work: Batches) -> list[dict]:
 
 
 def _fitting(work: Batches) -> dict[str, float]:
-    """Seconds of k-means fitted, as released, on the texts that are to be read, and the share of 32 of them."""
+    """Seconds of k-means fitted, as released, on the texts to be read, and the share of 32 of them."""
     rows = work.bench.size(VALIDATION, VALIDATION, 128)
     x = normalise(torch.randn(rows, work.backbone.width, generator=torch.Generator().manual_seed(1)))
     fitting = partial(fit_clusters, x.to(work.bench.device), rows // ROWS, seed=0)
@@ -191,8 +191,8 @@ def _fitting(work: Batches) -> dict[str, float]:
 def _waiting(bench: Bench, full: float, one: float, clusters: int) -> dict:
     """Seconds from arrival to result when batches of 32 are filled by cluster, and when rows of all may mix.
 
-    full and one: seconds of an adapted batch of 32 texts and of one. Clusters are equally likely here; uneven ones,
-    as real ones are, wait longer.
+    full and one: seconds of an adapted batch of 32 texts and of one. Clusters are equally likely here; uneven
+    ones, as real ones are, wait longer.
     """
     each = max(0.0, (full - one) / (ROWS - 1))
     rate = LOAD * ROWS / full

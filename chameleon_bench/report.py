@@ -61,11 +61,8 @@ def run_rows(
 
 
 def _write(path: Path, stored: dict) -> None:
-    try:
-        with files.atomic(path) as part:
-            part.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise RunFailed(f"cannot write {path}: {error.strerror}; name another file with --out") from error
+    with files.atomic(path) as part:
+        part.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _run(name: str, bench: Bench) -> dict:
@@ -115,7 +112,7 @@ def conditions(quick: bool) -> dict:
 
 
 def summary(entry: dict) -> str:
-    """An entry as printed: its status, its comparisons as a table, the gates that failed, why a goal was missed."""
+    """An entry as printed: status, comparisons as a table, gates that failed, why a goal was missed."""
     what = entry["what"] or entry["unavailable"]
     lines = [f"{entry['name']:<8} {entry['status']}: {what} ({entry['seconds']:.0f} s)"]
     if entry.get("comparisons"):

@@ -10,7 +10,7 @@ from torch import Tensor
 from chameleon_lite.backbones.formats import set_format
 from chameleon_lite.heads import HeadUpdate, update_logits
 
-from .measure import Samples, gate, row
+from .measure import gate, row
 from .workload import RANK, Bench
 
 SAME_LOGITS = 1e-3  # two best logits nearer than this may change places: padding alone moves them by 1e-4
@@ -21,6 +21,7 @@ class Prompts:
 
     def __init__(self, bench: Bench, count: int, new: int) -> None:
         self.bench, self.count, self.new = bench, count, new
+        self.workload = {"prompts": count, "new tokens": new}
         g = torch.Generator().manual_seed(0)
         lengths = torch.randint(8, 41, (count,), generator=g)
         width = int(lengths.max())
@@ -29,46 +30,34 @@ class Prompts:
         self.mask = mask.long().to(bench.device)
         self.ids = torch.where(self.mask.bool(), ids.to(bench.device), bench.backbone.pad_id)
 
-    def batched(self, model, **extra) -> Tensor:
-        """New tokens (B, new), all prompts in one batch."""
-        return self._generate(model, self.ids, self.mask, **extra)
-
     def one_by_one(self, model, **extra) -> Tensor:
         """New tokens (B, new), each prompt unpadded and alone."""
         prompts = [row[real.bool()][None] for row, real in zip(self.ids, self.mask)]
-        return torch.cat([self._generate(model, ids, torch.ones_like(ids), **extra) for ids in prompts])
+        return torch.cat([self.batched(model, ids, torch.ones_like(ids), **extra) for ids in prompts])
 
-    def workload(self, times: Samples, arithmetic: torch.dtype) -> dict:
-        """What was generated, and how fast by each contender."""
-        sizes = {"prompts": self.count, "new tokens": self.new, "arithmetic": str(arithmetic)}
-        return sizes | {f"tok/s, {name}": self.count * self.new / times.median(name) for name in times}
-
-    def _generate(self, model, ids: Tensor, mask: Tensor, **extra) -> Tensor:
+    def batched(self, model, ids: Tensor | None = None, mask: Tensor | None = None, **extra) -> Tensor:
+        """New tokens (B, new), all prompts, or those given, in one batch."""
+        ids, mask = (self.ids, self.mask) if ids is None else (ids, mask)
         length = {"max_new_tokens": self.new, "min_new_tokens": self.new}
         greedy = length | {"do_sample": False, "pad_token_id": self.bench.backbone.pad_id}
         return model.generate(input_ids=ids, attention_mask=mask, **greedy, **extra)[:, ids.shape[1] :]
 
+    @torch.no_grad()
     def gate(self, model, update, tokens: Tensor, expected: Tensor) -> dict:
         """Rows whose first differing token was no near tie, by the adapted model's logits."""
-        wrong = 0
-        for b in (tokens != expected).any(1).nonzero().flatten().tolist():
-            step = int((tokens[b] != expected[b]).nonzero()[0])
-            best = self._next_logits(model, update, b, expected[b, :step]).topk(2).values
-            wrong += bool(best[0] - best[1] > SAME_LOGITS)
-        return gate("rows with other greedy tokens where the two best logits are apart", float(wrong), 0.0)
-
-    @torch.no_grad()
-    def _next_logits(self, model, update, b: int, new: Tensor) -> Tensor:
-        """The logits (V,) that follow row b's prompt and some new tokens, from a pass over the whole batch."""
-        tail = new[None].expand(self.count, -1)
-        ids = torch.cat([self.ids, tail], 1)
-        mask = torch.cat([self.mask, torch.ones_like(tail)], 1)
-        options = {"position_ids": (mask.cumsum(1) - 1).clamp_min(0), "logits_to_keep": 1}
-        return model(input_ids=ids, attention_mask=mask, head_update=update, **options).logits[b, -1]
+        ids = torch.cat([self.ids, expected], 1)
+        mask = torch.cat([self.mask, torch.ones_like(expected)], 1)
+        options = {"position_ids": (mask.cumsum(1) - 1).clamp_min(0), "logits_to_keep": self.new + 1}
+        best = model(input_ids=ids, attention_mask=mask, head_update=update, **options).logits.topk(2).values
+        differs = tokens != expected  # (B, new)
+        first = differs.int().argmax(1, keepdim=True)
+        apart = (best[:, :, 0] - best[:, :, 1]).gather(1, first) > SAME_LOGITS  # (B, 1)
+        wrong = int((differs.any(1) & apart[:, 0]).sum())
+        return gate("rows with other greedy tokens where the two best logits are apart", wrong, 0)
 
 
 def one_at_a_time(bench: Bench) -> dict:
-    """B11: 64 prompts in one left-padded batch, against one after another as released; float32 on both sides."""
+    """B11: 64 prompts in one left-padded batch, against one after another as released; both in float32."""
     prompts = Prompts(bench, 64, bench.size(cpu=8, gpu=32, quick=2))
     model, factors = _adapted(bench, groups=1)
     update, peer = update_logits(factors, rows=1), "released way, one by one"
@@ -86,7 +75,7 @@ def one_at_a_time(bench: Bench) -> dict:
         times.against({peer: bench.goal(4, 25)}),
         [same],
         limit="reading the weights once a token, whatever the batch",
-        workload=prompts.workload(times, torch.float32),
+        workload=prompts.workload,
         profile=times.split("the prompts", first, "single-token steps"),
     )
 
@@ -108,7 +97,7 @@ def adapted_against_plain(bench: Bench) -> dict:
         times.against({peer: bench.goal(0.90, 0.97)}),
         [prompts.gate(model, nothing, *same)],
         limit="1.0; on a GPU beyond it by what aligned columns save",
-        workload=prompts.workload(times, bench.served),
+        workload=prompts.workload,
         profile=times.split("the plain model", times.median(peer), "the update"),
     )
 
@@ -135,7 +124,7 @@ def mixed_clusters(bench: Bench) -> dict:
         times.against({peer: bench.goal(1.0, 1.3)}),
         [prompts.gate(model, update, *same)],
         limit="the plain model plus about 10 %",
-        workload=prompts.workload(times, bench.served) | {"clusters": groups, "over the plain model": over},
+        workload=prompts.workload | {"clusters": groups, "over the plain model": over},
         profile=times.split("the plain model", times.median("plain"), "the updates"),
     )
 
@@ -152,7 +141,7 @@ def _adapted(bench: Bench, groups: int):
 
 
 def _peft(bench: Bench, factors: HeadUpdate):
-    """A PEFT model with one adapter per group on the head, holding the same factors, and the adapters' names."""
+    """A PEFT model with one adapter per group on the head, of the same factors, and the adapters' names."""
     from peft import LoraConfig, get_peft_model
 
     names = [f"c{g}" for g in range(factors.groups)]

@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from chameleon_lite.batches import Arrangement
@@ -23,7 +24,7 @@ BY_LAUNCH = "ours, launch by launch"
 
 
 class HeadWork:
-    """One loss and its gradients of `down` (R, C) and `up` (V, R), computed in different ways on the same numbers."""
+    """One loss and its gradients of `down` (R, C) and `up` (V, R), in different ways on the same numbers."""
 
     def __init__(self, bench: Bench, tokens: int) -> None:
         self.bench, self.tokens = bench, tokens
@@ -40,7 +41,7 @@ class HeadWork:
         return self._loss(self.compact, self.target, self.weight)
 
     def replayed(self) -> Callable[[], Tensor]:
-        """The step as training does it on a GPU: recorded once, then states and targets copied in and replayed."""
+        """The step as in training on a GPU: recorded once, then states and targets copied in and replayed."""
         recorder = Recorder(self.bench.device)
 
         def work(h: Tensor, target: Tensor) -> Tensor:
@@ -58,9 +59,9 @@ class HeadWork:
         with torch.autocast(self.bench.device.type, torch.bfloat16):
             return loss(self.h, self.target, self.matrix, self.down, self.up)
 
-    def fused(self, make: Callable[[], Callable]) -> Callable[[], None]:
-        """A step of a fused linear cross-entropy on the concatenation, in this machine's 16-bit format."""
-        loss, matrix = make(), self.matrix.to(self.bench.fast)
+    def fused(self, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], None]:
+        """A step of a fused linear cross-entropy (h, weight, target) on the concatenation, in 16 bits."""
+        matrix = self.matrix.to(self.bench.fast)
         joined = partial(baselines.concatenated, self.compact, matrix, self.down, self.up)
         return self.step(lambda: loss(*joined(), self.target))
 
@@ -159,12 +160,22 @@ def head_memory(bench: Bench) -> dict:
 def head_kernels(bench: Bench) -> dict:
     """B7: against fused linear cross-entropies on [h, z] and [W | up], wherever they are installed."""
     work = HeadWork(bench, bench.size(cpu=1_020, gpu=8_160, quick=256))
-    losses = {"Liger": baselines.liger_loss, "F.linear_cross_entropy": baselines.torch_fused_loss}
-    peers, absent = runnable({name: partial(work.fused, loss) for name, loss in losses.items()})
+
+    def liger() -> Callable[[], None]:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        fused = LigerFusedLinearCrossEntropyLoss(reduction="sum")
+        return work.fused(lambda h, weight, target: fused(weight, h, target))
+
+    def of_torch() -> Callable[[], None]:
+        return work.fused(partial(F.linear_cross_entropy, reduction="sum"))
+
+    makers = {"Liger": liger, "F.linear_cross_entropy": of_torch}
+    peers, absent = runnable(makers)
     times = bench.race({"ours": work.step(work.ours), **peers})
     return row(
         "head, against fused kernels on the concatenation",
-        times.against(dict.fromkeys(losses, bench.goal(2, 4)), absent=absent),
+        times.against(dict.fromkeys(makers, bench.goal(2, 4)), absent=absent),
         work.both_gates(),
         limit="three products become one",
         workload={"tokens": work.tokens, "arithmetic": str(bench.fast)},

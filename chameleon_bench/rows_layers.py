@@ -1,9 +1,9 @@
 """B10: a training step with LoRA in the layers and on the head, by our trainer and by PEFT.
 
-    ours   documents packed into pieces of a few rows, our head loss; on a GPU one piece is recorded and replayed
+    ours   documents packed into pieces of a few rows, our head loss; on a GPU recorded and replayed
     peer   one padded batch through PEFT's layers as they come, all logits, plain cross-entropy
 
-Ours fuses GPT-2's spelled-out activation, as its feature pass does; a piece of ours holds fewer tokens than the batch.
+Ours fuses GPT-2's spelled-out activation, as its feature pass does; a piece has fewer tokens than the batch.
 """
 
 import gc
@@ -63,9 +63,8 @@ class LoraStep:
 
     def __init__(self, bench: Bench, rows: int) -> None:
         self.bench, self.table = bench, bench.table(rows)
-        self.backbone = load_backbone(
-            bench.model, device=bench.device
-        )  # not the shared one: LoRA stays in it
+        # not the shared one: LoRA stays in it
+        self.backbone = load_backbone(bench.model, device=bench.device)
         add_lora(self.backbone, rank=RANK)
         self.ids, self.labels = baselines.padded_rows(self.table, int(self.table.lengths.max()), bench.device)
         self.mask = self.table.padded(range(rows))[1].to(bench.device)
@@ -109,9 +108,9 @@ class LoraStep:
     def our_peak(self) -> dict:
         """Bytes of ours at its highest.
 
-        A replay takes its activations from memory that the recording reserved, so that the peak of a step alone
-        would show the head only. What a new recording reserves is counted in full, and the step's own peak on top;
-        or the recording's peak, should that be higher. The head's buffers, which a CPU reuses, are allocated anew.
+        A replay's activations lie in memory that the recording reserved, so that a step's own peak would show
+        the head only. What a new recording reserves is counted in full, and the step's peak on top; or the
+        recording's peak, should that be higher. The head's buffers, which a CPU reuses, are allocated anew.
         """
         forget_buffers(self.weight)
         if not self.recorded:
@@ -131,7 +130,7 @@ class LoraStep:
         return sample([float(max(recording, reserved + peak_bytes(self.ours, self.bench.device)))], "bytes")
 
     def gates(self) -> list[dict]:
-        """Summed loss and all gradients against each other; the backbone's arithmetic is the same on both sides."""
+        """Summed loss and all gradients against each other; the backbone's arithmetic is the same."""
         pairs = []
         for way in (self.ours, self.plain):
             loss = float(way()) / self.count

@@ -1,10 +1,10 @@
-"""B4, B15 and the roofline: hidden states of real tokens against the padded pass, and stages against the machine.
+"""B4, B15 and the roofline: hidden states of real tokens against padded ones, and stages against the machine.
 
     roof = min(product rate, bandwidth × intensity)      both measured here, in the stage's number format
 
-The roofline has each stage as a point: operations per second against operations per byte moved. Bytes are those a
-stage cannot avoid: inputs read once, results written once. A stage far below the roof waits for something that is
-neither arithmetic nor memory: launches, the interpreter, the tokenizer.
+The roofline has each stage as a point: operations per second against operations per byte moved. Bytes are
+those a stage cannot avoid: inputs read once, results written once. A stage far below the roof waits for
+something that is neither arithmetic nor memory: launches, the interpreter, the tokenizer.
 """
 
 import itertools
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chameleon_lite.backbones.formats import arithmetic
-from chameleon_lite.fast.lloyd import assign
+from chameleon_lite.fast.lloyd import closest
 from chameleon_lite.states import ScoredStates, hidden_rows, hidden_states
 
 from . import baselines
@@ -74,7 +74,7 @@ def _loss_gap(bench: Bench, table, states, padded: list[Tensor], labels: Tensor)
 
 
 def share_of_products(bench: Bench) -> dict:
-    """B15: the operations per second of the feature pass, as a share of what one large product reaches here."""
+    """B15: the operations per second of the feature pass, as a share of one large product's."""
     rows = bench.size(cpu=96, gpu=4_096, quick=24)
     backbone, dtype, table = bench.backbone, bench.fast, bench.table(rows)
     order, work = np.argsort(table.lengths), pass_operations(backbone, table.lengths)
@@ -101,7 +101,7 @@ def _product(bench: Bench, rows: int, dtype: torch.dtype) -> tuple[Callable[[], 
 
 
 def pass_operations(backbone, lengths: np.ndarray) -> float:
-    """Floating-point operations of the blocks over documents of these lengths: products with weights, attention."""
+    """Operations of the blocks over documents of these lengths (N,): products with weights, attention."""
     config = backbone.lm.config
     layers, width = config.num_hidden_layers, config.hidden_size
     blocks = [p for name, p in backbone.body.named_parameters() if p.dim() == 2 and ".h." in f".{name}"]
@@ -160,9 +160,8 @@ def _mean_embeddings(bench: Bench) -> dict:
 def _nearest(bench: Bench) -> dict:
     n, k = bench.size(23_767, 23_767, 2_000), bench.size(742, 742, 128)
     x, c = torch.randn(n, 768, device=bench.device), torch.randn(k, 768, device=bench.device)
-    norms = x.square().sum(1)
     moved = 4 * (n * 768 + k * 768 + 2 * n * k)
-    return _point("nearest centroid", 2 * n * k * 768, moved, bench.median(lambda: assign(x, c, norms)))
+    return _point("nearest centroid", 2 * n * k * 768, moved, bench.median(lambda: closest(x, c)))
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""B8, B9 and the ladder: from the released way to ours, on the same rows, heads and steps; two GPUs train them too."""
+"""B8, B9 and the ladder: from the released way to ours, on the same rows, heads and steps."""
 
 import itertools
 import tempfile
@@ -48,7 +48,7 @@ def new_head(regime: str, width: int, vocab: int, device: torch.device, dropout:
 
 
 def new_members(regimes: Sequence[str], vectors: Tensor, vocab: int, dropout: float = 0.0) -> list[Member]:
-    """New heads as the trainer takes them; the condition is the mean of the vectors (N, C) of a step's rows."""
+    """New heads as the trainer takes them; their condition is the mean of a step's vectors, of (N, C)."""
     source = BatchMean(vectors)
     heads = {r: new_head(r, vectors.shape[1], vocab, vectors.device, dropout) for r in regimes}
     return [Member(r, head, source, source, LEARNING_RATE) for r, head in heads.items()]
@@ -57,7 +57,7 @@ def new_members(regimes: Sequence[str], vectors: Tensor, vocab: int, dropout: fl
 def train(
     members: list[Member], data: ScoredStates, weight: HeadWeight, *, epochs, step, held_out=1, processes=None
 ) -> None:
-    """Train heads on all documents in order, `step` per step; the first `held_out` of them are validated on."""
+    """Train heads on all documents in order, `step` per step; validate on the first `held_out`."""
     order, check = Arrangement(torch.arange(len(data.counts))), Arrangement(torch.arange(held_out))
     settings = TrainSettings(epochs=epochs, rows_per_step=step, patience=99)
     train_heads(members, data, lambda _: order, data, check, weight, settings, processes, progress=False)
@@ -117,7 +117,7 @@ def last_position(bench: Bench) -> dict:
 
 
 def _end_to_end(bench: Bench, scored: str, goals: dict, limit: str) -> dict:
-    """Time both ways; on a CPU one released epoch per regime stands for all: each is exactly the same work."""
+    """Both ways; on a CPU one released epoch per regime stands for all: each is exactly the same work."""
     work = Training(bench, bench.size(12, 1_024, 4), bench.size(6, 32, 4), last=scored == "last position")
     peer, peer_epochs = "released way", EPOCHS if bench.gpu else 1
     if bench.gpu:  # the first call compiles and fills caches
@@ -148,7 +148,7 @@ def _end_to_end(bench: Bench, scored: str, goals: dict, limit: str) -> dict:
 def _loss_gates(ours: dict, released: dict, label: str, tokens: int) -> list[dict]:
     """First-epoch training losses: each regime's, and the difference between the regimes.
 
-    The limit is that for 16 bits, also for float32 arithmetic: states are stored in 16 bits. It is meant for means
+    The limit is that for 16 bits, in which states are stored whatever the arithmetic. It is meant for means
     over thousands of tokens; over fewer, rounding averages out less, by the root of how many fewer.
     """
     limit = 2e-3 * max(1.0, (1_000 / tokens) ** 0.5)
@@ -159,10 +159,10 @@ def _loss_gates(ours: dict, released: dict, label: str, tokens: int) -> list[dic
 
 
 def ladder(bench: Bench) -> dict:
-    """Each step's seconds for five epochs of two regimes: what is done once, plus epochs × what one epoch takes.
+    """Each step's seconds for five epochs of two regimes: what is done once, plus epochs × one epoch.
 
-    One epoch is timed and multiplied, since epochs repeat the same work; from our own head loss on all epochs are timed
-    as one, since the first of them records what the others replay. Median of the repetitions.
+    One epoch is timed and multiplied, since epochs repeat the same work; from our own head loss on all epochs
+    are timed as one, since the first of them records what the others replay. Median of the repetitions.
     """
     out, both, fast = [], EPOCHS * len(REGIMES), bench.fast
 

@@ -31,8 +31,6 @@ def stored_file(path: Path) -> dict:
         if all("status" in row for row in stored["rows"].values()) and "device" in stored["machine"]:
             return stored
         reason = "its rows have no status"
-    except OSError as error:
-        reason = error.strerror
     except (ValueError, RecursionError):
         reason = "it is no JSON, or cut short"
     except (TypeError, KeyError, AttributeError):
@@ -70,7 +68,7 @@ def not_yet(stored: dict) -> str:
 
 
 def summary_frame(results: dict[str, dict]) -> pd.DataFrame:
-    """How many comparisons met and missed their goals, one column per machine; last, the rows not measured."""
+    """How many comparisons met and missed their goals, a column per machine; last, rows not measured."""
     out = {}
     for machine, stored in results.items():
         counts = goals_frame(stored)["verdict"].map(SUMMARY).fillna(ELSEWHERE).value_counts()
@@ -123,7 +121,7 @@ def tried_frame(stored: dict) -> pd.DataFrame:
 
 
 def many_texts_frame(results: dict[str, dict]) -> pd.DataFrame:
-    """What `adapt` took for B16's texts, per machine: minutes, rows per second, peak and limit in gigabytes."""
+    """What `adapt` took for B16's texts, per machine: minutes, rows per second, peak and limit in GB."""
     lines = []
     for stored in results.values():
         if usable(row := stored["rows"].get("B16")):

@@ -1,9 +1,9 @@
 """More than one GPU: two processes against one, in steps they share and in seeds they share out.
 
-    steps    torchrun, every step's documents split over the processes, gradients added: losses must be one process's
-    seeds    the command line with one worker per GPU, each given the next seed: settings are sent, records come back
+    steps    torchrun, every step's documents split over the processes: losses must be one process's
+    seeds    the command line with one worker per GPU: settings are sent, records come back
 
-Where there is no second GPU the same runs on two CPU processes, which shows that it is right, not that it is fast.
+Without a second GPU the steps run on two CPU processes: that shows that they are right, not how fast.
 Run as a module this file is the worker: it trains once, as one process of the group it was started in.
 """
 
@@ -88,8 +88,7 @@ def workers(bench: Bench) -> dict:
 
         run(1, "--seeds", "1")
         one, two = (run(EPOCHS, "--workers", str(count)) for count in (1, 2))
-    seeds = _speed_up(one, two, sizes)
-    return shown("seeds shared out over two workers", gpus=torch.cuda.device_count(), seeds=seeds)
+    return shown("seeds shared out over two workers", gpus=2, seeds=_speed_up(one, two, sizes))
 
 
 def _speed_up(one: float, two: float, workload: dict) -> dict:
@@ -118,7 +117,7 @@ def _run(command: list[str], bench: Bench, **extra: str) -> None:
 
 
 def work(out: Path, size: str, model: str) -> None:
-    """Train two heads on random states in this group of processes; the first one writes losses and seconds."""
+    """Train two heads on random states in this group of processes; the first writes losses and seconds."""
     processes = Processes()
     bench = Bench(processes.device, quick=size == "quick", model=model)
     documents, each, width, vocab, epochs = SIZES[size]

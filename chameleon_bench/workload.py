@@ -1,8 +1,8 @@
 """What is benchmarked: rows as long as WikiText-2's, from text that every Python carries, and random GPT-2.
 
-    topics of the language reference ─ cut and joined to random lengths ─▶ texts ─ a BPE trained on them ─▶ TokenTable
+    topics of the language reference ─ cut to random lengths ─▶ texts ─ a BPE trained on them ─▶ TokenTable
 
-Where the weights' values do not matter for speed, the backbone is `random-gpt2`: GPT-2's geometry, no download.
+Where the weights' values do not matter, the backbone is `random-gpt2`: GPT-2's geometry, no download.
 """
 
 from collections.abc import Callable, Mapping
@@ -92,7 +92,7 @@ def short(dtype: torch.dtype) -> str:
 
 
 def row_lengths(n: int) -> np.ndarray:
-    """Lengths (n,) like WikiText-2's rows: 30 % headings, the rest log-normal, about 5 % cut at 256, 38 % full."""
+    """Lengths (n,) like WikiText-2's rows: 30 % headings, the rest log-normal, about 5 % cut at 256."""
     generator = np.random.default_rng(0)
     body = np.exp(generator.normal(np.log(118), 0.55, n)).astype(np.int64)
     lengths = np.where(generator.random(n) < 0.3, generator.integers(4, 13, n), body.clip(24))
@@ -100,7 +100,7 @@ def row_lengths(n: int) -> np.ndarray:
 
 
 def random_table(lengths: np.ndarray, vocab: int, pad_id: int, *, last: bool = False) -> TokenTable:
-    """A table of random tokens with these lengths (N,); every token but the first is scored, or the last alone."""
+    """Random tokens in documents of these lengths (N,); all but the first are scored, or the last alone."""
     generator = np.random.default_rng(0)
     n = len(lengths)
     prefix = (lengths - 1 if last else np.ones(n)).astype(np.int32)
@@ -124,18 +124,18 @@ def topic_words() -> tuple[str, ...]:
     return tuple(" ".join(topics[name] for name in sorted(topics)).split())
 
 
-def texts(n: int) -> list[str]:
-    """n texts of real words whose token counts follow `row_lengths`."""
+def texts(n: int, counts: np.ndarray | None = None) -> list[str]:
+    """n texts of real words, `counts` (n,) in each; by default the token counts follow `row_lengths`."""
     words = topic_words()
-    generator = np.random.default_rng(0)
-    counts = (row_lengths(n) * 0.62).astype(int).clip(3)  # words per token, of this text and tokenizer
-    starts = generator.integers(0, len(words) - LENGTH, n)
+    if counts is None:
+        counts = (row_lengths(n) * 0.62).astype(int).clip(3)  # words per token, of this text and tokenizer
+    starts = np.random.default_rng(0).integers(0, len(words) - LENGTH, n)
     return [" ".join(words[s : s + c]) for s, c in zip(starts, counts)]
 
 
 @lru_cache
 def trained_tokenizer(entries: int = 16_000):
-    """A byte-level BPE trained on the language reference: a real tokenizer's speed, the same on every machine."""
+    """A byte-level BPE trained on the language reference: a real tokenizer's speed on every machine."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 

@@ -95,12 +95,9 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
             head = new_head(ChameleonLiteConfig(**fields)).state_dict()
         check_tensors(folder / WEIGHTS, fields, {name: value.shape for name, value in head.items()})
         if not isinstance(backbone, Backbone):
-            backbone = load_backbone(
-                backbone or fields["backbone_name"],
-                device=device,
-                dtype=getattr(torch, fields["backbone_dtype"]),
-                revision="" if backbone else fields["backbone_revision"],
-            )
+            how = {"device": device, "dtype": getattr(torch, fields["backbone_dtype"])}
+            how["revision"] = "" if backbone else fields["backbone_revision"]
+            backbone = load_backbone(backbone or fields["backbone_name"], **how)
         config = ChameleonLiteConfig(backbone.lm.config.to_dict(), **fields)
         check_backbone(config, backbone)
         model = cls(config, backbone)

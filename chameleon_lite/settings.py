@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 Arithmetic = Literal["auto", "float32", "bfloat16", "float16"]
 Count = Annotated[int, Field(ge=1, le=1 << 40)]  # of documents, tokens, steps
 Rank = Annotated[int, Field(ge=1, le=1 << 14)]
-Rate = Annotated[float, Field(gt=0, le=100)]  # AdamW's learning rate
+Rate = Annotated[float, Field(gt=0)]  # AdamW's learning rate
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 Share = Annotated[float, Field(ge=0, le=1)]
 

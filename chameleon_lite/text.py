@@ -23,7 +23,7 @@ IGNORED = -100  # the label of a position that is not scored
 CHUNK = 1024  # documents per call of the tokenizer: its lists of offsets are many times larger than the ids
 SHORT = "shorter than prefix + scored"
 NOTHING_LEFT = (
-    "no document of {} has {} prefix (or a prompt) + {} scored tokens; lower these numbers or add text"
+    "no document of {} has {} prefix (or prompt) + {} scored tokens; lower prefix_tokens or min_scored"
 )
 Rows = Sequence[int] | np.ndarray | Tensor  # numbers of documents
 

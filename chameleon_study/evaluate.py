@@ -10,7 +10,7 @@ rows (nan for documents that were not continued); no text is stored.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -27,14 +27,11 @@ from chameleon_lite.train import Member, Source, average, evaluate, train_heads
 from .config import Experiment
 from .prepare import SEEN, PreparedCorpus, SeedClusterings, seed_material
 from .provenance import circumstances
-from .records import FOREIGN, TRANSFER, Record, name_of
+from .records import FOREIGN, SCORES, TRANSFER, Record, name_of
 from .regimes import CLUSTERED, REGIMES, Regime
-from .text_scores import COLUMNS
 
 POSITIONS = 16  # scored positions per bin of "nll by position"
 UNPAIRED = ("validation", SEEN)  # splits whose documents no contrast pairs
-
-Say = Callable[[str], None]
 
 
 @dataclass
@@ -195,7 +192,7 @@ def metrics_of(material: PreparedCorpus, outcome: Outcome) -> dict[str, float]:
             metrics[f"{name}_bits_per_byte"] = float(values.sum() / size) / math.log(2)
             metrics[f"{name}_row_mean_nll"] = float((values / counts.clamp_min(1)).mean())
     if outcome.generated is not None:
-        metrics |= {f"generated_{name}": float(outcome.generated[name].mean()) for name in COLUMNS}
+        metrics |= {f"generated_{name}": float(outcome.generated[name].mean()) for name in SCORES}
     return metrics
 
 

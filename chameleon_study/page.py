@@ -7,6 +7,7 @@ csv_link(frame, "x")     ─ a link under a table that saves it as x.csv
 """
 
 import base64
+from html import escape
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +21,7 @@ __all__ = ["csv_link", "keep", "published", "root", "start"]
 
 
 def root() -> Path:
-    """The project's folder, found from where the package lies; UserError for an install without its sources."""
+    """The project's folder, found from where the package lies; UserError for an install without it."""
     folder = Path(__file__).resolve().parents[1]
     if not (folder / "_toc.yml").exists():
         raise UserError("notebooks need the project's folder: clone it and run pip install -e . inside it")
@@ -66,4 +67,4 @@ def csv_link(frame: pd.DataFrame, name: str):
     from IPython.display import HTML
 
     data = base64.b64encode(frame.to_csv(index=False).encode()).decode()
-    return HTML(f'<a download="{name}.csv" href="data:text/csv;base64,{data}">Download as CSV</a>')
+    return HTML(f'<a download="{escape(name)}.csv" href="data:text/csv;base64,{data}">Download as CSV</a>')

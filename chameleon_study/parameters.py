@@ -15,15 +15,15 @@ from chameleon_lite.backbones.hub import load_config, reachable, readable
 from chameleon_lite.heads import HyperHead, LoraHead, matched_rank
 from chameleon_lite.lora import add_lora, lora_parameters
 
-PAPER_RANK = 4
+from .regimes import RANK
 
 
-def parameter_table(backbone_name: str, rank: int = PAPER_RANK) -> dict[str, int]:
+def parameter_table(backbone_name: str) -> dict[str, int]:
     """Parameter counts for a backbone, without its weights.
 
-    total: all of the frozen model, a tied matrix once · lora_head, lora_layers, lora_everywhere: LoRA in the head, in
-    all layers, in both · hyper_head: the hyper-network · matched_rank: the LoRA head's rank that matches it · width C
-    · vocab V · adapted_layers.
+    total: the frozen model, a tied matrix once · lora_head, lora_layers, lora_everywhere: LoRA in the head,
+    all layers, both · hyper_head: the hyper-network · matched_rank: the LoRA head's rank that matches it ·
+    width C · vocab V · adapted_layers.
     """
     from transformers import AutoModelForCausalLM
 
@@ -34,12 +34,12 @@ def parameter_table(backbone_name: str, rank: int = PAPER_RANK) -> dict[str, int
             )
         total = sum(p.numel() for p in lm.parameters())
         vocab, width = lm.get_output_embeddings().weight.shape
-        lora_head = LoraHead(width, vocab, rank).trainable_parameters()
-        hyper_head = HyperHead(width, vocab, rank).trainable_parameters()
-        adapted = add_lora(lm, rank=rank)
+        lora_head = LoraHead(width, vocab, RANK).trainable_parameters()
+        hyper_head = HyperHead(width, vocab, RANK).trainable_parameters()
+        adapted = add_lora(lm, rank=RANK)
     layers = sum(p.numel() for p in lora_parameters(lm).values())
     counts = {"total": total, "lora_head": lora_head, "hyper_head": hyper_head, "lora_layers": layers}
-    counts |= {"lora_everywhere": layers + lora_head, "matched_rank": matched_rank(width, vocab, rank)}
+    counts |= {"lora_everywhere": layers + lora_head, "matched_rank": matched_rank(width, vocab, RANK)}
     return counts | {"width": width, "vocab": vocab, "adapted_layers": len(adapted)}
 
 

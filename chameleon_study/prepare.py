@@ -31,8 +31,7 @@ from chameleon_lite.text import TokenTable, tokenise
 from .cluster_quality import cluster_quality
 from .config import Experiment
 from .records import TRANSFER
-from .sources import Split
-from .vectors import Views, with_foreign
+from .sources import Split, Views, with_foreign
 
 SEEN = "seen"
 FOREIGN_DOCUMENTS = 2_000  # of each other corpus
@@ -50,12 +49,14 @@ class PreparedCorpus:
     weight: HeadWeight
     feature_dtype: str
     seconds: dict[str, float]
+    transfers: dict[str, str]  # the hashes of other corpora whose documents are read
     foreign: Tensor | None  # (F, C) vectors of other corpora's training documents (claim 7)
     seeds: dict[int, "SeedClusterings"] = field(default_factory=dict)
 
     def facts(self, seed: int) -> dict:
         """A record's `data`."""
         return common_facts(self) | {
+            "transfers": self.transfers,
             "clusters": self.seeds[seed].quality if seed in self.seeds else None,
             "scored_tokens": {s: int(t.n_scored.sum()) for s, t in self.tables.items()},
             "dropped": {s: t.dropped for s, t in self.tables.items()},
@@ -116,7 +117,8 @@ def prepare(
     say(f"{corpus.name}: {corpus.counts()['train']['documents']} training documents from {corpus.source}")
     tables = timed(seconds, "tokens", lambda: tables_of(settings, backbone, corpus))
     _check_room(settings, backbone, tables["test"])
-    probes = {name: tables_of(settings, backbone, other) for name, other in (others or {}).items()}
+    others = others or {}
+    probes = {name: tables_of(settings, backbone, other) for name, other in others.items()}
     tables |= {TRANSFER + name: probe["test"] for name, probe in probes.items()}
     if settings.probes.seen_documents:
         tables[SEEN] = _first(tables["train"], settings.probes.seen_documents)
@@ -141,6 +143,7 @@ def prepare(
         HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul),
         feature_dtype,
         seconds,
+        {name: other.hash for name, other in others.items()},
         torch.cat(foreign) if foreign and settings.probes.foreign_shares else None,
     )
 

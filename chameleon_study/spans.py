@@ -4,18 +4,20 @@ job ─▶ Span ─▶ runs/spans.jsonl ─ pack_spans ─▶ results/spans.json
 """
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from chameleon_lite import files
 
 from .layers import LEARNING_RATES
 from .provenance import device_name
 from .records import load_records
+from .stored import read, storing
 
 FILE = "spans.jsonl"
 
@@ -52,16 +54,18 @@ def pack_spans(experiment: str, runs: Path, results: Path) -> Path:
     with files.locked(runs / FILE):  # experiments that end at the same time share the file
         spans = load_spans(results) + [s for s in load_spans(runs) if s.experiment == experiment]
         lines = {(s.experiment, s.device, s.started): s.model_dump_json() + "\n" for s in spans}
-        with files.atomic(path) as part:
+        with storing(path) as part:
             part.write_text("".join(lines[key] for key in sorted(lines)))
     return path
 
 
 def load_spans(results: Path) -> list[Span]:
-    """The spans of a folder, none where there is no file."""
-    path = Path(results) / FILE
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return [Span.model_validate_json(line) for line in lines]
+    """The spans of a folder, none where there is no file; a line that a kill cut is none."""
+    path, spans = Path(results) / FILE, []
+    for line in read(path).splitlines() if path.is_file() else []:
+        with suppress(ValidationError):
+            spans.append(Span.model_validate_json(line))
+    return spans
 
 
 def device_minutes(spans: list[Span]) -> pd.DataFrame:

@@ -1,8 +1,4 @@
-"""The honest study's tables: every mean with its n and interval, one frame per question.
-
-StoredRuns ─▶ regimes_frame · across_frame · controls_frame · group_frame · pareto_frame · position_frame
-            foreign_frame · accounting_frame
-"""
+"""The honest study's tables from StoredRuns: every mean with its n and interval, one frame per question."""
 
 import numpy as np
 import pandas as pd
@@ -20,7 +16,7 @@ GROUPS = {
     "leave-one-out": {"R10": GROUP},
 }
 ACROSS = "R1 R2 R3 R4 R5 R6 R10 R11 R12 R13 R14 R15 R16 R17 R18 R20".split()
-# what R4's gain might come from instead of the context of its batch ▶ the registered contrast that would show it
+# what R4's gain might come from, if not from its batch's context ▶ the contrast that would show it
 CONTROLS = {
     "any low-rank update": "R4<R1",
     "as many parameters": "R4<R2",
@@ -36,11 +32,9 @@ CONTROLS = {
 RARE = 0.005
 STORED = ("R1", "R2", "R4", "R11-K2", "R11-K4", "R11-K8", "R11-K16", "R11", "R11b", "R12", "R15", "R20")
 
-BY_POSITION = ("R1", "R2", "R4", "R6", "R11")
-
 
 def regimes_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
-    """One row per regime: nats per token with its 95 % interval, n, the difference from R0, parameters and the rate."""
+    """One row per regime: loss with its 95 % interval, n, the difference from R0, parameters, rate."""
     rows = []
     for name, r in REGIMES.items():
         if (nll := evidence.nll(corpus, name)) is None:
@@ -73,9 +67,9 @@ def across_frame(evidence: StoredRuns) -> pd.DataFrame:
 
 
 def controls_frame(evidence: StoredRuns) -> pd.DataFrame:
-    """What else could explain R4's loss: its control, R4's loss less the control's, and the verdict, for each corpus.
+    """What else could explain R4's loss: its control, R4's loss minus the control's, and the verdict.
 
-    A negative difference says that R4 is lower; "confirmed" then means: by more than 0.01 nats per token.
+    "confirmed" means that R4 is lower by more than 0.01 nats per token.
     """
     rows = []
     for explanation, name in CONTROLS.items():
@@ -108,14 +102,14 @@ def pareto_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def position_frame(evidence: StoredRuns, corpus: str, regimes=BY_POSITION) -> pd.DataFrame:
+def position_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     """Loss by scored position minus the frozen model's: the mean over seeds and its 95 % t interval.
 
-    A bin is 16 tokens; bins with fewer than RARE of the corpus's scored tokens are left out, a few long texts each.
+    A bin is 16 tokens; bins with fewer than RARE of the scored tokens, a few long texts each, are left out.
     """
     frozen = {r.seed: {p["position"]: p for p in r.positions} for r in evidence.runs(corpus, "R0")}
     rows = []
-    for name in regimes:
+    for name in ("R1", "R2", "R4", "R6", "R11"):
         by_bin: dict[float, list[float]] = {}
         for record in evidence.runs(corpus, name):
             base = frozen.get(record.seed, {})
@@ -129,11 +123,11 @@ def position_frame(evidence: StoredRuns, corpus: str, regimes=BY_POSITION) -> pd
     return pd.DataFrame(rows, columns=["regime", "position", "difference", "half", "n seeds"])
 
 
-def foreign_frame(evidence: StoredRuns, corpus: str, regimes=("R1", "R4", "R5", "R6", "R10")) -> pd.DataFrame:
+def foreign_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     """What foreign rows cost: loss with a share of foreign condition vectors, minus the loss without."""
     rows, evidence = [], evidence.with_foreign(corpus)
     shares = sorted({int(r.removeprefix(FOREIGN)) for _, r in evidence.losses if r.startswith(FOREIGN)})
-    for name in regimes:
+    for name in ("R1", "R4", "R5", "R6", "R10"):
         for share in shares:
             cost = evidence.sum_of([(corpus, name, f"{FOREIGN}{share}", 1.0), (corpus, name, "test", -1.0)])
             if cost:
@@ -154,7 +148,7 @@ def accounting_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
 
 
 def matched_frame() -> pd.DataFrame:
-    """R2's rank and what it differs by from the hyper-network's parameters, for both backbones of the study."""
+    """R2's rank and what its parameters differ by from the hyper-network's, for both backbones."""
     rows = []
     for backbone in ("gpt2", "smollm2"):
         counts = parameter_table(backbone)

@@ -13,6 +13,7 @@ from .claims.statistics import contrast, mean_interval
 from .parameters import parameter_table
 from .records import Record, load_records, record_files
 from .regimes import REGIMES
+from .stored import read_losses
 
 
 def parameter_frame(backbone: str) -> pd.DataFrame:
@@ -30,8 +31,8 @@ def documents_of(records: list[Record], folder: Path) -> pd.DataFrame:
     folder = Path(folder)
     packed = [folder / f"{experiment}.parquet" for experiment in {r.experiment for r in records}]
     raw = {r.name: folder / r.name / "documents.parquet" for r in records}
-    frames = [pd.read_parquet(path) for path in packed if path.is_file()]
-    frames += [pd.read_parquet(path).assign(run=name) for name, path in raw.items() if path.is_file()]
+    frames = [read_losses(path) for path in packed if path.is_file()]
+    frames += [read_losses(path).assign(run=name) for name, path in raw.items() if path.is_file()]
     if not frames:
         raise UserError(f"no per-document losses in {folder}: run the experiment there first")
     categories = {"run": "category", "split": "category"}  # compared once per record, not once per row
@@ -39,18 +40,18 @@ def documents_of(records: list[Record], folder: Path) -> pd.DataFrame:
 
 
 def loss_matrix(
-    records: list[Record], documents: pd.DataFrame, split: str = "test", articles: dict[str, str] = {}
+    records: list[Record], documents: pd.DataFrame, articles: dict[str, str] = {}
 ) -> tuple[np.ndarray, np.ndarray]:
     """nll sums (S, N) of one regime's records and tokens (N,), in the units of `contrasts.by_unit`."""
     rows, tokens = [], None
     for record in sorted(records, key=lambda r: r.seed):
-        of_run = documents[(documents["run"] == record.name) & (documents["split"] == split)]
+        of_run = documents[(documents["run"] == record.name) & (documents["split"] == "test")]
         nll, tokens = by_unit(of_run, record.corpus, articles)
         rows.append(nll)
     return np.stack(rows), tokens
 
 
-def summary_frame(records: list[Record], folder: Path, split: str = "test") -> pd.DataFrame:
+def summary_frame(records: list[Record], folder: Path) -> pd.DataFrame:
     """One row per regime and corpus: n seeds, nats per token and the difference from R0, with intervals."""
     documents, articles = documents_of(records, folder), articles_of(Path(folder))
     groups: dict[tuple[str, str], dict[str, list[Record]]] = {}
@@ -58,19 +59,19 @@ def summary_frame(records: list[Record], folder: Path, split: str = "test") -> p
         groups.setdefault((r.corpus, r.backbone), {}).setdefault(r.regime, []).append(r)
     rows = []
     for (corpus, backbone), group in groups.items():
-        base = loss_matrix(group["R0"], documents, split, articles)[0] if group.get("R0") else None
+        base = loss_matrix(group["R0"], documents, articles)[0] if group.get("R0") else None
         for name, of_regime in group.items():
             done = [r for r in of_regime if r.status == "done"]
             if not done:
                 rows.append({"regime": name, "corpus": corpus, "n seeds": 0, "test nll": "diverged"})
                 continue
-            nll, tokens = loss_matrix(done, documents, split, articles)
+            nll, tokens = loss_matrix(done, documents, articles)
             against = None if base is None or name == "R0" else contrast(nll, base[: len(nll)], tokens)
             mean, first = mean_interval(nll, tokens), done[0]
             row = {"regime": name, "what": REGIMES[name].title if name in REGIMES else ""}
             row |= {"backbone": backbone, "corpus": corpus, "n seeds": mean.n, "documents": mean.documents}
             row |= {"parameters": first.trainable_parameters, "learning rate": first.learning_rate}
-            row |= {f"{split} nll": mean.text(".4f")}
+            row |= {"test nll": mean.text(".4f")}
             row |= {"difference from R0": against.text(".4f") if against else "–", "profile": first.profile}
             rows.append(row)
     return pd.DataFrame(rows)

@@ -38,6 +38,8 @@ def report(error: BaseException, words: Iterable[str] = ()) -> tuple[str, int]:
         line, code = f"interrupted; {KEPT.get(command, 'the same command starts again')}", INTERRUPTED
     elif isinstance(error, UserError):
         line = str(error)
+    elif hasattr(error, "format_message"):  # a usage error of the command line's library
+        line = f"{error.format_message().rstrip('.')}: see --help"
     elif isinstance(error, MemoryError) or any(text in str(error).lower() for text in NO_MEMORY):
         line = f"the memory does not suffice: choose a smaller model, fewer rows at once, or shorter texts ({error})"
     elif isinstance(error, RecursionError):

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 COMMANDS = "chameleon_lite.commands"  # entry points of packages that add commands
 CLONE = (
-    "run, prove, tables, claims, params and bench come with a clone of the repository: pip install -e . in it"
+    "run, prove, tables, claims, params, bench come with a clone of the repository: pip install -e . in it"
 )
 FORMATS = ("auto", "float32", "bfloat16", "float16")
 
@@ -38,29 +39,14 @@ def option(help: str, *names: str, least: float | None = None):
 
 Device = Annotated[str | None, option("cpu, cuda, cuda:1 …; default: what is there.")]
 Processes = Annotated[
-    int | None, option("Processes that share the work, each with its own GPU.", "--workers", least=1)
+    int | None, option("Processes that share it, each with a GPU of its own.", "--workers", least=1)
 ]
 Dask = Annotated[str | None, option("A Dask scheduler whose workers share the work.", "--dask")]
 DataDir = Annotated[Path | None, option("Folder that holds the corpus's files.", "--data-dir")]
-Texts = Annotated[
-    str, typer.Argument(help="A .jsonl, .json or .csv file, a folder of .txt, or a corpus's name.")
-]
-LoraRank = Annotated[
-    int, option("Rank of LoRA in the layers, 0: none; slow, for no states are cached.", least=0)
-]
-Input = Annotated[
-    Path, typer.Argument(metavar="INPUT", help="A .jsonl, .json or .csv file, or a folder of .txt.")
-]
-Out = Annotated[Path, option("Results, one line per row, in the input's order.", "--out")]
-NewTokens = Annotated[int, option("Continue each prompt by so many tokens.", "--continue", least=0)]
-Score = Annotated[bool, option("Score texts: loss, frozen and adapted (default).", "--score")]
-Condition = Annotated[str | None, option("cluster, centroid or row; default: the adapter's.")]
-Clusters = Annotated[int | None, option("Cluster each window's texts among themselves.", least=1)]
-Resume = Annotated[bool, option("Go on where an interrupted run stopped.", "--resume")]
 Overwrite = Annotated[bool, option("Replace what is there, unless it is the input.", "--overwrite")]
+FILES = "A .jsonl, .json or .csv file, or a folder of .txt"
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="ChameleonLLM re-derived, measured, and made usable. With --debug an error shows where it comes from.",
@@ -69,11 +55,13 @@ app = typer.Typer(
 
 @app.command()
 def fit(
-    texts: Texts,
+    texts: Annotated[str, typer.Argument(help=f"{FILES}, or a corpus's name.")],
     out: Annotated[Path, option("Folder the adapter is saved to.", "--out")],
     backbone: Annotated[str, option("A built-in name, hub id or local folder.")] = "smollm2",
     rank: Annotated[int, option("Rank of the head's update.", least=1)] = 4,
-    lora_rank: LoraRank = 0,
+    lora_rank: Annotated[
+        int, option("Rank of LoRA in the layers, 0: none; slow, no states are kept.", least=0)
+    ] = 0,
     epochs: Annotated[int, option("Passes over the training texts.", least=1)] = 3,
     learning_rate: Annotated[float, option("AdamW's learning rate.", least=0)] = 1e-3,
     max_train_tokens: Annotated[int, option("Tokens of training texts at most.", least=1)] = 200_000,
@@ -100,23 +88,25 @@ def fit(
     except ValidationError as error:
         raise UserError(problem(error)) from None
     machine = {"device": device, "overwrite": overwrite}
-    fitted = run(texts, backbone=backbone, out=out, settings=settings, say=_log, **machine)
+    fitted = run(
+        texts, backbone=backbone, out=out, settings=settings, say=partial(typer.echo, err=True), **machine
+    )
     typer.echo(fitted)
     typer.echo(f"{fitted.trained_on:,} training texts, {fitted.seconds:.0f} s; saved to {out}")
 
 
 @app.command()
 def adapt(
-    source: Input,
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help=f"{FILES}.")],
     model: Annotated[Path, option("An adapter's folder, written by `fit`.")],
-    out: Out,
-    new_tokens: NewTokens = 0,
-    score: Score = False,
-    condition: Condition = None,
-    clusters: Clusters = None,
+    out: Annotated[Path, option("Results, one line per row, in the input's order.", "--out")],
+    new_tokens: Annotated[int, option("Continue each prompt by so many tokens.", "--continue", least=0)] = 0,
+    score: Annotated[bool, option("Score texts: loss, frozen and adapted (default).", "--score")] = False,
+    condition: Annotated[str | None, option("cluster, centroid or row; default: the adapter's.")] = None,
+    clusters: Annotated[int | None, option("Cluster each window's texts among themselves.", least=1)] = None,
     window: Annotated[int, option("Rows handled together: memory, and what is at hand.", least=1)] = 512,
     batch: Annotated[int, option("Prompts continued at once.", least=1)] = 32,
-    resume: Resume = False,
+    resume: Annotated[bool, option("Go on where an interrupted run stopped.", "--resume")] = False,
     overwrite: Overwrite = False,
     dtype: Annotated[str | None, option(f"One of {', '.join(FORMATS)}; default: as fitted.")] = None,
     device: Device = None,
@@ -158,10 +148,8 @@ def corpus(
     from .outputs import claimed
     from .own_texts import is_exported, load_corpus, write_jsonl
 
-    inputs, own = (
-        [path for path in (name, data_dir) if path],
-        bool(out and out.is_file() and is_exported(out)),
-    )
+    inputs = [path for path in (name, data_dir) if path]
+    own = bool(out and out.is_file() and is_exported(out))
     with claimed(out, inputs, own=own, overwrite=overwrite) if out else nullcontext() as place:
         texts = load_corpus(name, data_dir=data_dir)
         typer.echo(f"{texts.name}: {texts.source}")
@@ -199,10 +187,6 @@ def doctor() -> None:
     typer.echo(report())
 
 
-def _log(text: str) -> None:
-    typer.echo(text, err=True)
-
-
 def add_commands() -> list[str]:
     """Add the commands of other packages to `app`, the study's before the benchmarks'; returns the absent packages."""
     missing = []
@@ -222,9 +206,8 @@ def add_commands() -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: whatever goes wrong becomes one line and an exit code (see boundary.py)."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    debug, words = "--debug" in words, [word for word in words if word != "--debug"]
-    missing = []
+    words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    debug, words, missing = "--debug" in words, [word for word in words if word != "--debug"], []
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows its number
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -237,24 +220,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader has left, as `head` does; what is not yet written has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except typer.Abort:
-        code = 1
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
-        code = _show(error, words, missing)
+        line, code = report(error, words)
+        absent = f": {CLONE}" if missing and "No such command" in line else ""
+        typer.echo(f"chameleon-lite: {line}{absent}", err=True)
     if code:
         sys.exit(code)
-
-
-def _show(error: BaseException, words: Sequence[str], missing: list[str]) -> int:
-    """Print an error; returns the exit code. Usage errors of the command line's library print themselves."""
-    line, code = report(error, words)
-    if hasattr(error, "format_message"):
-        line, code = error.format_message().rstrip("."), getattr(error, "exit_code", 2)
-        if not (missing and "No such command" in line):
-            error.show()
-            return code
-        line = f"{line}: {CLONE}"
-    typer.echo(f"chameleon-lite: {line}", err=True)
-    return code

@@ -13,32 +13,35 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing, nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from .. import files
 from ..backbone import Backbone, copied, load_backbone
-from ..backbones.formats import number_format
+from ..backbones.formats import device_of, number_format
 from ..batches import Arrangement, arrange
 from ..cluster import Clustering, cluster_count, fit_clusters, merge_small
 from ..conditions import GroupMean
 from ..embed import mean_embeddings
 from ..errors import RunFailed, UserError
+from ..lora import lora_parameters, without_lora
 from ..loss import HeadWeight
 from ..processes import Processes
 from ..settings import FitSettings
 from ..states import ScoredStates, hidden_states
 from ..text import SHORT, Document, TokenTable, tokenise
 from ..train import Member, evaluate, train_heads
+from ..train_layers import LiveStates, WithLayers
 from .corpus import SPLITS, Corpus, split_documents
-from .outputs import claimed
+from .outputs import claimed, writing
 from .own_texts import EMPTY, load_corpus
 from .rows import flaw_of
 
@@ -82,18 +85,17 @@ class Fitted:
         return f"{word}: {change}; use the backbone as it is, or fit on more texts of the kind you have"
 
 
-@dataclass(frozen=True)
-class Part:
-    """One split of N documents; `scored` holds its states under the frozen backbone, where they are kept."""
+class Parts(NamedTuple):
+    """For each split N documents, their vectors (N, C) on the host, and their clusters (N,), small ones merged."""
 
-    table: TokenTable
-    vectors: Tensor  # (N, C) on the host
-    labels: Tensor  # (N,) clusters, small ones merged
-    scored: ScoredStates | None
+    tables: dict[str, TokenTable]
+    vectors: dict[str, Tensor]
+    labels: dict[str, Tensor]
 
-    def order(self, seed: int) -> Arrangement:
-        """An order of the documents, clusters kept together."""
-        return arrange(len(self.table), self.labels, torch.Generator().manual_seed(seed))
+    def order(self, split: str, seed: int) -> Arrangement:
+        """An order of a split's documents, clusters kept together."""
+        labels = self.labels[split]
+        return arrange(len(labels), labels, torch.Generator().manual_seed(seed))
 
 
 def fit(
@@ -114,23 +116,24 @@ def fit(
     replaced with `overwrite` unless it is the backbone; RunFailed where the loss stops being finite.
     """
     started, settings, processes = time.perf_counter(), settings or FitSettings(), Processes()
+    device = device_of(device or processes.device)
     inputs = [name for name in (texts, backbone) if isinstance(name, str | Path)]
     writes = out is not None and processes.index == 0
     with claimed(out, inputs, folder=True, overwrite=overwrite) if writes else nullcontext() as folder:
         corpus = corpus_of(texts, settings.seed)  # first, so that a wrong name is refused before a download
         if isinstance(backbone, str):
-            backbone = load_backbone(backbone, device=device or processes.device)
+            backbone = load_backbone(backbone, device=device)
         elif settings.lora_rank:
             backbone = copied(backbone)  # LoRA is put into the model itself, and this one is the caller's
         say(f"{sum(len(d) for d in corpus.splits.values()):,} texts from {corpus.source}")
-        parts, clustering = _parts(corpus, backbone, settings, progress)
+        parts, clustering = _parts(corpus, backbone, settings)
         model = _new_model(backbone, clustering, settings)
         member, nll = _trained(model, parts, settings, processes, progress)
-        numbers = compared(nll, parts["test"].table.n_scored, settings.seed)
-        numbers |= {"held_out": len(parts["test"].table), "trained_on": len(parts["train"].table)}
+        numbers = compared(nll, parts.tables["test"].n_scored, settings.seed)
+        numbers |= {"held_out": len(parts.tables["test"]), "trained_on": len(parts.tables["train"])}
         about = {"corpus": corpus.name, "corpus_hash": corpus.hash, "best_epoch": member.best_epoch}
         model.eval().config.notes = numbers | about | {"settings": settings.model_dump(mode="json")}
-        numbers["dropped"] = corpus.notes.get(EMPTY, 0) + sum(p.table.dropped[SHORT] for p in parts.values())
+        numbers["dropped"] = corpus.notes.get(EMPTY, 0) + sum(t.dropped[SHORT] for t in parts.tables.values())
         fitted = Fitted(model, **numbers, seconds=time.perf_counter() - started, curve=member.curve)
         return fitted if folder is None else _saved(fitted, folder)
 
@@ -167,11 +170,9 @@ def corpus_of(texts: Sequence[str] | str | Path | Corpus, seed: int = 0) -> Corp
     return Corpus("texts", splits, "a list of strings", notes | {EMPTY: len(texts) - len(documents)})
 
 
-def _parts(
-    corpus: Corpus, backbone: Backbone, settings: FitSettings, progress: bool
-) -> tuple[dict[str, Part], Clustering]:
-    """Each split tokenised and assigned to clusters of the training part, with its states unless LoRA changes them."""
-    generator, tables, parts = np.random.default_rng(settings.seed), {}, {}
+def _parts(corpus: Corpus, backbone: Backbone, settings: FitSettings) -> tuple[Parts, Clustering]:
+    """Each split tokenised, cut to the limits, and assigned to clusters of the training part."""
+    generator, parts = np.random.default_rng(settings.seed), Parts({}, {}, {})
     limits = settings.tokens.model_dump()
     limits["max_length"] = min(limits["max_length"], backbone.max_length)
     for split in SPLITS:
@@ -182,20 +183,25 @@ def _parts(
         elif settings.max_train_tokens is not None:
             most = max(settings.max_train_tokens, table.lengths[order[0]])
             order = order[np.cumsum(table.lengths[order]) <= most]
-        tables[split] = table.take(np.sort(order))
-    embedding, rows = backbone.embedding.detach().cpu(), settings.clusters.batch_rows
-    vectors = {split: mean_embeddings(table, embedding) for split, table in tables.items()}
-    clustering = fit_clusters(vectors["train"], cluster_count(len(tables["train"]), rows), seed=settings.seed)
-    dtype = number_format(settings.train.feature_dtype, backbone.device)
-    for split, table in tables.items():
-        labels = clustering.labels if split == "train" else clustering.assign(vectors[split])[0]
-        labels = merge_small(vectors[split], labels, clustering.centroids, minimum=settings.clusters.minimum)
-        scored = None
-        if not settings.lora_rank:
-            states = hidden_states(backbone, table, dtype, progress=progress)
-            scored = ScoredStates(table, states, backbone.device)
-        parts[split] = Part(table, vectors[split], labels, scored)
+        parts.tables[split] = table.take(np.sort(order))
+        parts.vectors[split] = mean_embeddings(parts.tables[split], backbone.embedding.detach().cpu())
+    x, clusters = parts.vectors["train"], settings.clusters
+    clustering = fit_clusters(x, cluster_count(len(x), clusters.batch_rows), seed=settings.seed)
+    for split, x in parts.vectors.items():
+        labels = clustering.labels if split == "train" else clustering.assign(x)[0]
+        parts.labels[split] = merge_small(x, labels, clustering.centroids, minimum=clusters.minimum)
     return parts, clustering
+
+
+def _states(backbone: Backbone, parts: Parts, settings: FitSettings, progress: bool) -> dict:
+    """What is trained on and measured with: states of the frozen backbone, kept, or with LoRA those of each step."""
+    if settings.lora_rank:
+        live = partial(LiveStates, backbone, record=settings.record_layers)
+        return {split: live(table) for split, table in parts.tables.items()}
+    dtype = number_format(settings.train.feature_dtype, backbone.device)
+    with writing(files.home(), "finished hidden states are kept, and the same command goes on from there"):
+        states = {s: hidden_states(backbone, t, dtype, progress=progress) for s, t in parts.tables.items()}
+    return {split: ScoredStates(parts.tables[split], x, backbone.device) for split, x in states.items()}
 
 
 def _new_model(backbone: Backbone, clustering: Clustering, settings: FitSettings):
@@ -209,35 +215,29 @@ def _new_model(backbone: Backbone, clustering: Clustering, settings: FitSettings
 
 
 def _trained(
-    model, parts: dict[str, Part], settings: FitSettings, processes: Processes, progress: bool
+    model, parts: Parts, settings: FitSettings, processes: Processes, progress: bool
 ) -> tuple[Member, np.ndarray]:
     """The head, and LoRA in the layers if any, trained in place and left in the best state on the validation part.
 
     Returns the course of the training, and sums of nats (2, N) of the held-out texts, frozen and adapted.
     """
-    from ..lora import lora_parameters, without_lora
-    from ..train_layers import LiveStates, WithLayers
-
-    backbone, head, train, stack = model.backbone, model.head, settings.train, ExitStack()
-    dtype = number_format(train.matmul_dtype, backbone.device)
-    weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=dtype)
-    states = {split: part.scored for split, part in parts.items()}
+    backbone, head, train, seed = model.backbone, model.head, settings.train, settings.seed
+    states = _states(backbone, parts, settings, progress)
     if settings.lora_rank:
         head = WithLayers(head, lora_parameters(backbone).values())
         train = train.model_copy(update={"validations_per_epoch": 1})  # each runs the whole backbone
-        live = partial(LiveStates, backbone, record=settings.record_layers)
-        states = {split: live(part.table) for split, part in parts.items()}
-        stack.enter_context(closing(states["train"]))
-    size, device, seed = settings.clusters.batch_rows, backbone.device, settings.seed
-    learn, valid, test = (GroupMean(parts[split].vectors.to(device), size) for split in SPLITS)
+    dtype = number_format(train.matmul_dtype, backbone.device)
+    weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=dtype)
+    size, vectors = settings.clusters.batch_rows, parts.vectors
+    learn, valid, test = (GroupMean(vectors[split].to(backbone.device), size) for split in SPLITS)
     member = Member("adapter", head, learn, valid, settings.learning_rate, seed)
-    with stack:
+    with closing(states["train"]) if settings.lora_rank else nullcontext():
         train_heads(
             [member],
             states["train"],
-            lambda epoch: parts["train"].order(seed * 100_003 + epoch),
+            lambda epoch: parts.order("train", seed * 100_003 + epoch),
             states["validation"],
-            parts["validation"].order(seed),
+            parts.order("validation", seed),
             weight,
             train,
             processes,
@@ -245,7 +245,7 @@ def _trained(
         )
     options = {"rows": train.rows_per_step, "scale": train.scale, "processes": processes}
     read = partial(
-        evaluate, data=states["test"], arrangement=parts["test"].order(seed), weight=weight, **options
+        evaluate, data=states["test"], arrangement=parts.order("test", seed), weight=weight, **options
     )
     with without_lora(backbone):
         frozen = read([(None, None)])

@@ -31,11 +31,8 @@ def claimed(
     files or folders. Raises UserError for an output that may not be written, RunFailed for one that cannot be.
     """
     target = Path(path)
-    if target.exists():
-        _refuse_kind(target, folder)
-        _refuse_inputs(target, inputs, folder, own)
-        if not (own or overwrite) and (there := _held(target, folder)):
-            raise UserError(f"{path} holds {there} already: {ELSE}, or replace it with --overwrite")
+    if target.exists() and (why := _refusal(target, inputs, own, folder, overwrite)):
+        raise UserError(f"{path} {why}: {ELSE}")
     target = target.resolve()
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -68,28 +65,22 @@ def writing(path: Path, kept: str = "") -> Iterator[None]:
         raise RunFailed(f"cannot write {path}: {reason}{kept and f'; {kept}'}") from error
 
 
-def _refuse_kind(target: Path, folder: bool) -> None:
-    if folder and not target.is_dir():
-        raise UserError(f"{target} is a file, and a folder is needed: {ELSE}")
-    if not folder and not target.is_file():
-        raise UserError(f"{target} is no regular file, and nothing else is replaced: {ELSE}")
-
-
-def _refuse_inputs(target: Path, inputs: Sequence[Path | str], folder: bool, own: bool) -> None:
-    """UserError where writing `target` would change an input."""
+def _refusal(target: Path, inputs: Sequence[Path | str], own: bool, folder: bool, overwrite: bool) -> str:
+    """Why what lies at `target` may not be replaced; "" where it may."""
+    if not (target.is_dir() if folder else target.is_file()):
+        return (
+            "is a file, and a folder is needed"
+            if folder
+            else "is no regular file, and nothing else is replaced"
+        )
     names = ("config.json", "generation_config.json", "model.safetensors") if folder else ()
     written = [path for path in (target, *(target / name for name in names)) if path.exists()]
-    for name in inputs:
-        source = Path(name).expanduser()
+    for source in (Path(name).expanduser() for name in inputs):
         if source.exists() and any(source.samefile(path) for path in written):
-            raise UserError(f"{target} is the input itself: {ELSE}")
+            return "is the input itself"
         if not (folder or own) and source.resolve() in target.resolve().parents:
-            raise UserError(f"{target} is a part of the input {name}: {ELSE}")
-
-
-def _held(target: Path, folder: bool) -> str:
-    """What would be lost."""
-    if not folder:
-        return "other content"
-    models = (p for p in target.iterdir() if p.name == "config.json" or p.suffix in MODELS)
-    return "a model or an adapter" if next(models, None) else ""
+            return f"is a part of the input {source}"
+    models = folder and [p for p in target.iterdir() if p.name == "config.json" or p.suffix in MODELS]
+    if own or overwrite or models == []:
+        return ""
+    return f"holds {'a model or an adapter' if folder else 'other content'} already, which --overwrite would replace"

@@ -22,21 +22,11 @@ from typing import Any
 from ..errors import UserError
 
 # Columns of a row; the last one is scored.
-SCORED = (
-    ("instruction", "output"),
-    ("prompt", "response"),
-    ("prompt", "text"),
-    ("prompt", "completion"),
-    ("text",),
-)
+ANSWERS = [("prompt", name) for name in ("response", "text", "completion")]
+SCORED = (("instruction", "output"), *ANSWERS, ("text",))
 PROMPTS = (("instruction",), ("prompt",))
 KINDS = ".jsonl, .json, .csv or a folder of .txt"
-OTHER_KINDS = {
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
-    b"\x1f\x8b": "compressed (gzip)",
-    b"PAR1": "parquet",
-}
+OTHER_KINDS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "compressed", b"PAR1": "parquet"}
 MARK = "chameleon_lite_corpus"  # the first key of an exported corpus, and of no other JSONL
 
 
@@ -52,12 +42,6 @@ class Row:
     instruction: str = ""
     group: str = ""
     split: str = ""
-
-
-def alpaca_prompt(instruction: str, context: str = "") -> str:
-    """The prompt of an instruction and its optional input, up to where the response begins."""
-    middle = f"### Input:\n{context}\n\n" if context else ""
-    return f"### Instruction:\n{instruction}\n\n{middle}### Response:\n"
 
 
 def parse(value: Any, number: int, *, scored: bool = False) -> Row:
@@ -89,8 +73,9 @@ def _parsed(value: Any, number: int, accepted: tuple[tuple[str, ...], ...]) -> R
         if not isinstance(value.get(column) or "", str):
             raise ValueError(f"{column!r} is {type(value[column]).__name__}, not a string")
     prompt = instruction = value[columns[0]] or "" if columns[0] != "text" else ""
-    if columns[0] == "instruction":
-        prompt = alpaca_prompt(instruction, value.get("input") or "")
+    if columns[0] == "instruction":  # Alpaca's prompt, up to where the response begins
+        context = f"### Input:\n{value['input']}\n\n" if value.get("input") else ""
+        prompt = f"### Instruction:\n{instruction}\n\n{context}### Response:\n"
     text = value[columns[-1]] or "" if columns in SCORED else ""
     name = str(number) if value.get("id") in (None, "") else str(value["id"])
     group, split = (str(value.get(column) or "") for column in ("group", "split"))

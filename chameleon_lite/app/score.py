@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..backbones.formats import sums_on
 from ..cluster import fit_clusters
@@ -84,10 +85,8 @@ class Adapter:
                 need = f"{prefix}{self.prompts['min_scored']} scored tokens"
                 results[i] = {"error": f"too short: it needs {need}"}  # unless the table below has it
         try:
-            table = tokenise(documents, self.model.tokenizer, **self.prompts) if documents else None
+            table = tokenise(documents, self.model.tokenizer, **self.prompts)
         except UserError:  # no text of the window is long enough, as each row's error says
-            table = None
-        if table is None:
             return results
         groups = self._grouped(mean_embeddings(table, self.model.backbone.embedding))
         losses = (self._nats(table, groups) / torch.from_numpy(table.n_scored)).T.tolist()
@@ -104,12 +103,9 @@ class Adapter:
 
     def _truncated(self, row: Row, tokens: int) -> bool:
         """Whether a row of so many tokens lost text; only rows of full length are tokenised again."""
-        longest = self.prompts["max_length"]
-        if tokens < longest:
-            return False
-        if max(len(row.text), len(row.prompt)) > LONGEST_TOKEN * longest:
-            return True
-        return sum(len(ids) for ids in self._ids([row.prompt, row.text])) > tokens
+        longest, texts = self.prompts["max_length"], [row.prompt, row.text]
+        cut = any(len(text) > LONGEST_TOKEN * longest for text in texts)
+        return tokens == longest and (cut or sum(map(len, self._ids(texts))) > tokens)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return self.model.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
@@ -156,16 +152,17 @@ class Adapter:
         results = [{"error": "no prompt to continue"} for _ in rows]
         room = self.model.backbone.max_length - self.new_tokens  # tokens of a prompt
         texts = {i: row.prompt or row.text for i, row in enumerate(rows) if not row.error}
-        texts = {i: text for i, text in texts.items() if text[-LONGEST_TOKEN * room :].strip()}
-        if not texts:
+        ends = {i: text[-LONGEST_TOKEN * room :] for i, text in texts.items()}
+        ends = {i: text for i, text in ends.items() if text.strip()}
+        ids = dict(zip(ends, self._ids(list(ends.values())) if ends else []))
+        ids = {i: p for i, p in ids.items() if p}  # some tokenizers drop what they have no token for
+        if not ids:
             return results
-        ids = self._ids([text[-LONGEST_TOKEN * room :] for text in texts.values()])
-        prompts = [p[-room:] for p in ids]  # the end of a prompt is what its continuation follows
+        prompts = [p[-room:] for p in ids.values()]  # the end of a prompt is what its continuation follows
         groups = self._grouped(mean_of(prompts, self.model.backbone.embedding))
         update = self.model.update_for(groups.condition)
-        how = {"batch": self.batch, "max_new_tokens": self.new_tokens}
-        new = continue_mixed(self.model, prompts, groups.group, update, **how)
-        for i, p, tokens, facts in zip(texts, ids, new, _facts(groups)):
+        new = continue_mixed(self.model, prompts, groups.group, update, self.new_tokens, self.batch)
+        for (i, p), tokens, facts in zip(ids.items(), new, _facts(groups)):
             results[i] = facts | {
                 "tokens": len(tokens),
                 "truncated": len(p) > room or len(texts[i]) > LONGEST_TOKEN * room,
@@ -210,26 +207,25 @@ def mixed_losses(
 
 @torch.no_grad()
 def continue_mixed(
-    model, prompts: Sequence[Sequence[int]], group: Tensor, update: HeadUpdate, *, batch: int = 32, **options
+    model,
+    prompts: Sequence[Sequence[int]],
+    group: Tensor,
+    update: HeadUpdate,
+    new_tokens: int,
+    batch: int = 32,
 ) -> list[list[int]]:
     """New tokens for each of the prompts (lists of ids), prompt i under update group[i]; `batch` rows at once.
 
     Prompts of similar length share a batch, so that little is padded; the end token and what follows it are cut.
-    options are `generate`'s, max_new_tokens above all.
     """
     out: list[list[int]] = [[] for _ in prompts]
     lengths, group = torch.tensor([len(p) for p in prompts]), group.cpu()
     for rows in torch.argsort(lengths, stable=True).split(batch):
-        rows = rows[
-            torch.argsort(group[rows], stable=True)
-        ]  # groups together: no step has to reorder its rows
-        ids, mask = left_padded([prompts[i] for i in rows], model.backbone.pad_id)
-        new = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            head_update=update_logits(update, group[rows]),
-            **options,
-        )[:, ids.shape[1] :]
+        rows = rows[torch.argsort(group[rows], stable=True)]  # groups together: no step reorders its rows
+        padded = left_padded([prompts[i] for i in rows], model.backbone.pad_id)
+        ids, mask = (x.to(model.device) for x in padded)
+        how = {"head_update": update_logits(update, group[rows]), "max_new_tokens": new_tokens}
+        new = model.generate(input_ids=ids, attention_mask=mask, **how)[:, ids.shape[1] :]
         for i, tokens in zip(rows.tolist(), new.tolist()):
             out[i] = until_end(tokens, model.generation_config.eos_token_id)
     return out
@@ -237,13 +233,10 @@ def continue_mixed(
 
 def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Lists of ids as ids and mask (B, T) int64, padded on the left: new tokens follow the last real one."""
-    longest = max(len(p) for p in prompts)
-    ids = torch.full((len(prompts), longest), pad_id, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(list(prompt), dtype=torch.int64)
-        mask[row, longest - len(prompt) :] = 1
-    return ids, mask
+    rows = [torch.tensor(list(prompt), dtype=torch.int64) for prompt in prompts]
+    side = {"batch_first": True, "padding_side": "left"}
+    mask = pad_sequence([torch.ones_like(row) for row in rows], **side)
+    return pad_sequence(rows, padding_value=pad_id, **side), mask
 
 
 def until_end(tokens: list[int], end: int | list[int] | None) -> list[int]:

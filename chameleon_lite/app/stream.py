@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -137,20 +138,15 @@ def adapt_file(
         adapter = Adapter(open_model(model, "cpu" if sent else device, dtype), **how)
         if sent and Path(adapter.model.backbone.name).is_dir():
             sent.backbone = adapter.model.backbone.name
-        part, record, key = (
-            place.with_name(place.name + ".part"),
-            _record(place),
-            _key(adapter, source, window),
-        )
-        done = _done(place, part, record, key, window) if resume and (place.exists() or part.exists()) else 0
-        if done is None:
+        part, key = place.with_name(place.name + ".part"), _key(adapter, how, source, window)
+        if (done := _done(place, part, key) if resume else 0) is None:
             return _summary(place)
+        made, record = {"key": key, "rows": done, "bytes": part.stat().st_size if done else 0}, _record(place)
         if not done:
             part.unlink(missing_ok=True)
-            files.write_sealed(record, {"key": key, "sha256": None})
+            files.write_sealed(record, made)
         with Workers(sent or adapter, workers, dask) as crew:
-            _run(crew, source, part, done, total, window, progress)
-        files.write_sealed(record, {"key": key, "sha256": files.sha256(part)})
+            _run(crew, source, part, record, made, total, window, progress)
         os.replace(part, place)
         return _summary(place)
 
@@ -168,17 +164,23 @@ def _sent(model: Any, device: str | None, dtype: str | None, how: dict) -> Sent:
     return Sent({path.name: path.read_bytes() for path in paths}, device, dtype, how)
 
 
-def _run(crew: Workers, source: Path, part: Path, done: int, total: int, window: int, progress: bool) -> None:
-    """Append the results of the input's rows from `done` on, a window at a time."""
-    rows = islice(read_rows(source, scored=False), done, None)
-    with _bar(progress, total=total, initial=done) as bar:
-        for window_rows, results in crew.share(_results, windows(rows, window), ordered=True):
+def _run(
+    crew, source: Path, part: Path, record: Path, made: dict, total: int, window: int, progress: bool
+) -> None:
+    """Append the results of the input's rows that are not `made` yet, and keep the record of it, window by window."""
+    rows = islice(read_rows(source, scored=False), made["rows"], None)
+    with _bar(progress, total=total, initial=made["rows"]) as bar:
+        for given, results in crew.share(_results, windows(rows, window), ordered=True):
             text = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
-            kept = f"{done:,} finished rows are kept in it, and --resume goes on from there"
-            with writing(part, kept), open(part, "ab") as file:
-                file.write(text.encode())
-            done += len(window_rows)
-            bar.update(len(window_rows))
+            with writing(
+                part, f"{made['rows']:,} finished rows are kept in it, and --resume goes on from there"
+            ):
+                with open(part, "ab") as file:
+                    file.write(text.encode())
+                made |= {"rows": made["rows"] + len(given), "bytes": part.stat().st_size}
+                files.write_sealed(record, made)
+            bar.update(len(given))
+    files.write_sealed(record, made | {"sha256": files.sha256(part)})
 
 
 def _results(common: Adapter | Sent, rows: list[Row]) -> Iterator[list[dict]]:
@@ -190,48 +192,42 @@ def _bar(progress: bool, **options) -> tqdm:
 
 
 def _record(out: Path) -> Path:
-    """The file beside results, or a part of them, that says what they were made from."""
+    """The file beside results, or a part of them, that says what they were made from and how far they go."""
     out = out.resolve()
     return out.with_name(f".{out.name}.made")
 
 
-def _done(out: Path, part: Path, record: Path, key: str, window: int) -> int | None:
-    """How many rows an unfinished `part` has results for, cut to whole windows; None where `out` is complete.
+def _done(out: Path, part: Path, key: str) -> int | None:
+    """How many rows an unfinished `part` has results for, once it is cut to them; None where `out` is complete.
 
     Raises UserError where the record, or what lies there, is not of this `key`.
     """
-    made, found = part if part.exists() else out, {}
+    if not part.exists() and not out.exists():
+        return 0
+    found = {}
     with suppress(OSError, DamagedFile):
-        found = files.read_sealed(record)
-    whole = made is part or (made.is_file() and files.sha256(made) == found.get("sha256"))
-    if found.get("key") != key or not whole:
+        found = files.read_sealed(_record(out))
+    fits = found.get("key") == key
+    if part.exists():
+        fits = fits and part.stat().st_size >= found["bytes"]
+    elif "sha256" in found:
+        fits = fits and files.sha256(out) == found["sha256"]
+    if not fits:
         raise UserError(
-            f"{made} has no record that it was made with these settings, this adapter and this input: give those "
-            "again, or leave out --resume to start anew"
+            f"{part if part.exists() else out} has no record that it was made with these settings, this adapter and "
+            "this input: give those again, or leave out --resume to start anew"
         )
-    return _cut(part, window) if made is part else None
+    if part.exists():
+        os.truncate(part, found["bytes"])
+        return found["rows"]
+    return None if "sha256" in found else 0
 
 
-def _cut(part: Path, window: int) -> int:
-    """Cut an unfinished file to whole windows of whole results; returns how many rows are left."""
-    rows = size = whole_rows = whole_size = 0
-    with open(part, "r+b") as file:
-        for line in file:
-            if not line.endswith(b"\n") or not line.startswith(b'{"row": '):
-                break
-            rows, size = rows + 1, size + len(line)
-            if rows % window == 0:
-                whole_rows, whole_size = rows, size
-        file.truncate(whole_size)
-    return whole_rows
-
-
-def _key(adapter: Adapter, source: Path, window: int) -> str:
+def _key(adapter: Adapter, how: dict, source: Path, window: int) -> str:
     """Hex name of everything that a result depends on."""
     digest = hashlib.sha256()
     for name, value in sorted(adapter.model.adapter_state().items()):
         digest.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
-    how = {k: v for k, v in vars(adapter).items() if k in Adapter.__dataclass_fields__ and k != "model"}
     settings = [adapter.model.backbone.hash, adapter.prompts, how, window, str(adapter.model.lm.dtype)]
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for path in sorted(source.rglob("*.txt")) if source.is_dir() else [source]:
@@ -243,7 +239,7 @@ def _key(adapter: Adapter, source: Path, window: int) -> str:
 def _summary(path: Path) -> Summary:
     """Count a file of results, line by line."""
     rows = failed = tokens = 0
-    nats, first_error = {}, ""
+    nats, first_error = Counter(), ""
     with open(path, encoding="utf-8") as file:
         for result in map(json.loads, file):
             rows += 1
@@ -252,11 +248,10 @@ def _summary(path: Path) -> Summary:
                 first_error = first_error or f"row {result['row']}: {result['error']}"
                 continue
             tokens += result["tokens"]
-            for name in result.keys() & {"loss", "loss_frozen"}:
-                nats[name] = nats.get(name, 0.0) + result[name] * result["tokens"]
-    return Summary(
-        rows, failed, tokens, first_error=first_error, **{name: x / tokens for name, x in nats.items()}
-    )
+            scores = result.keys() & {"loss", "loss_frozen"}
+            nats.update({name: result[name] * result["tokens"] for name in scores})
+    losses = {name: x / tokens for name, x in nats.items()}
+    return Summary(rows, failed, tokens, first_error=first_error, **losses)
 
 
 def windows(rows: Iterable, size: int) -> Iterator[list]:

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..errors import DamagedFile, UserError
-from ..settings import TokenSettings, problem
+from ..settings import Rank, TokenSettings, problem
 
 MODEL_TYPE = "chameleon-lite"
 OTHER_FILES = {  # how a file begins that is no safetensors ─▶ what it is
@@ -31,7 +31,7 @@ class AdapterSettings(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
     head: Literal["hyper", "lora"] = "hyper"  # the paper's hyper-network, or one static pair
-    rank: int = Field(4, ge=1, le=1 << 14)
+    rank: Rank = 4
     scale: float = Field(1.0, gt=0, le=1e6)  # α
     dropout: float = Field(0.5, ge=0, lt=1)  # inside the hyper-network
     hidden: list[int] = Field([64, 32], min_length=2, max_length=2)  # its two inner widths
@@ -59,7 +59,7 @@ class AdapterSettings(BaseModel):
     @field_validator("prompts")
     @classmethod
     def _cuts(cls, value: dict) -> dict:
-        TokenSettings(**value)
+        TokenSettings.model_validate(value)
         return value
 
 
@@ -67,9 +67,8 @@ def checked(fields: Mapping, where: str = "adapter") -> dict:
     """The fields of an adapter's configuration, with defaults; UserError, naming the first that is wrong."""
     try:
         return AdapterSettings(**fields).model_dump()
-    except (ValidationError, TypeError) as error:
-        what = problem(error) if isinstance(error, ValidationError) else f"prompts: {error}"
-        raise UserError(f"{where}: {what}") from None
+    except ValidationError as error:
+        raise UserError(f"{where}: {problem(error)}") from None
 
 
 def read_settings(folder: Path) -> dict:

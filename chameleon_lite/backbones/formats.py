@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..errors import unknown
+from ..errors import UserError
 
 ALWAYS_EXACT = ("inv_freq",)  # ends of the names of buffers that stay as they are in every number format
 CPU_FLAGS = {"avx512_bf16", "amx_bf16"}  # 16-bit units, as /proc/cpuinfo spells them
@@ -51,7 +51,7 @@ def device_of(name: str | torch.device | None = None) -> torch.device:
     counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     there = [name for kind, n in counts.items() if n for name in (kind, *(f"{kind}:{i}" for i in range(n)))]
     if str(name or there[0]) not in there:
-        raise unknown("device", str(name), there)
+        raise UserError(f"device {str(name)!r} is not there; choose one of {', '.join(there)}")
     return torch.device(name or there[0])
 
 

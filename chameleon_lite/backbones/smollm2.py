@@ -34,16 +34,9 @@ def geometry():
     """The model's configuration, for counting parameters where the weights are not at hand."""
     from transformers import LlamaConfig
 
-    return LlamaConfig(
-        vocab_size=49_152,
-        hidden_size=576,
-        intermediate_size=1_536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8_192,
-        tie_word_embeddings=True,
-    )
+    sizes = dict(vocab_size=49_152, hidden_size=576, intermediate_size=1_536, max_position_embeddings=8_192)
+    layers = dict(num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3)
+    return LlamaConfig(**sizes, **layers, tie_word_embeddings=True)
 
 
 def fetch_smollm2() -> Path:

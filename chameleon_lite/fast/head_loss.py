@@ -3,9 +3,9 @@
     logits = h Wᵀ + b + α (h downᵀ) upᵀ + bias        g = softmax(logits) − onehot(target)        (M, V)
     ∂/∂up = α gᵀ (h downᵀ)     ∂/∂down = α (g up)ᵀ h     ∂/∂bias = Σ g     ∂/∂h = g W + α (g up) down
 
-W and b are frozen, so one large product, h Wᵀ, is all that a step needs unless h requires its gradient. It is done
-once for all heads, in 16-bit numbers where the machine has them; softmax and sums are in float32. Rows go
-through in chunks, gradients are formed while a chunk's logits exist, and nothing of size V outlives its chunk.
+W and b are frozen, so one large product, h Wᵀ, is all that a step needs unless h requires its gradient. It is
+done once for all heads, in 16-bit numbers where the machine has them; softmax and sums are in float32. Rows
+go through in chunks, gradients are formed while a chunk's logits exist, and nothing of size V outlives it.
 """
 
 import importlib.util
@@ -59,9 +59,9 @@ def _terms(update: HeadUpdate | None) -> HeadUpdate:
 def _in_order(
     h, target, weight, updates: Updates, groups: GroupOf = None, scale: float = 1.0, **how
 ) -> tuple[Tensor, Tensor, Call, Tensor | None]:
-    """The rows, targets and the call with rows of one group side by side, and the order (M,) if that moved any.
+    """Rows, targets and the call, rows of one group side by side, and the order (M,) if that moved any.
 
-    Correct in any order; but without the GPU kernels, the fewer groups a chunk holds, the smaller its products.
+    Correct in any order; but without the GPU kernels, fewer groups in a chunk make its products smaller.
     """
     runs, order = _runs(checked(h, target, weight, updates, groups), h.device), None
     first = next((group for group in runs if group is not None), None)
@@ -132,7 +132,7 @@ def forward_pass(
 
 
 def uses_triton(weight: HeadWeight, kernel: str | None) -> bool:
-    """Whether the GPU kernels do the pass: if named, or on a GPU with 16-bit numbers where Triton is installed."""
+    """Whether the GPU kernels do the pass: if named, or on a GPU with 16-bit numbers and Triton."""
     if kernel not in (None, "torch", "triton"):
         raise ValueError(f"kernel {kernel!r} must be 'torch', 'triton' or None")
     if kernel is None and weight.weight.device.type == "cuda" and weight.weight.dtype.itemsize == 2:

@@ -1,10 +1,10 @@
-"""The head loss on a GPU: heads of a small rank share their launches, others go one by one (see `head_loss.py`).
+"""The head loss on a GPU: heads of a small rank share launches, others go one by one (see `head_loss.py`).
 
-    tasks ─┬ rank ≤ 32, each group its own factors ─▶ Bundle: S slots side by side, one launch for all its heads
-           └ larger, or a mixture of shared slots  ─▶ wide: z upᵀ added to a copy of the logits, g written, two products
+    tasks ─┬ rank ≤ 32, each group its own factors ─▶ Bundle: S slots side by side, one launch for all heads
+           └ larger, or a mixture of shared slots  ─▶ wide: z upᵀ added to a copy of the logits, two products
 
-With few heads a GPU may be done with a chunk before the host has described the next, so the host does little: where
-rows lie is worked out once for each number of rows and heads, and scalings are left to products and kernels.
+With few heads a GPU may be done with a chunk before the host has described the next, so the host does little:
+where rows lie is worked out once per number of rows and heads, and scalings are left to products and kernels.
 """
 
 from functools import lru_cache
@@ -175,7 +175,7 @@ class Bundle:
 
 
 class Layout(NamedTuple):
-    """Where the rows of each slot lie in a chunk, on the device; tables (·, 4) int32 of head, slot, first row, end."""
+    """Where each slot's rows lie in a chunk, on the device; tables (·, 4) int32 of head, slot, first, end."""
 
     slot: Tensor  # (H, n) int64, the slot of each head's row
     tiles: Tensor  # (T, 4), heads that read the same logits side by side
@@ -233,7 +233,7 @@ def _cut(runs: np.ndarray, size: int) -> np.ndarray:
 
 
 def wide_step(task: HeadTask, chunk: Chunk, base: Tensor, gh: Tensor | None) -> Tensor:
-    """Losses (n,) of one head of a large rank or with mixtures; gradients are added to the task's and to gh (n, C)."""
+    """Losses (n,) of a head of large rank or with mixtures; gradients go to the task's and to gh (n, C)."""
     if task.update.bias is not None and task.group is not None:
         return torch_step(task, chunk, base, gh, reuse=False)  # no place here for a bias per row
     part, weight = task.factors(chunk.rows), task.weight
@@ -256,5 +256,5 @@ def wide_step(task: HeadTask, chunk: Chunk, base: Tensor, gh: Tensor | None) -> 
 
 
 def _aligned(x: Tensor) -> Tensor:
-    """x (m, R) with zero columns up to a multiple of 8: matrix units are several times slower on odd widths."""
+    """x (m, R) with zero columns up to a multiple of 8: matrix units are much slower on odd widths."""
     return torch.nn.functional.pad(x, (0, -x.shape[1] % 8))

@@ -3,13 +3,12 @@
     h (B, T, C) ── frozen head ─▶ base (B, T, V)                   one product for all rows
     rows of one group ── (h downᵀ) upᵀ ─▶ added to their base       groups of equal size in one baddbmm
 
-Which rows belong together is worked out once; decoding then repeats nothing but the arithmetic. One condition per row
-and one for the whole batch are special cases.
+Which rows belong together is worked out once; decoding then repeats nothing but the arithmetic.
 
-The frozen head multiplies by a copy of its weight whose rows are padded to a multiple of 64: matrix units need aligned
-columns. GPT-2's 50,257 as such make a 16-bit product several times slower, also for the few rows of a decoding step,
-where nothing hides it. The copy costs V · C numbers of device memory. A vocabulary that is aligned, 32-bit weights, and
-CPUs gain nothing and get no copy.
+The frozen head multiplies by a copy of its weight whose rows are padded to a multiple of 64: matrix units
+need aligned columns. GPT-2's 50,257 as such make a 16-bit product several times slower, also for the few rows
+of a decoding step, where nothing hides it. The copy costs V · C numbers of device memory. A vocabulary that
+is aligned, 32-bit weights, and CPUs gain nothing and get no copy.
 """
 
 from collections.abc import Callable
@@ -31,8 +30,8 @@ def update_logits(update: HeadUpdate, group: Tensor, rows: int | None = None) ->
 class MixedUpdate:
     """An update of G groups, ready for batches whose row b belongs to group `group[b]`, (B,) int64.
 
-    Rows that are repeated one after another (beams, several samples per prompt) need no new layout: a batch of
-    k · B rows is taken as k copies of each. Groups that own no row are left out.
+    Rows that are repeated one after another (beams, several samples per prompt) need no new layout: a batch
+    of k · B rows is taken as k copies of each. Groups that own no row are left out.
     """
 
     mix: Tensor | None = None  # (B, R) a row's weights of the shared slots, in the rows' order
@@ -53,9 +52,7 @@ class MixedUpdate:
             own = ids[by_size].to(device)
             update = HeadUpdate(*(None if x is None else x[own] for x in update))
         self.update, ends = update, groups.cumsum(0).tolist()
-        self.runs = list(
-            zip(groups.tolist(), sizes.tolist(), ends)
-        )  # groups, rows in each, the last group's end
+        self.runs = list(zip(groups.tolist(), sizes.tolist(), ends))  # groups, rows in each, groups' end
         self._cast: dict[tuple, list[tuple]] = {}  # by the formats of states and logits
 
     def __call__(self, head: Callable[[Tensor], Tensor], h: Tensor, scale: float = 1.0) -> Tensor:
@@ -93,9 +90,9 @@ class MixedUpdate:
         return base if in_place else torch.cat(parts)
 
     def _factors(self, states: torch.dtype, logits: torch.dtype) -> list[tuple]:
-        """(groups, rows in each, down (g, C, R), up (g, R, V), bias (g, 1, V)) of each run, as the products take them.
+        """(groups, rows in each, down (g, C, R), up (g, R, V), bias (g, 1, V)) of each run.
 
-        Cached from token to token; not where gradients are recorded: the first backward pass uses up their graph.
+        Cached from token to token; not where gradients are recorded: one backward pass uses up their graph.
         """
         key = states, logits
         if key in self._cast and not torch.is_grad_enabled():
@@ -115,7 +112,7 @@ _copies: "WeakKeyDictionary[nn.Linear, AlignedHead]" = WeakKeyDictionary()
 
 
 def aligned(head: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The head, or without gradients its padded copy where that is faster; a copy lives as long as its head."""
+    """The head, or without gradients its padded copy where that is faster; it lives as long as its head."""
     if not gains(head):
         return head
     if torch.is_grad_enabled():
@@ -135,7 +132,7 @@ def gains(head: Callable[[Tensor], Tensor]) -> bool:
 
 
 class AlignedHead:
-    """A head's logits by way of the padded copy; equal to the head's own but for the rounding of another summation."""
+    """A head's logits by way of the padded copy: the head's own but for the rounding of another summation."""
 
     def __init__(self, head: nn.Linear) -> None:
         weight, bias = head.weight.detach(), head.bias

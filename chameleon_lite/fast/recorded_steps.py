@@ -2,9 +2,9 @@
 
     conditions, states, targets, token count, dropout masks ─▶ recorder ─▶ step on one batch ─▶ nats (H,)
 
-A recording draws nothing at random, so masks of dropout are drawn beforehand; positions that count nothing fill up a
-step to one of few lengths. Recorded are steps of one process on states that were computed beforehand, in which every
-head has one update; any other step is taken plainly.
+A recording draws nothing at random, so masks of dropout are drawn beforehand; positions that count nothing
+fill up a step to one of few lengths. Recorded are steps of one process on states that were computed
+beforehand, in which every head has one update; any other step is taken plainly.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +26,7 @@ _using: Recorder | None = None
 
 @contextmanager
 def using(recorder: Recorder) -> Iterator[None]:
-    """Steps of every training inside the block go through this recorder; Recorder(device, limit=0) records nothing."""
+    """Steps of trainings inside the block go through this recorder; Recorder(device, 0) records none."""
     global _using
     before, _using = _using, recorder
     try:
@@ -37,7 +37,7 @@ def using(recorder: Recorder) -> Iterator[None]:
 
 @contextmanager
 def replayed(step: Callable[..., Tensor]) -> Iterator[Callable[..., Tensor]]:
-    """`step` of train.py, recorded on a GPU and replayed; the block is one training, at whose end recordings go."""
+    """`step` of train.py, recorded on a GPU and replayed; recordings end with the block, one training."""
     run = Replayed(step, _using)
     try:
         yield run
@@ -47,7 +47,7 @@ def replayed(step: Callable[..., Tensor]) -> Iterator[Callable[..., Tensor]]:
 
 
 class Replayed:
-    """The steps of one training: the plain step where it cannot be recorded, and the same through the recorder."""
+    """The steps of one training: plain where a step cannot be recorded, else through the recorder."""
 
     def __init__(self, step: Callable[..., Tensor], recorder: Recorder | None) -> None:
         self.step, self.recorder = step, recorder
@@ -178,7 +178,7 @@ def dropping(module: nn.Module) -> dict[nn.Dropout, str]:
 
 
 def roomy(count: int) -> int:
-    """The number of positions that a step of `count` is filled up to: few different ones, and little added."""
+    """The positions that a step of `count` is filled up to: few different numbers, and little added."""
     step = 64 if count <= 1_024 else 256 if count <= 4_096 else 1_024
     return -(-count // step) * step
 

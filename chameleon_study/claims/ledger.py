@@ -1,6 +1,6 @@
 """The claims, one by one: a verdict is what a rule makes of the records, never something typed.
 
-paper.json (claims) + RULES + StoredRuns(results, benchmarks) ─▶ one row per claim ─▶ table, CSV, results/verdicts.json
+paper.json + DECIDE + StoredRuns(results, benchmarks) ─▶ one row per claim ─▶ table, CSV, verdicts.json
 results/verdicts.json ─▶ scoreboard, the first page of the book
 """
 
@@ -10,17 +10,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from chameleon_lite import files
-from chameleon_lite.errors import DamagedFile
+from chameleon_lite.errors import DamagedFile, RunFailed, UserError, unknown
 
+from ..records import load_results
 from ..regimes import REGIMES
+from ..released.proofs.store import load_proofs
+from ..stored import read, reason, storing
 from . import rules
 from .continuations import coherent_outputs
 from .contrasts import StoredRuns, registered
 from .paper import claims
 from .rules import UNTESTED, ClaimVerdict, Rule, holds
-from .rules_released import published_again, without_a_model
-from .rules_speed import modest_overhead
+from .rules_stored import modest_overhead, published_again, without_a_model
 
 OPEN = "not measured yet"
 INSTRUCTED = ("alpaca", "docstrings-instructions")  # corpora whose condition is an instruction
@@ -56,13 +57,13 @@ RULES = {c["claim"]: (c["confirmed_if"], DECIDE[c["claim"]]) for c in claims()}
 def ledger(
     results: Path, backbone: str = "smollm2", draws: int = 10_000, benchmarks: Path | None = None
 ) -> dict[int, ClaimVerdict]:
-    """The verdict of every claim from a results folder and its timings; without records all are "not tested"."""
+    """The verdict of every claim from a results folder and its timings; "not tested" without records."""
     evidence = StoredRuns(results, backbone, draws, benchmarks)
     return {claim: rule(evidence) for claim, (_, rule) in RULES.items()}
 
 
 def ledger_frame(verdicts: dict[int, ClaimVerdict]) -> pd.DataFrame:
-    """One row per claim: what it says, the rule, the verdict, the deciding number and the corpora's verdicts."""
+    """One row per claim: what it says, the rule, the verdict, its number and the corpora's verdicts."""
     rows = []
     for c in claims():
         number, v = c["claim"], verdicts[c["claim"]]
@@ -72,14 +73,31 @@ def ledger_frame(verdicts: dict[int, ClaimVerdict]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def checked(results: Path, backbone: str, benchmarks: Path | None) -> None:
+    """UserError where a folder holds nothing that could decide a claim, or nothing of this backbone."""
+    backbones = {r.backbone for r in [*load_results(results), *load_proofs(results)]}
+    if not backbones:
+        raise UserError(f"no records in {results}/: give the folder that run --results wrote to")
+    if backbone not in backbones:
+        raise unknown(f"backbone among the records in {results}/", backbone, backbones)
+    if benchmarks is not None and not benchmarks.is_dir():
+        raise UserError(f"no folder of timings at {benchmarks}: give the one that bench writes to")
+
+
 def write_verdicts(verdicts: dict[int, ClaimVerdict], path: Path) -> None:
-    """The scoreboard's file: tested claims as `claim`, `status`, `number` and the part of it that decided."""
+    """The scoreboard's file: tested claims as `claim`, `status`, `number` and the part of it that decided.
+
+    Refused where a claim that has a verdict there would lose it.
+    """
     rows = [
         {"claim": claim, "status": v.verdict, "number": v.number, "deciding": v.deciding or v.number}
         for claim, v in verdicts.items()
         if v.verdict != UNTESTED
     ]
-    with files.atomic(path) as part:
+    if lost := set(stored_verdicts(path.parent)) - {row["claim"] for row in rows}:
+        claim = ", ".join(map(str, sorted(lost)))
+        raise RunFailed(f"{path} is kept: these records test no claim {claim}; remove the file to replace it")
+    with storing(path) as part:
         part.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -89,10 +107,11 @@ def stored_verdicts(results: Path) -> dict[int, dict]:
     if not path.exists():
         return {}
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(read(path))
         return {int(row["claim"]): {k: row[k] for k in ("status", "number", "deciding")} for row in rows}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(f"{path} holds no list of verdicts ({error}): write it again") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"holds no list of verdicts, {reason(error)}"
+        raise DamagedFile(f"{path} {what}: restore it, or remove it and write it again") from error
 
 
 def scoreboard(results: Path) -> list[dict]:

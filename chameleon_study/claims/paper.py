@@ -1,4 +1,4 @@
-"""The paper's published numbers, read from the one file that holds them (`paper.json`, arXiv 2502.04315 v3)."""
+"""The paper's published numbers (arXiv 2502.04315 v3), read from the one file that holds them."""
 
 import json
 from functools import cache
@@ -19,7 +19,7 @@ def table_rows(table: int) -> list[dict]:
 
 
 def published(table: int, regime: str, field: str) -> float:
-    """One published number, e.g. `published(1, "R4", "validation_loss")`; UserError for a name that is not there."""
+    """One published number, e.g. published(1, "R4", "validation_loss"); UserError for a wrong name."""
     rows = {row["regime"]: row for row in table_rows(table)}
     return _named("field", field, _named(f"regime in the paper's table {table}", regime, rows))
 

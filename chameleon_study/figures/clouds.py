@@ -1,4 +1,4 @@
-"""Vectors as points: maps coloured by group or number, a number against length; logit shifts as a heat map."""
+"""Vectors as points: maps by group or number, a number against length; shifts as a heat map."""
 
 from collections.abc import Sequence
 
@@ -38,9 +38,9 @@ def bare(ax):
     return ax
 
 
-def against_length(ax, lengths, values, index: int = 0, label: str = ""):
+def against_length(ax, lengths, values, index: int = 0):
     """One point per document: tokens (N,) on a logarithmic axis against any number (N,)."""
-    ax.plot(lengths, values, **_point(index), label=label, markersize=3, alpha=0.35)
+    ax.plot(lengths, values, **_point(index), markersize=3, alpha=0.35)
     ax.set_xscale("log", base=2)
     ax.set_xticks([16, 32, 64, 128, 256], ["16", "32", "64", "128", "256"])
     ax.minorticks_off()

@@ -1,4 +1,4 @@
-"""The walk from the released to the honest procedure: one bar per switch, what it changes and the loss after it."""
+"""The walk from the released to the honest procedure: one bar per switch, with the loss after it."""
 
 import pandas as pd
 
@@ -9,11 +9,11 @@ LABELS = {"": "as released"} | {name: row["label"] for name, row in SWITCHES.ite
 
 
 def waterfall(ax, walk: pd.DataFrame, regimes: dict[str, str]):
-    """Draw `walk` (as `walk_frame` gives it; several seeds are averaged) from top to bottom.
+    """Draw `walk` (as `walk_frame` gives it) from top to bottom, for `regimes` with their names.
 
-    A bar reaches from the loss before a switch was mended to the loss after; the number is the loss after and, in
-    brackets, the change. A hatched bar changed the yardstick. A black line goes from the lowest to the highest seed.
-    `regimes` maps the regimes to draw to their names.
+    A bar reaches from the loss before a switch was mended to the loss after, means over seeds; the number is
+    the loss after and, in brackets, the change. A hatched bar changed the yardstick. A black line goes from
+    the lowest to the highest seed.
     """
     steps, height = walk.drop_duplicates("step"), 0.62 / len(regimes)
     beside = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 9.5}

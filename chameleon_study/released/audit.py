@@ -1,4 +1,4 @@
-"""The paper's text beside its released scripts, 48 rows in our own words (`audit.csv`), and how each is decided."""
+"""The paper's text beside its released scripts: 48 differences, and how each is decided."""
 
 from importlib.resources import files
 

@@ -1,9 +1,9 @@
 """Clusters and batches of the released scripts, written anew and vectorised.
 
-    x (N, C) ── random rows as centroids, 10 Lloyd steps ─▶ labels (N,) ── one fixed list ─▶ batches of one cluster
+    x (N, C) ─ random rows as centroids, 10 Lloyd steps ─▶ labels (N,) ─ one fixed list ─▶ batches
 
-Released code: no seed, empty clusters keep their stale centroid, clusters may hold a single row, and the list of
-batches is made once. Here: the same with a seed; the method's cluster.py and batches.py hold what the study uses.
+Released code: no seed, empty clusters keep their stale centroid, clusters may hold a single row.
+Here: the same with a seed; the method's cluster.py and batches.py hold what the study uses.
 """
 
 import pandas as pd
@@ -16,14 +16,14 @@ from chameleon_lite.errors import UserError
 LLOYD_STEPS = 10
 
 
-def released_clusters(x: Tensor, k: int, *, seed: int, steps: int = LLOYD_STEPS) -> Clustering:
-    """k-means of x (N, C): k random rows, then `steps` Lloyd steps, once; UserError for k > N."""
+def released_clusters(x: Tensor, k: int, *, seed: int) -> Clustering:
+    """k-means of x (N, C): k random rows, then LLOYD_STEPS, once; UserError for k > N."""
     if not 1 <= k <= len(x):
         raise UserError(f"cannot make {k} clusters of {len(x)} documents; choose between 1 and {len(x)}")
     rows = x.detach().float()
     start = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:k]
     centroids = rows[start.to(x.device)]  # (K, C)
-    for _ in range(steps):
+    for _ in range(LLOYD_STEPS):
         labels, _ = nearest_centroid(rows, centroids)
         centroids = _means(rows, labels, centroids)
     labels, distance = nearest_centroid(rows, centroids)
@@ -41,7 +41,7 @@ def _means(rows: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
 def released_batches(labels: Tensor, size: int, *, seed: int) -> list[Tensor]:
     """Rows of labels (N,) as batches (≤ size,) of one cluster, clusters in order of first appearance.
 
-    The seed decides only which rows of a cluster larger than `size` share a batch; the list serves every epoch.
+    The seed decides only which rows of a cluster larger than `size` share a batch.
     """
     number = torch.from_numpy(pd.factorize(labels.cpu().numpy())[0])  # (N,) by first appearance
     return _cut(number, size, torch.Generator().manual_seed(seed))

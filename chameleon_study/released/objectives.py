@@ -1,13 +1,11 @@
 """What the released scripts score: each objective picks (state, target) pairs from a padded batch.
 
     ids (B, T), mask (B, T) ─ pick ─▶ row (M,), column (M,), target (M,)
-      hidden[row, column] (M, C) ─ losses ─▶ (nll_sum, n_tokens)
 
     pick_last   state and token of the final padded position          mode "last" of the released scripts
     pick_full   state and token of every position, padding included   their mode "full"
 
-Unshifted: the target is the token just read, the pad token on padding. `loss.next_token_pairs` picks what this
-book scores.
+Unshifted: the target is the token just read, or the pad token. This book scores `loss.next_token_pairs`.
 """
 
 from collections.abc import Callable
@@ -22,7 +20,7 @@ IGNORED_BY_RELEASED = 0  # their ignore id: an ordinary token of every vocabular
 
 
 def released_last(hidden: Tensor, ids: Tensor, losses: Losses) -> tuple[Tensor, int]:
-    """The released scripts' loss of mode "last" (compute_loss): at most one target per row, and mostly padding.
+    """The scripts' loss of mode "last" (compute_loss): at most one target per row, and mostly padding.
 
     hidden (B, T, C) under `released_mask`; ids (B, T) padded to one length. Returns (nll_sum, n_tokens).
     """
@@ -39,7 +37,7 @@ def released_mask(ids: Tensor) -> Tensor:
 
 
 def pick_full(ids: Tensor, real: Tensor | None = None) -> Pick:
-    """Every position of ids (B, T) but the ignored id's; with the mask `real` (B, T) every position of text instead."""
+    """Every position of ids (B, T) but those of the ignored id, or those of text by the mask `real`."""
     row, column = (ids != IGNORED_BY_RELEASED if real is None else real).nonzero(as_tuple=True)
     return row, column, ids[row, column]
 

@@ -1,7 +1,7 @@
 """A corpus under a protocol: rows, states, vectors, clusters and batches, switch by switch.
 
-load_corpus ─ split ─ tokenise ─▶ TokenTable per split ─ padded_states or LivePaddedStates ─▶ scored pairs
-                                       └ span, with or without padding ─▶ vectors ─ k-means ─▶ batches per seed
+Corpus ─ split ─ tokenise ─▶ TokenTable per split ─ padded_states, LivePaddedStates ─▶ scored pairs
+                                 └ span, padded or not ─▶ vectors ─ k-means ─▶ batches per seed
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from ..config import Experiment
 from ..prepare import check_batch, common_facts, timed
 from ..regimes import RANK
 from .clusters import cluster_batches, released_batches, released_clusters
-from .protocol import Protocol, needs_no_prompt, protocol_of
+from .protocol import Protocol, protocol_of
 from .states import LivePaddedStates, Scoring, live_dropout, padded_states
 
 SCRIPT_SEED = 42  # the Alpaca script draws its validation rows with this seed
@@ -73,11 +73,8 @@ def prepare_released(
     protocol, seconds = protocol_of(settings.protocol), {}
     documents = documents_by_split(settings, protocol, corpus)
     tables = timed(seconds, "tokens", lambda: _tables(settings, protocol, backbone, documents))
-    dropout, scoring = None, scoring_of(settings, protocol)
-    feature, matmul = (
-        number_format(kind, backbone.device)
-        for kind in (settings.train.feature_dtype, settings.train.matmul_dtype)
-    )
+    dropout, scoring, train = None, scoring_of(settings, protocol), settings.train
+    feature, matmul = (number_format(x, backbone.device) for x in (train.feature_dtype, train.matmul_dtype))
     if protocol.backbone != "cached":
         backbone = copied(backbone)  # its layers will be changed, the caller's stay as they are
         if protocol.backbone == "live with dropout":
@@ -94,19 +91,11 @@ def prepare_released(
 
     scored = timed(seconds, "features", lambda: {split: states(split) for split in tables})
     vectors = {split: _vectors(settings, protocol, backbone, t) for split, t in tables.items()}
+    clustered, conditions = ({split: pair[i] for split, pair in vectors.items()} for i in (0, 1))
+    weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul)
+    read = (corpus, tables, scored, clustered, conditions)
     return ReleasedCorpus(
-        settings,
-        protocol,
-        backbone,
-        corpus,
-        tables,
-        scored,
-        {s: v[0] for s, v in vectors.items()},
-        {s: v[1] for s, v in vectors.items()},
-        HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul),
-        str(feature).removeprefix("torch."),
-        dropout,
-        seconds,
+        settings, protocol, backbone, *read, weight, str(feature).removeprefix("torch."), dropout, seconds
     )
 
 
@@ -119,7 +108,6 @@ def scoring_of(settings: Experiment, protocol: Protocol) -> Scoring:
 def documents_by_split(settings: Experiment, protocol: Protocol, corpus: Corpus) -> dict[str, tuple]:
     """The documents of each split that is not empty, as the protocol's `split` switch deals them."""
     prompts = any(d.prompt for part in corpus.splits.values() for d in part)
-    needs_no_prompt(protocol, corpus.name, prompts)
     if not (prompts and protocol.split == "script"):
         splits = {split: corpus.splits[split] for split in SPLITS if corpus.splits.get(split)}
     else:
@@ -159,7 +147,7 @@ def _tables(settings, protocol, backbone, documents) -> dict[str, TokenTable]:
 def _vectors(settings, protocol, backbone, table: TokenTable) -> tuple[Tensor, Tensor]:
     """The vectors that are clustered and those that condition, (N, C) each, on the device.
 
-    Plain text reads the row or the prefix for both; prompt/response text clusters on the prompt and conditions on
+    Plain text reads the row or the prefix for both; instructions cluster on the prompt and condition on
     the span that `tokens.condition_on` names.
     """
     weight = backbone.embedding.detach().cpu()
@@ -168,10 +156,8 @@ def _vectors(settings, protocol, backbone, table: TokenTable) -> tuple[Tensor, T
     if protocol.reads == "row" and not (stop > 1).any():
         stop = table.lengths
         condition = from_the_start(stop)
-    spans = (from_the_start(stop), condition)
-    return tuple(
-        span_vectors(replace(table, condition=span), weight, length).to(backbone.device) for span in spans
-    )
+    tables = (replace(table, condition=span) for span in (from_the_start(stop), condition))
+    return tuple(span_vectors(t, weight, length).to(backbone.device) for t in tables)
 
 
 def from_the_start(stop: np.ndarray) -> np.ndarray:
@@ -180,7 +166,7 @@ def from_the_start(stop: np.ndarray) -> np.ndarray:
 
 
 def span_vectors(table: TokenTable, weight: Tensor, length: int | None) -> Tensor:
-    """Normalised mean embedding (N, C) of each document's condition span; with `length`, over the padded row."""
+    """Normalised mean embedding (N, C) of the condition spans; with `length`, over the padded row."""
     mean = mean_embeddings(table, weight, span="condition", normalised=False)  # (N, C)
     if length is not None:
         count = torch.from_numpy(table.condition[:, 1] - table.condition[:, 0]).unsqueeze(1).to(mean)
@@ -193,10 +179,7 @@ def labels_of(material: ReleasedCorpus, seed: int) -> dict[str, Tensor]:
     rows, protocol = material.settings.clusters.batch_rows, material.protocol
     fit = released_clusters if protocol.kmeans == "ten steps" else fit_clusters
     out = {}
-    for (
-        split,
-        x,
-    ) in material.cluster_vectors.items():  # on the device; scikit-learn's k-means moves what it needs
+    for split, x in material.cluster_vectors.items():
         if itself := split == "train" or protocol.validation_clusters == "itself":
             check_batch(len(x), rows)
             fitted = fit(x, len(x) // rows, seed=seed)
@@ -218,5 +201,5 @@ def order_of(material: ReleasedCorpus, split, labels: Tensor, seed: int, epoch: 
 
 
 def scored_batches(batches: list[Tensor], counts: Tensor) -> list[Tensor]:
-    """The batches with at least one scored token by counts (N,): the others have no mean: NaN in the scripts."""
+    """The batches with a scored token by counts (N,); the others have no mean, NaN in the scripts."""
     return [b for b in batches if int(counts[b].sum())]

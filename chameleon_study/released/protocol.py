@@ -1,12 +1,11 @@
 """The released procedure, the described one and the honest one as settings of the same switches.
 
-    Protocol(objective=…, average=…, …)     one field per difference; switches.yaml has what each is about
-    preset("as_released")                   what the released scripts do (ChameleonLLM's repository at f163587)
-    preset("as_described")                  what the paper's text says
-    preset("honest")                        what this book's study does
+    Protocol(objective=…, …)    one field per difference; switches.yaml has what each is about
+    preset("as_released")       what the released scripts do (ChameleonLLM's repository at f163587)
+    preset("as_described")      what the paper's text says
+    preset("honest")            what this book's study does
 
-A switch between two procedures can be turned alone, so that its worth can be measured; combinations
-that contradict themselves are refused with the reason.
+A switch can be turned alone, so that its worth can be measured; contradictions are refused with the reason.
 """
 
 from importlib.resources import files
@@ -27,7 +26,7 @@ SWITCHES = yaml.safe_load((files(__package__) / "switches.yaml").read_text(encod
 class Protocol(Settings):
     """Every difference between the paper's text, the released scripts and the honest study."""
 
-    objective: Literal["last", "full", "next_token"]
+    objective: Literal["last", "next_token"]
     ignored: Literal["id 0", "padding"]
     attention: Literal["id not 0", "padding"]
     average: Literal["batch", "token"]
@@ -48,14 +47,12 @@ class Protocol(Settings):
         reasons = {
             "layers: true changes the hidden states in every step, so backbone cannot be cached; "
             "set backbone: live": self.layers and cached,
-            "objective next_token scores real tokens only; ignored: id 0 belongs to last and full: "
+            "objective next_token scores real tokens only; ignored: id 0 belongs to last: "
             "set ignored: padding": next_token and self.ignored == "id 0",
-            f"reads: prefix leaves the prefix unscored, objective {self.objective} scores fixed positions; "
+            f"reads: prefix leaves the prefix unscored, objective {self.objective} scores one position; "
             "set objective: next_token": self.reads == "prefix" and not next_token,
             "reads: prefix has no padding that padding_in_mean could average; "
             "set padding_in_mean: false": self.reads == "prefix" and self.padding_in_mean,
-            "objective full is measured on cached states only: it is a control, not a table; "
-            "set backbone: cached": self.objective == "full" and not cached,
         }
         for reason, clash in reasons.items():
             if clash:
@@ -70,7 +67,7 @@ PRESETS = {
 
 
 def preset(name: str, **switches: Any) -> Protocol:
-    """A preset with some switches turned; UserError for unknown names and for contradictions, with the reason."""
+    """A preset with some switches turned; UserError for unknown names and for contradictions."""
     if name not in PRESETS:
         raise unknown("protocol", name, PRESETS)
     for switch in switches:
@@ -88,9 +85,9 @@ def protocol_of(settings: ProtocolSettings) -> Protocol:
 
 
 def mended(settings: ProtocolSettings) -> list[tuple[str, ProtocolSettings]]:
-    """The protocols of a walk: the start, then one after each switch of `mend` took honest's value, cumulatively.
+    """The protocols of a walk: the start, then one after each switch of `mend` became honest, cumulatively.
 
-    Each comes with the name of the switch just turned ("" for the start). Every stop of the walk is checked.
+    Each comes with the name of the switch just turned ("" for the start), and is checked.
     """
     steps = [("", settings.model_copy(update={"mend": ()}))]
     for switch in settings.mend:
@@ -101,15 +98,6 @@ def mended(settings: ProtocolSettings) -> list[tuple[str, ProtocolSettings]]:
     for _, step in steps:
         protocol_of(step)
     return steps
-
-
-def needs_no_prompt(protocol: Protocol, corpus: str, prompts: bool) -> None:
-    """Refuse objective full on prompt/response text, where the released script fails (audit, row 6)."""
-    if prompts and protocol.objective == "full" and protocol.ignored == "id 0":
-        raise UserError(
-            f"objective full with ignored: id 0 cannot run on {corpus}: prompt labels are -100, the ignored id is 0, "
-            "so -100 is looked up as a class and cross-entropy fails (as the released script does)"
-        )
 
 
 def voices() -> list[dict[str, str]]:

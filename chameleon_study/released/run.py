@@ -1,9 +1,9 @@
 """Tables 1 and 2 under any protocol: the heads of one seed trained side by side, measured, and taken apart.
 
     ReleasedCorpus ─ per seed: cluster, batch ─▶ train_heads (train.py) ─▶ losses per row
-      ─▶ validation loss as the protocol averages it · full and padded rows apart · training loss, running and re-read
+      ─▶ validation loss as averaged · full and padded rows apart · training loss, running and re-read
 
-Every record holds the decomposition L = f · L_full + (1 − f) · L_pad, with each row weighted as the average weights it.
+Every record holds L = f · L_full + (1 − f) · L_pad, with each row weighted as the average weights it.
 """
 
 import math
@@ -36,9 +36,8 @@ from .protocol import Protocol
 REGIMES = ("R0", "R1", "R2", "R3", "R4")
 HYPER_INIT = {"wikitext": "wikitext", "alpaca": "alpaca", "described": "wikitext", "no_op": None}
 Orders = dict[str, Arrangement]  # split to its fixed batches
-Trained = tuple[
-    str, Member | None, Orders, float
-]  # regime, head (None for the frozen model), orders, seconds
+# regime, head (None for the frozen model), orders, seconds
+Trained = tuple[str, Member | None, Orders, float]
 
 
 def make_head(regime: str, width: int, vocab: int, protocol: Protocol, seed: int) -> Head:
@@ -58,9 +57,9 @@ def check_released(settings: Experiment) -> None:
             raise unknown(f"regime under protocol {settings.protocol.preset}", name, REGIMES)
     missing = [r for r in settings.regimes if r != "R0" and r not in settings.learning_rates]
     if missing:
-        released = "(released: 5.0e-4 on WikiText-2, 2.0e-4 on Alpaca)"
         sweeps = f"protocol {settings.protocol.preset} sweeps nothing: give learning_rates for"
-        raise UserError(f"{sweeps} {', '.join(missing)} {released}")
+        released = "released: 5.0e-4 on WikiText-2, 2.0e-4 on Alpaca"
+        raise UserError(f"{sweeps} {', '.join(missing)} ({released})")
 
 
 def measure_released(
@@ -71,11 +70,9 @@ def measure_released(
     reset_peak(material.backbone.device)
     for regime, member, orders, training in train_released(material, regimes, seed, context.processes):
         started = time.perf_counter()
-        metrics, nll = measure(material, regime, member, orders)
+        metrics, rows = measure(material, regime, member, orders)
         seconds = {"training": training, "evaluation": time.perf_counter() - started}
-        rows = [_rows(material, split, nll[split], orders[split]) for split in nll if split != "train"]
-        outcome = Outcome(member=member, seconds=seconds)
-        yield record_of(context, regime, corpus, seed, outcome, metrics), pd.concat(rows)
+        yield record_of(context, regime, corpus, seed, Outcome(member=member, seconds=seconds), metrics), rows
 
 
 def train_released(
@@ -123,12 +120,10 @@ def _member(material: ReleasedCorpus, regime: str, seed: int) -> Member:
 
 
 def source_of(material: ReleasedCorpus, regime: str, split: str) -> Source | None:
-    """A regime's condition source in a split: none, a constant, or the mean of the batch's rows."""
-    if regime in ("R0", "R1", "R2"):
-        return None
+    """A regime's condition source in a split: a constant, the mean of the batch's rows, or none."""
     if regime == "R3":
         return Constant(material.condition_vectors["train"].mean(0))
-    return BatchMean(material.condition_vectors[split])
+    return BatchMean(material.condition_vectors[split]) if regime == "R4" else None
 
 
 def row_losses(material: ReleasedCorpus, regime: str, member: Member | None, split: str, order) -> Tensor:
@@ -150,7 +145,7 @@ def row_weights(counts: Tensor, batches: list[Tensor], over: str) -> Tensor:
 def decomposition(nll: Tensor, counts: Tensor, full: Tensor, weight: Tensor) -> dict[str, float]:
     """f, L_full and L_pad of L = f · L_full + (1 − f) · L_pad; nll, counts, full and weight are (N,).
 
-    The share f and both means weight each row as the average does; `full_row_nll` and `padded_row_nll` are the plain
+    f and both means weight each row as the average does; `full_row_nll` and `padded_row_nll` are the plain
     means over tokens, no numbers for a kind without rows.
     """
     out = {"rows": float(len(nll)), "full_rows": float(full.sum()), "full_share": float(full.double().mean())}
@@ -164,17 +159,21 @@ def decomposition(nll: Tensor, counts: Tensor, full: Tensor, weight: Tensor) -> 
 
 def measure(
     material: ReleasedCorpus, regime: str, member: Member | None, orders: Orders
-) -> tuple[dict, dict]:
-    """Metrics of one trained regime, and its losses per row by split."""
-    over, metrics, rows = material.protocol.average, {}, {}
+) -> tuple[dict[str, float], pd.DataFrame]:
+    """Metrics of one trained regime; scored tokens, nll and weight in the average of each held-out row."""
+    over, metrics, frames = material.protocol.average, {}, []
     for split, order in orders.items():
-        batches, counts = order.steps(), material.scored[split].counts
-        nll = rows[split] = row_losses(material, regime, member, split, order)
+        batches, counts, full = order.steps(), material.scored[split].counts, material.full(split)
+        nll = row_losses(material, regime, member, split, order)
         key = "train_eval" if split == "train" else split
         metrics[f"{key}_nll"] = float(average(nll, counts, over, batches))
         metrics[f"{key}_token_nll"] = float(average(nll, counts))
-        if split == "validation":
-            metrics |= decomposition(nll, counts, material.full(split), row_weights(counts, batches, over))
+        if split != "train":
+            table, weight = material.tables[split], row_weights(counts, batches, over)
+            columns = {"split": split, "document": table.names, "group": table.groups}
+            numbers = {"tokens": counts, "nll": nll, "full": full, "weight": weight}
+            frames.append(pd.DataFrame(columns | {name: x.numpy() for name, x in numbers.items()}))
+            metrics |= decomposition(nll, counts, full, weight) if split == "validation" else {}
     if member is not None:  # the curve's first point is before training
         best = min(member.curve[1:], key=lambda point: point["validation_nll"])
         metrics |= {"train_nll": best["train_nll"], "best_epoch": float(best["epoch"])}
@@ -182,16 +181,7 @@ def measure(
     split = "test" if material.protocol.reported == "test" else "validation"
     metrics["reported_nll"] = metrics[f"{split}_nll"]
     metrics["reported_ppl"] = math.exp(min(metrics["reported_nll"], 700.0))
-    return metrics, rows
-
-
-def _rows(material: ReleasedCorpus, split: str, nll: Tensor, order: Arrangement) -> pd.DataFrame:
-    """One row per held-out document: scored tokens, summed nll, whether it is full, its weight in the average."""
-    table, counts = material.tables[split], material.scored[split].counts
-    weight = row_weights(counts, order.steps(), material.protocol.average)
-    columns = {"split": split, "document": table.names, "group": table.groups, "tokens": counts.numpy()}
-    columns |= {"nll": nll.numpy(), "full": material.full(split).numpy(), "weight": weight.numpy()}
-    return pd.DataFrame(columns)
+    return metrics, pd.concat(frames)
 
 
 def _fresh_layers(backbone: Backbone, seed: int) -> list[nn.Parameter]:

@@ -1,15 +1,16 @@
 """States and targets of rows padded to one length: what the released objectives score.
 
-    TokenTable ─ rows padded to `length`, mask by the protocol ─ backbone ─ pick ─▶ h (S, C), target (S,)
+    TokenTable ─ rows padded, mask by the protocol ─ backbone ─ pick ─▶ h (S, C), target (S,)
       cached: one pass, its scored positions stored on disk, then `ScoredStates`        `padded_states`
       live:   a pass per batch, for layers that train or a backbone with dropout on   `LivePaddedStates`
 
-The pass computes padded positions too where the mask lets them be attended; nothing else gives their states.
+The pass computes padded positions where the mask lets them be attended; nothing else gives their states.
 """
 
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,15 +18,13 @@ from torch import Tensor, nn
 
 from chameleon_lite.backbones.formats import arithmetic
 from chameleon_lite.backbones.stored import stored
-from chameleon_lite.errors import unknown
 from chameleon_lite.loss import next_token_pairs
 from chameleon_lite.states import BATCH_TOKENS, ScoredStates, fetched, place_of
 from chameleon_lite.text import by_length, cumulative
 from chameleon_lite.train_layers import LiveStates
 
-from .objectives import Pick, pick_full, pick_last, released_mask
+from .objectives import Pick, pick_last, released_mask
 
-OBJECTIVES = ("last", "full", "next_token")
 GPT2_DROPOUT = 0.1  # what the released scripts had live, by GPT-2's own configuration
 
 
@@ -33,17 +32,13 @@ GPT2_DROPOUT = 0.1  # what the released scripts had live, by GPT-2's own configu
 class Scoring:
     """What is scored of a padded row, and under which mask its states are computed."""
 
-    objective: str  # "last", "full", "next_token"
+    objective: Literal["last", "next_token"]
     length: int  # tokens a row is padded to
     released_attention: bool  # mask by "id is not 0" instead of by padding
     ignore_padding: bool  # False: the released scripts' ignored id 0
 
-    def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise unknown("objective", self.objective, OBJECTIVES)
-
     def batch(self, table, rows) -> tuple[Tensor, Tensor, Pick]:
-        """Documents rows (B,) as ids (B, T), the backbone's mask (B, T), and rows, columns and targets (M,) that count.
+        """Documents rows (B,) as ids (B, T), the backbone's mask (B, T), and the pairs (M,) that count.
 
         T is the length, or the longest row's where padding is idle.
         """
@@ -52,14 +47,13 @@ class Scoring:
         if self.objective == "next_token":
             prefix = torch.from_numpy(table.prefix[np.asarray(rows)])
             return ids, mask.long(), next_token_pairs(ids, real, prefix)
-        pick = pick_last if self.objective == "last" else pick_full
-        return ids, mask.long(), pick(ids, real if self.ignore_padding else None)
+        return ids, mask.long(), pick_last(ids, real if self.ignore_padding else None)
 
 
 def padded_states(
     backbone, table, scoring: Scoring, *, dtype: torch.dtype, folder: Path | None = None
 ) -> ScoredStates:
-    """The scored pairs of a table on the backbone's device; states come from disk where they were computed before."""
+    """The scored pairs of a table on the backbone's device; states are stored on disk."""
     device = backbone.head.weight.device
     target, counts = _targets(table, scoring)
 
@@ -122,18 +116,18 @@ def _targets(table, scoring: Scoring) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(targets).astype(np.int64), np.concatenate(counts).astype(np.int64)
 
 
-def live_dropout(lm: nn.Module, value: float = GPT2_DROPOUT) -> dict:
-    """Give `lm.train()` an effect, which a training loop has that calls it on a frozen model; what was found and set.
+def live_dropout(lm: nn.Module) -> dict:
+    """Give `lm.train()` on a frozen model an effect, as the scripts have; returns what was found and set.
 
-    GPT-2 has Dropout modules at 0.1. Llama-like models keep one number per attention module, `attention_dropout`, and
-    most ship with 0: then it is set. `applies` is False where the architecture has no dropout at all.
+    GPT-2 has Dropout modules at 0.1. Llama-like models keep a number per attention module, most at 0: then
+    it is set. `applies` is False where the architecture has no dropout at all.
     """
     modules = [m for m in lm.modules() if isinstance(m, nn.Dropout) and m.p > 0]
     if modules:
         return {"applies": True, "configured": max(m.p for m in modules), "set": None, "sites": len(modules)}
     sites = [m for m in lm.modules() if isinstance(getattr(m, "attention_dropout", None), int | float)]
     configured = max((float(m.attention_dropout) for m in sites), default=0.0)
-    new = value if sites and not configured else None
+    new = GPT2_DROPOUT if sites and not configured else None
     for module in sites if new else ():
         module.attention_dropout = new
     return {"applies": bool(sites), "configured": configured, "set": new, "sites": len(sites)}

@@ -118,10 +118,9 @@ def circumstances(results: Path, names: list[str]) -> pd.DataFrame:
 
 
 def controls_frame(results: Path, names: list[str]) -> pd.DataFrame:
-    """In the released loss, the hyper-network (R4) minus its controls, seed by seed: mean and 95 % t interval.
+    """The hyper-network's (R4) released loss minus its controls', seed by seed: mean and 95 % t interval.
 
-    R1 and R2 are static, R3 reads a constant: what R4 does not have over them is not its batch's context. Columns:
-    experiment, difference, nats, low, high, n seeds, and what the interval shows of R4's loss.
+    R1 and R2 are static, R3 reads a constant: what R4 does not have over them is not its batch's context.
     """
     rows = []
     for name in names:

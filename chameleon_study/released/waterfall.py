@@ -1,10 +1,10 @@
-"""The path from the released to the honest procedure: its stops in order, and the effect of each mended switch.
+"""The path from the released to the honest procedure: its stops, and the effect of each mended switch.
 
-    waterfall-*.jsonl ─ walk_frame ─▶ one row per stop, regime and seed ─ steps_frame ─▶ one row per stop, with changes
+    waterfall-*.jsonl ─ walk_frame ─▶ a row per stop, regime and seed ─ steps_frame ─▶ a row per stop
 
-A stop is identified by its resolved protocol, so a switch that an experiment sets from the start and mends later (the
-initialisation on Alpaca) is a step like any other. Some switches change the yardstick: which positions are scored, or
-how they are averaged. Losses on the two sides of such a step are means over different things.
+A stop is identified by its resolved protocol, so a switch that is set from the start and mended later is
+a step like any other. Some switches change the yardstick: which positions are scored, or how they are
+averaged. Losses on the two sides of such a step are means over different things.
 """
 
 import pandas as pd
@@ -18,10 +18,10 @@ YARDSTICK = ("objective", "ignored", "average", "reads", "split", "reported")
 
 
 def walk_frame(records: list[Record]) -> pd.DataFrame:
-    """One row per stop, regime and seed, in order: step number, the switch just mended, loss and what was scored.
+    """One row per stop, regime and seed, in order: the switch just mended, loss and what was scored.
 
-    `scored` counts the positions, and `rows` the rows, of the split whose loss is reported; `full rows` those of the
-    validation split that have no padding.
+    `scored` counts positions and `rows` rows of the split whose loss is reported, `full rows` those of the
+    validation split without padding.
     """
     honest, stops = PRESETS["honest"].model_dump(), {}
     for record in records:

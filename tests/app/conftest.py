@@ -93,3 +93,11 @@ def refused(command):
         return lines[0]
 
     return call
+
+
+@pytest.fixture
+def source(command, two_kinds):
+    """in.jsonl in the current folder, 60 texts."""
+    path = Path("in.jsonl")
+    path.write_text("\n".join(json.dumps({"text": text}) for text in two_kinds(60)) + "\n")
+    return path

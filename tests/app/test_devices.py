@@ -24,4 +24,4 @@ def test_a_device_that_is_not_there_is_refused(refused, texts, adapter_folder, t
         ["prove", tmp_path / "small.yaml"],
         ["bench", "--quick", "--out", "b.json"],
     ):
-        refused(*words, "--device", device, says=f"unknown device {device!r}")
+        refused(*words, "--device", device, says=f"device {device!r} is not there")

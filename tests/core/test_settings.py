@@ -13,7 +13,6 @@ OF_FIT = [
     ({"learning_rate": INF}, "learning_rate"),
     ({"learning_rate": -1}, "learning_rate"),
     ({"learning_rate": 0}, "learning_rate"),
-    ({"learning_rate": 1e30}, "learning_rate"),
     ({"learning_rate": True}, "learning_rate"),
     ({"rank": 10**9}, "rank"),
     ({"rank": -1}, "rank"),
@@ -94,7 +93,7 @@ def test_a_device_that_is_not_there_is_refused_by_every_command(name):
     from chameleon_lite.backbones.formats import device_of
 
     if name:
-        with pytest.raises(UserError, match="unknown device"):
+        with pytest.raises(UserError, match="is not there; choose one of"):
             load_backbone("tiny", device=name)
     assert device_of().type == ("cuda" if torch.cuda.is_available() else device_of().type)
     assert device_of("cpu") == torch.device("cpu")

@@ -1,6 +1,6 @@
-"""The twelve experiments that show what the released tables measure, in the order a doubting reader would want them.
+"""The twelve experiments that show what the released tables measure, in a doubting reader's order.
 
-Subject (corpus, backbone, released procedure, one seed trained) ─ PROOFS ─▶ numbers, and words that are no numbers
+Subject (corpus, backbone, one seed trained) ─ PROOFS ─▶ numbers, and words that are no numbers
   ─ proofs.yaml: title, audit rows, a sentence ─▶ Proof
 """
 
@@ -11,13 +11,13 @@ import yaml
 
 from chameleon_lite.errors import unknown
 
-from ...provenance import provenance
-from . import clustering, data_and_training, parameters, scoring
+from ...provenance import circumstances
+from . import clustering, scoring, training
 from .store import Proof
 from .subject import Shown, Subject
 
 TEXTS = yaml.safe_load((files(__package__) / "proofs.yaml").read_text(encoding="utf-8"))
-PARTS = (scoring, clustering, parameters, data_and_training)
+PARTS = (scoring, clustering, training)
 # name ▶ what is measured; None where it does not apply to the subject's corpus
 PROOFS: dict[str, Callable[[Subject], Shown | None]] = {
     name: next(getattr(part, name) for part in PARTS if hasattr(part, name)) for name in TEXTS
@@ -25,27 +25,18 @@ PROOFS: dict[str, Callable[[Subject], Shown | None]] = {
 
 
 def prove_all(subject: Subject, command: str, names: Iterable[str] | None = None) -> list[Proof]:
-    """Run the named proofs (all by default) on a subject; those that do not apply to its corpus are left out."""
-    proofs, settings = [], subject.settings
-    for name in names or PROOFS:
-        if name not in PROOFS:
-            raise unknown("proof", name, PROOFS)
+    """Run the named proofs (or all) on a subject; those that do not apply to its corpus are left out."""
+    proofs, names = [], list(names or PROOFS)
+    if odd := [name for name in names if name not in PROOFS]:
+        raise unknown("proof", odd[0], PROOFS)
+    for name in names:
         subject.say(f"proof {name}")
         if (shown := PROOFS[name](subject)) is None:
             continue
         numbers, words = shown
         texts = TEXTS[name] | {"shows": TEXTS[name]["shows"].format(**numbers, **words)}
-        proofs.append(
-            Proof(
-                proof=name,
-                **texts,
-                numbers=numbers,
-                backbone=settings.backbone,
-                corpus=subject.corpus,
-                profile=settings.profile,
-                settings=settings.model_dump(mode="json"),
-                data=subject.material.facts(subject.seed),
-                provenance=provenance(str(subject.backbone.device), command),
-            )
-        )
+        made = circumstances(subject.settings, subject.backbone.device, command)
+        made = {field: made[field] for field in ("backbone", "profile", "settings", "provenance")}
+        made |= {"corpus": subject.corpus, "data": subject.material.facts(subject.seed)}
+        proofs.append(Proof(proof=name, **texts, numbers=numbers, **made))
     return proofs

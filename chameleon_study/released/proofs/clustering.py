@@ -1,4 +1,4 @@
-"""Proofs about clusters: the metric under other clusterings, what clusters consist of, the start of k-means."""
+"""Proofs about clusters: the metric under other clusterings, what clusters hold, k-means' start."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +12,7 @@ from chameleon_lite.train import average
 
 from ...claims.paper import published
 from ...cluster_quality import cluster_quality
-from ...vectors import main_direction, mean_cosine
+from ...sources import main_direction, mean_cosine
 from ..clusters import released_batches, released_clusters
 from ..prepare import from_the_start, scored_batches, span_vectors
 from .store import CLUSTERINGS, Proof
@@ -23,7 +23,7 @@ SMALL = 8  # rows
 
 
 def clustering_spread(subject: Subject) -> Shown:
-    """The losses of the same heads, averaged over the batches of each of 20 clusterings of the validation rows."""
+    """The losses of the same heads, averaged over the batches of each of 20 clusterings."""
     full = subject.material.full("validation").double()
     rows, smallest = [], []
     for seed in range(CLUSTERINGS):
@@ -47,7 +47,7 @@ def clustering_spread(subject: Subject) -> Shown:
 
 
 def _clustered(subject: Subject, fit: Callable, seed: int) -> tuple[Clustering, list[Tensor]]:
-    """A clustering of the validation rows with about a batch of rows per cluster; its batches with scored tokens."""
+    """A clustering of the validation rows, a batch of rows per cluster, and its scored batches."""
     size, vectors = subject.settings.clusters.batch_rows, subject.material.cluster_vectors["validation"].cpu()
     clustering = fit(vectors, max(1, len(vectors) // size), seed=seed)
     batches = released_batches(clustering.labels, size, seed=seed)
@@ -60,7 +60,7 @@ def _loss(subject: Subject, regime: str, batches: list[Tensor]) -> float:
 
 
 def length_clusters(subject: Subject) -> Shown:
-    """How much of the rows' length clusters explain, of validation vectors with and without padding in the mean."""
+    """How much of the rows' length clusters explain, with and without padding in the mean."""
     table, size = subject.material.tables["validation"], subject.settings.clusters.batch_rows
     stop = table.prefix if subject.prompts else table.lengths  # prompts are clustered by the prompt
     table, numbers = replace(table, condition=from_the_start(stop)), {}
@@ -79,7 +79,7 @@ def length_clusters(subject: Subject) -> Shown:
 
 
 def first_component(x: Tensor, values: np.ndarray) -> tuple[float, float]:
-    """Share of the variance of x (N, C) in its first principal component, and |Spearman| of it with values (N,)."""
+    """Share of x's (N, C) variance in its first component, and that one's |Spearman| with values (N,)."""
     from scipy.stats import spearmanr
 
     along, share = main_direction(x)
@@ -87,7 +87,7 @@ def first_component(x: Tensor, values: np.ndarray) -> tuple[float, float]:
 
 
 def instruction_vectors(subject: Subject) -> Shown | None:
-    """Mean cosine of all pairs of instructions, with and without padding; None for a corpus without instructions."""
+    """Mean cosine of all pairs of instructions, with and without padding; None without any."""
     if not subject.prompts:
         return None
     table, length = subject.material.tables["train"], subject.settings.tokens.max_length
@@ -103,7 +103,7 @@ def instruction_vectors(subject: Subject) -> Shown | None:
 
 
 def kmeans_start(subject: Subject) -> Shown:
-    """Batch sizes, inertia and loss under ten steps and under k-means++, five seeds each, the same trained heads."""
+    """Batch sizes, inertia and loss under ten steps and under k-means++, five seeds, the same heads."""
     full, numbers = subject.material.full("validation").double(), {}
     numbers["clusters"] = float(max(1, len(full) // subject.settings.clusters.batch_rows))
     for name, fit in (("ten_steps", released_clusters), ("plusplus", fit_clusters)):

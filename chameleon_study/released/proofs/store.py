@@ -1,6 +1,5 @@
-"""A proof's outcome, the file that holds all of them (proofs.jsonl), and what stored ones say beside new ones."""
+"""A proof's outcome, the file that holds all of them, and what stored ones show beside new ones."""
 
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,18 +8,18 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from chameleon_lite import files
-from chameleon_lite.errors import DamagedFile, UserError
+from chameleon_lite.errors import UserError
 
 from ...claims.paper import paper, published
 from ...records import refuse_unfit
+from ...stored import read_lines, storing
 
 COMMIT = "f163587"  # of the released repository, which every statement about its functions refers to
 CLUSTERINGS = 20  # of the validation rows, over which the metric's spread is taken
 
 
 class Proof(BaseModel):
-    """One proof's outcome: `numbers` by name, `shows` what they show in a sentence, and where it was measured."""
+    """One proof's outcome: `numbers` by name, a sentence of what they show, where it was measured."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -45,14 +44,14 @@ class Proof(BaseModel):
 
 
 def store_proofs(proofs: list[Proof], results: Path) -> Path:
-    """Add proofs to a results folder, replacing those of the same key; refuses smoke runs and random weights."""
+    """Add proofs to a results folder, replacing those of the same key; no smoke runs, no random weights."""
     for p in proofs:
         refuse_unfit(f"proof {p.proof}", p.profile, p.backbone)
         if bad := [name for name, value in p.numbers.items() if not math.isfinite(value)]:
             raise UserError(f"proof {p.proof}: {bad[0]} is not finite")
     stored = {p.key: p for p in [*load_proofs(results), *proofs]}
     path = Path(results) / "proofs.jsonl"
-    with files.atomic(path) as part:
+    with storing(path) as part:
         part.write_text(
             "".join(stored[key].model_dump_json() + "\n" for key in sorted(stored)), encoding="utf-8"
         )
@@ -62,14 +61,7 @@ def store_proofs(proofs: list[Proof], results: Path) -> Path:
 def load_proofs(results: Path) -> list[Proof]:
     """The proofs of a results folder, [] where there are none; DamagedFile when the file cannot be read."""
     path = Path(results) / "proofs.jsonl"
-    if not path.is_file():
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [Proof.model_validate(json.loads(line)) for line in lines]
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise DamagedFile(f"{path} is damaged ({reason}): make the proofs again") from error
+    return read_lines(path, Proof) if path.is_file() else []
 
 
 def stored_sentences(stored: list[Proof], names: Iterable[str]) -> dict[str, str]:
@@ -86,7 +78,7 @@ def stored_sentences(stored: list[Proof], names: Iterable[str]) -> dict[str, str
 
 
 def early_checks(proofs: dict[str, Proof], vocab: int) -> dict[str, float]:
-    """Four cheap checks that show what a loss measures, from the proofs of one run, by name, and LoRA's spread."""
+    """Four cheap checks that show what a loss measures, from one run's proofs, and LoRA's spread."""
     spread, free = proofs["clustering_spread"].numbers, proofs["model_free"].numbers
     return {
         "untrained minus ln V (nats)": spread["R0_mean"] - math.log(vocab),

@@ -5,7 +5,6 @@ import torch
 
 from chameleon_lite.backbone import copied
 from chameleon_lite.backbones import stored
-from chameleon_lite.errors import UserError
 from chameleon_lite.states import ScoredStates, hidden_states
 from chameleon_study.released.states import LivePaddedStates, Scoring, live_dropout, padded_states
 
@@ -17,7 +16,7 @@ def both(tiny, table, scoring, folder):
     return cached, LivePaddedStates(tiny, table, scoring, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("objective", ["last", "full", "next_token"])
+@pytest.mark.parametrize("objective", ["last", "next_token"])
 def test_cached_and_live_states_agree(tiny, tiny_table, tmp_path, objective):
     scoring = Scoring(
         objective, LENGTH if objective != "next_token" else 96, objective != "next_token", False
@@ -126,8 +125,3 @@ def test_dropout_is_set_where_the_architecture_has_it_at_zero():
     assert live_dropout(lm) == {"applies": True, "configured": 0.0, "set": 0.1, "sites": 2}
     assert all(layer.self_attn.attention_dropout == 0.1 for layer in lm.model.layers)
     assert live_dropout(torch.nn.Linear(2, 2))["applies"] is False
-
-
-def test_unknown_objective_is_named():
-    with pytest.raises(UserError, match="unknown objective 'lats'.*did you mean 'last'"):
-        Scoring("lats", 8, True, False)
