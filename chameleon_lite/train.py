@@ -5,11 +5,11 @@
     nats / tokens of the step ─▶ backward ─▶ AdamW for each head
 
 A row is a document. `step` needs heads, loss and batches; `Source` and `States` say what else it reads. Heads
-that share batches form a cohort: states are read, and h Wᵀ is computed, once for all. With stored states
-nothing else is shared, so each head ends where it would have ended alone; with live states, whose layers are
-trained too, a cohort is one member. Learning rate, early stop and best state are per head. Of several
-processes each divides its share of a step's nats by the tokens of the whole step, before backward; gradients
-are only added: the result is that of one process.
+that share batches form a cohort: states are read once for all (and the fast form of the loss computes h Wᵀ
+once). With stored states nothing else is shared, so each head ends where it would have ended alone; with live
+states, whose layers are trained too, a cohort is one member. Learning rate, early stop and best state are per
+head. Of several processes each divides its share of a step's nats by the tokens of the whole step, before
+backward; gradients are only added: the result is that of one process.
 """
 
 import copy
