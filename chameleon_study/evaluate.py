@@ -10,7 +10,7 @@ rows (nan for documents that were not continued); no text is stored.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,13 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from chameleon_lite.backbone import Backbone
 from chameleon_lite.heads import Head
 from chameleon_lite.processes import Processes
 from chameleon_lite.train import Member, Source, average, evaluate, train_heads
 
 from .config import Experiment
-from .prepare import SEEN, PreparedCorpus, SeedClusterings, seed_material
+from .prepare import SEEN, Material, PreparedCorpus, SeedClusterings, seed_material
 from .provenance import circumstances
 from .records import FOREIGN, TRANSFER, Record, name_of
 from .regimes import CLUSTERED, REGIMES, Regime
@@ -34,15 +33,13 @@ from .text_scores import COLUMNS
 POSITIONS = 16  # scored positions per bin of "nll by position"
 UNPAIRED = ("validation", SEEN)  # splits whose documents no contrast pairs
 
-Say = Callable[[str], None]
-
 
 @dataclass
 class Context:
     """What the runs of one corpus share in the process that computes them."""
 
     settings: Experiment
-    material: PreparedCorpus  # or a ReleasedCorpus, where a protocol is followed
+    material: Material
     processes: Processes
     command: str
 
@@ -66,17 +63,19 @@ class Outcome:
 def train_seed(context: Context, trials: Sequence[tuple[Regime, float]], seed: int) -> list[Member]:
     """A head for each (regime, learning rate), in that order, trained with one seed."""
     settings, material = context.settings, context.material
-    seeded = seed_material(settings, material, seed)
-    members, sources = [], {}  # sources by regime: its learning rates share them
+    seeded, backbone = seed_material(settings, material, seed), material.backbone
+    regimes = {r.name: r for r, _ in trials}  # whose learning rates share sources
+    sources = {n: [source_of(r, seeded, s) for s in ("train", "validation")] for n, r in regimes.items()}
+    members, cohorts = [], {}
     for r, rate in trials:
-        if r.name not in sources:
-            sources[r.name] = [source_of(r, seeded, split) for split in ("train", "validation")]
-        head, name = _new_head(r, material.backbone, seeded), f"{r.name}@{rate:g}"
-        members.append(Member(name, head, *sources[r.name], rate, seed=seed * 1_000_003))
-    orders = [order_of(settings, r) for r, _ in trials]
-    for order in sorted(set(orders)):
+        with torch.random.fork_rng(devices=[]):  # the seed is of the head alone, whatever the cohort
+            torch.manual_seed(seed)
+            head = r.head(backbone, seeded.splits["train"]).to(backbone.device)
+        members.append(Member(f"{r.name}@{rate:g}", head, *sources[r.name], rate, seed=seed * 1_000_003))
+        cohorts.setdefault(order_of(settings, r), []).append(members[-1])
+    for order, cohort in sorted(cohorts.items()):
         train_heads(
-            [m for m, of_member in zip(members, orders) if of_member == order],
+            cohort,
             material.scored["train"],
             partial(seeded.epoch, "train", order),
             material.scored["validation"],
@@ -95,18 +94,8 @@ def order_of(settings: Experiment, r: Regime) -> str:
 
 def source_of(r: Regime, seeded: SeedClusterings, split: str, share: float = 0.0) -> Source | None:
     """A regime's condition source for a split, None without one; `share` of its vectors are foreign ones."""
-    if r.source is None:
-        return None
-    return r.source(
-        seeded.with_foreign(split, share) if share else seeded.splits[split], seeded.splits["train"]
-    )
-
-
-def _new_head(r: Regime, backbone: Backbone, seeded: SeedClusterings) -> Head:
-    """A freshly initialised head on the device; the seed is of the head alone, whatever the cohort."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeded.seed)
-        return r.head(backbone, seeded.splits["train"]).to(backbone.device)
+    own = seeded.with_foreign(split, share) if share else seeded.splits[split]
+    return r.source and r.source(own, seeded.splits["train"])
 
 
 class PositionSums:
@@ -136,24 +125,30 @@ class PositionSums:
 def measure(
     context: Context, seeded: SeedClusterings, regimes: list[Regime], members: dict[str, Member]
 ) -> dict[str, Outcome]:
-    """Read every split and probe once for every regime whose head (or that of `weights_of`) is at hand."""
-    out = {r.name: Outcome() for r in regimes}
-    material, settings, probes = context.material, context.settings.train, context.settings.probes
-    readings = [(split, 0.0) for split in material.tables if split != "train"]
-    readings += [("test", share) for share in probes.foreign_shares if material.foreign is not None]
-    for split, share in readings:
-        name = f"{FOREIGN}{round(100 * share)}" if share else split
-        readers = [r for r in regimes if _reads(r, split, share, probes.foreign_regimes)]
-        for order in sorted({order_of(context.settings, r) for r in readers}):
-            cohort = [r for r in readers if order_of(context.settings, r) == order]
+    """Read every split and probe once for every regime whose head (or that of `weights_of`) is at hand.
+
+    An oracle has labels of its own sources only; foreign rows are for the regimes named in the settings.
+    """
+    settings, material, out = context.settings, context.material, {r.name: Outcome() for r in regimes}
+    probes = settings.probes
+    readings = [(split, split, 0.0) for split in material.tables if split != "train"]
+    if material.foreign is not None:
+        readings += [(f"{FOREIGN}{round(100 * s)}", "test", s) for s in probes.foreign_shares]
+    for name, split, share in readings:
+        cohorts: dict[str, list[Regime]] = {}
+        for r in regimes:
+            blind = split.startswith(TRANSFER) and r.name.endswith("oracle")
+            if not blind and (not share or r.name in probes.foreign_regimes):
+                cohorts.setdefault(order_of(settings, r), []).append(r)
+        for order, cohort in sorted(cohorts.items()):
             watch = PositionSums(probes.position_bins) if name == "test" and probes.position_bins else None
             nll = evaluate(
                 [head_and_source(r, members, seeded, split, share) for r in cohort],
                 material.scored[split],
                 seeded.epoch(split, order, 0),
                 material.weight,
-                rows=settings.rows_per_step,
-                scale=settings.scale,
+                rows=settings.train.rows_per_step,
+                scale=settings.train.scale,
                 processes=context.processes,
                 watch=watch,
             )
@@ -162,13 +157,6 @@ def measure(
             for r, rows in zip(cohort, watch.rows() if watch else ()):
                 out[r.name].positions = rows
     return out
-
-
-def _reads(r: Regime, split: str, share: float, foreign_regimes) -> bool:
-    """An oracle has labels of its own sources only; foreign rows are for the regimes named in the settings."""
-    if split.startswith(TRANSFER) and r.name.endswith("oracle"):
-        return False
-    return not share or r.name in foreign_regimes
 
 
 def head_and_source(
@@ -204,7 +192,7 @@ def record_of(
 ) -> Record:
     """The record of one run, under whichever protocol."""
     settings, material, member = context.settings, context.material, outcome.member
-    own = member is not None and not REGIMES[regime].weights_of
+    own = member and not REGIMES[regime].weights_of
     return Record(
         **circumstances(settings, material.backbone.device, context.command),
         name=name_of(settings, regime, corpus, seed),

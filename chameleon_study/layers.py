@@ -41,9 +41,8 @@ LEARNING_RATES = (3e-4, 1e-3)
 def in_context(context: Context, seeded: SeedClusterings, r: Regime) -> Outcome:
     """R14: the frozen model reads its cluster neighbours' prefixes before the row; the same positions are scored."""
     started, material = time.perf_counter(), context.material
-    dtype = getattr(torch, material.feature_dtype)
     nll = {}
-    with arithmetic(material.backbone, dtype):
+    with arithmetic(material.backbone, material.feature_dtype):
         for split in ("validation", "test"):
             groups = seeded.epoch(split, CLUSTERED, 0).groups(NEIGHBOURS + 1).of
             nll[split] = _in_context_nll(material, split, groups)

@@ -27,9 +27,9 @@ from chameleon_lite.processes import Processes
 
 from .config import Experiment
 from .corpora import load_corpus
-from .evaluate import Context, Outcome, Say, documents_frame, measure, metrics_of, record_of, train_seed
+from .evaluate import Context, Outcome, documents_frame, measure, metrics_of, record_of, train_seed
 from .layers import PROCEDURES
-from .prepare import prepare, seed_material
+from .prepare import Say, prepare, seed_material
 from .provenance import default_command, reset_peak
 from .records import Record, name_of, read_run, write_run
 from .regimes import REGIMES, Regime

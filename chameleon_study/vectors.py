@@ -23,7 +23,7 @@ CHUNK = 4_096  # documents whose hidden states are averaged at once
 class Views(dict[str, Tensor]):
     """The vectors (N, C) of one split by name, each computed when first read and stored on the backbone's device."""
 
-    def __init__(self, backbone: Backbone, table: TokenTable, states: np.ndarray | None, length: int) -> None:
+    def __init__(self, backbone: Backbone, table: TokenTable, states: np.ndarray, length: int) -> None:
         """states (L, C) are those of the table's tokens; `length` is that of a padded row."""
         super().__init__()
         self.table, self.states, self.length = table, states, length
@@ -40,21 +40,13 @@ class Views(dict[str, Tensor]):
         return self[name]
 
 
-def with_foreign(vectors: Tensor, foreign: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """vectors (N, C) with round(share · N) rows replaced by rows of foreign (F, C): outliers for conditions."""
-    count = round(share * len(vectors))
-    place = torch.randperm(len(vectors), generator=generator)[:count].to(vectors.device)
-    out = vectors.clone()
-    pick = torch.randint(len(foreign), (count,), generator=generator).to(foreign.device)
-    out[place] = foreign[pick].to(out)
-    return out
-
-
-def _padded(views: Views) -> Tensor:
-    count = torch.from_numpy(views.count)[:, None].to(views.embedding)  # (N, 1)
-    total = mean_embeddings(views.table, views.embedding, normalised=False) * count
-    pads = (views.length - count).clamp_min(0)
-    return normalise(total + pads * views.embedding[views.table.pad_id].float())
+def span_vectors(table: TokenTable, weight: Tensor, length: int | None) -> Tensor:
+    """Normalised mean embedding (N, C) of each document's condition span; with `length`, over the padded row."""
+    mean = mean_embeddings(table, weight, normalised=False)  # (N, C)
+    if length is not None:
+        count = torch.from_numpy(np.diff(table.condition)).to(mean)  # (N, 1)
+        mean = (mean * count + weight[table.pad_id].float() * (length - count)) / length
+    return normalise(mean)
 
 
 def _length(views: Views) -> Tensor:
@@ -76,7 +68,7 @@ def _states(views: Views) -> Tensor:
 
 MAKERS: dict[str, Callable[[Views], Tensor]] = {
     "prefix": lambda views: mean_embeddings(views.table, views.embedding),
-    "padded": _padded,
+    "padded": lambda views: span_vectors(views.table, views.embedding, views.length),
     "row": lambda views: mean_embeddings(views.table, views.embedding, span="row"),
     "length": _length,
     "states": _states,

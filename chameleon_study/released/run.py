@@ -9,7 +9,6 @@ Every record holds the decomposition L = f · L_full + (1 − f) · L_pad, with 
 import math
 import time
 from collections.abc import Iterator
-from functools import partial
 
 import pandas as pd
 import torch
@@ -30,25 +29,22 @@ from ..provenance import reset_peak
 from ..records import Record
 from ..regimes import RANK
 from ..sources import BatchMean, Constant
-from .prepare import ReleasedCorpus, labels_of, order_of
+from .prepare import ReleasedCorpus, orders_of
 from .protocol import Protocol
 
 REGIMES = ("R0", "R1", "R2", "R3", "R4")
-HYPER_INIT = {"wikitext": "wikitext", "alpaca": "alpaca", "described": "wikitext", "no_op": None}
 Orders = dict[str, Arrangement]  # split to its fixed batches
-Trained = tuple[
-    str, Member | None, Orders, float
-]  # regime, head (None for the frozen model), orders, seconds
 
 
 def make_head(regime: str, width: int, vocab: int, protocol: Protocol, seed: int) -> Head:
     """The head of R1 … R4 as the protocol initialises it; the seed is of this head alone."""
+    start, rank = protocol.initialisation, matched_rank(width, vocab, RANK) if regime == "R2" else RANK
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if regime in ("R3", "R4"):
-            return HyperHead(width, vocab, RANK, released_init=HYPER_INIT[protocol.initialisation])
-        rank = RANK if regime == "R1" else matched_rank(width, vocab, RANK)
-        return LoraHead(width, vocab, rank, released_init=protocol.initialisation in ("wikitext", "alpaca"))
+        if regime in ("R1", "R2"):
+            return LoraHead(width, vocab, rank, released_init=start in ("wikitext", "alpaca"))
+        hyper = {"described": "wikitext", "no_op": None}.get(start, start)
+        return HyperHead(width, vocab, RANK, released_init=hyper)
 
 
 def check_released(settings: Experiment) -> None:
@@ -71,39 +67,37 @@ def measure_released(
     reset_peak(material.backbone.device)
     for regime, member, orders, training in train_released(material, regimes, seed, context.processes):
         started = time.perf_counter()
-        metrics, nll = measure(material, regime, member, orders)
+        metrics, rows = measure(material, regime, member, orders)
         seconds = {"training": training, "evaluation": time.perf_counter() - started}
-        rows = [_rows(material, split, nll[split], orders[split]) for split in nll if split != "train"]
-        outcome = Outcome(member=member, seconds=seconds)
-        yield record_of(context, regime, corpus, seed, outcome, metrics), pd.concat(rows)
+        yield record_of(context, regime, corpus, seed, Outcome(member=member, seconds=seconds), metrics), rows
 
 
 def train_released(
     material: ReleasedCorpus, regimes: list[str], seed: int, processes: Processes | None = None
-) -> Iterator[Trained]:
-    """Train one seed's heads and yield each, ready to be measured: the layers below it are in its state then.
+) -> Iterator[tuple[str, Member | None, Orders, float]]:
+    """Train one seed's heads; yields each regime, its head, None for the frozen model, the fixed orders and seconds.
 
-    Heads share every batch, unless the layers below them train too: then one after the other.
+    The layers below a head are in its state until the next one is asked for. Heads share every batch, unless these
+    layers train too: then one after the other.
     """
-    labels = labels_of(material, seed)
-    orders = {split: order_of(material, split, labels[split], seed, None) for split in labels}
-    trained = [r for r in regimes if r != "R0"]
+    orders, epoch = orders_of(material, seed)
+    layers, trained = material.protocol.layers, [r for r in regimes if r != "R0"]
     if "R0" in regimes:
-        if material.protocol.layers:
+        if layers:
             _fresh_layers(material.backbone, seed)
         yield "R0", None, orders, 0.0
-    for cohort in [[r] for r in trained] if material.protocol.layers else filter(None, [trained]):
+    for cohort in [[r] for r in trained] if layers else filter(None, [trained]):
         started = time.perf_counter()
         members = {r: _member(material, r, seed) for r in cohort}
         train_heads(
             list(members.values()),
             material.scored["train"],
-            partial(order_of, material, "train", labels["train"], seed),
+            epoch,
             material.scored["validation"],
             orders["validation"],
             material.weight,
             material.settings.train,
-            processes or Processes(),
+            processes,
             over=material.protocol.average,
         )
         seconds = (time.perf_counter() - started) / len(cohort)
@@ -116,25 +110,22 @@ def _member(material: ReleasedCorpus, regime: str, seed: int) -> Member:
     head = make_head(regime, backbone.width, backbone.vocab, material.protocol, seed)
     if material.protocol.layers:
         head = WithLayers(head, _fresh_layers(backbone, seed))
-    head.to(backbone.device)
     sources = [source_of(material, regime, split) for split in ("train", "validation")]
     rate = material.settings.learning_rates[regime]
-    return Member(regime, head, *sources, rate, seed=seed * 1_000_003)
+    return Member(regime, head.to(backbone.device), *sources, rate, seed=seed * 1_000_003)
 
 
 def source_of(material: ReleasedCorpus, regime: str, split: str) -> Source | None:
     """A regime's condition source in a split: none, a constant, or the mean of the batch's rows."""
-    if regime in ("R0", "R1", "R2"):
-        return None
     if regime == "R3":
         return Constant(material.condition_vectors["train"].mean(0))
-    return BatchMean(material.condition_vectors[split])
+    return BatchMean(material.condition_vectors[split]) if regime == "R4" else None
 
 
 def row_losses(material: ReleasedCorpus, regime: str, member: Member | None, split: str, order) -> Tensor:
     """nll sums (N,) of a split's rows under a trained regime, float64 on the host."""
-    head = member.head if member else None
-    pair, scale = (head, source_of(material, regime, split)), material.settings.train.scale
+    pair = (member and member.head, source_of(material, regime, split))
+    scale = material.settings.train.scale
     return evaluate([pair], material.scored[split], order, material.weight, scale=scale)[0].cpu()
 
 
@@ -164,43 +155,46 @@ def decomposition(nll: Tensor, counts: Tensor, full: Tensor, weight: Tensor) -> 
 
 def measure(
     material: ReleasedCorpus, regime: str, member: Member | None, orders: Orders
-) -> tuple[dict, dict]:
-    """Metrics of one trained regime, and its losses per row by split."""
-    over, metrics, rows = material.protocol.average, {}, {}
+) -> tuple[dict[str, float], pd.DataFrame]:
+    """Metrics of one trained regime, and one row per held-out document.
+
+    A row's columns: split, document, group, scored tokens, summed nll, whether it is full, and `weight`, what its nll
+    is multiplied by in the average.
+    """
+    over, metrics, frames = material.protocol.average, {}, []
     for split, order in orders.items():
-        batches, counts = order.steps(), material.scored[split].counts
-        nll = rows[split] = row_losses(material, regime, member, split, order)
+        batches, counts, table = order.steps(), material.scored[split].counts, material.tables[split]
+        nll = row_losses(material, regime, member, split, order)
         key = "train_eval" if split == "train" else split
         metrics[f"{key}_nll"] = float(average(nll, counts, over, batches))
         metrics[f"{key}_token_nll"] = float(average(nll, counts))
+        if split == "train":
+            continue
+        full, weight = material.full(split), row_weights(counts, batches, over)
         if split == "validation":
-            metrics |= decomposition(nll, counts, material.full(split), row_weights(counts, batches, over))
+            metrics |= decomposition(nll, counts, full, weight)
+        columns = {"split": split, "document": table.names, "group": table.groups, "tokens": counts.numpy()}
+        columns |= {"nll": nll.numpy(), "full": full.numpy(), "weight": weight.numpy()}
+        frames.append(pd.DataFrame(columns))
     if member is not None:  # the curve's first point is before training
         best = min(member.curve[1:], key=lambda point: point["validation_nll"])
         metrics |= {"train_nll": best["train_nll"], "best_epoch": float(best["epoch"])}
         metrics["validation_last_epoch_nll"] = member.curve[-1]["validation_nll"]
-    split = "test" if material.protocol.reported == "test" else "validation"
-    metrics["reported_nll"] = metrics[f"{split}_nll"]
+    metrics["reported_nll"] = metrics[
+        "test_nll" if material.protocol.reported == "test" else "validation_nll"
+    ]
     metrics["reported_ppl"] = math.exp(min(metrics["reported_nll"], 700.0))
-    return metrics, rows
-
-
-def _rows(material: ReleasedCorpus, split: str, nll: Tensor, order: Arrangement) -> pd.DataFrame:
-    """One row per held-out document: scored tokens, summed nll, whether it is full, its weight in the average."""
-    table, counts = material.tables[split], material.scored[split].counts
-    weight = row_weights(counts, order.steps(), material.protocol.average)
-    columns = {"split": split, "document": table.names, "group": table.groups, "tokens": counts.numpy()}
-    columns |= {"nll": nll.numpy(), "full": material.full(split).numpy(), "weight": weight.numpy()}
-    return pd.DataFrame(columns)
+    return metrics, pd.concat(frames)
 
 
 def _fresh_layers(backbone: Backbone, seed: int) -> list[nn.Parameter]:
+    """The LoRA factors of a backbone's layers, as at the start of training; the seed is of these alone."""
+    factors = lora_parameters(backbone)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        parameters = lora_parameters(backbone)
-        for name, parameter in parameters.items():
+        for name, parameter in factors.items():
             start = torch.zeros(parameter.shape)
             if ".lora_A." in name:
                 nn.init.kaiming_uniform_(start, a=math.sqrt(5))
             parameter.copy_(start)
-    return list(parameters.values())
+    return list(factors.values())

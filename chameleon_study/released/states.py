@@ -7,7 +7,6 @@
 The pass computes padded positions too where the mask lets them be attended; nothing else gives their states.
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 
 from chameleon_lite.backbones.formats import arithmetic
 from chameleon_lite.backbones.stored import stored
-from chameleon_lite.errors import unknown
 from chameleon_lite.loss import next_token_pairs
 from chameleon_lite.states import BATCH_TOKENS, ScoredStates, fetched, place_of
 from chameleon_lite.text import by_length, cumulative
@@ -25,7 +23,6 @@ from chameleon_lite.train_layers import LiveStates
 
 from .objectives import Pick, pick_full, pick_last, released_mask
 
-OBJECTIVES = ("last", "full", "next_token")
 GPT2_DROPOUT = 0.1  # what the released scripts had live, by GPT-2's own configuration
 
 
@@ -37,10 +34,6 @@ class Scoring:
     length: int  # tokens a row is padded to
     released_attention: bool  # mask by "id is not 0" instead of by padding
     ignore_padding: bool  # False: the released scripts' ignored id 0
-
-    def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise unknown("objective", self.objective, OBJECTIVES)
 
     def batch(self, table, rows) -> tuple[Tensor, Tensor, Pick]:
         """Documents rows (B,) as ids (B, T), the backbone's mask (B, T), and rows, columns and targets (M,) that count.
@@ -94,7 +87,6 @@ class LivePaddedStates(LiveStates):
         super().__init__(backbone, table)
         self.scoring, self.train_mode, self.dtype = scoring, train_mode, dtype
         self.counts = torch.from_numpy(_targets(table, scoring)[1])
-        self.trains = any(p.requires_grad for p in backbone.lm.parameters())
 
     def pieces(self, rows: Tensor) -> list[Tensor]:
         """Places in rows (B,): all at once, as the released scripts do."""
@@ -103,10 +95,10 @@ class LivePaddedStates(LiveStates):
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Documents rows (B,) to their states (M, C), targets (M,), and row numbers (M,) on the host."""
         ids, mask, (row, column, target) = self.scoring.batch(self.table, rows.cpu())
-        mode, grad = self.backbone.lm.training, nullcontext() if self.trains else torch.no_grad()
+        mode = self.backbone.lm.training
         self.backbone.lm.train(self.train_mode)
         try:
-            with grad, torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 hidden = self.backbone.hidden(ids.to(self.device), mask.to(self.device))
         finally:
             self.backbone.lm.train(mode)

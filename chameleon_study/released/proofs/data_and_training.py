@@ -68,7 +68,7 @@ def _backbone_dropout(subject: Subject) -> dict[str, float]:
     rows = rows[: ROWS.get(backbone.device.type, ROWS["cpu"])].sort().values
     table, order = table.take(rows), Arrangement(torch.arange(len(rows)))
     head = [(subject.trained["R1"][0].head, None)]
-    scoring, dtype = scoring_of(material.settings, material.protocol), getattr(torch, material.feature_dtype)
+    scoring, dtype = scoring_of(material.settings, material.protocol), material.feature_dtype
     for name, train_mode in (("R1_dropout_off", False), ("R1_dropout_on", True)):
         states = LivePaddedStates(backbone, table, scoring, dtype=dtype, train_mode=train_mode)
         with torch.random.fork_rng():

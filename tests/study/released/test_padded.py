@@ -5,7 +5,6 @@ import torch
 
 from chameleon_lite.backbone import copied
 from chameleon_lite.backbones import stored
-from chameleon_lite.errors import UserError
 from chameleon_lite.states import ScoredStates, hidden_states
 from chameleon_study.released.states import LivePaddedStates, Scoring, live_dropout, padded_states
 
@@ -126,8 +125,3 @@ def test_dropout_is_set_where_the_architecture_has_it_at_zero():
     assert live_dropout(lm) == {"applies": True, "configured": 0.0, "set": 0.1, "sites": 2}
     assert all(layer.self_attn.attention_dropout == 0.1 for layer in lm.model.layers)
     assert live_dropout(torch.nn.Linear(2, 2))["applies"] is False
-
-
-def test_unknown_objective_is_named():
-    with pytest.raises(UserError, match="unknown objective 'lats'.*did you mean 'last'"):
-        Scoring("lats", 8, True, False)
