@@ -30,7 +30,7 @@ from chameleon_lite.train import Member, evaluate, train_heads
 from chameleon_lite.train_layers import LiveStates, WithLayers
 
 from .evaluate import Context, Outcome
-from .prepare import PreparedCorpus, SeedClusterings
+from .prepare import SeedClusterings
 from .regimes import CLUSTERED, GROUP, RANK, Regime
 
 NEIGHBOURS = 15  # other rows whose prefixes are put in front
@@ -40,12 +40,18 @@ LEARNING_RATES = (3e-4, 1e-3)
 
 def in_context(context: Context, seeded: SeedClusterings, r: Regime) -> Outcome:
     """R14: the frozen model reads its cluster neighbours' prefixes before the row; the same positions are scored."""
-    started, material = time.perf_counter(), context.material
-    nll = {}
-    with arithmetic(material.backbone, material.feature_dtype):
+    started, material, nll = time.perf_counter(), context.material, {}
+    backbone = material.backbone
+    separator = backbone.tokenizer("\n", add_special_tokens=False)["input_ids"]
+    with arithmetic(backbone, material.feature_dtype):
         for split in ("validation", "test"):
+            table = material.tables[split]
             groups = seeded.epoch(split, CLUSTERED, 0).groups(NEIGHBOURS + 1).of
-            nll[split] = _in_context_nll(material, split, groups)
+            rows, front = neighbours_in_front(table, groups, separator)
+            offsets = cumulative(np.array([len(row) for row in rows]))
+            longer = replace(table, ids=np.concatenate(rows), offsets=offsets, prefix=front + table.prefix)
+            together, live = Arrangement(torch.arange(len(table))), LiveStates(backbone, longer)
+            nll[split] = evaluate([(None, None)], live, together, material.weight, rows=len(table))[0].cpu()
     return Outcome(nll, seconds={"evaluation": time.perf_counter() - started})
 
 
@@ -63,17 +69,6 @@ def neighbours_in_front(table, groups: Tensor, separator: list[int]) -> tuple[li
     return rows, front
 
 
-def _in_context_nll(material: PreparedCorpus, split: str, groups: Tensor) -> Tensor:
-    table, backbone = material.tables[split], material.backbone
-    separator = backbone.tokenizer("\n", add_special_tokens=False)["input_ids"]
-    rows, front = neighbours_in_front(table, groups, separator)
-    offsets = cumulative(np.array([len(row) for row in rows]))
-    longer = replace(table, ids=np.concatenate(rows), offsets=offsets, prefix=front + table.prefix)
-    together = Arrangement(torch.arange(len(table)))
-    live = LiveStates(backbone, longer)
-    return evaluate([(None, None)], live, together, material.weight, rows=len(table))[0].cpu()
-
-
 def in_layers(head: type[Head], context: Context, seeded: SeedClusterings, r: Regime) -> Outcome:
     """R16, R17: LoRA of rank 4 in every layer, trained at every rate with a head; the better on validation counts."""
     started = time.perf_counter()
@@ -86,11 +81,10 @@ def in_layers(head: type[Head], context: Context, seeded: SeedClusterings, r: Re
 def _trained(head: type[Head], context: Context, seeded, r: Regime, rate: float) -> Outcome:
     material, settings = context.material, context.settings.train
     settings = settings.model_copy(update={"validations_per_epoch": 1})
-    adapted, orders = copied(material.backbone), partial(seeded.epoch, order=r.order)
-    live = {s: LiveStates(adapted, material.tables[s]) for s in ("train", "validation", "test")}
-    sources = {s: None for s in live}
-    if head is HyperHead:
-        sources = {s: GroupMean(seeded.splits[s].vectors, GROUP) for s in live}
+    adapted, live, sources = copied(material.backbone), {}, {}
+    for split in ("train", "validation", "test"):
+        live[split] = LiveStates(adapted, material.tables[split])
+        sources[split] = GroupMean(seeded.splits[split].vectors, GROUP) if head is HyperHead else None
     with torch.random.fork_rng():
         torch.manual_seed(seeded.seed)
         add_lora(adapted, rank=RANK)
@@ -101,18 +95,17 @@ def _trained(head: type[Head], context: Context, seeded, r: Regime, rate: float)
         train_heads(
             [member],
             live["train"],
-            lambda epoch: orders("train", number=epoch),
+            partial(seeded.epoch, "train", r.order),
             live["validation"],
-            orders("validation", number=0),
+            seeded.epoch("validation", r.order, 0),
             material.weight,
             settings,
             progress=False,
         )
-    read = {"rows": settings.rows_per_step, "scale": settings.scale}
-    nll = {
-        s: evaluate([(both, sources[s])], live[s], orders(s, number=0), material.weight, **read)[0].cpu()
-        for s in ("validation", "test")
-    }
+    nll, options = {}, {"rows": settings.rows_per_step, "scale": settings.scale}
+    for split in ("validation", "test"):
+        read = ([(both, sources[split])], live[split], seeded.epoch(split, r.order, 0))
+        nll[split] = evaluate(*read, material.weight, **options)[0].cpu()
     return Outcome(nll, member=member)
 
 

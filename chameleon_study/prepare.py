@@ -130,15 +130,15 @@ def prepare(
     probes = {name: tables_of(settings, backbone, other) for name, other in (others or {}).items()}
     tables |= {TRANSFER + name: probe["test"] for name, probe in probes.items()}
     if settings.probes.seen_documents:
-        tables[SEEN] = _first(tables["train"], settings.probes.seen_documents)
+        tables[SEEN] = tables["train"].take(np.arange(len(tables["train"]))[: settings.probes.seen_documents])
     device, states = backbone.device, {}
     feature = number_format(settings.train.feature_dtype, device)
     with timed(seconds, "features"):
         for split, table in tables.items():
             say(f"hidden states of {split}: {int(table.lengths.sum()):,} tokens in {feature}")
             states[split] = hidden_states(backbone, table, feature)
-    foreign = [_first(probe["train"], FOREIGN_DOCUMENTS) for probe in probes.values()]
-    foreign = [mean_embeddings(table, backbone.embedding.detach().cpu()) for table in foreign]
+    embedding = backbone.embedding.detach().cpu()
+    foreign = [mean_embeddings(p["train"], embedding)[:FOREIGN_DOCUMENTS] for p in probes.values()]
     return PreparedCorpus(
         backbone,
         corpus,
@@ -152,10 +152,6 @@ def prepare(
         {s: Views(backbone, table, states[s], settings.tokens.max_length) for s, table in tables.items()},
         torch.cat(foreign).to(device) if foreign and settings.probes.foreign_shares else None,
     )
-
-
-def _first(table: TokenTable, count: int) -> TokenTable:
-    return table.take(np.arange(min(count, len(table))))
 
 
 def _check_room(settings: Experiment, backbone: Backbone, table: TokenTable) -> None:

@@ -17,11 +17,9 @@ from .store import Proof
 from .subject import Shown, Subject
 
 TEXTS = yaml.safe_load((files(__package__) / "proofs.yaml").read_text(encoding="utf-8"))
-PARTS = (scoring, clustering, parameters, data_and_training)
+_PARTS = vars(scoring) | vars(clustering) | vars(parameters) | vars(data_and_training)
 # name ▶ what is measured; None where it does not apply to the subject's corpus
-PROOFS: dict[str, Callable[[Subject], Shown | None]] = {
-    name: next(getattr(part, name) for part in PARTS if hasattr(part, name)) for name in TEXTS
-}
+PROOFS: dict[str, Callable[[Subject], Shown | None]] = {name: _PARTS[name] for name in TEXTS}
 
 
 def prove_all(subject: Subject, command: str, names: Iterable[str] | None = None) -> list[Proof]:
@@ -29,23 +27,13 @@ def prove_all(subject: Subject, command: str, names: Iterable[str] | None = None
     proofs, settings, names = [], subject.settings, list(names or PROOFS)
     if odd := [name for name in names if name not in PROOFS]:
         raise unknown("proof", odd[0], PROOFS)
+    subjects = {"backbone": settings.backbone, "corpus": subject.corpus, "profile": settings.profile}
+    subjects |= {"settings": settings.model_dump(mode="json"), "data": subject.material.facts(subject.seed)}
     for name in names:
         subject.say(f"proof {name}")
-        if (shown := PROOFS[name](subject)) is None:
-            continue
-        numbers, words = shown
-        texts = TEXTS[name] | {"shows": TEXTS[name]["shows"].format(**numbers, **words)}
-        proofs.append(
-            Proof(
-                proof=name,
-                **texts,
-                numbers=numbers,
-                backbone=settings.backbone,
-                corpus=subject.corpus,
-                profile=settings.profile,
-                settings=settings.model_dump(mode="json"),
-                data=subject.material.facts(subject.seed),
-                provenance=provenance(str(subject.backbone.device), command),
-            )
-        )
+        if shown := PROOFS[name](subject):
+            numbers, words = shown
+            texts = TEXTS[name] | {"shows": TEXTS[name]["shows"].format(**numbers, **words)}
+            made = provenance(str(subject.backbone.device), command)
+            proofs.append(Proof(proof=name, **texts, numbers=numbers, **subjects, provenance=made))
     return proofs

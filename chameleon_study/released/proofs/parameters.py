@@ -25,9 +25,8 @@ def rebuilt(head: HyperHead, condition: Condition) -> tuple[float, float]:
     error = max(float((a - b).norm() / b.norm()) for a, b in ((down, update.down), (up, update.up)))
     x = torch.eye(head.width, device=down.device, dtype=down.dtype)[: min(16, head.width)]
     blended = torch.einsum("gvr,grc,mc->gmv", update.up, update.down, x)
-    whole = torch.zeros_like(blended)
-    for k in range(code.shape[1]):
-        whole += code[:, k, None, None] * (x @ basis.down[k].T @ basis.up[k].T)
+    through = torch.einsum("mc,krc,gk->gmkr", x, basis.down, code)
+    whole = torch.einsum("gmkr,kvr->gmv", through, basis.up)
     return error, float((blended - whole).norm() / blended.norm())
 
 
