@@ -7,9 +7,12 @@ csv_link(frame, "x")     ─ a link under a table that saves it as x.csv
 """
 
 import base64
+import warnings
 from html import escape
+from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from chameleon_lite.errors import UserError, unknown
@@ -30,18 +33,12 @@ def root() -> Path:
 
 def start(profile: str, seed: int = 0) -> str:
     """Check the profile, seed torch and numpy, print the machine; returns the device, cpu or cuda."""
-    import random
-    import warnings
-    from importlib.metadata import version
-
-    import numpy
     import torch
 
     if profile not in PROFILES:
         raise unknown("profile", profile, PROFILES)
     warnings.filterwarnings("ignore", message="IProgress not found")  # pages show no bars
-    random.seed(seed)
-    numpy.random.seed(seed)
+    np.random.seed(seed)
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"

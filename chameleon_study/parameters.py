@@ -14,15 +14,14 @@ from chameleon_lite.backbones.hub import reachable
 from chameleon_lite.heads import HyperHead, LoraHead, matched_rank
 from chameleon_lite.lora import add_lora, lora_parameters
 
-PAPER_RANK = 4
+RANK = 4  # the paper's
 
 
-def parameter_table(backbone_name: str, rank: int = PAPER_RANK) -> dict[str, int]:
+def parameter_table(backbone_name: str) -> dict[str, int]:
     """Parameter counts for a backbone, without its weights.
 
-    total: all of the frozen model, a tied matrix once · lora_head, lora_layers, lora_everywhere: LoRA in the head, in
-    all layers, in both · hyper_head: the hyper-network · matched_rank: the LoRA head's rank that matches it · width C
-    · vocab V · adapted_layers.
+    total: the frozen model, a tied matrix once · lora_head, lora_layers, lora_everywhere: LoRA in the head, in all
+    layers, in both · hyper_head: the hyper-network · matched_rank: the LoRA head's rank that matches it.
     """
     from transformers import AutoModelForCausalLM
 
@@ -30,12 +29,12 @@ def parameter_table(backbone_name: str, rank: int = PAPER_RANK) -> dict[str, int
         lm = AutoModelForCausalLM.from_config(_config(backbone_name), dtype=torch.float32)
         total = sum(p.numel() for p in lm.parameters())
         vocab, width = lm.get_output_embeddings().weight.shape
-        lora_head = LoraHead(width, vocab, rank).trainable_parameters()
-        hyper_head = HyperHead(width, vocab, rank).trainable_parameters()
-        adapted = add_lora(lm, rank=rank)
+        lora_head = LoraHead(width, vocab, RANK).trainable_parameters()
+        hyper_head = HyperHead(width, vocab, RANK).trainable_parameters()
+        adapted = add_lora(lm, rank=RANK)
     layers = sum(p.numel() for p in lora_parameters(lm).values())
     counts = {"total": total, "lora_head": lora_head, "hyper_head": hyper_head, "lora_layers": layers}
-    counts |= {"lora_everywhere": layers + lora_head, "matched_rank": matched_rank(width, vocab, rank)}
+    counts |= {"lora_everywhere": layers + lora_head, "matched_rank": matched_rank(width, vocab, RANK)}
     return counts | {"width": width, "vocab": vocab, "adapted_layers": len(adapted)}
 
 
@@ -48,15 +47,14 @@ def _config(name: str):
         return tiny.built_in_config(name)
     if name == "gpt2":
         return GPT2Config()  # the class's defaults are this very model
-    folder = Path(name).expanduser()
-    if "/" not in name and name not in SHORT_NAMES and not folder.is_dir():
+    folder = Path(name).is_dir()
+    if "/" not in name and name not in SHORT_NAMES and not folder:
         raise errors.unknown("backbone", name, [*BUILT_IN, *SHORT_NAMES])
-    source = str(folder) if folder.is_dir() else SHORT_NAMES.get(name, name)
-    local = folder.is_dir() or not reachable()
     try:
-        return AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
+        local = folder or not reachable()
+        return AutoConfig.from_pretrained(SHORT_NAMES.get(name, name), local_files_only=local)
     except (OSError, ValueError) as error:
-        if folder.is_dir():
-            raise errors.UserError(f"{source} holds no model: no config.json that can be read") from error
-        message = f"no configuration of {source!r} is at hand: use random-gpt2, smollm2 or a local folder"
+        message = (
+            f"no configuration of {name!r} is at hand: use random-gpt2, smollm2 or a folder with config.json"
+        )
         raise errors.Unreachable(f"{message}, or check the name, connect and try again") from error

@@ -131,8 +131,8 @@ def prepare(
     tables |= {TRANSFER + name: probe["test"] for name, probe in probes.items()}
     if settings.probes.seen_documents:
         tables[SEEN] = tables["train"].take(np.arange(len(tables["train"]))[: settings.probes.seen_documents])
-    device, states = backbone.device, {}
-    feature = number_format(settings.train.feature_dtype, device)
+    device, states, train = backbone.device, {}, settings.train
+    feature, matmul = (number_format(name, device) for name in (train.feature_dtype, train.matmul_dtype))
     with timed(seconds, "features"):
         for split, table in tables.items():
             say(f"hidden states of {split}: {int(table.lengths.sum()):,} tokens in {feature}")
@@ -144,9 +144,7 @@ def prepare(
         corpus,
         tables,
         {s: ScoredStates(table, states[s], device) for s, table in tables.items()},
-        HeadWeight(
-            backbone.head.weight, backbone.head.bias, dtype=number_format(settings.train.matmul_dtype, device)
-        ),
+        HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul),
         feature,
         seconds,
         {s: Views(backbone, table, states[s], settings.tokens.max_length) for s, table in tables.items()},

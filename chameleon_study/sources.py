@@ -1,9 +1,8 @@
 """Condition sources: each computes, for the rows of a step, the vectors that condition a head.
 
-A source is built for one split. It is a pure function of the epoch's arrangement and the rows (B,) of a step, and
-returns the condition, one entry per group, and each row's group (B,), or None where all rows share one. Vectors come
-from the documents' condition spans (prefix or prompt), so nothing scored is read, except by the declared leaks.
-`GroupMean`, the paper's source, is in the method's own conditions.py.
+A source is built for one split and is called as `GroupMean` is, the paper's source, in the method's conditions.py.
+Vectors come from the documents' condition spans (prefix or prompt), so nothing scored is read, except by the declared
+leaks.
 """
 
 from dataclasses import dataclass
@@ -39,13 +38,12 @@ class OtherCluster(GroupMean):
 
     def read(self, arrangement: Arrangement, group: Tensor) -> Tensor:
         """The groups (G,) far enough along the order to lie in another cluster."""
-        start = arrangement.groups(self.size).start
-        count = len(start) - 1
-        shift = count // 2
+        first = arrangement.groups(self.size).start[:-1]
+        shift = len(first) // 2
         if arrangement.cluster is not None:  # groups never span clusters
-            _, runs = torch.unique_consecutive(arrangement.cluster[start[:-1]], return_counts=True)
+            _, runs = torch.unique_consecutive(arrangement.cluster[first], return_counts=True)
             shift = min(int(runs.max()), shift)
-        return (group + shift) % count
+        return (group + shift) % len(first)
 
 
 class LeaveOneOut(GroupMean):
@@ -82,11 +80,10 @@ class Counted:
 
     def __call__(self, arrangement: Arrangement, rows: Tensor) -> tuple[Condition, Tensor]:
         rows = rows.to(self.views.device)
-        ids = self.views.tokens[rows]  # (B, P)
+        ids = self.views.tokens[rows]  # (B, P), padded with V
         counts = torch.zeros(len(rows), self.views.vocab + 1, device=ids.device)
         counts.scatter_add_(1, ids, torch.ones_like(ids, dtype=counts.dtype))
-        counts = counts[:, : self.views.vocab]
-        return Condition(self.views["prefix"][rows], counts=counts), torch.arange(len(rows))
+        return Condition(self.views["prefix"][rows], counts=counts[:, :-1]), torch.arange(len(rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,11 +122,11 @@ class BatchMean:
         return Condition(self.vectors[rows.to(self.vectors.device)].mean(0, keepdim=True)), None
 
 
+@dataclass(frozen=True, eq=False)
 class Constant:
     """The same vector (C,) for every group: the mean over the training documents (R3)."""
 
-    def __init__(self, vector: Tensor) -> None:
-        self.condition = Condition(vector[None])
+    vector: Tensor
 
     def __call__(self, arrangement: Arrangement, rows: Tensor) -> tuple[Condition, None]:
-        return self.condition, None
+        return Condition(self.vector[None]), None

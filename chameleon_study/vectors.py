@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from chameleon_lite.backbone import Backbone
@@ -51,9 +52,7 @@ def span_vectors(table: TokenTable, weight: Tensor, length: int | None) -> Tenso
 
 def _length(views: Views) -> Tensor:
     share = torch.from_numpy(views.table.lengths / views.length).float()  # (N,) of a padded row that is text
-    out = torch.zeros(len(share), views.embedding.shape[1])
-    out[:, 0], out[:, 1] = share, 1 - share
-    return out
+    return F.pad(torch.stack([share, 1 - share], dim=1), (0, views.embedding.shape[1] - 2))
 
 
 def _states(views: Views) -> Tensor:
@@ -61,8 +60,7 @@ def _states(views: Views) -> Tensor:
     for low in range(0, len(views.count), CHUNK):
         start, count = views.start[low : low + CHUNK], views.count[low : low + CHUNK]
         states = torch.from_numpy(views.states[ragged(start, count)]).float()
-        lengths = torch.from_numpy(count)
-        parts.append(torch.segment_reduce(states, "mean", lengths=lengths, axis=0, unsafe=True))
+        parts.append(torch.segment_reduce(states, "mean", lengths=torch.from_numpy(count), axis=0))
     return normalise(torch.cat(parts))
 
 
