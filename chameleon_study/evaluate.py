@@ -3,10 +3,8 @@
 (regime, learning rate) ─ train_seed ─▶ members ─ one pass per order ─▶ nll (N,) by regime and split, and by position
   ─▶ Outcome ─▶ Record + documents.parquet
 
-Read are the test split, other corpora's, seen documents, and the test split with foreign rows. The table of documents
-holds what paired statistics need: test, other corpora's and foreign readings; validation and seen documents leave their
-means in the record only. Where test prompts were continued, the scores of the texts are further columns of the test
-rows (nan for documents that were not continued); no text is stored.
+Read are the test split, other corpora's, seen documents, and the test split with foreign rows. Scores of continued
+test prompts are further columns of the test rows (nan for documents that were not continued); no text is stored.
 """
 
 import math
@@ -21,7 +19,7 @@ from torch.nn.functional import one_hot
 
 from chameleon_lite.heads import Head
 from chameleon_lite.processes import Processes
-from chameleon_lite.train import Member, Source, average, evaluate, train_heads
+from chameleon_lite.train import Member, Source, average
 
 from .config import Experiment
 from .prepare import SEEN, Material, PreparedCorpus, SeedClusterings, seed_material
@@ -74,16 +72,7 @@ def train_seed(context: Context, trials: Sequence[tuple[Regime, float]], seed: i
         members.append(Member(f"{r.name}@{rate:g}", head, *sources[r.name], rate, seed=seed * 1_000_003))
         cohorts.setdefault(order_of(settings, r), []).append(members[-1])
     for order, cohort in sorted(cohorts.items()):
-        train_heads(
-            cohort,
-            material.scored["train"],
-            partial(seeded.epoch, "train", order),
-            material.scored["validation"],
-            seeded.epoch("validation", order, 0),
-            material.weight,
-            settings.train,
-            context.processes,
-        )
+        material.train(cohort, partial(seeded.epoch, order=order), settings.train, context.processes)
     return members
 
 
@@ -142,17 +131,11 @@ def measure(
                 cohorts.setdefault(order_of(settings, r), []).append(r)
         for order, cohort in sorted(cohorts.items()):
             watch = PositionSums(probes.position_bins) if name == "test" and probes.position_bins else None
-            nll = evaluate(
-                [head_and_source(r, members, seeded, split, share) for r in cohort],
-                material.scored[split],
-                seeded.epoch(split, order, 0),
-                material.weight,
-                rows=settings.train.rows_per_step,
-                scale=settings.train.scale,
-                processes=context.processes,
-                watch=watch,
-            )
-            for r, values in zip(cohort, nll.cpu()):
+            heads = [head_and_source(r, members, seeded, split, share) for r in cohort]
+            options = {"rows": settings.train.rows_per_step, "scale": settings.train.scale, "watch": watch}
+            arrangement = seeded.epoch(split, order, 0)
+            nll = material.nll(heads, split, arrangement, processes=context.processes, **options)
+            for r, values in zip(cohort, nll):
                 out[r.name].nll[name] = values
             for r, rows in zip(cohort, watch.rows() if watch else ()):
                 out[r.name].positions = rows

@@ -26,7 +26,7 @@ from chameleon_lite.errors import RunFailed
 from chameleon_lite.heads import Head, HyperHead, LoraHead
 from chameleon_lite.lora import add_lora, lora_parameters
 from chameleon_lite.text import cumulative
-from chameleon_lite.train import Member, evaluate, train_heads
+from chameleon_lite.train import Member
 from chameleon_lite.train_layers import LiveStates, WithLayers
 
 from .evaluate import Context, Outcome
@@ -50,8 +50,9 @@ def in_context(context: Context, seeded: SeedClusterings, r: Regime) -> Outcome:
             rows, front = neighbours_in_front(table, groups, separator)
             offsets = cumulative(np.array([len(row) for row in rows]))
             longer = replace(table, ids=np.concatenate(rows), offsets=offsets, prefix=front + table.prefix)
-            together, live = Arrangement(torch.arange(len(table))), LiveStates(backbone, longer)
-            nll[split] = evaluate([(None, None)], live, together, material.weight, rows=len(table))[0].cpu()
+            together = Arrangement(torch.arange(len(table)))
+            live = replace(material, scored={split: LiveStates(backbone, longer)})
+            nll[split] = live.nll([(None, None)], split, together, rows=len(table))[0]
     return Outcome(nll, seconds={"evaluation": time.perf_counter() - started})
 
 
@@ -85,6 +86,7 @@ def _trained(head: type[Head], context: Context, seeded, r: Regime, rate: float)
     for split in ("train", "validation", "test"):
         live[split] = LiveStates(adapted, material.tables[split])
         sources[split] = GroupMean(seeded.splits[split].vectors, GROUP) if head is HyperHead else None
+    material, orders = replace(material, scored=live), partial(seeded.epoch, order=r.order)
     with torch.random.fork_rng():
         torch.manual_seed(seeded.seed)
         add_lora(adapted, rank=RANK)
@@ -92,20 +94,10 @@ def _trained(head: type[Head], context: Context, seeded, r: Regime, rate: float)
         both = WithLayers(trained, lora_parameters(adapted).values())
     member = Member(r.name, both, sources["train"], sources["validation"], rate, seed=seeded.seed * 1_000_003)
     with closing(live["train"]), suppress(RunFailed):  # `failure` holds what went wrong
-        train_heads(
-            [member],
-            live["train"],
-            partial(seeded.epoch, "train", r.order),
-            live["validation"],
-            seeded.epoch("validation", r.order, 0),
-            material.weight,
-            settings,
-            progress=False,
-        )
+        material.train([member], orders, settings, progress=False)
     nll, options = {}, {"rows": settings.rows_per_step, "scale": settings.scale}
     for split in ("validation", "test"):
-        read = ([(both, sources[split])], live[split], seeded.epoch(split, r.order, 0))
-        nll[split] = evaluate(*read, material.weight, **options)[0].cpu()
+        nll[split] = material.nll([(both, sources[split])], split, orders(split, number=0), **options)[0]
     return Outcome(nll, member=member)
 
 

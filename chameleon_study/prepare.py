@@ -28,6 +28,7 @@ from chameleon_lite.errors import UserError
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.states import ScoredStates, hidden_states
 from chameleon_lite.text import TokenTable, tokenise
+from chameleon_lite.train import Member, evaluate, train_heads
 
 from .cluster_quality import cluster_quality
 from .config import Experiment
@@ -52,6 +53,19 @@ class Material:
     weight: HeadWeight
     feature_dtype: torch.dtype
     seconds: dict[str, float]
+
+    def train(self, members: list[Member], orders: Callable[..., Arrangement], *how, **options) -> None:
+        """Train heads side by side in the order `orders(split, number=epoch)`; the rest as for `train_heads`."""
+        check = (self.scored["validation"], orders("validation", number=0))
+
+        def order(epoch: int) -> Arrangement:
+            return orders("train", number=epoch)
+
+        train_heads(members, self.scored["train"], order, *check, self.weight, *how, **options)
+
+    def nll(self, heads: list[tuple], split: str, order: Arrangement, **options) -> Tensor:
+        """The nll sums (H, N) of a split's documents, in nats on the host; see `train.evaluate`."""
+        return evaluate(heads, self.scored[split], order, self.weight, **options).cpu()
 
     def facts(self, seed: int) -> dict:
         """A record's `data`."""

@@ -1,8 +1,6 @@
-"""The honest study's tables: every mean with its n and interval, one frame per question.
+"""The honest study's tables: every mean with its n and interval, one frame per question."""
 
-StoredRuns ─▶ regimes_frame · across_frame · controls_frame · group_frame · pareto_frame · position_frame
-            foreign_frame · accounting_frame
-"""
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -35,8 +33,8 @@ CONTROLS = {
 }
 RARE = 0.005
 STORED = ("R1", "R2", "R4", "R11-K2", "R11-K4", "R11-K8", "R11-K16", "R11", "R11b", "R12", "R15", "R20")
-
 BY_POSITION = ("R1", "R2", "R4", "R6", "R11")
+FOREIGN_ROWS = ("R1", "R4", "R5", "R6", "R10")
 
 
 def regimes_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
@@ -49,11 +47,11 @@ def regimes_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
         mean = mean_interval(by_seed, nll[1], draws=min(evidence.draws, 2_000))
         record = evidence.runs(corpus, name)[0]
         against = evidence.contrast(corpus, name, "R0") if name != "R0" else None
-        difference = against.row().values() if against else (None, None, None)
         row = {"regime": f"{name} (leak)" if r.leak else name, "what": r.title}
         row |= {"conditioned on": r.conditioned_on} | mean.row("nats a token")
         row |= {"n seeds": mean.n, "documents": mean.documents}
-        row |= dict(zip(("difference from R0", "difference low", "difference high"), difference))
+        for column, value in ("from R0", "difference"), ("low", "low"), ("high", "high"):
+            row[f"difference {column}"] = getattr(against, value, None)
         row |= {"parameters": record.trainable_parameters, "stored bytes": record.stored_bytes}
         rows.append(row | {"learning rate": record.learning_rate})
     return pd.DataFrame(rows)
@@ -108,14 +106,14 @@ def pareto_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def position_frame(evidence: StoredRuns, corpus: str, regimes=BY_POSITION) -> pd.DataFrame:
+def position_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     """Loss by scored position minus the frozen model's: the mean over seeds and its 95 % t interval.
 
     A bin is 16 tokens; bins with fewer than RARE of the corpus's scored tokens are left out, a few long texts each.
     """
     frozen = {r.seed: {p["position"]: p for p in r.positions} for r in evidence.runs(corpus, "R0")}
     rows = []
-    for name in regimes:
+    for name in BY_POSITION:
         by_bin: dict[float, list[float]] = {}
         for record in evidence.runs(corpus, name):
             base = frozen.get(record.seed, {})
@@ -129,15 +127,14 @@ def position_frame(evidence: StoredRuns, corpus: str, regimes=BY_POSITION) -> pd
     return pd.DataFrame(rows, columns=["regime", "position", "difference", "half", "n seeds"])
 
 
-def foreign_frame(evidence: StoredRuns, corpus: str, regimes=("R1", "R4", "R5", "R6", "R10")) -> pd.DataFrame:
+def foreign_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     """What foreign rows cost: loss with a share of foreign condition vectors, minus the loss without."""
     rows, evidence = [], evidence.with_foreign(corpus)
     shares = sorted({int(r.removeprefix(FOREIGN)) for _, r in evidence.losses if r.startswith(FOREIGN)})
-    for name in regimes:
-        for share in shares:
-            cost = evidence.sum_of([(corpus, name, f"{FOREIGN}{share}", 1.0), (corpus, name, "test", -1.0)])
-            if cost:
-                rows.append({"regime": name, "foreign rows, %": share, **cost.row("cost"), "n seeds": cost.n})
+    for name, share in product(FOREIGN_ROWS, shares):
+        cost = evidence.sum_of([(corpus, name, f"{FOREIGN}{share}", 1.0), (corpus, name, "test", -1.0)])
+        if cost:
+            rows.append({"regime": name, "foreign rows, %": share, **cost.row("cost"), "n seeds": cost.n})
     return pd.DataFrame(rows)
 
 
@@ -147,21 +144,22 @@ def accounting_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     for (where, name), runs in evidence.records.items():
         if where == corpus:
             stages = [[r.seconds.get(stage, 0.0) for r in runs] for stage in ("training", "evaluation")]
-            first, times = runs[0], map(float, np.mean(stages, axis=1))
-            rows.append((name, first.stored_bytes, first.trainable_parameters, *times, len(runs)))
+            first = runs[0]
+            rows.append(
+                (name, first.stored_bytes, first.trainable_parameters, *np.mean(stages, 1), len(runs))
+            )
     columns = ["regime", "stored bytes", "trainable", "training s", "reading s", "n seeds"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def matched_frame() -> pd.DataFrame:
     """R2's rank and what it differs by from the hyper-network's parameters, for both backbones of the study."""
-    rows = []
-    for backbone in ("gpt2", "smollm2"):
-        counts = parameter_table(backbone)
-        hyper, rank = counts["hyper_head"], counts["matched_rank"]
-        matched = rank * (counts["width"] + counts["vocab"])
-        rows.append((backbone, hyper, rank, matched, matched - hyper))
-    return pd.DataFrame(rows, columns=["backbone", "hyper-network", "R2's rank", "R2", "difference"])
+    frame = pd.DataFrame({name: parameter_table(name) for name in ("gpt2", "smollm2")}).T
+    frame = frame.rename(columns={"hyper_head": "hyper-network", "matched_rank": "R2's rank"})
+    frame["R2"] = frame["R2's rank"] * (frame["width"] + frame["vocab"])
+    frame["difference"] = frame["R2"] - frame["hyper-network"]
+    columns = ["backbone", "hyper-network", "R2's rank", "R2", "difference"]
+    return frame.rename_axis("backbone").reset_index()[columns]
 
 
 def _row(evidence: StoredRuns, corpus: str, regime: str) -> dict:

@@ -1,7 +1,5 @@
 """What is counted in generated text: agreement with a reference, variety, repetition.
 
-    written (D, M) tokens, reference texts, batch (D,) ─ document_scores ─▶ one row per document
-
 ROUGE-L: F1 over the longest common subsequence of words (Lin 2004, "ROUGE: a package for automatic evaluation of
 summaries"). Distinct-n: distinct n-grams of tokens over all n-grams (Li et al. 2016, "A diversity-promoting objective
 function for neural conversation models"). Repeated: one minus the distinct share of 4-grams, seq-rep-4 of Welleck et
@@ -48,8 +46,7 @@ def repeated(text: Sequence[int]) -> float:
 def document_scores(tokens: np.ndarray, agreement: np.ndarray, batch: np.ndarray) -> pd.DataFrame:
     """One row per document: agreement (D,), its tokens' (D, M) variety and repetition, and its batch's variety.
 
-    "Across a cluster" means the documents of one cluster batch, batch (D,): n-grams that one of them has from another
-    lower the batch's distinct share and leave each document's own as it is. Every document carries its batch's value.
+    Every document carries the value of its cluster batch (D,), which n-grams that its documents share lower.
     """
     texts = pd.Series(tokens.tolist())
     variety = {f"distinct_{n}": [distinct([t], n) for t in texts] for n in (1, 2)}

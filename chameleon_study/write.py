@@ -36,34 +36,29 @@ def writing(settings: Experiment) -> list[str]:
     if settings.probes.generate is None:
         return []
     scorer()
-    cached = [name for name in settings.regimes if REGIMES[name].procedure is None]
-    names = list(settings.probes.generate.regimes) or cached
-    for name in names:
-        if REGIMES[name].procedure:
-            raise UserError(f"probes.generate: {name} has no head on cached states, so it cannot write")
-    return names
+    names, cannot = settings.probes.generate.regimes, [n for n in settings.regimes if REGIMES[n].procedure]
+    if odd := [name for name in names if name in cannot]:
+        raise UserError(f"probes.generate: {odd[0]} has no head on cached states, so it cannot write")
+    return [name for name in names or settings.regimes if name not in cannot]
 
 
 def generated(
     context: Context, seeded: SeedClusterings, regimes: Sequence[Regime], members: dict[str, Member]
 ) -> dict[str, pd.DataFrame]:
     """Regime to its scores, one row per continued document with its `row` in the test table; {} if none writes."""
-    settings, material = context.settings, context.material
-    names, out = writing(settings), {}
-    if not names:
+    settings, material, out = context.settings, context.material, {}
+    if not (names := writing(settings)):
         return out
-    table = material.tables[SPLIT]
+    table, model = material.tables[SPLIT], writer(settings, material)
     rows = chosen(settings, table)
     batch = seeded.epoch(SPLIT, CLUSTERED, 0).groups(GROUP).of[rows].numpy()
-    model = writer(settings, material)
-    for r in regimes:
-        if r.name in names:
-            head, source = head_and_source(r, members, seeded, SPLIT)
-            arrangement = seeded.epoch(SPLIT, order_of(settings, r), 0)
-            condition = conditions(source, arrangement, settings.train.rows_per_step)
-            tokens = write(model, head, condition, rows, table, settings)
-            frame = document_scores(tokens.numpy(), agreement(tokens, table, rows, model.tokenizer), batch)
-            out[r.name] = frame.assign(row=rows.numpy())
+    for r in (r for r in regimes if r.name in names):
+        head, source = head_and_source(r, members, seeded, SPLIT)
+        arrangement = seeded.epoch(SPLIT, order_of(settings, r), 0)
+        condition = conditions(source, arrangement, settings.train.rows_per_step)
+        tokens = write(model, head, condition, rows, table, settings)
+        frame = document_scores(tokens.numpy(), agreement(tokens, table, rows, model.tokenizer), batch)
+        out[r.name] = frame.assign(row=rows.numpy())
     return out
 
 
@@ -83,16 +78,13 @@ def writer(settings: Experiment, material: PreparedCorpus):
 
 
 def conditions(source: Source | None, arrangement: Arrangement, size: int) -> tuple[Condition, Tensor] | None:
-    """All conditions (G, …) that a source gives in evaluation's steps, and each document's number (N,) in them.
-
-    Step by step, of `size` rows, as in `train.evaluate`: some sources read the other rows of the step.
-    """
+    """All conditions (G, …) of a source in evaluation's steps of `size` rows, and each document's place (N,)."""
     if source is None:
         return None
     parts, group, count = [], torch.zeros_like(arrangement.order), 0
     for rows in arrangement.steps(size):
         condition, place = source(arrangement, rows)
-        group[rows] = count + (torch.zeros(len(rows), dtype=torch.int64) if place is None else place.cpu())
+        group[rows] = count if place is None else count + place.cpu()
         parts.append(condition)
         count += condition.groups
     names = [name for name, value in vars(parts[0]).items() if value is not None]
@@ -101,29 +93,23 @@ def conditions(source: Source | None, arrangement: Arrangement, size: int) -> tu
 
 @torch.no_grad()
 def write(
-    model,
-    head: Head | None,
-    condition: tuple[Condition, Tensor] | None,
-    rows: Tensor,
-    table: TokenTable,
-    settings: Experiment,
+    model, head: Head | None, condition, rows: Tensor, table: TokenTable, settings: Experiment
 ) -> Tensor:
     """New tokens (D, M) of documents rows (D,) on the host, greedy; for a head of None the backbone writes by itself.
 
-    Prompts of like length are continued together, which saves padding; a document's condition stays its own.
+    `condition` is as `conditions` gives it. Prompts of like length are continued together, which saves padding.
     """
     probe, backbone = settings.probes.generate, model.backbone
     options = {"max_new_tokens": probe.new_tokens, "min_new_tokens": probe.new_tokens}
     options |= {"do_sample": False, "num_beams": 1, "pad_token_id": backbone.pad_id}
     by_length = torch.from_numpy(np.argsort(table.prefix[rows.numpy()], kind="stable"))
     out = torch.empty(len(rows), probe.new_tokens, dtype=torch.int64)
-    training = head is not None and head.training
-    if training:
+    if training := head is not None and head.training:
         head.eval()
+    lm = backbone.lm if head is None else model
     for part in by_length.split(probe.rows):
         ids, mask = (x.to(backbone.device) for x in prompts(table, rows[part]))  # (B, T)
         update = {} if head is None else {"head_update": _update(head, condition, rows[part])}
-        lm = backbone.lm if head is None else model
         written = lm.generate(input_ids=ids, attention_mask=mask, **options, **update)
         out[part] = written[:, ids.shape[1] :].cpu()  # (B, M)
     if training:

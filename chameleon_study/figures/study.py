@@ -14,6 +14,13 @@ def _bars(ax, index: int, name: str, rows, x, y, error, **options) -> None:
     ax.errorbar(x, y, yerr=error, label=label, **look(index), **options)
 
 
+def _doubling(ax, sizes):
+    """A horizontal axis of powers of two, with a tick at each of the sizes."""
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(sorted(set(sizes)), [str(n) for n in sorted(set(sizes))])
+    return ax
+
+
 def group_sizes(ax, frame):
     """Loss against the rows of a conditioning group, minus that of one row's rows prefix; ±0.01 nats are shaded."""
     ax.axhspan(-MARGIN, MARGIN, color="0.92", zorder=0)
@@ -21,11 +28,8 @@ def group_sizes(ax, frame):
         error = [rows["difference"] - rows["low"], rows["high"] - rows["difference"]]
         places = rows["rows in a group"] * 1.06 ** (index - 1)  # next to each other, not on top
         _bars(ax, index, kind, rows, places, rows["difference"], error, capsize=3)
-    ax.set_xscale("log", base=2)
-    sizes = sorted(frame["rows in a group"].unique())
-    ax.set_xticks(sizes, [str(s) for s in sizes])
     ax.set(xlabel="rows in a conditioning group", ylabel="difference from R6 (nats per token)")
-    return ax
+    return _doubling(ax, frame["rows in a group"])
 
 
 def pareto(ax, frame):
@@ -77,9 +81,6 @@ def waiting(ax, frame):
         for place, quantile in enumerate(QUANTILES):
             style = look(index) | {"linestyle": look(place)["linestyle"]}
             ax.plot(rows["size"], rows[quantile], label=f"{name}, {quantile}", **style)
-    ax.set_xscale("log", base=2)
     ax.set(yscale="log", xlabel="rows of a batch", ylabel="seconds from arrival to result")
-    sizes = sorted(frame["size"].unique())
-    ax.set_xticks(sizes, [str(n) for n in sizes])
     ax.legend(frameon=False, ncols=2)
-    return ax
+    return _doubling(ax, frame["size"])

@@ -1,8 +1,5 @@
 """What the released scripts score: each objective picks (state, target) pairs from a padded batch.
 
-    ids (B, T), mask (B, T) ─ pick ─▶ row (M,), column (M,), target (M,)
-      hidden[row, column] (M, C) ─ losses ─▶ (nll_sum, n_tokens)
-
     pick_last   state and token of the final padded position          mode "last" of the released scripts
     pick_full   state and token of every position, padding included   their mode "full"
 
@@ -15,16 +12,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Losses = Callable[[Tensor, Tensor, Tensor], Tensor]  # states (M, C), targets (M,), rows (M,) ─▶ sums of nats
 Pick = tuple[Tensor, Tensor, Tensor]  # row (M,), column (M,) of the state, target (M,); rows ascending
 
 IGNORED_BY_RELEASED = 0  # their ignore id: an ordinary token of every vocabulary used here
 
 
-def released_last(hidden: Tensor, ids: Tensor, losses: Losses) -> tuple[Tensor, int]:
-    """The released scripts' loss of mode "last" (compute_loss): at most one target per row, and mostly padding.
+def released_last(hidden: Tensor, ids: Tensor, losses: Callable) -> tuple[Tensor, int]:
+    """The released scripts' loss of mode "last" (compute_loss): its sum and the number of targets.
 
-    hidden (B, T, C) under `released_mask`; ids (B, T) padded to one length. Returns (nll_sum, n_tokens).
+    hidden (B, T, C) under `released_mask`; ids (B, T) padded to one length; losses(states (M, C), targets (M,), rows
+    (M,)) gives sums of nats.
     """
     row, column, target = pick_last(ids)
     return losses(hidden[row, column], target, row), len(row)

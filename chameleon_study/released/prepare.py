@@ -4,6 +4,7 @@ load_corpus ─ split ─ tokenise ─▶ TokenTable per split ─ padded_states
                                        └ span, with or without padding ─▶ vectors ─ k-means ─▶ batches per seed
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +20,6 @@ from chameleon_lite.errors import UserError
 from chameleon_lite.lora import add_lora
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.text import TokenTable, tokenise
-from chameleon_lite.train import Orders
 
 from ..config import Experiment
 from ..prepare import Material, Say, check_batch, timed
@@ -163,8 +163,8 @@ def from_the_start(stop: np.ndarray) -> np.ndarray:
     return np.stack([np.zeros_like(stop), stop], axis=1).astype(np.int32)
 
 
-def orders_of(material: ReleasedCorpus, seed: int) -> tuple[dict[str, Arrangement], Orders]:
-    """One seed's batches of one cluster each: every split's fixed list, and the order of a training epoch."""
+def orders_of(material: ReleasedCorpus, seed: int) -> tuple[dict[str, Arrangement], Callable]:
+    """One seed's batches of one cluster each: every split's fixed list, and those that training takes in an epoch."""
     settings, protocol, fixed = material.settings.clusters, material.protocol, {}
     fit, size = released_clusters if protocol.kmeans == "ten steps" else fit_clusters, settings.batch_rows
     labels: dict[str, Tensor] = {}
@@ -180,14 +180,14 @@ def orders_of(material: ReleasedCorpus, seed: int) -> tuple[dict[str, Arrangemen
             scored_batches(released_batches(labels[split], size, seed=seed), counts)
         )
 
-    def epoch(number: int) -> Arrangement:
-        if protocol.batches == "fixed":
-            return fixed["train"]
+    def orders(split: str, number: int) -> Arrangement:
+        if split != "train" or protocol.batches == "fixed":
+            return fixed[split]
         generator = torch.Generator().manual_seed(seed * 100_003 + number)
         batches = cluster_batches(labels["train"], size, generator)
         return Arrangement.of(scored_batches(batches, material.scored["train"].counts))
 
-    return fixed, epoch
+    return fixed, orders
 
 
 def scored_batches(batches: list[Tensor], counts: Tensor) -> list[Tensor]:

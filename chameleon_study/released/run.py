@@ -20,7 +20,7 @@ from chameleon_lite.errors import UserError, unknown
 from chameleon_lite.heads import Head, HyperHead, LoraHead, matched_rank
 from chameleon_lite.lora import lora_parameters
 from chameleon_lite.processes import Processes
-from chameleon_lite.train import Member, Source, average, evaluate, train_heads
+from chameleon_lite.train import Member, Source, average
 from chameleon_lite.train_layers import WithLayers
 
 from ..config import Experiment
@@ -80,29 +80,20 @@ def train_released(
     The layers below a head are in its state until the next one is asked for. Heads share every batch, unless these
     layers train too: then one after the other.
     """
-    orders, epoch = orders_of(material, seed)
+    fixed, orders = orders_of(material, seed)
     layers, trained = material.protocol.layers, [r for r in regimes if r != "R0"]
     if "R0" in regimes:
         if layers:
             _fresh_layers(material.backbone, seed)
-        yield "R0", None, orders, 0.0
+        yield "R0", None, fixed, 0.0
     for cohort in [[r] for r in trained] if layers else filter(None, [trained]):
         started = time.perf_counter()
-        members = {r: _member(material, r, seed) for r in cohort}
-        train_heads(
-            list(members.values()),
-            material.scored["train"],
-            epoch,
-            material.scored["validation"],
-            orders["validation"],
-            material.weight,
-            material.settings.train,
-            processes,
-            over=material.protocol.average,
-        )
+        members = [_member(material, r, seed) for r in cohort]
+        how = {"processes": processes, "over": material.protocol.average}
+        material.train(members, orders, material.settings.train, **how)
         seconds = (time.perf_counter() - started) / len(cohort)
-        for r, member in members.items():
-            yield r, member, orders, seconds
+        for member in members:
+            yield member.name, member, fixed, seconds
 
 
 def _member(material: ReleasedCorpus, regime: str, seed: int) -> Member:
@@ -125,8 +116,7 @@ def source_of(material: ReleasedCorpus, regime: str, split: str) -> Source | Non
 def row_losses(material: ReleasedCorpus, regime: str, member: Member | None, split: str, order) -> Tensor:
     """nll sums (N,) of a split's rows under a trained regime, float64 on the host."""
     pair = (member and member.head, source_of(material, regime, split))
-    scale = material.settings.train.scale
-    return evaluate([pair], material.scored[split], order, material.weight, scale=scale)[0].cpu()
+    return material.nll([pair], split, order, scale=material.settings.train.scale)[0]
 
 
 def row_weights(counts: Tensor, batches: list[Tensor], over: str) -> Tensor:

@@ -1,10 +1,8 @@
 """States and targets of rows padded to one length: what the released objectives score.
 
-    TokenTable ─ rows padded to `length`, mask by the protocol ─ backbone ─ pick ─▶ h (S, C), target (S,)
-      cached: one pass, its scored positions stored on disk, then `ScoredStates`        `padded_states`
-      live:   a pass per batch, for layers that train or a backbone with dropout on   `LivePaddedStates`
-
-The pass computes padded positions too where the mask lets them be attended; nothing else gives their states.
+TokenTable ─ rows padded to `length`, mask by the protocol ─ backbone ─ pick ─▶ h (S, C), target (S,)
+  cached: one pass, its scored positions stored on disk, then `ScoredStates`        `padded_states`
+  live:   a pass per batch, for layers that train or a backbone with dropout on   `LivePaddedStates`
 """
 
 from dataclasses import dataclass
@@ -114,7 +112,7 @@ def _targets(table, scoring: Scoring) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(targets).astype(np.int64), np.concatenate(counts).astype(np.int64)
 
 
-def live_dropout(lm: nn.Module, value: float = GPT2_DROPOUT) -> dict:
+def live_dropout(lm: nn.Module) -> dict:
     """Give `lm.train()` an effect, which a training loop has that calls it on a frozen model; what was found and set.
 
     GPT-2 has Dropout modules at 0.1. Llama-like models keep one number per attention module, `attention_dropout`, and
@@ -125,7 +123,7 @@ def live_dropout(lm: nn.Module, value: float = GPT2_DROPOUT) -> dict:
         return {"applies": True, "configured": max(m.p for m in modules), "set": None, "sites": len(modules)}
     sites = [m for m in lm.modules() if isinstance(getattr(m, "attention_dropout", None), int | float)]
     configured = max((float(m.attention_dropout) for m in sites), default=0.0)
-    new = value if sites and not configured else None
+    new = GPT2_DROPOUT if sites and not configured else None
     for module in sites if new else ():
         module.attention_dropout = new
     return {"applies": bool(sites), "configured": configured, "set": new, "sites": len(sites)}

@@ -3,8 +3,7 @@
     waterfall-*.jsonl ─ walk_frame ─▶ one row per stop, regime and seed ─ steps_frame ─▶ one row per stop, with changes
 
 A stop is identified by its resolved protocol, so a switch that an experiment sets from the start and mends later (the
-initialisation on Alpaca) is a step like any other. Some switches change the yardstick: which positions are scored, or
-how they are averaged. Losses on the two sides of such a step are means over different things.
+initialisation on Alpaca) is a step like any other.
 """
 
 import pandas as pd
