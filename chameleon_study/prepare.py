@@ -30,11 +30,10 @@ from chameleon_lite.states import ScoredStates, hidden_states
 from chameleon_lite.text import TokenTable, tokenise
 from chameleon_lite.train import Member, evaluate, train_heads
 
-from .cluster_quality import cluster_quality
 from .config import Experiment
 from .records import TRANSFER
 from .sources import Split
-from .vectors import Views
+from .vectors import Views, cluster_quality
 
 SEEN = "seen"
 FOREIGN_DOCUMENTS = 2_000  # of each other corpus
@@ -90,7 +89,7 @@ class SeedClusterings:
     labels: dict[str, Tensor]  # (N,) batching clusters, small ones merged: decides the batches
     splits: dict[str, Split]  # what condition sources see
     foreign: Tensor | None
-    quality: dict  # of the batching clustering, see cluster_quality.py
+    quality: dict  # of the batching clustering, see `cluster_quality`
     seed: int
 
     def epoch(self, split: str, order: str, number: int) -> Arrangement:

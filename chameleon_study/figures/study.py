@@ -1,12 +1,19 @@
-"""The study's pictures: each draws one table of study_tables.py or arrivals.py on an axis and returns it."""
+"""The study's pictures: each draws tables of losses, contrasts or waiting times on an axis and returns it."""
 
 import math
+from collections.abc import Mapping
 
-from ..claims.statistics import MARGIN
+import numpy as np
+import pandas as pd
+
+from ..claims.statistics import MARGIN, Contrast, mean_and_span
+from ..released.protocol import SWITCHES
 from .style import look
 
 QUANTILES = ("p50", "p95", "p99")
 LABEL_DECADES = 1.2  # labels of points nearer than this in bytes are separated in height
+VERDICT_LOOKS = {"confirmed": 2, "refuted": 1, "equivalent": 0, "not decidable here": 4}
+LABELS = {"": "as released"} | {name: row["label"] for name, row in SWITCHES.items() if "label" in row}
 
 
 def _bars(ax, index: int, name: str, rows, x, y, error, **options) -> None:
@@ -84,3 +91,73 @@ def waiting(ax, frame):
     ax.set(yscale="log", xlabel="rows of a batch", ylabel="seconds from arrival to result")
     ax.legend(frameon=False, ncols=2)
     return _doubling(ax, frame["size"])
+
+
+def learning_curves(ax, curves: pd.DataFrame, value: str = "validation_nll", frozen: float | None = None):
+    """Draw `curves` (columns regime, seed, epoch and `value`, nats per token); `frozen` is a horizontal line."""
+    for index, (regime, rows) in enumerate(curves.dropna(subset=[value]).groupby("regime", sort=True)):
+        points = [(epoch, *mean_and_span(at[value])) for epoch, at in rows.groupby("epoch", sort=True)]
+        epoch, mean, span = (np.array(column) for column in zip(*points))
+        style = look(index)
+        ax.plot(epoch, mean, label=f"{regime} (n = {rows['seed'].nunique()})", **style)
+        ax.fill_between(epoch, mean - span, mean + span, color=style["color"], alpha=0.15, linewidth=0)
+    if frozen is not None:
+        ax.axhline(frozen, color="0.4", linewidth=1)
+        ax.annotate("frozen", (0, frozen), xytext=(2, 2), textcoords="offset points", color="0.3")
+    name = value.replace("_nll", "").replace("_", " ")
+    ax.set(xlabel="epochs", ylabel=f"{name} loss (nats per token)")
+    ax.legend(frameon=False)
+    return ax
+
+
+def forest(ax, contrasts: Mapping[str, Contrast], margin: float | None = MARGIN, verdicts=None):
+    """Name → Contrast top down, over a band of ±`margin` nats; with `verdicts` looks show these."""
+    looks = [look(VERDICT_LOOKS[verdicts[name]] if verdicts else i) for i, name in enumerate(contrasts)]
+    if margin is not None:
+        ax.axvspan(-margin, margin, color="0.9", zorder=0)
+    ax.axvline(0, color="0.4", linewidth=1)
+    for place, (c, style) in enumerate(reversed([*zip(contrasts.values(), looks)])):
+        ax.plot([c.low, c.high], [place, place], color=style["color"], linewidth=2)
+        ax.plot([c.difference], [place], color=style["color"], marker=style["marker"], linestyle="none")
+    if verdicts:
+        for verdict, index in VERDICT_LOOKS.items():
+            if verdict in verdicts.values():
+                ax.plot([], [], **(look(index) | {"linestyle": "-"}), label=verdict)
+        ax.legend(frameon=False, loc="upper left")
+    ax.set_yticks(range(len(contrasts)), [*reversed([*contrasts])])
+    ax.set_xlabel("difference (nats per token), 95 % interval; left of zero: lower loss")
+    return ax
+
+
+def waterfall(ax, walk: pd.DataFrame, regimes: dict[str, str]):
+    """Draw `walk` (as `walk_frame` gives it; several seeds are averaged) from top to bottom.
+
+    A bar reaches from the loss before a switch was mended to the loss after; the number is the loss after and, in
+    brackets, the change. A hatched bar changed the yardstick. A black line goes from the lowest to the highest seed.
+    `regimes` maps the regimes to draw to their names.
+    """
+    steps, height = walk.drop_duplicates("step"), 0.62 / len(regimes)
+    beside = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 9.5}
+    for index, (regime, name) in enumerate(regimes.items()):
+        before, by_step = 0.0, walk[walk["regime"] == regime].groupby("step")
+        for step, (after, low, high) in by_step["loss"].agg(["mean", "min", "max"]).iterrows():
+            changed = step and not by_step.get_group(step)["same yardstick"].iloc[0]
+            style = {"color": look(index)["color"], "edgecolor": "white", "linewidth": 0}
+            style |= {"alpha": 0.55, "hatch": "///"} if changed else {"label": None if step else name}
+            y = step + index * height - 0.08
+            ax.barh(y, after - before, left=before, height=height * 0.88, **style)
+            ax.plot([low, high], [y, y], color="black", linewidth=1.5, marker="|", markersize=8)
+            change = f" ({after - before:+.3f})" if step else ""
+            ax.text(1.02, y, f"{after:.3f}{change}", **beside)
+            before = after
+    for place, row in enumerate(steps.itertuples()):  # the label is above its bars: no width is lost to it
+        ax.text(0.01, place - 0.36, f"{LABELS.get(row.mended, row.mended)}  ({row.scored:,})", **beside)
+    ax.set(yticks=[], ylim=(len(steps) - 0.4, -0.65), xlim=(0, 1.03 * float(walk["loss"].max())))
+    ax.set_xlabel("reported loss (nats per scored position)", fontsize=10)
+    hatched = {"facecolor": "0.6", "edgecolor": "white", "hatch": "///", "linewidth": 0}
+    ax.fill_between([], [], label="another yardstick", **hatched)
+    ax.plot([], [], color="black", marker="|", label="over seeds")
+    handles, names = ax.get_legend_handles_labels()  # bars are listed last, and shown first
+    order = (handles[2:] + handles[:2], names[2:] + names[:2])
+    ax.figure.legend(*order, frameon=False, loc="outside lower left", ncols=2, fontsize=9.5)
+    return ax

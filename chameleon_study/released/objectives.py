@@ -1,7 +1,4 @@
-"""What the released scripts score: each objective picks (state, target) pairs from a padded batch.
-
-    pick_last   state and token of the final padded position          mode "last" of the released scripts
-    pick_full   state and token of every position, padding included   their mode "full"
+"""What the released scripts score, in their mode "last": the state and token of the final padded position.
 
 Unshifted: the target is the token just read, the pad token on padding. `loss.next_token_pairs` picks what this
 book scores.
@@ -35,13 +32,7 @@ def released_mask(ids: Tensor) -> Tensor:
     return ids != IGNORED_BY_RELEASED
 
 
-def pick_full(ids: Tensor, real: Tensor | None = None) -> Pick:
-    """Every position of ids (B, T) but the ignored id's; with the mask `real` (B, T) every position of text instead."""
-    row, column = (ids != IGNORED_BY_RELEASED if real is None else real).nonzero(as_tuple=True)
-    return row, column, ids[row, column]
-
-
 def pick_last(ids: Tensor, real: Tensor | None = None) -> Pick:
-    """Those of `pick_full` at the final position."""
-    row, column, target = pick_full(ids[:, -1:], None if real is None else real[:, -1:])
-    return row, torch.full_like(column, ids.shape[1] - 1), target
+    """The final position of rows (B, T) whose id there is not the ignored one; with the mask `real`, of full rows."""
+    row = (ids[:, -1] != IGNORED_BY_RELEASED if real is None else real[:, -1]).nonzero().squeeze(1)
+    return row, torch.full_like(row, ids.shape[1] - 1), ids[row, -1]

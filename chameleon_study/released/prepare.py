@@ -26,7 +26,7 @@ from ..prepare import Material, Say, check_batch, timed
 from ..regimes import RANK
 from ..vectors import span_vectors
 from .clusters import cluster_batches, released_batches, released_clusters
-from .protocol import Protocol, needs_no_prompt, protocol_of
+from .protocol import Protocol, protocol_of
 from .states import LivePaddedStates, Scoring, live_dropout, padded_states
 
 SCRIPT_SEED = 42  # the Alpaca script draws its validation rows with this seed
@@ -108,7 +108,6 @@ def scoring_of(settings: Experiment, protocol: Protocol) -> Scoring:
 def documents_by_split(settings: Experiment, protocol: Protocol, corpus: Corpus) -> dict[str, tuple]:
     """The documents of each split that is not empty, as the protocol's `split` switch deals them."""
     prompts = any(d.prompt for part in corpus.splits.values() for d in part)
-    needs_no_prompt(protocol, corpus.name, prompts)
     splits = {split: corpus.splits[split] for split in SPLITS if corpus.splits.get(split)}
     if prompts and protocol.split == "script":
         rows = tuple(d for part in corpus.splits.values() for d in part)

@@ -25,7 +25,7 @@ SWITCHES = yaml.safe_load((files(__package__) / "switches.yaml").read_text(encod
 class Protocol(Settings):
     """Every difference between the paper's text, the released scripts and the honest study."""
 
-    objective: Literal["last", "full", "next_token"]
+    objective: Literal["last", "next_token"]
     ignored: Literal["id 0", "padding"]
     attention: Literal["id not 0", "padding"]
     average: Literal["batch", "token"]
@@ -43,7 +43,7 @@ class Protocol(Settings):
     @model_validator(mode="after")
     def _contradictions(self) -> "Protocol":
         cached, next_token = self.backbone == "cached", self.objective == "next_token"
-        prefix, full, zero = self.reads == "prefix", self.objective == "full", self.ignored == "id 0"
+        prefix, zero = self.reads == "prefix", self.ignored == "id 0"
         reasons = {
             "layers: true changes the hidden states in every step: set backbone: live": self.layers
             and cached,
@@ -51,7 +51,6 @@ class Protocol(Settings):
             "reads: prefix leaves the prefix unscored: set objective: next_token": prefix and not next_token,
             "reads: prefix has no padding to average: set padding_in_mean: false": prefix
             and self.padding_in_mean,
-            "objective full is measured on cached states alone: set backbone: cached": full and not cached,
         }
         for reason, clash in reasons.items():
             if clash:
@@ -98,15 +97,6 @@ def mended(settings: ProtocolSettings) -> list[tuple[str, ProtocolSettings]]:
         protocol_of(step)
         steps.append((switch, step))
     return steps
-
-
-def needs_no_prompt(protocol: Protocol, corpus: str, prompts: bool) -> None:
-    """Refuse objective full on prompt/response text, where the released script fails (audit, row 6)."""
-    if prompts and protocol.objective == "full" and protocol.ignored == "id 0":
-        raise UserError(
-            f"objective full with ignored: id 0 cannot run on {corpus}: prompt labels are -100, the ignored id is 0, "
-            "so -100 is looked up as a class and cross-entropy fails (as the released script does)"
-        )
 
 
 def voices() -> list[dict[str, str]]:

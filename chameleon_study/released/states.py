@@ -19,7 +19,7 @@ from chameleon_lite.states import BATCH_TOKENS, ScoredStates, fetched, place_of
 from chameleon_lite.text import by_length, cumulative
 from chameleon_lite.train_layers import LiveStates
 
-from .objectives import Pick, pick_full, pick_last, released_mask
+from .objectives import Pick, pick_last, released_mask
 
 GPT2_DROPOUT = 0.1  # what the released scripts had live, by GPT-2's own configuration
 
@@ -28,7 +28,7 @@ GPT2_DROPOUT = 0.1  # what the released scripts had live, by GPT-2's own configu
 class Scoring:
     """What is scored of a padded row, and under which mask its states are computed."""
 
-    objective: str  # "last", "full", "next_token"
+    objective: str  # "last", "next_token"
     length: int  # tokens a row is padded to
     released_attention: bool  # mask by "id is not 0" instead of by padding
     ignore_padding: bool  # False: the released scripts' ignored id 0
@@ -43,8 +43,7 @@ class Scoring:
         if self.objective == "next_token":
             prefix = torch.from_numpy(table.prefix[np.asarray(rows)])
             return ids, mask.long(), next_token_pairs(ids, real, prefix)
-        pick = pick_last if self.objective == "last" else pick_full
-        return ids, mask.long(), pick(ids, real if self.ignore_padding else None)
+        return ids, mask.long(), pick_last(ids, real if self.ignore_padding else None)
 
 
 def padded_states(

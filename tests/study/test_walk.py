@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from chameleon_study.config import load_experiment
+from chameleon_study.figures.study import LABELS, waterfall
 from chameleon_study.figures.style import figure
-from chameleon_study.figures.waterfall import LABELS, waterfall
 from chameleon_study.records import load_records
 from chameleon_study.released.protocol import PRESETS, Protocol, mended, protocol_of
 from chameleon_study.released.waterfall import YARDSTICK, steps_frame, walk_frame

@@ -12,8 +12,7 @@ from chameleon_lite.cluster import Clustering, fit_clusters
 from chameleon_lite.train import average
 
 from ...claims.paper import published
-from ...cluster_quality import cluster_quality
-from ...vectors import main_direction, mean_cosine, span_vectors
+from ...vectors import cluster_quality, main_direction, mean_cosine, span_vectors
 from ..clusters import released_batches, released_clusters
 from ..prepare import from_the_start, scored_batches
 from .store import CLUSTERINGS, Proof

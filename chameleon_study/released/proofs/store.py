@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,15 @@ def stored_sentences(stored: list[Proof], names: Iterable[str]) -> dict[str, str
         sentences = (f"({'; '.join(where)}) {shows}" for shows, where in corpora.items())
         out[name] = " ".join(sentences) or "not measured yet."
     return out
+
+
+def audit_frame(proofs: Iterable[Proof] = ()) -> pd.DataFrame:
+    """The paper's text beside its released scripts, 48 rows (`audit.csv`); `shown` where a given proof decides one."""
+    frame = pd.read_csv(files("chameleon_study.released") / "audit.csv").set_index("row")
+    shown = {row for proof in proofs for row in proof.audit}
+    frame["shown"] = ["yes" if row in shown else "" for row in frame.index]
+    frame.attrs["commit"] = COMMIT
+    return frame
 
 
 def early_checks(proofs: dict[str, Proof], vocab: int) -> dict[str, float]:

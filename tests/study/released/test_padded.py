@@ -16,7 +16,7 @@ def both(tiny, table, scoring, folder):
     return cached, LivePaddedStates(tiny, table, scoring, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("objective", ["last", "full", "next_token"])
+@pytest.mark.parametrize("objective", ["last", "next_token"])
 def test_cached_and_live_states_agree(tiny, tiny_table, tmp_path, objective):
     scoring = Scoring(
         objective, LENGTH if objective != "next_token" else 96, objective != "next_token", False
