@@ -150,24 +150,27 @@ def head_and_source(
     return member.head if member else None, source_of(r, seeded, split, share)
 
 
-def split_of(name: str) -> str:
-    """The split a reading's documents belong to: foreign rows surround those of the test split."""
-    return "test" if name.startswith(FOREIGN) else name
+def measured(material: PreparedCorpus, outcome: Outcome) -> tuple[dict[str, float], pd.DataFrame]:
+    """What is stored of an outcome's readings: means for the record, and one row per document for paired statistics.
 
-
-def metrics_of(material: PreparedCorpus, outcome: Outcome) -> dict[str, float]:
-    """`<reading>_nll` in nats per token, and what else a record says of the readings."""
-    metrics = {}
-    for name, values in outcome.nll.items():
-        counts = material.scored[split_of(name)].counts
-        metrics[f"{name}_nll"] = float(average(values, counts))
+    Metrics are `<reading>_nll` in nats per token and others by name; columns split, document, group, tokens (scored)
+    and nll (summed nats).
+    """
+    metrics, frames, scores = {}, [], outcome.generated
+    for name, nll in outcome.nll.items():
+        split = "test" if name.startswith(FOREIGN) else name  # foreign rows surround those of the test split
+        table, counts = material.tables[split], material.scored[split].counts
+        metrics[f"{name}_nll"] = float(average(nll, counts))
         if name in ("validation", "test"):
-            size = material.tables[name].scored_bytes.sum()
-            metrics[f"{name}_bits_per_byte"] = float(values.sum() / size) / math.log(2)
-            metrics[f"{name}_row_mean_nll"] = float((values / counts.clamp_min(1)).mean())
-    if outcome.generated is not None:
-        metrics |= {f"generated_{name}": float(outcome.generated[name].mean()) for name in COLUMNS}
-    return metrics
+            metrics[f"{name}_bits_per_byte"] = float(nll.sum() / table.scored_bytes.sum()) / math.log(2)
+            metrics[f"{name}_row_mean_nll"] = float((nll / counts.clamp_min(1)).mean())
+        if name not in UNPAIRED:
+            columns = {"split": name, "document": table.names, "group": table.groups}
+            frames.append(pd.DataFrame(columns | {"tokens": table.n_scored, "nll": nll.numpy()}))
+        if name == "test" and scores is not None:
+            frames[-1] = frames[-1].join(scores.set_index("row").reindex(range(len(table))))
+            metrics |= {f"generated_{column}": float(scores[column].mean()) for column in COLUMNS}
+    return metrics, pd.concat(frames, ignore_index=True)
 
 
 def record_of(
@@ -193,17 +196,3 @@ def record_of(
         failure=member.failure if member else None,
         data=material.facts(seed),
     )
-
-
-def documents_frame(material: PreparedCorpus, outcome: Outcome) -> pd.DataFrame:
-    """One row per document and reading: its name, group, scored tokens and summed nll (nats)."""
-    frames = []
-    for name, values in outcome.nll.items():
-        if name in UNPAIRED:
-            continue
-        table = material.tables[split_of(name)]
-        columns = {"split": name, "document": table.names, "group": table.groups, "tokens": table.n_scored}
-        frames.append(pd.DataFrame({**columns, "nll": values.numpy()}))
-        if name == "test" and outcome.generated is not None:
-            frames[-1] = frames[-1].join(outcome.generated.set_index("row").reindex(range(len(table))))
-    return pd.concat(frames, ignore_index=True)

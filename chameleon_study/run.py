@@ -27,7 +27,7 @@ from chameleon_lite.processes import Processes
 
 from .config import Experiment
 from .corpora import load_corpus
-from .evaluate import Context, Outcome, documents_frame, measure, metrics_of, record_of, train_seed
+from .evaluate import Context, Outcome, measure, measured, record_of, train_seed
 from .layers import PROCEDURES
 from .prepare import Say, prepare, seed_material
 from .provenance import default_command, reset_peak
@@ -241,10 +241,10 @@ class SeedJob:
         seeded = seed_material(self.settings, material, self.seed)
         for r in regimes:
             outcome = outcomes.get(r.name) or PROCEDURES[r.procedure](context, seeded, r)
-            metrics = metrics_of(material, outcome)
+            metrics, documents = measured(material, outcome)
             record = record_of(context, r.name, self.corpus, self.seed, outcome, metrics)
             record.learning_rate_trials = self.trials.get(r.rate_of or r.name, {})
-            yield record, documents_frame(material, outcome)
+            yield record, documents
 
 
 def lenders(regimes: list[Regime]) -> list[Regime]:

@@ -10,6 +10,7 @@ states  mean final hidden state over the condition span            R13
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -82,40 +83,33 @@ def mean_cosine(x: Tensor) -> float:
 
 
 def main_direction(x: Tensor) -> tuple[Tensor, float]:
-    """Place of each row (N,) along the direction of largest variance, and that direction's share of the variance.
-
-    The sign is arbitrary in principle; here the largest entry of the direction is positive.
-    """
+    """Place of each row (N,) along the direction of largest variance, and that direction's share of the variance."""
     centred = x.double() - x.double().mean(0)
     values, vectors = torch.linalg.eigh(centred.T @ centred)
     direction = vectors[:, -1]  # (C,)
-    direction = direction * direction[direction.abs().argmax()].sign()
+    direction = direction * direction[direction.abs().argmax()].sign()  # else its sign would be arbitrary
     total = float(values.clamp_min(0).sum())
     return (centred @ direction).float(), float(values[-1]) / total if total else 0.0
 
 
 def cluster_quality(clustering: Clustering, *, groups: Sequence[str], lengths: Sequence[int]) -> dict:
-    """Numbers on the fitted rows: sizes, agreement with the documents' origins, and with their lengths.
+    """Sizes of the clusters, and their agreement with the documents' origins, groups (N,), and lengths (N,) in tokens.
 
-    groups (N,) and lengths (N,) are the documents' origins and token counts. `adjusted_mutual_information` is
-    1 for clusters that are the groups, about 0 for chance, None with fewer than two groups;
-    `length_variance_explained` is η²: the share of the variance of length that lies between clusters.
+    `adjusted_mutual_information` is 1 for clusters that are the groups, about 0 for chance, None with fewer than two
+    groups; `length_variance_explained` is η²: the share of the variance of length that lies between clusters.
     """
     from sklearn.metrics import adjusted_mutual_info_score
 
     sizes, labels = clustering.sizes, clustering.labels.cpu().numpy()
     filled = sizes[sizes > 0].double()
-    centred = np.asarray(lengths, float) - np.mean(lengths, dtype=float)
-    total = float(centred @ centred)
-    between = np.bincount(labels, weights=centred) ** 2 / np.maximum(np.bincount(labels), 1)
-    several = len(set(groups)) > 1
+    length = pd.Series(np.asarray(lengths, float))
+    between, total = length.groupby(labels).transform("mean").var(ddof=0), length.var(ddof=0)
+    agreement = float(adjusted_mutual_info_score(list(groups), labels)) if len(set(groups)) > 1 else None
     return {
         "clusters": len(sizes),
         "empty": int((sizes == 0).sum()),
         "inertia": clustering.inertia,
         "sizes": {"min": int(filled.min()), "median": float(filled.quantile(0.5)), "max": int(filled.max())},
-        "adjusted_mutual_information": float(adjusted_mutual_info_score(list(groups), labels))
-        if several
-        else None,
-        "length_variance_explained": float(between.sum() / total) if total else 0.0,
+        "adjusted_mutual_information": agreement,
+        "length_variance_explained": float(between / total) if total else 0.0,
     }

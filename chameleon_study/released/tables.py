@@ -44,21 +44,15 @@ def table_of(record: Record) -> int:
 
 
 def _row(key: tuple, records: list[Record]) -> dict:
-    protocol, backbone, corpus, length, regime = key
-    done, first = [r for r in records if r.status == "done"], records[0]
-    paper = {row["regime"]: row for row in table_rows(table_of(first))}.get(regime, {})
-    return {
-        "table": table_of(first),
-        "protocol": protocol,
-        "backbone": backbone,
-        "corpus": corpus,
-        "length": length,
-        "regime": regime,
+    done, first, table = [r for r in records if r.status == "done"], records[0], table_of(records[0])
+    paper = {row["regime"]: row for row in table_rows(table)}.get(first.regime, {})
+    names = ("protocol", "backbone", "corpus", "length", "regime")
+    return {"table": table, **dict(zip(names, key))} | {
         "n seeds": len(done),
         "published parameters": paper.get("parameters"),
         "parameters": first.trainable_parameters or first.data["backbone_parameters"],
         "published train loss": paper.get("train_loss"),
-        "train loss": _text(done, "train_nll" if regime != "R0" else "train_eval_nll"),
+        "train loss": _text(done, "train_nll" if first.regime != "R0" else "train_eval_nll"),
         "published loss": paper.get("validation_loss"),
         "loss": _text(done, "reported_nll"),
         "perplexity": f"{math.exp(min(_values(done, 'reported_nll').mean(), 700)):,.4f}" if done else "–",
@@ -78,11 +72,9 @@ def _values(records: list[Record], metric: str) -> np.ndarray:
 
 def _text(records: list[Record], metric: str, digits: int = 4) -> str:
     """Mean ± half of the 95 % t interval over seeds; the mean alone for one seed, a dash for none."""
-    values = _values(records, metric)
-    if not len(values):
+    if not len(values := _values(records, metric)):
         return "–"
-    texts = [f"{number:.{digits}f}" for number in mean_and_span(values)]
-    return " ± ".join(texts[: len(values)])
+    return " ± ".join([f"{number:.{digits}f}" for number in mean_and_span(values)][: len(values)])
 
 
 def _records(results: Path, name: str) -> list[Record]:

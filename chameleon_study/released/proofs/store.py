@@ -52,10 +52,9 @@ def store_proofs(proofs: list[Proof], results: Path) -> Path:
             raise UserError(f"proof {p.proof}: {bad[0]} is not finite")
     stored = {p.key: p for p in [*load_proofs(results), *proofs]}
     path = Path(results) / "proofs.jsonl"
+    lines = [stored[key].model_dump_json() + "\n" for key in sorted(stored)]
     with storing(path) as part:
-        part.write_text(
-            "".join(stored[key].model_dump_json() + "\n" for key in sorted(stored)), encoding="utf-8"
-        )
+        part.write_text("".join(lines), encoding="utf-8")
     return path
 
 
