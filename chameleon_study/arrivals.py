@@ -66,9 +66,7 @@ def _means(vectors: Tensor, labels: Tensor, batches: Sequence[Tensor], past: boo
     return out
 
 
-def on_the_fly(
-    model, documents: Sequence[Document], *, batch: int = 16, seed: int = 0, progress: bool = True
-) -> pd.DataFrame:
+def on_the_fly(model, documents: Sequence[Document], *, batch: int = 16, seed: int = 0) -> pd.DataFrame:
     """An adapter on documents that arrive in batches: one row for each state of knowledge.
 
     Columns known, possible (in a stream), loss (nats per token), and against_frozen (the difference). UserError for
@@ -76,7 +74,7 @@ def on_the_fly(
     """
     backbone = model.backbone
     table = tokenise(documents, model.tokenizer, **Adapter(model).prompts)
-    states = hidden_states(backbone, table, matmul_dtype(backbone.device), progress=progress)
+    states = hidden_states(backbone, table, matmul_dtype(backbone.device))
     embedding = backbone.embedding.detach().cpu()
     prefixes, rows = (mean_embeddings(table, embedding, span=span) for span in ("condition", "row"))
     own = fit_clusters(rows, max(1, len(table) // batch), seed=seed).labels

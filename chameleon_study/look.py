@@ -2,8 +2,7 @@
 
     states h (M, C) of some texts ─ α (h downᵀ) upᵀ, mean over the states ─▶ shift (G, V): raised and lowered tokens
 
-An update of a weight has no meaning by itself: it changes the logit of a token by an amount that depends on the
-state it is applied to. So it is shown on states of real texts.
+An update of a weight has no meaning by itself: what it does to a token depends on the state it is applied to.
 """
 
 from collections.abc import Sequence

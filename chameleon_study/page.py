@@ -1,10 +1,4 @@
-"""What every notebook needs beside its subject: where the project lies, and numbers that prose can quote.
-
-start(profile, seed)     ─ prints device and versions, seeds torch and numpy
-keep(loss=3.21)          ─ the book's text can say {glue:text}`…::loss` instead of typing the number again
-published(1, "R1", "…")  ─ a number of the paper's tables, from the one file that holds them
-csv_link(frame, "x")     ─ a link under a table that saves it as x.csv
-"""
+"""What every notebook needs beside its subject: where the project lies, and numbers that prose can quote."""
 
 import base64
 import warnings
@@ -48,7 +42,7 @@ def start(profile: str, seed: int = 0) -> str:
 
 
 def keep(**values: float | int | str) -> None:
-    """Store values in the executed notebook for the text to quote; nothing happens without myst-nb."""
+    """Store values in the executed notebook, for text to quote as {glue:text}`…::name`; nothing without myst-nb."""
     try:
         from myst_nb import glue
     except ImportError:

@@ -1,7 +1,4 @@
-"""The parameter column of the paper's tables, counted on real modules rather than computed from formulas.
-
-Everything is built on PyTorch's meta device: modules with shapes and no numbers, so counting takes no memory.
-"""
+"""The parameter column of the paper's tables, counted on real modules of PyTorch's meta device: without weights."""
 
 from pathlib import Path
 
@@ -14,7 +11,7 @@ from chameleon_lite.backbones.hub import reachable
 from chameleon_lite.heads import HyperHead, LoraHead, matched_rank
 from chameleon_lite.lora import add_lora, lora_parameters
 
-RANK = 4  # the paper's
+from .regimes import RANK
 
 
 def parameter_table(backbone_name: str) -> dict[str, int]:

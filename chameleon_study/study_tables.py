@@ -1,40 +1,20 @@
 """The honest study's tables: every mean with its n and interval, one frame per question."""
 
+from importlib.resources import files
 from itertools import product
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from .claims.contrasts import StoredRuns
 from .claims.statistics import mean_and_span, mean_interval
 from .parameters import parameter_table
 from .records import FOREIGN
-from .regimes import GROUP, GROUP_SIZES, REGIMES
+from .regimes import REGIMES
 
-# how groups are formed ▶ regime ▶ rows per conditioning group
-GROUPS = {
-    "clustered": {"R6": 1, **{f"R4-g{g}": g for g in GROUP_SIZES}, "R4": GROUP},
-    "random": {**{f"R5-g{g}": g for g in (1, *GROUP_SIZES)}, "R5": GROUP},
-    "leave-one-out": {"R10": GROUP},
-}
-ACROSS = "R1 R2 R3 R4 R5 R6 R10 R11 R12 R13 R14 R15 R16 R17 R18 R20".split()
-# what R4's gain might come from instead of the context of its batch ▶ the registered contrast that would show it
-CONTROLS = {
-    "any low-rank update": "R4<R1",
-    "as many parameters": "R4<R2",
-    "the hyper-network's optimisation, told a constant": "R4<R3",
-    "the condition's mere presence: another cluster's at test": "R4<R7",
-    "another cluster's in training too": "R4<R7b",
-    "the rows' length": "R4<R8",
-    "any batch, not a cluster": "R4<R5",
-    "the row's own prefix, no batch": "R4<R6",
-    "the training cluster's centroid, batches random": "R4<R18",
-    "a bank of as many bytes": "R4<R11",
-}
-RARE = 0.005
-STORED = ("R1", "R2", "R4", "R11-K2", "R11-K4", "R11-K8", "R11-K16", "R11", "R11b", "R12", "R15", "R20")
-BY_POSITION = ("R1", "R2", "R4", "R6", "R11")
-FOREIGN_ROWS = ("R1", "R4", "R5", "R6", "R10")
+SHOWN = yaml.safe_load((files(__package__) / "study_tables.yaml").read_text(encoding="utf-8"))
+RARE = 0.005  # of a corpus's scored tokens
 
 
 def regimes_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
@@ -61,7 +41,7 @@ def across_frame(evidence: StoredRuns) -> pd.DataFrame:
     """Each regime's loss minus the frozen model's, one column per corpus: [95 % interval], nats per token."""
     columns = {}
     for corpus in evidence.corpora:
-        contrasts = {name: c for name in ACROSS if (c := evidence.contrast(corpus, name, "R0"))}
+        contrasts = {name: c for name in SHOWN["across"] if (c := evidence.contrast(corpus, name, "R0"))}
         seeds = max((c.n for c in contrasts.values()), default=0)
         columns[f"{corpus}, n = {seeds}"] = {
             f"{name}: {REGIMES[name].title}": c.text("+.3f") + ("" if c.n == seeds else f" (n = {c.n})")
@@ -76,7 +56,7 @@ def controls_frame(evidence: StoredRuns) -> pd.DataFrame:
     A negative difference says that R4 is lower; "confirmed" then means: by more than 0.01 nats per token.
     """
     rows = []
-    for explanation, name in CONTROLS.items():
+    for explanation, name in SHOWN["controls"].items():
         row = {"instead of the batch's context": explanation, "contrast": name}
         for corpus in evidence.corpora:
             member = evidence.family(corpus).get(name)
@@ -89,7 +69,7 @@ def group_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     """Loss by order and size of the conditioning group, with its paired difference from R6."""
     rows = [
         {"order": kind, "rows in a group": size} | _row(evidence, corpus, name) | contrast.row()
-        for kind, sizes in GROUPS.items()
+        for kind, sizes in SHOWN["groups"].items()
         for name, size in sizes.items()
         if (contrast := evidence.contrast(corpus, name, "R6"))
     ]
@@ -100,7 +80,7 @@ def pareto_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     """Loss against stored bytes."""
     rows = [
         {"stored bytes": records[0].stored_bytes} | _row(evidence, corpus, name)
-        for name in STORED
+        for name in SHOWN["stored"]
         if (records := evidence.runs(corpus, name))
     ]
     return pd.DataFrame(rows)
@@ -113,7 +93,7 @@ def position_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     """
     frozen = {r.seed: {p["position"]: p for p in r.positions} for r in evidence.runs(corpus, "R0")}
     rows = []
-    for name in BY_POSITION:
+    for name in SHOWN["by_position"]:
         by_bin: dict[float, list[float]] = {}
         for record in evidence.runs(corpus, name):
             base = frozen.get(record.seed, {})
@@ -131,7 +111,7 @@ def foreign_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     """What foreign rows cost: loss with a share of foreign condition vectors, minus the loss without."""
     rows, evidence = [], evidence.with_foreign(corpus)
     shares = sorted({int(r.removeprefix(FOREIGN)) for _, r in evidence.losses if r.startswith(FOREIGN)})
-    for name, share in product(FOREIGN_ROWS, shares):
+    for name, share in product(SHOWN["foreign"], shares):
         cost = evidence.sum_of([(corpus, name, f"{FOREIGN}{share}", 1.0), (corpus, name, "test", -1.0)])
         if cost:
             rows.append({"regime": name, "foreign rows, %": share, **cost.row("cost"), "n seeds": cost.n})

@@ -38,9 +38,9 @@ def bare(ax):
     return ax
 
 
-def against_length(ax, lengths, values, index: int = 0, label: str = ""):
+def against_length(ax, lengths, values, index: int = 0):
     """One point per document: tokens (N,) on a logarithmic axis against any number (N,)."""
-    ax.plot(lengths, values, **_point(index), label=label, markersize=3, alpha=0.35)
+    ax.plot(lengths, values, **_point(index), markersize=3, alpha=0.35)
     ax.set_xscale("log", base=2)
     ax.set_xticks([16, 32, 64, 128, 256], ["16", "32", "64", "128", "256"])
     ax.minorticks_off()

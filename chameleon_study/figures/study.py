@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
 
 from ..claims.statistics import MARGIN, Contrast, mean_and_span
@@ -93,30 +92,25 @@ def waiting(ax, frame):
     return _doubling(ax, frame["size"])
 
 
-def learning_curves(ax, curves: pd.DataFrame, value: str = "validation_nll", frozen: float | None = None):
-    """Draw `curves` (columns regime, seed, epoch and `value`, nats per token); `frozen` is a horizontal line."""
-    for index, (regime, rows) in enumerate(curves.dropna(subset=[value]).groupby("regime", sort=True)):
-        points = [(epoch, *mean_and_span(at[value])) for epoch, at in rows.groupby("epoch", sort=True)]
-        epoch, mean, span = (np.array(column) for column in zip(*points))
-        style = look(index)
+def learning_curves(ax, curves: pd.DataFrame):
+    """Validation loss by epoch of `curves` (see `curve_frame`): the mean over seeds with a 95 % t interval."""
+    for index, (regime, rows) in enumerate(curves.groupby("regime", sort=True)):
+        epochs = rows.groupby("epoch", sort=True)["validation_nll"]
+        points = pd.DataFrame([(epoch, *mean_and_span(nll)) for epoch, nll in epochs])
+        (epoch, mean, span), style = points.to_numpy().T, look(index)
         ax.plot(epoch, mean, label=f"{regime} (n = {rows['seed'].nunique()})", **style)
         ax.fill_between(epoch, mean - span, mean + span, color=style["color"], alpha=0.15, linewidth=0)
-    if frozen is not None:
-        ax.axhline(frozen, color="0.4", linewidth=1)
-        ax.annotate("frozen", (0, frozen), xytext=(2, 2), textcoords="offset points", color="0.3")
-    name = value.replace("_nll", "").replace("_", " ")
-    ax.set(xlabel="epochs", ylabel=f"{name} loss (nats per token)")
+    ax.set(xlabel="epochs", ylabel="validation loss (nats per token)")
     ax.legend(frameon=False)
     return ax
 
 
-def forest(ax, contrasts: Mapping[str, Contrast], margin: float | None = MARGIN, verdicts=None):
-    """Name → Contrast top down, over a band of ±`margin` nats; with `verdicts` looks show these."""
-    looks = [look(VERDICT_LOOKS[verdicts[name]] if verdicts else i) for i, name in enumerate(contrasts)]
-    if margin is not None:
-        ax.axvspan(-margin, margin, color="0.9", zorder=0)
+def forest(ax, contrasts: Mapping[str, Contrast], verdicts: Mapping[str, str] | None = None):
+    """Name → Contrast top down, over a band of ±0.01 nats; with `verdicts` looks show these."""
+    ax.axvspan(-MARGIN, MARGIN, color="0.9", zorder=0)
     ax.axvline(0, color="0.4", linewidth=1)
-    for place, (c, style) in enumerate(reversed([*zip(contrasts.values(), looks)])):
+    for index, (name, c) in enumerate(contrasts.items()):
+        style, place = look(VERDICT_LOOKS[verdicts[name]] if verdicts else index), len(contrasts) - 1 - index
         ax.plot([c.low, c.high], [place, place], color=style["color"], linewidth=2)
         ax.plot([c.difference], [place], color=style["color"], marker=style["marker"], linestyle="none")
     if verdicts:
@@ -124,17 +118,16 @@ def forest(ax, contrasts: Mapping[str, Contrast], margin: float | None = MARGIN,
             if verdict in verdicts.values():
                 ax.plot([], [], **(look(index) | {"linestyle": "-"}), label=verdict)
         ax.legend(frameon=False, loc="upper left")
-    ax.set_yticks(range(len(contrasts)), [*reversed([*contrasts])])
+    ax.set_yticks(range(len(contrasts)), list(contrasts)[::-1])
     ax.set_xlabel("difference (nats per token), 95 % interval; left of zero: lower loss")
     return ax
 
 
 def waterfall(ax, walk: pd.DataFrame, regimes: dict[str, str]):
-    """Draw `walk` (as `walk_frame` gives it; several seeds are averaged) from top to bottom.
+    """Draw `walk` (see `walk_frame`; seeds are averaged) from top to bottom; `regimes` by name are drawn.
 
     A bar reaches from the loss before a switch was mended to the loss after; the number is the loss after and, in
     brackets, the change. A hatched bar changed the yardstick. A black line goes from the lowest to the highest seed.
-    `regimes` maps the regimes to draw to their names.
     """
     steps, height = walk.drop_duplicates("step"), 0.62 / len(regimes)
     beside = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 9.5}

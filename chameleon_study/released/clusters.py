@@ -16,14 +16,14 @@ from chameleon_lite.errors import UserError
 LLOYD_STEPS = 10
 
 
-def released_clusters(x: Tensor, k: int, *, seed: int, steps: int = LLOYD_STEPS) -> Clustering:
-    """k-means of x (N, C): k random rows, then `steps` Lloyd steps, once; UserError for k > N."""
+def released_clusters(x: Tensor, k: int, *, seed: int) -> Clustering:
+    """k-means of x (N, C): k random rows, then ten Lloyd steps, once; UserError for k > N."""
     if not 1 <= k <= len(x):
         raise UserError(f"cannot make {k} clusters of {len(x)} documents; choose between 1 and {len(x)}")
     rows = x.detach().float()
     start = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:k]
     centroids = rows[start.to(x.device)]  # (K, C)
-    for _ in range(steps):
+    for _ in range(LLOYD_STEPS):
         labels, _ = nearest_centroid(rows, centroids)
         centroids = _means(rows, labels, centroids)
     labels, distance = nearest_centroid(rows, centroids)

@@ -45,7 +45,7 @@ def test_group_sizes_are_read_against_the_rows_own_prefix(evidence):
 
 
 def test_every_control_is_a_registered_contrast_and_is_judged_on_every_corpus(evidence):
-    assert set(study_tables.CONTROLS.values()) <= set(registered()["contrasts"])
+    assert set(study_tables.SHOWN["controls"].values()) <= set(registered()["contrasts"])
     frame = study_tables.controls_frame(evidence).set_index("contrast")
     for corpus in evidence.corpora:
         for name, judged in evidence.family(corpus).items():

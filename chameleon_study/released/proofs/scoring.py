@@ -74,11 +74,11 @@ def model_free(subject: Subject) -> Shown:
     }, {}
 
 
-def call_as_released(vocab: int = 8) -> str:
+def call_as_released() -> str:
     """Cross-entropy of a row whose prompt is labelled −100, with 0 as the ignored id: the error, "" if none."""
     target = torch.tensor([IGNORED, IGNORED, 3, 5])  # two prompt positions, two response tokens
     try:
-        F.cross_entropy(torch.zeros(len(target), vocab), target, ignore_index=IGNORED_BY_RELEASED)
+        F.cross_entropy(torch.zeros(len(target), 8), target, ignore_index=IGNORED_BY_RELEASED)
     except (IndexError, RuntimeError) as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0].rstrip('.')}"
     return ""
