@@ -170,10 +170,10 @@ def _check_room(settings: Experiment, backbone: Backbone, table: TokenTable) -> 
     new = settings.probes.generate.new_tokens if settings.probes.generate else 0
     longest = int(table.prefix.max())
     if new and longest + new > backbone.max_length:
-        raise UserError(
-            f"prompts of up to {longest} tokens and {new} new ones exceed {backbone.name}'s "
-            f"{backbone.max_length} positions: lower probes.generate.new_tokens"
+        too_long = (
+            f"prompts of up to {longest} tokens and {new} new ones exceed {backbone.max_length} positions"
         )
+        raise UserError(f"{too_long}: lower probes.generate.new_tokens")
 
 
 def tables_of(settings: Experiment, backbone: Backbone, corpus: Corpus) -> dict[str, TokenTable]:

@@ -73,8 +73,8 @@ def writer(settings: Experiment, material: PreparedCorpus):
     from chameleon_lite.chameleon import ChameleonLiteForCausalLM
 
     with torch.random.fork_rng(devices=[]):  # the model's head, never used, is drawn at random
-        make, scale = ChameleonLiteForCausalLM.from_backbone, settings.train.scale
-        return make(material.backbone, head="lora", rank=1, scale=scale)
+        options = {"head": "lora", "rank": 1, "scale": settings.train.scale}
+        return ChameleonLiteForCausalLM.from_backbone(material.backbone, **options)
 
 
 def conditions(source: Source | None, arrangement: Arrangement, size: int) -> tuple[Condition, Tensor] | None:

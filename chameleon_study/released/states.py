@@ -1,10 +1,14 @@
-"""States and targets of rows padded to one length: what the released objectives score.
+"""What the released scripts score of rows padded to one length, in their mode "last", and the states it needs.
 
 TokenTable ─ rows padded to `length`, mask by the protocol ─ backbone ─ pick ─▶ h (S, C), target (S,)
   cached: one pass, its scored positions stored on disk, then `ScoredStates`        `padded_states`
   live:   a pass per batch, for layers that train or a backbone with dropout on   `LivePaddedStates`
+
+Mode "last" is unshifted: state and token of the final position, the pad token on padding. Objective next_token is
+what this book scores.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +23,34 @@ from chameleon_lite.states import BATCH_TOKENS, ScoredStates, fetched, place_of
 from chameleon_lite.text import by_length, cumulative
 from chameleon_lite.train_layers import LiveStates
 
-from .objectives import Pick, pick_last, released_mask
+Pick = tuple[Tensor, Tensor, Tensor]  # row (M,), column (M,) of the state, target (M,); rows ascending
 
+IGNORED_BY_RELEASED = 0  # their ignore id: an ordinary token of every vocabulary used here
 GPT2_DROPOUT = 0.1  # what the released scripts had live, by GPT-2's own configuration
+
+
+def released_last(hidden: Tensor, ids: Tensor, losses: Callable) -> tuple[Tensor, int]:
+    """The released scripts' loss of mode "last" (compute_loss): its sum and the number of targets.
+
+    hidden (B, T, C) under `released_mask`; ids (B, T) padded to one length; losses(states (M, C), targets (M,), rows
+    (M,)) gives sums of nats.
+    """
+    row, column, target = pick_last(ids)
+    return losses(hidden[row, column], target, row), len(row)
+
+
+def released_mask(ids: Tensor) -> Tensor:
+    """The released scripts' attention mask (B, T): every id but 0, so padding is attended and token 0 is not.
+
+    Paper: padding masked / released code: collate_fn compares ids with 0 / here: a mask of the real tokens.
+    """
+    return ids != IGNORED_BY_RELEASED
+
+
+def pick_last(ids: Tensor, real: Tensor | None = None) -> Pick:
+    """The final position of rows (B, T) whose id there is not the ignored one; with the mask `real`, of full rows."""
+    row = (ids[:, -1] != IGNORED_BY_RELEASED if real is None else real[:, -1]).nonzero().squeeze(1)
+    return row, torch.full_like(row, ids.shape[1] - 1), ids[row, -1]
 
 
 @dataclass(frozen=True)

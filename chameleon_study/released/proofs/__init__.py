@@ -12,12 +12,12 @@ import yaml
 from chameleon_lite.errors import unknown
 
 from ...provenance import provenance
-from . import clustering, data_and_training, parameters, scoring
+from . import clustering, scoring, training
 from .store import Proof
 from .subject import Shown, Subject
 
 TEXTS = yaml.safe_load((files(__package__) / "proofs.yaml").read_text(encoding="utf-8"))
-_PARTS = vars(scoring) | vars(clustering) | vars(parameters) | vars(data_and_training)
+_PARTS = vars(scoring) | vars(clustering) | vars(training)
 # name ▶ what is measured; None where it does not apply to the subject's corpus
 PROOFS: dict[str, Callable[[Subject], Shown | None]] = {name: _PARTS[name] for name in TEXTS}
 

@@ -8,7 +8,7 @@ from chameleon_lite.text import IGNORED
 from chameleon_lite.train import average
 
 from ...claims.paper import published
-from ..objectives import IGNORED_BY_RELEASED
+from ..states import IGNORED_BY_RELEASED
 from .subject import REGIMES, Shown, Subject
 
 ADDED = 0.1  # count given to every token beforehand, so that unseen ones keep a probability

@@ -10,10 +10,10 @@ from chameleon_lite.heads import Condition, HyperHead
 from chameleon_study.claims.paper import published
 from chameleon_study.released.proofs import PROOFS, prove_all
 from chameleon_study.released.proofs.clustering import first_component, implied_shares
-from chameleon_study.released.proofs.parameters import rebuilt
 from chameleon_study.released.proofs.scoring import call_as_released, unigram_nll
 from chameleon_study.released.proofs.store import checks_frame, load_proofs, store_proofs, stored_sentences
 from chameleon_study.released.proofs.subject import Subject
+from chameleon_study.released.proofs.training import rebuilt
 from chameleon_study.vectors import mean_cosine
 
 

@@ -11,7 +11,7 @@ from chameleon_lite.heads import Condition, HyperHead, LoraHead
 from chameleon_lite.loss import HeadWeight, head_losses, next_token_pairs
 from chameleon_lite.text import TokenTable
 from chameleon_lite.train import average
-from chameleon_study.released.objectives import pick_last, released_last, released_mask
+from chameleon_study.released.states import pick_last, released_last, released_mask
 
 LENGTH, PAD = 6, 256
 # by hand: a full row, a row with padding, rows with the ignored id 0 inside and at the scored position, one token
