@@ -7,7 +7,7 @@ length  the row's length and its share of padding, nothing else    R8, a declare
 states  mean final hidden state over the condition span            R13
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -39,8 +39,31 @@ class Views(dict[str, Tensor]):
         self.tokens = torch.from_numpy(ids).to(self.device)  # (N, P) ids of the condition span, padded with V
 
     def __missing__(self, name: str) -> Tensor:
-        self[name] = MAKERS[name](self).to(self.device)
+        table, weight = self.table, self.embedding
+        match name:
+            case "prefix":
+                x = mean_embeddings(table, weight)
+            case "padded":
+                x = span_vectors(table, weight, self.length)
+            case "row":
+                x = mean_embeddings(table, weight, span="row")
+            case "length":
+                share = torch.from_numpy(
+                    table.lengths / self.length
+                ).float()  # (N,) of a padded row that is text
+                x = F.pad(torch.stack([share, 1 - share], dim=1), (0, weight.shape[1] - 2))
+            case "states":
+                x = self._mean_states()
+        self[name] = x.to(self.device)
         return self[name]
+
+    def _mean_states(self) -> Tensor:
+        parts = []
+        for low in range(0, len(self.count), CHUNK):
+            start, count = self.start[low : low + CHUNK], self.count[low : low + CHUNK]
+            states = torch.from_numpy(self.states[ragged(start, count)]).float()
+            parts.append(torch.segment_reduce(states, "mean", lengths=torch.from_numpy(count), axis=0))
+        return normalise(torch.cat(parts))
 
 
 def span_vectors(table: TokenTable, weight: Tensor, length: int | None) -> Tensor:
@@ -50,29 +73,6 @@ def span_vectors(table: TokenTable, weight: Tensor, length: int | None) -> Tenso
         count = torch.from_numpy(np.diff(table.condition)).to(mean)  # (N, 1)
         mean = (mean * count + weight[table.pad_id].float() * (length - count)) / length
     return normalise(mean)
-
-
-def _length(views: Views) -> Tensor:
-    share = torch.from_numpy(views.table.lengths / views.length).float()  # (N,) of a padded row that is text
-    return F.pad(torch.stack([share, 1 - share], dim=1), (0, views.embedding.shape[1] - 2))
-
-
-def _states(views: Views) -> Tensor:
-    parts = []
-    for low in range(0, len(views.count), CHUNK):
-        start, count = views.start[low : low + CHUNK], views.count[low : low + CHUNK]
-        states = torch.from_numpy(views.states[ragged(start, count)]).float()
-        parts.append(torch.segment_reduce(states, "mean", lengths=torch.from_numpy(count), axis=0))
-    return normalise(torch.cat(parts))
-
-
-MAKERS: dict[str, Callable[[Views], Tensor]] = {
-    "prefix": lambda views: mean_embeddings(views.table, views.embedding),
-    "padded": lambda views: span_vectors(views.table, views.embedding, views.length),
-    "row": lambda views: mean_embeddings(views.table, views.embedding, span="row"),
-    "length": _length,
-    "states": _states,
-}
 
 
 def mean_cosine(x: Tensor) -> float:

@@ -2,12 +2,16 @@
 
 load_corpus ─ split ─ tokenise ─▶ TokenTable per split ─ padded_states or LivePaddedStates ─▶ scored pairs
                                        └ span, with or without padding ─▶ vectors ─ k-means ─▶ batches per seed
+
+Released k-means: no seed, ten steps from random rows, empty clusters keep their stale centroid, and the list of batches
+is made once. Here: the same with a seed; the method's cluster.py and batches.py hold what the study uses.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -15,7 +19,7 @@ from chameleon_lite.app.corpus import SPLITS, Corpus
 from chameleon_lite.backbone import Backbone, copied
 from chameleon_lite.backbones.formats import number_format
 from chameleon_lite.batches import Arrangement
-from chameleon_lite.cluster import fit_clusters, merge_small
+from chameleon_lite.cluster import Clustering, fit_clusters, merge_small, nearest_centroid
 from chameleon_lite.errors import UserError
 from chameleon_lite.lora import add_lora
 from chameleon_lite.loss import HeadWeight
@@ -25,10 +29,10 @@ from ..config import Experiment
 from ..prepare import Material, Say, check_batch, timed
 from ..regimes import RANK
 from ..vectors import span_vectors
-from .clusters import cluster_batches, released_batches, released_clusters
 from .protocol import Protocol, protocol_of
 from .states import LivePaddedStates, Scoring, live_dropout, padded_states
 
+LLOYD_STEPS = 10
 SCRIPT_SEED = 42  # the Alpaca script draws its validation rows with this seed
 
 
@@ -38,6 +42,7 @@ class ReleasedCorpus(Material):
 
     settings: Experiment
     protocol: Protocol
+    scoring: Scoring
     cluster_vectors: dict[str, Tensor]  # (N, C) on the device
     condition_vectors: dict[str, Tensor]  # (N, C) on the device
     dropout: dict | None  # of the live backbone
@@ -73,7 +78,8 @@ def prepare_released(
         if protocol.layers:
             add_lora(backbone, rank=RANK)  # α / r = 1: the update as such, as in the paper
     say(f"{corpus.name}: {len(tables['train'])} training rows, {len(tables['validation'])} validation rows")
-    scoring, train = scoring_of(settings, protocol), settings.train
+    train, zeros, skips = settings.train, protocol.attention == "id not 0", protocol.ignored == "padding"
+    scoring = Scoring(protocol.objective, settings.tokens.max_length, zeros, skips)
     feature, matmul = (
         number_format(kind, backbone.device) for kind in (train.feature_dtype, train.matmul_dtype)
     )
@@ -93,16 +99,11 @@ def prepare_released(
         seconds,
         settings,
         protocol,
+        scoring,
         {split: cluster for split, (cluster, _) in vectors.items()},
         {split: condition for split, (_, condition) in vectors.items()},
         dropout,
     )
-
-
-def scoring_of(settings: Experiment, protocol: Protocol) -> Scoring:
-    """What is scored of a padded row."""
-    masks_zero, skips_padding = protocol.attention == "id not 0", protocol.ignored == "padding"
-    return Scoring(protocol.objective, settings.tokens.max_length, masks_zero, skips_padding)
 
 
 def documents_by_split(settings: Experiment, protocol: Protocol, corpus: Corpus) -> dict[str, tuple]:
@@ -192,3 +193,47 @@ def orders_of(material: ReleasedCorpus, seed: int) -> tuple[dict[str, Arrangemen
 def scored_batches(batches: list[Tensor], counts: Tensor) -> list[Tensor]:
     """The batches with at least one scored token by counts (N,): the others have no mean: NaN in the scripts."""
     return [b for b in batches if int(counts[b].sum())]
+
+
+def released_clusters(x: Tensor, k: int, *, seed: int) -> Clustering:
+    """k-means of x (N, C): k random rows, then ten Lloyd steps, once; UserError for k > N."""
+    if not 1 <= k <= len(x):
+        raise UserError(f"cannot make {k} clusters of {len(x)} documents; choose between 1 and {len(x)}")
+    rows = x.detach().float()
+    start = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:k]
+    centroids = rows[start.to(x.device)]  # (K, C)
+    for _ in range(LLOYD_STEPS):
+        labels, _ = nearest_centroid(rows, centroids)
+        centroids = _means(rows, labels, centroids)
+    labels, distance = nearest_centroid(rows, centroids)
+    return Clustering(centroids, labels, distance, float(distance.double().square().sum()))
+
+
+def _means(rows: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
+    """Mean row of each cluster (K, C); an empty cluster keeps its centroid."""
+    sizes = torch.bincount(labels, minlength=len(centroids))  # (K,)
+    # cluster by cluster in row order, so that a GPU repeats itself too
+    sums = torch.segment_reduce(rows[labels.argsort(stable=True)], "sum", lengths=sizes, axis=0)
+    return torch.where(sizes[:, None] > 0, sums / sizes[:, None].clamp_min(1), centroids)
+
+
+def released_batches(labels: Tensor, size: int, *, seed: int) -> list[Tensor]:
+    """Rows of labels (N,) as batches (≤ size,) of one cluster, clusters in order of first appearance.
+
+    The seed decides only which rows of a cluster larger than `size` share a batch; the list serves every epoch.
+    """
+    number = torch.from_numpy(pd.factorize(labels.cpu().numpy())[0])  # (N,) by first appearance
+    return _cut(number, size, torch.Generator().manual_seed(seed))
+
+
+def cluster_batches(labels: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
+    """Rows of labels (N,) as batches (≤ size,) int64, each of one cluster, in a random order."""
+    batches = _cut(labels.cpu(), size, generator)
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def _cut(labels: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
+    """Batches along the clusters' numbers, each cluster's rows in a random order."""
+    shuffled = torch.randperm(len(labels), generator=generator)
+    order = shuffled[labels[shuffled].argsort(stable=True)]
+    return [b for run in order.split(labels.bincount().tolist()) for b in run.split(size) if len(b)]

@@ -13,8 +13,7 @@ from chameleon_lite.train import average
 
 from ...claims.paper import published
 from ...vectors import cluster_quality, main_direction, mean_cosine, span_vectors
-from ..clusters import released_batches, released_clusters
-from ..prepare import from_the_start, scored_batches
+from ..prepare import from_the_start, released_batches, released_clusters, scored_batches
 from .store import CLUSTERINGS, Proof
 from .subject import REGIMES, Shown, Subject
 

@@ -10,7 +10,7 @@ from chameleon_lite.train import average, evaluate
 
 from ...claims.paper import published
 from ...parameters import parameter_table
-from ..prepare import documents_by_split, scoring_of
+from ..prepare import documents_by_split
 from ..protocol import preset
 from ..states import LivePaddedStates, live_dropout
 from .subject import Shown, Subject
@@ -66,11 +66,9 @@ def _backbone_dropout(subject: Subject) -> dict[str, float]:
     rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(subject.seed))
     table = table.take(rows[: ROWS.get(backbone.device.type, ROWS["cpu"])].sort().values)
     head, order = [(subject.trained["R1"][0].head, None)], Arrangement(torch.arange(len(table)))
-    scoring = scoring_of(material.settings, material.protocol)
     for name, train_mode in (("R1_dropout_off", False), ("R1_dropout_on", True)):
-        states = LivePaddedStates(
-            backbone, table, scoring, dtype=material.feature_dtype, train_mode=train_mode
-        )
+        options = {"dtype": material.feature_dtype, "train_mode": train_mode}
+        states = LivePaddedStates(backbone, table, material.scoring, **options)
         with torch.random.fork_rng():
             torch.manual_seed(subject.seed)
             nll = evaluate(head, states, order, material.weight, rows=32)[0].cpu()
