@@ -31,8 +31,6 @@ from chameleon_lite.train import evaluate
 
 from .sources import Own
 
-POSSIBLE = ("frozen", "current", "past")
-
 
 def known_means(
     vectors: Tensor, labels: Tensor, rows: Tensor, own: Tensor, batches: Sequence[Tensor]
@@ -91,7 +89,7 @@ def on_the_fly(model, documents: Sequence[Document], *, batch: int = 16, seed: i
     )
     loss = (nll.sum(1).cpu() / int(table.n_scored.sum())).numpy()
     known = ["frozen", *means]
-    possible = [name in POSSIBLE for name in known]
+    possible = [name in ("frozen", "current", "past") for name in known]
     return pd.DataFrame(
         {"known": known, "possible": possible, "loss": loss, "against_frozen": loss - loss[0]}
     )

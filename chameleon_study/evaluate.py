@@ -91,7 +91,7 @@ class PositionSums:
     """Sums of token losses (heads, bins) over bins of scored positions, on the device."""
 
     def __init__(self, bins: int) -> None:
-        self.bins, self.nll, self.count = bins, 0.0, 0.0
+        self.bins, self.sums = bins, 0.0  # (heads + 1, bins), the last row counts tokens
 
     def __call__(self, nll: Tensor, document: Tensor) -> None:
         """Add a batch: nll (heads, M) and document numbers (M,), each document's rows side by side."""
@@ -99,16 +99,13 @@ class PositionSums:
         start = (counts.cumsum(0) - counts).repeat_interleave(counts)
         within = torch.arange(len(document), device=document.device) - start  # (M,) position in its document
         of_bin = one_hot((within // POSITIONS).clamp_max(self.bins - 1), self.bins).double()  # (M, bins)
-        self.nll = self.nll + nll.double() @ of_bin
-        self.count = self.count + of_bin.sum(0)
+        self.sums = self.sums + torch.cat([nll, torch.ones_like(nll[:1])]).double() @ of_bin
 
     def rows(self) -> list[list[dict[str, float]]]:
         """For every head the bins as {position, nll, tokens}; position is the bin's first, nll its sum in nats."""
-        filled = [(i, count) for i, count in enumerate(self.count.tolist()) if count]
-        return [
-            [{"position": i * POSITIONS, "nll": nll[i], "tokens": count} for i, count in filled]
-            for nll in self.nll.tolist()
-        ]
+        *heads, counts = self.sums.tolist()
+        places = [(i, count) for i, count in enumerate(counts) if count]
+        return [[{"position": i * POSITIONS, "nll": nll[i], "tokens": n} for i, n in places] for nll in heads]
 
 
 def measure(
@@ -119,7 +116,7 @@ def measure(
     An oracle has labels of its own sources only; foreign rows are for the regimes named in the settings.
     """
     settings, material, out = context.settings, context.material, {r.name: Outcome() for r in regimes}
-    probes = settings.probes
+    probes, train = settings.probes, settings.train
     readings = [(split, split, 0.0) for split in material.tables if split != "train"]
     if material.foreign is not None:
         readings += [(f"{FOREIGN}{round(100 * s)}", "test", s) for s in probes.foreign_shares]
@@ -132,9 +129,8 @@ def measure(
         for order, cohort in sorted(cohorts.items()):
             watch = PositionSums(probes.position_bins) if name == "test" and probes.position_bins else None
             heads = [head_and_source(r, members, seeded, split, share) for r in cohort]
-            options = {"rows": settings.train.rows_per_step, "scale": settings.train.scale, "watch": watch}
-            arrangement = seeded.epoch(split, order, 0)
-            nll = material.nll(heads, split, arrangement, processes=context.processes, **options)
+            how = {"rows": train.rows_per_step, "scale": train.scale, "processes": context.processes}
+            nll = material.nll(heads, split, seeded.epoch(split, order, 0), watch=watch, **how)
             for r, values in zip(cohort, nll):
                 out[r.name].nll[name] = values
             for r, rows in zip(cohort, watch.rows() if watch else ()):

@@ -4,8 +4,7 @@
     layers_static  LoRA in every layer (PEFT) and on the head: the baseline that the paper describes
     layers_hyper   LoRA in every layer, hyper-network on the head: the method that the paper describes
 
-The last two train on the same batches and steps as everything else (train_layers.py), at two learning rates of
-which the better one on validation counts.
+The last two train on the same batches and steps as everything else, at two learning rates.
 """
 
 import time

@@ -152,17 +152,11 @@ def prepare(
             states[split] = hidden_states(backbone, table, feature)
     embedding = backbone.embedding.detach().cpu()
     foreign = [mean_embeddings(p["train"], embedding)[:FOREIGN_DOCUMENTS] for p in probes.values()]
-    return PreparedCorpus(
-        backbone,
-        corpus,
-        tables,
-        {s: ScoredStates(table, states[s], device) for s, table in tables.items()},
-        HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul),
-        feature,
-        seconds,
-        {s: Views(backbone, table, states[s], settings.tokens.max_length) for s, table in tables.items()},
-        torch.cat(foreign).to(device) if foreign and settings.probes.foreign_shares else None,
-    )
+    scored = {s: ScoredStates(table, states[s], device) for s, table in tables.items()}
+    views = {s: Views(backbone, table, states[s], settings.tokens.max_length) for s, table in tables.items()}
+    weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul)
+    foreign = torch.cat(foreign).to(device) if foreign and settings.probes.foreign_shares else None
+    return PreparedCorpus(backbone, corpus, tables, scored, weight, feature, seconds, views, foreign)
 
 
 def _check_room(settings: Experiment, backbone: Backbone, table: TokenTable) -> None:

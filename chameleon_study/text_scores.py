@@ -1,9 +1,8 @@
 """What is counted in generated text: agreement with a reference, variety, repetition.
 
-ROUGE-L: F1 over the longest common subsequence of words (Lin 2004, "ROUGE: a package for automatic evaluation of
-summaries"). Distinct-n: distinct n-grams of tokens over all n-grams (Li et al. 2016, "A diversity-promoting objective
-function for neural conversation models"). Repeated: one minus the distinct share of 4-grams, seq-rep-4 of Welleck et
-al. 2020 ("Neural text generation with unlikelihood training").
+ROUGE-L: F1 over the longest common subsequence of words (Lin 2004). Distinct-n: distinct n-grams of tokens over all
+n-grams (Li et al. 2016, "A diversity-promoting objective function for neural conversation models"). Repeated: one minus
+the distinct share of 4-grams, seq-rep-4 of Welleck et al. 2020 ("Neural text generation with unlikelihood training").
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -3,9 +3,9 @@
     prompt (the prefix) ─ left-padded, with cache ─▶ head.factors(condition of the document's batch) ─▶ tokens (D, M)
     tokens and reference, both cut to as many ─▶ scores, one row per document (text_scores.py)
 
-The condition is fixed before the first new token and depends on condition spans alone, so no scored token influences
-the text (the information rule). Every text has M tokens. End tokens are suppressed: the training documents contain
-none, so stopping early would measure a habit of the frozen model that training removed. The texts are not stored.
+The condition depends on condition spans alone, so no scored token influences the text (the information rule). End
+tokens are suppressed: the training documents contain none, so stopping early would measure a habit of the frozen model
+that training removed. The texts are not stored.
 """
 
 from collections.abc import Callable, Sequence

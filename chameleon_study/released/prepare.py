@@ -67,7 +67,7 @@ def prepare_released(
     settings: Experiment, backbone: Backbone, corpus: Corpus, say: Say = lambda text: None
 ) -> ReleasedCorpus:
     """A corpus's tables, states and vectors under the experiment's protocol; stages are timed."""
-    protocol, seconds, scored = protocol_of(settings.protocol), {}, {}
+    protocol, seconds, scored, clusters, conditions = protocol_of(settings.protocol), {}, {}, {}, {}
     with timed(seconds, "tokens"):
         tables = _tables(settings, protocol, backbone, documents_by_split(settings, protocol, corpus))
     live, dropout = protocol.backbone != "cached", None
@@ -88,22 +88,10 @@ def prepare_released(
             mode = {"train_mode": dropout is not None and split == "train"} if live else {}
             states = LivePaddedStates if live else padded_states
             scored[split] = states(backbone, table, scoring, dtype=feature, **mode)
-    vectors = {split: _vectors(settings, protocol, backbone, table) for split, table in tables.items()}
-    return ReleasedCorpus(
-        backbone,
-        corpus,
-        tables,
-        scored,
-        HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul),
-        feature,
-        seconds,
-        settings,
-        protocol,
-        scoring,
-        {split: cluster for split, (cluster, _) in vectors.items()},
-        {split: condition for split, (_, condition) in vectors.items()},
-        dropout,
-    )
+            clusters[split], conditions[split] = _vectors(settings, protocol, backbone, table)
+    weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul)
+    shared = (backbone, corpus, tables, scored, weight, feature, seconds)
+    return ReleasedCorpus(*shared, settings, protocol, scoring, clusters, conditions, dropout)
 
 
 def documents_by_split(settings: Experiment, protocol: Protocol, corpus: Corpus) -> dict[str, tuple]:
@@ -176,9 +164,8 @@ def orders_of(material: ReleasedCorpus, seed: int) -> tuple[dict[str, Arrangemen
         if protocol.kmeans == "plusplus":
             nearest = merge_small(x, nearest, fitted.centroids, settings.minimum)
         labels[split], counts = nearest.cpu(), material.scored[split].counts
-        fixed[split] = Arrangement.of(
-            scored_batches(released_batches(labels[split], size, seed=seed), counts)
-        )
+        batches = released_batches(labels[split], size, seed=seed)
+        fixed[split] = Arrangement.of(scored_batches(batches, counts))
 
     def orders(split: str, number: int) -> Arrangement:
         if split != "train" or protocol.batches == "fixed":

@@ -1,8 +1,4 @@
-"""The twelve experiments that show what the released tables measure, in the order a doubting reader would want them.
-
-Subject (corpus, backbone, released procedure, one seed trained) ─ PROOFS ─▶ numbers, and words that are no numbers
-  ─ proofs.yaml: title, audit rows, a sentence ─▶ Proof
-"""
+"""The twelve experiments that show what the released tables measure, in the order a doubting reader would want them."""
 
 from collections.abc import Callable, Iterable
 from importlib.resources import files
@@ -18,7 +14,7 @@ from .subject import Shown, Subject
 
 TEXTS = yaml.safe_load((files(__package__) / "proofs.yaml").read_text(encoding="utf-8"))
 _PARTS = vars(scoring) | vars(clustering) | vars(training)
-# name ▶ what is measured; None where it does not apply to the subject's corpus
+# name ▶ numbers, and words for its sentence that are no numbers; None where it does not apply to the corpus
 PROOFS: dict[str, Callable[[Subject], Shown | None]] = {name: _PARTS[name] for name in TEXTS}
 
 
