@@ -29,6 +29,7 @@ from .regimes import CLUSTERED, REGIMES, Regime
 from .text_scores import COLUMNS
 
 POSITIONS = 16  # scored positions per bin of "nll by position"
+Members = dict[str, Member]  # by regime, also of those that lend their heads
 UNPAIRED = ("validation", SEEN)  # splits whose documents no contrast pairs
 
 
@@ -108,10 +109,8 @@ class PositionSums:
         return [[{"position": i * POSITIONS, "nll": nll[i], "tokens": n} for i, n in places] for nll in heads]
 
 
-def measure(
-    context: Context, seeded: SeedClusterings, regimes: list[Regime], members: dict[str, Member]
-) -> dict[str, Outcome]:
-    """Read every split and probe once for every regime whose head (or that of `weights_of`) is at hand.
+def measure(context: Context, seeded: SeedClusterings, regimes: list[Regime], members: Members) -> dict:
+    """Read every split and probe once for every regime; returns each one's Outcome by name.
 
     An oracle has labels of its own sources only; foreign rows are for the regimes named in the settings.
     """
@@ -139,7 +138,7 @@ def measure(
 
 
 def head_and_source(
-    r: Regime, members: dict[str, Member], seeded: SeedClusterings, split: str, share: float = 0.0
+    r: Regime, members: Members, seeded: SeedClusterings, split: str, share: float = 0.0
 ) -> tuple[Head | None, Source | None]:
     """A regime's head, None for the frozen model, and its condition source for a split (see `source_of`)."""
     member = members.get(r.weights_of or r.name)
@@ -169,9 +168,7 @@ def measured(material: PreparedCorpus, outcome: Outcome) -> tuple[dict[str, floa
     return metrics, pd.concat(frames, ignore_index=True)
 
 
-def record_of(
-    context: Context, regime: str, corpus: str, seed: int, outcome: Outcome, metrics: dict
-) -> Record:
+def record_of(context: Context, regime: str, corpus: str, seed: int, outcome: Outcome, metrics) -> Record:
     """The record of one run, under whichever protocol."""
     settings, material, member = context.settings, context.material, outcome.member
     own = member and not REGIMES[regime].weights_of

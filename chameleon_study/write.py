@@ -8,10 +8,9 @@ tokens are suppressed: the training documents contain none, so stopping early wo
 that training removed. The texts are not stored.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -20,10 +19,10 @@ from chameleon_lite.batches import Arrangement
 from chameleon_lite.errors import UserError
 from chameleon_lite.heads import Condition, Head, update_logits
 from chameleon_lite.text import TokenTable
-from chameleon_lite.train import Member, Source
+from chameleon_lite.train import Source
 
 from .config import Experiment
-from .evaluate import Context, head_and_source, order_of
+from .evaluate import Context, Members, head_and_source, order_of
 from .prepare import PreparedCorpus, SeedClusterings
 from .regimes import CLUSTERED, GROUP, REGIMES, Regime
 from .text_scores import document_scores, rouge_l, scorer
@@ -42,9 +41,7 @@ def writing(settings: Experiment) -> list[str]:
     return [name for name in names or settings.regimes if name not in cannot]
 
 
-def generated(
-    context: Context, seeded: SeedClusterings, regimes: Sequence[Regime], members: dict[str, Member]
-) -> dict[str, pd.DataFrame]:
+def generated(context: Context, seeded: SeedClusterings, regimes: list[Regime], members: Members) -> dict:
     """Regime to its scores, one row per continued document with its `row` in the test table; {} if none writes."""
     settings, material, out = context.settings, context.material, {}
     if not (names := writing(settings)):

@@ -26,7 +26,6 @@ from chameleon_lite.train_layers import WithLayers
 from ..config import Experiment
 from ..evaluate import Context, Outcome, record_of
 from ..provenance import reset_peak
-from ..records import Record
 from ..regimes import RANK
 from ..sources import BatchMean, Constant
 from .prepare import ReleasedCorpus, orders_of
@@ -59,10 +58,8 @@ def check_released(settings: Experiment) -> None:
         raise UserError(f"{sweeps} {', '.join(missing)} {released}")
 
 
-def measure_released(
-    context: Context, regimes: list[str], seed: int, corpus: str
-) -> Iterator[tuple[Record, pd.DataFrame]]:
-    """Train and measure regimes of one seed; yields each run's record and its losses per held-out row."""
+def measure_released(context: Context, regimes: list[str], seed: int, corpus: str) -> Iterator[tuple]:
+    """Train and measure regimes of one seed; yields each run's Record and its losses per held-out row."""
     material = context.material
     reset_peak(material.backbone.device)
     for regime, member, orders, training in train_released(material, regimes, seed, context.processes):
@@ -143,9 +140,7 @@ def decomposition(nll: Tensor, counts: Tensor, full: Tensor, weight: Tensor) -> 
     return out
 
 
-def measure(
-    material: ReleasedCorpus, regime: str, member: Member | None, orders: Orders
-) -> tuple[dict[str, float], pd.DataFrame]:
+def measure(material: ReleasedCorpus, regime: str, member: Member | None, orders: Orders) -> tuple:
     """Metrics of one trained regime, and one row per held-out document.
 
     A row's columns: split, document, group, scored tokens, summed nll, whether it is full, and `weight`, what its nll

@@ -75,9 +75,7 @@ class Scoring:
         return ids, mask.long(), pick_last(ids, real if self.ignore_padding else None)
 
 
-def padded_states(
-    backbone, table, scoring: Scoring, *, dtype: torch.dtype, folder: Path | None = None
-) -> ScoredStates:
+def padded_states(backbone, table, scoring: Scoring, *, dtype, folder: Path | None = None) -> ScoredStates:
     """The scored pairs of a table on the backbone's device; states come from disk where they were computed before."""
     device = backbone.head.weight.device
     target, counts = _targets(table, scoring)
@@ -107,9 +105,7 @@ def padded_states(
 class LivePaddedStates(LiveStates):
     """The same pairs computed anew for every batch; `train_mode`: with the backbone's own dropout."""
 
-    def __init__(
-        self, backbone, table, scoring: Scoring, *, dtype: torch.dtype, train_mode: bool = False
-    ) -> None:
+    def __init__(self, backbone, table, scoring: Scoring, *, dtype, train_mode: bool = False) -> None:
         super().__init__(backbone, table)
         self.scoring, self.train_mode, self.dtype = scoring, train_mode, dtype
         self.counts = torch.from_numpy(_targets(table, scoring)[1])
