@@ -47,11 +47,11 @@ def across_frame(evidence: StoredRuns) -> pd.DataFrame:
             f"{name}: {REGIMES[name].title}": c.text("+.3f") + ("" if c.n == seeds else f" (n = {c.n})")
             for name, c in contrasts.items()
         }
-    return pd.DataFrame(columns).rename_axis("regime less R0").fillna("–")
+    return pd.DataFrame(columns).rename_axis("regime minus R0").fillna("–")
 
 
 def controls_frame(evidence: StoredRuns) -> pd.DataFrame:
-    """What else could explain R4's loss: its control, R4's loss less the control's, and the verdict, for each corpus.
+    """What else could explain R4's loss: its control, R4's loss minus the control's, and the verdict, for each corpus.
 
     A negative difference says that R4 is lower; "confirmed" then means: by more than 0.01 nats per token.
     """

@@ -75,22 +75,27 @@ class Scoring:
         return ids, mask.long(), pick_last(ids, real if self.ignore_padding else None)
 
 
+def _passed(backbone, table, scoring: Scoring, rows) -> tuple[Tensor, Tensor, Tensor]:
+    """States (M, C), targets (M,) and, on the host, row numbers (M,) of documents rows (B,), by one pass."""
+    ids, mask, (row, column, target) = scoring.batch(table, rows)
+    device = backbone.device
+    hidden = backbone.hidden(ids.to(device), mask.to(device))  # (B, T, C)
+    return hidden[row.to(device), column.to(device)], target.to(device), row
+
+
 def padded_states(backbone, table, scoring: Scoring, *, dtype, folder: Path | None = None) -> ScoredStates:
     """The scored pairs of a table on the backbone's device; states come from disk where they were computed before."""
-    device = backbone.head.weight.device
     target, counts = _targets(table, scoring)
 
     @torch.inference_mode()
     def compute(rows: np.ndarray) -> np.ndarray:
-        ids, mask, (row, column, _) = scoring.batch(table, rows)
-        hidden = backbone.hidden(ids.to(device), mask.to(device))  # (B, T, C)
-        return fetched(hidden[row.to(device), column.to(device)].to(torch.float16), backbone.name)  # (M, C)
+        return fetched(_passed(backbone, table, scoring, rows)[0].to(torch.float16), backbone.name)
 
     order = np.argsort(table.lengths, kind="stable")
     lengths = table.lengths[order]
     if scoring.objective != "next_token":
         lengths = np.full_like(lengths, scoring.length)
-    budget = BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
+    budget = BATCH_TOKENS.get(backbone.device.type, BATCH_TOKENS["cpu"])
     states = stored(
         place_of(backbone, table, dtype, f"{scoring} padded with {table.pad_id}", folder),
         cumulative(counts),
@@ -99,7 +104,7 @@ def padded_states(backbone, table, scoring: Scoring, *, dtype, folder: Path | No
         compute,
         arithmetic(backbone, dtype),
     )
-    return ScoredStates.of_pairs(states, target, counts, device)
+    return ScoredStates.of_pairs(states, target, counts, backbone.device)
 
 
 class LivePaddedStates(LiveStates):
@@ -116,15 +121,14 @@ class LivePaddedStates(LiveStates):
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Documents rows (B,) to their states (M, C), targets (M,), and row numbers (M,) on the host."""
-        ids, mask, (row, column, target) = self.scoring.batch(self.table, rows.cpu())
-        mode = self.backbone.lm.training
-        self.backbone.lm.train(self.train_mode)
+        lm, mode = self.backbone.lm, self.backbone.lm.training
+        lm.train(self.train_mode)
         try:
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                hidden = self.backbone.hidden(ids.to(self.device), mask.to(self.device))
+                h, target, row = _passed(self.backbone, self.table, self.scoring, rows.cpu())
         finally:
-            self.backbone.lm.train(mode)
-        return hidden[row.to(self.device), column.to(self.device)].float(), target.to(self.device), row
+            lm.train(mode)
+        return h.float(), target, row
 
 
 def _targets(table, scoring: Scoring) -> tuple[np.ndarray, np.ndarray]:
