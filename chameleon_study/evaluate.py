@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from chameleon_lite.heads import Head
 from chameleon_lite.processes import Processes
 from chameleon_lite.train import Member, Source, average
 
@@ -82,10 +81,9 @@ def order_of(settings: Experiment, r: Regime) -> str:
     return CLUSTERED if settings.shared_order else r.order
 
 
-def source_of(r: Regime, seeded: SeedClusterings, split: str, share: float = 0.0) -> Source | None:
-    """A regime's condition source for a split, None without one; `share` of its vectors are foreign ones."""
-    own = seeded.with_foreign(split, share) if share else seeded.splits[split]
-    return r.source and r.source(own, seeded.splits["train"])
+def source_of(r: Regime, seeded: SeedClusterings, split: str) -> Source | None:
+    """A regime's condition source for a split, None without one."""
+    return r.source and r.source(seeded.splits[split], seeded.splits["train"])
 
 
 class PositionSums:
@@ -116,18 +114,18 @@ def measure(context: Context, seeded: SeedClusterings, regimes: list[Regime], me
     """
     settings, material, out = context.settings, context.material, {r.name: Outcome() for r in regimes}
     probes, train = settings.probes, settings.train
-    readings = [(split, split, 0.0) for split in material.tables if split != "train"]
-    if material.foreign is not None:
-        readings += [(f"{FOREIGN}{round(100 * s)}", "test", s) for s in probes.foreign_shares]
-    for name, split, share in readings:
+    readings = [(split, split, seeded) for split in material.tables if split != "train"]
+    for share in probes.foreign_shares if material.foreign is not None else ():
+        readings.append((f"{FOREIGN}{round(100 * share)}", "test", seeded.with_foreign("test", share)))
+    for name, split, given in readings:
         cohorts: dict[str, list[Regime]] = {}
         for r in regimes:
             blind = split.startswith(TRANSFER) and r.name.endswith("oracle")
-            if not blind and (not share or r.name in probes.foreign_regimes):
+            if not blind and (name == split or r.name in probes.foreign_regimes):
                 cohorts.setdefault(order_of(settings, r), []).append(r)
         for order, cohort in sorted(cohorts.items()):
             watch = PositionSums(probes.position_bins) if name == "test" and probes.position_bins else None
-            heads = [head_and_source(r, members, seeded, split, share) for r in cohort]
+            heads = [head_and_source(r, members, given, split) for r in cohort]
             how = {"rows": train.rows_per_step, "scale": train.scale, "processes": context.processes}
             nll = material.nll(heads, split, seeded.epoch(split, order, 0), watch=watch, **how)
             for r, values in zip(cohort, nll):
@@ -137,12 +135,10 @@ def measure(context: Context, seeded: SeedClusterings, regimes: list[Regime], me
     return out
 
 
-def head_and_source(
-    r: Regime, members: Members, seeded: SeedClusterings, split: str, share: float = 0.0
-) -> tuple[Head | None, Source | None]:
+def head_and_source(r: Regime, members: Members, seeded: SeedClusterings, split: str) -> tuple:
     """A regime's head, None for the frozen model, and its condition source for a split (see `source_of`)."""
     member = members.get(r.weights_of or r.name)
-    return member.head if member else None, source_of(r, seeded, split, share)
+    return member and member.head, source_of(r, seeded, split)
 
 
 def measured(material: PreparedCorpus, outcome: Outcome) -> tuple[dict[str, float], pd.DataFrame]:

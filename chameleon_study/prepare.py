@@ -71,9 +71,7 @@ class Material:
         kinds = {"feature_dtype": self.feature_dtype, "matmul_dtype": self.weight.weight.dtype}
         return {
             "corpus": self.corpus.name,
-            "hash": self.corpus.hash,
-            "source": self.corpus.source,
-            "notes": self.corpus.notes,
+            **{name: getattr(self.corpus, name) for name in ("hash", "source", "notes")},
             "backbone_hash": self.backbone.hash,
             **{name: str(kind).removeprefix("torch.") for name, kind in kinds.items()},
             "documents": {s: len(t) for s, t in self.tables.items()},
@@ -98,8 +96,8 @@ class SeedClusterings:
         labels = self.labels[split]
         return arrange(len(labels), labels if order == "clustered" else None, generator)
 
-    def with_foreign(self, split: str, share: float) -> Split:
-        """A split with this share of its vectors replaced by foreign ones: outliers for conditions."""
+    def with_foreign(self, split: str, share: float) -> "SeedClusterings":
+        """The same with this share of a split's vectors replaced by foreign ones: outliers for conditions."""
         views, generator = copy(self.splits[split].views), torch.Generator().manual_seed(self.seed)
         vectors = views["prefix"].clone()  # (N, C)
         count = round(share * len(vectors))
@@ -107,7 +105,7 @@ class SeedClusterings:
         pick = torch.randint(len(self.foreign), (count,), generator=generator).to(vectors.device)
         vectors[place] = self.foreign[pick]
         views["prefix"] = vectors
-        return replace(self.splits[split], views=views)
+        return replace(self, splits=self.splits | {split: replace(self.splits[split], views=views)})
 
 
 @dataclass

@@ -27,8 +27,6 @@ from .prepare import PreparedCorpus, SeedClusterings
 from .regimes import CLUSTERED, GROUP, REGIMES, Regime
 from .text_scores import document_scores, rouge_l, scorer
 
-SPLIT = "test"
-
 
 def writing(settings: Experiment) -> list[str]:
     """The regimes that write; UserError for one without a cached head, or without the scorer."""
@@ -46,12 +44,12 @@ def generated(context: Context, seeded: SeedClusterings, regimes: list[Regime], 
     settings, material, out = context.settings, context.material, {}
     if not (names := writing(settings)):
         return out
-    table, model = material.tables[SPLIT], writer(settings, material)
+    table, model = material.tables["test"], writer(settings, material)
     rows = chosen(settings, table)
-    batch = seeded.epoch(SPLIT, CLUSTERED, 0).groups(GROUP).of[rows].numpy()
+    batch = seeded.epoch("test", CLUSTERED, 0).groups(GROUP).of[rows].numpy()
     for r in (r for r in regimes if r.name in names):
-        head, source = head_and_source(r, members, seeded, SPLIT)
-        arrangement = seeded.epoch(SPLIT, order_of(settings, r), 0)
+        head, source = head_and_source(r, members, seeded, "test")
+        arrangement = seeded.epoch("test", order_of(settings, r), 0)
         condition = conditions(source, arrangement, settings.train.rows_per_step)
         tokens = write(model, head, condition, rows, table, settings)
         frame = document_scores(tokens.numpy(), agreement(tokens, table, rows, model.tokenizer), batch)
