@@ -79,14 +79,10 @@ def on_the_fly(model, documents: Sequence[Document], *, batch: int = 16, seed: i
     order = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed))
     labels = nearest_centroid(prefixes, model.centroids.cpu())[0]
     means = known_means(prefixes, labels, rows, own, order.split(batch))
-    nll = evaluate(
-        [(None, None), *((model.head, Own(mean.to(backbone.device))) for mean in means.values())],
-        ScoredStates(table, states, backbone.device),
-        Arrangement(order),
-        HeadWeight(backbone.head.weight, backbone.head.bias),
-        rows=batch,
-        scale=model.config.scale,
-    )
+    heads = [(None, None), *((model.head, Own(mean.to(backbone.device))) for mean in means.values())]
+    scored = ScoredStates(table, states, backbone.device)
+    weight = HeadWeight(backbone.head.weight, backbone.head.bias)
+    nll = evaluate(heads, scored, Arrangement(order), weight, rows=batch, scale=model.config.scale)
     loss = (nll.sum(1).cpu() / int(table.n_scored.sum())).numpy()
     known = ["frozen", *means]
     possible = [name in ("frozen", "current", "past") for name in known]

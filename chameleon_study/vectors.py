@@ -53,17 +53,13 @@ class Views(dict[str, Tensor]):
                 ).float()  # (N,) of a padded row that is text
                 x = F.pad(torch.stack([share, 1 - share], dim=1), (0, weight.shape[1] - 2))
             case "states":
-                x = self._mean_states()
+                x, chunks = [], range(CHUNK, len(table), CHUNK)
+                for start, count in zip(np.split(self.start, chunks), np.split(self.count, chunks)):
+                    states = torch.from_numpy(self.states[ragged(start, count)]).float()
+                    x.append(torch.segment_reduce(states, "mean", lengths=torch.from_numpy(count), axis=0))
+                x = normalise(torch.cat(x))
         self[name] = x.to(self.device)
         return self[name]
-
-    def _mean_states(self) -> Tensor:
-        parts = []
-        for low in range(0, len(self.count), CHUNK):
-            start, count = self.start[low : low + CHUNK], self.count[low : low + CHUNK]
-            states = torch.from_numpy(self.states[ragged(start, count)]).float()
-            parts.append(torch.segment_reduce(states, "mean", lengths=torch.from_numpy(count), axis=0))
-        return normalise(torch.cat(parts))
 
 
 def span_vectors(table: TokenTable, weight: Tensor, length: int | None) -> Tensor:

@@ -191,17 +191,12 @@ def released_clusters(x: Tensor, k: int, *, seed: int) -> Clustering:
     centroids = rows[start.to(x.device)]  # (K, C)
     for _ in range(LLOYD_STEPS):
         labels, _ = nearest_centroid(rows, centroids)
-        centroids = _means(rows, labels, centroids)
+        sizes = torch.bincount(labels, minlength=k)[:, None]  # (K, 1)
+        # cluster by cluster in row order, so that a GPU repeats itself too
+        sums = torch.segment_reduce(rows[labels.argsort(stable=True)], "sum", lengths=sizes[:, 0], axis=0)
+        centroids = torch.where(sizes > 0, sums / sizes.clamp_min(1), centroids)  # an empty one keeps its own
     labels, distance = nearest_centroid(rows, centroids)
     return Clustering(centroids, labels, distance, float(distance.double().square().sum()))
-
-
-def _means(rows: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
-    """Mean row of each cluster (K, C); an empty cluster keeps its centroid."""
-    sizes = torch.bincount(labels, minlength=len(centroids))  # (K,)
-    # cluster by cluster in row order, so that a GPU repeats itself too
-    sums = torch.segment_reduce(rows[labels.argsort(stable=True)], "sum", lengths=sizes, axis=0)
-    return torch.where(sizes[:, None] > 0, sums / sizes[:, None].clamp_min(1), centroids)
 
 
 def released_batches(labels: Tensor, size: int, *, seed: int) -> list[Tensor]:

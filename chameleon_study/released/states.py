@@ -96,14 +96,10 @@ def padded_states(backbone, table, scoring: Scoring, *, dtype, folder: Path | No
     if scoring.objective != "next_token":
         lengths = np.full_like(lengths, scoring.length)
     budget = BATCH_TOKENS.get(backbone.device.type, BATCH_TOKENS["cpu"])
-    states = stored(
-        place_of(backbone, table, dtype, f"{scoring} padded with {table.pad_id}", folder),
-        cumulative(counts),
-        backbone.width,
-        [order[part] for part in by_length(lengths, budget)],
-        compute,
-        arithmetic(backbone, dtype),
-    )
+    pieces = [order[part] for part in by_length(lengths, budget)]
+    path = place_of(backbone, table, dtype, f"{scoring} padded with {table.pad_id}", folder)
+    numbers = arithmetic(backbone, dtype)
+    states = stored(path, cumulative(counts), backbone.width, pieces, compute, numbers)
     return ScoredStates.of_pairs(states, target, counts, backbone.device)
 
 
