@@ -1,13 +1,11 @@
 """Texts that arrive over time: what a condition may depend on by then, and how long a text waits for its batch.
 
-    on the fly   texts in random order, batches of B; a cluster's condition may read
-                   current      the prefixes in this batch                       ┐
-                   past         those and all that came before                   │ possible in a stream
-                   offline      prefixes of the whole evaluation set             ┘ not possible: it needs the future
-                   whole rows   all tokens of the whole set, clustered on itself   the released way, a leak
-    waiting      arrivals at a rate ─ a queue per cluster, full at B ─▶ one worker ─▶ seconds from arrival to result
-
-What offline gains over past is due to texts that had not arrived; what whole rows gain, to reading scored text.
+on the fly   texts in random order, batches of B; a cluster's condition may read
+               current      the prefixes in this batch                       ┐
+               past         those and all that came before                   │ possible in a stream
+               offline      prefixes of the whole evaluation set             ┘ not possible: it needs the future
+               whole rows   all tokens of the whole set, clustered on itself   the released way, a leak
+waiting      arrivals at a rate ─ a queue per cluster, full at B ─▶ one worker ─▶ seconds from arrival to result
 """
 
 from collections.abc import Sequence

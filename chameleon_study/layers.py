@@ -1,10 +1,8 @@
 """Regimes that cached hidden states cannot serve: the backbone runs anew for them (R14, R16, R17).
 
-    in_context     prefixes of up to 15 rows of the same cluster batch are put in front of the row; nothing is trained
-    layers_static  LoRA in every layer (PEFT) and on the head: the baseline that the paper describes
-    layers_hyper   LoRA in every layer, hyper-network on the head: the method that the paper describes
-
-The last two train on the same batches and steps as everything else, at two learning rates.
+in_context     prefixes of up to 15 rows of the same cluster batch are put in front of the row; nothing is trained
+layers_static  LoRA in every layer (PEFT) and on the head: the baseline that the paper describes
+layers_hyper   LoRA in every layer, hyper-network on the head: the method that the paper describes
 """
 
 import time

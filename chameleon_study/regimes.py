@@ -1,7 +1,7 @@
 """The regimes by name: which head, in which order it is trained, and what conditions it.
 
 A regime is data, not a branch: adding one means adding a row to regimes.csv and, if its condition is new, a class in
-sources.py. Regimes that run the backbone anew (R14, R16, R17) name a procedure of layers.py instead of a head.
+sources.py.
 """
 
 import csv

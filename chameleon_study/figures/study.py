@@ -94,7 +94,7 @@ def waiting(ax, frame):
 
 def learning_curves(ax, curves: pd.DataFrame):
     """Validation loss by epoch of `curves` (see `curve_frame`): the mean over seeds with a 95 % t interval."""
-    for index, (regime, rows) in enumerate(curves.groupby("regime", sort=True)):
+    for index, (regime, rows) in enumerate(curves.dropna(subset=["validation_nll"]).groupby("regime")):
         epochs = rows.groupby("epoch", sort=True)["validation_nll"]
         points = pd.DataFrame([(epoch, *mean_and_span(nll)) for epoch, nll in epochs])
         (epoch, mean, span), style = points.to_numpy().T, look(index)

@@ -1,8 +1,5 @@
 """Tables 1 and 2 under any protocol: the heads of one seed trained side by side, measured, and taken apart.
 
-    ReleasedCorpus ─ per seed: cluster, batch ─▶ train_heads (train.py) ─▶ losses per row
-      ─▶ validation loss as the protocol averages it · full and padded rows apart · training loss, running and re-read
-
 Every record holds the decomposition L = f · L_full + (1 − f) · L_pad, with each row weighted as the average weights it.
 """
 
