@@ -48,9 +48,7 @@ class Views(dict[str, Tensor]):
             case "row":
                 x = mean_embeddings(table, weight, span="row")
             case "length":
-                share = torch.from_numpy(
-                    table.lengths / self.length
-                ).float()  # (N,) of a padded row that is text
+                share = torch.from_numpy(table.lengths / self.length).float()  # (N,) of a padded row: text
                 x = F.pad(torch.stack([share, 1 - share], dim=1), (0, weight.shape[1] - 2))
             case "states":
                 x, chunks = [], range(CHUNK, len(table), CHUNK)
