@@ -21,7 +21,7 @@ from chameleon_lite.states import ScoredStates, hidden_states
 from chameleon_lite.text import Document, tokenise
 
 from .measure import peak_bytes, shown, timed
-from .workload import Bench, random_inputs, topic_words
+from .workload import Bench, random_inputs, texts
 
 RESOLUTION = 16 << 20  # bytes; less is lost in the system's accounts of a process, and is shown as this much
 # Slopes one expects. Clusters are fitted on at most 100,000 rows; above that only assigning the others grows.
@@ -71,7 +71,9 @@ def _against_rows(bench: Bench, sizes: tuple[int, ...]) -> list[dict]:
 def measure_rows(bench: Bench, backbone, n: int) -> dict[str, float]:
     """Seconds of each stage on n short documents, and bytes of the feature pass beyond the ids'."""
     out: dict[str, float] = {}
-    documents, generator = short_documents(n), torch.Generator().manual_seed(0)
+    few = texts(n, np.random.default_rng(1).integers(1, 4, n))  # words; with the ending two dozen characters
+    documents = [Document(str(i), f"{text} and so on") for i, text in enumerate(few)]
+    generator = torch.Generator().manual_seed(0)
     limits = {"max_length": 64, "prefix_tokens": 4, "min_scored": 4}
 
     def stage(name: str, work: Callable):
@@ -96,14 +98,6 @@ def measure_rows(bench: Bench, backbone, n: int) -> dict[str, float]:
         scored.batch(rows)
         out["draw a batch"] = bench.seconds(lambda: scored.batch(rows), 20)
     return out
-
-
-def short_documents(n: int) -> list[Document]:
-    """n documents of one to three words and an ending, about two dozen characters."""
-    words, g = topic_words(), np.random.default_rng(0)
-    starts, counts = g.integers(0, len(words) - 8, n).tolist(), g.integers(1, 4, n).tolist()
-    texts = [" ".join(words[s : s + c]) + " and so on" for s, c in zip(starts, counts)]
-    return [Document(str(i), text) for i, text in enumerate(texts)]
 
 
 def _head(bench: Bench, vocabulary: int, rank: int) -> float:

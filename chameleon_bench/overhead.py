@@ -19,7 +19,7 @@ from scipy.stats import bootstrap
 from torch import Tensor
 
 from chameleon_lite import engine
-from chameleon_lite.backbones.formats import backbone_dtype, in_format
+from chameleon_lite.backbones.formats import backbone_dtype, set_format
 from chameleon_lite.cluster import fit_clusters, nearest_centroid
 from chameleon_lite.conditions import prompt_vectors
 from chameleon_lite.embed import normalise
@@ -98,7 +98,7 @@ def overhead(bench: Bench) -> dict:
     """Seconds (p50, p95) of the whole batch, the ratios with intervals, gates, and the waiting."""
     work = Batches(bench, bench.size(BATCHES, BATCHES, LEAST))
     # The tensors of `work` are made outside: those made in inference mode cannot be trained on by later rows.
-    with in_format(bench.backbone.lm, backbone_dtype(bench.device)), torch.inference_mode():
+    with set_format(bench.backbone.lm, backbone_dtype(bench.device)), torch.inference_mode():
         gates, seconds = _gates(work), _timed(work)
         alone = [bench.seconds(partial(work.adapted, work.batch(i, rows=1))) for i in range(LEAST)]
     whole = {name: quantiles(values) for name, values in seconds.items()}

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from chameleon_lite import files
-from chameleon_lite.backbones.formats import cpu_flags
+from chameleon_lite.backbones.formats import cpu_flags, device_of
 from chameleon_lite.errors import RunFailed, UserError, unknown
 from chameleon_study.provenance import provenance
 
@@ -42,7 +42,7 @@ def run_rows(
     for name in names:
         if name not in ROWS and name not in EXTRAS:
             raise unknown("benchmark row", name, [*ROWS, *EXTRAS])
-    bench = Bench(_device(device), quick)
+    bench = Bench(device_of(device), quick)
     here, failed = machine(bench), []
     path = out or Path("benchmarks") / "results" / f"{here['name']}{'-quick' if quick else ''}.json"
     stored = (stored_file(path) if path.exists() else {"rows": {}}) | {"machine": here}
@@ -60,23 +60,9 @@ def run_rows(
     return stored
 
 
-def _device(name: str | None) -> torch.device:
-    """The device of this name, by default the fastest kind; UserError where there is none."""
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        if float(torch.ones(1, device=name)) == 1:  # one that holds no numbers is none
-            return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        pass  # an unknown name, or a kind or number that this machine or this PyTorch lacks
-    raise UserError(f"device {name!r} is not there; choose cpu, cuda, cuda:1 …")
-
-
 def _write(path: Path, stored: dict) -> None:
-    try:
-        with files.atomic(path) as part:
-            part.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise RunFailed(f"cannot write {path}: {error.strerror}; name another file with --out") from error
+    with files.atomic(path) as part:
+        part.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _run(name: str, bench: Bench) -> dict:

@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from chameleon_lite.app.corpus import SPLITS, Corpus
 from chameleon_lite.app.fit import fit
@@ -38,14 +37,6 @@ print(used.ru_utime + used.ru_stime, used.ru_maxrss * (1 if sys.platform == "dar
 sys.exit(code)"""
 
 
-class Usage(NamedTuple):
-    """What a command used: seconds on the clock and of the processor, and bytes of memory at its highest."""
-
-    seconds: float
-    processor_seconds: float
-    peak_bytes: int
-
-
 def ten_thousand(bench: Bench) -> dict:
     """B16: scoring short texts with an adapter on SmolLM2 (quick: on the tiny model), from file to file."""
     rows = bench.size(cpu=10_000, gpu=10_000, quick=200)
@@ -56,13 +47,12 @@ def ten_thousand(bench: Bench) -> dict:
         few, _ = _adapt(bench, Path(name), texts[:1])
         used, results = _adapt(bench, Path(name), texts)
     failed = sum("error" in result for result in results)
-    sizes = {"ours": used.peak_bytes, "the limit set": LIMIT}
+    sizes = {"ours": used["peak bytes"], "the limit set": LIMIT}
     peaks = Samples({name: sample([float(size)], "bytes") for name, size in sizes.items()})
     workload = {"rows": rows, "distinct rows": len(set(texts)), "words a row": WORDS}
     workload |= {"scored tokens": sum(result.get("tokens", 0) for result in results)}
-    workload |= {"backbone": model.backbone.name, "threads": THREADS, "rows/s": rows / used.seconds}
-    workload |= {"s": used.seconds, "processor s": used.processor_seconds, "s, one row": few.seconds}
-    workload |= {"peak bytes": used.peak_bytes, "peak bytes, one row": few.peak_bytes}
+    workload |= {"backbone": model.backbone.name, "threads": THREADS, "rows/s": rows / used["s"]}
+    workload |= used | {f"{name}, one row": few[name] for name in ("s", "peak bytes")}
     return row(
         f"adapt: {rows:,} short texts scored, from file to file",
         peaks.against({"the limit set": bench.goal(1, None)}, "memory"),
@@ -72,7 +62,7 @@ def ten_thousand(bench: Bench) -> dict:
         ],
         limit=f"the backbone's weights in 32 bits: {4 * model.backbone.parameters / 1e6:,.0f} MB",
         workload=workload,
-        profile={"start and load": few.seconds, "rows": max(0.0, used.seconds - few.seconds)},
+        profile={"start and load": few["s"], "rows": max(0.0, used["s"] - few["s"])},
     )
 
 
@@ -97,7 +87,7 @@ def _adapter(bench: Bench, corpus: Corpus, folder: Path):
     return fit(corpus, backbone="tiny" if bench.quick else "smollm2", out=folder, **options).model
 
 
-def _adapt(bench: Bench, folder: Path, texts: list[str]) -> tuple[Usage, list[dict]]:
+def _adapt(bench: Bench, folder: Path, texts: list[str]) -> tuple[dict, list[dict]]:
     """What the command used, and its results."""
     source, out = folder / "texts.jsonl", folder / "results.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -106,8 +96,8 @@ def _adapt(bench: Bench, folder: Path, texts: list[str]) -> tuple[Usage, list[di
     return used, [json.loads(line) for line in out.read_text().splitlines()]
 
 
-def run(arguments: Sequence[str]) -> Usage:
-    """Run `chameleon-lite` with these arguments on THREADS threads; RunFailed, with its last line."""
+def run(arguments: Sequence[str]) -> dict[str, float]:
+    """`chameleon-lite` run on THREADS threads: {s, processor s, peak bytes}; RunFailed with its last line."""
     limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(THREADS))
     command = [sys.executable, "-c", WATCH, sys.executable, "-m", "chameleon_lite", *arguments]
     started = time.perf_counter()
@@ -117,4 +107,4 @@ def run(arguments: Sequence[str]) -> Usage:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise RunFailed(f"chameleon-lite {arguments[0]} ended with code {done.returncode}: {last}")
     processor, peak = done.stdout.split()[-2:]
-    return Usage(seconds, float(processor), int(peak))
+    return {"s": seconds, "processor s": float(processor), "peak bytes": int(peak)}

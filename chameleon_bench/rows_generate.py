@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from chameleon_lite.backbones.formats import in_format
+from chameleon_lite.backbones.formats import set_format
 from chameleon_lite.heads import HeadUpdate, update_logits
 
 from .measure import gate, row
@@ -30,16 +30,14 @@ class Prompts:
         self.mask = mask.long().to(bench.device)
         self.ids = torch.where(self.mask.bool(), ids.to(bench.device), bench.backbone.pad_id)
 
-    def batched(self, model, **extra) -> Tensor:
-        """New tokens (B, new), all prompts in one batch."""
-        return self._generate(model, self.ids, self.mask, **extra)
-
     def one_by_one(self, model, **extra) -> Tensor:
         """New tokens (B, new), each prompt unpadded and alone."""
         prompts = [row[real.bool()][None] for row, real in zip(self.ids, self.mask)]
-        return torch.cat([self._generate(model, ids, torch.ones_like(ids), **extra) for ids in prompts])
+        return torch.cat([self.batched(model, ids, torch.ones_like(ids), **extra) for ids in prompts])
 
-    def _generate(self, model, ids: Tensor, mask: Tensor, **extra) -> Tensor:
+    def batched(self, model, ids: Tensor | None = None, mask: Tensor | None = None, **extra) -> Tensor:
+        """New tokens (B, new), all prompts, or those given, in one batch."""
+        ids, mask = (self.ids, self.mask) if ids is None else (ids, mask)
         length = {"max_new_tokens": self.new, "min_new_tokens": self.new}
         greedy = length | {"do_sample": False, "pad_token_id": self.bench.backbone.pad_id}
         return model.generate(input_ids=ids, attention_mask=mask, **greedy, **extra)[:, ids.shape[1] :]
@@ -86,7 +84,7 @@ def adapted_against_plain(bench: Bench) -> dict:
     """B12: generation with an adapted head against transformers' own on the same batch."""
     prompts = Prompts(bench, bench.size(16, 64, 4), bench.size(cpu=12, gpu=64, quick=3))
     plain, peer = bench.backbone.lm, "plain generate"
-    with in_format(bench.backbone.lm, bench.served):
+    with set_format(bench.backbone.lm, bench.served):
         model, factors = _adapted(bench, groups=1)
         update = update_logits(factors, rows=1)
         ours = partial(prompts.batched, model, head_update=update)
@@ -109,7 +107,7 @@ def mixed_clusters(bench: Bench) -> dict:
     groups, peer = bench.size(16, 64, 4), "PEFT adapter_names"
     prompts = Prompts(bench, groups, bench.size(cpu=12, gpu=32, quick=3))
     group = torch.arange(groups)  # one prompt per cluster
-    with in_format(bench.backbone.lm, bench.served):
+    with set_format(bench.backbone.lm, bench.served):
         model, factors = _adapted(bench, groups)
         update, (adapters, names) = update_logits(factors, group), _peft(bench, factors)
         contenders = {

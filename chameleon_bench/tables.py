@@ -31,8 +31,6 @@ def stored_file(path: Path) -> dict:
         if all("status" in row for row in stored["rows"].values()) and "device" in stored["machine"]:
             return stored
         reason = "its rows have no status"
-    except OSError as error:
-        reason = error.strerror
     except (ValueError, RecursionError):
         reason = "it is no JSON, or cut short"
     except (TypeError, KeyError, AttributeError):

@@ -124,12 +124,12 @@ def topic_words() -> tuple[str, ...]:
     return tuple(" ".join(topics[name] for name in sorted(topics)).split())
 
 
-def texts(n: int) -> list[str]:
-    """n texts of real words whose token counts follow `row_lengths`."""
+def texts(n: int, counts: np.ndarray | None = None) -> list[str]:
+    """n texts of real words, `counts` (n,) in each; by default the token counts follow `row_lengths`."""
     words = topic_words()
-    generator = np.random.default_rng(0)
-    counts = (row_lengths(n) * 0.62).astype(int).clip(3)  # words per token, of this text and tokenizer
-    starts = generator.integers(0, len(words) - LENGTH, n)
+    if counts is None:
+        counts = (row_lengths(n) * 0.62).astype(int).clip(3)  # words per token, of this text and tokenizer
+    starts = np.random.default_rng(0).integers(0, len(words) - LENGTH, n)
     return [" ".join(words[s : s + c]) for s, c in zip(starts, counts)]
 
 

@@ -12,8 +12,7 @@ Axes, in every file:
 
 The low-rank factors are `down` (R, C) and `up` (V, R), the paper's A and B. `fast/` holds faster forms of
 some functions, which `engine.py` chooses; `backbones/` where weights come from; `app/` the method for own
-texts. Public names are imported on first use, so importing the package loads no heavy library and prints
-nothing.
+texts. Public names are imported on first use: importing the package loads nothing heavy and prints nothing.
 """
 
 from importlib import import_module

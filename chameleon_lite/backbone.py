@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones import hub, smollm2, tiny
+from .backbones.formats import device_of
 from .errors import UserError, unknown
 from .text import pad_id
 
@@ -66,9 +67,11 @@ def load_backbone(
     Raises UserError for an unknown name or a model whose head cannot be reached exactly, Unreachable (at
     once) where a download is needed and impossible, DamagedFile where weights are missing.
     """
+    device = device_of(device)
     lm, tokenizer, commit, weights = _open(name, dtype, revision)
     lm.requires_grad_(False).eval()
-    body, embedding, head = head_access(lm, name)
+    with hub.readable(f"backbone {name!r}"):
+        body, embedding, head = head_access(lm, name)
     lm.to(device)
     return Backbone(
         name=name,

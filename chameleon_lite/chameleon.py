@@ -4,8 +4,7 @@
     ids ── backbone (frozen, or with LoRA) ─▶ h ── W h + α up down h ─▶ logits    every step, from the cache
 
 A saved adapter holds the head, LoRA factors and centroids; the backbone is named, not copied. Without a
-condition and without an update `forward` is the backbone itself (with its LoRA, if any): nothing that is
-scored can leak.
+condition and without an update `forward` is the backbone itself (with its LoRA, if any).
 """
 
 import copy
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .backbone import BUILT_IN, Backbone, load_backbone
@@ -55,9 +54,9 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
         if config.lora_rank:  # after post_init, which would initialise the new layers as the backbone's
             add_lora(self.lm, rank=config.lora_rank, alpha=config.lora_alpha)
-        self.generation_config = copy.deepcopy(self.lm.generation_config)
-        if self.generation_config.pad_token_id is None:
-            self.generation_config.pad_token_id = backbone.pad_id
+        # Greedy, one continuation per prompt, whatever penalties, beams or samples the checkpoint asks for.
+        ids = {name: getattr(self.lm.generation_config, name) for name in ("bos_token_id", "eos_token_id")}
+        self.generation_config = GenerationConfig(**ids, pad_token_id=backbone.pad_id, do_sample=False)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: head and backbone come initialised, and touching a loaded backbone would ruin it."""
@@ -70,10 +69,8 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         Raises UserError where embeddings and hidden states differ in width, which the hyper-network joins.
         """
         backbone = load_backbone(backbone) if isinstance(backbone, str) else backbone
-        if backbone.embedding.shape[1] != backbone.width:
-            widths = (
-                f"embeddings have {backbone.embedding.shape[1]} columns and hidden states {backbone.width}"
-            )
+        if (columns := backbone.embedding.shape[1]) != backbone.width:
+            widths = f"embeddings have {columns} columns and hidden states {backbone.width}"
             raise UserError(f"{backbone.name}: {widths}; they must be equal: choose another backbone")
         centroids = torch.zeros(0, backbone.width) if centroids is None else centroids
         geometry, settings = backbone.lm.config.to_dict(), settings | {"clusters": len(centroids)}
@@ -98,12 +95,9 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
             head = new_head(ChameleonLiteConfig(**fields)).state_dict()
         check_tensors(folder / WEIGHTS, fields, {name: value.shape for name, value in head.items()})
         if not isinstance(backbone, Backbone):
-            backbone = load_backbone(
-                backbone or fields["backbone_name"],
-                device=device,
-                dtype=getattr(torch, fields["backbone_dtype"]),
-                revision="" if backbone else fields["backbone_revision"],
-            )
+            how = {"device": device, "dtype": getattr(torch, fields["backbone_dtype"])}
+            how["revision"] = "" if backbone else fields["backbone_revision"]
+            backbone = load_backbone(backbone or fields["backbone_name"], **how)
         config = ChameleonLiteConfig(backbone.lm.config.to_dict(), **fields)
         check_backbone(config, backbone)
         model = cls(config, backbone)
@@ -205,8 +199,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
 
         labels (B, T), -100 where not scored, are shifted inside; the loss is their mean in nats per token.
         `more` goes to the body. Generation builds position_ids, which left padding needs, only if they are
-        named here. head_update(head, h (B, T, C), scale) gives the adapted logits: `prepare` makes one of
-        conditions.
+        named here. head_update(head, h (B, T, C), scale), as `prepare` makes one, gives the adapted logits.
         """
         out = self.body(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **more)
         h = out.last_hidden_state  # (B, T, C)

@@ -16,7 +16,7 @@ from .errors import UserError
 class ChameleonLiteConfig(PreTrainedConfig):
     """Settings of `ChameleonLiteForCausalLM` (see `AdapterSettings`); `text_config` is the backbone's.
 
-    The default head is the paper's hyper-network. Raises UserError, naming it, for a setting out of its range.
+    The default head is the paper's hyper-network. Raises UserError for a setting out of its range.
     """
 
     model_type = MODEL_TYPE

@@ -6,8 +6,7 @@
       "row"       the prompt's own vector
 
 In training a source is a pure function: source(arrangement, rows (B,)) gives the condition of G groups and
-the group of each row (B,), or None where all rows share one. Only tokens before the first scored one are
-read.
+the group of each row (B,), or None where all rows share one. Tokens that are scored are never read.
 """
 
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .backbones.formats import sums_on
 from .batches import Arrangement
 from .cluster import nearest_centroid
 from .embed import masked_mean, normalise
@@ -31,10 +31,9 @@ def group_means(vectors: Tensor, group: Tensor) -> Tensor:
     unsafe: the lengths are right, and checking them would make the host wait for the device.
     """
     place, lengths = torch.argsort(group, stable=True), torch.bincount(group)
-    device = vectors.device
-    return torch.segment_reduce(
-        vectors[place.to(device)], "mean", lengths=lengths.to(device), axis=0, unsafe=True
-    )
+    x, how = vectors.to(sums_on(vectors.device)), {"axis": 0, "unsafe": True}
+    means = torch.segment_reduce(x[place.to(x.device)], "mean", lengths=lengths.to(x.device), **how)
+    return means.to(vectors.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +76,7 @@ def prompt_vectors(embedded: Tensor, mask: Tensor) -> Tensor:
 def grouped(vectors: Tensor, centroids: Tensor | None, mode: str = "cluster") -> Grouped:
     """Group vectors (B, C) by the nearest of centroids (K, C), with one condition per group.
 
-    Without centroids all rows are one cluster. Raises UserError for an unknown mode, and for "centroid"
-    without.
+    Without centroids all rows are one cluster; for "centroid" UserError, as for an unknown mode.
     """
     if mode not in MODES:
         raise unknown("condition", mode, MODES)

@@ -1,9 +1,8 @@
 """Where files live, and how they get there whole.
 
 `home` is the cache folder, `atomic` writes under a temporary name and renames, `locked` keeps two processes
-off one file, `sha256` and `verified` compare a checksum; `write_sealed` puts it into a JSON file itself. A
-file under its final name is therefore complete; whatever a killed process leaves behind has a `.part-` name
-and is ignored.
+off one file, `sha256` and `verified` compare a checksum, `write_sealed` puts it into a JSON file itself. A
+file under its final name is complete; what a killed process leaves has a `.part-` name and is ignored.
 """
 
 import hashlib
@@ -12,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from filelock import FileLock
@@ -47,10 +46,11 @@ def atomic(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path | str) -> Iterator[None]:
-    """Hold the lock that belongs to `path`: one process at a time, others wait."""
+    """Hold the lock of `path`: one process at a time, others wait; no lock where nothing can be written."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(path.parent / f".{path.name}.lock")):
+    writable = os.access(path.parent, os.W_OK)
+    with FileLock(str(path.parent / f".{path.name}.lock")) if writable else nullcontext():
         yield
 
 
@@ -62,8 +62,10 @@ def sha256(path: Path | str) -> str:
 
 def verified(path: Path | str, expected: str) -> Path:
     """`path` if its sha256 is `expected`; raises DamagedFile, naming the file, if not."""
+    if not Path(path).is_file():
+        raise DamagedFile(f"{path} is missing")
     if (actual := sha256(path)) != expected:
-        what = f"sha256 {actual[:12]}…, expected {expected[:12]}…"
+        what = f"sha256 {actual[:12]}…, expected {str(expected)[:12]}…"
         raise DamagedFile(f"{path} is damaged: {what}; remove it and fetch it again")
     return Path(path)
 

@@ -37,9 +37,8 @@ class Condition:
 class HeadUpdate(NamedTuple):
     """What changes the head's logits for each of G groups: low-rank factors, which may be absent, and a bias.
 
-    `bias` and `mix` are the study's. With `mix` (G, R) there is one pair of factors, (1, R, C) and (1, V, R),
-    and group g uses its R slots weighted with mix[g]: a bank of experts costs one product whatever G is. No
-    bias then.
+    `bias` and `mix` are the study's. With `mix` (G, R) there is no bias and one pair of factors, (1, R, C)
+    and (1, V, R), of which group g uses the R slots weighted with mix[g]: a bank of experts is one product.
     """
 
     down: Tensor | None = None  # (G, R, C), the paper's A

@@ -23,7 +23,7 @@ IGNORED = -100  # the label of a position that is not scored
 CHUNK = 1024  # documents per call of the tokenizer: its lists of offsets are many times larger than the ids
 SHORT = "shorter than prefix + scored"
 NOTHING_LEFT = (
-    "no document of {} has {} prefix (or a prompt) + {} scored tokens; lower these numbers or add text"
+    "no document of {} has {} prefix (or prompt) + {} scored tokens; lower prefix_tokens or min_scored"
 )
 Rows = Sequence[int] | np.ndarray | Tensor  # numbers of documents
 
@@ -33,8 +33,7 @@ class Document:
     """One text. Only `text` is ever scored; `prompt` is the context before it.
 
     `instruction` is the part of `prompt` that is the bare instruction. `group` is where the document comes
-    from (a library, an article), against which the study compares clusters: no conditioning group, never a
-    model input.
+    from (a library, an article): no conditioning group, never read by a model; the study compares clusters.
     """
 
     id: str
@@ -195,12 +194,11 @@ def _check(max_length: int, prefix_tokens: int, min_scored: int, condition_on: s
         raise UserError(f"condition_on is 'prompt' or 'instruction', not {condition_on!r}")
     if prefix_tokens < 1 or min_scored < 0:
         raise UserError(
-            "prefix_tokens is at least 1, for nothing predicts a first token; min_scored at least 0"
+            "prefix_tokens is at least 1, for nothing predicts a first token; min_scored is 0 or more"
         )
     if max_length < prefix_tokens + max(min_scored, 1):
-        raise UserError(
-            f"max_length {max_length} has no room for {prefix_tokens} prefix and {min_scored} scored tokens"
-        )
+        need = f"{prefix_tokens} prefix and {min_scored} scored tokens"
+        raise UserError(f"max_length {max_length} has no room for {need}")
 
 
 class _Encoded(NamedTuple):

@@ -4,9 +4,8 @@
 
 Heads that share batches form a cohort: states are read once per step for all of them (and the fast form of
 the loss computes h Wᵀ once). Nothing else is shared, so each head ends where it would have ended alone.
-Learning rate, early stop and best state are per head. With several processes each takes a share of the
-documents of every step; gradients are summed over processes and divided by the global token count: the result
-is that of one process.
+Learning rate, early stop and best state are per head. Of several processes each takes a share of every
+step's documents; summed gradients are divided by the global token count: the result is that of one process.
 """
 
 import copy
@@ -21,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import engine
+from .backbones.formats import sums_on
 from .batches import Arrangement
 from .errors import RunFailed
 from .heads import Condition, Head, HeadUpdate, own_dropout
@@ -146,8 +146,7 @@ def train_heads(
     Each epoch's order is cut into steps of settings.rows_per_step documents, as the validation order is into
     batches. A member whose loss becomes NaN or infinite is stopped, and its `failure` says at which epoch;
     RunFailed where that leaves no member with a usable state. `over`, which only the study sets, is how
-    reported losses are averaged (see `average`), and so which state is best; it changes no gradient.
-    ValueError as in `average`.
+    reported losses are averaged (ValueError as in `average`), so which state is best; no gradient changes.
     """
     optimisers = {m.name: _optimiser(m, settings) for m in members}
     common = Common(train, weight, settings, processes or Processes(), optimisers)
@@ -237,11 +236,10 @@ def evaluate(
 
     The arrangement is cut into batches of `rows` documents, unless it was given as batches. Heads are read in
     eval mode and left in the mode they were in. A head that ignores its condition gets the same numbers from
-    any batches; documents in no batch stay 0. The study's `watch` gets token losses (H, M) and their document
-    numbers (M,).
+    any batches; documents in no batch stay 0. The study's `watch` gets losses (H, M) and documents (M,).
     """
     processes = processes or Processes()
-    out = torch.zeros(len(heads), len(data.counts), dtype=torch.float64, device=data.device)
+    out = torch.zeros(len(heads), len(data.counts), dtype=torch.float64, device=sums_on(data.device))
     with torch.no_grad(), ExitStack() as modes:
         for head in (head for head, _ in heads if head is not None):
             modes.callback(head.train, head.training)  # afterwards, whatever happens
@@ -257,7 +255,8 @@ def evaluate(
                     watch(nll, documents[row].to(nll.device))
                 # By segment, not by scattered additions: a GPU repeats itself. unsafe: a check would wait.
                 sums = {"lengths": data.counts[documents].to(out.device), "axis": 0, "unsafe": True}
-                nll = torch.segment_reduce(nll.double().T.contiguous(), "sum", **sums)  # (b, H)
+                nll = nll.to(out.device).double().T.contiguous()  # (M, H)
+                nll = torch.segment_reduce(nll, "sum", **sums)  # (b, H)
                 out[:, documents.to(out.device)] = nll.T
     return processes.sum(out)
 

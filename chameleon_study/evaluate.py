@@ -23,9 +23,8 @@ from chameleon_lite.train import Member, Source, average
 from .config import Experiment
 from .prepare import SEEN, Material, PreparedCorpus, SeedClusterings, seed_material
 from .provenance import circumstances
-from .records import FOREIGN, TRANSFER, Record, name_of
+from .records import FOREIGN, SCORES, TRANSFER, Record, name_of
 from .regimes import CLUSTERED, REGIMES, Regime
-from .text_scores import COLUMNS
 
 POSITIONS = 16  # scored positions per bin of "nll by position"
 Members = dict[str, Member]  # by regime, also of those that lend their heads
@@ -160,7 +159,7 @@ def measured(material: PreparedCorpus, outcome: Outcome) -> tuple[dict[str, floa
             frames.append(pd.DataFrame(columns | {"tokens": table.n_scored, "nll": nll.numpy()}))
         if name == "test" and scores is not None:
             frames[-1] = frames[-1].join(scores.set_index("row").reindex(range(len(table))))
-            metrics |= {f"generated_{column}": float(scores[column].mean()) for column in COLUMNS}
+            metrics |= {f"generated_{column}": float(scores[column].mean()) for column in SCORES}
     return metrics, pd.concat(frames, ignore_index=True)
 
 

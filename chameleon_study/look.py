@@ -1,6 +1,6 @@
 """What a generated update does to the vocabulary, in words one can read.
 
-    states h (M, C) of some texts ─ α (h downᵀ) upᵀ, mean over the states ─▶ shift (G, V): raised and lowered tokens
+    states h (M, C) of some texts ─ α (h downᵀ) upᵀ, mean over the states ─▶ shift (G, V) of the logits
 
 An update of a weight has no meaning by itself: what it does to a token depends on the state it is applied to.
 """
@@ -38,7 +38,7 @@ def extreme_tokens(model, shift: Tensor, count: int = 8) -> tuple[list[tuple], l
 
 
 def token_text(tokenizer, token: int) -> str:
-    """A token as a reader should see it: spaces and line ends made visible, letters beyond Latin as their codes."""
+    """A token as a reader should see it: spaces and line ends visible, other letters as codes."""
     text = tokenizer.decode([token])
     if not text or "\ufffd" in text:  # part of a character
         return f"#{token}"

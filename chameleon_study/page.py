@@ -18,7 +18,7 @@ __all__ = ["csv_link", "keep", "published", "root", "start"]
 
 
 def root() -> Path:
-    """The project's folder, found from where the package lies; UserError for an install without its sources."""
+    """The project's folder, found from where the package lies; UserError for an install without it."""
     folder = Path(__file__).resolve().parents[1]
     if not (folder / "_toc.yml").exists():
         raise UserError("notebooks need the project's folder: clone it and run pip install -e . inside it")
@@ -29,12 +29,14 @@ def start(profile: str, seed: int = 0) -> str:
     """Check the profile, seed torch and numpy, print the machine; returns the device, cpu or cuda."""
     import torch
 
+    from chameleon_lite.backbones.formats import device_of
+
     if profile not in PROFILES:
         raise unknown("profile", profile, PROFILES)
     warnings.filterwarnings("ignore", message="IProgress not found")  # pages show no bars
     np.random.seed(seed)
     torch.manual_seed(seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(device_of())
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"profile {profile}, seed {seed}, {device} ({name})")
     print(f"torch {torch.__version__}, transformers {version('transformers')}")

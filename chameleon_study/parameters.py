@@ -1,5 +1,6 @@
 """The parameter column of the paper's tables, counted on real modules of PyTorch's meta device: without weights."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -7,7 +8,7 @@ import torch
 from chameleon_lite import errors
 from chameleon_lite.backbone import BUILT_IN, SHORT_NAMES
 from chameleon_lite.backbones import smollm2, tiny
-from chameleon_lite.backbones.hub import reachable
+from chameleon_lite.backbones.hub import load_config, reachable, readable
 from chameleon_lite.heads import HyperHead, LoraHead, matched_rank
 from chameleon_lite.lora import add_lora, lora_parameters
 
@@ -17,13 +18,16 @@ from .regimes import RANK
 def parameter_table(backbone_name: str) -> dict[str, int]:
     """Parameter counts for a backbone, without its weights.
 
-    total: the frozen model, a tied matrix once · lora_head, lora_layers, lora_everywhere: LoRA in the head, in all
-    layers, in both · hyper_head: the hyper-network · matched_rank: the LoRA head's rank that matches it.
+    total: the frozen model, a tied matrix once · lora_head, lora_layers, lora_everywhere: LoRA in the head,
+    all layers, both · hyper_head: the hyper-network · matched_rank: the LoRA head's rank that matches it.
     """
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(_config(backbone_name), dtype=torch.float32)
+        with readable(f"the configuration of {backbone_name}"):
+            lm = AutoModelForCausalLM.from_config(
+                _config(backbone_name), dtype=torch.float32, trust_remote_code=False
+            )
         total = sum(p.numel() for p in lm.parameters())
         vocab, width = lm.get_output_embeddings().weight.shape
         lora_head = LoraHead(width, vocab, RANK).trainable_parameters()
@@ -36,7 +40,7 @@ def parameter_table(backbone_name: str) -> dict[str, int]:
 
 
 def _config(name: str):
-    from transformers import AutoConfig, GPT2Config
+    from transformers import GPT2Config
 
     if name == "smollm2":
         return smollm2.geometry()
@@ -47,11 +51,10 @@ def _config(name: str):
     folder = Path(name).is_dir()
     if "/" not in name and name not in SHORT_NAMES and not folder:
         raise errors.unknown("backbone", name, [*BUILT_IN, *SHORT_NAMES])
+    source = SHORT_NAMES.get(name, name)
     try:
-        local = folder or not reachable()
-        return AutoConfig.from_pretrained(SHORT_NAMES.get(name, name), local_files_only=local)
+        with readable(f"the configuration of {source}") if folder else nullcontext():
+            return load_config(source, local_files_only=folder or not reachable())
     except (OSError, ValueError) as error:
-        message = (
-            f"no configuration of {name!r} is at hand: use random-gpt2, smollm2 or a folder with config.json"
-        )
+        message = f"no configuration of {source!r} is at hand: use random-gpt2, smollm2 or a local folder"
         raise errors.Unreachable(f"{message}, or check the name, connect and try again") from error

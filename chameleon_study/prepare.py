@@ -32,8 +32,7 @@ from chameleon_lite.train import Member, evaluate, train_heads
 
 from .config import Experiment
 from .records import TRANSFER
-from .sources import Split
-from .vectors import Views, cluster_quality
+from .sources import Split, Views, cluster_quality
 
 SEEN = "seen"
 FOREIGN_DOCUMENTS = 2_000  # of each other corpus
@@ -113,13 +112,15 @@ class PreparedCorpus(Material):
     """A corpus under the honest procedure."""
 
     views: dict[str, Views]
+    transfers: dict[str, str]  # the hashes of other corpora whose documents are read
     foreign: Tensor | None  # (F, C) vectors of other corpora's training documents (claim 7)
     seeds: dict[int, SeedClusterings] = field(default_factory=dict)
 
     def facts(self, seed: int) -> dict:
         """A record's `data`."""
         dropped = {s: t.dropped for s, t in self.tables.items()}
-        return super().facts(seed) | {"clusters": self.seeds[seed].quality, "dropped": dropped}
+        own = {"transfers": self.transfers, "clusters": self.seeds[seed].quality, "dropped": dropped}
+        return super().facts(seed) | own
 
 
 def prepare(
@@ -138,7 +139,8 @@ def prepare(
     with timed(seconds, "tokens"):
         tables = tables_of(settings, backbone, corpus)
     _check_room(settings, backbone, tables["test"])
-    probes = {name: tables_of(settings, backbone, other) for name, other in (others or {}).items()}
+    others = others or {}
+    probes = {name: tables_of(settings, backbone, other) for name, other in others.items()}
     tables |= {TRANSFER + name: probe["test"] for name, probe in probes.items()}
     if settings.probes.seen_documents:
         tables[SEEN] = tables["train"].take(np.arange(len(tables["train"]))[: settings.probes.seen_documents])
@@ -154,7 +156,9 @@ def prepare(
     views = {s: Views(backbone, table, states[s], settings.tokens.max_length) for s, table in tables.items()}
     weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul)
     foreign = torch.cat(foreign).to(device) if foreign and settings.probes.foreign_shares else None
-    return PreparedCorpus(backbone, corpus, tables, scored, weight, feature, seconds, views, foreign)
+    transfers = {name: other.hash for name, other in others.items()}
+    shared = (backbone, corpus, tables, scored, weight, feature, seconds)
+    return PreparedCorpus(*shared, views, transfers, foreign)
 
 
 def _check_room(settings: Experiment, backbone: Backbone, table: TokenTable) -> None:

@@ -8,7 +8,6 @@ process writes. Regimes that share an order of documents train side by side. A r
 run again unless asked.
 """
 
-import json
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from typing import Any
 
 import pandas as pd
 
-from chameleon_lite import files
 from chameleon_lite.app.corpus import Corpus
 from chameleon_lite.app.workers import Workers, check_device
 from chameleon_lite.backbone import Backbone, load_backbone
@@ -31,13 +29,13 @@ from .evaluate import Context, Outcome, measure, measured, record_of, train_seed
 from .layers import PROCEDURES
 from .prepare import Say, prepare, seed_material
 from .provenance import default_command, reset_peak
-from .records import Record, name_of, read_run, write_run
+from .records import Record, name_of, stored_runs, try_folder, write_run
 from .regimes import REGIMES, Regime
 from .released.prepare import prepare_released
 from .released.protocol import mended
 from .released.run import check_released, measure_released
 from .spans import Span, note, span_of
-from .sweep import Key, Losses, choose_rates, loss_file, sweep_jobs
+from .sweep import Key, Losses, choose_rates, loss_file, store_loss, stored_losses, sweep_jobs
 from .write import generated, writing
 
 
@@ -68,16 +66,16 @@ def run_experiment(
     if shared:
         _check_shared(processes, device, backbone)
     names = expected_names(settings)
-    corpora = {
-        name: load_corpus(name, data_dir=data_dir) for name in [*settings.corpora, *settings.probes.corpora]
-    }
+    needed = dict.fromkeys([*settings.corpora, *settings.probes.corpora])
+    corpora = {name: load_corpus(name, data_dir=data_dir) for name in needed}
     where = "cpu" if shared else device or str(processes.device)
     backbone = backbone or load_backbone(settings.backbone, device=where)
-    hashes = {name: (corpora[name].hash, backbone.hash) for name in settings.corpora}
+    hashes = {name: _hashes(settings, name, corpora, backbone) for name in settings.corpora}
     own = {} if shared else {"backbone": backbone, "processes": processes, "say": say}
     common = Common(corpora, device, command or default_command(), **own)
-    records = {name: read_run(runs, name) for name in names} if resume else {}
-    records = {name: record for name, record in records.items() if record is not None}
+    records = stored_runs(runs, names, hashes, say) if resume else {}
+    if len(records) < len(names) and processes.index == 0:
+        try_folder(runs)
     with Workers(common, workers, dask) as crew:
         grid = _Grid(settings, hashes, crew, runs, processes.index == 0, say)
         jobs = grid.seed_jobs(set(records))
@@ -86,9 +84,9 @@ def run_experiment(
                 write_run(runs, record, documents)
             records[record.name] = record
             if record.failure:
-                done = record.status == "done"
-                left = "its best state before that is kept" if done else "lower its learning rate"
-                say(f"{record.regime}, seed {record.seed}: {record.failure}; {left}")
+                kept = record.status == "done"
+                advice = "its best state before that is kept" if kept else "lower its learning rate"
+                say(f"{record.regime}, seed {record.seed}: {record.failure}; {advice}")
     return [records[name] for name in names]
 
 
@@ -122,7 +120,7 @@ class _Grid:
     """The jobs of an experiment: which there are, shared out, and what is kept of their results."""
 
     settings: Experiment
-    hashes: dict[str, tuple[str, str]]  # corpus ▶ the hashes of its texts and of the backbone
+    hashes: dict[str, tuple]
     crew: Workers
     runs: Path
     writes: bool  # this process does, of several
@@ -148,16 +146,15 @@ class _Grid:
         name = self.crew.common.corpora[corpus].name
 
         def measured(wanted: list[Key]) -> Losses:
-            paths = {key: self.runs / loss_file(settings, name, self.hashes[corpus], key) for key in wanted}
-            losses = {
-                key: json.loads(path.read_text())["best"] for key, path in paths.items() if path.is_file()
+            paths = {
+                key: self.runs / loss_file(settings, name, self.hashes[corpus][:2], key) for key in wanted
             }
+            losses = stored_losses(paths, self.say)
             jobs = sweep_jobs(settings, corpus, [key for key in wanted if key not in losses])
             for key, loss in self.results(jobs):
                 losses[key] = loss
                 if self.writes:
-                    with files.atomic(paths[key]) as part:
-                        part.write_text(json.dumps({"trial": f"{key[0]}@{key[1]:g}", "best": loss}))
+                    store_loss(paths[key], key, loss)
             return {key: losses[key] for key in wanted}
 
         rates, trials = choose_rates(settings, [r for r in missing if r.trained], measured)
@@ -174,6 +171,18 @@ class _Grid:
                 note(result, self.runs)
             if not self.crew.alone:
                 self.say(f"{job}, {result.ended - result.started:.0f} s")
+
+
+def others(settings: Experiment, corpus: str, corpora: dict[str, Corpus]) -> dict[str, Corpus]:
+    """The corpora whose test documents are read beside one's own."""
+    names = settings.probes.corpora if settings.protocol.honest else ()
+    return {name: corpora[name] for name in names if name != corpus}
+
+
+def _hashes(settings: Experiment, corpus: str, corpora: dict[str, Corpus], backbone: Backbone) -> tuple:
+    """Of a corpus's texts, of the backbone, and of the other corpora: see records.hashes_of."""
+    transfers = {name: other.hash for name, other in others(settings, corpus, corpora).items()}
+    return corpora[corpus].hash, backbone.hash, transfers
 
 
 @dataclass
@@ -197,8 +206,8 @@ class Common:
             self.backbone = self.backbone or load_backbone(settings.backbone, device=device)
             texts = self.corpora[corpus]
             if settings.protocol.honest:
-                others = {name: self.corpora[name] for name in settings.probes.corpora if name != corpus}
-                material = prepare(settings, self.backbone, texts, others, self.say)
+                probes = others(settings, corpus, self.corpora)
+                material = prepare(settings, self.backbone, texts, probes, self.say)
             else:
                 material = prepare_released(settings, self.backbone, texts, self.say)
             context = Context(settings, material, self.processes, self.command)

@@ -4,19 +4,20 @@ job ─▶ Span ─▶ runs/spans.jsonl ─ pack_spans ─▶ results/spans.json
 """
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from chameleon_lite import files
 
 from .layers import LEARNING_RATES
 from .provenance import device_name
 from .records import load_records
-from .stored import read_lines, storing
+from .stored import read, storing
 
 FILE = "spans.jsonl"
 
@@ -59,9 +60,12 @@ def pack_spans(experiment: str, runs: Path, results: Path) -> Path:
 
 
 def load_spans(results: Path) -> list[Span]:
-    """The spans of a folder, none where there is no file."""
-    path = Path(results) / FILE
-    return read_lines(path, Span) if path.is_file() else []
+    """The spans of a folder, none where there is no file; a line that a kill cut is none."""
+    path, spans = Path(results) / FILE, []
+    for line in read(path).splitlines() if path.is_file() else []:
+        with suppress(ValidationError):
+            spans.append(Span.model_validate_json(line))
+    return spans
 
 
 def device_minutes(spans: list[Span]) -> pd.DataFrame:

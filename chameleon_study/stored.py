@@ -1,9 +1,9 @@
-"""Files of a results folder: stored whole with their checksum, and compared with it whenever they are read.
+"""Files of a results folder: stored whole with their checksum, compared with it whenever they are read.
 
     results/SHA256SUMS    a line for each file, which `sha256sum --check` reads too
 
-A folder without that file, such as one of raw runs, is read as it is. Whatever cannot be read is a DamagedFile with
-its name, and no part of it is used.
+A folder without that file, such as one of raw runs, is read as it is. Whatever cannot be read is a
+DamagedFile with its name, and no part of it is used.
 """
 
 import hashlib
@@ -57,8 +57,9 @@ def read(path: Path) -> bytes:
     """A file's content; DamagedFile where it is not what its folder's checksums promise."""
     content, sums = path.read_bytes(), checksums(path.parent)
     if sums:
-        if lost := [name for name in sums if not (path.parent / name).is_file()]:
-            raise DamagedFile(f"{path.parent / lost[0]} is listed in {SUMS} and not there: {AGAIN}")
+        lost = [path.parent / name for name in sums if not (path.parent / name).is_file()]
+        if lost := [p for p in lost if p.suffix != ".json"]:  # verdicts can be written anew from the rest
+            raise DamagedFile(f"{lost[0]} is listed in {SUMS} and not there: restore it, or remove its line")
         if path.name not in sums:
             raise DamagedFile(f"{path} is not listed in {SUMS}, so nobody stored it there: take it away")
         if hashlib.sha256(content).hexdigest() != sums[path.name]:

@@ -1,24 +1,22 @@
-"""The honest study's tables: every mean with its n and interval, one frame per question."""
-
-from importlib.resources import files
-from itertools import product
+"""The honest study's tables from StoredRuns: every mean with its n and interval, one frame per question."""
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from .claims.contrasts import StoredRuns
+from .claims.rules import SIZES
 from .claims.statistics import mean_and_span, mean_interval
 from .parameters import parameter_table
 from .records import FOREIGN
 from .regimes import REGIMES
 
-SHOWN = yaml.safe_load((files(__package__) / "study_tables.yaml").read_text(encoding="utf-8"))
-RARE = 0.005  # of a corpus's scored tokens
+ACROSS = "R1 R2 R3 R4 R5 R6 R10 R11 R12 R13 R14 R15 R16 R17 R18 R20".split()
+RARE = 0.005
+STORED = ("R1", "R2", "R4", "R11-K2", "R11-K4", "R11-K8", "R11-K16", "R11", "R11b", "R12", "R15", "R20")
 
 
 def regimes_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
-    """One row per regime: nats per token with its 95 % interval, n, the difference from R0, parameters and the rate."""
+    """One row per regime: loss with its 95 % interval, n, the difference from R0, parameters, rate."""
     rows = []
     for name, r in REGIMES.items():
         if (nll := evidence.nll(corpus, name)) is None:
@@ -27,11 +25,11 @@ def regimes_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
         mean = mean_interval(by_seed, nll[1], draws=min(evidence.draws, 2_000))
         record = evidence.runs(corpus, name)[0]
         against = evidence.contrast(corpus, name, "R0") if name != "R0" else None
+        difference = against.row().values() if against else (None, None, None)
         row = {"regime": f"{name} (leak)" if r.leak else name, "what": r.title}
         row |= {"conditioned on": r.conditioned_on} | mean.row("nats a token")
         row |= {"n seeds": mean.n, "documents": mean.documents}
-        for column, value in ("from R0", "difference"), ("low", "low"), ("high", "high"):
-            row[f"difference {column}"] = getattr(against, value, None)
+        row |= dict(zip(("difference from R0", "difference low", "difference high"), difference))
         row |= {"parameters": record.trainable_parameters, "stored bytes": record.stored_bytes}
         rows.append(row | {"learning rate": record.learning_rate})
     return pd.DataFrame(rows)
@@ -41,7 +39,7 @@ def across_frame(evidence: StoredRuns) -> pd.DataFrame:
     """Each regime's loss minus the frozen model's, one column per corpus: [95 % interval], nats per token."""
     columns = {}
     for corpus in evidence.corpora:
-        contrasts = {name: c for name in SHOWN["across"] if (c := evidence.contrast(corpus, name, "R0"))}
+        contrasts = {name: c for name in ACROSS if (c := evidence.contrast(corpus, name, "R0"))}
         seeds = max((c.n for c in contrasts.values()), default=0)
         columns[f"{corpus}, n = {seeds}"] = {
             f"{name}: {REGIMES[name].title}": c.text("+.3f") + ("" if c.n == seeds else f" (n = {c.n})")
@@ -50,27 +48,11 @@ def across_frame(evidence: StoredRuns) -> pd.DataFrame:
     return pd.DataFrame(columns).rename_axis("regime minus R0").fillna("–")
 
 
-def controls_frame(evidence: StoredRuns) -> pd.DataFrame:
-    """What else could explain R4's loss: its control, R4's loss minus the control's, and the verdict, for each corpus.
-
-    A negative difference says that R4 is lower; "confirmed" then means: by more than 0.01 nats per token.
-    """
-    rows = []
-    for explanation, name in SHOWN["controls"].items():
-        row = {"instead of the batch's context": explanation, "contrast": name}
-        for corpus in evidence.corpora:
-            member = evidence.family(corpus).get(name)
-            row[corpus] = f"{member.contrast.text()} {member.verdict}" if member else "–"
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
 def group_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
-    """Loss by order and size of the conditioning group, with its paired difference from R6."""
+    """Loss by size of the conditioning group, with its paired difference from R6, the own prefix."""
     rows = [
-        {"order": kind, "rows in a group": size} | _row(evidence, corpus, name) | contrast.row()
-        for kind, sizes in SHOWN["groups"].items()
-        for name, size in sizes.items()
+        {"order": "clustered", "rows in a group": 2**power} | _row(evidence, corpus, name) | contrast.row()
+        for power, name in enumerate(SIZES)
         if (contrast := evidence.contrast(corpus, name, "R6"))
     ]
     return pd.DataFrame(rows)
@@ -80,7 +62,7 @@ def pareto_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     """Loss against stored bytes."""
     rows = [
         {"stored bytes": records[0].stored_bytes} | _row(evidence, corpus, name)
-        for name in SHOWN["stored"]
+        for name in STORED
         if (records := evidence.runs(corpus, name))
     ]
     return pd.DataFrame(rows)
@@ -89,11 +71,11 @@ def pareto_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
 def position_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     """Loss by scored position minus the frozen model's: the mean over seeds and its 95 % t interval.
 
-    A bin is 16 tokens; bins with fewer than RARE of the corpus's scored tokens are left out, a few long texts each.
+    A bin is 16 tokens; bins with fewer than RARE of the scored tokens, a few long texts each, are left out.
     """
     frozen = {r.seed: {p["position"]: p for p in r.positions} for r in evidence.runs(corpus, "R0")}
     rows = []
-    for name in SHOWN["by_position"]:
+    for name in ("R1", "R2", "R4", "R6", "R11"):
         by_bin: dict[float, list[float]] = {}
         for record in evidence.runs(corpus, name):
             base = frozen.get(record.seed, {})
@@ -111,10 +93,11 @@ def foreign_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     """What foreign rows cost: loss with a share of foreign condition vectors, minus the loss without."""
     rows, evidence = [], evidence.with_foreign(corpus)
     shares = sorted({int(r.removeprefix(FOREIGN)) for _, r in evidence.losses if r.startswith(FOREIGN)})
-    for name, share in product(SHOWN["foreign"], shares):
-        cost = evidence.sum_of([(corpus, name, f"{FOREIGN}{share}", 1.0), (corpus, name, "test", -1.0)])
-        if cost:
-            rows.append({"regime": name, "foreign rows, %": share, **cost.row("cost"), "n seeds": cost.n})
+    for name in ("R1", "R4", "R5", "R6", "R10"):
+        for share in shares:
+            cost = evidence.sum_of([(corpus, name, f"{FOREIGN}{share}", 1.0), (corpus, name, "test", -1.0)])
+            if cost:
+                rows.append({"regime": name, "foreign rows, %": share, **cost.row("cost"), "n seeds": cost.n})
     return pd.DataFrame(rows)
 
 
@@ -124,22 +107,21 @@ def accounting_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     for (where, name), runs in evidence.records.items():
         if where == corpus:
             stages = [[r.seconds.get(stage, 0.0) for r in runs] for stage in ("training", "evaluation")]
-            first = runs[0]
-            rows.append(
-                (name, first.stored_bytes, first.trainable_parameters, *np.mean(stages, 1), len(runs))
-            )
+            first, times = runs[0], map(float, np.mean(stages, axis=1))
+            rows.append((name, first.stored_bytes, first.trainable_parameters, *times, len(runs)))
     columns = ["regime", "stored bytes", "trainable", "training s", "reading s", "n seeds"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def matched_frame() -> pd.DataFrame:
-    """R2's rank and what it differs by from the hyper-network's parameters, for both backbones of the study."""
-    frame = pd.DataFrame({name: parameter_table(name) for name in ("gpt2", "smollm2")}).T
-    frame = frame.rename(columns={"hyper_head": "hyper-network", "matched_rank": "R2's rank"})
-    frame["R2"] = frame["R2's rank"] * (frame["width"] + frame["vocab"])
-    frame["difference"] = frame["R2"] - frame["hyper-network"]
-    columns = ["backbone", "hyper-network", "R2's rank", "R2", "difference"]
-    return frame.rename_axis("backbone").reset_index()[columns]
+    """R2's rank and what its parameters differ by from the hyper-network's, for both backbones."""
+    rows = []
+    for backbone in ("gpt2", "smollm2"):
+        counts = parameter_table(backbone)
+        hyper, rank = counts["hyper_head"], counts["matched_rank"]
+        matched = rank * (counts["width"] + counts["vocab"])
+        rows.append((backbone, hyper, rank, matched, matched - hyper))
+    return pd.DataFrame(rows, columns=["backbone", "hyper-network", "R2's rank", "R2", "difference"])
 
 
 def _row(evidence: StoredRuns, corpus: str, regime: str) -> dict:

@@ -8,9 +8,15 @@ Every loss is stored under `sweeps/` as soon as its job ends, so that a killed s
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+
+from chameleon_lite import files
+from chameleon_lite.app.outputs import writing
+from chameleon_lite.errors import DamagedFile
 
 from .config import Experiment
 from .evaluate import Context, order_of, train_seed
+from .records import KEPT, file_part
 from .regimes import REGIMES, Regime
 
 SWEEP_SEEDS_FROM = 1_000
@@ -85,7 +91,28 @@ def loss_file(settings: Experiment, corpus: str, hashes: Iterable[str], key: Key
     parts = [part.key() for part in (settings.tokens, settings.data, settings.clusters, settings.train)]
     parts += [*hashes, order_of(settings, REGIMES[regime])]
     digits = hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]
-    return f"sweeps/{regime}--{corpus}--{digits}--{rate:g}--seed{seed}.json"
+    return f"sweeps/{regime}--{file_part(corpus)}--{digits}--{rate:g}--seed{seed}.json"
+
+
+def store_loss(path: Path, key: Key, loss: float) -> None:
+    """Keep one loss in a file with a checksum, which also says whose it is."""
+    with writing(path, KEPT):
+        files.write_sealed(path, {"file": path.name, "trial": f"{key[0]}@{key[1]:g}", "best": loss})
+
+
+def stored_losses(paths: dict[Key, Path], say) -> Losses:
+    """The losses that are there; a damaged file, or one copied from another, is named and counts as absent."""
+    losses = {}
+    for key, path in paths.items():
+        try:
+            content = files.read_sealed(path) if path.exists() else None
+            if content and content["file"] != path.name:
+                raise DamagedFile(f"{path} is a copy of {content['file']}")
+        except (DamagedFile, OSError, KeyError) as error:
+            say(f"{error}: it is measured again")
+        else:
+            losses |= {key: content["best"]} if content else {}
+    return losses
 
 
 def _beyond_edge(tried: dict[float, dict[str, float]]) -> list[float]:

@@ -1,16 +1,19 @@
 """Trained heads write: test prompts continued greedily, under the evaluation's conditions (claim 16).
 
-    prompt (the prefix) ─ left-padded, with cache ─▶ head.factors(condition of the document's batch) ─▶ tokens (D, M)
-    tokens and reference, both cut to as many ─▶ scores, one row per document (text_scores.py)
+    prompt ─ left-padded, with cache ─▶ head.factors(condition of its batch) ─▶ tokens (D, M)
+    tokens and reference, both cut to as many ─▶ scores, one row per document
 
-The condition depends on condition spans alone, so no scored token influences the text (the information rule). End
-tokens are suppressed: the training documents contain none, so stopping early would measure a habit of the frozen model
-that training removed. The texts are not stored.
+ROUGE-L: F1 over the longest common subsequence of words (Lin 2004). Distinct-n: distinct over all n-grams
+of tokens (Li et al. 2016). Repeated: 1 − distinct-4 (seq-rep-4, Welleck et al. 2020).
+The condition is fixed before the first new token and depends on condition spans alone, so no scored token
+influences the text (the information rule). End tokens are suppressed: the training documents contain none,
+so stopping early would measure a habit of the frozen model. The texts are not stored.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -25,7 +28,9 @@ from .config import Experiment
 from .evaluate import Context, Members, head_and_source, order_of
 from .prepare import PreparedCorpus, SeedClusterings
 from .regimes import CLUSTERED, GROUP, REGIMES, Regime
-from .text_scores import document_scores, rouge_l, scorer
+
+Conditions = tuple[Condition, Tensor] | None  # G conditions, and the number (N,) of each document's
+REPEATED = 4  # tokens of an n-gram that counts as repeated if it occurs earlier in the same text
 
 
 def writing(settings: Experiment) -> list[str]:
@@ -40,7 +45,7 @@ def writing(settings: Experiment) -> list[str]:
 
 
 def generated(context: Context, seeded: SeedClusterings, regimes: list[Regime], members: Members) -> dict:
-    """Regime to its scores, one row per continued document with its `row` in the test table; {} if none writes."""
+    """Regime to its scores, one row per continued document with its `row` in the test table."""
     settings, material, out = context.settings, context.material, {}
     if not (names := writing(settings)):
         return out
@@ -64,7 +69,7 @@ def chosen(settings: Experiment, table: TokenTable) -> Tensor:
 
 
 def writer(settings: Experiment, material: PreparedCorpus):
-    """The package's own adapted model on the study's backbone; each call brings the update it generates with."""
+    """The package's adapted model on the study's backbone; each call brings the update it uses."""
     from chameleon_lite.chameleon import ChameleonLiteForCausalLM
 
     with torch.random.fork_rng(devices=[]):  # the model's head, never used, is drawn at random
@@ -72,8 +77,11 @@ def writer(settings: Experiment, material: PreparedCorpus):
         return ChameleonLiteForCausalLM.from_backbone(material.backbone, **options)
 
 
-def conditions(source: Source | None, arrangement: Arrangement, size: int) -> tuple[Condition, Tensor] | None:
-    """All conditions (G, …) of a source in evaluation's steps of `size` rows, and each document's place (N,)."""
+def conditions(source: Source | None, arrangement: Arrangement, size: int) -> Conditions:
+    """All conditions (G, …) of a source in evaluation's steps, and each document's number (N,) in them.
+
+    Step by step, of `size` rows, as in `train.evaluate`: some sources read the other rows of the step.
+    """
     if source is None:
         return None
     parts, group, count = [], torch.zeros_like(arrangement.order), 0
@@ -88,9 +96,9 @@ def conditions(source: Source | None, arrangement: Arrangement, size: int) -> tu
 
 @torch.no_grad()
 def write(
-    model, head: Head | None, condition, rows: Tensor, table: TokenTable, settings: Experiment
+    model, head: Head | None, condition: Conditions, rows: Tensor, table: TokenTable, settings: Experiment
 ) -> Tensor:
-    """New tokens (D, M) of documents rows (D,) on the host, greedy; for a head of None the backbone writes by itself.
+    """New tokens (D, M) of documents rows (D,) on the host, greedy; with a head of None the backbone's own.
 
     `condition` is as `conditions` gives it. Prompts of like length are continued together, which saves padding.
     """
@@ -101,11 +109,10 @@ def write(
     out = torch.empty(len(rows), probe.new_tokens, dtype=torch.int64)
     if training := head is not None and head.training:
         head.eval()
-    lm = backbone.lm if head is None else model
     for part in by_length.split(probe.rows):
         ids, mask = (x.to(backbone.device) for x in prompts(table, rows[part]))  # (B, T)
-        update = {} if head is None else {"head_update": _update(head, condition, rows[part])}
-        written = lm.generate(input_ids=ids, attention_mask=mask, **options, **update)
+        update = _frozen if head is None else _update(head, condition, rows[part])
+        written = model.generate(input_ids=ids, attention_mask=mask, **options, head_update=update)
         out[part] = written[:, ids.shape[1] :].cpu()  # (B, M)
     if training:
         head.train()
@@ -113,7 +120,7 @@ def write(
 
 
 def prompts(table: TokenTable, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Ids (B, T) and mask (B, T) of the documents' unscored starts, padded on the left; T is the longest's."""
+    """Ids (B, T) and mask (B, T) of the documents' unscored starts, padded on the left."""
     starts = [table.ids[table.offsets[i] : table.offsets[i] + table.prefix[i]] for i in rows.tolist()]
     return left_padded(starts, table.pad_id)
 
@@ -127,8 +134,13 @@ def agreement(tokens: Tensor, table: TokenTable, rows: Tensor, tokenizer) -> np.
     return rouge_l(*(tokenizer.batch_decode(x, skip_special_tokens=True) for x in (written, references)))
 
 
+def _frozen(head: Callable[[Tensor], Tensor], h: Tensor, scale: float) -> Tensor:
+    """The frozen head's logits."""
+    return head(h)
+
+
 def _update(head: Head, condition, rows: Tensor) -> Callable[..., Tensor]:
-    """The head's update for some rows, each under its own condition; factors of these rows' conditions only."""
+    """The head's update for some rows, each under its own condition; factors of these alone."""
     if condition is None:
         return update_logits(head.factors(None), None, len(rows))
     conditions, group = condition
@@ -136,3 +148,43 @@ def _update(head: Head, condition, rows: Tensor) -> Callable[..., Tensor]:
     taken = {k: v[used.to(v.device)] for k, v in vars(conditions).items() if v is not None}
     update = head.factors(Condition(**taken))
     return update_logits(update, place if update.groups > 1 else None, len(rows))
+
+
+def scorer() -> Callable:
+    """torchmetrics' rouge_score; UserError where it is not installed."""
+    try:
+        from torchmetrics.functional.text.rouge import rouge_score
+    except ImportError:
+        raise UserError("ROUGE-L needs torchmetrics: pip install 'chameleon-lite[generate]'") from None
+    return rouge_score
+
+
+def rouge_l(written: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """ROUGE-L F1 (D,) of texts and references, in 0 … 1; words are runs of a … z and 0 … 9."""
+    score, pairs = scorer(), zip(written, references, strict=True)
+    return np.array([float(score(*pair, rouge_keys="rougeL")["rougeL_fmeasure"]) for pair in pairs])
+
+
+def distinct(texts: Iterable[Sequence[int]], n: int) -> float:
+    """Distinct over all n-grams of some texts' tokens, none across two texts; nan without any."""
+    grams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else float("nan")
+
+
+def repeated(text: Sequence[int]) -> float:
+    """Share of a text's 4-grams of tokens that occur in it before, in 0 … 1."""
+    return 1 - distinct([text], REPEATED)
+
+
+def document_scores(tokens: np.ndarray, agreement: np.ndarray, batch: np.ndarray) -> pd.DataFrame:
+    """One row per document: agreement (D,), variety and repetition of tokens (D, M), its batch's variety.
+
+    n-grams that documents of one cluster batch, batch (D,), share lower the batch's distinct share and leave
+    each document's own as it is.
+    """
+    texts = pd.Series(tokens.tolist())
+    variety = {f"distinct_{n}": [distinct([t], n) for t in texts] for n in (1, 2)}
+    variety |= {"repeated": list(map(repeated, texts)), "batch": batch}
+    for n in (1, 2):
+        variety[f"batch_distinct_{n}"] = texts.groupby(batch).apply(distinct, n).loc[batch].to_numpy()
+    return pd.DataFrame({"rouge_l": agreement} | variety)

@@ -77,7 +77,7 @@ def fit(
     """
     from pydantic import ValidationError
 
-    from ..settings import FitSettings
+    from ..settings import FitSettings, problem
     from .fit import fit as run
 
     given = {"rank": rank, "lora_rank": lora_rank, "learning_rate": learning_rate, "condition": condition}
@@ -86,8 +86,7 @@ def fit(
     try:
         settings = FitSettings.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{first['loc'][0]}: {first['msg']}") from None
+        raise UserError(problem(error)) from None
     machine = {"device": device, "overwrite": overwrite}
     fitted = run(
         texts, backbone=backbone, out=out, settings=settings, say=partial(typer.echo, err=True), **machine

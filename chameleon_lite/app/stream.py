@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -47,10 +48,8 @@ class Summary:
         text = f"{self.rows:,} rows, {self.failed:,} failed"
         text += f" (first: {self.first_error})" if self.first_error else ""
         if self.loss is not None:
-            text += (
-                f"; {self.tokens:,} scored tokens, {self.loss_frozen:.4f} nats per token frozen, "
-                f"{self.loss:.4f} adapted ({self.loss - self.loss_frozen:+.4f})"
-            )
+            text += f"; {self.tokens:,} scored tokens, {self.loss_frozen:.4f} nats per token frozen, "
+            text += f"{self.loss:.4f} adapted ({self.loss - self.loss_frozen:+.4f})"
         return text
 
 
@@ -77,10 +76,10 @@ def open_model(model: Any, device: str | None = None, dtype: str | None = None, 
     """A loaded model as it is, or the adapter saved at a path; dtype "auto" is what the machine multiplies fast."""
     if not isinstance(model, str | os.PathLike):
         return model
-    from ..backbones.formats import backbone_dtype
+    from ..backbones.formats import backbone_dtype, device_of
     from ..chameleon import ChameleonLiteForCausalLM
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of(device)
     kind = backbone_dtype(device) if dtype == "auto" else getattr(torch, dtype) if dtype else None
     return ChameleonLiteForCausalLM.from_pretrained(model, device=device, dtype=kind, backbone=backbone)
 
@@ -153,9 +152,7 @@ def adapt_file(
 def _sent(model: Any, device: str | None, dtype: str | None, how: dict) -> Sent:
     """What other processes need; raises UserError for a model without a folder, or one GPU for all of them."""
     if not isinstance(model, str | os.PathLike):
-        raise UserError(
-            "workers need the adapter's folder: save the model with save_pretrained and give that"
-        )
+        raise UserError("workers need the adapter's folder: save the model and give its folder")
     from ..backbones.hub import adapter_folder
 
     check_device(device)
@@ -201,20 +198,23 @@ def _done(out: Path, part: Path, key: str) -> int | None:
 
     Raises UserError where the record, or what lies there, is not of this `key`.
     """
+    if not part.exists() and not out.exists():
+        return 0
     found = {}
     with suppress(OSError, DamagedFile):
         found = files.read_sealed(_record(out))
-    if found.get("key") == key and part.exists() and part.stat().st_size >= found["bytes"]:
+    fits = found.get("key") == key
+    if part.exists():
+        fits = fits and part.stat().st_size >= found["bytes"]
+    elif "sha256" in found:
+        fits = fits and files.sha256(out) == found["sha256"]
+    if not fits:
+        same = "with these settings, this adapter and this input: give those again, or leave out --resume"
+        raise UserError(f"{part if part.exists() else out} has no record that it was made {same}")
+    if part.exists():
         os.truncate(part, found["bytes"])
         return found["rows"]
-    if not part.exists() and (not out.exists() or (found.get("key") == key and "sha256" not in found)):
-        return 0
-    if found.get("key") != key or part.exists() or files.sha256(out) != found["sha256"]:
-        raise UserError(
-            f"{part if part.exists() else out} has no record that it was made with these settings, this adapter and "
-            "this input: give those again, or leave out --resume to start anew"
-        )
-    return None
+    return None if "sha256" in found else 0
 
 
 def _key(adapter: Adapter, how: dict, source: Path, window: int) -> str:
@@ -233,7 +233,7 @@ def _key(adapter: Adapter, how: dict, source: Path, window: int) -> str:
 def _summary(path: Path) -> Summary:
     """Count a file of results, line by line."""
     rows = failed = tokens = 0
-    nats, first_error = {}, ""
+    nats, first_error = Counter(), ""
     with open(path, encoding="utf-8") as file:
         for result in map(json.loads, file):
             rows += 1
@@ -242,11 +242,10 @@ def _summary(path: Path) -> Summary:
                 first_error = first_error or f"row {result['row']}: {result['error']}"
                 continue
             tokens += result["tokens"]
-            for name in result.keys() & {"loss", "loss_frozen"}:
-                nats[name] = nats.get(name, 0.0) + result[name] * result["tokens"]
-    return Summary(
-        rows, failed, tokens, first_error=first_error, **{name: x / tokens for name, x in nats.items()}
-    )
+            scores = result.keys() & {"loss", "loss_frozen"}
+            nats.update({name: result[name] * result["tokens"] for name in scores})
+    losses = {name: x / tokens for name, x in nats.items()}
+    return Summary(rows, failed, tokens, first_error=first_error, **losses)
 
 
 def windows(rows: Iterable, size: int) -> Iterator[list]:

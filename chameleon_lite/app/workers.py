@@ -18,10 +18,7 @@ from typing import Any
 from ..errors import RunFailed, Unreachable, UserError
 
 LIVES = 3  # times in a row that processes may die before the jobs are given up
-LOST = (
-    "the workers keep dying, perhaps for want of memory, or their scheduler is gone; what was finished is kept: "
-    "run the same command again, with fewer workers"
-)
+LOST = "workers keep dying (out of memory?) or their scheduler is gone; results are kept: go on with fewer workers"
 CONNECT, WAIT = 10, 60  # seconds for a scheduler to answer, and for its first worker
 _common: Any = None  # in a process of this machine: what every job needs
 _alone = threading.Lock()  # a Dask worker may have several threads; random numbers are the process's
@@ -88,27 +85,22 @@ class Workers:
             yield from ((job, result) for result in results)
 
     def _submit(self, function: Callable, job: Any) -> Future:
-        if self.dask:
-            return self.pool.submit(_with_common, function, self.sent, job)
         try:
-            return self.pool.submit(_in_process, function, job)
+            return self.pool.submit(_with_common, function, self.sent, job)
         except BrokenExecutor:
             self._start()
-            return self.pool.submit(_in_process, function, job)
+            return self._submit(function, job)
 
     def _start(self) -> None:
         """Processes of this machine, a GPU for each where there are several, the processor's threads shared out."""
         import torch
         from joblib.externals.loky import ProcessPoolExecutor
 
-        self.fatal, gpus = (), _gpus()
+        self.fatal, self.sent, gpus = (), None, _gpus()
         threads = max(1, torch.get_num_threads() // self.count)
-        self.pool = ProcessPoolExecutor(
-            self.count,
-            initializer=_begin,
-            initargs=(self.common, gpus),
-            env={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))},
-        )
+        begin = {"initializer": _begin, "initargs": (self.common, gpus)}
+        env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+        self.pool = ProcessPoolExecutor(self.count, env=env, **begin)
         self.open.callback(self.pool.shutdown, wait=True, kill_workers=True)
 
     def _connect(self, address: str) -> None:
@@ -160,10 +152,7 @@ def _begin(common: Any, gpus: list[str]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(number) % len(gpus)]
 
 
-def _in_process(function: Callable, job: Any) -> list:
-    return list(function(_common, job))
-
-
 def _with_common(function: Callable, common: Any, job: Any) -> list:
+    """A job's results; without `common` from a process that got it when it began."""
     with _alone:
-        return list(function(common, job))
+        return list(function(_common if common is None else common, job))

@@ -9,14 +9,15 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..errors import DamagedFile, UserError
-from ..settings import TokenSettings
+from ..settings import Rank, TokenSettings, problem
 
 MODEL_TYPE = "chameleon-lite"
+Width = Annotated[int, Field(ge=1, le=1 << 16)]
 OTHER_FILES = {  # how a file begins that is no safetensors ─▶ what it is
     b"": "empty: fetch it again",
     b"version https://git-lfs": "a Git LFS pointer and not the weights: run git lfs pull, or fetch it again",
@@ -31,10 +32,10 @@ class AdapterSettings(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
     head: Literal["hyper", "lora"] = "hyper"  # the paper's hyper-network, or one static pair
-    rank: int = Field(4, ge=1, le=1 << 14)
+    rank: Rank = 4
     scale: float = Field(1.0, gt=0, le=1e6)  # α
     dropout: float = Field(0.5, ge=0, lt=1)  # inside the hyper-network
-    hidden: list[int] = Field([64, 32], min_length=2, max_length=2)  # its two inner widths
+    hidden: list[Width] = Field([64, 32], min_length=2, max_length=2)  # its two inner widths
     clusters: int = Field(0, ge=0, le=1 << 20)  # stored centroids, K
     condition: Literal["cluster", "centroid", "row"] = "cluster"  # how prompts are grouped, see conditions.py
     lora_rank: int = Field(0, ge=0, le=1 << 14)  # of LoRA in the layers; 0: none
@@ -49,17 +50,10 @@ class AdapterSettings(BaseModel):
     prompts: dict = {}  # how texts were cut into tokens
     notes: dict = {}  # what the training measured
 
-    @field_validator("hidden")
-    @classmethod
-    def _widths(cls, value: list[int]) -> list[int]:
-        if not all(1 <= width <= 1 << 16 for width in value):
-            raise ValueError("widths lie between 1 and 65,536")
-        return value
-
     @field_validator("prompts")
     @classmethod
     def _cuts(cls, value: dict) -> dict:
-        TokenSettings(**value)
+        TokenSettings.model_validate(value)
         return value
 
 
@@ -67,12 +61,8 @@ def checked(fields: Mapping, where: str = "adapter") -> dict:
     """The fields of an adapter's configuration, with defaults; UserError, naming the first that is wrong."""
     try:
         return AdapterSettings(**fields).model_dump()
-    except (ValidationError, TypeError) as error:
-        first = (
-            error.errors()[0] if isinstance(error, ValidationError) else {"loc": ("prompts",), "msg": error}
-        )
-        name = ".".join(map(str, first["loc"]))
-        raise UserError(f"{where}: {name}: {first['msg']}") from None
+    except ValidationError as error:
+        raise UserError(f"{where}: {problem(error)}") from None
 
 
 def read_settings(folder: Path) -> dict:
@@ -108,7 +98,7 @@ def portable(name: str, folder: Path) -> str:
 
 
 def check_tensors(path: Path, settings: Mapping, head: Mapping[str, tuple[int, ...]]) -> None:
-    """DamagedFile, naming the tensor, unless a file holds what its settings promise; its header alone is read.
+    """DamagedFile, naming the tensor, unless a file holds what its settings promise; only its header is read.
 
     head: name ─▶ shape of the head's tensors. A file that is no safetensors is named with what to do.
     """

@@ -4,14 +4,14 @@
     <name>.marks.npy  (N,) int64    a checksum per document, written after its rows; 0 where there are none
 
 A pass that is started again computes the pieces whose documents are not marked. Each process compares rows
-and marks once, at first use; what differs is named in a warning and computed again. Memory is two pieces,
-whatever the file holds.
+and marks once, at first use; what differs is named in a warning and computed again. Memory is two pieces.
 """
 
+import os
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -40,12 +40,12 @@ def stored(
     """
     with files.locked(path):
         if not path.is_file() or _whole.get(path) != path.stat().st_mtime_ns:
-            marks = _opened(path.with_suffix(".marks.npy"), (len(offsets) - 1,), np.int64)
-            rows = _opened(path, (int(offsets[-1]), width), np.float16)
+            marks, lost = _opened(path.with_suffix(".marks.npy"), (len(offsets) - 1,), np.int64)
+            rows, _ = _opened(path, (int(offsets[-1]), width), np.float16)
             good = marked = marks != 0  # (N,)
             if marked.any():  # of a new file there is nothing to compare
                 good = marked & (_sums(path, rows.offset, np.diff(offsets) * rows.strides[0]) == marks)
-            if damaged := int((marked & ~good).sum()):
+            if damaged := int((~good if lost else marked & ~good).sum()):
                 warnings.warn(f"{path} is damaged: {damaged} documents are computed again", stacklevel=3)
             if not good.all():
                 with meanwhile:
@@ -54,17 +54,18 @@ def stored(
     return np.load(path, mmap_mode="r")
 
 
-def _opened(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
-    """The array at `path`, to be written to; zeros, which take no disk, where none of this shape is there."""
+def _opened(path: Path, shape: tuple[int, ...], dtype: type) -> tuple[np.memmap, bool]:
+    """The array at `path`, else zeros, which take no disk; and whether a file lay there that is another."""
+    size = path.stat().st_size if path.is_file() else -1
     try:
-        found = np.lib.format.open_memmap(path, "r+")
+        found = np.lib.format.open_memmap(path, "r+" if os.access(path, os.W_OK) else "r")
         if found.shape == shape and found.dtype == dtype:
-            return found
-    except (FileNotFoundError, ValueError):
-        pass  # not there, cut short, or no array
+            return found, size < found.offset + found.nbytes  # a file cut short was filled up with zeros
+    except (FileNotFoundError, ValueError, TypeError, OverflowError, SyntaxError, RecursionError):
+        pass  # not there, or no array
     with files.atomic(path) as part:
         np.lib.format.open_memmap(part, "w+", dtype, shape)
-    return np.lib.format.open_memmap(path, "r+")
+    return np.lib.format.open_memmap(path, "r+"), size >= 0
 
 
 def _sums(path: Path, start: int, sizes: np.ndarray) -> np.ndarray:
@@ -101,13 +102,10 @@ def _compute(path, start, marks, good, offsets, pieces, compute, progress) -> No
         for documents in pieces:
             if not good[documents].all():
                 parts = np.split(compute(documents), np.cumsum(sizes[documents])[:-1])
-                _finished(writing)  # two pieces in memory at most
+                for task in writing:  # two pieces in memory at most
+                    task.result()  # raises what the task raised
                 shares = [slice(first, None, THREADS) for first in range(THREADS)]
                 writing = [threads.submit(write, documents[own], parts[own]) for own in shares]
             bar.update(int(sizes[documents].sum()))
-        _finished(writing)
-
-
-def _finished(tasks: list[Future]) -> None:
-    for task in tasks:
-        task.result()  # raises what the task raised
+        for task in writing:
+            task.result()

@@ -62,5 +62,5 @@ def build(name: str, dtype: torch.dtype):
     config = built_in_config(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(WEIGHT_SEED)
-        lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     return lm.to(dtype), byte_tokenizer(config.max_position_embeddings)

@@ -1,13 +1,13 @@
-"""What stored continuations say: scores by seed and document, contrasts with intervals, one table (claim 16).
+"""What stored continuations show: scores by seed and document, contrasts, one table (claim 16).
 
-    results/coherence-*.jsonl + .parquet ─▶ Generations ─ gain(corpus, first, second, score) ─▶ intervals, p
-                                                 ├ family(corpus) ─▶ R4 against R1 and R3, each with its verdict
+    results/coherence-*.jsonl + .parquet ─▶ Generations ─ gain(corpus, first, second, score) ─▶ intervals
+                                                 ├ family(corpus) ─▶ R4 against R1 and R3, with verdicts
                                                  └ coherent_outputs ─▶ the verdict of claim 16
 
-"More coherent outputs across a cluster" names no measure. Agreement with the reference decides, the one thing a text
-cannot gain by being short of words; variety, of a document and of its cluster batch, and repetition are printed too.
-Seeds and documents are crossed as everywhere in the study. A batch's variety belongs to its seed's clustering, and
-batches of two seeds hold different documents: it is averaged over documents first, and only seeds are drawn.
+"More coherent outputs across a cluster" names no measure. Agreement with the reference decides, the one
+thing a text cannot gain by being short of words; variety and repetition are printed too. Seeds and
+documents are crossed as everywhere; a batch's variety belongs to its seed's clustering, so it is averaged
+over documents first, and only seeds are drawn.
 """
 
 from dataclasses import replace
@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..records import SCORES
 from ..regimes import REGIMES
-from ..text_scores import COLUMNS
 from .contrasts import FamilyMember, StoredRuns, judge, shared_seeds
 from .rules import NO_DATA, ClaimVerdict, Part, combined, weighed
 from .statistics import Contrast, contrast
@@ -26,10 +26,10 @@ from .statistics import Contrast, contrast
 COHERENCE = "coherence-"  # files of results that hold continuations
 SCORE = "rouge_l"  # what decides; the other columns are shown too
 AGAINST = ("R1", "R3")  # R4 above a static update, and above the same hyper-network with a constant input
-# Of ROUGE-L F1, chosen before any run at full size: under one word more in the right order, of some 45 in 64 tokens.
+# of ROUGE-L F1, chosen before any run: under one word more in the right order, of some 45 in 64 tokens
 MARGIN = 0.01
 TITLES = ("ROUGE-L", "distinct-1", "distinct-2", "repeated", "distinct-1 of a batch", "distinct-2 of a batch")
-TITLES = dict(zip(COLUMNS, TITLES))
+TITLES = dict(zip(SCORES, TITLES))
 BESIDE = ("distinct_2", "repeated", "batch_distinct_2")  # R4's minus R1's and R3's, without a verdict
 
 
@@ -51,7 +51,7 @@ class Generations(StoredRuns):
         return out
 
     def gain(self, corpus: str, first: str, second: str | None = None, column=SCORE) -> Contrast | None:
-        """first − second, mean of a column over documents (nats per token for "nll"); without `second`, first alone.
+        """first − second, mean of a column over documents (nats per token for "nll"), or first alone.
 
         Only seeds that both have; None where there are none or the documents differ.
         """
@@ -83,7 +83,7 @@ class Generations(StoredRuns):
 
 def generation_frame(generations: Generations) -> pd.DataFrame:
     """One row per corpus and regime: its scores' means, its loss, and R4's ROUGE-L minus its own."""
-    rows, gain = [], "R4's ROUGE-L less it"
+    rows, gain = [], "R4's ROUGE-L minus it"
     for corpus, regime in generations.records:
         mean = generations.gain(corpus, regime)
         if mean is None:
@@ -93,7 +93,7 @@ def generation_frame(generations: Generations) -> pd.DataFrame:
         rows.append(
             {"corpus": corpus, "regime": regime, "what": REGIMES[regime].title}
             | {"n seeds": mean.n, "documents": mean.documents}
-            | {TITLES[c]: generations.gain(corpus, regime, column=c).difference for c in COLUMNS}
+            | {TITLES[c]: generations.gain(corpus, regime, column=c).difference for c in SCORES}
             | (against.row(gain) if against else dict.fromkeys((gain, "low", "high")))
             | {"adjusted p": member and member.adjusted_p, "verdict": member.verdict if member else "–"}
             | {"reference, nats a token": generations.gain(corpus, regime, column="nll").difference}
@@ -102,10 +102,9 @@ def generation_frame(generations: Generations) -> pd.DataFrame:
 
 
 def coherent_outputs(evidence: StoredRuns) -> ClaimVerdict:
-    """R4's ROUGE-L F1 above R1's and above R3's, both by more than 0.01 with the whole 95 % interval, Holm-adjusted.
+    """R4's ROUGE-L F1 above R1's and R3's, by more than 0.01 with the whole interval, Holm-adjusted.
 
-    Equivalent, refuted and not decidable as in every contrast (`statistics.verdict`), with 0.01 of F1 as the margin;
-    both contrasts must hold, on every corpus with continuations. Without such records "not tested".
+    Both contrasts must hold, on every corpus with continuations; `statistics.verdict` has the other verdicts.
     """
     generations = Generations(evidence.folder, evidence.backbone, evidence.draws)
     return combined({corpus: _part(generations, corpus) for corpus in generations.corpora})

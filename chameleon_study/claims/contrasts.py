@@ -1,12 +1,12 @@
 """Contrasts of regimes on a corpus from the stored runs, registered ones as one Holm family.
 
-results/honest-*.jsonl + .parquet ─▶ StoredRuns ─ contrast(corpus, first, second) ─▶ difference, intervals, p
+results/honest-*.jsonl + .parquet ─▶ StoredRuns ─ contrast(corpus, first, second) ─▶ intervals, p
                                           └ family(corpus) ─▶ every registered contrast with its verdict
 
-The bootstrap resamples documents or, where documents are pieces of one text, the text: rows of a WikiText article
-resemble each other, and drawing rows would make intervals too narrow. So an article's losses and tokens are summed
-before anything is drawn. In the mixed stream a row's group is its source; its article comes from the results of the
-corpus itself.
+The bootstrap resamples documents or, where documents are pieces of one text, the text: rows of a
+WikiText article resemble each other, and drawing rows would make intervals too narrow. So an article's
+losses and tokens are summed first. In the mixed stream a row's group is its source; its article comes
+from the results of the corpus itself.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,9 +45,9 @@ def registered() -> dict:
 
 
 def by_unit(frame: pd.DataFrame, corpus: str, articles: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
-    """A reading's nll and tokens (units,), units in a fixed order; frame: document, group, nll, tokens, one row each.
+    """A reading's nll and tokens (units,), in a fixed order, from one row per document of a corpus.
 
-    corpus: whose documents they are; articles: for documents named `<corpus>/<document>` the article, if known.
+    articles: for documents named `<corpus>/<document>` the article, if known.
     """
     if corpus.startswith(ARTICLES):
         unit = frame["group"].astype(str)
@@ -82,10 +82,9 @@ def shared_seeds(parts: Sequence[dict[int, object]]) -> list[int]:
 class StoredRuns:
     """The records and per-document losses of all honest experiments of one backbone in a results folder.
 
-    Experiments are picked by name: `honest-*`, nothing else. `four-regimes`, chapter 05's, has regimes and a corpus
-    in common with honest-docstrings; its runs stop by settings of their own (validations per epoch, patience), so a
-    contrast across both would compare settings, and alone it has few of the registered contrasts, with which the
-    Holm adjustment would shrink. So it decides no claim, also where no other record of its corpus is stored.
+    Experiments are picked by name: `honest-*`, nothing else. `four-regimes` shares regimes and a corpus with
+    honest-docstrings, but its runs stop by settings of their own: a contrast across both would compare
+    settings, and alone it has few of the contrasts that Holm adjusts for. So it decides no claim.
     experiments: how their names begin, if not `honest-`; see `with_foreign`.
     benchmarks: the folder of stored timings, by default `benchmarks/results` next to the results folder.
     """
@@ -93,10 +92,10 @@ class StoredRuns:
     def __init__(
         self,
         results: Path,
-        backbone: str = "smollm2",
-        draws: int = 10_000,
+        backbone="smollm2",
+        draws=10_000,
         benchmarks: Path | None = None,
-        experiments: str = HONEST,
+        experiments=HONEST,
     ) -> None:
         self.folder, self.backbone, self.draws, self.experiments = Path(results), backbone, draws, experiments
         self.benchmarks = Path(benchmarks or self.folder.parent / "benchmarks" / "results")
@@ -156,7 +155,7 @@ class StoredRuns:
         return self if here or self.experiments == FOREIGN else self._foreign
 
     def contrast(self, corpus: str, first: str, second: str, reading: str = "test") -> Contrast | None:
-        """first − second in nats per token over the seeds and documents both have; None where one is missing."""
+        """first − second in nats per token over shared seeds and documents; None where one is missing."""
         return self.sum_of([(corpus, first, reading, 1.0), (corpus, second, reading, -1.0)])
 
     def sum_of(self, terms: list[tuple[str, str, str, float]]) -> Contrast | None:

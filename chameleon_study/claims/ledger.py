@@ -1,11 +1,10 @@
 """The claims, one by one: a verdict is what a rule makes of the records, never something typed.
 
-paper.json (claims) + RULES + StoredRuns(results, benchmarks) ─▶ one row per claim ─▶ table, CSV, results/verdicts.json
+paper.json + DECIDE + StoredRuns(results, benchmarks) ─▶ one row per claim ─▶ table, CSV, verdicts.json
 results/verdicts.json ─▶ scoreboard, the first page of the book
 """
 
 import json
-import re
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +12,6 @@ import pandas as pd
 from chameleon_lite.errors import DamagedFile, RunFailed, UserError, unknown
 
 from ..records import load_results
-from ..regimes import REGIMES
 from ..released.proofs.store import load_proofs
 from ..stored import read, reason, storing
 from . import rules
@@ -21,8 +19,7 @@ from .continuations import coherent_outputs
 from .contrasts import StoredRuns, registered
 from .paper import claims
 from .rules import UNTESTED, ClaimVerdict, Rule, holds
-from .rules_released import published_again, without_a_model
-from .rules_speed import modest_overhead
+from .rules_stored import modest_overhead, published_again, without_a_model
 
 OPEN = "not measured yet"
 INSTRUCTED = ("alpaca", "docstrings-instructions")  # corpora whose condition is an instruction
@@ -58,13 +55,13 @@ RULES = {c["claim"]: (c["confirmed_if"], DECIDE[c["claim"]]) for c in claims()}
 def ledger(
     results: Path, backbone: str = "smollm2", draws: int = 10_000, benchmarks: Path | None = None
 ) -> dict[int, ClaimVerdict]:
-    """The verdict of every claim from a results folder and its timings; without records all are "not tested"."""
+    """The verdict of every claim from a results folder and its timings; "not tested" without records."""
     evidence = StoredRuns(results, backbone, draws, benchmarks)
     return {claim: rule(evidence) for claim, (_, rule) in RULES.items()}
 
 
 def ledger_frame(verdicts: dict[int, ClaimVerdict]) -> pd.DataFrame:
-    """One row per claim: what it says, the rule, the verdict, the deciding number and the corpora's verdicts."""
+    """One row per claim: what it says, the rule, the verdict, its number and the corpora's verdicts."""
     rows = []
     for c in claims():
         number, v = c["claim"], verdicts[c["claim"]]
@@ -117,21 +114,12 @@ def stored_verdicts(results: Path) -> dict[int, dict]:
 
 def scoreboard(results: Path) -> list[dict]:
     """One row per claim: `claim`, `says`, `status` (or OPEN), the deciding `number`, `decided by`."""
-    stored, unknown = stored_verdicts(results), {"status": OPEN, "deciding": "–"}
-    rows = []
+    stored, rows = stored_verdicts(results), []
     for c in claims():
-        v = stored.get(c["claim"], unknown)
+        v = stored.get(c["claim"], {"status": OPEN, "deciding": "–"})
         row = {"claim": c["claim"], "says": c["says"], "status": v["status"], "number": v["deciding"]}
         rows.append(row | {"decided by": c["decided_by"]})
     return rows
-
-
-def regimes_named(board: list[dict]) -> list[dict]:
-    """The regimes (or variants) that a board's `number` and `decided by` name: `regime`, `is`."""
-    texts = (row[key] for row in board for key in ("number", "decided by"))
-    words = {word for text in texts for word in re.findall(r"[\w-]+", text)}
-    words |= {name for name in REGIMES if name.split("-")[0] in words - set(REGIMES)}
-    return [{"regime": name, "is": regime.title} for name, regime in REGIMES.items() if name in words]
 
 
 def predictions(evidence: StoredRuns) -> pd.DataFrame:

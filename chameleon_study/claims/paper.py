@@ -1,4 +1,4 @@
-"""The paper's published numbers, read from the one file that holds them (`paper.json`, arXiv 2502.04315 v3)."""
+"""The paper's published numbers (arXiv 2502.04315 v3), read from the one file that holds them."""
 
 import json
 from functools import cache
@@ -13,14 +13,10 @@ def paper() -> dict:
     return json.loads((files(__package__) / "paper.json").read_text(encoding="utf-8"))
 
 
-def table_rows(table: int) -> list[dict]:
-    """Rows of the paper's table 1 or 2; losses in nats, `parameters` as `counted` says."""
-    return _named("table of the paper", str(table), {str(t["table"]): t["rows"] for t in paper()["tables"]})
-
-
 def published(table: int, regime: str, field: str) -> float:
-    """One published number, e.g. `published(1, "R4", "validation_loss")`; UserError for a name that is not there."""
-    rows = {row["regime"]: row for row in table_rows(table)}
+    """One published number, e.g. published(1, "R4", "validation_loss"); UserError for a wrong name."""
+    tables = {str(t["table"]): t["rows"] for t in paper()["tables"]}
+    rows = {row["regime"]: row for row in _named("table of the paper", str(table), tables)}
     return _named("field", field, _named(f"regime in the paper's table {table}", regime, rows))
 
 

@@ -1,4 +1,4 @@
-"""How a claim is decided: rules that turn stored runs into a verdict (`ledger.py` lists which claim has which).
+"""How a claim is decided: rules that turn stored runs into a verdict (`ledger.py` lists which has which).
 
     StoredRuns ── rule ─▶ ClaimVerdict(verdict, number, by corpus)
 
@@ -30,7 +30,7 @@ MINIMUM = 4  # rows of a cluster large enough for a mean (claim 18)
 class ClaimVerdict:
     """A claim's verdict, its numbers as text, and the verdict of each corpus (or model, or machine).
 
-    `deciding` is the part of `number` that a short table shows: that of the first corpus with the final verdict.
+    `deciding` is the part of `number` that a short table shows.
     """
 
     verdict: str = UNTESTED
@@ -45,7 +45,7 @@ NO_DATA: Part = (UNTESTED, "")
 
 
 def worst(verdicts: Collection[str]) -> str:
-    """One verdict of several that must all hold: refuted before equivalent before undecided before confirmed."""
+    """One verdict of several that must all hold: refuted, equivalent, undecided, then confirmed."""
     if not verdicts or UNTESTED in verdicts:
         return UNTESTED
     return next((v for v in (REFUTED, EQUIVALENT, UNDECIDED) if v in verdicts), CONFIRMED)
@@ -69,7 +69,7 @@ def combined(parts: dict[str, Part], decide: Collection[str] | None = None, shor
 
 
 def weighed(contrasts: dict[str, Contrast], verdicts: dict[str, str]) -> Part:
-    """The verdict of contrasts that must all hold, all of them as text, and the first that has that verdict."""
+    """The verdict of contrasts that must all hold, all as text, and the first with that verdict."""
     final = worst(list(verdicts.values()))
     texts = {name: f"{name} {c.text()}" for name, c in contrasts.items()}
     return final, ", ".join(texts.values()), next(texts[name] for name in texts if verdicts[name] == final)
@@ -86,7 +86,7 @@ def on_each_corpus(part: Callable[[StoredRuns, str], Part]) -> Rule:
 
 
 def unregistered(make: Callable[[StoredRuns, str], dict[str, Contrast | None]]) -> Rule:
-    """Decorator: contrasts made for one claim alone become a rule; they are no family, so their own p decides."""
+    """Decorator: contrasts made for one claim become a rule; without a family their own p decides."""
 
     @on_each_corpus
     @wraps(make)
@@ -142,7 +142,7 @@ def slopes(evidence: StoredRuns, corpus: str) -> dict:
 
 @unregistered
 def generalisation(evidence: StoredRuns, corpus: str) -> dict:
-    """R4's gap between test and seen documents below R1's and R2's, and its loss on other corpora below R1's."""
+    """R4's gap of test and seen documents below R1's and R2's, its loss on other corpora below R1's."""
 
     def gap(r):
         return r.metrics["test_nll"] - r.metrics["seen_nll"] if "seen_nll" in r.metrics else None
@@ -185,7 +185,7 @@ def half_way_to_the_oracle(evidence: StoredRuns, corpus: str) -> Part:
 
 
 def fairness(evidence: StoredRuns) -> ClaimVerdict:
-    """A leak that pays, reversed: if reading whole rows lowers the loss, an evaluation that does so is not fair."""
+    """A leak that pays, reversed: an evaluation that reads whole rows, and gains by it, is not fair."""
     turned = {CONFIRMED: REFUTED, REFUTED: CONFIRMED}
     leak = holds("R9<R4")(evidence)
     by_corpus = {corpus: turned.get(v, v) for corpus, v in leak.corpora.items()}
@@ -202,7 +202,7 @@ def _limited(above: Sequence[bool]) -> str:
 
 @on_each_corpus
 def content(evidence: StoredRuns, corpus: str) -> Part:
-    """Clusters of prefixes agree with the documents' sources beyond chance in every seed, where sources are known."""
+    """Clusters of prefixes agree with the documents' sources beyond chance, in every seed."""
     qualities = _clusterings(evidence, corpus)
     values = [v for c in qualities if (v := c["adjusted_mutual_information"]) is not None]
     if not values:

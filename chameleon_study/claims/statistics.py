@@ -1,8 +1,8 @@
-"""Intervals and verdicts over runs whose seeds and documents are crossed (the same documents under every seed).
+"""Intervals and verdicts over runs whose seeds and documents are crossed: the same documents everywhere.
 
-Statistic of a contrast: sum of nll differences / sum of tokens, in nats per token; below zero, the first regime
-has the lower loss. There are two intervals, and the wider decides: a bootstrap that draws seeds and documents
-independently and takes every pair, and a paired t over seeds.
+Statistic of a contrast: sum of nll differences / sum of tokens, in nats per token; below zero, the first
+regime has the lower loss. There are two intervals, and the wider decides: a bootstrap that draws seeds
+and documents independently and takes every pair, and a paired t over seeds.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ MARGIN = 0.01  # nats per token: smaller differences are of no use to anyone
 
 @dataclass(frozen=True)
 class Contrast:
-    """A difference in nats per token with its 95 % and 90 % intervals and two-sided p; `n` seeds, `documents`."""
+    """A difference in nats per token, its 95 % and 90 % intervals, two-sided p, seeds, documents."""
 
     difference: float
     low: float
@@ -65,7 +65,7 @@ def crossed_bootstrap(difference: np.ndarray, tokens: np.ndarray, *, draws=10_00
 
 @lru_cache(maxsize=4)
 def _picks(items: int, draws: int, seed: int) -> np.ndarray:
-    """How often each of `items` is drawn, (draws, items); cached, as all contrasts of a corpus use the same draws."""
+    """How often each of `items` is drawn, (draws, items): the same for all contrasts of a corpus."""
     generator = np.random.default_rng(seed)
     return generator.multinomial(items, np.full(items, 1 / items), size=draws).astype(np.int16)
 
@@ -116,7 +116,7 @@ def holm(p: dict[str, float]) -> dict[str, float]:
 def verdict(contrast: Contrast, adjusted_p: float, margin: float = MARGIN) -> str:
     """The verdict on "the first regime is lower", in the order the protocol fixes.
 
-    confirmed: adjusted p < 0.05 and the whole 95 % interval below −margin; equivalent: the 90 % interval inside
+    confirmed: adjusted p < 0.05 and the 95 % interval below −margin; equivalent: the 90 % interval inside
     ±margin; refuted: the 95 % interval excludes any gain beyond the margin; else not decidable here.
     """
     if adjusted_p < 0.05 and contrast.high < -margin:

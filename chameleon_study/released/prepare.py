@@ -1,10 +1,11 @@
 """A corpus under a protocol: rows, states, vectors, clusters and batches, switch by switch.
 
-load_corpus ─ split ─ tokenise ─▶ TokenTable per split ─ padded_states or LivePaddedStates ─▶ scored pairs
-                                       └ span, with or without padding ─▶ vectors ─ k-means ─▶ batches per seed
+Corpus ─ split ─ tokenise ─▶ TokenTable per split ─ padded_states, LivePaddedStates ─▶ scored pairs
+                                 └ span, padded or not ─▶ vectors ─ k-means ─▶ batches per seed
 
-Released k-means: no seed, ten steps from random rows, empty clusters keep their stale centroid, and the list of batches
-is made once. Here: the same with a seed; the method's cluster.py and batches.py hold what the study uses.
+Released k-means: no seed, ten steps from random rows, empty clusters keep their stale centroid, and the list
+of batches is made once. Here: the same with a seed; the method's cluster.py and batches.py hold what the
+study uses.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from chameleon_lite.text import TokenTable, tokenise
 from ..config import Experiment
 from ..prepare import Material, Say, check_batch, timed
 from ..regimes import RANK
-from ..vectors import span_vectors
+from ..sources import span_vectors
 from .protocol import Protocol, protocol_of
 from .states import LivePaddedStates, Scoring, live_dropout, padded_states
 
@@ -80,9 +81,7 @@ def prepare_released(
     say(f"{corpus.name}: {len(tables['train'])} training rows, {len(tables['validation'])} validation rows")
     train, zeros, skips = settings.train, protocol.attention == "id not 0", protocol.ignored == "padding"
     scoring = Scoring(protocol.objective, settings.tokens.max_length, zeros, skips)
-    feature, matmul = (
-        number_format(kind, backbone.device) for kind in (train.feature_dtype, train.matmul_dtype)
-    )
+    feature, matmul = (number_format(x, backbone.device) for x in (train.feature_dtype, train.matmul_dtype))
     with timed(seconds, "features"):
         for split, table in tables.items():
             mode = {"train_mode": dropout is not None and split == "train"} if live else {}
@@ -134,7 +133,7 @@ def _tables(settings, protocol, backbone, documents) -> dict[str, TokenTable]:
 def _vectors(settings, protocol, backbone, table: TokenTable) -> list[Tensor]:
     """The vectors that are clustered and those that condition, (N, C) each, on the device.
 
-    Plain text reads the row or the prefix for both; prompt/response text clusters on the prompt and conditions on
+    Plain text reads the row or the prefix for both; instructions cluster on the prompt and condition on
     the span that `tokens.condition_on` names.
     """
     weight = backbone.embedding.detach().cpu()
@@ -178,7 +177,7 @@ def orders_of(material: ReleasedCorpus, seed: int) -> tuple[dict[str, Arrangemen
 
 
 def scored_batches(batches: list[Tensor], counts: Tensor) -> list[Tensor]:
-    """The batches with at least one scored token by counts (N,): the others have no mean: NaN in the scripts."""
+    """The batches with a scored token by counts (N,); the others have no mean, NaN in the scripts."""
     return [b for b in batches if int(counts[b].sum())]
 
 

@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from chameleon_lite.errors import UserError, unknown
-from chameleon_lite.settings import Settings
+from chameleon_lite.settings import Settings, problem
 
 from ..config import ProtocolSettings
 
@@ -65,7 +65,7 @@ PRESETS = {
 
 
 def preset(name: str, **switches: Any) -> Protocol:
-    """A preset with some switches turned; UserError for unknown names and for contradictions, with the reason."""
+    """A preset with some switches turned; UserError for unknown names and for contradictions."""
     if name not in PRESETS:
         raise unknown("protocol", name, PRESETS)
     for switch in switches:
@@ -74,9 +74,7 @@ def preset(name: str, **switches: Any) -> Protocol:
     try:
         return Protocol(**{**PRESETS[name].model_dump(), **switches})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = "".join(f"{part}: " for part in first["loc"])
-        raise UserError(f"protocol {name}: {where}{first['msg'].removeprefix('Value error, ')}") from None
+        raise UserError(f"protocol {name}: {problem(error)}") from None
 
 
 def protocol_of(settings: ProtocolSettings) -> Protocol:
@@ -85,9 +83,9 @@ def protocol_of(settings: ProtocolSettings) -> Protocol:
 
 
 def mended(settings: ProtocolSettings) -> list[tuple[str, ProtocolSettings]]:
-    """The protocols of a walk: the start, then one after each switch of `mend` took honest's value, cumulatively.
+    """The protocols of a walk: the start, then one after each switch of `mend` became honest, cumulatively.
 
-    Each comes with the name of the switch just turned ("" for the start). Every stop of the walk is checked.
+    Each comes with the name of the switch just turned ("" for the start), and is checked.
     """
     step, steps = settings.model_copy(update={"mend": ()}), []
     for switch in ("", *settings.mend):

@@ -1,6 +1,6 @@
 """Tables 1 and 2 under any protocol: the heads of one seed trained side by side, measured, and taken apart.
 
-Every record holds the decomposition L = f · L_full + (1 − f) · L_pad, with each row weighted as the average weights it.
+Every record holds L = f · L_full + (1 − f) · L_pad, with each row weighted as the average weights it.
 """
 
 import math
@@ -50,9 +50,9 @@ def check_released(settings: Experiment) -> None:
             raise unknown(f"regime under protocol {settings.protocol.preset}", name, REGIMES)
     missing = [r for r in settings.regimes if r != "R0" and r not in settings.learning_rates]
     if missing:
-        released = "(released: 5.0e-4 on WikiText-2, 2.0e-4 on Alpaca)"
         sweeps = f"protocol {settings.protocol.preset} sweeps nothing: give learning_rates for"
-        raise UserError(f"{sweeps} {', '.join(missing)} {released}")
+        released = "released: 5.0e-4 on WikiText-2, 2.0e-4 on Alpaca"
+        raise UserError(f"{sweeps} {', '.join(missing)} ({released})")
 
 
 def measure_released(context: Context, regimes: list[str], seed: int, corpus: str) -> Iterator[tuple]:
@@ -101,7 +101,7 @@ def _member(material: ReleasedCorpus, regime: str, seed: int) -> Member:
 
 
 def source_of(material: ReleasedCorpus, regime: str, split: str) -> Source | None:
-    """A regime's condition source in a split: none, a constant, or the mean of the batch's rows."""
+    """A regime's condition source in a split: a constant, the mean of the batch's rows, or none."""
     if regime == "R3":
         return Constant(material.condition_vectors["train"].mean(0))
     return BatchMean(material.condition_vectors[split]) if regime == "R4" else None
@@ -125,7 +125,7 @@ def row_weights(counts: Tensor, batches: list[Tensor], over: str) -> Tensor:
 def decomposition(nll: Tensor, counts: Tensor, full: Tensor, weight: Tensor) -> dict[str, float]:
     """f, L_full and L_pad of L = f · L_full + (1 − f) · L_pad; nll, counts, full and weight are (N,).
 
-    The share f and both means weight each row as the average does; `full_row_nll` and `padded_row_nll` are the plain
+    f and both means weight each row as the average does; `full_row_nll` and `padded_row_nll` are the plain
     means over tokens, no numbers for a kind without rows.
     """
     out = {"rows": float(len(nll)), "full_rows": float(full.sum()), "full_share": float(full.double().mean())}
@@ -138,26 +138,20 @@ def decomposition(nll: Tensor, counts: Tensor, full: Tensor, weight: Tensor) -> 
 
 
 def measure(material: ReleasedCorpus, regime: str, member: Member | None, orders: Orders) -> tuple:
-    """Metrics of one trained regime, and one row per held-out document.
-
-    A row's columns: split, document, group, scored tokens, summed nll, whether it is full, and `weight`, what its nll
-    is multiplied by in the average.
-    """
+    """Metrics of one trained regime; scored tokens, nll and weight in the average of each held-out row."""
     over, metrics, frames = material.protocol.average, {}, []
     for split, order in orders.items():
-        batches, counts, table = order.steps(), material.scored[split].counts, material.tables[split]
+        batches, counts, full = order.steps(), material.scored[split].counts, material.full(split)
         nll = row_losses(material, regime, member, split, order)
         key = "train_eval" if split == "train" else split
         metrics[f"{key}_nll"] = float(average(nll, counts, over, batches))
         metrics[f"{key}_token_nll"] = float(average(nll, counts))
-        if split == "train":
-            continue
-        full, weight = material.full(split), row_weights(counts, batches, over)
-        if split == "validation":
-            metrics |= decomposition(nll, counts, full, weight)
-        columns = {"split": split, "document": table.names, "group": table.groups, "tokens": counts.numpy()}
-        columns |= {"nll": nll.numpy(), "full": full.numpy(), "weight": weight.numpy()}
-        frames.append(pd.DataFrame(columns))
+        if split != "train":
+            table, weight = material.tables[split], row_weights(counts, batches, over)
+            columns = {"split": split, "document": table.names, "group": table.groups}
+            numbers = {"tokens": counts, "nll": nll, "full": full, "weight": weight}
+            frames.append(pd.DataFrame(columns | {name: x.numpy() for name, x in numbers.items()}))
+            metrics |= decomposition(nll, counts, full, weight) if split == "validation" else {}
     if member is not None:  # the curve's first point is before training
         best = min(member.curve[1:], key=lambda point: point["validation_nll"])
         metrics |= {"train_nll": best["train_nll"], "best_epoch": float(best["epoch"])}

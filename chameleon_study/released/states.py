@@ -1,16 +1,17 @@
 """What the released scripts score of rows padded to one length, in their mode "last", and the states it needs.
 
-TokenTable ─ rows padded to `length`, mask by the protocol ─ backbone ─ pick ─▶ h (S, C), target (S,)
-  cached: one pass, its scored positions stored on disk, then `ScoredStates`        `padded_states`
-  live:   a pass per batch, for layers that train or a backbone with dropout on   `LivePaddedStates`
+    TokenTable ─ rows padded, mask by the protocol ─ backbone ─ pick ─▶ h (S, C), target (S,)
+      cached: one pass, its scored positions stored on disk, then `ScoredStates`        `padded_states`
+      live:   a pass per batch, for layers that train or a backbone with dropout on   `LivePaddedStates`
 
-Mode "last" is unshifted: state and token of the final position, the pad token on padding. Objective next_token is
-what this book scores.
+Mode "last" is unshifted: state and token of the final position, the pad token on padding. Objective
+next_token is what this book scores.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -57,13 +58,13 @@ def pick_last(ids: Tensor, real: Tensor | None = None) -> Pick:
 class Scoring:
     """What is scored of a padded row, and under which mask its states are computed."""
 
-    objective: str  # "last", "next_token"
+    objective: Literal["last", "next_token"]
     length: int  # tokens a row is padded to
     released_attention: bool  # mask by "id is not 0" instead of by padding
     ignore_padding: bool  # False: the released scripts' ignored id 0
 
     def batch(self, table, rows) -> tuple[Tensor, Tensor, Pick]:
-        """Documents rows (B,) as ids (B, T), the backbone's mask (B, T), and rows, columns and targets (M,) that count.
+        """Documents rows (B,) as ids (B, T), the backbone's mask (B, T), and the pairs (M,) that count.
 
         T is the length, or the longest row's where padding is idle.
         """
@@ -137,10 +138,10 @@ def _targets(table, scoring: Scoring) -> tuple[np.ndarray, np.ndarray]:
 
 
 def live_dropout(lm: nn.Module) -> dict:
-    """Give `lm.train()` an effect, which a training loop has that calls it on a frozen model; what was found and set.
+    """Give `lm.train()` on a frozen model an effect, as the scripts have; returns what was found and set.
 
-    GPT-2 has Dropout modules at 0.1. Llama-like models keep one number per attention module, `attention_dropout`, and
-    most ship with 0: then it is set. `applies` is False where the architecture has no dropout at all.
+    GPT-2 has Dropout modules at 0.1. Llama-like models keep a number per attention module, most at 0: then
+    it is set. `applies` is False where the architecture has no dropout at all.
     """
     modules = [m for m in lm.modules() if isinstance(m, nn.Dropout) and m.p > 0]
     if modules:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..claims.paper import table_rows
+from ..claims.paper import paper
 from ..claims.statistics import interval_text, mean_and_span
 from ..records import Record, load_records
 from .protocol import PRESETS
@@ -51,15 +51,16 @@ def table_of(record: Record) -> int:
 
 def _row(key: tuple, records: list[Record]) -> dict:
     done, first, table = [r for r in records if r.status == "done"], records[0], table_of(records[0])
-    paper = {row["regime"]: row for row in table_rows(table)}.get(first.regime, {})
+    published = next(t["rows"] for t in paper()["tables"] if t["table"] == table)
+    published = {row["regime"]: row for row in published}.get(first.regime, {})
     names = ("protocol", "backbone", "corpus", "length", "regime")
     return {"table": table, **dict(zip(names, key))} | {
         "n seeds": len(done),
-        "published parameters": paper.get("parameters"),
+        "published parameters": published.get("parameters"),
         "parameters": first.trainable_parameters or first.data["backbone_parameters"],
-        "published train loss": paper.get("train_loss"),
+        "published train loss": published.get("train_loss"),
         "train loss": _text(done, "train_nll" if first.regime != "R0" else "train_eval_nll"),
-        "published loss": paper.get("validation_loss"),
+        "published loss": published.get("validation_loss"),
         "loss": _text(done, "reported_nll"),
         "perplexity": f"{math.exp(min(_values(done, 'reported_nll').mean(), 700)):,.4f}" if done else "–",
         "full rows": int(_values(done, "full_rows").mean()) if done else 0,
@@ -116,10 +117,9 @@ def circumstances(results: Path, names: list[str]) -> pd.DataFrame:
 
 
 def controls_frame(results: Path, names: list[str]) -> pd.DataFrame:
-    """In the released loss, the hyper-network (R4) minus its controls, seed by seed: mean and 95 % t interval.
+    """The hyper-network's (R4) released loss minus its controls', seed by seed: mean and 95 % t interval.
 
-    R1 and R2 are static, R3 reads a constant: what R4 does not have over them is not its batch's context. Columns:
-    experiment, difference, nats, low, high, n seeds, and what the interval shows of R4's loss.
+    R1 and R2 are static, R3 reads a constant: what R4 does not have over them is not its batch's context.
     """
     rows = []
     for name in names:

@@ -1,6 +1,7 @@
 """A saved adapter and texts for every test of own texts."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,19 @@ def two_kinds():
         return [" ".join(generator.choice(WORDS[("prose", "code")[i % 2]], size=12)) for i in range(n)]
 
     return make
+
+
+@pytest.fixture
+def model_folder(small_folder, tmp_path):
+    """A folder of a small model, to be changed by the test."""
+    return Path(shutil.copytree(small_folder("gpt2-tied"), tmp_path / "model"))
+
+
+@pytest.fixture
+def texts(two_kinds, tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in two_kinds(60)))
+    return path
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chameleon_lite.app.rows import parse, parse_line
-from chameleon_lite.app.stream import adapt, adapt_file
+from chameleon_lite.app.stream import adapt_file
 
 GOOD = {"text": "a text that is long enough to be scored, and more"}
 BAD = {  # name -> line, what is said of it
@@ -65,9 +65,9 @@ WHOLE = {  # file -> its content, what is said, exit codes of adapt and of corpu
     "packed.jsonl": (b"\x1f\x8b\x08\0rest", "is compressed", "is compressed", 2, 2),
     "table.jsonl": (b"PAR1\x15\x04", "is parquet", "is parquet", 2, 2),
     "latin.csv": ("text\né\n".encode("latin-1"), "is not UTF-8", "is not UTF-8", 2, 2),
-    "deep.json": (b"[" * 60_000, "no JSON that can be read", "no JSON that can be read", 2, 2),
+    "deep.json": (b"[" * 60_000, "deep.json is not JSON", "deep.json is not JSON", 2, 2),
     "long.json": (b"[1,\n" + b"9" * 5_000 + b"]", "Exceeds the limit", "Exceeds the limit", 2, 2),
-    "half.json": (b'[{"text": "a"},\n{"te', "line 2 is not JSON", "line 2 is not JSON", 2, 2),
+    "half.json": (b'[{"text": "a"},\n{"te', "half.json is not JSON", "half.json is not JSON", 2, 2),
     "one.json": (b'{"text": "a"}', "it must be a list", "it must be a list", 2, 2),
     "short.jsonl": (b'"x"\n"y"\n', "no row of", "too few distinct", 1, 2),
     "columns.csv": (b"Txt,n\nhello there,1\n", "no row of", "'Txt' looks like 'text'", 1, 2),
@@ -105,6 +105,16 @@ def test_adapt_reads_what_fit_reads(adapter_folder, command):
         "a.txt#0",
         "deep/b.txt#0",
     ]
+
+
+@pytest.mark.parametrize(
+    "content, says", [(b"a\0b", "b.txt#0: 'text' holds a NUL"), (b"\xff\xfea\0", "is UTF-16")]
+)
+def test_a_bad_file_of_a_folder_is_named(content, says, refused):
+    Path("folder").mkdir()
+    Path("folder/a.txt").write_text(GOOD["text"])
+    Path("folder/b.txt").write_bytes(content)
+    assert "b.txt" in refused("corpus", "folder", says=says)
 
 
 def test_conversations_are_prompts_and_answers():
@@ -158,18 +168,3 @@ def test_whatever_the_rows_are_there_is_a_result_or_a_reason_for_each(adapter, r
     for result in results:
         assert ("error" in result) != (("continuation" if new_tokens else "loss") in result)
         json.dumps(result, ensure_ascii=False, allow_nan=False).encode()
-
-
-def test_the_checkpoints_settings_of_generation_change_nothing(adapter, monkeypatch):
-    prompts = ["return x if x", "the mean of a batch tells", "1.25 0.75"]
-    plain = [r["continuation"] for r in adapt(adapter, prompts, new_tokens=8)]
-    for name, value in {
-        "repetition_penalty": 1.5,
-        "no_repeat_ngram_size": 2,
-        "num_return_sequences": 2,
-    }.items():
-        monkeypatch.setattr(adapter.generation_config, name, value)
-    monkeypatch.setattr(adapter.generation_config, "num_beams", 3)
-    monkeypatch.setattr(adapter.generation_config, "max_length", 20)
-    assert [r["continuation"] for r in adapt(adapter, prompts, new_tokens=8)] == plain
-    assert adapter.generation_config.num_beams == 3

@@ -90,3 +90,55 @@ def test_threads_that_wait_give_way_unless_told_otherwise():
         environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | given
         run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
         assert run.stdout.split() == [found, "False"]
+
+
+ODD_OPTIONS = [
+    "--device nonsense",
+    "--device meta",
+    "--device cuda:99",
+    "--device cpu:7",
+    "--device",
+    "--learning-rate inf",
+    "--learning-rate nan",
+    "--learning-rate -1",
+    "--learning-rate 0",
+    "--learning-rate 1e30",
+    "--rank 1000000000",
+    "--rank 0",
+    "--rank x",
+    "--lora-rank 1000000000",
+    "--lora-rank -1",
+    "--epochs 0",
+    "--max-length 1",
+    "--max-length 10",
+    "--max-train-tokens 0",
+    "--condition clustre",
+    "--seed -1",
+    "--seed 99999999999999999999",
+    "--nonsense",
+]
+
+
+@pytest.mark.parametrize("words", ODD_OPTIONS)
+def test_an_option_out_of_range_is_wrong_use_before_any_work(words, source, refused, monkeypatch):
+    monkeypatch.setattr("chameleon_lite.app.fit.hidden_states", None)  # never reached
+    refused("fit", source, "--backbone", "tiny", "--out", "a", *words.split(), says="")
+    assert not os.path.exists("a")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("--device nonsense", "--device meta", "--device cuda:99", "--dtype float8", "--condition rows"),
+        *("--window 0", "--batch 0", "--clusters 0", "--continue -1", "--continue 100000", "--continue x"),
+        *(
+            "--score --continue 3",
+            "--workers 0",
+            "--workers 2 --dask tcp://h:1",
+            "--workers 2 --device cuda:0",
+        ),
+    ],
+)
+def test_an_option_of_adapt_out_of_range_is_wrong_use(words, source, adapter_folder, refused):
+    refused("adapt", source, "--model", adapter_folder, "--out", "o.jsonl", *words.split(), says="")
+    assert not os.path.exists("o.jsonl")

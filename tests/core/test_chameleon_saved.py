@@ -40,7 +40,7 @@ def test_auto_class_loads_it_too(small_backbone, tmp_path, adapted):
 
     model = adapted(small_backbone("gpt2-tied"))
     model.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=False)
     assert torch.equal(again.head.last.weight, model.head.last.weight)
 
 

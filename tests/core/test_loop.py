@@ -178,3 +178,16 @@ def test_the_order_a_condition_is_given_is_that_of_the_epoch(tiny_states, tiny_w
     assert len(seen) == len(steps)
     assert all(a is b and torch.equal(x, y) for (a, x), (b, y) in zip(seen, steps))
     assert {id(arrangement) for arrangement, _ in validation} == {id(AS_THEY_ARE)}
+
+
+def test_sums_for_apples_gpus_are_formed_on_the_host(tiny_states, tiny_weight):
+    class OfApple:
+        """States that say they lie on a device without float64."""
+
+        device, counts = torch.device("mps"), tiny_states.counts
+        pieces, batch = tiny_states.pieces, tiny_states.batch
+
+    heads = [(None, None), (hyper().head, batch_condition)]
+    found = evaluate(heads, OfApple, AS_THEY_ARE, tiny_weight, rows=16)
+    assert found.dtype == torch.float64 and found.device.type == "cpu"
+    assert torch.equal(found, evaluate(heads, tiny_states, AS_THEY_ARE, tiny_weight, rows=16))

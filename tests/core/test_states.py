@@ -213,6 +213,19 @@ def test_a_damaged_file_is_named_and_made_again(
     assert len(small_pieces) == pieces + again
 
 
+@pytest.mark.parametrize(
+    "damage", [cut_short, lose_the_header, lambda path: path.write_bytes(b""), flip_a_bit]
+)
+def test_damaged_marks_are_named_and_made_again(tiny, tiny_table, tmp_path, monkeypatch, damage):
+    whole = np.array(hidden_states(tiny, tiny_table, torch.float32, tmp_path))
+    path = place_of(tiny, tiny_table, torch.float32, "tokens", tmp_path)
+    damage(path.with_suffix(".marks.npy"))
+    forgotten(monkeypatch)
+    with pytest.warns(UserWarning, match=f"{path.name} is damaged: .* documents are computed again"):
+        found = hidden_states(tiny, tiny_table, torch.float32, tmp_path)
+    assert np.array_equal(found, whole) and marks_of(path).all()
+
+
 def test_states_without_their_marks_are_computed_again(tiny, tiny_table, tmp_path, small_pieces, monkeypatch):
     whole = np.array(hidden_states(tiny, tiny_table, torch.float32, tmp_path))
     pieces = len(small_pieces)

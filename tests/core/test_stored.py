@@ -1,10 +1,12 @@
 """Rows that several threads write and sum: whole where all went well, an error where one did not."""
 
+import os
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
+from chameleon_lite.backbones import stored as module
 from chameleon_lite.backbones.stored import stored
 
 SIZES = np.array([3, 0, 5, 1, 7, 2, 4, 4, 1, 6, 2, 3])  # more documents than threads, and one without rows
@@ -50,3 +52,17 @@ def test_an_error_of_a_thread_is_raised(tmp_path):
 
     with pytest.raises(FileNotFoundError):
         stored(path, OFFSETS, 5, PIECES[:1], compute, nullcontext(), False)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_file_in_a_folder_that_cannot_be_written_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "a.npy"
+    stored(path, OFFSETS, 5, PIECES, rows_of, nullcontext(), False)
+    for file in tmp_path.iterdir():
+        file.chmod(0o444)
+    tmp_path.chmod(0o555)
+    monkeypatch.setattr(module, "_whole", {})  # as in a new process
+    try:
+        assert np.array_equal(stored(path, OFFSETS, 5, PIECES, None, nullcontext(), False), ROWS)
+    finally:
+        tmp_path.chmod(0o755)

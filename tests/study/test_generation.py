@@ -18,10 +18,10 @@ from chameleon_study.config import PROFILES, Experiment, load_experiment
 from chameleon_study.corpora import load_corpus
 from chameleon_study.evaluate import Context, head_and_source, measure, train_seed
 from chameleon_study.prepare import prepare, seed_material
-from chameleon_study.records import load_records, pack
+from chameleon_study.records import SCORES, load_records, pack, write_run
 from chameleon_study.regimes import REGIMES
 from chameleon_study.run import expected_names, run_experiment
-from chameleon_study.text_scores import COLUMNS, distinct, document_scores, repeated, rouge_l
+from chameleon_study.write import distinct, document_scores, repeated, rouge_l
 
 ROOT = Path(__file__).parents[2]
 COHERENCE = ROOT / "experiments" / "coherence-alpaca.yaml"
@@ -141,7 +141,7 @@ def test_a_run_keeps_scores_and_no_text(small, tmp_path):
         frame = pd.read_parquet(tmp_path / record.name / "documents.parquet")
         written = frame[frame["rouge_l"].notna()]
         assert len(written) == 20 and set(written["split"]) == {"test"} and len(frame) == 48
-        for name in COLUMNS:
+        for name in SCORES:
             assert written[name].between(0, 1).all()
             assert record.metrics[f"generated_{name}"] == pytest.approx(written[name].mean())
         assert (
@@ -174,7 +174,7 @@ def pack_as(name, records, runs, results):
     """Pack records that say they are of another backbone, which the tiny one's must not be."""
     results.mkdir()
     for r in records:
-        (runs / r.name / "record.json").write_text(r.model_dump_json())
+        write_run(runs, r, pd.read_parquet(runs / r.name / "documents.parquet"))
     pack(name, [r.name for r in records], runs, results)
     assert len(load_records(results / f"{name}.jsonl")) == len(records)
 

@@ -7,8 +7,7 @@ import pytest
 from chameleon_study.claims.continuations import MARGIN, Generations, coherent_outputs, generation_frame
 from chameleon_study.claims.contrasts import StoredRuns
 from chameleon_study.claims.ledger import ledger, write_verdicts
-from chameleon_study.records import Record
-from chameleon_study.text_scores import COLUMNS
+from chameleon_study.records import SCORES, Record
 
 DOCUMENTS, SEEDS = 80, 5
 MADE_UP = {"command": "made up", "device_name": "none", "commit": "none", "source": "none"}
@@ -22,7 +21,7 @@ def write_coherence(folder, scores, corpus="alpaca", noise=0.01, backbone="smoll
         for seed in range(SEEDS):
             name = f"{regime}--{backbone}--{corpus}--00000000--seed{seed}"
             own = score + hard + generator.normal(0, noise, DOCUMENTS)
-            columns = {c: own if c == "rouge_l" else 0.5 + 0.1 * (regime == "R4") for c in COLUMNS}
+            columns = {c: own if c == "rouge_l" else 0.5 + 0.1 * (regime == "R4") for c in SCORES}
             frame = pd.DataFrame(
                 {
                     "split": "test",
@@ -36,7 +35,7 @@ def write_coherence(folder, scores, corpus="alpaca", noise=0.01, backbone="smoll
                 }
             )
             unwritten = frame.iloc[:5].assign(
-                document=lambda f: "x" + f["document"], **dict.fromkeys(COLUMNS, np.nan)
+                document=lambda f: "x" + f["document"], **dict.fromkeys(SCORES, np.nan)
             )
             frames += [frame, unwritten, unwritten.assign(split="foreign-50")]
             records.append(

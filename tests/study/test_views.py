@@ -7,7 +7,7 @@ from chameleon_lite.backbone import load_backbone
 from chameleon_lite.embed import normalise
 from chameleon_lite.states import hidden_states
 from chameleon_lite.text import Document, tokenise
-from chameleon_study.vectors import Views, main_direction, mean_cosine
+from chameleon_study.sources import Views, main_direction, mean_cosine
 
 
 def test_mean_cosine_is_that_of_all_pairs():

@@ -1,4 +1,8 @@
-"""The twelve experiments that show what the released tables measure, in the order a doubting reader would want them."""
+"""The twelve experiments that show what the released tables measure, in a doubting reader's order.
+
+Subject (corpus, backbone, one seed trained) ─ PROOFS ─▶ numbers, and words that are no numbers
+  ─ proofs.yaml: title, audit rows, a sentence ─▶ Proof
+"""
 
 from collections.abc import Callable, Iterable
 from importlib.resources import files
@@ -7,7 +11,7 @@ import yaml
 
 from chameleon_lite.errors import unknown
 
-from ...provenance import provenance
+from ...provenance import circumstances
 from . import clustering, scoring, training
 from .store import Proof
 from .subject import Shown, Subject
@@ -19,17 +23,17 @@ PROOFS: dict[str, Callable[[Subject], Shown | None]] = {name: _PARTS[name] for n
 
 
 def prove_all(subject: Subject, command: str, names: Iterable[str] | None = None) -> list[Proof]:
-    """Run the named proofs (all by default) on a subject; those that do not apply to its corpus are left out."""
-    proofs, settings, names = [], subject.settings, list(names or PROOFS)
+    """Run the named proofs (or all) on a subject; those that do not apply to its corpus are left out."""
+    proofs, names = [], list(names or PROOFS)
     if odd := [name for name in names if name not in PROOFS]:
         raise unknown("proof", odd[0], PROOFS)
-    subjects = {"backbone": settings.backbone, "corpus": subject.corpus, "profile": settings.profile}
-    subjects |= {"settings": settings.model_dump(mode="json"), "data": subject.material.facts(subject.seed)}
     for name in names:
         subject.say(f"proof {name}")
         if shown := PROOFS[name](subject):
             numbers, words = shown
             texts = TEXTS[name] | {"shows": TEXTS[name]["shows"].format(**numbers, **words)}
-            made = provenance(str(subject.backbone.device), command)
-            proofs.append(Proof(proof=name, **texts, numbers=numbers, **subjects, provenance=made))
+            made = circumstances(subject.settings, subject.backbone.device, command)
+            made = {field: made[field] for field in ("backbone", "profile", "settings", "provenance")}
+            made |= {"corpus": subject.corpus, "data": subject.material.facts(subject.seed)}
+            proofs.append(Proof(proof=name, **texts, numbers=numbers, **made))
     return proofs

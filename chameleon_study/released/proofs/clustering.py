@@ -1,4 +1,4 @@
-"""Proofs about clusters: the metric under other clusterings, what clusters consist of, the start of k-means."""
+"""Proofs about clusters: the metric under other clusterings, what clusters hold, k-means' start."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +12,7 @@ from chameleon_lite.cluster import Clustering, fit_clusters
 from chameleon_lite.train import average
 
 from ...claims.paper import published
-from ...vectors import cluster_quality, main_direction, mean_cosine, span_vectors
+from ...sources import cluster_quality, main_direction, mean_cosine, span_vectors
 from ..prepare import from_the_start, released_batches, released_clusters, scored_batches
 from .store import CLUSTERINGS, Proof
 from .subject import REGIMES, Shown, Subject
@@ -23,7 +23,7 @@ GPT2 = ("gpt2", "openai-community/gpt2")
 
 
 def clustering_spread(subject: Subject) -> Shown:
-    """The losses of the same heads, averaged over the batches of each of 20 clusterings of the validation rows."""
+    """The losses of the same heads, averaged over the batches of each of 20 clusterings."""
     rows = [_batched(subject, released_clusters, seed) for seed in range(CLUSTERINGS)]
     full = subject.material.full("validation").double()
     numbers = {"row_weighted_f": float(full.mean())}
@@ -38,7 +38,7 @@ def clustering_spread(subject: Subject) -> Shown:
 
 
 def _batched(subject: Subject, fit: Callable, seed: int) -> dict:
-    """A clustering of the validation rows, about a batch of rows per cluster: its batches' sizes, f and losses."""
+    """A clustering of the validation rows, a batch of rows per cluster: its batches' sizes, f and losses."""
     size, vectors = subject.settings.clusters.batch_rows, subject.material.cluster_vectors["validation"].cpu()
     clustering: Clustering = fit(vectors, max(1, len(vectors) // size), seed=seed)
     counts, full = subject.material.scored["validation"].counts, subject.material.full("validation").double()
@@ -56,7 +56,7 @@ def _batched(subject: Subject, fit: Callable, seed: int) -> dict:
 
 
 def length_clusters(subject: Subject) -> Shown:
-    """How much of the rows' length clusters explain, of validation vectors with and without padding in the mean."""
+    """How much of the rows' length clusters explain, with and without padding in the mean."""
     table, size = subject.material.tables["validation"], subject.settings.clusters.batch_rows
     stop = table.prefix if subject.prompts else table.lengths  # prompts are clustered by the prompt
     table, numbers = replace(table, condition=from_the_start(stop)), {}
@@ -75,7 +75,7 @@ def length_clusters(subject: Subject) -> Shown:
 
 
 def first_component(x: Tensor, values: np.ndarray) -> tuple[float, float]:
-    """Share of the variance of x (N, C) in its first principal component, and |Spearman| of it with values (N,)."""
+    """Share of x's (N, C) variance in its first component, and that one's |Spearman| with values (N,)."""
     from scipy.stats import spearmanr
 
     along, share = main_direction(x)
@@ -83,7 +83,7 @@ def first_component(x: Tensor, values: np.ndarray) -> tuple[float, float]:
 
 
 def instruction_vectors(subject: Subject) -> Shown | None:
-    """Mean cosine of all pairs of instructions, with and without padding; None for a corpus without instructions."""
+    """Mean cosine of all pairs of instructions, with and without padding; None without any."""
     if not subject.prompts:
         return None
     table, length = subject.material.tables["train"], subject.settings.tokens.max_length
@@ -94,7 +94,7 @@ def instruction_vectors(subject: Subject) -> Shown | None:
 
 
 def kmeans_start(subject: Subject) -> Shown:
-    """Batch sizes, inertia and loss under ten steps and under k-means++, five seeds each, the same trained heads."""
+    """Batch sizes, inertia and loss under ten steps and under k-means++, five seeds, the same heads."""
     rows = len(subject.material.tables["validation"])
     numbers = {"clusters": float(max(1, rows // subject.settings.clusters.batch_rows))}
     for name, fit in (("ten_steps", released_clusters), ("plusplus", fit_clusters)):

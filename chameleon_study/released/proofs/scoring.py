@@ -1,4 +1,4 @@
-"""Proofs about what is scored: padding, the loss taken apart, a predictor without a model, the other loss mode."""
+"""Proofs about what is scored: padding, the loss taken apart, no model at all, the other mode."""
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ def padding_share(subject: Subject) -> Shown:
 
 
 def decomposition(subject: Subject) -> Shown:
-    """L = f · L_full + (1 − f) · L_pad under the frozen model, LoRA and the hyper-network, on validation rows."""
+    """L = f · L_full + (1 − f) · L_pad under the frozen model, LoRA and the hyper-network."""
     numbers, worst = {}, 0.0
     for regime in REGIMES:
         m = subject.trained[regime][2]
@@ -49,13 +49,13 @@ def decomposition(subject: Subject) -> Shown:
 
 
 def unigram_nll(train_ids: Tensor, targets: Tensor, vocab: int, added: float = ADDED) -> Tensor:
-    """−log of the smoothed relative frequency in train_ids (L,) of each target (M,), to (M,) nats, float64."""
+    """−log of the smoothed share in train_ids (L,) of each target (M,): (M,) nats, float64."""
     counts = torch.bincount(train_ids.long(), minlength=vocab).double() + added  # (V,)
     return -(counts[targets.long()] / counts.sum()).log()
 
 
 def model_free(subject: Subject) -> Shown:
-    """Padding for padded rows, the corpus's token frequencies for the others: its loss on the same positions."""
+    """Padding for padded rows, the corpus's token frequencies for the others: the same positions' loss."""
     material = subject.material
     states, full = material.scored["validation"], material.full("validation")
     nll = torch.zeros(len(full), dtype=torch.float64)
@@ -75,7 +75,7 @@ def model_free(subject: Subject) -> Shown:
 
 
 def call_as_released() -> str:
-    """Cross-entropy of a row whose prompt is labelled −100, with 0 as the ignored id: the error, "" if none."""
+    """The error of cross-entropy with prompt labels of −100 and 0 as the ignored id, or ""."""
     target = torch.tensor([IGNORED, IGNORED, 3, 5])  # two prompt positions, two response tokens
     try:
         F.cross_entropy(torch.zeros(len(target), 8), target, ignore_index=IGNORED_BY_RELEASED)

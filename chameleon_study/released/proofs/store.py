@@ -1,4 +1,4 @@
-"""A proof's outcome, the file that holds all of them (proofs.jsonl), and what stored ones say beside new ones."""
+"""A proof's outcome, the file that holds all of them, and what stored ones show beside new ones."""
 
 import math
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ CLUSTERINGS = 20  # of the validation rows, over which the metric's spread is ta
 
 
 class Proof(BaseModel):
-    """One proof's outcome: `numbers` by name, `shows` what they show in a sentence, and where it was measured."""
+    """One proof's outcome: `numbers` by name, a sentence of what they show, where it was measured."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -45,7 +45,7 @@ class Proof(BaseModel):
 
 
 def store_proofs(proofs: list[Proof], results: Path) -> Path:
-    """Add proofs to a results folder, replacing those of the same key; refuses smoke runs and random weights."""
+    """Add proofs to a results folder, replacing those of the same key; no smoke runs, no random weights."""
     for p in proofs:
         refuse_unfit(f"proof {p.proof}", p.profile, p.backbone)
         if bad := [name for name, value in p.numbers.items() if not math.isfinite(value)]:
@@ -87,7 +87,7 @@ def audit_frame(proofs: Iterable[Proof] = ()) -> pd.DataFrame:
 
 
 def early_checks(proofs: dict[str, Proof], vocab: int) -> dict[str, float]:
-    """Four cheap checks that show what a loss measures, from the proofs of one run, by name, and LoRA's spread."""
+    """Four cheap checks that show what a loss measures, from one run's proofs, and LoRA's spread."""
     spread, free = proofs["clustering_spread"].numbers, proofs["model_free"].numbers
     return {
         "untrained minus ln V (nats)": spread["R0_mean"] - math.log(vocab),

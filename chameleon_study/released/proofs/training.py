@@ -1,4 +1,4 @@
-"""Proofs about data, training and parameters: overlap, dropout, the choice of the epoch, what is stored and adapted."""
+"""Proofs about training and what is trained: rows read twice, dropout, the chosen epoch, parameters."""
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ ROWS = {"cuda": 512, "cpu": 64}  # training rows read again with the backbone's 
 
 
 def alpaca_overlap(subject: Subject) -> Shown | None:
-    """Share of validation rows that are training rows, as released and disjoint; None without instructions."""
+    """Share of validation rows that are training rows, as released and disjoint; None for plain text."""
     if not subject.prompts:
         return None
     numbers = {}
@@ -34,7 +34,7 @@ def alpaca_overlap(subject: Subject) -> Shown | None:
 
 
 def dropout_and_selection(subject: Subject) -> Shown:
-    """Running training loss against the same heads re-read; last epoch against the lowest; live against cached."""
+    """Running loss against the heads re-read; last epoch against the lowest; live against cached."""
     numbers: dict[str, float] = {}
     for regime in ("R1", "R4"):
         m = subject.trained[regime][2]
@@ -77,7 +77,7 @@ def _backbone_dropout(subject: Subject) -> dict[str, float]:
 
 
 def rebuilt(head: HyperHead, condition: Condition) -> tuple[float, float]:
-    """For each condition, `down` and `up` from the stored pairs and the gate: largest relative error of either.
+    """Largest relative error of `down` and `up` rebuilt from the stored pairs and the gate (G conditions).
 
     Also how far the update differs from the same blend of whole updates (ΔW = Σ u_k B_k A_k), on unit inputs:
     blending factors has cross terms, so the bank is one by storage and not by function.
@@ -114,7 +114,7 @@ def adapter_bank(subject: Subject) -> Shown:
 
 
 def untouched_layers(subject: Subject) -> Shown:
-    """Layers that a search for nn.Linear adapts: in GPT-2's exact geometry (no weights needed), in this backbone."""
+    """Layers that a search for nn.Linear adapts, in GPT-2's exact geometry and in this backbone."""
     from transformers import AutoModelForCausalLM, GPT2Config
     from transformers.pytorch_utils import Conv1D
 
@@ -122,7 +122,7 @@ def untouched_layers(subject: Subject) -> Shown:
         return float(sum(isinstance(m, kind) for m in body.modules()))
 
     with torch.device("meta"):
-        body = AutoModelForCausalLM.from_config(GPT2Config()).base_model
+        body = AutoModelForCausalLM.from_config(GPT2Config(), trust_remote_code=False).base_model
     counts = parameter_table("random-gpt2")
     return {
         "gpt2_linear_modules": modules(body, nn.Linear),

@@ -14,7 +14,7 @@ from chameleon_study.released.proofs.scoring import call_as_released, unigram_nl
 from chameleon_study.released.proofs.store import checks_frame, load_proofs, store_proofs, stored_sentences
 from chameleon_study.released.proofs.subject import Subject
 from chameleon_study.released.proofs.training import rebuilt
-from chameleon_study.vectors import mean_cosine
+from chameleon_study.sources import mean_cosine
 
 
 @pytest.fixture
