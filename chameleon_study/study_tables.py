@@ -8,7 +8,7 @@ from .claims.rules import SIZES
 from .claims.statistics import mean_and_span, mean_interval
 from .parameters import parameter_table
 from .records import FOREIGN
-from .regimes import GROUP, GROUP_SIZES, REGIMES
+from .regimes import REGIMES
 
 ACROSS = "R1 R2 R3 R4 R5 R6 R10 R11 R12 R13 R14 R15 R16 R17 R18 R20".split()
 RARE = 0.005
@@ -51,8 +51,8 @@ def across_frame(evidence: StoredRuns) -> pd.DataFrame:
 def group_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     """Loss by size of the conditioning group, with its paired difference from R6, the own prefix."""
     rows = [
-        {"order": "clustered", "rows in a group": size} | _row(evidence, corpus, name) | contrast.row()
-        for name, size in zip(SIZES, (1, *GROUP_SIZES, GROUP), strict=True)
+        {"order": "clustered", "rows in a group": 2**power} | _row(evidence, corpus, name) | contrast.row()
+        for power, name in enumerate(SIZES)
         if (contrast := evidence.contrast(corpus, name, "R6"))
     ]
     return pd.DataFrame(rows)

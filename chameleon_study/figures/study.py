@@ -1,8 +1,14 @@
-"""The study's pictures: each draws one table of study_tables.py on an axis and returns it."""
+"""The study's pictures: each draws one table on an axis and returns it."""
 
 from collections.abc import Callable
 
+import pandas as pd
+
+from ..claims.statistics import mean_and_span
+from ..released.protocol import SWITCHES
 from .style import look
+
+LABELS = {"": "as released"} | {name: row["label"] for name, row in SWITCHES.items() if "label" in row}
 
 
 def by_position(ax, frame):
@@ -30,4 +36,51 @@ def _around_zero(ax, frame, points: Callable):
         ax.errorbar(x, y, yerr=error, capsize=3, label=label, **look(index))
     ax.axhline(0, color="0.4", linewidth=1)
     ax.legend(frameon=False)
+    return ax
+
+
+def learning_curves(ax, curves: pd.DataFrame):
+    """Validation loss by epoch of `curves` (see `curve_frame`): the mean over seeds with a 95 % t interval."""
+    for index, (regime, rows) in enumerate(curves.dropna(subset=["validation_nll"]).groupby("regime")):
+        epochs = rows.groupby("epoch", sort=True)["validation_nll"]
+        points = pd.DataFrame([(epoch, *mean_and_span(nll)) for epoch, nll in epochs])
+        (epoch, mean, span), style = points.to_numpy().T, look(index)
+        ax.plot(epoch, mean, label=f"{regime} (n = {rows['seed'].nunique()})", **style)
+        ax.fill_between(epoch, mean - span, mean + span, color=style["color"], alpha=0.15, linewidth=0)
+    ax.set(xlabel="epochs", ylabel="validation loss (nats per token)")
+    ax.legend(frameon=False)
+    return ax
+
+
+def waterfall(ax, walk: pd.DataFrame, regimes: dict[str, str]):
+    """Draw `walk` (as `walk_frame` gives it) from top to bottom, for `regimes` with their names.
+
+    A bar reaches from the loss before a switch was mended to the loss after, means over seeds; the number is
+    the loss after and, in brackets, the change. A hatched bar changed the yardstick. A black line goes from
+    the lowest to the highest seed.
+    """
+    steps, height = walk.drop_duplicates("step"), 0.62 / len(regimes)
+    beside = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 9.5}
+    for index, (regime, name) in enumerate(regimes.items()):
+        before, by_step = 0.0, walk[walk["regime"] == regime].groupby("step")
+        for step, (after, low, high) in by_step["loss"].agg(["mean", "min", "max"]).iterrows():
+            changed = step and not by_step.get_group(step)["same yardstick"].iloc[0]
+            style = {"color": look(index)["color"], "edgecolor": "white", "linewidth": 0}
+            style |= {"alpha": 0.55, "hatch": "///"} if changed else {"label": None if step else name}
+            y = step + index * height - 0.08
+            ax.barh(y, after - before, left=before, height=height * 0.88, **style)
+            ax.plot([low, high], [y, y], color="black", linewidth=1.5, marker="|", markersize=8)
+            change = f" ({after - before:+.3f})" if step else ""
+            ax.text(1.02, y, f"{after:.3f}{change}", **beside)
+            before = after
+    for place, row in enumerate(steps.itertuples()):  # the label is above its bars: no width is lost to it
+        ax.text(0.01, place - 0.36, f"{LABELS.get(row.mended, row.mended)}  ({row.scored:,})", **beside)
+    ax.set(yticks=[], ylim=(len(steps) - 0.4, -0.65), xlim=(0, 1.03 * float(walk["loss"].max())))
+    ax.set_xlabel("reported loss (nats per scored position)", fontsize=10)
+    hatched = {"facecolor": "0.6", "edgecolor": "white", "hatch": "///", "linewidth": 0}
+    ax.fill_between([], [], label="another yardstick", **hatched)
+    ax.plot([], [], color="black", marker="|", label="over seeds")
+    handles, names = ax.get_legend_handles_labels()  # bars are listed last, and shown first
+    order = (handles[2:] + handles[:2], names[2:] + names[:2])
+    ax.figure.legend(*order, frameon=False, loc="outside lower left", ncols=2, fontsize=9.5)
     return ax

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chameleon_lite.errors import UserError
-from chameleon_study.released.clusters import cluster_batches, released_batches, released_clusters
+from chameleon_study.released.prepare import cluster_batches, released_batches, released_clusters
 
 
 def slow_lloyd(x, start, steps):
