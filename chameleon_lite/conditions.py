@@ -8,6 +8,7 @@
 `train.Source` states what a source of training gives. Tokens that are scored are never read.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from .batches import Arrangement
 from .cluster import nearest_centroid
 from .embed import masked_mean, normalise
 from .errors import UserError, unknown
-from .heads import Condition
+from .heads import Condition, Head, drops
 
 MODES = ("cluster", "centroid", "row")
 
@@ -55,6 +56,20 @@ class GroupMean:
     def read(self, arrangement: Arrangement, group: Tensor) -> Tensor:
         """The groups (G,) whose means condition the groups (G,): the same ones."""
         return group
+
+
+def by_row(heads: Sequence[Head], given: Sequence[tuple], rows: int) -> list[tuple]:
+    """What sources gave for a step's rows, with a group for each row wherever the head drops something.
+
+    One mask per group would make training depend on the number of groups, whatever conditions them: with
+    equal conditions a group's size now changes nothing.
+    """
+    each, none, spread = torch.arange(rows), torch.zeros(rows, dtype=torch.int64), {}
+    dropped = [head.conditioned and drops(head) for head in heads]
+    for own, (condition, group) in zip(dropped, given):
+        if own and id(condition) not in spread:  # heads that share a source share this too
+            spread[id(condition)] = condition.of(none if group is None else group), each
+    return [spread[id(pair[0])] if own else pair for own, pair in zip(dropped, given)]
 
 
 @dataclass(frozen=True)

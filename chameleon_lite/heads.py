@@ -33,6 +33,11 @@ class Condition:
         """The number of conditioning groups, G."""
         return self.vector.shape[0]
 
+    def of(self, group: Tensor) -> "Condition":
+        """The conditions of groups (B,) int64 on any device: B groups, which may repeat each other."""
+        place = group.to(self.vector.device, non_blocking=True)
+        return Condition(**{name: x if x is None else x[place] for name, x in vars(self).items()})
+
 
 class HeadUpdate(NamedTuple):
     """What changes the head's logits for each of G groups: low-rank factors, which may be absent, and a bias.
@@ -137,10 +142,15 @@ class Head(nn.Module):
         return sum(p.numel() * p.element_size() for p in self.parameters())
 
 
+def drops(head: Head) -> bool:
+    """Whether a head in training mode would drop anything."""
+    return any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in head.modules())
+
+
 @contextmanager
 def own_dropout(head: Head, seed: int, device: torch.device) -> Iterator[None]:
     """Seed what the head drops inside the block; the device's generator is left as it was."""
-    if not any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in head.modules()):
+    if not drops(head):
         yield
         return
     # Not torch.manual_seed: without a GPU that keeps a stack trace of every call for a later start of CUDA.
@@ -215,11 +225,12 @@ class HyperHead(Head):
             nn.init.zeros_(self.last.bias)
             down = self.last.bias.data[: self.rank * self.width].view(self.rank, self.width)
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))
-        elif released_init == "wikitext":  # Paper: Xavier and small-normal / released code: so, biases 0
+        elif released_init == "wikitext":  # Paper: Xavier and small-normal / released code: so
             for layer in (self.net[0], self.net[3], self.last):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
             nn.init.normal_(self.last.weight, std=1e-3)
+            nn.init.normal_(self.last.bias, std=1e-3)
         elif released_init != "alpaca":  # released code: the Alpaca script leaves PyTorch's default
             raise errors.unknown("released_init", released_init, ["wikitext", "alpaca"])
 

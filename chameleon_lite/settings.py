@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer
 
 Arithmetic = Literal["auto", "float32", "bfloat16", "float16"]
 Count = Annotated[int, Field(ge=1, le=1 << 40)]  # of documents, tokens, steps
@@ -18,10 +18,16 @@ class Settings(BaseModel):
     """Base of all settings: immutable, no unknown keys, only finite numbers, and true is none."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Of fields that came later, the value that older settings mean: not written, so no key changes.
+    unwritten: ClassVar[dict[str, Any]] = {}
+
+    @model_serializer(mode="wrap")
+    def _without_later_fields(self, values) -> dict[str, Any]:
+        return {k: v for k, v in values(self).items() if k not in self.unwritten or v != self.unwritten[k]}
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_boolean_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+    def _no_boolean_numbers(cls, value: Any, info) -> Any:
         kind, parts = str(cls.model_fields[info.field_name].annotation), [value]
         if isinstance(value, dict):
             parts = value.values() if "dict" in kind else []  # settings within settings check themselves
@@ -82,6 +88,10 @@ class TrainSettings(Settings):
     )
     matmul_dtype: Arithmetic = Field(
         "auto", description="of the head's large products (fast form; the plain form rounds only the weight)"
+    )
+    unwritten = {"masks": "group"}
+    masks: Literal["group", "row"] = Field(
+        "row", description="a hyper-network drops anew for each row, or (released) once for each group"
     )
 
 

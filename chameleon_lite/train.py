@@ -26,6 +26,7 @@ from tqdm import tqdm
 from . import engine
 from .backbones.formats import sums_on
 from .batches import Arrangement
+from .conditions import by_row
 from .errors import RunFailed
 from .heads import Condition, Head, own_dropout
 from .loss import HeadWeight, Updates, head_losses, token_losses
@@ -94,6 +95,8 @@ def step(active: list[Member], given: list[Conditioned], rows: Tensor, number: i
     nats (H,) summed over this process's tokens.
     """
     data, weight, settings, processes, optimisers = common
+    if settings.masks == "row":
+        given = by_row([member.head for member in active], given, len(rows))
     updates = []
     for member, (condition, _) in zip(active, given):
         # Seeds s and s + 1 drop the same, one step apart: seeds that are compared must lie far apart.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_serializer, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from chameleon_lite.app.rows import flaw_of
 from chameleon_lite.errors import UserError, unknown
@@ -58,6 +58,7 @@ class GenerateSettings(Settings):
 class ProbeSettings(Settings):
     """What trained heads are evaluated on beyond the test split."""
 
+    unwritten = {"generate": None}
     corpora: tuple[str, ...] = Field((), description="corpora whose test documents are read too (claim 8)")
     foreign_shares: tuple[Share, ...] = Field((), description="shares of vectors that are theirs (claim 7)")
     foreign_regimes: tuple[str, ...] = Field((), description="regimes read with such foreign vectors")
@@ -66,12 +67,6 @@ class ProbeSettings(Settings):
     )
     position_bins: int = Field(0, ge=0, le=1 << 20, description="bins of 16 scored positions; 0 = none")
     generate: GenerateSettings | None = Field(None, description="continuing test prompts; none = not done")
-
-    @model_serializer(mode="wrap")
-    def _without_generate_when_off(self, values) -> dict[str, Any]:
-        """Omits `generate` when off, so that adding the field renamed no run (names hold a hash of the settings)."""
-        fields = values(self)
-        return {k: v for k, v in fields.items() if k != "generate"} if self.generate is None else fields
 
 
 class ProtocolSettings(Settings):
@@ -130,6 +125,8 @@ class Experiment(Settings):
                 raise ValueError(f"{setting} names {sorted(extra)}, which the experiment does not run")
         if self.probes.generate and not self.protocol.honest:
             raise ValueError("probes.generate belongs to the honest protocol: released tables write nothing")
+        if not self.protocol.honest:  # the released scripts draw one mask for each batch
+            object.__setattr__(self, "train", self.train.model_copy(update={"masks": "group"}))
         return self
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..conditions import by_row
 from ..heads import Condition, Head, own_dropout
 from ..states import ScoredStates
 from ..text import IGNORED
@@ -64,6 +65,9 @@ class Replayed:
             self.recorder.forget()  # a head that stopped does not come back, and neither do steps with it
             self.living = names
         layers = [layer for m in live for layer in dropping(m.head)]
+        if common.settings.masks == "row":
+            given = by_row([m.head for m in live], given, len(rows))
+            common = common._replace(settings=common.settings.model_copy(update={"masks": "group"}))
         # States that are computed anew for every batch carry gradients on to the layers: a copy would not.
         can = self.recorder.limit > 0 and common.processes.count == 1
         can &= isinstance(common.data, ScoredStates) and all(group is None for _, group in given)

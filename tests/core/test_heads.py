@@ -72,6 +72,8 @@ def test_released_initialisations():
     assert lora.up.std().item() == pytest.approx(0.01, rel=0.05)
     assert lora.down.std().item() == pytest.approx(0.01, rel=0.15)  # 256 draws only
     assert wikitext.last.weight.std().item() == pytest.approx(1e-3, rel=0.05)
+    assert wikitext.last.bias.std().item() == pytest.approx(1e-3, rel=0.05)
+    assert abs(wikitext.last.bias.mean().item()) < 1e-4
     assert alpaca.last.weight.abs().max().item() == pytest.approx(32**-0.5, rel=0.01)
     with pytest.raises(errors.UserError, match="did you mean 'wikitext'"):
         HyperHead(4, 5, released_init="wikitex")

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from chameleon_lite import engine
 from chameleon_lite.batches import Arrangement, arrange
 from chameleon_lite.heads import Condition, HyperHead, LoraHead
 from chameleon_lite.loss import next_token_pairs
@@ -31,6 +32,21 @@ def batch_condition(_, rows):
 
 def orders(epoch):
     return arrange(60, None, torch.Generator().manual_seed(epoch))
+
+
+def groups_of_five(_, rows):
+    """Several groups with equal conditions."""
+    return one_for_all(_, rows)[0].of(torch.zeros(-(-len(rows) // 5)).long()), torch.arange(len(rows)) // 5
+
+
+def each_row(_, rows):
+    """A group for each row, with equal conditions."""
+    return one_for_all(_, rows)[0].of(torch.zeros(len(rows)).long()), torch.arange(len(rows))
+
+
+def one_for_all(_, rows):
+    """The same condition in every step."""
+    return Condition(torch.randn(1, 16, generator=torch.Generator().manual_seed(3))), None
 
 
 def lora(name="lora", lr=1e-2, seed=0):
@@ -67,6 +83,28 @@ def test_the_same_seed_gives_the_same_curve_bit_for_bit(tiny_states, tiny_weight
     first, again = (train([hyper()], tiny_states, tiny_weight)[0].curve for _ in range(2))
     assert first == again
     assert train([hyper(seed=1)], tiny_states, tiny_weight)[0].curve != first
+
+
+@pytest.mark.parametrize("chosen", ["plain", "fast"])
+def test_with_equal_conditions_the_size_of_groups_changes_nothing(tiny_states, tiny_weight, chosen):
+    def trained(source, masks="row", dropout=0.5):
+        head = seeded(lambda: HyperHead(16, 257, 2, dropout=dropout))
+        member = Member("hyper", head, source, one_for_all, 1e-2, seed=5)
+        with engine.use(chosen):
+            train([member], tiny_states, tiny_weight, SETTINGS.model_copy(update={"masks": masks}))
+        return member
+
+    sources = (one_for_all, groups_of_five, each_row)
+    first, *others = [trained(source) for source in sources]
+    for other in others:  # losses of training and validation, and all weights
+        assert other.curve == first.curve
+        for name, value in first.head.state_dict().items():
+            assert torch.equal(value, other.head.state_dict()[name])
+    # One mask per group is another training, by far more than rounding; without dropout rounding is all.
+    grouped = [trained(source, masks="group").best for source in sources]
+    assert abs(grouped[0] - grouped[2]) > 1e-3 and abs(grouped[0] - first.best) > 1e-3
+    dry = [trained(source, dropout=0.0).best for source in sources]
+    assert dry == pytest.approx([dry[0]] * 3, abs=1e-5)
 
 
 def test_the_best_state_is_kept_and_patience_stops(tiny_states, tiny_weight):

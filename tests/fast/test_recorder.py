@@ -18,7 +18,7 @@ from chameleon_lite.states import ScoredStates
 from chameleon_lite.text import IGNORED
 from chameleon_lite.train import Member, train_heads
 
-SETTINGS = TrainSettings(epochs=3, rows_per_step=8, patience=9)
+SETTINGS = TrainSettings(epochs=3, rows_per_step=8, patience=9, masks="group")
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
@@ -94,7 +94,7 @@ def test_steps_filled_up_with_masks_drawn_beforehand_are_the_plain_ones(tiny_sta
 
 
 def test_a_head_that_stops_leaves_the_others_as_they_would_be_alone(tiny_states, tiny_weight):
-    settings = TrainSettings(epochs=4, rows_per_step=8, patience=0)
+    settings = TrainSettings(epochs=4, rows_per_step=8, patience=0, masks="group")
     members = trained(tiny_states, tiny_weight, Rehearsal(), settings=settings)
     same(members, trained(tiny_states, tiny_weight, None, settings=settings), atol=1e-6)
     assert len({len(m.curve) for m in members}) > 1  # some did stop before others
@@ -254,7 +254,7 @@ def test_recordings_with_a_head_that_stopped_are_dropped(tiny_states, tiny_weigh
             kept.append(len(self.kept))
             super().forget()
 
-    settings = TrainSettings(epochs=4, rows_per_step=8, patience=0)
+    settings = TrainSettings(epochs=4, rows_per_step=8, patience=0, masks="group")
     recorder = Counting()
     members = trained(tiny_states, tiny_weight, recorder, settings=settings)
     assert len({len(m.curve) for m in members}) > 1

@@ -16,7 +16,7 @@ from chameleon_lite.settings import TrainSettings
 from chameleon_lite.states import ScoredStates
 from chameleon_lite.train import Member, train_heads
 
-SETTINGS = TrainSettings(epochs=3, rows_per_step=8, patience=9)
+SETTINGS = TrainSettings(epochs=3, rows_per_step=8, patience=9, masks="group")
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
