@@ -3,8 +3,9 @@
 (regime, learning rate) ─ train_seed ─▶ members ─ one pass per order ─▶ nll (N,) by regime and split, and by position
   ─▶ Outcome ─▶ Record + documents.parquet
 
-Read are the test split, other corpora's, seen documents, and the test split with foreign rows. Scores of continued
-test prompts are further columns of the test rows (nan for documents that were not continued); no text is stored.
+Read are the test split, other corpora's, seen documents, and the test split's clean rows among foreign ones, beside
+the same rows as they are without any. Scores of continued test prompts are further columns of the test rows (nan for
+documents that were not continued); no text is stored.
 """
 
 import math
@@ -23,7 +24,7 @@ from chameleon_lite.train import Member, Source, average
 from .config import Experiment
 from .prepare import SEEN, Material, PreparedCorpus, SeedClusterings, seed_material
 from .provenance import circumstances
-from .records import FOREIGN, SCORES, TRANSFER, Record, name_of
+from .records import CLEAN, FOREIGN, SCORES, TRANSFER, Record, name_of
 from .regimes import CLUSTERED, REGIMES, Regime
 
 POSITIONS = 16  # scored positions per bin of "nll by position"
@@ -46,10 +47,21 @@ class Outcome:
     """What came of one regime under one seed."""
 
     nll: dict[str, Tensor] = field(default_factory=dict)  # reading ▶ (N,) nats per document, on the host
+    rows: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # reading ▶ (N,) its documents, where it has not all
     positions: list[dict[str, float]] = field(default_factory=list)
     member: Member | None = None  # the trained head, perhaps another regime's
     seconds: dict[str, float] = field(default_factory=dict)
     generated: pd.DataFrame | None = None  # scores of continued test prompts, see write.py
+
+    def read(self, name: str, nll: Tensor, clean: Tensor | None) -> None:
+        """Keep a reading (N,); with foreign rows the clean ones of it alone, and the same of the test reading."""
+        if clean is None:
+            self.nll[name] = nll
+            return
+        for reading, values in ((name, nll), (name.replace(FOREIGN, CLEAN), self.nll["test"])):
+            self.nll[reading], self.rows[reading] = values[clean], clean
 
     @property
     def usable(self) -> bool:
@@ -128,7 +140,7 @@ def measure(context: Context, seeded: SeedClusterings, regimes: list[Regime], me
             how = {"rows": train.rows_per_step, "scale": train.scale, "processes": context.processes}
             nll = material.nll(heads, split, seeded.epoch(split, order, 0), watch=watch, **how)
             for r, values in zip(cohort, nll):
-                out[r.name].nll[name] = values
+                out[r.name].read(name, values, given.clean)
             for r, rows in zip(cohort, watch.rows() if watch else ()):
                 out[r.name].positions = rows
     return out
@@ -148,8 +160,10 @@ def measured(material: PreparedCorpus, outcome: Outcome) -> tuple[dict[str, floa
     """
     metrics, frames, scores = {}, [], outcome.generated
     for name, nll in outcome.nll.items():
-        split = "test" if name.startswith(FOREIGN) else name  # foreign rows surround those of the test split
+        split = "test" if name.startswith((FOREIGN, CLEAN)) else name
         table, counts = material.tables[split], material.scored[split].counts
+        if (rows := outcome.rows.get(name)) is not None:
+            table, counts = table.take(rows), counts[rows]
         metrics[f"{name}_nll"] = float(average(nll, counts))
         if name in ("validation", "test"):
             metrics[f"{name}_bits_per_byte"] = float(nll.sum() / table.scored_bytes.sum()) / math.log(2)

@@ -5,7 +5,8 @@
 
 Built once per (backbone, corpus, settings) and shared by all regimes and seeds; only the clusterings and the
 arrangements belong to a seed. Besides train, validation and test there are probes, read like a test set:
-`seen` (training documents, for the generalisation gap) and `transfer:<corpus>` (another corpus's test documents).
+`seen` (a random sample of training documents, for the generalisation gap) and `transfer:<corpus>` (another corpus's
+test documents).
 """
 
 import time
@@ -35,6 +36,7 @@ from .records import TRANSFER
 from .sources import Split, Views, cluster_quality
 
 SEEN = "seen"
+SEEN_SEED = 20_000  # of the sample, whatever seed a run has
 FOREIGN_DOCUMENTS = 2_000  # of each other corpus
 
 Say = Callable[[str], None]
@@ -88,6 +90,7 @@ class SeedClusterings:
     foreign: Tensor | None
     quality: dict  # of the batching clustering, see `cluster_quality`
     seed: int
+    clean: Tensor | None = None  # rows (N',) of a split with foreign vectors that keep their own
 
     def epoch(self, split: str, order: str, number: int) -> Arrangement:
         """The arrangement of a split in an epoch; evaluation uses epoch 0 throughout."""
@@ -96,15 +99,20 @@ class SeedClusterings:
         return arrange(len(labels), labels if order == "clustered" else None, generator)
 
     def with_foreign(self, split: str, share: float) -> "SeedClusterings":
-        """The same with this share of a split's vectors replaced by foreign ones: outliers for conditions."""
+        """The same with this share of a split's vectors, never all, replaced by foreign ones: outliers for conditions.
+
+        `clean` are the rows that keep their own: what outliers cost is read off them.
+        """
         views, generator = copy(self.splits[split].views), torch.Generator().manual_seed(self.seed)
         vectors = views["prefix"].clone()  # (N, C)
-        count = round(share * len(vectors))
-        place = torch.randperm(len(vectors), generator=generator)[:count].to(vectors.device)
+        count = min(round(share * len(vectors)), len(vectors) - 1)
+        place, clean = torch.randperm(len(vectors), generator=generator).tensor_split([count])
+        place = place.to(vectors.device)
         pick = torch.randint(len(self.foreign), (count,), generator=generator).to(vectors.device)
         vectors[place] = self.foreign[pick]
         views["prefix"] = vectors
-        return replace(self, splits=self.splits | {split: replace(self.splits[split], views=views)})
+        splits = self.splits | {split: replace(self.splits[split], views=views)}
+        return replace(self, splits=splits, clean=clean.sort().values)
 
 
 @dataclass
@@ -143,7 +151,8 @@ def prepare(
     probes = {name: tables_of(settings, backbone, other) for name, other in others.items()}
     tables |= {TRANSFER + name: probe["test"] for name, probe in probes.items()}
     if settings.probes.seen_documents:
-        tables[SEEN] = tables["train"].take(np.arange(len(tables["train"]))[: settings.probes.seen_documents])
+        drawn = np.random.default_rng(SEEN_SEED).permutation(len(tables["train"]))
+        tables[SEEN] = tables["train"].take(np.sort(drawn[: settings.probes.seen_documents]))
     device, states, train = backbone.device, {}, settings.train
     feature, matmul = (number_format(name, device) for name in (train.feature_dtype, train.matmul_dtype))
     with timed(seconds, "features"):

@@ -22,7 +22,8 @@ from .config import Experiment
 from .stored import read_lines, storing
 
 HONEST = "honest-"  # files of results that the honest study's experiments are packed into
-FOREIGN = "foreign-"  # readings with foreign rows, and experiments that supply them
+FOREIGN = "foreign-"  # readings of clean rows among foreign ones, and experiments that supply them
+CLEAN = "clean-"  # readings of the rows of a foreign reading that are not foreign, as without any
 TRANSFER = "transfer:"  # readings of another corpus's test documents
 ARTICLES = "wikitext"  # corpora of that name: their rows' `group` is the article
 # scores of continued prompts

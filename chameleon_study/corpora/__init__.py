@@ -16,7 +16,7 @@ from chameleon_lite.app.own_texts import read_jsonl, write_jsonl
 from chameleon_lite.errors import DamagedFile, UserError, unknown
 
 from ..provenance import installed
-from . import docstrings, hub, prose
+from . import docstrings, hub, planted, prose
 
 
 def load_corpus(name: str, *, data_dir: Path | str | None = None, seed: int = 0) -> Corpus:
@@ -100,4 +100,5 @@ NAMES: dict[str, Callable[..., Corpus]] = {
     **{name: partial(hub.wikitext, name) for name in hub.NOTES},
     **{name: partial(hub.alpaca, name) for name in hub.ALPACAS},
     "mixed": _mixed,
+    **{name: partial(planted.build, name) for name in ("planted", planted.NULL)},
 }

@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import pandas as pd
 import pytest
 import torch
 
@@ -75,16 +76,27 @@ def test_readings_beyond_the_test_split_are_recorded(small, tmp_path, made_up, m
     other = shutil.copy(made_up, tmp_path / "other.jsonl").name
     monkeypatch.chdir(tmp_path)  # so that the other corpus has a short name
     probes = {"seen_documents": 20, "position_bins": 3, "corpora": [other]}
-    probes |= {"foreign_shares": [0.5], "foreign_regimes": ["R4"]}
-    settings = small(["R1", "R4"], probes=probes, data={"max_train_tokens": 5_000, "max_test_documents": 30})
-    one, four = run_experiment(settings, runs=tmp_path)
+    probes |= {"foreign_shares": [0.5, 1.0], "foreign_regimes": ["R4", "R6"]}
+    data = {"max_train_tokens": 5_000, "max_test_documents": 30}
+    settings = small(["R1", "R4", "R6"], probes=probes, data=data)
+    one, four, six = run_experiment(settings, runs=tmp_path)
     assert {"seen_nll", "transfer:other.jsonl_nll", "test_nll", "validation_nll"} <= set(one.metrics)
     assert "foreign-50_nll" in four.metrics and "foreign-50_nll" not in one.metrics
+    for record in (four, six):
+        frame = pd.read_parquet(tmp_path / record.name / "documents.parquet").set_index(["split", "document"])
+        nll = {name: rows.droplevel("split")["nll"] for name, rows in frame.groupby("split")}
+        assert len(nll["foreign-50"]) == 15 and len(nll["foreign-100"]) == 1  # foreign rows are not scored
+        assert nll["clean-50"].equals(nll["test"][nll["foreign-50"].index])
+        assert record.metrics["clean-50_nll"] == pytest.approx(
+            nll["clean-50"].sum() / frame.loc["clean-50", "tokens"].sum()
+        )
+        # a head that reads the row's own vector pays nothing for its neighbours
+        assert nll["foreign-50"].equals(nll["clean-50"]) == (record is six)
     tokens = sum(p["tokens"] for p in four.positions)
     assert tokens == four.data["scored_tokens"]["test"]
     assert sum(p["nll"] for p in four.positions) / tokens == pytest.approx(four.metrics["test_nll"], rel=1e-6)
     settings = settings.model_copy(update={"profile": "colab", "backbone": "tiny"})
-    assert len(expected_names(settings)) == 2
+    assert len(expected_names(settings)) == 3
     with pytest.raises(Exception, match="random"):
         pack("x", [four.name], tmp_path, tmp_path / "results")
 
@@ -92,6 +104,16 @@ def test_readings_beyond_the_test_split_are_recorded(small, tmp_path, made_up, m
 def _context(settings):
     material = prepare(settings, load_backbone("tiny"), load_corpus(settings.corpora[0]))
     return Context(settings, material, Processes(), "test")
+
+
+def test_seen_documents_are_drawn_from_all_of_training(small):
+    """The same ones whatever the run, in the file's order; its first documents may be of one kind."""
+    materials = [_context(small(["R4"], seeds=n, probes={"seen_documents": 20})).material for n in (1, 2)]
+    first, second = (m.tables["seen"].names for m in materials)
+    names = materials[0].tables["train"].names
+    places = [names.index(name) for name in first]
+    assert first == second and len(first) == 20 and places == sorted(places)
+    assert places[-1] > len(names) // 2 and places != list(range(20))
 
 
 def test_constant_input_is_a_static_adapter(small, tmp_path):

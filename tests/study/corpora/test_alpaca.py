@@ -1,4 +1,5 @@
 import json
+import lzma
 
 import pytest
 
@@ -37,8 +38,23 @@ def test_no_file_or_too_many(tmp_path):
         load_corpus("alpaca", data_dir=tmp_path)
     for name in ("one.json", "two.json"):
         (tmp_path / name).write_text("[]")
-    with pytest.raises(UserError, match="2 .json or .jsonl files"):
+    with pytest.raises(UserError, match=r"2 .json\(.xz\) or .jsonl files"):
         load_corpus("alpaca", data_dir=tmp_path)
+
+
+def test_the_authors_file_is_read_packed(tmp_path):
+    (tmp_path / "alpaca_data.json").write_text(json.dumps(ROWS))
+    plain = load_corpus("alpaca", data_dir=tmp_path)
+    packed = lzma.compress((tmp_path / "alpaca_data.json").read_bytes())
+    (tmp_path / "alpaca_data.json").unlink()
+    path = tmp_path / "alpaca_data.json.xz"
+    path.write_bytes(packed)
+    corpus = load_corpus("alpaca", data_dir=tmp_path)
+    assert corpus.hash == plain.hash and corpus.source == "file alpaca_data.json.xz"
+    for content in (packed[:-40], b"", b"[" + packed, lzma.compress(b"[1"), lzma.compress(b"{}")):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="alpaca_data.json.xz"):
+            load_corpus("alpaca", data_dir=tmp_path)
 
 
 def test_other_corpora_may_lie_beside_its_folder(tmp_path):

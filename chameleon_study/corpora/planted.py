@@ -1,0 +1,84 @@
+"""Corpora with a known signal: what a condition can gain is planted, so a head that takes none of it has failed.
+
+    group g ─▶ prompt: words of g's theme ─▶ scored: markers drawn independently from p(marker | g)
+
+    planted        p(· | g) differs between the groups: I(marker; group) = INFORMATION nats per marker
+    planted-null   the same prompts, markers of every group from the mean of these distributions: nothing to gain
+
+No predictor has a lower expected loss than p(· | g), and without the group none a lower one than the mean. The
+notes hold the losses of both on the very documents of each split, in nats per marker; a marker is one token.
+"""
+
+from functools import cache
+from importlib.resources import files
+
+import numpy as np
+import yaml
+
+from chameleon_lite.app.corpus import Corpus, overlaps
+from chameleon_lite.text import Document
+
+INFORMATION = 1.0  # nats
+DOCUMENTS = {"train": 4_000, "validation": 400, "test": 800}  # equally many of each group
+PROMPT = (16, 24)  # words, from the first to before the second
+SCORED = (16, 25)  # markers
+NULL = "planted-null"
+
+
+@cache
+def words() -> tuple[list[str], dict[str, list[str]]]:
+    """The M markers, and the words of each of the G themes."""
+    content = yaml.safe_load((files(__package__) / "planted.yaml").read_text(encoding="utf-8"))
+    return content["markers"].split(), {group: text.split() for group, text in content["themes"].items()}
+
+
+def distributions(seed: int = 0) -> np.ndarray:
+    """p(marker | group) (G, M): random tilts of the uniform distribution, as strong as INFORMATION asks for."""
+    markers, themes = words()
+    tilt = np.random.default_rng(seed).random((len(themes), len(markers)))  # (G, M)
+    weak, strong = 0.0, 100.0
+    for _ in range(60):  # halving: the information grows with the strength
+        strength = (weak + strong) / 2
+        p = np.exp(strength * (tilt - 1))
+        p /= p.sum(1, keepdims=True)
+        weak, strong = (strength, strong) if information(p) < INFORMATION else (weak, strength)
+    return p
+
+
+def information(p: np.ndarray) -> float:
+    """I(marker; group) in nats for p(marker | group) (G, M) without zeros and equally likely groups."""
+    return float((p * np.log(p / p.mean(0))).sum(1).mean())
+
+
+def build(name: str, *, data_dir=None, seed: int = 0) -> Corpus:
+    """The corpus `planted` or `planted-null`, drawn with the seed; it has no files, so `data_dir` changes nothing."""
+    markers, themes = words()
+    conditional = distributions(seed)  # (G, M)
+    marginal = np.broadcast_to(conditional.mean(0), conditional.shape)
+    drawn = marginal if name == NULL else conditional
+    prompts, spans = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
+    splits, losses = {}, {"marginal_nll": {}, "conditional_nll": {}}
+    for split, count in DOCUMENTS.items():
+        documents, of_group, of_marker = [], [], []
+        for i in range(count):
+            group = list(themes)[i % len(themes)]
+            own, g = themes[group], i % len(themes)
+            prompt = [own[int(u * len(own))] for u in _uniform(prompts, PROMPT)]
+            scored = np.searchsorted(drawn[g].cumsum(), _uniform(spans, SCORED)).clip(max=len(markers) - 1)
+            text = "".join(f" {markers[m]}" for m in scored)
+            documents.append(Document(f"{split}-{i}", text, group, "".join(f" {word}" for word in prompt)))
+            of_group.append(np.full(len(scored), g))
+            of_marker.append(scored)
+        places = np.concatenate(of_group), np.concatenate(of_marker)
+        splits[split] = tuple(documents)
+        losses["marginal_nll"][split] = float(-np.log(marginal[places]).mean())
+        losses["conditional_nll"][split] = float(-np.log(drawn[places]).mean())
+    notes = {"split": "drawn apart", "mutual_information": information(drawn), **losses}
+    source = f"made: {len(themes)} groups, {len(markers)} markers, seed {seed}"
+    return Corpus(name, splits, source, notes | overlaps(splits))
+
+
+def _uniform(generator: np.random.Generator, count: tuple[int, int]) -> np.ndarray:
+    """Between `count` numbers in [0, 1), how many is drawn too."""
+    low, high = count
+    return generator.random(low + int(generator.random() * (high - low)))
