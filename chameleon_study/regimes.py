@@ -15,6 +15,7 @@ from chameleon_lite.heads import Head, HyperHead, LoraHead, matched_rank
 from chameleon_lite.train import Source
 
 from .heads import BankHead, FactorBankHead, RoutedHead, SvfBank, UnigramBias
+from .related import CodeHead, ConstrainedHead, LibraryHead, PromptHead, SparseHead, WeightMadeHead, blended
 from .sources import Constant, Counted, LeaveOneOut, OtherCluster, Own, Split, StreamMean, TrainCentroid
 
 RANK = 4  # the paper's, for every low-rank regime but the matched one
@@ -65,10 +66,15 @@ HEADS: dict[str, NewHead] = {
     "matched": lambda b, train: LoraHead(b.width, b.vocab, matched_rank(b.width, b.vocab, RANK)),
     **{f"bank {k}": lambda b, train, k=k: BankHead(b.width, b.vocab, k, RANK) for k in (*SIZES, EXPERTS)},
     "factors": lambda b, train: FactorBankHead(b.width, b.vocab, EXPERTS, RANK),
-    "routed": lambda b, train: RoutedHead(b.width, b.vocab, int(train.routing.max()) + 1, RANK),
+    "routed": lambda b, train: LibraryHead(b.width, b.vocab, int(train.routing.max()) + 1, RANK),
     "oracle": lambda b, train: RoutedHead(b.width, b.vocab, int(train.domain.max()) + 1, RANK),
     "svf": lambda b, train: SvfBank(b.head.weight, EXPERTS),
     "unigram": _unigram,
+    "codes": lambda b, train: CodeHead(b.width, b.vocab, int(train.routing.max()) + 1, RANK),
+    "weight-made": lambda b, train: WeightMadeHead(b.head.weight, RANK),
+    "constrained": lambda b, train: ConstrainedHead(b.width, b.vocab, RANK),
+    "prompt": lambda b, train: PromptHead(b.head.weight, RANK),
+    "sparse": lambda b, train: SparseHead(b.width, b.vocab, RANK),
 }
 SOURCES: dict[str, NewSource] = {
     **{f"group {n}": lambda s, train, n=n: GroupMean(s.vectors, n) for n in (1, *SIZES, GROUP)},
@@ -85,6 +91,7 @@ SOURCES: dict[str, NewSource] = {
     "centroid": lambda s, train: TrainCentroid(s.centroids, s.cluster),
     "counts": lambda s, train: Counted(s.views),
     "stream": lambda s, train: StreamMean(s.vectors, s.cluster),
+    "blend": blended,
 }
 
 

@@ -125,7 +125,10 @@ class LeaveOneOut(GroupMean):
 
 @dataclass(frozen=True, eq=False)
 class Own:
-    """Each row's vector of (N, C): per-sample conditioning; with `cluster` (N,) its label too (R12, the oracle)."""
+    """Each row's vector of (N, C): per-sample conditioning.
+
+    With `cluster` also its label, (N,) (R12, the oracle), or its weights of all labels, (N, K) (R27).
+    """
 
     vectors: Tensor
     cluster: Tensor | None = None

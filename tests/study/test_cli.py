@@ -118,7 +118,7 @@ def test_results_refuse_random_weights_and_smoke_runs(command, experiment, tmp_p
     ("settings", "words", "parts"),
     [
         ({}, ["--profile", "smok"], ["smok", "smoke"]),
-        ({"regimes": ["R0", "R21"], "learning_rates": None}, [], ["R21"]),
+        ({"regimes": ["R0", "R99"], "learning_rates": None}, [], ["R99"]),
         ({"trian": {"epochs": 1}}, [], ["trian", "train"]),
         ({"train": {"epoch": 1}}, [], ["train.epoch", "train.epochs"]),
         ({"train": {"epochs": 0}}, [], ["epochs"]),
