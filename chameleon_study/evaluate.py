@@ -69,19 +69,26 @@ class Outcome:
         return self.member is None or not self.member.failure or self.member.best_epoch > 0
 
 
-def train_seed(context: Context, trials: Sequence[tuple[Regime, float]], seed: int) -> list[Member]:
-    """A head for each (regime, learning rate), in that order, trained with one seed."""
-    settings, material = context.settings, context.material
-    seeded, backbone = seed_material(settings, material, seed), material.backbone
+def new_members(context: Context, seeded: SeedClusterings, trials: Sequence[tuple[Regime, float]]) -> list:
+    """An untrained head, a Member, for each (regime, learning rate), in that order."""
+    backbone, seed, members = context.material.backbone, seeded.seed, []
     regimes = {r.name: r for r, _ in trials}  # whose learning rates share sources
     sources = {n: [source_of(r, seeded, s) for s in ("train", "validation")] for n, r in regimes.items()}
-    members, cohorts = [], {}
     for r, rate in trials:
         with torch.random.fork_rng(devices=[]):  # the seed is of the head alone, whatever the cohort
             torch.manual_seed(seed)
             head = r.head(backbone, seeded.splits["train"]).to(backbone.device)
         members.append(Member(f"{r.name}@{rate:g}", head, *sources[r.name], rate, seed=seed * 1_000_003))
-        cohorts.setdefault(order_of(settings, r), []).append(members[-1])
+    return members
+
+
+def train_seed(context: Context, trials: Sequence[tuple[Regime, float]], seed: int) -> list[Member]:
+    """A head on cached states for each (regime, learning rate), in that order, trained with one seed."""
+    settings, material, cohorts = context.settings, context.material, {}
+    seeded = seed_material(settings, material, seed)
+    members = new_members(context, seeded, trials)
+    for (r, _), member in zip(trials, members):
+        cohorts.setdefault(order_of(settings, r), []).append(member)
     for order, cohort in sorted(cohorts.items()):
         material.train(cohort, partial(seeded.epoch, order=order), settings.train, context.processes)
     return members
