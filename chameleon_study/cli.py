@@ -86,7 +86,7 @@ def prove(
     only: Annotated[list[str] | None, typer.Option(help="Make this proof alone (repeatable).")] = None,
     results: Into = None,
 ) -> None:
-    """Make the twelve proofs of what the released tables measure, on an experiment's corpus and backbone.
+    """Make the proofs of what the released tables measure, on an experiment's corpus and backbone.
 
     Example: chameleon-lite prove experiments/table1-released-lite.yaml --profile smoke
     """

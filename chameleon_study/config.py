@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_serializer, model_validator
 
 from chameleon_lite.app.rows import flaw_of
 from chameleon_lite.errors import UserError, unknown
@@ -36,6 +36,23 @@ class DataSettings(Settings):
     max_validation_documents: Count | None = Field(None, description="validation documents; none = all")
     max_test_documents: Count | None = Field(None, description="test documents; none = all")
     subset_seed: Seed = Field(0, description="seed of the draw of those subsets; not varied by the study")
+    budgets: tuple[int, ...] = Field(
+        (),
+        description="a run for each of these as max_train_tokens, 0 = all; the smaller is part of the larger",
+    )
+
+    @field_validator("budgets")
+    @classmethod
+    def _distinct(cls, budgets: tuple[int, ...]) -> tuple[int, ...]:
+        if min(budgets, default=0) < 0 or len(set(budgets)) < len(budgets):
+            raise ValueError("numbers of tokens, 0 or more, each once")
+        return budgets
+
+    @model_serializer(mode="wrap")
+    def _without_budgets_when_none(self, values) -> dict[str, Any]:
+        """Omits `budgets` when there are none, as `ProbeSettings` does `generate`."""
+        fields = values(self)
+        return fields if self.budgets else {k: v for k, v in fields.items() if k != "budgets"}
 
 
 class SweepSettings(Settings):

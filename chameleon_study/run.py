@@ -56,7 +56,7 @@ def run_experiment(
 
     `resume=True` keeps runs that are complete; False runs everything again. `workers` processes of this machine or
     the workers of the Dask scheduler at `dask` share the jobs; each loads the backbone by its name. An experiment
-    whose protocol has a `mend` list runs once for each of its stops, the records of a stop together. Raises UserError
+    with several stops (see `stops`) runs once for each, the records of a stop together. Raises UserError
     for settings that cannot be run, RunFailed when a whole cohort diverges; what was finished before is on disk.
     """
     writing(settings)  # refuses, before anything is trained, what could not write
@@ -102,8 +102,14 @@ def expected_names(settings: Experiment) -> list[str]:
 
 
 def stops(settings: Experiment) -> list[Experiment]:
-    """The experiment at each stop of its protocol's `mend` list; the experiment itself where there is none."""
-    return [settings.model_copy(update={"protocol": step}) for _, step in mended(settings.protocol)]
+    """The experiment with each of `data.budgets` at each stop of its protocol's `mend` list; itself without any."""
+    data, limits = settings.data, [budget or None for budget in settings.data.budgets]
+    parts = [data.model_copy(update={"max_train_tokens": n, "budgets": ()}) for n in limits] or [data]
+    return [
+        settings.model_copy(update={"protocol": step, "data": part})
+        for part in parts
+        for _, step in mended(settings.protocol)
+    ]
 
 
 def _check_shared(processes: Processes, device: str | None, backbone: Backbone | None) -> None:

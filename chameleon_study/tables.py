@@ -44,19 +44,21 @@ def losses_of(records: list[Record], folder: Path) -> dict[str, tuple]:
 
 
 def summary_frame(records: list[Record], folder: Path) -> pd.DataFrame:
-    """One row per regime and corpus: n seeds, nats per token and the difference from R0, with intervals."""
-    runs: dict[tuple[str, str, str], list[Record]] = {}
+    """One row per regime, corpus and budget: n seeds, nats per token and the difference from R0, with intervals."""
+    runs: dict[tuple, list[Record]] = {}
     for r in sorted(records, key=lambda r: r.seed):
-        runs.setdefault((r.corpus, r.backbone, r.regime), []).extend([r] * (r.status == "done"))
+        budget = r.settings.get("data", {}).get("max_train_tokens")
+        runs.setdefault((r.corpus, r.backbone, r.regime, budget), []).extend([r] * (r.status == "done"))
     done, rows = [r for of_regime in runs.values() for r in of_regime], []
     losses = losses_of(done, Path(folder)) if done else {}
-    for (corpus, backbone, name), of_regime in runs.items():
+    several = len({budget for *_, budget in runs}) > 1
+    for (corpus, backbone, name, budget), of_regime in runs.items():
         if not of_regime:
             rows.append({"regime": name, "corpus": corpus, "n seeds": 0, "test nll": "diverged"})
             continue
         nll, tokens = np.stack([losses[r.name][0] for r in of_regime]), losses[of_regime[0].name][1]
         mean, first, against = mean_interval(nll, tokens), of_regime[0], "–"
-        frozen = runs.get((corpus, backbone, "R0"), [])[: len(nll)]
+        frozen = runs.get((corpus, backbone, "R0", budget), [])[: len(nll)]
         if frozen and name != "R0":
             base = np.stack([losses[r.name][0] for r in frozen])
             against = contrast(nll, base, tokens).text(".4f")
@@ -64,7 +66,7 @@ def summary_frame(records: list[Record], folder: Path) -> pd.DataFrame:
         row |= {"backbone": backbone, "corpus": corpus, "n seeds": mean.n, "documents": mean.documents}
         row |= {"parameters": first.trainable_parameters, "learning rate": first.learning_rate}
         row |= {"test nll": mean.text(".4f"), "difference from R0": against, "profile": first.profile}
-        rows.append(row)
+        rows.append(row | ({"training tokens": budget or "all"} if several else {}))
     return pd.DataFrame(rows)
 
 

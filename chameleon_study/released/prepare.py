@@ -70,7 +70,8 @@ def prepare_released(
     """A corpus's tables, states and vectors under the experiment's protocol; stages are timed."""
     protocol, seconds, scored, clusters, conditions = protocol_of(settings.protocol), {}, {}, {}, {}
     with timed(seconds, "tokens"):
-        tables = _tables(settings, protocol, backbone, documents_by_split(settings, protocol, corpus))
+        documents = documents_by_split(settings, protocol, corpus)
+        tables = row_tables(settings, protocol, backbone.tokenizer, documents)
     live, dropout = protocol.backbone != "cached", None
     if live:
         backbone = copied(backbone)  # its layers will be changed, the caller's stay as they are
@@ -87,7 +88,7 @@ def prepare_released(
             mode = {"train_mode": dropout is not None and split == "train"} if live else {}
             states = LivePaddedStates if live else padded_states
             scored[split] = states(backbone, table, scoring, dtype=feature, **mode)
-            clusters[split], conditions[split] = _vectors(settings, protocol, backbone, table)
+            clusters[split], conditions[split] = row_vectors(settings, protocol, backbone, table)
     weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul)
     shared = (backbone, corpus, tables, scored, weight, feature, seconds)
     return ReleasedCorpus(*shared, settings, protocol, scoring, clusters, conditions, dropout)
@@ -110,7 +111,9 @@ def documents_by_split(settings: Experiment, protocol: Protocol, corpus: Corpus)
     return splits
 
 
-def _tables(settings, protocol, backbone, documents) -> dict[str, TokenTable]:
+def row_tables(
+    settings: Experiment, protocol: Protocol, tokenizer: Callable, documents
+) -> dict[str, TokenTable]:
     """Tokens of each split, cut after a random order where the settings limit it.
 
     With reads: row every row stays, otherwise those long enough to have a prefix.
@@ -123,14 +126,16 @@ def _tables(settings, protocol, backbone, documents) -> dict[str, TokenTable]:
         limit = getattr(settings.data, "max_train_tokens" if split == "train" else f"max_{split}_documents")
         if limit is not None:
             part = [part[i] for i in generator.permutation(len(part))]
-        table = tables[split] = tokenise(part, backbone.tokenizer, **options)
+        table = tables[split] = tokenise(part, tokenizer, **options)
         if limit is not None:
             used = np.cumsum(table.lengths) if split == "train" else np.arange(1, len(table) + 1)
             tables[split] = table.take(np.arange(max(1, int((used <= limit).sum()))))
     return tables
 
 
-def _vectors(settings, protocol, backbone, table: TokenTable) -> list[Tensor]:
+def row_vectors(
+    settings: Experiment, protocol: Protocol, backbone: Backbone, table: TokenTable
+) -> list[Tensor]:
     """The vectors that are clustered and those that condition, (N, C) each, on the device.
 
     Plain text reads the row or the prefix for both; instructions cluster on the prompt and condition on

@@ -14,7 +14,8 @@ from chameleon_study.evaluate import Context, measure, source_of, train_seed
 from chameleon_study.prepare import prepare, seed_material
 from chameleon_study.records import pack, read_run
 from chameleon_study.regimes import REGIMES
-from chameleon_study.run import expected_names, run_experiment
+from chameleon_study.run import expected_names, run_experiment, stops
+from chameleon_study.tables import summary_frame
 
 FEW = ["R0", "R1", "R4", "R7", "R15"]
 
@@ -104,6 +105,32 @@ def test_readings_beyond_the_test_split_are_recorded(small, tmp_path, made_up, m
 def _context(settings):
     material = prepare(settings, load_backbone("tiny"), load_corpus(settings.corpora[0]))
     return Context(settings, material, Processes(), "test")
+
+
+def test_a_budget_of_tokens_is_a_run_of_its_own_and_part_of_the_next(small, tmp_path):
+    settings = small(["R0", "R1"], data={"budgets": [400, 900, 0]})
+    names = expected_names(settings)
+    assert len(set(names)) == 6 and names[:2] == expected_names(
+        small(["R0", "R1"], data={"max_train_tokens": 400})
+    )
+    few, more, every = [
+        prepare(s, load_backbone("tiny"), load_corpus(s.corpora[0])).tables for s in stops(settings)
+    ]
+    assert set(few["train"].names) < set(more["train"].names) < set(every["train"].names)
+    assert (
+        few["train"].lengths.sum() <= 400 < more["train"].lengths.sum() <= 900 and len(every["train"]) == 160
+    )
+    assert few["test"].names == more["test"].names == every["test"].names
+    records = run_experiment(settings, runs=tmp_path)
+    assert [r.data["tokens"]["train"] for r in records[::2]] == [
+        t["train"].lengths.sum() for t in (few, more, every)
+    ]
+    frame = summary_frame(records, tmp_path)
+    assert (
+        frame["training tokens"].tolist() == [400, 400, 900, 900, "all", "all"]
+        and frame["n seeds"].tolist() == [1] * 6
+    )
+    assert "budgets" not in records[0].settings["data"]
 
 
 def test_seen_documents_are_drawn_from_all_of_training(small):

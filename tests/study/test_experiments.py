@@ -23,6 +23,18 @@ def test_loads_under_every_profile(path, profile):
     assert len(names) == len(set(names)) == len(settings.regimes) * len(settings.corpora) * settings.seeds
 
 
+@pytest.mark.skipif("R4-best" not in REGIMES, reason="the searched regimes are not there")
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("curve-*.yaml")), ids=lambda p: p.stem)
+def test_learning_curves_load_and_have_a_run_for_each_budget(path, profile):
+    settings = load_experiment(path, profile)
+    budgets = settings.data.budgets
+    assert settings.name == path.stem and settings.shared_order and len(budgets) > 1
+    names = expected_names(settings)
+    assert len(set(names)) == len(names) == len(budgets) * len(settings.regimes) * settings.seeds
+    assert (budgets[-1] == 0) == (profile == "paper")
+
+
 def test_every_regime_is_run_by_some_experiment():
     run = {name for path in HONEST for name in load_experiment(path, "paper").regimes}
     assert run == set(REGIMES)

@@ -1,4 +1,4 @@
-"""The twelve experiments that show what the released tables measure, in a doubting reader's order.
+"""The experiments that show what the released tables measure, in a doubting reader's order.
 
 Subject (corpus, backbone, one seed trained) ─ PROOFS ─▶ numbers, and words that are no numbers
   ─ proofs.yaml: title, audit rows, a sentence ─▶ Proof
@@ -12,14 +12,15 @@ import yaml
 from chameleon_lite.errors import unknown
 
 from ...provenance import circumstances
-from . import clustering, scoring, training
+from . import clustering, paper_tokens, scoring, training
 from .store import Proof
 from .subject import Shown, Subject
 
 TEXTS = yaml.safe_load((files(__package__) / "proofs.yaml").read_text(encoding="utf-8"))
-_PARTS = vars(scoring) | vars(clustering) | vars(training)
+_PARTS = vars(scoring) | vars(clustering) | vars(training) | vars(paper_tokens)
 # name ▶ numbers, and words for its sentence that are no numbers; None where it does not apply to the corpus
 PROOFS: dict[str, Callable[[Subject], Shown | None]] = {name: _PARTS[name] for name in TEXTS}
+BARE = ("paper_tokens",)  # proofs that need no hidden states
 
 
 def prove_all(subject: Subject, command: str, names: Iterable[str] | None = None) -> list[Proof]:
@@ -34,6 +35,7 @@ def prove_all(subject: Subject, command: str, names: Iterable[str] | None = None
             texts = TEXTS[name] | {"shows": TEXTS[name]["shows"].format(**numbers, **words)}
             made = circumstances(subject.settings, subject.backbone.device, command)
             made = {field: made[field] for field in ("backbone", "profile", "settings", "provenance")}
-            made |= {"corpus": subject.corpus, "data": subject.material.facts(subject.seed)}
+            data = subject.facts() if name in BARE else subject.material.facts(subject.seed)
+            made |= {"corpus": subject.corpus, "data": data}
             proofs.append(Proof(proof=name, **texts, numbers=numbers, **made))
     return proofs

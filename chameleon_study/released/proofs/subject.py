@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from chameleon_lite.app.corpus import Corpus
 from chameleon_lite.backbone import Backbone
 from chameleon_lite.batches import Arrangement
 from chameleon_lite.errors import UserError
@@ -33,14 +34,18 @@ class Subject:
     say: Say = lambda text: None
 
     @cached_property
+    def texts(self) -> Corpus:
+        """The corpus's documents."""
+        return load_corpus(self.corpus, data_dir=self.data_dir)
+
+    @cached_property
     def material(self) -> ReleasedCorpus:
         """The corpus as the released procedure sees it."""
         protocol = self.settings.protocol
         if protocol.preset != "as_released" or set(protocol.switches) - {"initialisation"} or protocol.mend:
             name = self.settings.name
             raise UserError(f"{name}: proofs are about the released procedure, protocol as_released")
-        corpus = load_corpus(self.corpus, data_dir=self.data_dir)
-        return prepare_released(self.settings, self.backbone, corpus, self.say)
+        return prepare_released(self.settings, self.backbone, self.texts, self.say)
 
     @cached_property
     def trained(self) -> dict[str, tuple]:
@@ -50,6 +55,11 @@ class Subject:
             regime: (member, orders, *measure(self.material, regime, member, orders))
             for regime, member, orders, _ in train_released(self.material, list(REGIMES), self.seed)
         }
+
+    def facts(self) -> dict:
+        """The `data` of a proof that needs no hidden states."""
+        facts = {name: getattr(self.texts, name) for name in ("hash", "source", "notes")}
+        return facts | {"corpus": self.texts.name, "backbone_hash": self.backbone.hash}
 
     @property
     def prompts(self) -> bool:

@@ -1,12 +1,13 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from chameleon_lite.app.own_texts import write_jsonl
 from chameleon_lite.errors import UserError
 from chameleon_study.corpora import docstrings, load_corpus
-from chameleon_study.corpora.docstrings import IDENTIFIER, build
+from chameleon_study.corpora.docstrings import IDENTIFIER, LIBRARIES, MORE, build, read_by, to_install
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,19 @@ def test_the_same_in_another_process_and_the_library_is_not_imported(paragraphs)
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split() == [paragraphs.hash, "False"] and out.stderr == ""
+
+
+def test_the_large_corpus_reads_more_of_the_books_own_environment():
+    pins = Path(__file__).parents[3].joinpath("constraints.txt").read_text().lower().replace("_", "-")
+    assert read_by("large")[: len(LIBRARIES)] == read_by("paragraphs") == tuple(LIBRARIES)
+    for lib in MORE:  # so that the text is the same wherever these versions are
+        assert f"\n{to_install(lib).lower().replace('_', '-')}==" in pins, lib
+    corpus = build("large", libs=("typer", "umap"))
+    assert corpus.name == "docstrings-large" and corpus.source.startswith(
+        "docstrings of 2 packages as installed"
+    )
+    assert {d.group for d in everything(corpus)} == {"typer", "umap", "python"}
+    assert set(corpus.notes["versions"]) == {"typer", "umap", "python"}
 
 
 def test_a_missing_library_is_named(monkeypatch):

@@ -1,4 +1,4 @@
-"""The twelve proofs on the tiny backbone, their parts by hand, and what may be stored of them."""
+"""The proofs on the tiny backbone, their parts by hand, and what may be stored of them."""
 
 import math
 
@@ -26,9 +26,9 @@ def proofs_of(tiny_backbone, released_settings):
     return make
 
 
-def test_all_twelve_on_instructions(proofs_of):
+def test_all_but_one_on_instructions(proofs_of):
     found = proofs_of("alpaca-like", switches={"initialisation": "alpaca"})
-    assert len(PROOFS) == 12 and set(found) == set(PROOFS)
+    assert len(PROOFS) == 13 and set(PROOFS) - set(found) == {"paper_tokens"}  # needs a tokenizer of its own
     for proof in found.values():
         assert proof.shows.endswith(".") and "{" not in proof.shows and proof.audit and proof.where
         assert all(math.isfinite(value) for value in proof.numbers.values()), proof.proof
@@ -48,7 +48,7 @@ def test_all_twelve_on_instructions(proofs_of):
 
 def test_plain_text_leaves_out_what_needs_instructions(proofs_of):
     found = proofs_of("plain")
-    assert set(PROOFS) - set(found) == {"instruction_vectors", "alpaca_overlap"}
+    assert set(PROOFS) - set(found) == {"instruction_vectors", "alpaca_overlap", "paper_tokens"}
     numbers = found["length_clusters"].numbers
     assert numbers["padded_length_variance_explained"] > numbers["unpadded_length_variance_explained"]
     spread = found["clustering_spread"].numbers
