@@ -69,7 +69,7 @@ def blended(split: Split, train: Split) -> Own:
     """Each row's own vector, and as weights (N, K) of the routing clusters' experts softmax(−distance / τ).
 
     Distances are those to the clusters' training means. τ is the mean gap between a training document's nearest and
-    second nearest mean: nothing is tuned, and no held-out document is read.
+    second nearest mean: nothing is tuned, and no held-out document enters τ or a mean.
     """
     members = F.one_hot(train.routing).to(train.vectors)  # (N, K)
     size = members.sum(0)  # (K,)
