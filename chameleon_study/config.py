@@ -6,7 +6,7 @@ own and those of its `profiles:` section, and returns `Experiment`. Whatever can
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -29,6 +29,9 @@ ProfileName = Literal["smoke", "colab", "paper"]
 DEEPEST = 8  # mappings and lists of a file inside one another
 
 
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+
+
 class DataSettings(Settings):
     """How much of a corpus is used."""
 
@@ -39,11 +42,18 @@ class DataSettings(Settings):
 
 
 class SweepSettings(Settings):
-    """Learning rates tried on validation, with seeds other than the reported ones."""
+    """What is tried on validation, with seeds other than the reported ones."""
 
     grid: tuple[Rate, ...] = Field((1e-4, 3e-4, 1e-3, 3e-3), min_length=1, description="AdamW rates")
     seeds: int = Field(2, ge=1, le=1_000, description="sweep seeds, numbered 1000, 1001, …")
     extend: int = Field(2, ge=0, le=20, description="times the grid may grow while its edge is best")
+    unwritten = {"dropouts": (), "trials": 0}
+    dropouts: tuple[Dropout, ...] = Field(
+        (), description="each with every rate, for hyper-networks; none = 0.5"
+    )
+    trials: int = Field(
+        0, ge=0, le=900, description="random choices, for regimes that are searched; 0 = the grid"
+    )
 
 
 class GenerateSettings(Settings):

@@ -34,6 +34,7 @@ class Regime:
     `rate_of`: takes the learning rate of another regime (the same head and optimiser, another group size).
     `procedure`: a function's name in layers.py, for what cached hidden states cannot serve.
     `leak`: breaks the information rule on purpose and is marked wherever it appears.
+    `searched`: takes the best of many random choices (choices.py), as many as every other such regime.
     """
 
     name: str
@@ -46,6 +47,12 @@ class Regime:
     rate_of: str | None
     procedure: str | None
     leak: bool
+    searched: bool
+
+    @property
+    def drops(self) -> bool:
+        """Whether its head has dropout, which is tuned then."""
+        return self.head is not None and self.head in [HEADS[name] for name in DROPPING]
 
     @property
     def trained(self) -> bool:
@@ -70,6 +77,7 @@ HEADS: dict[str, NewHead] = {
     "svf": lambda b, train: SvfBank(b.head.weight, EXPERTS),
     "unigram": _unigram,
 }
+DROPPING = ("hyper",)  # heads with dropout that is tuned
 SOURCES: dict[str, NewSource] = {
     **{f"group {n}": lambda s, train, n=n: GroupMean(s.vectors, n) for n in (1, *SIZES, GROUP)},
     "length": lambda s, train: GroupMean(s.views["length"], GROUP),
@@ -94,7 +102,7 @@ def _regimes() -> dict[str, Regime]:
     for row in rows:
         fields = {key: value or None for key, value in row.items()}
         fields |= {name: kinds[row[name]] for name, kinds in made.items() if row[name]}
-        regimes[row["name"]] = Regime(**fields | {"leak": row["leak"] == "yes"})
+        regimes[row["name"]] = Regime(**fields | {name: row[name] == "yes" for name in ("leak", "searched")})
     return regimes
 
 
