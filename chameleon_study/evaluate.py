@@ -58,22 +58,29 @@ class Outcome:
         return self.member is None or not self.member.failure or self.member.best_epoch > 0
 
 
-def train_seed(context: Context, trials: Sequence[tuple[Regime, Choice]], seed: int) -> list[Chosen]:
-    """A head for each regime and choice, in that order, trained with one seed."""
-    settings, material = context.settings, context.material
-    seeded, backbone = seed_material(settings, material, seed), material.backbone
-    members, sources, cohorts = [], {}, {}
+def new_members(context: Context, seeded: SeedClusterings, trials: Sequence[tuple[Regime, Choice]]) -> list:
+    """An untrained head, a Chosen, for each regime and choice, in that order."""
+    backbone, seed, epochs = context.material.backbone, seeded.seed, context.settings.train.epochs
+    members, sources = [], {}
     for r, choice in trials:
         with torch.random.fork_rng(devices=[]):  # the seed is of the head alone, whatever the cohort
             torch.manual_seed(seed)
             head = new_head(r, choice, backbone, seeded.splits["train"]).to(backbone.device)
-        if (key := (r.name, choice.view, choice.transform)) not in sources:  # shared by their learning rates
+        if (key := (r.name, choice.view, choice.transform)) not in sources:  # shared by learning rates
             sources[key] = [source_of(r, seeded, split, choice) for split in ("train", "validation")]
-        member = Chosen(f"{r.name}@{choice.name}", head, *sources[key], choice.rate, seed=seed * 1_000_003)
-        member.choice = choice
-        member.cosine = min(COSINE_EPOCHS, settings.train.epochs) if choice.schedule == "cosine" else 0
-        members.append(member)
-        cohorts.setdefault(order_of(settings, r), []).append(members[-1])
+        cosine = min(COSINE_EPOCHS, epochs) if choice.schedule == "cosine" else 0
+        how = {"seed": seed * 1_000_003, "cosine": cosine, "choice": choice}
+        members.append(Chosen(f"{r.name}@{choice.name}", head, *sources[key], choice.rate, **how))
+    return members
+
+
+def train_seed(context: Context, trials: Sequence[tuple[Regime, Choice]], seed: int) -> list[Chosen]:
+    """A head on cached states for each regime and choice, in that order, trained with one seed."""
+    settings, material, cohorts = context.settings, context.material, {}
+    seeded = seed_material(settings, material, seed)
+    members = new_members(context, seeded, trials)
+    for (r, _), member in zip(trials, members):
+        cohorts.setdefault(order_of(settings, r), []).append(member)
     for order, cohort in sorted(cohorts.items()):
         material.train(cohort, partial(seeded.epoch, order=order), settings.train, context.processes)
     return members

@@ -15,7 +15,17 @@ from chameleon_lite.heads import Head, HyperHead, LoraHead, matched_rank
 from chameleon_lite.train import Source
 
 from .heads import BankHead, FactorBankHead, RoutedHead, SvfBank, UnigramBias
-from .sources import Constant, Counted, LeaveOneOut, OtherCluster, Own, Split, StreamMean, TrainCentroid
+from .sources import (
+    Constant,
+    Counted,
+    LeaveOneOut,
+    OtherCluster,
+    Own,
+    RandomMean,
+    Split,
+    StreamMean,
+    TrainCentroid,
+)
 
 RANK = 4  # the paper's, for every low-rank regime but the matched one
 GROUP = 32  # rows a conditioning batch holds at most (paper: batch 32 on WikiText-2)
@@ -52,7 +62,7 @@ class Regime:
     @property
     def drops(self) -> bool:
         """Whether its head has dropout, which is tuned then."""
-        return self.head is not None and self.head in [HEADS[name] for name in DROPPING]
+        return self.head is not None and self.head in [HEADS.get(name) for name in DROPPING]
 
     @property
     def trained(self) -> bool:
@@ -77,10 +87,12 @@ HEADS: dict[str, NewHead] = {
     "svf": lambda b, train: SvfBank(b.head.weight, EXPERTS),
     "unigram": _unigram,
 }
-DROPPING = ("hyper",)  # heads with dropout that is tuned
+DROPPING = ("hyper", "codes")  # heads with dropout that is tuned
 SOURCES: dict[str, NewSource] = {
     **{f"group {n}": lambda s, train, n=n: GroupMean(s.vectors, n) for n in (1, *SIZES, GROUP)},
     "length": lambda s, train: GroupMean(s.views["length"], GROUP),
+    "random group": lambda s, train: RandomMean(s.vectors, GROUP),
+    "prompt": lambda s, train: GroupMean(s.views["prompt"], GROUP),
     "row": lambda s, train: GroupMean(s.views["row"], GROUP),
     "padded": lambda s, train: GroupMean(s.views["padded"], GROUP),
     "others": lambda s, train: LeaveOneOut(s.vectors, GROUP),
