@@ -19,7 +19,7 @@ from .batches import Arrangement
 from .cluster import nearest_centroid
 from .embed import masked_mean, normalise
 from .errors import UserError, unknown
-from .heads import Condition, Head, drops
+from .heads import Condition
 
 MODES = ("cluster", "centroid", "row")
 
@@ -58,18 +58,20 @@ class GroupMean:
         return group
 
 
-def by_row(heads: Sequence[Head], given: Sequence[tuple], rows: int) -> list[tuple]:
-    """What sources gave for a step's rows, with a group for each row wherever the head drops something.
+def conditions_of(sources: Sequence, arrangement: Arrangement, rows: Tensor) -> list[tuple]:
+    """What each source gives for documents rows (B,); a source that heads share is called once."""
+    given = {id(source): source and source(arrangement, rows) for source in sources}
+    return [given[id(source)] or (None, None) for source in sources]
 
-    One mask per group would make training depend on the number of groups, whatever conditions them: with
-    equal conditions a group's size now changes nothing.
+
+def by_row(given: Sequence[tuple], rows: int) -> list[tuple]:
+    """What sources gave for a step, with a group for each of its `rows`, so that each has its own masks.
+
+    With one mask per group training depended on the number of groups; now equal conditions give equal bits.
     """
-    each, none, spread = torch.arange(rows), torch.zeros(rows, dtype=torch.int64), {}
-    dropped = [head.conditioned and drops(head) for head in heads]
-    for own, (condition, group) in zip(dropped, given):
-        if own and id(condition) not in spread:  # heads that share a source share this too
-            spread[id(condition)] = condition.of(none if group is None else group), each
-    return [spread[id(pair[0])] if own else pair for own, pair in zip(dropped, given)]
+    each, none = torch.arange(rows), torch.zeros(rows, dtype=torch.int64)
+    spread = {id(c): (c.of(none if group is None else group), each) for c, group in given if c is not None}
+    return [spread.get(id(pair[0]), pair) for pair in given]
 
 
 @dataclass(frozen=True)

@@ -142,15 +142,10 @@ class Head(nn.Module):
         return sum(p.numel() * p.element_size() for p in self.parameters())
 
 
-def drops(head: Head) -> bool:
-    """Whether a head in training mode would drop anything."""
-    return any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in head.modules())
-
-
 @contextmanager
 def own_dropout(head: Head, seed: int, device: torch.device) -> Iterator[None]:
     """Seed what the head drops inside the block; the device's generator is left as it was."""
-    if not drops(head):
+    if not any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in head.modules()):
         yield
         return
     # Not torch.manual_seed: without a GPU that keeps a stack trace of every call for a later start of CUDA.

@@ -23,7 +23,8 @@ class Settings(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_later_fields(self, values) -> dict[str, Any]:
-        return {k: v for k, v in values(self).items() if k not in self.unwritten or v != self.unwritten[k]}
+        later = {name for name, value in self.unwritten.items() if getattr(self, name) == value}
+        return {name: value for name, value in values(self).items() if name not in later}
 
     @field_validator("*", mode="before")
     @classmethod
@@ -91,7 +92,7 @@ class TrainSettings(Settings):
     )
     unwritten = {"masks": "group"}
     masks: Literal["group", "row"] = Field(
-        "row", description="a hyper-network drops anew for each row, or (released) once for each group"
+        "row", description="a step drops anew for each row, or (released) once for each group"
     )
 
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from . import engine
 from .backbones.formats import sums_on
 from .batches import Arrangement
-from .conditions import by_row
+from .conditions import by_row, conditions_of
 from .errors import RunFailed
 from .heads import Condition, Head, own_dropout
 from .loss import HeadWeight, Updates, head_losses, token_losses
@@ -69,6 +69,7 @@ class Member:
     validation_source: Source | None
     learning_rate: float
     seed: int = 0  # of the head's dropout, so that it does not depend on the rest of the cohort
+    cosine: int = 0  # epochs in which the learning rate falls to zero, which ends training; 0: it is constant
     active: bool = True  # false once it was stopped
     best: float = math.inf  # nats per token on validation
     best_epoch: float = 0.0
@@ -96,7 +97,7 @@ def step(active: list[Member], given: list[Conditioned], rows: Tensor, number: i
     """
     data, weight, settings, processes, optimisers = common
     if settings.masks == "row":
-        given = by_row([member.head for member in active], given, len(rows))
+        given = by_row(given, len(rows))
     updates = []
     for member, (condition, _) in zip(active, given):
         # Seeds s and s + 1 drop the same, one step apart: seeds that are compared must lie far apart.
@@ -119,12 +120,6 @@ def step(active: list[Member], given: list[Conditioned], rows: Tensor, number: i
         optimisers[member.name].step()
         optimisers[member.name].zero_grad(set_to_none=True)
     return nats
-
-
-def conditions_of(sources: list[Source | None], arrangement: Arrangement, rows: Tensor) -> list[Conditioned]:
-    """What each source gives for documents rows (B,); a source that heads share is called once."""
-    given = {id(source): source and source(arrangement, rows) for source in sources}
-    return [given[id(source)] or (None, None) for source in sources]
 
 
 def groups_of(given: list[Conditioned], updates: Updates, places: Tensor) -> list[Tensor | None]:
@@ -162,8 +157,7 @@ def train_heads(
         member.head.train()  # evaluation puts a head back into the mode it was in
     check = (common._replace(data=validation), validation_order, over)
     _validate(members, *check, 0.0, [None] * len(members))
-    show = progress and not common.processes.index
-    look = {"unit": "step", "leave": False, "disable": None if show else True}  # None: if no terminal
+    mute = None if progress and not common.processes.index else True  # None: if no terminal
     recorded = engine.fast("replayed", worth=train.device.type == "cuda") or nullcontext
     number = 0
     with recorded(step) as take_step:  # plain: take_step is step
@@ -172,12 +166,13 @@ def train_heads(
             batches = arrangement.steps(settings.rows_per_step)
             stops = _validation_steps(len(batches), settings.validations_per_epoch)
             total, tokens = 0.0, 0  # since the last validation, on the device: no step waits for it
-            bar = tqdm(batches, f"epoch {epoch + 1}/{settings.epochs}", **look)
+            bar = tqdm(batches, f"epoch {epoch + 1}/{settings.epochs}", leave=False, disable=mute)
             for done, rows in enumerate(bar, start=1):
                 if not (active := [m for m in members if m.active]):
                     break
                 number += 1
                 given = conditions_of([m.source for m in active], arrangement, rows)
+                _fall(active, common.optimisers, epoch + (done - 1) / len(batches))
                 nats, count = take_step(active, given, rows, number, common), train.tokens(rows)
                 if over == "batch":  # a batch counts once, as its mean
                     nats, count = nats / count, 1
@@ -199,11 +194,19 @@ def _optimisers(members: Sequence[Member], settings: TrainSettings) -> dict[str,
             if (owner := owners.setdefault(id(p), member.name)) != member.name:
                 raise ValueError(f"{owner!r} and {member.name!r} share parameters: train each on its own")
             p.grad = None
-        gpu, decay = all(p.is_cuda for p in parameters), settings.weight_decay
-        optimisers[member.name] = torch.optim.AdamW(
-            parameters, lr=member.learning_rate, weight_decay=decay, fused=gpu, capturable=gpu
-        )
+        gpu, rate = all(p.is_cuda for p in parameters), member.learning_rate
+        how = {"weight_decay": settings.weight_decay, "fused": gpu, "capturable": gpu}
+        if member.cosine:  # a tensor, which a recorded step reads where it lies
+            rate = torch.tensor(rate, device=parameters[0].device)
+        optimisers[member.name] = torch.optim.AdamW(parameters, lr=rate, **how)
     return optimisers
+
+
+def _fall(active: list[Member], optimisers: dict[str, torch.optim.Optimizer], at: float) -> None:
+    """Set the learning rates that fall along a cosine to those `at` a time in epochs."""
+    for member in (m for m in active if m.cosine):
+        rate = member.learning_rate * (1 + math.cos(math.pi * at / member.cosine)) / 2
+        optimisers[member.name].param_groups[0]["lr"].fill_(rate)
 
 
 def _validation_steps(steps: int, times: int) -> set[int]:
@@ -226,6 +229,7 @@ def _validate(members, common: Common, arrangement: Arrangement, over: str, epoc
         else:
             member.misses += 1
             member.active = member.misses <= settings.patience
+        member.active &= not member.cosine or epoch < member.cosine
 
 
 def _restore(members: Sequence[Member]) -> None:

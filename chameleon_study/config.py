@@ -6,10 +6,10 @@ own and those of its `profiles:` section, and returns `Experiment`. Whatever can
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_serializer, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from chameleon_lite.app.rows import flaw_of
 from chameleon_lite.errors import UserError, unknown
@@ -29,6 +29,9 @@ ProfileName = Literal["smoke", "colab", "paper"]
 DEEPEST = 8  # mappings and lists of a file inside one another
 
 
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+
+
 class DataSettings(Settings):
     """How much of a corpus is used."""
 
@@ -36,6 +39,7 @@ class DataSettings(Settings):
     max_validation_documents: Count | None = Field(None, description="validation documents; none = all")
     max_test_documents: Count | None = Field(None, description="test documents; none = all")
     subset_seed: Seed = Field(0, description="seed of the draw of those subsets; not varied by the study")
+    unwritten = {"budgets": ()}
     budgets: tuple[int, ...] = Field(
         (),
         description="a run for each of these as max_train_tokens, 0 = all; the smaller is part of the larger",
@@ -48,19 +52,20 @@ class DataSettings(Settings):
             raise ValueError("numbers of tokens, 0 or more, each once")
         return budgets
 
-    @model_serializer(mode="wrap")
-    def _without_budgets_when_none(self, values) -> dict[str, Any]:
-        """Omits `budgets` when there are none, as `ProbeSettings` does `generate`."""
-        fields = values(self)
-        return fields if self.budgets else {k: v for k, v in fields.items() if k != "budgets"}
-
 
 class SweepSettings(Settings):
-    """Learning rates tried on validation, with seeds other than the reported ones."""
+    """What is tried on validation, with seeds other than the reported ones."""
 
     grid: tuple[Rate, ...] = Field((1e-4, 3e-4, 1e-3, 3e-3), min_length=1, description="AdamW rates")
     seeds: int = Field(2, ge=1, le=1_000, description="sweep seeds, numbered 1000, 1001, …")
     extend: int = Field(2, ge=0, le=20, description="times the grid may grow while its edge is best")
+    unwritten = {"dropouts": (), "trials": 0}
+    dropouts: tuple[Dropout, ...] = Field(
+        (), description="each with every rate, for hyper-networks; none = 0.5"
+    )
+    trials: int = Field(
+        0, ge=0, le=900, description="random choices, for regimes that are searched; 0 = the grid"
+    )
 
 
 class GenerateSettings(Settings):

@@ -1,6 +1,6 @@
 """The heads of one seed: trained side by side, those of one order of documents together, then read on held-out text.
 
-(regime, learning rate) ─ train_seed ─▶ members ─ one pass per order ─▶ nll (N,) by regime and split, and by position
+(regime, choice) ─ train_seed ─▶ members ─ one pass per order ─▶ nll (N,) by regime and split, and by position
   ─▶ Outcome ─▶ Record + documents.parquet
 
 Read are the test split, other corpora's, seen documents, and the test split's clean rows among foreign ones, beside
@@ -21,6 +21,7 @@ from torch.nn.functional import one_hot
 from chameleon_lite.processes import Processes
 from chameleon_lite.train import Member, Source, average
 
+from .choices import COSINE_EPOCHS, Choice, Chosen, new_head, seen
 from .config import Experiment
 from .prepare import SEEN, Material, PreparedCorpus, SeedClusterings, seed_material
 from .provenance import circumstances
@@ -69,21 +70,24 @@ class Outcome:
         return self.member is None or not self.member.failure or self.member.best_epoch > 0
 
 
-def new_members(context: Context, seeded: SeedClusterings, trials: Sequence[tuple[Regime, float]]) -> list:
-    """An untrained head, a Member, for each (regime, learning rate), in that order."""
-    backbone, seed, members = context.material.backbone, seeded.seed, []
-    regimes = {r.name: r for r, _ in trials}  # whose learning rates share sources
-    sources = {n: [source_of(r, seeded, s) for s in ("train", "validation")] for n, r in regimes.items()}
-    for r, rate in trials:
+def new_members(context: Context, seeded: SeedClusterings, trials: Sequence[tuple[Regime, Choice]]) -> list:
+    """An untrained head, a Chosen, for each regime and choice, in that order."""
+    backbone, seed, epochs = context.material.backbone, seeded.seed, context.settings.train.epochs
+    members, sources = [], {}
+    for r, choice in trials:
         with torch.random.fork_rng(devices=[]):  # the seed is of the head alone, whatever the cohort
             torch.manual_seed(seed)
-            head = r.head(backbone, seeded.splits["train"]).to(backbone.device)
-        members.append(Member(f"{r.name}@{rate:g}", head, *sources[r.name], rate, seed=seed * 1_000_003))
+            head = new_head(r, choice, backbone, seeded.splits["train"]).to(backbone.device)
+        if (key := (r.name, choice.view, choice.transform)) not in sources:  # shared by learning rates
+            sources[key] = [source_of(r, seeded, split, choice) for split in ("train", "validation")]
+        cosine = min(COSINE_EPOCHS, epochs) if choice.schedule == "cosine" else 0
+        how = {"seed": seed * 1_000_003, "cosine": cosine, "choice": choice}
+        members.append(Chosen(f"{r.name}@{choice.name}", head, *sources[key], choice.rate, **how))
     return members
 
 
-def train_seed(context: Context, trials: Sequence[tuple[Regime, float]], seed: int) -> list[Member]:
-    """A head on cached states for each (regime, learning rate), in that order, trained with one seed."""
+def train_seed(context: Context, trials: Sequence[tuple[Regime, Choice]], seed: int) -> list[Chosen]:
+    """A head on cached states for each regime and choice, in that order, trained with one seed."""
     settings, material, cohorts = context.settings, context.material, {}
     seeded = seed_material(settings, material, seed)
     members = new_members(context, seeded, trials)
@@ -99,9 +103,12 @@ def order_of(settings: Experiment, r: Regime) -> str:
     return CLUSTERED if settings.shared_order else r.order
 
 
-def source_of(r: Regime, seeded: SeedClusterings, split: str) -> Source | None:
-    """A regime's condition source for a split, None without one."""
-    return r.source and r.source(seeded.splits[split], seeded.splits["train"])
+def source_of(r: Regime, seeded: SeedClusterings, split: str, choice: Choice | None = None) -> Source | None:
+    """A regime's condition source for a split, of the vectors that are chosen; None without one."""
+    if r.source is None:
+        return None
+    splits = [seeded.splits[name] for name in (split, "train")]
+    return r.source(*(seen(own, splits[1], choice) if choice else own for own in splits))
 
 
 class PositionSums:
@@ -156,7 +163,7 @@ def measure(context: Context, seeded: SeedClusterings, regimes: list[Regime], me
 def head_and_source(r: Regime, members: Members, seeded: SeedClusterings, split: str) -> tuple:
     """A regime's head, None for the frozen model, and its condition source for a split (see `source_of`)."""
     member = members.get(r.weights_of or r.name)
-    return member and member.head, source_of(r, seeded, split)
+    return member and member.head, source_of(r, seeded, split, getattr(member, "choice", None))
 
 
 def measured(material: PreparedCorpus, outcome: Outcome) -> tuple[dict[str, float], pd.DataFrame]:
@@ -195,6 +202,7 @@ def record_of(context: Context, regime: str, corpus: str, seed: int, outcome: Ou
         corpus=corpus,
         seed=seed,
         learning_rate=member.learning_rate if member else None,
+        choice=member.choice.others if isinstance(member, Chosen) else {},
         metrics=metrics,
         curve=member.curve if own else [],
         positions=outcome.positions,

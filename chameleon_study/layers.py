@@ -24,6 +24,7 @@ from chameleon_lite.text import cumulative
 from chameleon_lite.train import Member
 from chameleon_lite.train_layers import LiveStates, WithLayers
 
+from .choices import Choice
 from .evaluate import Context, Outcome, new_members, order_of, source_of
 from .prepare import Material, SeedClusterings
 from .regimes import CLUSTERED, RANK, Regime
@@ -32,7 +33,7 @@ NEIGHBOURS = 15  # other rows whose prefixes are put in front
 NEIGHBOUR_TOKENS = 32  # of each prefix at most: a plain text's whole prefix, the start of a long prompt
 
 
-def in_context(context: Context, seeded: SeedClusterings, r: Regime, rate: None = None) -> Outcome:
+def in_context(context: Context, seeded: SeedClusterings, r: Regime, choice: None = None) -> Outcome:
     """R14: the frozen model reads its cluster neighbours' prefixes before the row; the same positions are scored."""
     started, material, nll = time.perf_counter(), context.material, {}
     backbone = material.backbone
@@ -64,24 +65,24 @@ def neighbours_in_front(table, groups: Tensor, separator: list[int]) -> tuple[li
     return rows, front
 
 
-def in_layers(context: Context, seeded: SeedClusterings, r: Regime, rate: float) -> Outcome:
-    """R16, R17 and their kin: trained at the given rate, then read on validation and test."""
+def in_layers(context: Context, seeded: SeedClusterings, r: Regime, choice: Choice) -> Outcome:
+    """R16, R17 and their kin: trained by the given choice, then read on validation and test."""
     started, train, nll = time.perf_counter(), context.settings.train, {}
-    member, live = trained_with_layers(context, seeded, r, rate)
+    member, live = trained_with_layers(context, seeded, r, choice)
     read, order = time.perf_counter(), order_of(context.settings, r)
     how = {"rows": train.rows_per_step, "scale": train.scale, "processes": context.processes}
     for split in ("validation", "test"):
-        head = (member.head, source_of(r, seeded, split))
+        head = (member.head, source_of(r, seeded, split, choice))
         nll[split] = live.nll([head], split, seeded.epoch(split, order, 0), **how)[0]
     seconds = {"training": read - started, "evaluation": time.perf_counter() - read}
     return Outcome(nll, member=member, seconds=seconds)
 
 
 def trained_with_layers(
-    context: Context, seeded: SeedClusterings, r: Regime, rate: float
+    context: Context, seeded: SeedClusterings, r: Regime, choice: Choice
 ) -> tuple[Member, Material]:
     """The head with LoRA of rank 4 in every layer of a copied backbone, and the corpus as that backbone reads it."""
-    material, (member,) = context.material, new_members(context, seeded, [(r, rate)])
+    material, (member,) = context.material, new_members(context, seeded, [(r, choice)])
     adapted = copied(material.backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeded.seed)
@@ -97,7 +98,7 @@ def trained_with_layers(
     return member, material
 
 
-PROCEDURES: dict[str, Callable[[Context, SeedClusterings, Regime, float | None], Outcome]] = {
+PROCEDURES: dict[str, Callable[[Context, SeedClusterings, Regime, Choice | None], Outcome]] = {
     "in_context": in_context,
     "layers": in_layers,
 }

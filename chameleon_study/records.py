@@ -48,7 +48,10 @@ class Record(BaseModel):
     profile: str
     settings: dict[str, Any]
     learning_rate: float | None
-    learning_rate_trials: dict[str, dict[str, float]] = {}  # rate ▶ sweep seed ▶ nats per token
+    choice: dict[
+        str, float | str
+    ] = {}  # what else was tuned, where it is not the regime's own: see choices.py
+    learning_rate_trials: dict[str, dict[str, float]] = {}  # choice ▶ sweep seed ▶ nats per token
     metrics: dict[str, float]
     curve: list[dict[str, float | None]] = []
     positions: list[dict[str, float]] = []  # test nll sums by scored position

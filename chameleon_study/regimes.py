@@ -16,7 +16,17 @@ from chameleon_lite.train import Source
 
 from .heads import BankHead, FactorBankHead, RoutedHead, SvfBank, UnigramBias
 from .related import CodeHead, ConstrainedHead, LibraryHead, PromptHead, SparseHead, WeightMadeHead, blended
-from .sources import Constant, Counted, LeaveOneOut, OtherCluster, Own, Split, StreamMean, TrainCentroid
+from .sources import (
+    Constant,
+    Counted,
+    LeaveOneOut,
+    OtherCluster,
+    Own,
+    RandomMean,
+    Split,
+    StreamMean,
+    TrainCentroid,
+)
 
 RANK = 4  # the paper's, for every low-rank regime but the matched one
 GROUP = 32  # rows a conditioning batch holds at most (paper: batch 32 on WikiText-2)
@@ -35,6 +45,7 @@ class Regime:
     `rate_of`: takes the learning rate of another regime (the same head and optimiser, another group size).
     `procedure`: a function's name in layers.py, for what cached hidden states cannot serve.
     `leak`: breaks the information rule on purpose and is marked wherever it appears.
+    `searched`: takes the best of many random choices (choices.py), as many as every other such regime.
     """
 
     name: str
@@ -47,6 +58,12 @@ class Regime:
     rate_of: str | None
     procedure: str | None
     leak: bool
+    searched: bool
+
+    @property
+    def drops(self) -> bool:
+        """Whether its head has dropout, which is tuned then."""
+        return self.head is not None and self.head in [HEADS.get(name) for name in DROPPING]
 
     @property
     def trained(self) -> bool:
@@ -76,9 +93,12 @@ HEADS: dict[str, NewHead] = {
     "prompt": lambda b, train: PromptHead(b.head.weight, RANK),
     "sparse": lambda b, train: SparseHead(b.width, b.vocab, RANK),
 }
+DROPPING = ("hyper", "codes")  # heads with dropout that is tuned
 SOURCES: dict[str, NewSource] = {
     **{f"group {n}": lambda s, train, n=n: GroupMean(s.vectors, n) for n in (1, *SIZES, GROUP)},
     "length": lambda s, train: GroupMean(s.views["length"], GROUP),
+    "random group": lambda s, train: RandomMean(s.vectors, GROUP),
+    "prompt": lambda s, train: GroupMean(s.views["prompt"], GROUP),
     "row": lambda s, train: GroupMean(s.views["row"], GROUP),
     "padded": lambda s, train: GroupMean(s.views["padded"], GROUP),
     "others": lambda s, train: LeaveOneOut(s.vectors, GROUP),
@@ -101,7 +121,7 @@ def _regimes() -> dict[str, Regime]:
     for row in rows:
         fields = {key: value or None for key, value in row.items()}
         fields |= {name: kinds[row[name]] for name, kinds in made.items() if row[name]}
-        regimes[row["name"]] = Regime(**fields | {"leak": row["leak"] == "yes"})
+        regimes[row["name"]] = Regime(**fields | {name: row[name] == "yes" for name in ("leak", "searched")})
     return regimes
 
 

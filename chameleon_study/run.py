@@ -1,6 +1,6 @@
 """One YAML file in, records out: the only file that sees the whole line.
 
-    Experiment ─▶ SweepJob (a seed's heads at several rates) ─▶ rates ─▶ SeedJob (regimes of a seed) ─▶ records
+    Experiment ─▶ SweepJob (a seed's heads, several choices) ─▶ choices ─▶ SeedJob (regimes of a seed) ─▶ records
                                                                                └▶ a folder for each run under `runs/`
 
 Jobs run in this process or are shared out (app/workers.py): settings go out, records come back, and only this
@@ -23,6 +23,7 @@ from chameleon_lite.backbone import Backbone, load_backbone
 from chameleon_lite.errors import RunFailed, UserError
 from chameleon_lite.processes import Processes
 
+from .choices import Choice
 from .config import Experiment
 from .corpora import load_corpus
 from .evaluate import Context, Outcome, measure, measured, record_of, train_seed
@@ -35,7 +36,7 @@ from .released.prepare import prepare_released
 from .released.protocol import mended
 from .released.run import check_released, measure_released
 from .spans import Span, note, span_of
-from .sweep import Key, Losses, choose_rates, loss_file, store_loss, stored_losses, sweep_jobs
+from .sweep import Key, Losses, choose, loss_file, store_loss, stored_losses, sweep_jobs
 from .write import generated, writing
 
 
@@ -138,17 +139,17 @@ class _Grid:
         for stop, corpus in product(stops(self.settings), self.settings.corpora):
             todo = {s: [r for r in regimes if name_of(stop, r.name, corpus, s) not in done] for s in seeds}
             missing = [r for r in regimes if any(r in of_seed for of_seed in todo.values())]
-            honest, rates, trials = stop.protocol.honest, {}, {}
+            honest, chosen, trials = stop.protocol.honest, {}, {}
             if missing and honest:
-                rates, trials = self.rates(stop, corpus, missing)
+                chosen, trials = self.chosen(stop, corpus, missing)
             for seed, of_seed in todo.items():
                 apart = [[r] for r in of_seed if r.procedure is not None and honest]
                 together = [r for r in of_seed if [r] not in apart]
                 for group in filter(None, [together, *apart]):
-                    yield SeedJob(stop, corpus, seed, tuple(r.name for r in group), rates, trials)
+                    yield SeedJob(stop, corpus, seed, tuple(r.name for r in group), chosen, trials)
 
-    def rates(self, settings: Experiment, corpus: str, missing: list[Regime]) -> tuple:
-        """Learning rates of all heads that must be trained, and every loss of their sweep."""
+    def chosen(self, settings: Experiment, corpus: str, missing: list[Regime]) -> tuple:
+        """The choices of all heads that must be trained, and every loss of their sweep."""
         name = self.crew.common.corpora[corpus].name
 
         def measured(wanted: list[Key]) -> Losses:
@@ -163,9 +164,9 @@ class _Grid:
                     store_loss(paths[key], key, loss)
             return {key: losses[key] for key in wanted}
 
-        rates, trials = choose_rates(settings, [r for r in missing if r.trained], measured)
-        borrowed = [r for r in lenders(missing) if r.name not in rates]
-        return rates | choose_rates(settings, borrowed, measured)[0], trials
+        chosen, trials = choose(settings, [r for r in missing if r.trained], measured)
+        borrowed = [r for r in lenders(missing) if r.name not in chosen]
+        return chosen | choose(settings, borrowed, measured)[0], trials
 
     def results(self, jobs: Iterable) -> Iterator[tuple]:
         """The results of jobs as they come; each job's Span is stored, and logged where work is shared."""
@@ -232,13 +233,13 @@ def work(common: Common, job) -> Iterator:
 
 @dataclass(frozen=True)
 class SeedJob:
-    """Regimes of one seed to train and measure; `rates` also holds those of heads that are borrowed."""
+    """Regimes of one seed to train and measure; `chosen` also holds those of heads that are borrowed."""
 
     settings: Experiment
     corpus: str
     seed: int
     regimes: tuple[str, ...]
-    rates: dict[str, float]
+    chosen: dict[str, Choice]
     trials: dict[str, dict]  # all losses of the sweep, for the records
 
     def __str__(self) -> str:
@@ -252,11 +253,11 @@ class SeedJob:
             return
         regimes, material = [REGIMES[name] for name in self.regimes], context.material
         cached = [r for r in regimes if r.procedure is None]
-        outcomes = _cached_outcomes(context, cached, self.rates, self.seed) if cached else {}
+        outcomes = _cached_outcomes(context, cached, self.chosen, self.seed) if cached else {}
         seeded = seed_material(self.settings, material, self.seed)
         for r in regimes:
-            rate = self.rates.get(r.name)
-            outcome = outcomes.get(r.name) or PROCEDURES[r.procedure](context, seeded, r, rate)
+            choice = self.chosen.get(r.name)
+            outcome = outcomes.get(r.name) or PROCEDURES[r.procedure](context, seeded, r, choice)
             metrics, documents = measured(material, outcome)
             record = record_of(context, r.name, self.corpus, self.seed, outcome, metrics)
             record.learning_rate_trials = self.trials.get(r.rate_of or r.name, {})
@@ -269,12 +270,12 @@ def lenders(regimes: list[Regime]) -> list[Regime]:
     return [REGIMES[name] for name in sorted(borrowed)]
 
 
-def _cached_outcomes(context: Context, regimes: list[Regime], rates: dict, seed: int) -> dict[str, Outcome]:
+def _cached_outcomes(context: Context, regimes: list[Regime], chosen: dict, seed: int) -> dict[str, Outcome]:
     """Heads on cached hidden states: one cohort per order, one reading of every split."""
     started = time.perf_counter()
     reset_peak(context.material.backbone.device)
     training = [r for r in regimes if r.trained] + lenders(regimes)
-    trained = train_seed(context, [(r, rates[r.name]) for r in training], seed)
+    trained = train_seed(context, [(r, chosen[r.name]) for r in training], seed)
     members = {r.name: member for r, member in zip(training, trained)}
     read = time.perf_counter()
     seeded = seed_material(context.settings, context.material, seed)

@@ -2,6 +2,7 @@
 
 prefix  mean token embedding of the condition span                 every honest regime
 padded  the same with the pad embedding of all other positions     the released scripts' mean, honest span
+prompt  mean token embedding of all that is never scored            R4-prompt
 row     mean token embedding of the whole row                      R9, a declared leak
 length  the row's length and its share of padding, nothing else    R8, a declared leak
 states  mean final hidden state over the condition span            R13
@@ -12,7 +13,7 @@ leaks.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chameleon_lite.backbone import Backbone
-from chameleon_lite.batches import Arrangement
+from chameleon_lite.batches import Arrangement, arrange
 from chameleon_lite.cluster import Clustering
 from chameleon_lite.conditions import GroupMean, group_means
 from chameleon_lite.embed import mean_embeddings, normalise
@@ -57,6 +58,9 @@ class Views(dict[str, Tensor]):
                 x = mean_embeddings(table, weight)
             case "padded":
                 x = span_vectors(table, weight, self.length)
+            case "prompt":
+                span = np.stack([np.zeros_like(table.prefix), table.prefix], axis=1)
+                x = mean_embeddings(replace(table, condition=span), weight)
             case "row":
                 x = mean_embeddings(table, weight, span="row")
             case "length":
@@ -108,6 +112,19 @@ class OtherCluster(GroupMean):
             _, runs = torch.unique_consecutive(arrangement.cluster[first], return_counts=True)
             shift = min(int(runs.max()), shift)
         return (group + shift) % len(first)
+
+
+class RandomMean(GroupMean):
+    """The mean of a group of documents drawn at random for each order, whatever that order is (R5-clustered)."""
+
+    def __call__(self, arrangement: Arrangement, rows: Tensor) -> tuple[Condition, Tensor | None]:
+        return super().__call__(arrangement.once("drawn", lambda: self.drawn(arrangement.order)), rows)
+
+    @staticmethod
+    def drawn(order: Tensor) -> Arrangement:
+        """Another order of the same documents, which follows from the first alone."""
+        seed = int((order * torch.arange(1, len(order) + 1)).sum()) % (1 << 31)
+        return arrange(len(order), None, torch.Generator().manual_seed(seed))
 
 
 class LeaveOneOut(GroupMean):

@@ -1,20 +1,21 @@
-"""Learning rates: every rate of a grid on sweep seeds, the best on validation counts.
+"""What is tuned: every choice of a grid on sweep seeds, the best on validation counts.
 
-choose_rates ─ rounds of (regime, rate) ─▶ SweepJob (one seed and order, at most COHORT heads) ─▶ losses ─▶ rates
+choose ─ rounds of (regime, choice) ─▶ SweepJob (one seed and order, at most COHORT heads) ─▶ losses ─▶ choices
 
 Every loss is stored under `sweeps/` as soon as its job ends, so that a killed sweep goes on.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chameleon_lite import files
 from chameleon_lite.app.outputs import writing
 from chameleon_lite.errors import DamagedFile
 
-from .config import Experiment
+from .choices import Choice, trials
+from .config import Experiment, SweepSettings
 from .evaluate import Context, order_of, train_seed
 from .layers import trained_with_layers
 from .prepare import seed_material
@@ -25,7 +26,7 @@ SWEEP_SEEDS_FROM = 1_000
 # heads side by side in a sweep: large enough to share the product h·Wᵀ, small enough to distribute over processes
 COHORT = 24
 
-Key = tuple[str, float, int]  # regime, rate, sweep seed
+Key = tuple[str, Choice, int]  # regime, choice, sweep seed
 Losses = dict[Key, float]  # best validation loss, nats per token
 
 
@@ -43,44 +44,52 @@ class SweepJob:
     def __str__(self) -> str:
         name, _, seed = self.keys[0]
         order = order_of(self.settings, REGIMES[name])
-        return f"learning rates, seed {seed}, {order} order: {len(self.keys)} heads"
+        return f"choices, seed {seed}, {order} order: {len(self.keys)} heads"
 
     def run(self, context: Context) -> Iterator[tuple[Key, float]]:
         """Train the heads; yields each one's key and its loss."""
-        name, rate, seed = self.keys[0]
+        name, choice, seed = self.keys[0]
         if REGIMES[name].procedure:
             seeded = seed_material(self.settings, context.material, seed)
-            members = [trained_with_layers(context, seeded, REGIMES[name], rate)[0]]
+            members = [trained_with_layers(context, seeded, REGIMES[name], choice)[0]]
         else:
-            members = train_seed(context, [(REGIMES[name], rate) for name, rate, _ in self.keys], seed)
+            members = train_seed(context, [(REGIMES[name], choice) for name, choice, _ in self.keys], seed)
         yield from zip(self.keys, (member.best for member in members))
 
 
-def choose_rates(
+def choose(
     settings: Experiment, regimes: list[Regime], measured: Callable[[list[Key]], Losses]
-) -> tuple[dict[str, float], dict[str, dict]]:
-    """A learning rate for each regime, the given one or the best of the sweep (mean over its seeds), and all losses.
+) -> tuple[dict[str, Choice], dict[str, dict]]:
+    """A choice for each regime, the given rate or the best of the sweep (mean over its seeds), and all losses.
 
     A regime with `rate_of` takes the other's, which is swept for it where it is not among `regimes`. `measured`
     returns the losses of some keys.
     """
-    rates = dict(settings.learning_rates)
+    chosen = {name: Choice(rate) for name, rate in settings.learning_rates.items()}
     seeds = range(SWEEP_SEEDS_FROM, SWEEP_SEEDS_FROM + settings.sweep.seeds)
-    lenders = dict.fromkeys(r.rate_of or r.name for r in regimes if r.name not in rates)
-    tried: dict[str, dict[float, dict[str, float]]] = {name: {} for name in lenders if name not in rates}
-    pending = {name: settings.sweep.grid for name in tried}
+    lenders = dict.fromkeys(r.rate_of or r.name for r in regimes if r.name not in chosen)
+    tried: dict[str, dict[Choice, dict[str, float]]] = {name: {} for name in lenders if name not in chosen}
+    pending = {name: first_choices(settings.sweep, REGIMES[name]) for name in tried}
     for _ in range(settings.sweep.extend + 1):
-        wanted = [(name, rate, seed) for name, more in pending.items() for rate in more for seed in seeds]
+        wanted = [(name, choice, seed) for name, more in pending.items() for choice in more for seed in seeds]
         if not wanted:
             break
-        for (name, rate, seed), loss in measured(wanted).items():
-            tried[name].setdefault(rate, {})[str(seed)] = loss
-        pending = {name: _beyond_edge(of_name) for name, of_name in tried.items()}
-    rates |= {name: _best(of_name) for name, of_name in tried.items()}
-    rates |= {r.name: rates[r.rate_of] for r in regimes if r.name not in rates}
-    return rates, {
-        name: {f"{rate:g}": of_name[rate] for rate in sorted(of_name)} for name, of_name in tried.items()
-    }
+        for (name, choice, seed), loss in measured(wanted).items():
+            tried[name].setdefault(choice, {})[str(seed)] = loss
+        grown = [name for name in tried if not (REGIMES[name].searched and settings.sweep.trials)]
+        pending = {name: _beyond_edge(tried[name]) for name in grown}
+    chosen |= {name: _best(of_name) for name, of_name in tried.items()}
+    chosen |= {r.name: chosen[r.rate_of] for r in regimes if r.name not in chosen}
+    in_order = {name: sorted(of_name, key=lambda c: (c.rate, c.name)) for name, of_name in tried.items()}
+    return chosen, {name: {c.name: tried[name][c] for c in order} for name, order in in_order.items()}
+
+
+def first_choices(sweep: SweepSettings, r: Regime) -> list[Choice]:
+    """What is tried first for a regime: the grid, times the dropouts of a hyper-network; or random choices."""
+    if r.searched and sweep.trials:
+        return trials(sweep.trials)
+    dropouts = sweep.dropouts if r.drops and sweep.dropouts else (None,)
+    return [Choice(rate, dropout) for rate in sweep.grid for dropout in dropouts]
 
 
 def sweep_jobs(settings: Experiment, corpus: str, keys: Iterable[Key]) -> list[SweepJob]:
@@ -97,17 +106,17 @@ def sweep_jobs(settings: Experiment, corpus: str, keys: Iterable[Key]) -> list[S
 
 def loss_file(settings: Experiment, corpus: str, hashes: Iterable[str], key: Key) -> str:
     """The path below `runs` of one loss, which holds everything that it depends on; `hashes` of corpus and backbone."""
-    regime, rate, seed = key
+    regime, choice, seed = key
     parts = [part.key() for part in (settings.tokens, settings.data, settings.clusters, settings.train)]
     parts += [*hashes, order_of(settings, REGIMES[regime])]
     digits = hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]
-    return f"sweeps/{regime}--{file_part(corpus)}--{digits}--{rate:g}--seed{seed}.json"
+    return f"sweeps/{regime}--{file_part(corpus)}--{digits}--{choice.name.replace(' ', ',')}--seed{seed}.json"
 
 
 def store_loss(path: Path, key: Key, loss: float) -> None:
     """Keep one loss in a file with a checksum, which also says whose it is."""
     with writing(path, KEPT):
-        files.write_sealed(path, {"file": path.name, "trial": f"{key[0]}@{key[1]:g}", "best": loss})
+        files.write_sealed(path, {"file": path.name, "trial": f"{key[0]}@{key[1].name}", "best": loss})
 
 
 def stored_losses(paths: dict[Key, Path], say) -> Losses:
@@ -125,14 +134,15 @@ def stored_losses(paths: dict[Key, Path], say) -> Losses:
     return losses
 
 
-def _beyond_edge(tried: dict[float, dict[str, float]]) -> list[float]:
-    """The next rate to try when the best one lies on the edge of those tried; empty when it does not."""
+def _beyond_edge(tried: dict[Choice, dict[str, float]]) -> list[Choice]:
+    """The best choice with the next rate, where its rate lies on the edge of those tried with it; else none."""
     best = _best(tried)
-    if len(tried) < 2 or min(tried) < best < max(tried):
+    rates = [choice.rate for choice in tried if replace(choice, rate=best.rate) == best]
+    if len(rates) < 2 or min(rates) < best.rate < max(rates):
         return []
-    return [best * 3 if best == max(tried) else best / 3]
+    return [replace(best, rate=best.rate * 3 if best.rate == max(rates) else best.rate / 3)]
 
 
-def _best(tried: dict[float, dict[str, float]]) -> float:
-    """The rate with the lowest loss, a mean over sweep seeds."""
-    return min(tried, key=lambda rate: sum(tried[rate].values()) / len(tried[rate]))
+def _best(tried: dict[Choice, dict[str, float]]) -> Choice:
+    """The choice with the lowest loss, a mean over sweep seeds."""
+    return min(tried, key=lambda choice: sum(tried[choice].values()) / len(tried[choice]))

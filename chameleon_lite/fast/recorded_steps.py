@@ -66,7 +66,7 @@ class Replayed:
             self.living = names
         layers = [layer for m in live for layer in dropping(m.head)]
         if common.settings.masks == "row":
-            given = by_row([m.head for m in live], given, len(rows))
+            given = by_row(given, len(rows))
             common = common._replace(settings=common.settings.model_copy(update={"masks": "group"}))
         # States that are computed anew for every batch carry gradients on to the layers: a copy would not.
         can = self.recorder.limit > 0 and common.processes.count == 1

@@ -92,14 +92,9 @@ def prepare_released(
         for split, table in tables.items():
             mode = {"train_mode": dropout is not None and split == "train"} if live else {}
             states = LivePaddedStates if live else padded_states
-<<<<<<< HEAD
-            scored[split] = states(backbone, table, scoring, dtype=feature, **mode)
-            clusters[split], conditions[split] = row_vectors(settings, protocol, backbone, table)
-=======
             made = partial(states, scoring=scoring, dtype=feature, **mode)
             scored[split] = LiveStates(backbone, table) if idle else made(backbone, table)
-            clusters[split], conditions[split] = _vectors(settings, protocol, backbone, table)
->>>>>>> s5
+            clusters[split], conditions[split] = row_vectors(settings, protocol, backbone, table)
     weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul)
     shared = (backbone, corpus, tables, scored, weight, feature, seconds)
     return ReleasedCorpus(*shared, settings, protocol, scoring, clusters, conditions, dropout)

@@ -12,7 +12,7 @@ from chameleon_lite.heads import Condition, HyperHead, LoraHead
 from chameleon_lite.loss import next_token_pairs
 from chameleon_lite.processes import Processes
 from chameleon_lite.settings import TrainSettings
-from chameleon_lite.train import Member, average, evaluate, train_heads
+from chameleon_lite.train import Member, _fall, _optimisers, average, evaluate, train_heads
 
 SETTINGS = TrainSettings(epochs=3, rows_per_step=8, patience=9)
 AS_THEY_ARE = Arrangement(torch.arange(60))
@@ -100,11 +100,37 @@ def test_with_equal_conditions_the_size_of_groups_changes_nothing(tiny_states, t
         assert other.curve == first.curve
         for name, value in first.head.state_dict().items():
             assert torch.equal(value, other.head.state_dict()[name])
-    # One mask per group is another training, by far more than rounding; without dropout rounding is all.
+    # One mask per group is another training, by far more than rounding.
     grouped = [trained(source, masks="group").best for source in sources]
     assert abs(grouped[0] - grouped[2]) > 1e-3 and abs(grouped[0] - first.best) > 1e-3
-    dry = [trained(source, dropout=0.0).best for source in sources]
-    assert dry == pytest.approx([dry[0]] * 3, abs=1e-5)
+    dry = [trained(source, dropout=0.0).curve for source in sources]
+    assert dry[0] == dry[1] == dry[2]
+
+
+def test_a_cosine_falls_to_zero_and_ends_training(tiny_states, tiny_weight):
+    def trained(cosine, epochs):
+        member = lora()
+        member.cosine = cosine
+        return train([member], tiny_states, tiny_weight, SETTINGS.model_copy(update={"epochs": epochs}))[0]
+
+    fallen, constant = trained(2, 4), trained(0, 4)
+    assert [point["epoch"] for point in fallen.curve] == [0, 1, 2] and len(constant.curve) == 5
+    moved = [
+        abs(a["validation_nll"] - b["validation_nll"]) for a, b in zip(fallen.curve[1:], constant.curve[1:])
+    ]
+    assert all(x > 1e-4 for x in moved)
+    member = lora("b")
+    member.cosine = 4
+    optimisers = _optimisers([lora("a"), member], SETTINGS)
+    rates = []
+    for at in (0, 1, 2, 4):
+        _fall([member], optimisers, at)
+        rates.append(float(optimisers["b"].param_groups[0]["lr"]))
+    half = 0.5 * (1 + math.cos(math.pi / 4))
+    assert (
+        rates == pytest.approx([1e-2, half * 1e-2, 0.5e-2, 0.0])
+        and optimisers["a"].param_groups[0]["lr"] == 1e-2
+    )
 
 
 def test_the_best_state_is_kept_and_patience_stops(tiny_states, tiny_weight):

@@ -9,6 +9,7 @@ from chameleon_lite.backbone import load_backbone
 from chameleon_lite.processes import Processes
 from chameleon_lite.train import evaluate
 from chameleon_study import run, sweep
+from chameleon_study.choices import Choice
 from chameleon_study.corpora import load_corpus
 from chameleon_study.evaluate import Context, measure, source_of, train_seed
 from chameleon_study.prepare import prepare, seed_material
@@ -146,7 +147,7 @@ def test_seen_documents_are_drawn_from_all_of_training(small):
 def test_constant_input_is_a_static_adapter(small, tmp_path):
     """R3 trained, then folded into a LoRA head: the same losses, since nothing it is told varies."""
     context = _context(small(["R3"]))
-    (member,) = train_seed(context, [(REGIMES["R3"], 1e-2)], 0)
+    (member,) = train_seed(context, [(REGIMES["R3"], Choice(1e-2))], 0)
     seeded = seed_material(context.settings, context.material, 0)
     order = seeded.epoch("test", "random", 0)
     source = source_of(REGIMES["R3"], seeded, "test")
@@ -162,7 +163,7 @@ def test_every_regime_on_cached_states_is_measured(small, tmp_path):
     names = [n for n, r in REGIMES.items() if r.procedure is None]
     context = _context(small(names))
     trained = [r for r in REGIMES.values() if r.trained and not r.procedure]
-    members = train_seed(context, [(r, 1e-2) for r in trained], 0)
+    members = train_seed(context, [(r, Choice(1e-2)) for r in trained], 0)
     members = {r.name: member for r, member in zip(trained, members)}
     seeded = seed_material(context.settings, context.material, 0)
     found = measure(context, seeded, [REGIMES[n] for n in names], members)

@@ -8,13 +8,15 @@ from chameleon_study.config import PROFILES, load_experiment
 from chameleon_study.regimes import REGIMES
 from chameleon_study.released.run import check_released
 from chameleon_study.run import expected_names, stops
+from chameleon_study.sweep import first_choices
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments"
 HONEST = sorted(FOLDER.glob("honest-*.yaml"))
+TUNED = [path for path in (*HONEST, FOLDER / "planted.yaml") if path.stem != "honest-layers"]
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("path", HONEST, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*HONEST, FOLDER / "planted.yaml"], ids=lambda p: p.stem)
 def test_loads_under_every_profile(path, profile):
     settings = load_experiment(path, profile)
     assert settings.name == path.stem
@@ -37,11 +39,24 @@ def test_learning_curves_load_and_have_a_run_for_each_budget(path, profile):
 
 def test_every_regime_is_run_by_some_experiment():
     run = {name for path in HONEST for name in load_experiment(path, "paper").regimes}
-    assert run == set(REGIMES)
+    assert run == set(REGIMES) - {"R4-nodrop"}  # its question is answered by tuned dropout
 
 
 def test_reported_seeds_are_five():
     assert {load_experiment(path, "paper").seeds for path in HONEST} == {5}
+
+
+def test_a_regime_and_its_control_are_tuned_on_one_budget():
+    borrowing = {name for name, r in REGIMES.items() if r.rate_of}
+    assert all(name.startswith(("R4-g", "R5-g", "R11-K")) for name in borrowing)  # curves over a size
+    for path in TUNED:
+        sweep = load_experiment(path, "paper").sweep
+        assert sweep.grid == (3e-4, 1e-3, 3e-3, 9e-3) and sweep.seeds == 2
+        assert sweep.dropouts == (0, 0.1, 0.5) and sweep.trials == 48
+    sizes = {name: len(first_choices(sweep, REGIMES[name])) for name in ("R3-best", "R4-best", "R6-best")}
+    assert set(sizes.values()) == {48}
+    for name in ("R3-clustered", "R4", "R5-clustered", "R6", "R18-clustered", "R13", "R7b"):
+        assert first_choices(sweep, REGIMES[name]) == first_choices(sweep, REGIMES["R3"]), name
 
 
 def test_a_borrowed_rate_or_head_belongs_to_a_regime_of_the_same_kind():

@@ -13,6 +13,7 @@ from chameleon_lite.errors import UserError
 from chameleon_lite.heads import LoraHead
 from chameleon_lite.processes import Processes
 from chameleon_study import run, write
+from chameleon_study.choices import Choice
 from chameleon_study.claims.continuations import Generations, generation_frame
 from chameleon_study.config import PROFILES, Experiment, load_experiment
 from chameleon_study.corpora import load_corpus
@@ -43,7 +44,7 @@ def trained(small):
             "",
         )
         trained = [REGIMES[n] for n in names if REGIMES[n].trained]
-        members = train_seed(context, [(r, 1e-2) for r in trained], 0)
+        members = train_seed(context, [(r, Choice(1e-2)) for r in trained], 0)
         return (
             context,
             seed_material(settings, context.material, 0),
