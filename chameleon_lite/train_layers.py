@@ -43,8 +43,8 @@ class WithLayers(Head):
 class LiveStates:
     """The scored (state, target) pairs of N documents, computed anew for every batch: `train.States`.
 
-    Rows are padded, documents of similar length together, but for training steps that the engine's fast pass
-    takes. `record`: on a GPU that one may be recorded, which holds its memory until `close`. Without
+    Rows are padded, documents of similar length together, but where the engine's fast pass takes them.
+    `record`: on a GPU that of training may be recorded, which holds its memory until `close`. Without
     gradients a state is rounded to 16 bits, as one from a file is.
     """
 
@@ -59,6 +59,12 @@ class LiveStates:
         fast = engine.fast("layer_pass")
         return fast and fast(self.backbone, self.table, self.record)
 
+    @cached_property
+    def reading_pass(self):
+        """The same without gradients; a CPU's pieces are small, so that they hold little padding anyway."""
+        fast = engine.fast("layer_pass", worth=self.device.type == "cuda")
+        return fast and fast(self.backbone, self.table, reads=True)
+
     def tokens(self, rows: Tensor) -> int:
         """Scored tokens of documents rows (B,)."""
         return int(self.counts[rows].sum())
@@ -66,8 +72,8 @@ class LiveStates:
     def pieces(self, rows: Tensor) -> list[Tensor]:
         """Places in rows (B,) of the documents that go through the backbone at one time."""
         trains = torch.is_grad_enabled()
-        if trains and self.training_pass:
-            return self.training_pass.pieces(rows)
+        if fast := self.training_pass if trains else self.reading_pass:
+            return fast.pieces(rows)
         budget = STEP_TOKENS if trains else READ_TOKENS
         pieces = by_length(self.table.lengths[rows.numpy()], budget.get(self.device.type, budget["cpu"]))
         return [torch.from_numpy(piece) for piece in pieces]
@@ -75,8 +81,8 @@ class LiveStates:
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Documents rows (B,) to their states (M, C), targets (M,), and row numbers (M,) on the host."""
         trains = torch.is_grad_enabled()
-        if trains and self.training_pass:
-            return self.training_pass.batch(rows)
+        if fast := self.training_pass if trains else self.reading_pass:
+            return fast.batch(rows)
         ids, mask = self.table.padded(rows)
         row, column, target = next_token_pairs(
             ids, mask, torch.from_numpy(self.table.prefix[rows.numpy()]).long()

@@ -1,8 +1,8 @@
 """Regimes that cached hidden states cannot serve: the backbone runs anew for them (R14, R16, R17).
 
-in_context     prefixes of up to 15 rows of the same cluster batch are put in front of the row; nothing is trained
-layers_static  LoRA in every layer (PEFT) and on the head: the baseline that the paper describes
-layers_hyper   LoRA in every layer, hyper-network on the head: the method that the paper describes
+in_context  prefixes of up to 15 rows of the same cluster batch are put in front of the row; nothing is trained
+layers      LoRA in every layer (PEFT) below the regime's head, trained together: with a LoRA head the baseline
+            that the paper describes, with the hyper-network its method
 """
 
 import time
@@ -18,24 +18,22 @@ from torch import Tensor
 from chameleon_lite.backbone import copied
 from chameleon_lite.backbones.formats import arithmetic
 from chameleon_lite.batches import Arrangement
-from chameleon_lite.conditions import GroupMean
 from chameleon_lite.errors import RunFailed
-from chameleon_lite.heads import Head, HyperHead, LoraHead
 from chameleon_lite.lora import add_lora, lora_parameters
 from chameleon_lite.text import cumulative
 from chameleon_lite.train import Member
 from chameleon_lite.train_layers import LiveStates, WithLayers
 
-from .evaluate import Context, Outcome
-from .prepare import SeedClusterings
-from .regimes import CLUSTERED, GROUP, RANK, Regime
+from .choices import Choice
+from .evaluate import Context, Outcome, new_members, order_of, source_of
+from .prepare import Material, SeedClusterings
+from .regimes import CLUSTERED, RANK, Regime
 
 NEIGHBOURS = 15  # other rows whose prefixes are put in front
 NEIGHBOUR_TOKENS = 32  # of each prefix at most: a plain text's whole prefix, the start of a long prompt
-LEARNING_RATES = (3e-4, 1e-3)
 
 
-def in_context(context: Context, seeded: SeedClusterings, r: Regime) -> Outcome:
+def in_context(context: Context, seeded: SeedClusterings, r: Regime, choice: None = None) -> Outcome:
     """R14: the frozen model reads its cluster neighbours' prefixes before the row; the same positions are scored."""
     started, material, nll = time.perf_counter(), context.material, {}
     backbone = material.backbone
@@ -67,39 +65,40 @@ def neighbours_in_front(table, groups: Tensor, separator: list[int]) -> tuple[li
     return rows, front
 
 
-def in_layers(head: type[Head], context: Context, seeded: SeedClusterings, r: Regime) -> Outcome:
-    """R16, R17: LoRA of rank 4 in every layer, trained at every rate with a head; the better on validation counts."""
-    started = time.perf_counter()
-    outcomes = [_trained(head, context, seeded, r, rate) for rate in LEARNING_RATES]
-    best = min(outcomes, key=lambda outcome: outcome.member.best)
-    best.seconds = {"training": (time.perf_counter() - started) / len(outcomes)}
-    return best
+def in_layers(context: Context, seeded: SeedClusterings, r: Regime, choice: Choice) -> Outcome:
+    """R16, R17 and their kin: trained by the given choice, then read on validation and test."""
+    started, train, nll = time.perf_counter(), context.settings.train, {}
+    member, live = trained_with_layers(context, seeded, r, choice)
+    read, order = time.perf_counter(), order_of(context.settings, r)
+    how = {"rows": train.rows_per_step, "scale": train.scale, "processes": context.processes}
+    for split in ("validation", "test"):
+        head = (member.head, source_of(r, seeded, split, choice))
+        nll[split] = live.nll([head], split, seeded.epoch(split, order, 0), **how)[0]
+    seconds = {"training": read - started, "evaluation": time.perf_counter() - read}
+    return Outcome(nll, member=member, seconds=seconds)
 
 
-def _trained(head: type[Head], context: Context, seeded, r: Regime, rate: float) -> Outcome:
-    material, settings = context.material, context.settings.train
-    settings = settings.model_copy(update={"validations_per_epoch": 1})
-    adapted, live, sources = copied(material.backbone), {}, {}
-    for split in ("train", "validation", "test"):
-        live[split] = LiveStates(adapted, material.tables[split])
-        sources[split] = GroupMean(seeded.splits[split].vectors, GROUP) if head is HyperHead else None
-    material, orders = replace(material, scored=live), partial(seeded.epoch, order=r.order)
-    with torch.random.fork_rng():
+def trained_with_layers(
+    context: Context, seeded: SeedClusterings, r: Regime, choice: Choice
+) -> tuple[Member, Material]:
+    """The head with LoRA of rank 4 in every layer of a copied backbone, and the corpus as that backbone reads it."""
+    material, (member,) = context.material, new_members(context, seeded, [(r, choice)])
+    adapted = copied(material.backbone)
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeded.seed)
         add_lora(adapted, rank=RANK)
-        trained = head(adapted.width, adapted.vocab, RANK).to(adapted.device)
-        both = WithLayers(trained, lora_parameters(adapted).values())
-    member = Member(r.name, both, sources["train"], sources["validation"], rate, seed=seeded.seed * 1_000_003)
+    member.head = WithLayers(member.head, lora_parameters(adapted).values())
+    live = {s: LiveStates(adapted, material.tables[s]) for s in ("train", "validation", "test")}
+    material, orders = (
+        replace(material, scored=live),
+        partial(seeded.epoch, order=order_of(context.settings, r)),
+    )
     with closing(live["train"]), suppress(RunFailed):  # `failure` holds what went wrong
-        material.train([member], orders, settings, progress=False)
-    nll, options = {}, {"rows": settings.rows_per_step, "scale": settings.scale}
-    for split in ("validation", "test"):
-        nll[split] = material.nll([(both, sources[split])], split, orders(split, number=0), **options)[0]
-    return Outcome(nll, member=member)
+        material.train([member], orders, context.settings.train, context.processes, progress=False)
+    return member, material
 
 
-PROCEDURES: dict[str, Callable[[Context, SeedClusterings, Regime], Outcome]] = {
+PROCEDURES: dict[str, Callable[[Context, SeedClusterings, Regime, Choice | None], Outcome]] = {
     "in_context": in_context,
-    "layers_static": partial(in_layers, LoraHead),
-    "layers_hyper": partial(in_layers, HyperHead),
+    "layers": in_layers,
 }

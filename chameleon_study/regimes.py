@@ -66,7 +66,7 @@ class Regime:
 
     @property
     def trained(self) -> bool:
-        """Whether a head on cached states is trained for this regime."""
+        """Whether a head is trained for this regime."""
         return self.head is not None
 
 

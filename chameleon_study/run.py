@@ -250,7 +250,8 @@ class SeedJob:
         outcomes = _cached_outcomes(context, cached, self.chosen, self.seed) if cached else {}
         seeded = seed_material(self.settings, material, self.seed)
         for r in regimes:
-            outcome = outcomes.get(r.name) or PROCEDURES[r.procedure](context, seeded, r)
+            choice = self.chosen.get(r.name)
+            outcome = outcomes.get(r.name) or PROCEDURES[r.procedure](context, seeded, r, choice)
             metrics, documents = measured(material, outcome)
             record = record_of(context, r.name, self.corpus, self.seed, outcome, metrics)
             record.learning_rate_trials = self.trials.get(r.rate_of or r.name, {})

@@ -14,12 +14,12 @@ from pydantic import BaseModel, ValidationError
 
 from chameleon_lite import files
 
-from .layers import LEARNING_RATES
 from .provenance import device_name
 from .records import load_records
 from .stored import read, storing
 
 FILE = "spans.jsonl"
+EARLY_RATES = 2  # learning rates in an early run with LoRA in the layers
 
 
 class Span(BaseModel, extra="forbid"):
@@ -99,4 +99,4 @@ def unnoted_minutes(path: Path, spans: list[Span]) -> float:
     known = {(s.experiment, s.corpus) for s in spans}
     records = load_records(path) if path.is_file() else []
     seconds = sum(r.seconds["training"] for r in records if (r.experiment, r.corpus) not in known)
-    return seconds * len(LEARNING_RATES) / 60
+    return seconds * EARLY_RATES / 60

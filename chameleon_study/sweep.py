@@ -17,6 +17,8 @@ from chameleon_lite.errors import DamagedFile
 from .choices import Choice, trials
 from .config import Experiment, SweepSettings
 from .evaluate import Context, order_of, train_seed
+from .layers import trained_with_layers
+from .prepare import seed_material
 from .records import KEPT, file_part
 from .regimes import REGIMES, Regime
 
@@ -30,7 +32,10 @@ Losses = dict[Key, float]  # best validation loss, nats per token
 
 @dataclass(frozen=True)
 class SweepJob:
-    """Heads to train side by side: their keys have one order of documents and one seed."""
+    """Heads to train side by side: their keys have one order of documents and one seed.
+
+    A head with LoRA in the layers, whose states are its own, is a job of its own.
+    """
 
     settings: Experiment
     corpus: str
@@ -43,8 +48,12 @@ class SweepJob:
 
     def run(self, context: Context) -> Iterator[tuple[Key, float]]:
         """Train the heads; yields each one's key and its loss."""
-        seed = self.keys[0][2]
-        members = train_seed(context, [(REGIMES[name], choice) for name, choice, _ in self.keys], seed)
+        name, choice, seed = self.keys[0]
+        if REGIMES[name].procedure:
+            seeded = seed_material(self.settings, context.material, seed)
+            members = [trained_with_layers(context, seeded, REGIMES[name], choice)[0]]
+        else:
+            members = train_seed(context, [(REGIMES[name], choice) for name, choice, _ in self.keys], seed)
         yield from zip(self.keys, (member.best for member in members))
 
 
@@ -85,9 +94,10 @@ def first_choices(sweep: SweepSettings, r: Regime) -> list[Choice]:
 
 def sweep_jobs(settings: Experiment, corpus: str, keys: Iterable[Key]) -> list[SweepJob]:
     """The jobs that measure these losses, one order of documents after another."""
-    groups: dict[tuple[str, int], list[Key]] = {}
+    groups: dict[tuple[str, int, str], list[Key]] = {}
     for key in keys:
-        groups.setdefault((order_of(settings, REGIMES[key[0]]), key[2]), []).append(key)
+        alone = str(key) if REGIMES[key[0]].procedure else ""
+        groups.setdefault((order_of(settings, REGIMES[key[0]]), key[2], alone), []).append(key)
     cohorts = [
         group[i : i + COHORT] for _, group in sorted(groups.items()) for i in range(0, len(group), COHORT)
     ]

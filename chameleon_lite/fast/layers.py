@@ -1,4 +1,4 @@
-"""The layers' pass of a training step on packed rows: documents one behind the other, hardly any padding.
+"""The layers' pass on packed rows, in training and in readings: documents one behind the other, hardly any padding.
 
 rows (B,) of a step ─ first fit ─▶ pieces of packed rows ─ layers, on a GPU recorded ─▶ h (M, C), target (M,)
 
@@ -24,7 +24,7 @@ from ..backbone import Backbone
 from ..lora import without_lora
 from ..states import sent
 from ..text import TokenTable, cumulative, ragged
-from ..train_layers import STEP_TOKENS, Layers, states_at
+from ..train_layers import READ_TOKENS, STEP_TOKENS, Layers, states_at
 from .recorder import usable_after
 
 Run = Callable[[Tensor, Tensor | None, Tensor], Tensor]  # ids, position (B, T), mask ─▶ h (B, T, C)
@@ -97,13 +97,24 @@ def sees(document: Tensor) -> Tensor:
     return ((document[:, :, None] == document[:, None]) & causal)[:, None]
 
 
-def layer_pass(backbone: Backbone, table: TokenTable, record: bool = True) -> "PackedPass | None":
-    """The packed pass for a table's documents, on a GPU recorded if `record`; None if the model cannot."""
-    longest = int(table.lengths.max())
+def layer_pass(
+    backbone: Backbone, table: TokenTable, record: bool = True, reads: bool = False
+) -> "PackedPass | None":
+    """The packed pass for a table's documents, on a GPU recorded if `record`; None if the model cannot.
+
+    `reads`: that of readings without gradients, in the backbone's own number format, rounded to 16 bits.
+    """
+    longest, budgets = int(table.lengths.max()), READ_TOKENS if reads else STEP_TOKENS
     if not takes_packed(backbone, longest):
         return None
-    budget = STEP_TOKENS.get(backbone.device.type, STEP_TOKENS["cpu"])
+    budget = budgets.get(backbone.device.type, budgets["cpu"])
     length = row_length(longest, budget)
+    if reads:
+
+        def read(ids: Tensor, position: Tensor | None, mask: Tensor) -> Tensor:
+            return backbone.hidden(ids, mask, position).half()
+
+        return PackedPass(read, backbone.device, table, budget, length, None)
     n_rows = max(1, budget // length)
     if record and (run := recorded(backbone, n_rows, length)):
         return PackedPass(run, backbone.device, table, budget, length, n_rows)
@@ -151,11 +162,17 @@ class PackedPass:
         return packed(self.table, in_rows, length, n_rows), torch.from_numpy(np.concatenate(fitted))
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Documents rows (B,) of a piece to states (M, C), targets (M,), and row numbers (M,) on the host."""
+        """Documents rows (B,) of a piece to states (M, C), targets (M,), and row numbers (M,) on the host.
+
+        These ascend without gradients.
+        """
         piece, place = self.packed(rows)
+        owner, order = place[piece.owner], slice(None)  # (M,)
+        if not torch.is_grad_enabled():
+            owner, order = owner.sort(stable=True)
         ids, position, document = sent(torch.stack([piece.ids, piece.position, piece.document]), self.device)
-        state, target = sent(torch.stack([piece.state, piece.target]), self.device)
-        return states_at(self.run(ids, position, sees(document)), state), target, place[piece.owner]
+        state, target = sent(torch.stack([piece.state[order], piece.target[order]]), self.device)
+        return states_at(self.run(ids, position, sees(document)), state), target, owner
 
     def close(self) -> None:
         """Give back what a recorded pass holds."""

@@ -1,6 +1,6 @@
 """A corpus under a protocol: rows, states, vectors, clusters and batches, switch by switch.
 
-Corpus ─ split ─ tokenise ─▶ TokenTable per split ─ padded_states, LivePaddedStates ─▶ scored pairs
+Corpus ─ split ─ tokenise ─▶ TokenTable per split ─ padded_states, LivePaddedStates, LiveStates ─▶ scored pairs
                                  └ span, padded or not ─▶ vectors ─ k-means ─▶ batches per seed
 
 Released k-means: no seed, ten steps from random rows, empty clusters keep their stale centroid, and the list
@@ -10,6 +10,7 @@ study uses.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ from chameleon_lite.errors import UserError
 from chameleon_lite.lora import add_lora
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.text import TokenTable, tokenise
+from chameleon_lite.train_layers import LiveStates
 
 from ..config import Experiment
 from ..prepare import Material, Say, check_batch, timed
@@ -39,7 +41,7 @@ SCRIPT_SEED = 42  # the Alpaca script draws its validation rows with this seed
 
 @dataclass
 class ReleasedCorpus(Material):
-    """A corpus under a protocol; `scored` are LivePaddedStates where its backbone is live."""
+    """A corpus under a protocol; `scored` are computed anew for every batch where its backbone is live."""
 
     settings: Experiment
     protocol: Protocol
@@ -82,11 +84,15 @@ def prepare_released(
     train, zeros, skips = settings.train, protocol.attention == "id not 0", protocol.ignored == "padding"
     scoring = Scoring(protocol.objective, settings.tokens.max_length, zeros, skips)
     feature, matmul = (number_format(x, backbone.device) for x in (train.feature_dtype, train.matmul_dtype))
+    # Nothing depends on padding: LoRA in the layers trains and is read as in the honest study.
+    idle = protocol.layers and scoring.objective == "next_token" and not zeros and dropout is None
+    feature = backbone.head.weight.dtype if idle else feature
     with timed(seconds, "features"):
         for split, table in tables.items():
             mode = {"train_mode": dropout is not None and split == "train"} if live else {}
             states = LivePaddedStates if live else padded_states
-            scored[split] = states(backbone, table, scoring, dtype=feature, **mode)
+            made = partial(states, scoring=scoring, dtype=feature, **mode)
+            scored[split] = LiveStates(backbone, table) if idle else made(backbone, table)
             clusters[split], conditions[split] = _vectors(settings, protocol, backbone, table)
     weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul)
     shared = (backbone, corpus, tables, scored, weight, feature, seconds)

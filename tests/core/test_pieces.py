@@ -10,13 +10,14 @@ import transformers
 from chameleon_lite import engine
 from chameleon_lite.backbone import copied, load_backbone
 from chameleon_lite.backbones.tiny import byte_tokenizer
+from chameleon_lite.batches import Arrangement
 from chameleon_lite.fast.layers import PackedPass, layer_pass, row_length, takes_packed
 from chameleon_lite.heads import LoraHead
 from chameleon_lite.lora import add_lora, lora_parameters
 from chameleon_lite.loss import HeadWeight, next_token_pairs
 from chameleon_lite.processes import Processes
 from chameleon_lite.settings import TrainSettings
-from chameleon_lite.train import Common, Member, step
+from chameleon_lite.train import Common, Member, evaluate, step
 from chameleon_lite.train_layers import Layers, LiveStates, WithLayers
 
 CPU = torch.device("cpu")
@@ -128,6 +129,22 @@ def test_packed_is_padded_on_the_other_engine(small, tiny_table, kind):
         assert nats == pytest.approx(loss, rel=1e-5)
         assert (other - gradient).norm() < 1e-5 * gradient.norm()
         assert torch.allclose(h, states, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["GPT2", "Llama"])
+def test_readings_on_packed_rows_are_those_on_padded_ones(small, tiny_table, kind):
+    table, backbone = tiny_table.take(np.arange(24)), small(kind)
+    heads, weight = (
+        [(None, None), (adapted(backbone), None)],
+        HeadWeight(backbone.head.weight, dtype=torch.float32),
+    )
+    order, found = Arrangement(torch.randperm(24, generator=torch.Generator().manual_seed(0))), []
+    for name, kind_of_pass in (("plain", type(None)), ("fast", PackedPass)):
+        with engine.use(name):
+            live = LiveStates(backbone, table)
+            found.append(evaluate(heads, live, order, weight, rows=9))  # (2, 24)
+            assert type(live.reading_pass) is kind_of_pass
+    assert torch.allclose(*found, rtol=1e-4) and (found[0] > 0).all()
 
 
 def test_models_that_read_positions_or_masks_in_another_way_keep_padded_rows(small, tiny_table):

@@ -15,6 +15,7 @@ from chameleon_lite.backbone import load_backbone
 from chameleon_lite.processes import Processes
 from chameleon_lite.train import Member, evaluate
 from chameleon_study import layers, write
+from chameleon_study.choices import Choice
 from chameleon_study.corpora import load_corpus
 from chameleon_study.evaluate import Context, head_and_source
 from chameleon_study.prepare import prepare, seed_material
@@ -122,11 +123,8 @@ def test_prefixes_in_context_hold_no_scored_token_of_a_neighbour(small, two_worl
         assert (before[0][n][:stop] == after[0][n][:stop]).all()
 
 
-@pytest.mark.parametrize("name", ["R14", "R16", "R17"])
-def test_other_rows_scored_text_changes_nothing_without_the_cache(
-    name, small, two_worlds, made_up, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(layers, "LEARNING_RATES", (1e-2,))
+@pytest.mark.parametrize("name", [n for n, r in REGIMES.items() if r.procedure])
+def test_other_rows_scored_text_changes_nothing_without_the_cache(name, small, two_worlds, made_up, tmp_path):
     corpus, other = (read_jsonl(Path(p)) for p in two_worlds)
     first = corpus.splits["test"][0]
     mixed = replace(corpus, splits=corpus.splits | {"test": (first, *other.splits["test"][1:])})
@@ -134,6 +132,7 @@ def test_other_rows_scored_text_changes_nothing_without_the_cache(
     losses = []
     for context in contexts(small, (made_up, str(tmp_path / "mixed.jsonl"))):
         seeded = seed_material(context.settings, context.material, 0)
-        losses.append(layers.PROCEDURES[REGIMES[name].procedure](context, seeded, REGIMES[name]).nll["test"])
+        run = layers.PROCEDURES[REGIMES[name].procedure]
+        losses.append(run(context, seeded, REGIMES[name], Choice(1e-2)).nll["test"])
     assert float(losses[0][0]) == pytest.approx(float(losses[1][0]), rel=1e-5)
     assert not torch.allclose(losses[0][1:], losses[1][1:])
