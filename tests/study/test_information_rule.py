@@ -15,6 +15,7 @@ from chameleon_lite.backbone import load_backbone
 from chameleon_lite.processes import Processes
 from chameleon_lite.train import Member, evaluate
 from chameleon_study import layers, write
+from chameleon_study.choices import Choice
 from chameleon_study.corpora import load_corpus
 from chameleon_study.evaluate import Context, head_and_source
 from chameleon_study.prepare import prepare, seed_material
@@ -132,6 +133,6 @@ def test_other_rows_scored_text_changes_nothing_without_the_cache(name, small, t
     for context in contexts(small, (made_up, str(tmp_path / "mixed.jsonl"))):
         seeded = seed_material(context.settings, context.material, 0)
         run = layers.PROCEDURES[REGIMES[name].procedure]
-        losses.append(run(context, seeded, REGIMES[name], 1e-2).nll["test"])
+        losses.append(run(context, seeded, REGIMES[name], Choice(1e-2)).nll["test"])
     assert float(losses[0][0]) == pytest.approx(float(losses[1][0]), rel=1e-5)
     assert not torch.allclose(losses[0][1:], losses[1][1:])

@@ -2,6 +2,7 @@
 
 import pytest
 
+from chameleon_study.choices import Choice
 from chameleon_study.regimes import REGIMES
 from chameleon_study.run import run_experiment
 from chameleon_study.sweep import sweep_jobs
@@ -21,9 +22,10 @@ def test_rates_are_swept_like_all_others_on_seeds_that_are_not_reported(small, t
 
 
 def test_heads_whose_layers_train_share_no_job(small):
-    keys = [(name, rate, 1000) for name in ("R1", "R16", "R17-random") for rate in (1e-3, 1e-2)]
-    jobs = [job.keys for job in sweep_jobs(small(["R1"]), "corpus", keys)]
-    assert sorted(jobs) == sorted([tuple(keys[:2]), *((key,) for key in keys[2:])])
+    choices = Choice(1e-3), Choice(1e-2)
+    keys = [(name, choice, 1000) for name in ("R1", "R16", "R17-random") for choice in choices]
+    jobs = {job.keys for job in sweep_jobs(small(["R1"]), "corpus", keys)}
+    assert jobs == {tuple(keys[:2]), *((key,) for key in keys[2:])}
 
 
 @pytest.mark.parametrize("name", IN_LAYERS)
@@ -37,3 +39,14 @@ def test_training_ends_when_validation_stops_falling_and_the_best_state_is_read(
     assert losses.index(min(losses)) == len(losses) - 3  # two more misses than none end it
     assert record.metrics["validation_nll"] == pytest.approx(min(losses), rel=1e-6)
     assert record.learning_rate == 0.1 and record.metrics["test_nll"] < losses[0]
+
+
+def test_a_hyper_network_above_layers_that_train_drops_anew_for_each_row(small, tmp_path):
+    losses = []
+    for masks in ("group", "row"):
+        train = {"rows_per_step": 16, "feature_dtype": "float32", "matmul_dtype": "float32", "masks": masks}
+        settings = small(["R17-constant"], train=train | {"epochs": 2})
+        (record,) = run_experiment(settings, runs=tmp_path)
+        losses.append([point["validation_nll"] for point in record.curve])
+    one, other = losses
+    assert one[0] == other[0] and abs(one[-1] - other[-1]) > 1e-4
