@@ -35,12 +35,15 @@ def losses_of(records: list[Record], folder: Path) -> dict[str, tuple]:
     if not frames:
         raise UserError(f"no per-document losses in {folder}: run the experiment there first")
     rows, articles = pd.concat(frames, ignore_index=True), articles_of(folder)
-    by_run = dict(iter(rows[rows["split"] == "test"].groupby("run", observed=True)))
-    if lost := [r.name for r in records if r.name not in by_run]:
+    rows = rows[(rows["split"] == "test") & rows["run"].isin([r.name for r in records])]
+    corpus, out = rows["run"].map({r.name: r.corpus for r in records}).astype(str), {}
+    for name, of_corpus in rows.groupby(corpus, sort=False):
+        out |= {run: losses for (run, _), losses in by_unit(of_corpus, name, articles).items()}
+    if lost := [r.name for r in records if r.name not in out]:
         raise DamagedFile(
             f"{folder} has the record of {lost[0]} and not its losses: restore them, or run it again"
         )
-    return {r.name: by_unit(by_run[r.name], r.corpus, articles) for r in records}
+    return out
 
 
 def summary_frame(records: list[Record], folder: Path) -> pd.DataFrame:

@@ -1,16 +1,14 @@
 """What stored continuations show: scores by seed and document, contrasts, one table (claim 16).
 
     results/coherence-*.jsonl + .parquet ─▶ Generations ─ gain(corpus, first, second, score) ─▶ intervals
-                                                 ├ family(corpus) ─▶ R4 against R1 and R3, with verdicts
-                                                 └ coherent_outputs ─▶ the verdict of claim 16
+                                                 └ coherence ─▶ R4 against R6 on each corpus
 
-"More coherent outputs across a cluster" names no measure. Agreement with the reference decides, the one
-thing a text cannot gain by being short of words; variety and repetition are printed too. Seeds and
-documents are crossed as everywhere; a batch's variety belongs to its seed's clustering, so it is averaged
-over documents first, and only seeds are drawn.
+"More coherent outputs across a cluster" names no measure. Agreement with the reference decides one part, the
+one thing a text cannot gain by being short of words, and agreement within a batch the other; variety and
+repetition are printed too. Seeds and documents are crossed as everywhere; what belongs to a batch belongs to
+its seed's clustering, so it is averaged over documents first, and only seeds are drawn.
 """
 
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,18 +17,17 @@ import pandas as pd
 
 from ..records import SCORES
 from ..regimes import REGIMES
-from .contrasts import FamilyMember, StoredRuns, judge, shared_seeds
-from .rules import NO_DATA, ClaimVerdict, Part, combined, weighed
-from .statistics import Contrast, contrast
+from .contrasts import StoredRuns, shared_seeds
+from .rules import Cell, Cells
+from .statistics import Contrast, contrast, verdict
 
 COHERENCE = "coherence-"  # files of results that hold continuations
-SCORE = "rouge_l"  # what decides; the other columns are shown too
-AGAINST = ("R1", "R3")  # R4 above a static update, and above the same hyper-network with a constant input
+SCORE = "rouge_l"  # agreement with the reference; a batch's own is in the column of that name after "batch_"
+AGAINST, BESIDE = "R6", ("R1", "R3")  # the row's own condition decides; a static update, a constant input
 # of ROUGE-L F1, chosen before any run: under one word more in the right order, of some 45 in 64 tokens
 MARGIN = 0.01
 TITLES = ("ROUGE-L", "distinct-1", "distinct-2", "repeated", "distinct-1 of a batch", "distinct-2 of a batch")
 TITLES = dict(zip(SCORES, TITLES))
-BESIDE = ("distinct_2", "repeated", "batch_distinct_2")  # R4's minus R1's and R3's, without a verdict
 
 
 class Generations(StoredRuns):
@@ -60,7 +57,8 @@ class Generations(StoredRuns):
             for regime in (first, second or first)
         )
         seeds = shared_seeds([one, other])
-        if len({tuple(table[s]["document"]) for table in (one, other) for s in seeds}) != 1:
+        tables = [table[s] for table in (one, other) for s in seeds]
+        if len({tuple(t["document"]) for t in tables}) != 1 or not all(column in t for t in tables):
             return None
         a, b = (np.stack([table[s][column].to_numpy(float) for s in seeds]) for table in (one, other))
         b = b if second else np.zeros_like(a)
@@ -68,17 +66,6 @@ class Generations(StoredRuns):
             a, b = a.mean(1, keepdims=True), b.mean(1, keepdims=True)  # (S, 1)
         weights = one[seeds[0]]["tokens"].to_numpy(float) if column == "nll" else np.ones(a.shape[1])
         return contrast(a, b, weights, draws=self.draws)
-
-    def family(self, corpus: str) -> dict[str, FamilyMember]:
-        """R4 above R1 and R4 above R3, Holm-adjusted together; empty unless both are possible.
-
-        `verdict` is about the lower of two, so it is applied to the other's score minus R4's.
-        """
-        gains = {f"R4 − {other}": self.gain(corpus, "R4", other) for other in AGAINST}
-        if None in gains.values():
-            return {}
-        turned = {f"R4 − {other}": self.gain(corpus, other, "R4") for other in AGAINST}
-        return {name: replace(member, contrast=gains[name]) for name, member in judge(turned, MARGIN).items()}
 
 
 def generation_frame(generations: Generations) -> pd.DataFrame:
@@ -89,36 +76,28 @@ def generation_frame(generations: Generations) -> pd.DataFrame:
         if mean is None:
             continue
         against = generations.gain(corpus, "R4", regime) if regime != "R4" else None
-        member = generations.family(corpus).get(f"R4 − {regime}")
         rows.append(
             {"corpus": corpus, "regime": regime, "what": REGIMES[regime].title}
             | {"n seeds": mean.n, "documents": mean.documents}
             | {TITLES[c]: generations.gain(corpus, regime, column=c).difference for c in SCORES}
             | (against.row(gain) if against else dict.fromkeys((gain, "low", "high")))
-            | {"adjusted p": member and member.adjusted_p, "verdict": member.verdict if member else "–"}
             | {"reference, nats a token": generations.gain(corpus, regime, column="nll").difference}
         )
     return pd.DataFrame(rows)
 
 
-def coherent_outputs(evidence: StoredRuns) -> ClaimVerdict:
-    """R4's ROUGE-L F1 above R1's and R3's, by more than 0.01 with the whole interval, Holm-adjusted.
+def coherence(evidence: StoredRuns, column: str) -> Cells:
+    """R4's score above that of R6, the row's own condition, by more than 0.01 with the whole interval.
 
-    Both contrasts must hold, on every corpus with continuations; `statistics.verdict` has the other verdicts.
+    `statistics.verdict` is about the lower of two, so it is applied to the other's score minus R4's.
     """
-    generations = Generations(evidence.folder, evidence.backbone, evidence.draws)
-    return combined({corpus: _part(generations, corpus) for corpus in generations.corpora})
-
-
-def _part(generations: Generations, corpus: str) -> Part:
-    family = {f"ROUGE-L {name}": member for name, member in generations.family(corpus).items()}
-    if not family:
-        return NO_DATA
-    verdicts = {name: m.verdict for name, m in family.items()}
-    verdict, number, deciding = weighed({name: m.contrast for name, m in family.items()}, verdicts)
-    others = [
-        f"{TITLES[column]} R4 − {other} {generations.gain(corpus, 'R4', other, column).text()}"
-        for column in BESIDE
-        for other in AGAINST
-    ]
-    return verdict, f"{number}; beside: {', '.join(others)}", deciding
+    generations, cells = Generations(evidence.folder, evidence.backbone, evidence.draws), {}
+    for corpus in generations.corpora:
+        turned = generations.gain(corpus, AGAINST, "R4", column)
+        if turned is None:
+            continue
+        names = [name for name in (AGAINST, *BESIDE) if generations.gain(corpus, "R4", name, column)]
+        texts = [f"R4 − {name} {generations.gain(corpus, 'R4', name, column).text()}" for name in names]
+        number = f"{column} {texts[0]}; beside: {', '.join(texts[1:]) or '–'}"
+        cells[corpus] = Cell(verdict(turned, turned.p, MARGIN), number, turned.detectable(MARGIN))
+    return cells

@@ -1,7 +1,8 @@
-"""Contrasts of regimes on a corpus from the stored runs, registered ones as one Holm family.
+"""Contrasts of regimes on a corpus from the stored runs, registered ones in Holm families.
 
 results/honest-*.jsonl + .parquet ─▶ StoredRuns ─ contrast(corpus, first, second) ─▶ intervals, p
-                                          └ family(corpus) ─▶ every registered contrast with its verdict
+                                          ├ family(corpus) ─▶ every registered contrast with its verdict
+                                          └ sensitivity_frame() ─▶ the same under other margins
 
 The bootstrap resamples documents or, where documents are pieces of one text, the text: rows of a
 WikiText article resemble each other, and drawing rows would make intervals too narrow. So an article's
@@ -11,7 +12,7 @@ from the results of the corpus itself.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ from ..stored import read_losses
 from .statistics import MARGIN, Contrast, holm, mean_interval, verdict
 
 REGISTERED = Path(__file__).resolve().parents[2] / "experiments" / "registered.yaml"
+AREA_EPOCHS = 5.0  # of a validation curve, whose first steps show how fast it falls
+Reading = tuple[str, str]  # a run's name, and what it read
 Losses = tuple[dict[int, np.ndarray], np.ndarray]  # nll sums (N,) by seed, tokens (N,)
 
 
@@ -37,24 +40,29 @@ class FamilyMember:
     verdict: str
 
 
+@cache
 def registered() -> dict:
-    """The registered file: `contrasts` and `predictions` by name."""
+    """The registered file: `contrasts` and `predictions` by name. Treat it as read-only."""
     if not REGISTERED.is_file():
         raise UserError(f"no registered contrasts at {REGISTERED}: run from a clone of the project")
     return yaml.safe_load(REGISTERED.read_text(encoding="utf-8"))
 
 
-def by_unit(frame: pd.DataFrame, corpus: str, articles: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
-    """A reading's nll and tokens (units,), in a fixed order, from one row per document of a corpus.
+def by_unit(frame: pd.DataFrame, corpus: str, articles: dict[str, str]) -> dict[Reading, tuple]:
+    """(run, reading) to nll and tokens (units,), in a fixed order, from one row per document, run and reading.
 
     articles: for documents named `<corpus>/<document>` the article, if known.
     """
-    if corpus.startswith(ARTICLES):
-        unit = frame["group"].astype(str)
-    else:
-        unit = frame["document"].astype(str).map(lambda name: articles.get(name, name))
-    summed = frame.groupby(unit.to_numpy(), sort=True)[["nll", "tokens"]].sum()
-    return summed["nll"].to_numpy(float), summed["tokens"].to_numpy(float)
+    names = frame["group" if corpus.startswith(ARTICLES) else "document"].astype("category")
+    units = [articles.get(name, name) for name in names.cat.categories.astype(str)]
+    places, _ = pd.factorize(np.array(units, dtype=object), sort=True)
+    keyed = frame[["run", "split", "nll", "tokens"]].assign(unit=places[names.cat.codes])
+    summed = keyed.groupby(["run", "split", "unit"], observed=True)[["nll", "tokens"]].sum()
+    readings = summed.groupby(level=["run", "split"], observed=True)
+    return {
+        (str(run), reading): (rows["nll"].to_numpy(float), rows["tokens"].to_numpy(float))
+        for (run, reading), rows in readings
+    }
 
 
 def articles_of(folder: Path) -> dict[str, str]:
@@ -74,9 +82,28 @@ def judge(family: dict[str, Contrast], margin: float = MARGIN) -> dict[str, Fami
     return {n: FamilyMember(c, adjusted[n], verdict(c, adjusted[n], margin)) for n, c in family.items()}
 
 
+def area(record: Record) -> float | None:
+    """Mean validation loss over the first 5 epochs; after an early stop the best counts on. None without a curve."""
+    epochs = min(AREA_EPOCHS, record.settings["train"]["epochs"])
+    points = [(p["epoch"], p["validation_nll"]) for p in record.curve if p["epoch"] <= epochs]
+    if not points:
+        return None
+    at, values = zip(*points, (epochs, min(nll for _, nll in points)))
+    return float(np.trapezoid(values, at) / epochs)
+
+
+def gap(record: Record) -> float | None:
+    """Test minus seen documents, in nats per token; None where the seen ones were not read."""
+    seen = record.metrics.get("seen_nll")
+    return None if seen is None else record.metrics["test_nll"] - seen
+
+
 def shared_seeds(parts: Sequence[dict[int, object]]) -> list[int]:
     """The seeds that all parts have."""
     return sorted(set.intersection(*map(set, parts)))
+
+
+OF_A_RECORD = {"gap": gap, "area": area}
 
 
 class StoredRuns:
@@ -126,15 +153,16 @@ class StoredRuns:
         return sorted({corpus for corpus, _ in self.records})
 
     @cached_property
-    def losses(self) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+    def losses(self) -> dict[Reading, tuple[np.ndarray, np.ndarray]]:
         """(run, reading) to nll (N,) and tokens (N,) of the N units that intervals draw, see `by_unit`."""
         out, corpus_of = {}, {r.name: r.corpus for r in self.all_records}
         articles = articles_of(self.folder)
         for frame in self.documents():
-            for (run, reading), rows in frame.groupby(["run", "split"], observed=True, sort=False):
-                other = reading.removeprefix(TRANSFER)
-                corpus = other if other != reading else corpus_of.get(run, "")
-                out[run, reading] = by_unit(rows, corpus, articles)
+            of_run = frame["run"].map(corpus_of).astype(str)
+            of_reading = frame["split"].astype(str).where(frame["split"].str.startswith(TRANSFER), TRANSFER)
+            other = of_reading.str.removeprefix(TRANSFER)
+            for corpus, rows in frame.groupby(other.where(other != "", of_run), observed=True, sort=False):
+                out |= by_unit(rows, corpus, articles)
         return out
 
     def nll(self, corpus: str, regime: str, reading: str = "test") -> Losses | None:
@@ -144,9 +172,13 @@ class StoredRuns:
             return None
         return {r.seed: self.losses[r.name, reading][0] for r in runs}, self.losses[runs[0].name, reading][1]
 
+    def beside(self, experiments: str, backbone: str = "") -> "StoredRuns":
+        """The runs of experiments of another name, or of another backbone, in the same folder."""
+        return StoredRuns(self.folder, backbone or self.backbone, self.draws, self.benchmarks, experiments)
+
     @cached_property
     def _foreign(self) -> "StoredRuns":
-        return StoredRuns(self.folder, self.backbone, self.draws, self.benchmarks, FOREIGN)
+        return self.beside(FOREIGN)
 
     def with_foreign(self, corpus: str) -> "StoredRuns":
         """The runs that hold a corpus's readings with foreign rows: these, or the `foreign-*` ones."""
@@ -180,22 +212,70 @@ class StoredRuns:
         gaps = np.array([[a[s] - b[s]] for s in seeds])  # (S, 1)
         return mean_interval(gaps, np.ones(1), draws=min(self.draws, 2_000))
 
+    def measured(self, corpus: str, name: str) -> dict[str, Contrast]:
+        """A registered contrast by name, one for each reading where it is of several; {} where runs are missing."""
+        plan = registered()["contrasts"][name]
+        pair, kind = (plan["first"], plan["second"]), plan.get("of", "test")
+        if corpus not in plan.get("only", [corpus]):
+            return {}
+        if kind == "transfer":
+            others = sorted({reading for _, reading in self.losses if reading.startswith(TRANSFER)})
+            out = {f"{name} on {r.removeprefix(TRANSFER)}": self.contrast(corpus, *pair, r) for r in others}
+        elif kind in OF_A_RECORD:
+            out = {name: self.over_seeds(corpus, OF_A_RECORD[kind], *pair)}
+        elif kind == "foreign":
+            out = {name: self.foreign_cost(corpus, *pair)}
+        else:
+            out = {name: self.contrast(corpus, *pair)}
+        return {name: c for name, c in out.items() if c is not None}
+
+    def foreign_cost(self, corpus: str, *regimes: str) -> Contrast | None:
+        """What 50 % foreign rows cost a regime on the clean rows, or the first minus the second of two."""
+        signs = {(r, f"{FOREIGN}50"): w for r, w in zip(regimes, (1.0, -1.0))}
+        signs |= {(r, "clean-50"): -w for (r, _), w in signs.items()}
+        return self.with_foreign(corpus).sum_of([(corpus, *what, sign) for what, sign in signs.items()])
+
     def family(self, corpus: str) -> dict[str, FamilyMember]:
-        """Every registered contrast that is possible on a corpus, Holm-adjusted together."""
+        """Every registered contrast that is possible on a corpus, Holm-adjusted within its family."""
         if corpus not in self._families:
-            plan = registered()["contrasts"].items()
-            contrasts = {name: self.contrast(corpus, c["first"], c["second"]) for name, c in plan}
-            self._families[corpus] = judge({name: c for name, c in contrasts.items() if c is not None})
+            families, members = {"claims": {}, "beside": {}}, {}
+            for name, plan in registered()["contrasts"].items():
+                found = self.measured(corpus, name)
+                if (family := plan.get("family", "claims")) != "own":
+                    families[family] |= found
+                    continue
+                cost = self.foreign_cost(corpus, plan["second"]) if plan["of"] == "foreign" else None
+                margin = cost.difference / 4 if cost else MARGIN
+                for key, c in found.items():
+                    members |= judge({key: c}, margin)
+            for family in families.values():
+                members |= judge(family)
+            self._families[corpus] = members
         return self._families[corpus]
 
     def family_frame(self) -> pd.DataFrame:
         """One row per registered contrast and corpus, with n, interval, adjusted p and verdict."""
-        rows = []
+        rows, plans = [], registered()["contrasts"]
         for corpus in self.corpora:
             for name, j in self.family(corpus).items():
-                c = j.contrast
-                row = {"corpus": corpus, "contrast": name, "registered": True} | c.row()
-                row |= {"low90": c.low90, "high90": c.high90, "adjusted p": j.adjusted_p, "n seeds": c.n}
-                row |= {"documents": c.documents, "interval by": c.decided_by, "verdict": j.verdict}
+                c, plan = j.contrast, plans[name.split(" on ")[0]]
+                row = {"corpus": corpus, "contrast": name, "differs": ", ".join(plan["differs"])} | c.row()
+                row |= {"family": plan.get("family", "claims"), "low90": c.low90, "high90": c.high90}
+                row |= {"adjusted p": j.adjusted_p, "n seeds": c.n, "documents": c.documents}
+                row |= {"interval by": c.decided_by, "detectable": c.detectable(), "verdict": j.verdict}
                 rows.append(row)
+        return pd.DataFrame(rows)
+
+    def sensitivity_frame(self) -> pd.DataFrame:
+        """The verdict of each deciding contrast and corpus under other margins, the last 10 % of R2's gain."""
+        plan, rows = registered(), []
+        for corpus in self.corpora:
+            room = self.contrast(corpus, "R2", "R0")
+            for name, j in self.family(corpus).items():
+                if plan["contrasts"][name.split(" on ")[0]].get("family", "claims") == "claims":
+                    row = {"corpus": corpus, "contrast": name} | j.contrast.row()
+                    row |= {f"{m:g}": verdict(j.contrast, j.adjusted_p, m) for m in plan["sensitivity"]}
+                    if room and (margin := -room.difference / 10) > 0:
+                        row |= {"10 % of R2": verdict(j.contrast, j.adjusted_p, margin), "that is": margin}
+                    rows.append(row)
         return pd.DataFrame(rows)

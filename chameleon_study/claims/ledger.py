@@ -1,7 +1,6 @@
-"""The claims, one by one: a verdict is what a rule makes of the records, never something typed.
+"""The claims, part by part: a verdict is what a rule makes of the records, never something typed.
 
-paper.json + DECIDE + StoredRuns(results, benchmarks) ─▶ one row per claim ─▶ table, CSV, verdicts.json
-results/verdicts.json ─▶ scoreboard, the first page of the book
+rules.yaml + StoredRuns(results, benchmarks) ─▶ cells by corpus ─▶ headline ─▶ table, CSV, verdicts.json
 """
 
 import json
@@ -9,66 +8,60 @@ from pathlib import Path
 
 import pandas as pd
 
-from chameleon_lite.errors import DamagedFile, RunFailed, UserError, unknown
+from chameleon_lite.errors import UserError, unknown
 
 from ..records import load_results
 from ..released.proofs.store import load_proofs
-from ..stored import read, reason, storing
-from . import rules
-from .continuations import coherent_outputs
+from ..stored import read
+from . import continuations, rules, rules_stored
 from .contrasts import StoredRuns, registered
-from .paper import claims
-from .rules import UNTESTED, ClaimVerdict, Rule, holds
-from .rules_stored import modest_overhead, published_again, without_a_model
+from .paper import claims, parts, rulebook
+from .rules import PLANTED, headline, members_of
+from .scoreboard import OPEN, board, cells_of, scoreboard, stored_verdicts, write_verdicts
+from .statistics import UNTESTED
 
-OPEN = "not measured yet"
-INSTRUCTED = ("alpaca", "docstrings-instructions")  # corpora whose condition is an instruction
-
-DECIDE: dict[int, Rule] = {
-    1: holds("R4<R1", "R4<R2"),
-    2: without_a_model,
-    3: holds("R4<R3", "R4<R7", "R4<R7b", "R4<R8"),
-    4: holds("R4<R5", "R4<R18"),
-    5: rules.content,
-    6: rules.monotone,
-    7: rules.slopes,
-    8: rules.generalisation,
-    9: rules.convergence,
-    10: holds("R4<R11"),
-    11: modest_overhead,
-    12: rules.parameters,
-    13: rules.any_model,
-    14: rules.half_way_to_the_oracle,
-    15: holds("R4-stream<R1"),
-    16: coherent_outputs,
-    17: holds("R4<R11", "R4<R12", "R4<R20"),
-    18: rules.sizes,
-    19: rules.fairness,
-    20: holds("R4<R3", corpora=INSTRUCTED),
-    21: rules.nothing,
-    22: published_again,
-}
-# claim ▶ (what must hold for "confirmed", in words; the rule)
-RULES = {c["claim"]: (c["confirmed_if"], DECIDE[c["claim"]]) for c in claims()}
+__all__ = ["OPEN", "board", "ledger", "scoreboard", "stored_verdicts", "write_verdicts"]
 
 
 def ledger(
     results: Path, backbone: str = "smollm2", draws: int = 10_000, benchmarks: Path | None = None
-) -> dict[int, ClaimVerdict]:
-    """The verdict of every claim from a results folder and its timings; "not tested" without records."""
+) -> dict[str, dict]:
+    """The verdicts of every part from a results folder and its timings, by part, as `stored_verdicts` has them."""
     evidence = StoredRuns(results, backbone, draws, benchmarks)
-    return {claim: rule(evidence) for claim, (_, rule) in RULES.items()}
+    return {part["part"]: decided(evidence, part) for part in parts()}
 
 
-def ledger_frame(verdicts: dict[int, ClaimVerdict]) -> pd.DataFrame:
-    """One row per claim: what it says, the rule, the verdict, its number and the corpora's verdicts."""
+def decided(evidence: StoredRuns, part: dict) -> dict:
+    """The row of one part: `claim`, `part`, `headline`, `cells` by corpus, and the contrasts `beside`."""
+    modules = (rules, rules_stored, continuations)
+    rule = next(getattr(module, part["rule"]) for module in modules if hasattr(module, part["rule"]))
+    cells, beside = rule(evidence, **part["arguments"]), {}
+    for corpus in evidence.corpora:
+        found = [members_of(evidence, corpus, [name]) for name in part["beside"]]
+        if texts := [f"{name} {m.contrast.text()}" for members in found for name, m in members.items()]:
+            beside[corpus] = ", ".join(texts)
+    verdicts = [cell.verdict for cell in cells.values()]
+    row = {"claim": part["claim"], "part": part["part"], "headline": headline(verdicts, part["over"])}
+    return row | {"cells": {where: cell._asdict() for where, cell in cells.items()}, "beside": beside}
+
+
+def ledger_frame(rows: dict[str, dict]) -> pd.DataFrame:
+    """One row per part and corpus: what is claimed and asked, the verdict, its number and what is beside."""
+    return pd.DataFrame(board(rows)).merge(pd.DataFrame(cells_of(rows)), on="part", how="left").fillna("–")
+
+
+def changes_frame(results: Path) -> pd.DataFrame:
+    """One row per claim: its verdict in version 1, the headlines of its parts now, and why it changed."""
+    stored = json.loads(read(results / "v1" / "verdicts.json"))
+    old = {row["claim"]: row["status"] for row in stored}
+    now = pd.DataFrame(scoreboard(results))
     rows = []
     for c in claims():
-        number, v = c["claim"], verdicts[c["claim"]]
-        corpora = ", ".join(f"{name}: {verdict}" for name, verdict in v.corpora.items())
-        rows.append((number, c["says"], RULES[number][0], v.verdict, v.number, corpora or "–"))
-    columns = ["claim", "says", "confirmed if", "verdict", "number", "by corpus"]
-    return pd.DataFrame(rows, columns=columns)
+        of_claim = now[now["claim"] == c["claim"]]
+        headlines = "; ".join(f"{row.part}: {row.status}" for row in of_claim.itertuples())
+        row = {"claim": c["claim"], "says": c["says"], "version 1": old.get(c["claim"], UNTESTED)}
+        rows.append(row | {"now": headlines, "why": rulebook()[c["claim"]]["since"]})
+    return pd.DataFrame(rows)
 
 
 def checked(results: Path, backbone: str, benchmarks: Path | None) -> None:
@@ -82,52 +75,13 @@ def checked(results: Path, backbone: str, benchmarks: Path | None) -> None:
         raise UserError(f"no folder of timings at {benchmarks}: give the one that bench writes to")
 
 
-def write_verdicts(verdicts: dict[int, ClaimVerdict], path: Path) -> None:
-    """The scoreboard's file: tested claims as `claim`, `status`, `number` and the part of it that decided.
-
-    Refused where a claim that has a verdict there would lose it.
-    """
-    rows = [
-        {"claim": claim, "status": v.verdict, "number": v.number, "deciding": v.deciding or v.number}
-        for claim, v in verdicts.items()
-        if v.verdict != UNTESTED
-    ]
-    if lost := set(stored_verdicts(path.parent)) - {row["claim"] for row in rows}:
-        claim = ", ".join(map(str, sorted(lost)))
-        raise RunFailed(f"{path} is kept: these records test no claim {claim}; remove the file to replace it")
-    with storing(path) as part:
-        part.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def stored_verdicts(results: Path) -> dict[int, dict]:
-    """What `write_verdicts` left in a folder, by claim; {} without it, DamagedFile for anything else."""
-    path = Path(results) / "verdicts.json"
-    if not path.exists():
-        return {}
-    try:
-        rows = json.loads(read(path))
-        return {int(row["claim"]): {k: row[k] for k in ("status", "number", "deciding")} for row in rows}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        what = f"holds no list of verdicts, {reason(error)}"
-        raise DamagedFile(f"{path} {what}: restore it, or remove it and write it again") from error
-
-
-def scoreboard(results: Path) -> list[dict]:
-    """One row per claim: `claim`, `says`, `status` (or OPEN), the deciding `number`, `decided by`."""
-    stored, rows = stored_verdicts(results), []
-    for c in claims():
-        v = stored.get(c["claim"], {"status": OPEN, "deciding": "–"})
-        row = {"claim": c["claim"], "says": c["says"], "status": v["status"], "number": v["deciding"]}
-        rows.append(row | {"decided by": c["decided_by"]})
-    return rows
-
-
 def predictions(evidence: StoredRuns) -> pd.DataFrame:
     """The registered predictions, each corpus with its result: as expected, or not."""
-    rows = []
+    rows, planted = [], evidence.beside(PLANTED)
     for name, p in registered()["predictions"].items():
-        for corpus in evidence.corpora:
-            if result := _result(evidence, corpus, p):
+        for corpus, runs in [(c, runs) for runs in (evidence, planted) for c in runs.corpora]:
+            applies = corpus in p["only"] if "only" in p else runs is evidence
+            if applies and (result := _result(runs, corpus, p)):
                 row = {"prediction": name, "says": p["says"], "corpus": corpus}
                 rows.append(row | {"found": result[0], "as expected": result[1]})
     return pd.DataFrame(rows)

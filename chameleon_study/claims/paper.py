@@ -1,8 +1,10 @@
-"""The paper's published numbers (arXiv 2502.04315 v3), read from the one file that holds them."""
+"""The paper's published numbers and claims (arXiv 2502.04315 v3), and the parts that a claim is decided in."""
 
 import json
 from functools import cache
 from importlib.resources import files
+
+import yaml
 
 from chameleon_lite.errors import unknown
 
@@ -33,5 +35,29 @@ def published_parameters() -> dict[str, int]:
 
 
 def claims() -> list[dict]:
-    """The ledger's questions: `claim` (number), `says` (our short form), `confirmed_if`, `decided_by`."""
+    """What the paper says, claim by claim: `claim` (number), `says` (in our words), `section`."""
     return paper()["claims"]
+
+
+@cache
+def rulebook() -> dict[int, dict]:
+    """rules.yaml: claim to its parts by letter, and `since`, what changed since version 1. Read-only."""
+    return yaml.safe_load((files(__package__) / "rules.yaml").read_text(encoding="utf-8"))
+
+
+@cache
+def parts() -> list[dict]:
+    """The parts of the claims: `part` ("1a"), `claim`, `asks`, `if` (when supported), `over`, `beside`, `rule`.
+
+    `arguments` are the rule's.
+    """
+    out = []
+    for claim, of_claim in rulebook().items():
+        for letter, given in of_claim.items():
+            if letter == "since":
+                continue
+            part = {"part": f"{claim}{letter}", "claim": claim, "over": "corpora", "beside": ()}
+            part["if"] = " and ".join(given.get("names", ())).replace("<", " < ")
+            part |= {name: given[name] for name in ("asks", "rule", "if", "over", "beside") if name in given}
+            out.append(part | {"arguments": {n: v for n, v in given.items() if n not in part}})
+    return out

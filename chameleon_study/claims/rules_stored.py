@@ -15,8 +15,8 @@ from ..released.tables import is_released, protocol_label, table_of
 from ..stored import read, reason
 from .contrasts import StoredRuns
 from .paper import paper, published
-from .rules import CONFIRMED, REFUTED, UNDECIDED, ClaimVerdict, combined, worst
-from .statistics import interval_text
+from .rules import Cell, Cells, worst
+from .statistics import CONTRADICTED, SUPPORTED, UNDECIDED, interval_text, mean_and_span
 
 TABLES = "table*-released*.jsonl"  # experiments that re-derive the published tables
 TRAINED = ("R1", "R4")  # the published rows that something was trained for
@@ -24,44 +24,92 @@ TRAINED = ("R1", "R4")  # the published rows that something was trained for
 RELEASED = {1: (256, "as_released"), 2: (512, "as_released + initialisation=alpaca")}
 SPREAD = 2.0  # standard deviations over seeds around the mean that a published number may lie in
 MODEST = 1.10  # times the plain batch's seconds that still count as modest
-ENOUGH = 200  # batches that a 95th percentile is taken over
-BESIDE = {"shown", "met", "missed"}  # of rows whose gates hold: a missed goal of ours is still a measurement
+ENOUGH, MACHINES = 200, 3  # batches of a machine that a 95th percentile is taken over, and machines
+SHOWN = {"shown", "met", "missed"}  # rows whose gates hold: a missed goal of ours is still a measurement
+Table = dict[str, dict[int, Record]]  # regime to its records by seed
 
 
-def without_a_model(evidence: StoredRuns) -> ClaimVerdict:
-    """Claim 2: refuted where a predictor without a language model is as good as the LoRA row."""
-    parts = {}
-    for proof in load_proofs(evidence.folder):
-        if proof.proof == "model_free" and proof.backbone == evidence.backbone:
-            free, lora, hyper = (proof.numbers[f"{x}_loss"] for x in ("model_free", "LoRA", "hyper_network"))
-            number = f"without a model {free:.4f}, LoRA {lora:.4f}, hyper-network {hyper:.4f}"
-            verdict = REFUTED if free <= lora else UNDECIDED
-            parts[f"{proof.corpus} ({proof.key[3]} tokens)"] = verdict, number
-    return combined(parts, short=False)
+def limits(evidence: StoredRuns, proofs: list[dict]) -> Cells:
+    """A proof's number, or its ratio to another, beyond the limit of "supported" or that of "contradicted"."""
+    cells, stored = {}, load_proofs(evidence.folder)
+    for limit in proofs:
+        for proof in stored:
+            own = proof.proof == limit["proof"] and proof.backbone in ("", evidence.backbone)
+            if not own or limit["number"] not in proof.numbers:
+                continue
+            below = limit.get("over", 1.0)
+            value = proof.numbers[limit["number"]] / proof.numbers.get(below, below)
+            sign = 1.0 if limit["supported"] > limit["contradicted"] else -1.0
+            good, bad = (sign * (value - limit[word]) for word in ("supported", "contradicted"))
+            verdict = SUPPORTED if good >= 0 else CONTRADICTED if bad <= 0 else UNDECIDED
+            place = limit["place"].format(corpus=proof.corpus, length=proof.key[3])
+            cells[place] = Cell(verdict, limit["text"].format(value=value))
+    return cells
 
 
-def published_again(evidence: StoredRuns) -> ClaimVerdict:
-    """Claim 22: the re-derived losses of both trained rows have the published ones in their spread.
+def direction(evidence: StoredRuns) -> Cells:
+    """R4 below R1 under the released loss: the paired t interval over seeds."""
+    cells = {}
+    for name, (_, _, table) in _tables(evidence).items():
+        if len(losses := _paired(table)):
+            (r1, r4), n = losses.T, len(losses)
+            mean, half = mean_and_span(r4 - r1)
+            low, high = mean - half, mean + half
+            verdict = UNDECIDED if n < 2 or low <= 0 <= high else SUPPORTED if high < 0 else CONTRADICTED
+            number = f"R4 − R1 {interval_text(mean, low, high, '+.4f')}, {mean / r1.mean():+.1%} (n = {n})"
+            cells[name] = Cell(verdict, number)
+    return cells
 
-    The spread is mean ± 2 standard deviations over seeds, so two seeds at least. Only the paper's backbone,
-    data and lengths under the released procedure decide; every other record is printed. Both rows of a table
-    are needed to confirm it, and one published loss outside refutes.
+
+def published_gain(evidence: StoredRuns) -> Cells:
+    """How much lower R4 is than R1, with a t interval over seeds that holds the published share, or not."""
+    cells = {}
+    for name, (number, decides, table) in _tables(evidence).items():
+        if len(losses := _paired(table)):
+            mean, half = mean_and_span(1 - losses[:, 1] / losses[:, 0])
+            loss = [published(number, regime, "validation_loss") for regime in TRAINED]
+            gain, n = 1 - loss[1] / loss[0], len(losses)
+            inside = SUPPORTED if abs(gain - mean) <= half else CONTRADICTED
+            text = f"{mean:.1%} ± {half:.1%} (published {gain:.2%}, n = {n})"
+            cells[name] = Cell(inside if decides and n > 1 else UNDECIDED, text)
+    return cells
+
+
+def published_again(evidence: StoredRuns) -> Cells:
+    """The re-derived losses of both trained rows have the published ones in their spread, mean ± 2 sd over seeds.
+
+    Only the paper's backbone, data and lengths under the released procedure decide. Both rows are needed to
+    support a table, and one published loss outside contradicts it.
     """
-    groups: dict[tuple, dict[str, list[Record]]] = {}
+    cells = {}
+    for name, (number, decides, table) in _tables(evidence).items():
+        rows = [_row(number, regime, [*table.get(regime, {}).values()]) for regime in TRAINED]
+        verdict = worst([verdict for verdict, _ in rows]) if decides else UNDECIDED
+        cells[name] = Cell(verdict, ", ".join(text for _, text in rows))
+    return cells
+
+
+def _tables(evidence: StoredRuns) -> dict[str, tuple[int, bool, Table]]:
+    """Name of a re-derived table to its number, whether it is the paper's own setting, and its records."""
+    groups: dict[tuple, Table] = {}
     for path in sorted(evidence.folder.glob(TABLES)):
         for r in load_records(path):
             if r.status == "done" and is_released(r) and r.regime in TRAINED:
                 key = (r.backbone, r.corpus, r.settings["tokens"]["max_length"], protocol_label(r))
-                groups.setdefault((table_of(r), key), {}).setdefault(r.regime, []).append(r)
-    parts, decide = {}, []
-    corpora = {t["table"]: t["corpus"] for t in paper()["tables"]}
+                groups.setdefault((table_of(r), key), {}).setdefault(r.regime, {})[r.seed] = r
+    model, corpora = paper()["source"]["backbone"], {t["table"]: t["corpus"] for t in paper()["tables"]}
     # the tables as the scripts make them before controls and other lengths
-    for table, key in sorted(groups, key=lambda group: (group[1][2:] != RELEASED[group[0]], *group)):
-        rows = [_row(table, regime, groups[table, key].get(regime, [])) for regime in TRAINED]
-        name = ", ".join(map(str, key))
-        parts[name] = worst([verdict for verdict, _ in rows]), ", ".join(text for _, text in rows)
-        decide += [name] * (key == (paper()["source"]["backbone"], corpora[table], *RELEASED[table]))
-    return combined(parts, decide)
+    order = sorted(groups, key=lambda group: (group[1][2:] != RELEASED[group[0]], *group))
+    return {
+        ", ".join(map(str, key)): (n, key == (model, corpora[n], *RELEASED[n]), groups[n, key])
+        for n, key in order
+    }
+
+
+def _paired(table: Table) -> np.ndarray:
+    """The reported losses of R1 and R4 (S, 2) under the seeds that both have."""
+    seeds = sorted(set.intersection(*(set(table.get(regime, {})) for regime in TRAINED)))
+    return np.array([[table[r][s].metrics["reported_nll"] for r in TRAINED] for s in seeds])
 
 
 def _row(table: int, regime: str, records: list[Record]) -> tuple[str, str]:
@@ -73,51 +121,43 @@ def _row(table: int, regime: str, records: list[Record]) -> tuple[str, str]:
     mean, verdict, sd = losses.mean(), UNDECIDED, ""
     if len(losses) > 1:  # one seed has no spread
         spread = SPREAD * losses.std(ddof=1)
-        verdict, sd = CONFIRMED if abs(loss - mean) <= spread else REFUTED, f" ± {spread:.4f}"
+        verdict, sd = SUPPORTED if abs(loss - mean) <= spread else CONTRADICTED, f" ± {spread:.4f}"
     return verdict, f"{regime} {mean:.4f}{sd} (published {loss}, n = {len(losses)})"
 
 
-def modest_overhead(evidence: StoredRuns) -> ClaimVerdict:
-    """An adapted batch takes at most 10 % more than the plain one, at p50 and at p95, and so does generating.
+def machines(evidence: StoredRuns) -> Cells:
+    """An adapted batch takes at most 10 % more than the plain one, at p50 and at p95: paired ratios of a machine.
 
-    Each interval must lie below 1.10 for "confirmed", or above for "refuted". A machine with fewer than 200
-    batches decides nothing. Waiting for a full batch is no work: it is printed as well, never counted.
+    Both intervals must lie below 1.10 for "supported", one above contradicts. Fewer than 200 batches decide
+    nothing, nor do fewer than 3 machines that have them. Waiting for a full batch is no work: it is printed.
     """
-    parts, decide = {}, []
+    cells, enough = {}, set()
     for path in sorted(evidence.benchmarks.glob("*.json")):
         try:
             rows = json.loads(read(path))["rows"]
-            rows = {name: row for name, row in rows.items() if row.get("status") in BESIDE}
+            rows = {name: row for name, row in rows.items() if row.get("status") in SHOWN}
             entry = rows.get("overhead")
             if not entry or entry.get("conditions", {}).get("quick"):
                 continue
-            spans = _spans(entry, rows.get("B12"))
-            verdicts = [CONFIRMED if b <= MODEST else REFUTED if a > MODEST else UNDECIDED for a, b in spans]
-            parts[path.stem] = worst(verdicts), _text(entry, rows)
-            decide += [path.stem] * (entry["batches"] >= ENOUGH)
+            spans = [(entry["ratios"][q]["low"], entry["ratios"][q]["high"]) for q in ("p50", "p95")]
+            found = [
+                SUPPORTED if b <= MODEST else CONTRADICTED if a > MODEST else UNDECIDED for a, b in spans
+            ]
+            cells[path.stem] = Cell(worst(found), _text(entry, rows))
+            enough |= {path.stem} if entry["batches"] >= ENOUGH else set()
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             what = f"holds no timings that can be read, {reason(error)}"
             raise DamagedFile(f"{path} {what}: restore it, or take it away and run bench again") from error
-    return combined(parts, decide, short=False)
-
-
-def _spans(entry: dict, generating: dict | None) -> list[tuple[float, float]]:
-    """Low and high of adapted over plain seconds: batches at p50 and p95, and generation."""
-    spans = [(entry["ratios"][q]["low"], entry["ratios"][q]["high"]) for q in ("p50", "p95")]
-    for c in generating["comparisons"] if generating else []:
-        if c["theirs"]:
-            spans.append((c["ours"]["low"] / c["theirs"]["high"], c["ours"]["high"] / c["theirs"]["low"]))
-    return spans
+    deciding = enough if len(enough) >= MACHINES else set()
+    return {
+        name: cell if name in deciding else cell._replace(verdict=UNDECIDED) for name, cell in cells.items()
+    }
 
 
 def _text(entry: dict, rows: dict) -> str:
     ratios = entry["ratios"].items()
     spans = [f"{interval_text(r['ratio'], r['low'], r['high'], '.3f')} at {q}" for q, r in ratios]
-    decides = [f"{' and '.join(spans)} of the plain batch's time (n = {entry['batches']})"]
-    for c in rows.get("B12", {"comparisons": []})["comparisons"]:
-        if c["theirs"]:
-            low, high = _spans(entry, {"comparisons": [c]})[-1]
-            decides.append(f"generating {interval_text(1 / c['ratio'], low, high, '.3f')}")
+    decides = f"{' and '.join(spans)} of the plain batch's time (n = {entry['batches']})"
     fitting = entry["fitting clusters"]["seconds a batch"] / entry["whole"]["plain"]["p50"]
     beside = [f"k-means fitted anew {fitting:+.1%}"]
     if "over the plain model" in rows.get("B13", {}).get("workload", {}):
@@ -128,7 +168,7 @@ def _text(entry: dict, rows: dict) -> str:
         times = " / ".join(_seconds(way[q]) for q in ("p50", "p95", "p99"))
         beside.append(f"waiting for {way['size']} texts {way['batches']} {times} s")
     beside[-1] += f" (p50 / p95 / p99 at {_seconds(waiting['arrivals a second'])} texts a second)"
-    return f"{', '.join(decides)}; beside: {', '.join(beside)}"
+    return f"{decides}; beside: {', '.join(beside)}"
 
 
 def _seconds(value: float) -> str:

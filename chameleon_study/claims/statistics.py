@@ -14,6 +14,9 @@ from scipy import stats
 DRAWS_AT_ONCE = 2_000
 LEVELS = (0.95, 0.90)  # of the two intervals
 MARGIN = 0.01  # nats per token: smaller differences are of no use to anyone
+SUPPORTED, EQUIVALENT, CONTRADICTED = "supported", "equivalent", "contradicted"
+UNDECIDED, UNTESTED = "not decidable here", "not tested"
+VERDICTS = (SUPPORTED, EQUIVALENT, CONTRADICTED, UNDECIDED, UNTESTED)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,10 @@ class Contrast:
     def row(self, name: str = "difference") -> dict[str, float]:
         """The difference under `name` and its 95 % interval, as columns of a table."""
         return {name: self.difference, "low": self.low, "high": self.high}
+
+    def detectable(self, margin: float = MARGIN) -> float:
+        """The smallest measured gain that these runs could call supported: margin + half the 95 % interval."""
+        return margin + (self.high - self.low) / 2
 
     def text(self, spec: str = "+.4f") -> str:
         """The difference with its 95 % interval."""
@@ -63,7 +70,7 @@ def crossed_bootstrap(difference: np.ndarray, tokens: np.ndarray, *, draws=10_00
     return (sums[:, :seeds] * of_seed).sum(1) / sums[:, seeds]
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=6)
 def _picks(items: int, draws: int, seed: int) -> np.ndarray:
     """How often each of `items` is drawn, (draws, items): the same for all contrasts of a corpus."""
     generator = np.random.default_rng(seed)
@@ -78,13 +85,13 @@ def contrast(nll_a: np.ndarray, nll_b: np.ndarray, tokens: np.ndarray, *, draws=
     difference = np.asarray(nll_a, dtype=float) - np.asarray(nll_b, dtype=float)  # (S, N)
     tokens = np.asarray(tokens, dtype=float)
     by_seed = difference.sum(1) / tokens.sum()  # (S,)
-    boot = crossed_bootstrap(difference, tokens, draws=draws, seed=seed)
-    spans = [np.quantile(boot, [(1 - level) / 2, (1 + level) / 2]).tolist() for level in LEVELS]
-    beyond = min((boot <= 0).sum(), (boot >= 0).sum())
-    intervals = {"bootstrap": (*spans, float(min(1.0, 2 * (beyond + 1) / (len(boot) + 1))))}
-    if len(by_seed) > 1:
-        intervals["t"] = _paired_t(by_seed)
-    wide = max(intervals, key=lambda name: intervals[name][0][1] - intervals[name][0][0])
+    intervals = {"t": _paired_t(by_seed)} if len(by_seed) > 1 else {}
+    if len(tokens) > 1 or not intervals:  # over seeds alone t is the wider one
+        boot = crossed_bootstrap(difference, tokens, draws=draws, seed=seed)
+        spans = [np.quantile(boot, [(1 - level) / 2, (1 + level) / 2]).tolist() for level in LEVELS]
+        beyond = min((boot <= 0).sum(), (boot >= 0).sum())
+        intervals["bootstrap"] = (*spans, float(min(1.0, 2 * (beyond + 1) / (len(boot) + 1))))
+    wide = max(sorted(intervals), key=lambda name: intervals[name][0][1] - intervals[name][0][0])
     (low, high), (low90, high90), p = intervals[wide]
     value = float(by_seed.mean())
     return Contrast(value, low, high, low90, high90, p, len(by_seed), len(tokens), wide)
@@ -106,21 +113,21 @@ def mean_interval(nll: np.ndarray, tokens: np.ndarray, **options) -> Contrast:
 
 def holm(p: dict[str, float]) -> dict[str, float]:
     """Holm-adjusted p values of one family."""
+    if len(p) < 2:  # nothing to adjust for
+        return dict(p)
     from statsmodels.stats.multitest import multipletests
 
-    if not p:
-        return {}
     return dict(zip(p, multipletests(list(p.values()), method="holm")[1].tolist()))
 
 
 def verdict(contrast: Contrast, adjusted_p: float, margin: float = MARGIN) -> str:
     """The verdict on "the first regime is lower", in the order the protocol fixes.
 
-    confirmed: adjusted p < 0.05 and the 95 % interval below −margin; equivalent: the 90 % interval inside
-    ±margin; refuted: the 95 % interval excludes any gain beyond the margin; else not decidable here.
+    supported: adjusted p < 0.05 and the 95 % interval below −margin; equivalent: the 90 % interval inside
+    ±margin; contradicted: the 95 % interval excludes any gain beyond the margin; else not decidable here.
     """
     if adjusted_p < 0.05 and contrast.high < -margin:
-        return "confirmed"
+        return SUPPORTED
     if -margin < contrast.low90 and contrast.high90 < margin:
-        return "equivalent"
-    return "refuted" if contrast.low > -margin else "not decidable here"
+        return EQUIVALENT
+    return CONTRADICTED if contrast.low > -margin else UNDECIDED

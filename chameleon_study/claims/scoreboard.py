@@ -1,0 +1,98 @@
+"""The stored verdicts: what pages and the command show without reading a record.
+
+results/verdicts.json ─ {"evidence": key, "parts": [{claim, part, headline, cells, beside}]}
+evidence_key(results) ─ of every stored file, timing, registered contrast and rule: if equal, up to date
+"""
+
+import hashlib
+import json
+import textwrap
+from pathlib import Path
+
+from chameleon_lite.errors import DamagedFile, RunFailed
+
+from ..stored import KEPT, read, reason, storing
+from .paper import claims, parts
+
+OPEN = "not measured yet"
+VERDICTS = "verdicts.json"
+FIELDS = ("claim", "part", "headline", "cells", "beside")
+WIDTH = 80  # columns of the command's table
+HERE = Path(__file__).resolve()
+REGISTERED = HERE.parents[2] / "experiments" / "registered.yaml"
+RULES = (HERE.parent / "rules.yaml", REGISTERED)
+
+
+def evidence_key(results: Path, benchmarks: Path, *circumstances: str) -> str:
+    """Hex sha256 of all that verdicts are made from; DamagedFile where a stored file is not what was stored."""
+    digest = hashlib.sha256(repr(circumstances).encode())
+    files = [p for p in sorted(results.glob("*")) if p.suffix in KEPT and p.name != VERDICTS]
+    for path in (*files, *sorted(benchmarks.glob("*.json")), *RULES):
+        digest.update(path.name.encode() + hashlib.sha256(read(path)).digest())
+    return digest.hexdigest()
+
+
+def write_verdicts(rows: dict[str, dict], results: Path, key: str = "") -> None:
+    """Store the parts that have a verdict; refused where one that has a verdict there would lose it."""
+    kept, path = {part: row for part, row in rows.items() if row["cells"]}, results / VERDICTS
+    if lost := sorted(set(stored_verdicts(results)) - set(kept)):
+        what = f"these records test no claim {', '.join(lost)}"
+        raise RunFailed(f"{path} is kept: {what}; remove the file to replace it")
+    with storing(path) as part:
+        content = json.dumps({"evidence": key, "parts": [*kept.values()]}, indent=1, ensure_ascii=False)
+        part.write_text(content + "\n", encoding="utf-8")
+
+
+def stored_verdicts(results: Path, key: str | None = None) -> dict[str, dict]:
+    """What `write_verdicts` left in a folder, by part ("1a"); {} without it, or where it has another key."""
+    path = Path(results) / VERDICTS
+    if not path.exists():
+        return {}
+    try:
+        stored = json.loads(read(path))
+        rows = {row["part"]: {name: row[name] for name in FIELDS} for row in stored["parts"]}
+        return rows if key in (None, stored["evidence"]) else {}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"holds no verdicts, {reason(error)}"
+        raise DamagedFile(f"{path} {what}: restore it, or remove it and write it again") from error
+
+
+def board(rows: dict[str, dict]) -> list[dict]:
+    """One row per part of a claim: what the paper says, what is asked, `status` (OPEN without a row), the rule."""
+    says = {c["claim"]: c for c in claims()}
+    return [
+        {"part": p["part"], "claim": p["claim"], "says": says[p["claim"]]["says"]}
+        | {"section": says[p["claim"]]["section"], "asks": p["asks"]}
+        | {"status": rows.get(p["part"], {"headline": OPEN})["headline"], "supported if": p["if"]}
+        for p in parts()
+    ]
+
+
+def scoreboard(results: Path) -> list[dict]:
+    """The board of a folder's stored verdicts."""
+    return board(stored_verdicts(results))
+
+
+def cells_of(rows: dict[str, dict]) -> list[dict]:
+    """One row per part and corpus: verdict, number, the smallest detectable gain; beside: what decides nothing."""
+    return [
+        {"part": part, "where": where} | cell | {"beside": row["beside"].get(where, "")}
+        for part, row in rows.items()
+        for where, cell in row["cells"].items()
+    ]
+
+
+def as_text(rows: dict[str, dict], wide: bool = False) -> str:
+    """The table of the command in 80 columns, claim by claim; `wide` adds the numbers of each corpus."""
+    lines, claim = [], 0
+    for row in board(rows):
+        if row["claim"] != claim:
+            claim = row["claim"]
+            lines += textwrap.wrap(f"{claim}. {row['says']} ({row['section']})", WIDTH)
+        indent = {"initial_indent": f"  {row['part']:<4} ", "subsequent_indent": " " * 7}
+        lines += textwrap.wrap(f"{row['status']}: {row['asks']}", WIDTH, **indent)
+        for where, cell in rows.get(row["part"], {"cells": {}})["cells"].items() if wide else ():
+            size = cell["detectable"]
+            least = f" (detectable: {size:.4f})" if size and cell["verdict"] == "equivalent" else ""
+            lines.append(f"       {where}: {cell['verdict']}: {cell['number']}{least}")
+    return "\n".join(lines)
