@@ -39,6 +39,8 @@ from .spans import Span, note, span_of
 from .sweep import Key, Losses, choose, loss_file, store_loss, stored_losses, sweep_jobs
 from .write import generated, writing
 
+PART = 12  # regimes of a job where work is shared: enough to share h·Wᵀ, few enough to keep all workers busy
+
 
 def run_experiment(
     settings: Experiment,
@@ -145,7 +147,8 @@ class _Grid:
             for seed, of_seed in todo.items():
                 apart = [[r] for r in of_seed if r.procedure is not None and honest]
                 together = [r for r in of_seed if [r] not in apart]
-                for group in filter(None, [together, *apart]):
+                parts = [together] if self.crew.alone or not honest else split_up(together)
+                for group in filter(None, [*parts, *apart]):
                     yield SeedJob(stop, corpus, seed, tuple(r.name for r in group), chosen, trials)
 
     def chosen(self, settings: Experiment, corpus: str, missing: list[Regime]) -> tuple:
@@ -262,6 +265,19 @@ class SeedJob:
             record = record_of(context, r.name, self.corpus, self.seed, outcome, metrics)
             record.learning_rate_trials = self.trials.get(r.rate_of or r.name, {})
             yield record, documents
+
+
+def split_up(regimes: list[Regime]) -> list[list[Regime]]:
+    """Parts of about PART regimes, each with those that borrow its heads: for several workers."""
+    families: dict[str, list[Regime]] = {}
+    for r in regimes:
+        families.setdefault(r.weights_of or r.name, []).append(r)
+    parts: list[list[Regime]] = [[]]
+    for family in families.values():
+        if len(parts[-1]) >= PART:
+            parts.append([])
+        parts[-1] += family
+    return parts
 
 
 def lenders(regimes: list[Regime]) -> list[Regime]:

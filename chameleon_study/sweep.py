@@ -24,7 +24,7 @@ from .regimes import REGIMES, Regime
 
 SWEEP_SEEDS_FROM = 1_000
 # heads side by side in a sweep: large enough to share the product h·Wᵀ, small enough to distribute over processes
-COHORT = 24
+COHORT = 12
 
 Key = tuple[str, Choice, int]  # regime, choice, sweep seed
 Losses = dict[Key, float]  # best validation loss, nats per token
