@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chameleon_study.choices import Choice
 from chameleon_study.claims.contrasts import StoredRuns
 from chameleon_study.claims.ledger import ledger
 from chameleon_study.claims.rules import UNTESTED
@@ -93,7 +94,8 @@ def test_the_honest_study_is_whole():
         for r in records:
             if REGIMES[r.regime].trained and (r.learning_rate_trials or r.regime not in uncached):
                 swept = r.learning_rate_trials
-                assert f"{r.learning_rate:g}" in swept and str(r.seed) not in swept[f"{r.learning_rate:g}"]
+                name = Choice(r.learning_rate, **r.choice).name
+                assert name in swept and str(r.seed) not in swept[name]
 
 
 AGAIN = [
