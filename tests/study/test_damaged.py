@@ -42,11 +42,24 @@ def results(tmp_path, study_of):
     return folder
 
 
+def old(part):
+    """A stored row of a part that has a verdict."""
+    cell = {"verdict": "contradicted", "number": "a", "detectable": None}
+    claim = int(part[:-1])
+    return {
+        "claim": claim,
+        "part": part,
+        "headline": "contradicted",
+        "cells": {"docstrings": cell},
+        "beside": {},
+    }
+
+
 @pytest.fixture
 def summed(results):
     """The same with checksums and verdicts."""
     with stored.storing(results / "verdicts.json") as part:
-        part.write_text('[{"claim": 1, "status": "refuted", "number": "a", "deciding": "b"}]')
+        part.write_text(json.dumps({"evidence": "", "parts": [old("1c")]}))
     return results
 
 
@@ -113,7 +126,7 @@ def test_a_flipped_bit_is_found(command, summed, kind, place):
     flip(path, place)
     for words in (("tables",), ("claims",), ("claims", "--write")):
         refused(command(*words, "--results", summed), str(path), stored.SUMS)
-    assert stored_verdicts(summed)[1]["status"] == "refuted"
+    assert stored_verdicts(summed)["1c"]["headline"] == "contradicted"
 
 
 def test_records_in_another_order_a_lost_file_and_one_nobody_stored_are_found(command, summed):
@@ -201,15 +214,32 @@ def test_what_decides_nothing_is_refused_and_verdicts_stay(command, summed, tmp_
 def test_verdicts_are_not_replaced_by_fewer(command, summed, study_of):
     path = summed / "verdicts.json"
     with stored.storing(path) as part:
-        rows = [{"claim": n, "status": "refuted", "number": "a", "deciding": "b"} for n in (1, 3)]
-        part.write_text(json.dumps(rows))
+        part.write_text(json.dumps({"evidence": "", "parts": [old("1c"), old("3a")]}))
     before = path.read_bytes()
     code, out, said = command("claims", "--results", summed, "--write")
-    assert code == 1 and "verdicts.json is kept" in said and "claim 1, 3" in said and "not tested" in out
+    assert code == 1 and "verdicts.json is kept" in said and "claim 1c, 3a" in said and "not tested" in out
     assert path.read_bytes() == before
     path.unlink()
     assert command("claims", "--results", summed, "--write")[0] == 0
-    assert {5, 12, 18} <= set(stored_verdicts(summed))
+    assert {"5b", "18a", "18b"} <= {part for part, row in stored_verdicts(summed).items() if row["cells"]}
+
+
+def test_stored_verdicts_are_shown_while_they_are_up_to_date_and_made_again_after(
+    command, summed, monkeypatch
+):
+    (summed / "verdicts.json").unlink()
+    made = command("claims", "--results", summed, "--write")
+    with monkeypatch.context() as patch:
+        patch.setattr("chameleon_study.claims.ledger.ledger", None)
+        assert command("claims", "--results", summed) == made
+        rows = json.loads(command("claims", "--results", summed, "--json")[1])
+        assert "18a" in {row["part"] for row in rows}
+        assert "of the rows" in command("claims", "--results", summed, "--wide")[1]
+        assert max(map(len, made[1].splitlines())) <= 80
+    with stored.storing(summed / "proofs.jsonl") as part:
+        part.write_bytes(PROOF)
+    monkeypatch.setattr("chameleon_study.claims.ledger.ledger", lambda *a, **k: {})
+    assert command("claims", "--results", summed)[1] != made[1]
 
 
 @pytest.mark.parametrize(
