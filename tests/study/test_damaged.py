@@ -224,24 +224,6 @@ def test_verdicts_are_not_replaced_by_fewer(command, summed, study_of):
     assert {"5b", "18a", "18b"} <= {part for part, row in stored_verdicts(summed).items() if row["cells"]}
 
 
-def test_stored_verdicts_are_shown_while_they_are_up_to_date_and_made_again_after(
-    command, summed, monkeypatch
-):
-    (summed / "verdicts.json").unlink()
-    made = command("claims", "--results", summed, "--write")
-    with monkeypatch.context() as patch:
-        patch.setattr("chameleon_study.claims.ledger.ledger", None)
-        assert command("claims", "--results", summed) == made
-        rows = json.loads(command("claims", "--results", summed, "--json")[1])
-        assert "18a" in {row["part"] for row in rows}
-        assert "of the rows" in command("claims", "--results", summed, "--wide")[1]
-        assert max(map(len, made[1].splitlines())) <= 80
-    with stored.storing(summed / "proofs.jsonl") as part:
-        part.write_bytes(PROOF)
-    monkeypatch.setattr("chameleon_study.claims.ledger.ledger", lambda *a, **k: {})
-    assert command("claims", "--results", summed)[1] != made[1]
-
-
 @pytest.mark.parametrize(
     "content",
     [b'{"rows": {"over', b"", b"[]", b'{"rows": []}', b'{"machine": {}}', b"\xff\xfe\x00", b"[" * 100_000, b"null",

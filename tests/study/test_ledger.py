@@ -16,6 +16,7 @@ from chameleon_study.claims.ledger import (
 from chameleon_study.claims.paper import claims, parts, rulebook
 from chameleon_study.claims.rules import headline, worst
 from chameleon_study.claims.statistics import VERDICTS
+from chameleon_study.stored import storing
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +133,22 @@ def test_other_experiments_decide_nothing_alone_and_are_never_mixed_in(tmp_path,
     evidence = StoredRuns(tmp_path, draws=500)
     assert len(evidence.records["docstrings", "R4"]) == 5
     assert decided(evidence, part)["headline"] == "supported"
+
+
+def test_stored_verdicts_are_shown_while_they_are_up_to_date(command, tmp_path, study_of, monkeypatch):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    study_of(folder, "docstrings", {"R0": 3.7, "R19-R1": 3.5, "R4": 3.4})
+    made = command("claims", "--results", folder, "--write")
+    with monkeypatch.context() as patch:
+        patch.setattr("chameleon_study.claims.ledger.ledger", None)
+        assert command("claims", "--results", folder) == made
+        rows = json.loads(command("claims", "--results", folder, "--json")[1])
+        assert "18a" in {row["part"] for row in rows}
+        assert "of the rows" in command("claims", "--results", folder, "--wide")[1]
+        assert max(map(len, made[1].splitlines())) <= 80
+    proof = '{"proof": "x", "title": "", "audit": [1], "where": "", "shows": "", "numbers": {}}'
+    with storing(folder / "proofs.jsonl") as part:
+        part.write_text(proof + "\n")
+    monkeypatch.setattr("chameleon_study.claims.ledger.ledger", lambda *a, **k: {})
+    assert command("claims", "--results", folder)[1] != made[1]
