@@ -44,15 +44,8 @@ def results(tmp_path, study_of):
 
 def old(part):
     """A stored row of a part that has a verdict."""
-    cell = {"verdict": "contradicted", "number": "a", "detectable": None}
-    claim = int(part[:-1])
-    return {
-        "claim": claim,
-        "part": part,
-        "headline": "contradicted",
-        "cells": {"docstrings": cell},
-        "beside": {},
-    }
+    row = {"claim": int(part[:-1]), "part": part, "headline": "contradicted", "beside": {}}
+    return row | {"cells": {"docstrings": {"verdict": "contradicted", "number": "a", "detectable": None}}}
 
 
 @pytest.fixture
