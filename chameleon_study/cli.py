@@ -1,5 +1,6 @@
 """The commands of the reproduction, which join `chameleon-lite` where this package is installed."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -145,26 +146,34 @@ def claims(
     csv: Csv = None,
     contrasts: Annotated[Path | None, typer.Option(help="Write all contrasts to this CSV file.")] = None,
     write: Annotated[bool, typer.Option("--write", help="Also write verdicts.json there.")] = False,
+    wide: Annotated[bool, typer.Option("--wide", help="Also the numbers of each corpus.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
 ) -> None:
-    """The ledger: claim, evidence and verdict, each verdict derived by its rule from the records.
+    """The ledger: what the paper claims, part by part, with the verdicts that the records lead to.
+
+    Stored verdicts are shown while results, timings, contrasts and rules are those they were made from.
 
     Example: chameleon-lite claims --results results
     """
-    from .claims.contrasts import StoredRuns
-    from .claims.ledger import checked, ledger, ledger_frame, write_verdicts
+    from .claims.scoreboard import as_text, evidence_key, ledger_frame, stored_verdicts, write_verdicts
 
     with _csv(csv, results) as save, _csv(contrasts, results) as save_contrasts:
-        checked(results, backbone, benchmarks)
-        verdicts = ledger(results, backbone, benchmarks=benchmarks)
-        frame = ledger_frame(verdicts)
-        for row in frame.to_dict("records"):
-            typer.echo(f"{row['claim']:>2}  {row['verdict']:<19} {row['says']}")
-            typer.echo(f"      {row['confirmed if']}: {row['number']}")
-        save(frame)
+        timings = benchmarks or results.parent / "benchmarks" / "results"
+        key = evidence_key(results, timings, backbone, str(benchmarks))
+        rows = {} if write else stored_verdicts(results, key)
+        if not rows:
+            from .claims.ledger import checked, ledger
+
+            checked(results, backbone, benchmarks)
+            rows = ledger(results, backbone, benchmarks=benchmarks)
+        typer.echo(json.dumps([*rows.values()], ensure_ascii=False) if as_json else as_text(rows, wide))
+        save(ledger_frame(rows))
         if contrasts is not None:
+            from .claims.contrasts import StoredRuns
+
             save_contrasts(StoredRuns(results, backbone).family_frame())
         if write:
-            write_verdicts(verdicts, results / "verdicts.json")
+            write_verdicts(rows, results, key)
 
 
 @contextmanager

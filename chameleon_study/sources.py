@@ -29,6 +29,8 @@ from chameleon_lite.embed import mean_embeddings, normalise
 from chameleon_lite.heads import Condition
 from chameleon_lite.text import TokenTable, ragged
 
+SMALL = (4, 8)  # rows: clusters below hold too few for a mean
+DRAWS = 199  # permutations of the groups
 CHUNK = 4_096  # documents whose hidden states are averaged at once
 
 
@@ -238,6 +240,7 @@ def cluster_quality(clustering: Clustering, *, groups: Sequence[str], lengths: S
 
     `adjusted_mutual_information` is 1 for clusters that are the groups, about 0 for chance, None with fewer than two
     groups; `length_variance_explained` is η²: the share of the variance of length that lies between clusters.
+    `share_below_4` and `share_below_8` are the rows in clusters of fewer; `homogeneity…`: see `homogeneity_of`.
     """
     from sklearn.metrics import adjusted_mutual_info_score
 
@@ -251,6 +254,36 @@ def cluster_quality(clustering: Clustering, *, groups: Sequence[str], lengths: S
         "empty": int((sizes == 0).sum()),
         "inertia": clustering.inertia,
         "sizes": {"min": int(filled.min()), "median": float(filled.quantile(0.5)), "max": int(filled.max())},
+        **{f"share_below_{n}": float(filled[filled < n].sum() / filled.sum()) for n in SMALL},
         "adjusted_mutual_information": agreement,
         "length_variance_explained": float(between / total) if total else 0.0,
+        **(homogeneity_of(labels, pd.factorize(np.asarray(groups))[0]) if len(set(groups)) > 1 else {}),
+    }
+
+
+def homogeneity_of(labels: np.ndarray, groups: np.ndarray) -> dict[str, float]:
+    """Homogeneity of clusters, labels (N,), in groups (N,): the share of the groups' entropy that clusters remove.
+
+    `_by_chance` is its mean over permutations of the groups, `_p` their share that reaches the value, and
+    `_attainable` that of clusters of the same sizes, filled with one group after the other.
+    """
+    generator, counts = np.random.default_rng(0), np.bincount(groups)
+
+    def value(labels: np.ndarray, groups: np.ndarray) -> float:
+        table = np.bincount(labels * len(counts) + groups, minlength=(labels.max() + 1) * len(counts))
+        table = table.reshape(-1, len(counts)) / len(labels)  # (K, C) shares
+        cluster, group = table.sum(1, keepdims=True), counts / len(labels)
+        inside = np.where(table > 0, table, 1.0)
+        within = -(table * np.log(inside / np.where(cluster > 0, cluster, 1.0))).sum()
+        return float(1 + within / (group * np.log(group)).sum())
+
+    found, chance = (
+        value(labels, groups),
+        [value(labels, generator.permutation(groups)) for _ in range(DRAWS)],
+    )
+    return {
+        "homogeneity": found,
+        "homogeneity_by_chance": float(np.mean(chance)),
+        "homogeneity_attainable": value(np.sort(labels), np.sort(groups)),
+        "homogeneity_p": (1 + sum(x >= found for x in chance)) / (1 + DRAWS),
     }

@@ -17,10 +17,10 @@ from . import continuations, rules, rules_stored
 from .contrasts import StoredRuns, registered
 from .paper import claims, parts, rulebook
 from .rules import PLANTED, headline, members_of
-from .scoreboard import OPEN, board, cells_of, scoreboard, stored_verdicts, write_verdicts
+from .scoreboard import OPEN, ledger_frame, scoreboard, stored_verdicts, write_verdicts
 from .statistics import UNTESTED
 
-__all__ = ["OPEN", "board", "ledger", "scoreboard", "stored_verdicts", "write_verdicts"]
+__all__ = ["OPEN", "ledger", "ledger_frame", "scoreboard", "stored_verdicts", "write_verdicts"]
 
 
 def ledger(
@@ -43,11 +43,6 @@ def decided(evidence: StoredRuns, part: dict) -> dict:
     verdicts = [cell.verdict for cell in cells.values()]
     row = {"claim": part["claim"], "part": part["part"], "headline": headline(verdicts, part["over"])}
     return row | {"cells": {where: cell._asdict() for where, cell in cells.items()}, "beside": beside}
-
-
-def ledger_frame(rows: dict[str, dict]) -> pd.DataFrame:
-    """One row per part and corpus: what is claimed and asked, the verdict, its number and what is beside."""
-    return pd.DataFrame(board(rows)).merge(pd.DataFrame(cells_of(rows)), on="part", how="left").fillna("–")
 
 
 def changes_frame(results: Path) -> pd.DataFrame:

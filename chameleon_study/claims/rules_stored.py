@@ -69,9 +69,10 @@ def published_gain(evidence: StoredRuns) -> Cells:
             mean, half = mean_and_span(1 - losses[:, 1] / losses[:, 0])
             loss = [published(number, regime, "validation_loss") for regime in TRAINED]
             gain, n = 1 - loss[1] / loss[0], len(losses)
-            inside = SUPPORTED if abs(gain - mean) <= half else CONTRADICTED
+            inside = SUPPORTED if half <= gain / 2 else UNDECIDED  # a wide interval holds anything
+            verdict = inside if abs(gain - mean) <= half else CONTRADICTED
             text = f"{mean:.1%} ± {half:.1%} (published {gain:.2%}, n = {n})"
-            cells[name] = Cell(inside if decides and n > 1 else UNDECIDED, text)
+            cells[name] = Cell(verdict if decides and n > 1 else UNDECIDED, text)
     return cells
 
 

@@ -9,6 +9,8 @@ import json
 import textwrap
 from pathlib import Path
 
+import pandas as pd
+
 from chameleon_lite.errors import DamagedFile, RunFailed
 
 from ..stored import KEPT, read, reason, storing
@@ -33,13 +35,14 @@ def evidence_key(results: Path, benchmarks: Path, *circumstances: str) -> str:
 
 
 def write_verdicts(rows: dict[str, dict], results: Path, key: str = "") -> None:
-    """Store the parts that have a verdict; refused where one that has a verdict there would lose it."""
-    kept, path = {part: row for part, row in rows.items() if row["cells"]}, results / VERDICTS
-    if lost := sorted(set(stored_verdicts(results)) - set(kept)):
+    """Store the verdicts of all parts; refused where a part that has verdicts there would lose them."""
+    path, before = results / VERDICTS, stored_verdicts(results)
+    kept = {part for part, row in rows.items() if row["cells"]}
+    if lost := sorted({part for part, row in before.items() if row["cells"]} - kept):
         what = f"these records test no claim {', '.join(lost)}"
         raise RunFailed(f"{path} is kept: {what}; remove the file to replace it")
     with storing(path) as part:
-        content = json.dumps({"evidence": key, "parts": [*kept.values()]}, indent=1, ensure_ascii=False)
+        content = json.dumps({"evidence": key, "parts": [*rows.values()]}, indent=1, ensure_ascii=False)
         part.write_text(content + "\n", encoding="utf-8")
 
 
@@ -73,13 +76,15 @@ def scoreboard(results: Path) -> list[dict]:
     return board(stored_verdicts(results))
 
 
-def cells_of(rows: dict[str, dict]) -> list[dict]:
-    """One row per part and corpus: verdict, number, the smallest detectable gain; beside: what decides nothing."""
-    return [
+def ledger_frame(rows: dict[str, dict]) -> pd.DataFrame:
+    """One row per part and corpus: what is claimed and asked, verdict, number, detectable gain, what is beside."""
+    cells = [
         {"part": part, "where": where} | cell | {"beside": row["beside"].get(where, "")}
         for part, row in rows.items()
         for where, cell in row["cells"].items()
     ]
+    columns = ["part", "where", "verdict", "number", "detectable", "beside"]
+    return pd.DataFrame(board(rows)).merge(pd.DataFrame(cells, columns=columns), on="part", how="left")
 
 
 def as_text(rows: dict[str, dict], wide: bool = False) -> str:

@@ -157,8 +157,11 @@ def small(made_up, monkeypatch, tmp_path):
 LOSS = {name: 3.5 for name in REGIMES} | {
     "R0": 3.7,
     "R1": 3.5,
+    "R19-R1": 3.5,
     "R2": 3.40,
+    "R19-R2": 3.40,
     "R3": 3.451,
+    "R3-clustered": 3.451,
     "R4": 3.45,
     "R5": 3.45,
     "R6": 3.50,
@@ -182,6 +185,8 @@ def one_record(name, regime, corpus, backbone, seed, loss):
     curve = [{"epoch": e, "train_nll": loss, "validation_nll": loss + 0.5 / (1 + e)} for e in epochs]
     sizes = {"min": 1, "median": 20.0, "max": 90}
     clusters = {"adjusted_mutual_information": 0.4, "length_variance_explained": 0.1, "sizes": sizes}
+    clusters |= {"homogeneity": 0.5, "homogeneity_by_chance": 0.1, "homogeneity_attainable": 0.9}
+    clusters |= {"homogeneity_p": 0.005, "share_below_4": 0.002, "share_below_8": 0.08}
     return Record(
         name=name,
         experiment=f"honest-{corpus}",
@@ -204,8 +209,24 @@ def one_record(name, regime, corpus, backbone, seed, loss):
     )
 
 
-def write_study(folder, corpus="mixed", regimes=LOSS, backbone="smollm2"):
-    """Records and losses of one corpus in which regime r has about LOSS[r] nats per token."""
+FOREIGN = {"foreign-50": {"R4": 0.02, "": 0.2}, "clean-50": {"": 0.0}}  # regime, "" for the others: more loss
+
+
+def write_study(
+    folder,
+    corpus="mixed",
+    regimes=LOSS,
+    backbone="smollm2",
+    *,
+    wide=(),
+    readings=FOREIGN,
+    change=lambda record: None,
+    experiment="honest",
+):
+    """Records and losses of one corpus in which regime r has about regimes[r] nats per token.
+
+    wide: regimes whose seeds lie far apart, around the same mean. change: of each record, in place.
+    """
     generator = np.random.default_rng(0)
     tokens = generator.integers(20, 60, DOCUMENTS)
     hard = generator.normal(0, 0.3, DOCUMENTS)
@@ -214,14 +235,16 @@ def write_study(folder, corpus="mixed", regimes=LOSS, backbone="smollm2"):
     for regime, loss in regimes.items():
         for seed in range(SEEDS):
             name = f"{regime}--{backbone}--{corpus}--00000000--seed{seed}"
-            noise = generator.normal(0, 0.001) + generator.normal(0, 0.004, DOCUMENTS)
-            for reading, more in (("test", 0.0), ("foreign-50", 0.02 if regime == "R4" else 0.2)):
-                nll = (loss + more + hard + noise) * tokens
+            spread = 0.05 * (seed - SEEDS // 2) if regime in wide else 0.0
+            own = spread + generator.normal(0, 0.001) + generator.normal(0, 0.004, DOCUMENTS)
+            for reading, more in {"test": {"": 0.0}, **readings}.items():
+                nll = (loss + more.get(regime, more[""]) + hard + own) * tokens
                 frames.append(pd.DataFrame({"split": reading, **documents, "nll": nll, "run": name}))
-            records.append(one_record(name, regime, corpus, backbone, seed, loss))
+            records.append(one_record(name, regime, corpus, backbone, seed, loss + spread))
+            change(records[-1])
     lines = "".join(r.model_dump_json() + "\n" for r in records)
-    (folder / f"honest-{corpus}-{backbone}.jsonl").write_text(lines)
-    pd.concat(frames).to_parquet(folder / f"honest-{corpus}-{backbone}.parquet", index=False)
+    (folder / f"{experiment}-{corpus}-{backbone}.jsonl").write_text(lines)
+    pd.concat(frames).to_parquet(folder / f"{experiment}-{corpus}-{backbone}.parquet", index=False)
 
 
 @pytest.fixture(scope="session")

@@ -36,17 +36,23 @@ def results(tmp_path, study_of):
     """A results folder of one small experiment, without checksums."""
     folder = tmp_path / "results"
     folder.mkdir()
-    study_of(folder, "docstrings", {"R0": 3.7, "R1": 3.5, "R4": 3.4})
+    study_of(folder, "docstrings", {"R0": 3.7, "R19-R1": 3.5, "R4": 3.4})
     for kind in ("jsonl", "parquet"):
         (folder / f"honest-docstrings-smollm2.{kind}").rename(folder / f"{NAME}.{kind}")
     return folder
+
+
+def old(part):
+    """A stored row of a part that has a verdict."""
+    row = {"claim": int(part[:-1]), "part": part, "headline": "contradicted", "beside": {}}
+    return row | {"cells": {"docstrings": {"verdict": "contradicted", "number": "a", "detectable": None}}}
 
 
 @pytest.fixture
 def summed(results):
     """The same with checksums and verdicts."""
     with stored.storing(results / "verdicts.json") as part:
-        part.write_text('[{"claim": 1, "status": "refuted", "number": "a", "deciding": "b"}]')
+        part.write_text(json.dumps({"evidence": "", "parts": [old("1c")]}))
     return results
 
 
@@ -113,7 +119,7 @@ def test_a_flipped_bit_is_found(command, summed, kind, place):
     flip(path, place)
     for words in (("tables",), ("claims",), ("claims", "--write")):
         refused(command(*words, "--results", summed), str(path), stored.SUMS)
-    assert stored_verdicts(summed)[1]["status"] == "refuted"
+    assert stored_verdicts(summed)["1c"]["headline"] == "contradicted"
 
 
 def test_records_in_another_order_a_lost_file_and_one_nobody_stored_are_found(command, summed):
@@ -201,15 +207,14 @@ def test_what_decides_nothing_is_refused_and_verdicts_stay(command, summed, tmp_
 def test_verdicts_are_not_replaced_by_fewer(command, summed, study_of):
     path = summed / "verdicts.json"
     with stored.storing(path) as part:
-        rows = [{"claim": n, "status": "refuted", "number": "a", "deciding": "b"} for n in (1, 3)]
-        part.write_text(json.dumps(rows))
+        part.write_text(json.dumps({"evidence": "", "parts": [old("1c"), old("3a")]}))
     before = path.read_bytes()
     code, out, said = command("claims", "--results", summed, "--write")
-    assert code == 1 and "verdicts.json is kept" in said and "claim 1, 3" in said and "not tested" in out
+    assert code == 1 and "verdicts.json is kept" in said and "claim 1c, 3a" in said and "not tested" in out
     assert path.read_bytes() == before
     path.unlink()
     assert command("claims", "--results", summed, "--write")[0] == 0
-    assert {5, 12, 18} <= set(stored_verdicts(summed))
+    assert {"5b", "18a", "18b"} <= {part for part, row in stored_verdicts(summed).items() if row["cells"]}
 
 
 @pytest.mark.parametrize(

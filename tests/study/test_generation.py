@@ -168,7 +168,6 @@ def test_a_run_keeps_scores_and_no_text(small, tmp_path):
     assert frame.loc["R4", "ROUGE-L"] == pytest.approx(
         np.mean([r.metrics["generated_rouge_l"] for r in kept[4:6]])
     )
-    assert generations.family(generations.corpora[0]) == {}  # without R3 nothing is decided
 
 
 def pack_as(name, records, runs, results):

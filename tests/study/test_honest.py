@@ -7,7 +7,7 @@ import pytest
 
 from chameleon_study import page, study_tables
 from chameleon_study.claims.contrasts import StoredRuns
-from chameleon_study.claims.rules import slopes
+from chameleon_study.claims.rules import robustness
 from chameleon_study.config import load_experiment
 from chameleon_study.figures import study as figures
 
@@ -69,9 +69,12 @@ def test_a_corpus_without_foreign_readings_has_them_from_an_experiment_made_for_
     assert study_tables.foreign_frame(evidence, "mixed").set_index("regime")["cost"]["R6"] == pytest.approx(
         0.2, abs=1e-6
     )
-    assert slopes(evidence).corpora == {"docstrings": "confirmed", "mixed": "confirmed"}
+    assert {c: cell.verdict for c, cell in robustness(evidence).items()} == {
+        "docstrings": "supported",
+        "mixed": "supported",
+    }
     (tmp_path / "foreign-mixed.jsonl").unlink()
-    assert slopes(StoredRuns(tmp_path, draws=300)).corpora.get("mixed", "not tested") == "not tested"
+    assert "mixed" not in robustness(StoredRuns(tmp_path, draws=300))
 
 
 def test_the_foreign_experiments_heads_are_those_of_the_honest_study():

@@ -7,8 +7,8 @@ import pytest
 
 from chameleon_lite.errors import DamagedFile, UserError
 from chameleon_study import page
-from chameleon_study.claims.ledger import OPEN, scoreboard
-from chameleon_study.claims.paper import claims, paper, published, published_parameters
+from chameleon_study.claims.ledger import OPEN, changes_frame, scoreboard
+from chameleon_study.claims.paper import claims, paper, parts, published, published_parameters
 
 
 def rows(table):
@@ -42,24 +42,32 @@ def test_names_that_do_not_exist_are_named(wrong):
         published(*wrong)
 
 
-def test_scoreboard_has_every_claim_once_and_open_ones_say_so(tmp_path):
-    board = scoreboard(tmp_path)
-    assert [row["claim"] for row in board] == list(range(1, 23)) == [c["claim"] for c in claims()]
-    assert {row["status"] for row in board} == {OPEN}
+def test_scoreboard_has_every_part_once_and_open_ones_say_so(tmp_path):
+    rows = scoreboard(tmp_path)
+    assert [row["part"] for row in rows] == [part["part"] for part in parts()]
+    assert sorted({row["claim"] for row in rows}) == [c["claim"] for c in claims()] == list(range(1, 23))
+    assert {row["status"] for row in rows} == {OPEN}
+    assert all(row["says"] and row["section"] and row["asks"] and row["supported if"] for row in rows)
 
 
 def test_scoreboard_shows_stored_verdicts_and_refuses_a_damaged_file(tmp_path):
     path = tmp_path / "verdicts.json"
-    path.write_text(
-        json.dumps([{"claim": 3, "status": "equivalent", "number": "a, b", "deciding": "0.001 nats"}])
-    )
-    board = {row["claim"]: row for row in scoreboard(tmp_path)}
-    assert (board[3]["status"], board[3]["number"]) == ("equivalent", "0.001 nats") and board[4][
-        "status"
-    ] == OPEN
-    path.write_text('[{"claim": 3}]')
-    with pytest.raises(DamagedFile, match="verdicts.json"):
-        scoreboard(tmp_path)
+    row = {"claim": 3, "part": "3a", "headline": "equivalent", "cells": {}, "beside": {}}
+    path.write_text(json.dumps({"evidence": "", "parts": [row]}))
+    board = {row["part"]: row["status"] for row in scoreboard(tmp_path)}
+    assert board["3a"] == "equivalent" and board["4a"] == OPEN
+    for damaged in ('[{"claim": 3}]', '{"parts": [{"part": "3a"}]}', "{"):
+        path.write_text(damaged)
+        with pytest.raises(DamagedFile, match="verdicts.json"):
+            scoreboard(tmp_path)
+
+
+def test_what_changed_since_version_1_has_every_claim_and_a_reason(tmp_path):
+    frame = changes_frame(page.root() / "results").set_index("claim")
+    assert list(frame.index) == list(range(1, 23)) and frame.loc[21, "version 1"] == "not tested"
+    old = json.loads((page.root() / "results" / "v1" / "verdicts.json").read_text())
+    assert {row["claim"]: row["status"] for row in old}.items() <= frame["version 1"].to_dict().items()
+    assert (frame["why"].str.len() > 5).all() and frame["now"].str.contains("a: ").all()
 
 
 def test_start_seeds_torch_and_numpy_and_refuses_unknown_profiles(capsys):

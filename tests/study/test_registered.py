@@ -25,7 +25,7 @@ def facts(name):
         "order": donor["order"],
         "head": (donor["head"], row["procedure"]),
         "condition": row["source"] or (STATIC if row["head"] else row["conditioned_on"]),
-        "tuning": row.get("searched", ""),
+        "tuning": row.get("searched") or "",
     }
 
 

@@ -1,10 +1,10 @@
-"""Claim 16's rule on made-up scores: every verdict, and which of the two contrasts decides."""
+"""Claim 16's rule on made-up scores: every verdict of both of its parts."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from chameleon_study.claims.continuations import MARGIN, Generations, coherent_outputs, generation_frame
+from chameleon_study.claims.continuations import Generations, coherence, generation_frame
 from chameleon_study.claims.contrasts import StoredRuns
 from chameleon_study.claims.ledger import ledger, write_verdicts
 from chameleon_study.records import SCORES, Record
@@ -62,37 +62,44 @@ def write_coherence(folder, scores, corpus="alpaca", noise=0.01, backbone="smoll
     pd.concat(frames).to_parquet(folder / f"coherence-{corpus}.parquet", index=False)
 
 
+def cells(folder, column="rouge_l"):
+    return {c: cell.verdict for c, cell in coherence(StoredRuns(folder, draws=500), column).items()}
+
+
+@pytest.mark.parametrize("column", ["rouge_l", "batch_rouge_l"])
 @pytest.mark.parametrize(
     ("scores", "noise", "verdict"),
     [
-        ({"R1": 0.20, "R3": 0.21, "R4": 0.25}, 0.01, "confirmed"),
-        ({"R1": 0.20, "R3": 0.25, "R4": 0.25}, 0.01, "equivalent"),  # above R1, and told nothing does as well
-        ({"R1": 0.25, "R3": 0.20, "R4": 0.20}, 0.01, "refuted"),
-        ({"R1": 0.245, "R3": 0.245, "R4": 0.25}, 0.01, "equivalent"),  # above, by less than matters
-        ({"R1": 0.235, "R3": 0.235, "R4": 0.25}, 0.30, "not decidable here"),
-        (
-            {"R0": 0.20, "R1": 0.20, "R4": 0.25},
-            0.01,
-            "not tested",
-        ),  # without R3 nothing says it is the context
+        ({"R6": 0.20, "R4": 0.25}, 0.01, "supported"),
+        ({"R6": 0.25, "R4": 0.25}, 0.01, "equivalent"),
+        ({"R6": 0.25, "R4": 0.20}, 0.01, "contradicted"),
+        ({"R6": 0.245, "R4": 0.25}, 0.01, "equivalent"),  # above, by less than matters
+        ({"R6": 0.235, "R4": 0.25}, 0.30, "not decidable here"),
     ],
 )
-def test_verdict(tmp_path, scores, noise, verdict):
-    write_coherence(tmp_path, scores, noise=noise)
-    found = ledger(tmp_path, draws=500)[16]
-    assert found.verdict == verdict, found
-    if verdict != "not tested":
-        assert found.corpora == {"alpaca": verdict} and found.deciding.split(": ", 1)[1] in found.number
-        named = [f"{name} R4 − R{n}" for name in ("ROUGE-L", "distinct-2", "repeated") for n in (1, 3)]
-        assert all(name in found.number for name in named)
+def test_every_word(tmp_path, scores, noise, verdict, column):
+    write_coherence(tmp_path, {"R1": 0.2, **scores}, noise=noise)
+    path = tmp_path / "coherence-alpaca.parquet"
+    frame = pd.read_parquet(path)
+    spread = {r: np.linspace(-noise, noise, SEEDS) / 4 * (r == "R4") for r in ("R1", "R4", "R6")}
+    seed = frame["run"].str[-1].astype(int)
+    regime = frame["run"].str.split("--").str[0]
+    frame["batch_rouge_l"] = [{"R1": 0.2, **scores}[r] + spread[r][s] for r, s in zip(regime, seed)]
+    frame.to_parquet(path, index=False)
+    assert cells(tmp_path, column) == {"alpaca": verdict}
 
 
-def test_the_sign_says_that_r4_is_higher(tmp_path):
-    write_coherence(tmp_path, {"R1": 0.20, "R3": 0.18, "R4": 0.25})
-    family = Generations(tmp_path, draws=500).family("alpaca")
-    assert family["R4 − R1"].contrast.difference == pytest.approx(0.05, abs=5e-3)
-    assert family["R4 − R3"].contrast.low > MARGIN and family["R4 − R3"].contrast.documents == DOCUMENTS
-    assert all(j.adjusted_p >= j.contrast.p for j in family.values())
+def test_without_the_rows_own_condition_or_the_column_nothing_is_tested(tmp_path):
+    write_coherence(tmp_path, {"R0": 0.20, "R1": 0.20, "R4": 0.25})
+    assert cells(tmp_path) == {}
+    write_coherence(tmp_path, {"R6": 0.20, "R4": 0.25})
+    assert cells(tmp_path, "batch_rouge_l") == {} and cells(tmp_path) == {"alpaca": "supported"}
+
+
+def test_the_sign_says_that_r4_is_higher_and_a_static_update_stands_beside(tmp_path):
+    write_coherence(tmp_path, {"R1": 0.20, "R6": 0.18, "R4": 0.25})
+    number = coherence(StoredRuns(tmp_path, draws=500), "rouge_l")["alpaca"].number
+    assert number.startswith("rouge_l R4 − R6 +0.0") and "beside: R4 − R1 +0.0" in number
 
 
 def test_a_batchs_variety_is_drawn_over_seeds_alone(tmp_path):
@@ -109,38 +116,28 @@ def test_other_documents_are_never_paired(tmp_path):
     frame.loc[others, "document"] = "of another split, " + frame.loc[others, "document"]
     frame.to_parquet(path, index=False)
     generations = Generations(tmp_path, draws=500)
-    assert (
-        generations.gain("alpaca", "R4", "R3") is None and generations.gain("alpaca", "R4", "R1") is not None
-    )
-    assert coherent_outputs(StoredRuns(tmp_path, draws=500)).verdict == "not tested"
+    assert generations.gain("alpaca", "R4", "R3") is None
+    assert generations.gain("alpaca", "R4", "R1") is not None
 
 
-def test_every_corpus_must_agree(tmp_path):
-    write_coherence(tmp_path, {"R1": 0.20, "R3": 0.20, "R4": 0.25})
-    write_coherence(tmp_path, {"R1": 0.25, "R3": 0.20, "R4": 0.20}, "docstrings-instructions")
-    found = coherent_outputs(StoredRuns(tmp_path, draws=500))
-    assert found.verdict == "refuted" and found.deciding.startswith("docstrings-instructions: ")
-    assert found.corpora == {"alpaca": "confirmed", "docstrings-instructions": "refuted"}
+def test_each_corpus_has_its_verdict_and_another_model_none(tmp_path):
+    write_coherence(tmp_path, {"R6": 0.20, "R4": 0.25})
+    write_coherence(tmp_path, {"R6": 0.25, "R4": 0.20}, "docstrings-instructions")
+    assert cells(tmp_path) == {"alpaca": "supported", "docstrings-instructions": "contradicted"}
+    assert coherence(StoredRuns(tmp_path, "gpt2"), "rouge_l") == {}
+    assert generation_frame(Generations(tmp_path, "gpt2")).empty
 
 
-def test_without_records_or_with_another_models_nothing_is_tested(tmp_path):
-    assert ledger(tmp_path, draws=500)[16].verdict == "not tested"
-    assert generation_frame(Generations(tmp_path)).empty
-    write_coherence(tmp_path, {"R1": 0.20, "R3": 0.20, "R4": 0.25}, backbone="gpt2")
-    assert ledger(tmp_path, draws=500)[16].verdict == "not tested"
-
-
-def test_the_table_has_n_and_interval_and_the_verdicts_of_the_family(tmp_path):
+def test_the_table_has_n_and_interval(tmp_path):
     write_coherence(tmp_path, {"R0": 0.22, "R1": 0.20, "R3": 0.20, "R4": 0.25, "R7": 0.25})
     frame = generation_frame(Generations(tmp_path, draws=500)).set_index("regime")
     assert (frame["n seeds"] == SEEDS).all() and (frame["documents"] == DOCUMENTS).all()
-    assert frame["low"].notna().sum() == 4 and frame.loc["R4", "verdict"] == frame.loc["R7", "verdict"] == "–"
-    assert frame.loc["R1", "verdict"] == frame.loc["R3", "verdict"] == "confirmed"
+    assert frame["low"].notna().sum() == 4
     assert frame["reference, nats a token"].tolist() == pytest.approx([2.0] * 5)
 
 
 def test_no_other_claim_reads_these_records(tmp_path):
-    write_coherence(tmp_path, {"R1": 0.20, "R3": 0.20, "R4": 0.25})
+    write_coherence(tmp_path, {"R6": 0.20, "R3": 0.20, "R4": 0.25})
     found = ledger(tmp_path, draws=500)
-    assert {n for n, f in found.items() if f.verdict != "not tested"} == {16}
-    write_verdicts(found, tmp_path / "verdicts.json")
+    assert {part for part, row in found.items() if row["cells"]} == {"16a"}
+    write_verdicts(found, tmp_path)

@@ -1,47 +1,46 @@
-"""Claim 2 is decided by the stored proofs of the released tables, claim 22 by the tables themselves."""
+"""Parts that the stored proofs decide, and claims 2 and 22, which the re-derived tables do."""
 
 import pytest
 
 from chameleon_study.claims.contrasts import REGISTERED, StoredRuns
-from chameleon_study.claims.ledger import RULES
-from chameleon_study.claims.paper import paper, published
-from chameleon_study.claims.rules_stored import RELEASED
+from chameleon_study.claims.paper import paper, parts, published
+from chameleon_study.claims.rules_stored import RELEASED, direction, limits, published_again, published_gain
 from chameleon_study.config import load_experiment
 from chameleon_study.records import Record
 from chameleon_study.released.proofs.store import Proof, store_proofs
 from chameleon_study.released.protocol import protocol_of
 from chameleon_study.released.tables import protocol_label
 
-
-def proof(corpus, free, lora):
-    return Proof(
-        proof="model_free",
-        title="",
-        audit=(),
-        where="",
-        shows="x.",
-        backbone="smollm2",
-        corpus=corpus,
-        profile="paper",
-        settings={"tokens": {"max_length": 256}},
-        numbers={"model_free_loss": free, "LoRA_loss": lora, "hyper_network_loss": 0.4},
-    )
+LIMITS = [(p["part"], limit) for p in parts() if p["rule"] == "limits" for limit in p["arguments"]["proofs"]]
 
 
-@pytest.mark.parametrize(
-    ("proofs", "verdict"),
-    [
-        ([], "not tested"),
-        ([("wikitext-2-lite-released", 0.48, 0.50)], "refuted"),
-        ([("wikitext-2-lite-released", 0.52, 0.50)], "not decidable here"),
-        ([("wikitext-2-lite-released", 0.52, 0.50), ("alpaca", 0.1, 0.2)], "refuted"),
-    ],
-)
-def test_claim_2(tmp_path, proofs, verdict):
-    if proofs:
-        store_proofs([proof(*p) for p in proofs], tmp_path)
-    found = RULES[2][1](StoredRuns(tmp_path))
-    assert found.verdict == verdict and len(found.corpora) == len(proofs)
+def proved(folder, limit, value):
+    """The cells of a limit for a proof whose number, or ratio, is `value`."""
+    ratio = isinstance(limit.get("over"), str)
+    numbers = {limit["number"]: value * (1.0 if ratio else limit.get("over", 1.0))}
+    numbers |= {limit["over"]: 1.0} if ratio else {}
+    settings = {"tokens": {"max_length": 256}}
+    made = {"title": "", "audit": (), "where": "", "shows": "x.", "profile": "paper", "settings": settings}
+    stored = Proof(proof=limit["proof"], backbone="smollm2", corpus="alpaca", numbers=numbers, **made)
+    store_proofs([stored], folder)
+    return limits(StoredRuns(folder), [limit])
+
+
+@pytest.mark.parametrize(("part", "limit"), LIMITS, ids=lambda x: x if isinstance(x, str) else x["proof"])
+def test_every_word_of_a_limit(tmp_path, part, limit):
+    assert limits(StoredRuns(tmp_path), [limit]) == {}
+    good, bad = limit["supported"], limit["contradicted"]
+    found = {value: [*proved(tmp_path, limit, value).values()][0].verdict for value in (min(good, 1e9), bad)}
+    assert found[bad] == ("contradicted" if good != bad else "supported")
+    if good < 1e9:
+        assert found[good] == "supported"
+        between = [*proved(tmp_path, limit, (good + bad) / 2).values()][0].verdict
+        assert between == ("not decidable here" if good != bad else "supported")
+        assert [*proved(tmp_path, limit, bad + (bad - good) + 1e-3).values()][
+            0
+        ].verdict == "contradicted" or good > bad
+    else:
+        assert found[1e9] == "not decidable here"  # a gain over it supports nothing
 
 
 NEAR = (-0.01, 0.0, 0.01)  # what the seeds of a made-up table add to the published loss
@@ -84,21 +83,21 @@ def claim_22(folder, table=1, off=None, seeds=NEAR, regimes=("R1", "R4"), **more
     lines = [
         released(table, r, k, published(table, r, "validation_loss") + (off or {}).get(r, 0.0) + add, **more)
         for r in regimes
-        for k, add in enumerate(seeds)
+        for k, add in enumerate(seeds[r] if isinstance(seeds, dict) else seeds)
     ]
     path = folder / f"table{table}-released.jsonl"
     path.write_text("".join(r.model_dump_json() + "\n" for r in lines))
-    return RULES[22][1](StoredRuns(folder))
+    return published_again(StoredRuns(folder))
 
 
 @pytest.mark.parametrize("table", [1, 2])
 @pytest.mark.parametrize(
     ("how", "verdict"),
     [
-        ({}, "confirmed"),
-        ({"off": {"R4": 0.019}}, "confirmed"),  # sd 0.01: just inside two of them
-        ({"off": {"R4": 0.021}}, "refuted"),  # just outside
-        ({"off": {"R1": -0.1}}, "refuted"),
+        ({}, "supported"),
+        ({"off": {"R4": 0.019}}, "supported"),  # sd 0.01: just inside two of them
+        ({"off": {"R4": 0.021}}, "contradicted"),  # just outside
+        ({"off": {"R1": -0.1}}, "contradicted"),
         ({"seeds": (0.0,)}, "not decidable here"),  # one seed has no spread
         ({"regimes": ("R1",)}, "not decidable here"),
         ({"backbone": "smollm2"}, "not decidable here"),
@@ -108,27 +107,45 @@ def claim_22(folder, table=1, off=None, seeds=NEAR, regimes=("R1", "R4"), **more
     ],
 )
 def test_claim_22(tmp_path, table, how, verdict):
-    found = claim_22(tmp_path, table, **how)
-    assert found.verdict == verdict, found
-    assert str(published(table, "R4", "validation_loss")) in found.number  # printed whoever measured it
+    (cell,) = claim_22(tmp_path, table, **how).values()
+    assert cell.verdict == verdict, cell
+    assert str(published(table, "R4", "validation_loss")) in cell.number  # printed whoever measured it
 
 
 def test_claim_22_needs_the_papers_own_data(tmp_path):
-    assert claim_22(tmp_path, corpus="wikitext-2-lite-released").verdict == "not decidable here"
+    (cell,) = claim_22(tmp_path, corpus="wikitext-2-lite-released").values()
+    assert cell.verdict == "not decidable here"
 
 
-def test_claim_22_on_both_tables_and_beside_another_backbone(tmp_path):
+def test_both_tables_have_their_verdict_beside_another_backbones(tmp_path):
     claim_22(tmp_path, 2, off={"R1": 0.1})
-    assert claim_22(tmp_path).verdict == "refuted"  # one table of the two is enough
-    claim_22(tmp_path, 2)
     other = released(1, "R1", 0, 3.0, backbone="smollm2").model_dump_json()
     (tmp_path / "table1-released-smollm2.jsonl").write_text(other + "\n")
     found = claim_22(tmp_path)
-    assert found.verdict == "confirmed" and sorted(found.corpora.values())[-1] == "not decidable here"
+    assert [cell.verdict for cell in found.values()] == ["supported", "not decidable here", "contradicted"]
 
 
-def test_without_tables_claim_22_is_not_tested(tmp_path):
-    assert RULES[22][1](StoredRuns(tmp_path)).verdict == "not tested"
+def test_without_tables_nothing_is_tested(tmp_path):
+    evidence = StoredRuns(tmp_path)
+    assert published_again(evidence) == direction(evidence) == published_gain(evidence) == {}
+
+
+@pytest.mark.parametrize(
+    ("how", "of_direction", "of_gain"),
+    [
+        ({}, "supported", "supported"),
+        ({"off": {"R4": 0.2}}, "contradicted", "contradicted"),
+        ({"off": {"R4": 0.05}}, "supported", "contradicted"),
+        ({"seeds": (0.0,)}, "not decidable here", "not decidable here"),
+        ({"backbone": "smollm2"}, "supported", "not decidable here"),  # the size is of the paper's model
+        ({"seeds": {"R1": NEAR, "R4": (0.3, -0.3, 0.1)}}, "not decidable here", "not decidable here"),
+    ],
+)
+def test_direction_and_size_of_the_published_gain(tmp_path, how, of_direction, of_gain):
+    claim_22(tmp_path, 1, **how)
+    evidence = StoredRuns(tmp_path)
+    assert [cell.verdict for cell in direction(evidence).values()] == [of_direction]
+    assert [cell.verdict for cell in published_gain(evidence).values()] == [of_gain]
 
 
 @pytest.mark.parametrize("table", [1, 2])

@@ -64,12 +64,12 @@ def test_holm_by_hand():
 @pytest.mark.parametrize(
     ("low", "high", "p", "expected"),
     [
-        (-0.08, -0.04, 0.001, "confirmed"),
+        (-0.08, -0.04, 0.001, "supported"),
         (-0.08, -0.04, 0.2, "not decidable here"),  # a family's correction can take it back
         (-0.004, 0.004, 0.9, "equivalent"),
-        (-0.009, 0.09, 0.5, "refuted"),
+        (-0.009, 0.09, 0.5, "contradicted"),
         (-0.05, 0.05, 0.9, "not decidable here"),
-        (0.02, 0.05, 0.001, "refuted"),
+        (0.02, 0.05, 0.001, "contradicted"),
     ],
 )
 def test_verdicts_in_order(low, high, p, expected):

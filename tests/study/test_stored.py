@@ -1,6 +1,5 @@
 """What `results/` holds is admissible, complete in its circumstances, and says what the pages say of it."""
 
-import json
 import re
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 from chameleon_study.choices import Choice
 from chameleon_study.claims.contrasts import StoredRuns
 from chameleon_study.claims.ledger import ledger
-from chameleon_study.claims.rules import UNTESTED
+from chameleon_study.claims.scoreboard import evidence_key, stored_verdicts
 from chameleon_study.records import NOT_RECORDS, REFUSED_BACKBONES, load_records
 from chameleon_study.regimes import REGIMES
 from chameleon_study.tables import losses_of
@@ -63,15 +62,22 @@ def test_facts_are_read_from_a_sentence_whatever_its_words():
 
 
 def test_the_stored_verdicts_are_what_the_rules_make_of_the_stored_records():
-    """Verdict, deciding contrast and numbers: to word a sentence anew changes no result."""
-    stored = json.loads((RESULTS / "verdicts.json").read_text(encoding="utf-8"))
-    findings = {n: f for n, f in ledger(RESULTS).items() if f.verdict != UNTESTED}
-    assert {row["claim"]: row["status"] for row in stored} == {n: f.verdict for n, f in findings.items()}
-    for row in stored:
-        finding = findings[row["claim"]]
-        assert facts(row["number"]) == facts(finding.number), row["claim"]
-        assert facts(row["deciding"]) == facts(finding.deciding or finding.number), row["claim"]
-        assert facts(row["deciding"])
+    """Verdict and numbers of each part and corpus: to word a sentence anew changes no result."""
+    stored, made = stored_verdicts(RESULTS), ledger(RESULTS)
+    assert {part: row["headline"] for part, row in stored.items()} == {
+        p: row["headline"] for p, row in made.items()
+    }
+    for part, row in stored.items():
+        assert list(row["cells"]) == list(made[part]["cells"]), part
+        for where, cell in row["cells"].items():
+            assert cell["verdict"] == made[part]["cells"][where]["verdict"]
+            assert facts(cell["number"]) == facts(made[part]["cells"][where]["number"]), (part, where)
+
+
+def test_the_stored_verdicts_are_up_to_date():
+    timings = RESULTS.parent / "benchmarks" / "results"
+    key = evidence_key(RESULTS, timings, "smollm2", "None")
+    assert stored_verdicts(RESULTS, key), "records, timings or rules changed: chameleon-lite claims --write"
 
 
 def test_the_honest_study_is_whole():

@@ -1,0 +1,156 @@
+"""Every rule reaches each of its words: made-up records of each kind, read by every part of every claim."""
+
+import pytest
+
+from chameleon_study.claims.contrasts import StoredRuns, registered
+from chameleon_study.claims.ledger import decided
+from chameleon_study.claims.paper import parts
+from chameleon_study.claims.rules import SIZES
+
+S, E, C, U = "supported", "equivalent", "contradicted", "not decidable here"
+PARTS = {p["part"]: p for p in parts()}
+CONTRASTS = registered()["contrasts"]
+SHIFT = {S: -0.1, E: 0.0, C: 0.1}  # of the first regimes; the undecided have a wide spread over seeds
+
+
+def verdicts(folder, part, draws=400):
+    """Place to verdict of one part."""
+    cells = decided(StoredRuns(folder, draws=draws), PARTS[part])["cells"]
+    return {where: cell["verdict"] for where, cell in cells.items()}
+
+
+def by_contrast():
+    """Each part of registered contrasts with each of the four words."""
+    return [(name, word) for name, p in PARTS.items() if p["rule"] == "contrasts" for word in (S, E, C, U)]
+
+
+@pytest.mark.parametrize(("part", "word"), by_contrast())
+def test_parts_of_registered_contrasts(tmp_path, study_of, part, word):
+    plans = [CONTRASTS[name] for name in PARTS[part]["arguments"]["names"]]
+    firsts, seconds = ({plan[side] for plan in plans} for side in ("first", "second"))
+    shift, wide = SHIFT.get(word, -0.05), firsts if word == U else ()
+    kind = plans[0].get("of", "test")
+    losses = {name: 3.5 for name in seconds} | {name: 3.5 + shift for name in firsts}
+    readings, change = {}, lambda record: None
+    if kind == "transfer":
+        readings = {"transfer:mixed": {"": 0.0}}
+    if kind == "gap":  # all of it in the gap
+        change = lambda r: r.metrics.update(seen_nll=3.4)  # noqa: E731
+    study_of(tmp_path, "alpaca", losses, wide=wide, readings=readings, change=change)
+    assert verdicts(tmp_path, part) == {"alpaca": word}
+    (tmp_path / "honest-alpaca-smollm2.jsonl").unlink()
+    assert verdicts(tmp_path, part) == {}
+
+
+@pytest.mark.parametrize(
+    ("better", "losses", "wide", "word"),
+    [
+        ("R4-g8", {"R6": 3.5, "R4": 3.55}, (), S),  # one size is enough, whatever the largest does
+        ("R4", {"R6": 3.5}, (), S),
+        (None, {"R6": 3.5, "R4": 3.5}, (), E),
+        (None, {"R6": 3.5, "R4": 3.6}, (), C),
+        (None, {"R6": 3.5, "R4": 3.48}, ("R6",), U),
+    ],
+)
+def test_any_size_of_group(tmp_path, study_of, better, losses, wide, word):
+    losses = {name: 3.5 for name in SIZES} | losses | ({better: 3.4} if better else {})
+    study_of(tmp_path, "alpaca", losses, wide=wide)
+    assert verdicts(tmp_path, "6a") == {"alpaca": word}
+
+
+@pytest.mark.parametrize(
+    ("r4", "r6", "word"), [(0.02, 0.2, S), (0.19, 0.2, E), (0.3, 0.2, C), (0.0, 0.002, U), (0.002, 0.0, U)]
+)
+def test_robustness_on_clean_rows(tmp_path, study_of, r4, r6, word):
+    readings = {"foreign-50": {"R4": r4, "": r6}, "clean-50": {"": 0.0}}
+    study_of(tmp_path, "alpaca", {"R4": 3.5, "R6": 3.5}, readings=readings)
+    assert verdicts(tmp_path, "7a") == {"alpaca": word}
+    study_of(tmp_path, "alpaca", {"R4": 3.5, "R6": 3.5}, readings={"foreign-50": {"": 0.1}})
+    assert verdicts(tmp_path, "7a") == {}  # the rows of the first study have no clean reading
+
+
+@pytest.mark.parametrize(
+    ("loss", "wide", "null", "words"),
+    [
+        (2.0, (), 3.5, [S, S]),  # all of the gain, and equal to a constant without it
+        (2.5, (), 3.4, [C, C]),  # half of it; a gain where there is none
+        (2.2, ("R4-best",), 3.49, [U, U]),
+    ],
+)
+def test_the_assay(tmp_path, study_of, loss, wide, null, words):
+    def change(record):
+        record.data["notes"] = {"marginal_nll": {"test": 3.0}, "conditional_nll": {"test": 2.0}}
+
+    study_of(tmp_path, "alpaca", {"R4": 3.5})  # planted texts are of another experiment
+    known = {"change": change, "experiment": "planted", "wide": wide}
+    study_of(tmp_path, "planted", {"R4-best": loss, "R3-best": 3.0}, **known)
+    study_of(tmp_path, "planted-null", {"R4-best": null, "R3-best": 3.5}, **known)
+    assert list(verdicts(tmp_path, "3c").values()) == words
+
+
+@pytest.mark.parametrize(("part", "regime", "base"), [("14a", "R4", "R19-R1"), ("14b", "R18", "R1")])
+@pytest.mark.parametrize(
+    ("loss", "oracle", "spread", "word"),
+    [(3.35, 3.3, False, S), (3.45, 3.3, False, C), (3.4, 3.3, True, U), (3.35, 3.6, False, U)],
+)
+def test_half_way_to_the_oracle(tmp_path, study_of, part, regime, base, loss, oracle, spread, word):
+    study_of(tmp_path, "mixed", {regime: loss, base: 3.5, "R12-oracle": oracle}, wide=[regime] * spread)
+    assert verdicts(tmp_path, part) == {"mixed": word}
+    study_of(tmp_path, "mixed", {regime: loss, base: 3.5})
+    assert verdicts(tmp_path, part) == {}
+
+
+def qualities(key, values):
+    """Sets the quality of each seed's clustering, or takes the key away."""
+
+    def change(record):
+        record.data["clusters"][key] = values[record.seed]
+        if values[record.seed] is None:
+            del record.data["clusters"][key]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("values", "word"), [([0.005] * 5, S), ([0.3] * 5, C), ([0.005] * 4 + [0.3], U), ([None] * 5, None)]
+)
+def test_homogeneity_against_chance(tmp_path, study_of, values, word):
+    key = "homogeneity" if word is None else "homogeneity_p"
+    study_of(tmp_path, "alpaca", {"R4": 3.5}, change=qualities(key, values))
+    assert verdicts(tmp_path, "5b") == ({"alpaca": word} if word else {})
+
+
+@pytest.mark.parametrize("below", [4, 8])
+@pytest.mark.parametrize(
+    ("values", "word"), [([0.0] * 5, S), ([0.2] * 5, C), ([0.0] * 4 + [0.2], U), ([None] * 5, None)]
+)
+def test_rows_in_small_clusters(tmp_path, study_of, below, values, word):
+    study_of(tmp_path, "alpaca", {"R4": 3.5}, change=qualities(f"share_below_{below}", values))
+    assert verdicts(tmp_path, {4: "18a", 8: "18b"}[below]) == ({"alpaca": word} if word else {})
+
+
+@pytest.mark.parametrize("word", [S, E, C])
+def test_more_than_one_backbone(tmp_path, study_of, word):
+    study_of(tmp_path, "alpaca", {"R19-R1": 3.50, "R4": 3.50 + SHIFT[word]})
+    assert verdicts(tmp_path, "13b") == {"smollm2": U}  # one alone decides nothing about any
+    study_of(tmp_path, "alpaca", {"R19-R1": 3.50, "R4": 3.50 + SHIFT[word]}, "gpt2")
+    assert verdicts(tmp_path, "13b") == {"gpt2": word, "smollm2": word}
+
+
+def test_what_nothing_decides(made_up_results):
+    assert verdicts(made_up_results, "21a") == {}
+
+
+def test_every_rule_of_the_ledger_has_its_test_here_or_beside():
+    here = {
+        "contrasts",
+        "any_size",
+        "robustness",
+        "assay",
+        "half_way",
+        "content",
+        "small_clusters",
+        "backbones",
+    }
+    beside = {"limits", "direction", "published_gain", "published_again", "machines", "coherence"}
+    assert {p["rule"] for p in PARTS.values()} == here | beside | {"untested"}
