@@ -6,7 +6,7 @@ epoch and for every regime, and form all logits. Where their objective differs f
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor
 from chameleon_lite.backbone import Backbone
 from chameleon_lite.heads import Condition, Head
 from chameleon_lite.text import IGNORED, TokenTable
+
+Batch = tuple[Tensor, Tensor, Tensor]  # a step's states (…, C), labels (…), and its rows' vectors (B, C)
 
 
 def prepare_one_by_one(
@@ -87,23 +89,20 @@ def concatenated(h: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> tuple[T
     return torch.cat([h, z], -1), torch.cat([weight, F.pad(up, (0, extra)).to(weight.dtype)], -1)
 
 
-def train_as_released(
-    backbone: Backbone, head: Head, ids, labels, vectors, *, rows: int, learning_rate, last: bool, epochs: int
+def train_plainly(
+    head: Head, batches: Callable[[], Iterable[Batch]], weight: Tensor, *, learning_rate, epochs, dtype
 ) -> list[float]:
-    """One head trained on padded ids and labels (N, T), `rows` per step; nats per token of each epoch.
+    """A head trained with all logits formed, a step for each of an epoch's batches; nats per token of each epoch.
 
-    `last`: only the last scored position of each row enters the head. The scripts form all logits and pick
-    one; this forms just the one, which favours them.
+    `dtype`: what products are formed in, under autocast.
     """
     optimiser, losses = torch.optim.AdamW(head.parameters(), lr=learning_rate), []
     for _ in range(epochs):
         total = count = 0.0
-        for part, y, x in zip(ids.split(rows), labels.split(rows), vectors.split(rows)):
-            h, scored = backbone.hidden(part), y != IGNORED  # (B, T, C), (B, T)
-            if last:
-                h, y = h[scored], y[scored]
-            update, tokens = head.factors(Condition(x.mean(0, keepdim=True))), int(scored.sum())
-            loss = plain_head_loss(h, y, backbone.head.weight, update.down[0], update.up[0])
+        for h, y, x in batches():
+            update, tokens = head.factors(Condition(x.mean(0, keepdim=True))), int((y != IGNORED).sum())
+            with torch.autocast(h.device.type, dtype, enabled=dtype != torch.float32):
+                loss = plain_head_loss(h, y, weight, update.down[0], update.up[0])
             optimiser.zero_grad()
             (loss / tokens).backward()
             optimiser.step()

@@ -20,8 +20,8 @@ from chameleon_lite.loss import HeadWeight, head_losses
 from chameleon_lite.states import ScoredStates, hidden_states
 from chameleon_lite.text import Document, tokenise
 
-from .measure import peak_bytes, shown, timed
-from .workload import Bench, random_inputs, texts
+from .bench import Bench
+from .workload import random_inputs, texts
 
 RESOLUTION = 16 << 20  # bytes; less is lost in the system's accounts of a process, and is shown as this much
 # Slopes one expects. Clusters are fitted on at most 100,000 rows; above that only assigning the others grows.
@@ -42,7 +42,7 @@ def growth(bench: Bench) -> dict:
     for against, sizes, expected in (("vocabulary", vocabularies, 1), ("rank", ranks, 0)):
         values = [_head(bench, **{"vocabulary": 32_768, "rank": 4} | {against: size}) for size in sizes]
         curves.append(_curve("head, forward and backward", against, sizes, values, expected))
-    return shown("growth of time and memory", curves=curves)
+    return {"curves": curves}
 
 
 def slope(sizes, values) -> float:
@@ -77,7 +77,7 @@ def measure_rows(bench: Bench, backbone, n: int) -> dict[str, float]:
     limits = {"max_length": 64, "prefix_tokens": 4, "min_scored": 4}
 
     def stage(name: str, work: Callable):
-        out[name], result = timed(work, bench.device)
+        out[name], result = bench.timed(work)
         return result
 
     table = stage("tokenise", lambda: tokenise(documents, backbone.tokenizer, **limits))
@@ -89,10 +89,10 @@ def measure_rows(bench: Bench, backbone, n: int) -> dict[str, float]:
         def states():
             return hidden_states(backbone, table, torch.float32, Path(folder), progress=False)
 
-        peak = stage("hidden states", lambda: peak_bytes(states, bench.device))
+        peak = stage("hidden states", lambda: bench.peak(states))
         # A second call finds all states on disk. What it takes is where the documents lie: a few numbers per
         # document, which grow with the ids and are counted with them.
-        out["feature memory"] = max(peak - peak_bytes(states, bench.device), RESOLUTION)
+        out["feature memory"] = max(peak - bench.peak(states), RESOLUTION)
         scored = ScoredStates(table, states(), bench.device, budget=0)
         rows = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:32]
         scored.batch(rows)

@@ -27,13 +27,15 @@ from chameleon_lite.heads import Condition, HeadUpdate, HyperHead
 from chameleon_lite.loss import token_losses
 from chameleon_study.arrivals import Service, waiting_table
 
-from .measure import gate, shown
-from .workload import RANK, Bench, row_lengths
+from .bench import Bench
+from .measure import gate
+from .workload import RANK, row_lengths
 
 ROWS, PREFIX = 32, 16  # texts per batch; tokens of a text that are read before any is scored
 BATCHES = 200  # as many as a 95th percentile needs; fewer where BUDGET ends first
 BUDGET = 40.0  # seconds of measuring
 LEAST, WARM = 3, 2  # batches measured whatever they take; batches before anything counts, on a CPU
+QUANTILES = {"p50": 0.5, "p95": 0.95}
 DRAWS = 2_000  # of batches, for the interval of a ratio
 LOAD = 0.3  # rate of arriving texts in the simulation, as a share of what the worker could do in full batches
 VALIDATION = 2_461  # WikiText-2's validation rows, which the released way clusters when it evaluates
@@ -70,27 +72,19 @@ class Batches:
         ids = b["ids"][:, :PREFIX]
         return prompt_vectors(F.embedding(ids, self.backbone.embedding), torch.ones_like(ids))
 
-    def assign(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors (B, C) to cluster (B,) and distance (B,)."""
-        return nearest_centroid(vectors, self.centroids)
-
     def update(self, vectors: Tensor) -> HeadUpdate:
         """Vectors (B, C) of one cluster's batch to its update."""
         return self.head.factors(Condition(vectors.mean(0, keepdim=True)))
 
-    def losses(self, b: dict, update: HeadUpdate | None) -> Tensor:
-        """Losses (M,) under the frozen head, or under the head with an update."""
+    def losses(self, b: dict, update: HeadUpdate | None = None) -> Tensor:
+        """Losses (M,) of the whole batch under the frozen head, or under the head with an update."""
         h = self.backbone.hidden(b["ids"]).flatten(0, 1)[b["where"]]  # (M, C)
         return token_losses(h, b["target"], self.weight, [update])[0]
 
-    def plain(self, b: dict) -> Tensor:
-        """The whole batch, not adapted: losses (M,)."""
-        return self.losses(b, None)
-
     def adapted(self, b: dict) -> Tensor:
-        """The whole batch, adapted: losses (M,)."""
+        """Losses (M,) of the whole batch, adapted."""
         vectors = self.vectors(b)
-        self.assign(vectors)
+        nearest_centroid(vectors, self.centroids)
         return self.losses(b, self.update(vectors))
 
 
@@ -101,22 +95,22 @@ def overhead(bench: Bench) -> dict:
     with set_format(bench.backbone.lm, backbone_dtype(bench.device)), torch.inference_mode():
         gates, seconds = _gates(work), _timed(work)
         alone = [bench.seconds(partial(work.adapted, work.batch(i, rows=1))) for i in range(LEAST)]
-    whole = {name: quantiles(values) for name, values in seconds.items()}
-    clusters, count = len(work.centroids), len(seconds["plain"])
+    whole, clusters = {name: quantiles(values) for name, values in seconds.items()}, len(work.centroids)
     workload = {"backbone": bench.model, "prefix tokens": PREFIX, "stored centroids": clusters}
-    workload |= {"longest text": int(work.table.lengths.max())}
-    return shown(f"what adapting adds to a batch of {ROWS} texts", gates, batches=count, whole=whole) | {
+    return {
+        "gates": gates,
+        "batches": len(seconds["plain"]),
+        "whole": whole,
         "ratios": ratios(seconds["adapted"], seconds["plain"]),
         "fitting clusters": _fitting(work),
         "waiting": _waiting(bench, whole["adapted"]["p50"], float(np.median(alone)), clusters),
-        "workload": workload,
+        "workload": workload | {"longest text": int(work.table.lengths.max())},
     }
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
     """Median and 95th percentile."""
-    p50, p95 = np.quantile(seconds, [0.5, 0.95])
-    return {"p50": float(p50), "p95": float(p95)}
+    return dict(zip(QUANTILES, np.quantile(seconds, list(QUANTILES.values())).tolist()))
 
 
 def ratios(adapted: list[float], plain: list[float]) -> dict[str, dict[str, float]]:
@@ -125,7 +119,7 @@ def ratios(adapted: list[float], plain: list[float]) -> dict[str, dict[str, floa
     The interval is a bootstrap's over batches; both times of a batch are drawn together.
     """
     both, out = (np.asarray(adapted), np.asarray(plain)), {}
-    for name, at in (("p50", 0.5), ("p95", 0.95)):
+    for name, at in QUANTILES.items():
 
         def ratio(ours, theirs, axis=-1, at=at):
             return np.quantile(ours, at, axis=axis) / np.quantile(theirs, at, axis=axis)
@@ -142,11 +136,13 @@ def _timed(work: Batches) -> dict[str, list[float]]:
     Every second batch is read adapted first, so that neither always finds the caches warm. On a GPU all are
     read once before anything counts: a product of a new size may load a kernel, once per process.
     """
-    seconds: dict[str, list[float]] = {"plain": [], "adapted": []}
+    ways = {"plain": work.losses, "adapted": work.adapted}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
 
     def read(i: int) -> dict[str, float]:
-        b, order = work.batch(i % work.count), ("adapted", "plain") if i % 2 else ("plain", "adapted")
-        return {name: work.bench.seconds(partial(getattr(work, name), b)) for name in order}
+        b = work.batch(i % work.count)
+        order = reversed(ways) if i % 2 else ways
+        return {name: work.bench.seconds(partial(ways[name], b)) for name in order}
 
     for i in range(work.count if work.bench.gpu else WARM):
         read(i)
@@ -162,7 +158,7 @@ def _timed(work: Batches) -> dict[str, list[float]]:
 def _gates(work: Batches) -> list[dict]:
     """The losses are the definition's, an update of zeros changes nothing, the centroid is the nearest."""
     b, limit = work.batch(0), work.bench.limits[1]
-    vectors, update = work.vectors(b), work.update(work.vectors(b))
+    update = work.update(vectors := work.vectors(b))
     b = {"ids": b["ids"], "where": b["where"][:256], "target": b["target"][:256]}
     nothing = HeadUpdate(update.down, torch.zeros_like(update.up))
     adapted, same, frozen = (float(work.losses(b, u).mean()) for u in (update, nothing, None))
@@ -170,7 +166,7 @@ def _gates(work: Batches) -> list[dict]:
     with engine.use("plain"):
         expected = float(token_losses(h, b["target"], work.exact, [update]).mean())
     far = torch.cdist(vectors.double(), work.centroids.double())  # (B, K)
-    chosen = far.gather(1, work.assign(vectors)[0][:, None])[:, 0]
+    chosen = far.gather(1, nearest_centroid(vectors, work.centroids)[0][:, None])[:, 0]
     beyond = float((chosen - far.min(1).values).max())
     return [
         gate("mean loss under the update, from float32, nats", abs(adapted - expected), limit),

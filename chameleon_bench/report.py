@@ -21,10 +21,11 @@ from chameleon_lite.backbones.formats import cpu_flags, device_of
 from chameleon_lite.errors import RunFailed, UserError, unknown
 from chameleon_study.provenance import provenance
 
+from .bench import Bench
 from .measure import row
-from .rows import EXTRAS, ON_REQUEST, ROWS
+from .rows import EXTRAS, ON_REQUEST, ROWS, measured
 from .tables import goals_frame, stored_file
-from .workload import Bench, short
+from .workload import short
 
 
 def run_rows(
@@ -69,7 +70,7 @@ def _run(name: str, bench: Bench) -> dict:
     """One row as JSON, whatever happens in it."""
     started = time.perf_counter()
     try:
-        entry = (ROWS | EXTRAS)[name](bench)
+        entry = measured(name, bench)
     except (ImportError, UserError) as error:  # something this machine lacks
         entry = row("", unavailable=f"not available: {error}")
     except Exception as error:

@@ -7,6 +7,7 @@ Ours fuses GPT-2's spelled-out activation, as its feature pass does; a piece has
 """
 
 import gc
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -23,10 +24,13 @@ from chameleon_lite.train import Common, Member, step
 from chameleon_lite.train_layers import LiveStates, WithLayers
 
 from . import baselines
-from .measure import Samples, gate, peak_bytes, relative_error, row, sample
-from .workload import RANK, Bench
+from .bench import Bench
+from .measure import Samples, gate, relative_error, sample
+from .workload import RANK
 
 PLAIN = "PEFT LoRA, plain loss"
+# moves nothing and leaves the gradients, to be compared
+NO_OPTIMISER = SimpleNamespace(step=lambda: None, zero_grad=lambda set_to_none: None)
 
 
 def lora_step(bench: Bench) -> dict:
@@ -35,27 +39,18 @@ def lora_step(bench: Bench) -> dict:
     gates = work.gates()
     times = bench.race({"ours": work.ours, PLAIN: work.plain}, 5 if bench.gpu else 3)
     body = bench.seconds(work.layers_alone)
-    peaks = Samples({"ours": work.our_peak(), PLAIN: bench.peak(work.plain)})
+    peaks = {"ours": work.our_peak(), PLAIN: bench.peak(work.plain)}
     tokens = int(work.table.lengths.sum())
-    workload = {"rows": len(work.table), "real tokens": tokens, "recorded": work.recorded}
-    return row(
-        "a step with LoRA in the layers",
-        times.against({PLAIN: bench.goal(1.1, 1.3)}) + peaks.against({PLAIN: bench.goal(3, 3)}, "memory"),
-        gates,
-        limit="the layers' products for the real tokens",
-        workload=workload | {f"tok/s, {name}": tokens / times.median(name) for name in times},
-        profile=times.split("the layers, forward and backward", body, "the head"),
-    )
-
-
-class NoOptimiser:
-    """Moves nothing and leaves the gradients, to be compared."""
-
-    def step(self) -> None:
-        """Nothing."""
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Nothing."""
+    sizes = {"rows": len(work.table), "real tokens": tokens, "recorded": work.recorded}
+    return {
+        "samples": {
+            "time": times,
+            "memory": Samples({name: sample([peak], "bytes") for name, peak in peaks.items()}),
+        },
+        "gates": gates,
+        "workload": sizes | times.rates(tokens, "tok"),
+        "profile": times.split("the layers, forward and backward", body, "the head"),
+    }
 
 
 class LoraStep:
@@ -86,7 +81,7 @@ class LoraStep:
         """A step's gradients as in training, cutting its pieces included. Sum of nats (1,)."""
         self._clear()
         member = Member("both", self.both, None, None, 0.0)
-        common = Common(self.live, self.weight, TrainSettings(), self.processes, {"both": NoOptimiser()})
+        common = Common(self.live, self.weight, TrainSettings(), self.processes, {"both": NO_OPTIMISER})
         return step([member], [(None, None)], self.rows, 1, common)
 
     def plain(self) -> Tensor:
@@ -105,7 +100,7 @@ class LoraStep:
         for places in self.live.pieces(self.rows):
             self.live.batch(self.rows[places])[0].sum().backward()
 
-    def our_peak(self) -> dict:
+    def our_peak(self) -> int:
         """Bytes of ours at its highest.
 
         A replay's activations lie in memory that the recording reserved, so that a step's own peak would show
@@ -123,11 +118,11 @@ class LoraStep:
         def record() -> None:
             self.live.training_pass = layer_pass(self.backbone, self.table)
 
-        recording = peak_bytes(record, self.bench.device)
+        recording = self.bench.peak(record)
         gc.collect()
         torch.cuda.empty_cache()
         reserved = torch.cuda.memory_reserved(self.bench.device) - before
-        return sample([float(max(recording, reserved + peak_bytes(self.ours, self.bench.device)))], "bytes")
+        return max(recording, reserved + self.bench.peak(self.ours))
 
     def gates(self) -> list[dict]:
         """Summed loss and all gradients against each other; the backbone's arithmetic is the same."""

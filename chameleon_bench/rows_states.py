@@ -17,16 +17,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from chameleon_lite.backbone import Backbone
 from chameleon_lite.backbones.formats import arithmetic
+from chameleon_lite.batches import Arrangement
 from chameleon_lite.fast.lloyd import closest
+from chameleon_lite.loss import head_losses
 from chameleon_lite.states import ScoredStates, hidden_rows, hidden_states
+from chameleon_lite.text import TokenTable
+from chameleon_lite.train import evaluate
 
 from . import baselines
-from .measure import Samples, gate, row, scaled, shown
+from .bench import Bench
+from .measure import Samples, gate, scaled
 from .rows_head import HeadWork
-from .workload import LENGTH, Bench, short
+from .workload import LENGTH, short
 
 PADDED_ROWS = 32  # rows per padded batch, as released
+Point = tuple[str, float, float, float, torch.dtype]  # stage, operations, bytes, seconds, format
 
 
 def feature_pass(bench: Bench) -> dict:
@@ -42,35 +49,28 @@ def feature_pass(bench: Bench) -> dict:
         }
         gap = _loss_gap(bench, table, contenders["ours"](), contenders["released way"](), labels)
         times = bench.race(contenders, warm_up=bench.gpu)
-    sizes = {"rows": rows, "real tokens": int(table.lengths.sum()), "arithmetic": str(dtype)}
     with arithmetic(backbone, dtype):
         alone = bench.seconds(lambda: hidden_rows(backbone, table, np.argsort(table.lengths)))
-    return row(
-        "hidden states of a corpus",
-        times.against({"released way": bench.goal(6, 12)}),
-        [gap],
-        limit=f"{rows * LENGTH / table.lengths.sum():.2f} (no padding) × the ratio of the product rates",
-        workload=sizes | {f"rows/s, {name}": rows / times.median(name) for name in times},
-        profile=times.split("backbone", alone, "storing and the rest"),
-    )
+    tokens = int(table.lengths.sum())
+    sizes = {"rows": rows, "real tokens": tokens, "arithmetic": str(dtype)}
+    return {
+        "samples": {"time": times},
+        # The states are stored in 16 bits whatever the arithmetic, so the 16-bit limit holds.
+        "gates": [gate("mean loss against float32, nats", gap, 2e-3)],
+        "limit": f"{rows * LENGTH / tokens:.2f} (no padding) × the ratio of the product rates",
+        "workload": sizes | times.rates(rows, "rows"),
+        "profile": times.split("backbone", alone, "storing and the rest"),
+    }
 
 
-def _loss_gap(bench: Bench, table, states, padded: list[Tensor], labels: Tensor) -> dict:
-    """Mean next-token loss of the frozen head on our states against the padded float32 ones."""
-
-    def nats(h: Tensor, target: Tensor) -> float:
-        chunks = zip(h.split(512), target.split(512))
-        return sum(F.cross_entropy(bench.backbone.head(a), b, reduction="sum").item() for a, b in chunks)
-
-    scored, value, expected = ScoredStates(table, states, bench.device), 0.0, 0.0
-    for rows in torch.arange(len(table)).split(PADDED_ROWS):
-        h, target, _ = scored.batch(rows)
-        value += nats(h.float(), target)
-    for h, target in zip(padded, labels.split(PADDED_ROWS)):
-        real = target != baselines.IGNORED
-        expected += nats(h[real], target[real])
-    # The states are stored in 16 bits whatever the arithmetic, so the 16-bit limit holds.
-    return gate("mean loss against float32, nats", abs(value - expected) / int(table.n_scored.sum()), 2e-3)
+def _loss_gap(bench: Bench, table: TokenTable, states, padded: list[Tensor], labels: Tensor) -> float:
+    """Mean loss of the frozen head on our states against that on padded float32 ones (B, T, C)."""
+    weight, order = bench.head_weight(torch.float32), Arrangement(torch.arange(len(table)))
+    scored = ScoredStates(table, states, bench.device)
+    value = float(evaluate([(None, None)], scored, order, weight, rows=PADDED_ROWS).sum())
+    pairs = zip(padded, labels.split(PADDED_ROWS))
+    expected = sum(float(head_losses(h.flatten(0, 1), y.flatten(), weight, [None])) for h, y in pairs)
+    return abs(value - expected) / scored.total
 
 
 def share_of_products(bench: Bench) -> dict:
@@ -84,13 +84,12 @@ def share_of_products(bench: Bench) -> dict:
     rate, peer = operations / times.median("product"), "the same operations at the product rate"
     pair = Samples({"ours": times["ours"], peer: scaled(times["product"], work / operations)})
     sizes = {"rows": rows, "tokens": int(table.lengths.sum()), "arithmetic": str(dtype)}
-    return row(
-        "feature pass as a share of the machine's product rate",
-        pair.against({peer: bench.goal(0.5, 0.4)}),
-        limit="1",
-        workload=sizes | {"TFLOP/s pass": work / times.median() / 1e12, "TFLOP/s product": rate / 1e12},
-        profile=times.split("products", work / rate, "attention, norms, activations, copies"),
-    )
+    rates = {"TFLOP/s pass": work / times.median() / 1e12, "TFLOP/s product": rate / 1e12}
+    return {
+        "samples": {"time": pair},
+        "workload": sizes | rates,
+        "profile": times.split("products", work / rate, "attention, norms, activations, copies"),
+    }
 
 
 def _product(bench: Bench, rows: int, dtype: torch.dtype) -> tuple[Callable[[], Tensor], float]:
@@ -100,7 +99,7 @@ def _product(bench: Bench, rows: int, dtype: torch.dtype) -> tuple[Callable[[], 
     return lambda: a @ b, 2 * rows * 768 * 3_072
 
 
-def pass_operations(backbone, lengths: np.ndarray) -> float:
+def pass_operations(backbone: Backbone, lengths: np.ndarray) -> float:
     """Operations of the blocks over documents of these lengths (N,): products with weights, attention."""
     config = backbone.lm.config
     layers, width = config.num_hidden_layers, config.hidden_size
@@ -117,55 +116,52 @@ def roofline(bench: Bench) -> dict:
     for dtype in (bench.fast, torch.float32):
         product, operations = _product(bench, bench.size(2_048, 16_384, 1_024), dtype)
         rates[short(dtype)] = operations / bench.median(product)
-    points = [_features(bench), _head(bench), _mean_embeddings(bench), _nearest(bench), _decode(bench)]
-    return shown("stages under the roof", rates=rates, points=points)
+    points = []
+    for measure in (_features, _head, _mean_embeddings, _nearest, _decode):
+        stage, *numbers, dtype = measure(bench)
+        numbers = dict(zip(("operations", "bytes", "seconds"), map(float, numbers)))
+        points.append({"stage": stage, **numbers, "format": short(dtype)})
+    return {"rates": rates, "points": points}
 
 
-def _point(stage: str, operations: float, moved: float, seconds: float, dtype=torch.float32) -> dict:
-    numbers = {"operations": float(operations), "bytes": float(moved), "seconds": float(seconds)}
-    return {"stage": stage, **numbers, "format": short(dtype)}
-
-
-def _features(bench: Bench) -> dict:
+def _features(bench: Bench) -> Point:
     backbone, table, size = bench.backbone, bench.table(bench.size(24, 2_048, 4)), bench.fast.itemsize
     order = np.argsort(table.lengths)
     with arithmetic(backbone, bench.fast):
         seconds = bench.race({"ours": lambda: hidden_rows(backbone, table, order)}, 3, warm_up=False).median()
-    tokens, layers = int(table.lengths.sum()), backbone.lm.config.num_hidden_layers
     # the weights once, and 16 activations per token and block, written and read
     weights = sum(p.numel() for p in backbone.body.parameters())
-    moved = size * (weights + tokens * backbone.width * layers * 16)
-    return _point("hidden states", pass_operations(backbone, table.lengths), moved, seconds, bench.fast)
+    activations = int(table.lengths.sum()) * backbone.width * backbone.lm.config.num_hidden_layers * 16
+    work = pass_operations(backbone, table.lengths)
+    return "hidden states", work, size * (weights + activations), seconds, bench.fast
 
 
-def _head(bench: Bench) -> dict:
+def _head(bench: Bench) -> Point:
     work = HeadWork(bench, tokens := bench.size(1_020, 8_160, 128))
     vocab, width, size = work.weight.padded, work.weight.width, bench.fast.itemsize
     moved = vocab * width * size + tokens * width * size + tokens * vocab * (2 * size + 4)
     operations = 2 * tokens * vocab * (width + 3 * len(work.down))
-    return _point(
-        "head, forward and backward", operations, moved, bench.median(work.step(work.ours)), bench.fast
-    )
+    return "head, forward and backward", operations, moved, bench.median(work.step(work.ours)), bench.fast
 
 
-def _mean_embeddings(bench: Bench) -> dict:
+def _mean_embeddings(bench: Bench) -> Point:
     width, tokens = bench.backbone.width, bench.size(200_000, 2_000_000, 20_000)
     ids = torch.randint(bench.backbone.vocab, (tokens,), device=bench.device)
     offsets = torch.arange(0, tokens, 100, device=bench.device)
     matrix = bench.backbone.embedding.detach()
     seconds = bench.median(lambda: F.embedding_bag(ids, matrix, offsets, mode="mean"))
-    return _point("mean embeddings", tokens * width, tokens * (4 * width + 8), seconds)
+    return "mean embeddings", tokens * width, tokens * (4 * width + 8), seconds, torch.float32
 
 
-def _nearest(bench: Bench) -> dict:
+def _nearest(bench: Bench) -> Point:
     n, k = bench.size(23_767, 23_767, 2_000), bench.size(742, 742, 128)
     x, c = torch.randn(n, 768, device=bench.device), torch.randn(k, 768, device=bench.device)
-    moved = 4 * (n * 768 + k * 768 + 2 * n * k)
-    return _point("nearest centroid", 2 * n * k * 768, moved, bench.median(lambda: closest(x, c)))
+    moved, seconds = 4 * (n * 768 + k * 768 + 2 * n * k), bench.median(lambda: closest(x, c))
+    return "nearest centroid", 2 * n * k * 768, moved, seconds, torch.float32
 
 
 @torch.no_grad()
-def _decode(bench: Bench) -> dict:
+def _decode(bench: Bench) -> Point:
     """One new token for each of several prompts, from the cache."""
     backbone, rows, past = bench.backbone, bench.size(16, 64, 4), 64
     ids = torch.randint(backbone.vocab - 1, (rows, past + 1), device=bench.device)
@@ -177,4 +173,4 @@ def _decode(bench: Bench) -> dict:
 
     weights, config = backbone.parameters, backbone.lm.config
     moved = 4 * weights + 2 * 4 * rows * past * config.num_hidden_layers * config.hidden_size
-    return _point("decoding, one token a row", 2 * rows * weights, moved, bench.median(step))
+    return "decoding, one token a row", 2 * rows * weights, moved, bench.median(step), torch.float32

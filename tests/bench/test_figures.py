@@ -4,7 +4,7 @@ import matplotlib
 import pytest
 
 from chameleon_bench import figures, tables
-from chameleon_bench.rows import EXTRAS, ROWS
+from chameleon_bench.rows import EXTRAS, ROWS, measured
 from chameleon_study import page
 
 matplotlib.use("Agg")
@@ -68,7 +68,7 @@ def test_the_ladder_names_its_ideas_and_factors(axes):
 
 
 def test_roofline_has_a_point_a_stage(axes, small_bench):
-    found = EXTRAS["roofline"](small_bench)
+    found = measured("roofline", small_bench)
     figures.roofline(axes, found)
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert all(any(p["stage"] in label for label in labels) for p in found["points"])

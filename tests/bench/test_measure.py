@@ -3,19 +3,10 @@ import math
 import pytest
 import torch
 
-from chameleon_bench.measure import (
-    Samples,
-    gate,
-    interleaved,
-    peak_bytes,
-    relative_error,
-    row,
-    runnable,
-    sample,
-    scaled,
-)
+from chameleon_bench.bench import Bench, runnable
+from chameleon_bench.measure import Samples, gate, relative_error, row, sample, scaled
 
-CPU = torch.device("cpu")
+BENCH = Bench(torch.device("cpu"))
 
 
 def comparison(ours, theirs, goal):
@@ -25,7 +16,7 @@ def comparison(ours, theirs, goal):
 
 def test_contenders_take_turns():
     calls = []
-    interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, CPU, 3, warm_up=False)
+    BENCH.race({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, warm_up=False)
     assert calls == ["a", "b"] * 3
 
 
@@ -82,6 +73,6 @@ def test_relative_error_by_hand():
 
 
 def test_peak_counts_what_is_held_at_one_time():
-    small = peak_bytes(lambda: torch.ones(4_000_000), CPU)
-    large = peak_bytes(lambda: (torch.ones(40_000_000), torch.ones(40_000_000)), CPU)
+    small = BENCH.peak(lambda: torch.ones(4_000_000))
+    large = BENCH.peak(lambda: (torch.ones(40_000_000), torch.ones(40_000_000)))
     assert small < 100e6 < large
