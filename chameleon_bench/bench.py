@@ -13,13 +13,12 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from chameleon_lite.backbone import Backbone, load_backbone
 from chameleon_lite.backbones.formats import matmul_dtype
@@ -28,7 +27,7 @@ from chameleon_lite.loss import HeadWeight
 from chameleon_lite.text import TokenTable
 
 from .measure import Samples, sample
-from .workload import random_inputs, random_table, row_lengths
+from .workload import random_table, row_lengths
 
 MINIMUM_SECONDS = 0.02  # shorter work is repeated within one measurement, or the clock would be measured
 Work = Callable[[], Any]
@@ -44,6 +43,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.gpu = self.device.type == "cuda"
+        self.wait = partial(torch.cuda.synchronize, self.device) if self.gpu else lambda: None
         self.fast = matmul_dtype(self.device)  # the format of large products here
         self.served = torch.bfloat16 if self.gpu else torch.float32  # of weights while generating
         # in that format: of a gradient's relative error, of a mean loss's distance in nats
@@ -52,15 +52,6 @@ class Bench:
     def size(self, cpu: int, gpu: int, quick: int) -> int:
         """A workload's size: by machine, or small enough that all rows take two minutes on two cores."""
         return quick if self.quick else gpu if self.gpu else cpu
-
-    def goal(self, cpu: float | None, gpu: float | None) -> float | None:
-        """The goal for this kind of machine; quick runs are too small for any."""
-        return None if self.quick else gpu if self.gpu else cpu
-
-    def wait(self) -> None:
-        """Until the device has finished all queued work."""
-        if self.gpu:
-            torch.cuda.synchronize(self.device)
 
     def seconds(self, work: Work, times: int = 1) -> float:
         """Seconds per call, the device's work included, over `times` calls in a row."""
@@ -76,9 +67,25 @@ class Bench:
         results: list = []
         return self.seconds(lambda: results.append(work())), results[0]
 
-    def race(self, contenders: Mapping[str, Work], repetitions: int = 5, warm_up: bool = True) -> Samples:
-        """Every contender timed `repetitions` times in turns, at most three in a quick run."""
-        calls = dict.fromkeys(contenders, 1)
+    def race(
+        self,
+        contenders: dict[str, Work],
+        repetitions: int = 5,
+        warm_up: bool = True,
+        optional: Mapping[str, Callable[[], Work]] | None = None,
+    ) -> Samples:
+        """Every contender timed `repetitions` times in turns, at most three in a quick run.
+
+        Those made by `optional` may not run here: then the samples hold the reason.
+        """
+        contenders, calls, absent = dict(contenders), {}, {}
+        for name, make in (optional or {}).items():
+            try:
+                work = make()
+                work()
+                contenders[name] = work
+            except Exception as error:  # a compiler or kernel that is missing must not cost the row
+                absent[name] = f"did not run here: {type(error).__name__}: {str(error)[:80]}"
         for name, work in contenders.items() if warm_up else ():
             once = self.seconds(work)
             if once < 1:  # the first call may have loaded or compiled
@@ -87,8 +94,8 @@ class Bench:
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in range(min(repetitions, 3) if self.quick else repetitions):
             for name, work in contenders.items():
-                seconds[name].append(self.seconds(work, calls[name]))
-        return Samples({name: sample(values) for name, values in seconds.items()})
+                seconds[name].append(self.seconds(work, calls.get(name, 1)))
+        return Samples({name: sample(values) for name, values in seconds.items()}, absent)
 
     def median(self, work: Work) -> float:
         """Median seconds of one piece of work by itself."""
@@ -124,10 +131,6 @@ class Bench:
         """The backbone's W in a format, by default that of large products."""
         return HeadWeight(self.backbone.head.weight, self.backbone.head.bias, dtype=dtype or self.fast)
 
-    def inputs(self, tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`random_inputs` of the backbone's sizes."""
-        return random_inputs(self.device, tokens, self.backbone.width, self.backbone.vocab)
-
     def table(self, lengths: int | np.ndarray, *, last: bool = False) -> TokenTable:
         """Random tokens for the backbone: of these lengths (N,), or N rows as long as WikiText-2's."""
         lengths = row_lengths(lengths) if isinstance(lengths, int) else lengths
@@ -140,20 +143,6 @@ def _status_bytes(name: str) -> int:
         found = re.search(rf"^{name}:\s+(\d+)", Path("/proc/self/status").read_text(), re.M)
         return int(found[1]) * 1024 if found else 0
     return 0
-
-
-def runnable(makers: Mapping[str, Callable[[], Work]]) -> tuple[dict[str, Work], dict[str, str]]:
-    """Contenders that run here, each made and tried once, and the reasons of those that do not."""
-    contenders, absent = {}, {}
-    for name, make in makers.items():
-        try:
-            work = make()
-            work()
-        except Exception as error:  # a compiler or kernel that is missing must not cost the row
-            absent[name] = f"did not run here: {type(error).__name__}: {str(error)[:80]}"
-        else:
-            contenders[name] = work
-    return contenders, absent
 
 
 def run(*words, **environment: str) -> str:

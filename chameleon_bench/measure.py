@@ -29,19 +29,27 @@ def scaled(measured: dict, factor: float) -> dict:
 class Samples(dict[str, dict]):
     """Contenders on the same work and their samples, smaller being better; "ours" is one of them."""
 
-    def against(self, goals: dict, quantity: str = "time", absent: dict | None = None) -> list[dict]:
-        """Ours against each peer in `goals` that was measured, or is in `absent` with the reason why not.
+    def __init__(self, samples: dict[str, dict], absent: dict[str, str] | None = None) -> None:
+        super().__init__(samples)
+        self.absent = absent or {}  # why others did not run
+
+    @classmethod
+    def of_bytes(cls, sizes: dict[str, float]) -> "Samples":
+        """Sizes in memory, each measured once."""
+        return cls({name: sample([size], "bytes") for name, size in sizes.items()})
+
+    def against(self, goals: dict[str, float | None], quantity: str = "time") -> list[dict]:
+        """Ours against each peer in `goals` that was measured, or could not be.
 
         A goal is how many times better ours should be on this kind of machine; None: shown without a goal.
         """
-        absent, out = absent or {}, []
-        for peer, goal in goals.items():
-            if peer in self or peer in absent:
-                ours, theirs = self["ours"], self.get(peer)
-                ratio = theirs["median"] / ours["median"] if theirs else None
-                met = None if goal is None or ratio is None else ratio >= goal
-                pair = {"peer": peer, "quantity": quantity, "ours": ours, "theirs": theirs}
-                out.append(pair | {"goal": goal, "absent": absent.get(peer, ""), "ratio": ratio, "met": met})
+        out, ours = [], self["ours"]
+        for peer in (peer for peer in goals if peer in self or peer in self.absent):
+            goal, theirs, absent = goals[peer], self.get(peer), self.absent.get(peer, "")
+            ratio = theirs["median"] / ours["median"] if theirs else None
+            met = None if goal is None or ratio is None else ratio >= goal
+            pair = {"peer": peer, "quantity": quantity, "ours": ours, "theirs": theirs}
+            out.append(pair | {"goal": goal, "absent": absent, "ratio": ratio, "met": met})
         return out
 
     def median(self, name: str = "ours") -> float:

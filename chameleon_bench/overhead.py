@@ -52,7 +52,6 @@ class Batches:
         clusters = bench.size(742, 742, 32)  # 23,767 // 32
         self.centroids = normalise(torch.randn(clusters, backbone.width, generator=g)).to(bench.device)
         self.weight = bench.head_weight(backbone_dtype(bench.device))
-        self.exact = bench.head_weight(torch.float32)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             head = HyperHead(backbone.width, backbone.vocab, RANK, released_init="wikitext")  # not the no-op
@@ -67,25 +66,24 @@ class Batches:
         batch = {"ids": ids, "where": at[:, 0] * ids.shape[1] + at[:, 1], "target": ids[:, 1:][predicts]}
         return {name: x.to(self.bench.device) for name, x in batch.items()}
 
-    def vectors(self, b: dict) -> Tensor:
-        """Prefixes to vectors (B, C), float32."""
+    def assigned(self, b: dict) -> tuple[HeadUpdate, Tensor, Tensor]:
+        """The update of a batch of one cluster; each prefix's vector (B, C) and nearest centroid (B,)."""
         ids = b["ids"][:, :PREFIX]
-        return prompt_vectors(F.embedding(ids, self.backbone.embedding), torch.ones_like(ids))
+        vectors = prompt_vectors(F.embedding(ids, self.backbone.embedding), torch.ones_like(ids))
+        cluster, _ = nearest_centroid(vectors, self.centroids)
+        return self.head.factors(Condition(vectors.mean(0, keepdim=True))), vectors, cluster
 
-    def update(self, vectors: Tensor) -> HeadUpdate:
-        """Vectors (B, C) of one cluster's batch to its update."""
-        return self.head.factors(Condition(vectors.mean(0, keepdim=True)))
+    def states(self, b: dict) -> Tensor:
+        """The states (M, C) that predict a token."""
+        return self.backbone.hidden(b["ids"]).flatten(0, 1)[b["where"]]
 
-    def losses(self, b: dict, update: HeadUpdate | None = None) -> Tensor:
-        """Losses (M,) of the whole batch under the frozen head, or under the head with an update."""
-        h = self.backbone.hidden(b["ids"]).flatten(0, 1)[b["where"]]  # (M, C)
-        return token_losses(h, b["target"], self.weight, [update])[0]
+    def plain(self, b: dict, update: HeadUpdate | None = None) -> Tensor:
+        """Losses (M,) of the whole batch under the frozen head, or with an update."""
+        return token_losses(self.states(b), b["target"], self.weight, [update])[0]
 
     def adapted(self, b: dict) -> Tensor:
-        """Losses (M,) of the whole batch, adapted."""
-        vectors = self.vectors(b)
-        nearest_centroid(vectors, self.centroids)
-        return self.losses(b, self.update(vectors))
+        """Losses (M,) of the whole batch, its update included."""
+        return self.plain(b, self.assigned(b)[0])
 
 
 def overhead(bench: Bench) -> dict:
@@ -96,13 +94,21 @@ def overhead(bench: Bench) -> dict:
         gates, seconds = _gates(work), _timed(work)
         alone = [bench.seconds(partial(work.adapted, work.batch(i, rows=1))) for i in range(LEAST)]
     whole, clusters = {name: quantiles(values) for name, values in seconds.items()}, len(work.centroids)
+    texts, g = bench.size(VALIDATION, VALIDATION, 128), torch.Generator().manual_seed(1)
+    x = normalise(torch.randn(texts, bench.backbone.width, generator=g)).to(bench.device)
+    fitting = min(bench.seconds(lambda: fit_clusters(x, texts // ROWS, seed=0)) for _ in range(2))
     workload = {"backbone": bench.model, "prefix tokens": PREFIX, "stored centroids": clusters}
     return {
         "gates": gates,
         "batches": len(seconds["plain"]),
         "whole": whole,
         "ratios": ratios(seconds["adapted"], seconds["plain"]),
-        "fitting clusters": _fitting(work),
+        # as released, on the texts to be read themselves; and the share of 32 of them
+        "fitting clusters": {
+            "texts": texts,
+            "seconds": fitting,
+            "seconds a batch": fitting / (texts // ROWS),
+        },
         "waiting": _waiting(bench, whole["adapted"]["p50"], float(np.median(alone)), clusters),
         "workload": workload | {"longest text": int(work.table.lengths.max())},
     }
@@ -136,52 +142,38 @@ def _timed(work: Batches) -> dict[str, list[float]]:
     Every second batch is read adapted first, so that neither always finds the caches warm. On a GPU all are
     read once before anything counts: a product of a new size may load a kernel, once per process.
     """
-    ways = {"plain": work.losses, "adapted": work.adapted}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-
-    def read(i: int) -> dict[str, float]:
-        b = work.batch(i % work.count)
-        order = reversed(ways) if i % 2 else ways
-        return {name: work.bench.seconds(partial(ways[name], b)) for name in order}
-
-    for i in range(work.count if work.bench.gpu else WARM):
-        read(i)
-    started = time.perf_counter()
-    for i in range(work.count):
-        if i >= LEAST and time.perf_counter() - started > BUDGET:
+    seconds: dict[str, list[float]] = {"plain": [], "adapted": []}
+    warm, deadline = work.count if work.bench.gpu else WARM, np.inf
+    for i in range(-warm, work.count):
+        if i == 0:
+            deadline = time.perf_counter() + BUDGET
+        if i >= LEAST and time.perf_counter() > deadline:
             break
-        for name, value in read(i).items():
-            seconds[name].append(value)
+        b = work.batch(i % work.count)
+        for name in ("adapted", "plain") if i % 2 else ("plain", "adapted"):
+            taken = work.bench.seconds(partial(getattr(work, name), b))
+            if i >= 0:
+                seconds[name].append(taken)
     return seconds
 
 
 def _gates(work: Batches) -> list[dict]:
     """The losses are the definition's, an update of zeros changes nothing, the centroid is the nearest."""
     b, limit = work.batch(0), work.bench.limits[1]
-    update = work.update(vectors := work.vectors(b))
+    update, vectors, cluster = work.assigned(b)
     b = {"ids": b["ids"], "where": b["where"][:256], "target": b["target"][:256]}
     nothing = HeadUpdate(update.down, torch.zeros_like(update.up))
-    adapted, same, frozen = (float(work.losses(b, u).mean()) for u in (update, nothing, None))
-    h = work.backbone.hidden(b["ids"]).flatten(0, 1)[b["where"]].float()
+    adapted, same, frozen = (float(work.plain(b, u).mean()) for u in (update, nothing, None))
+    exact = work.bench.head_weight(torch.float32)
     with engine.use("plain"):
-        expected = float(token_losses(h, b["target"], work.exact, [update]).mean())
+        expected = float(token_losses(work.states(b).float(), b["target"], exact, [update]).mean())
     far = torch.cdist(vectors.double(), work.centroids.double())  # (B, K)
-    chosen = far.gather(1, nearest_centroid(vectors, work.centroids)[0][:, None])[:, 0]
-    beyond = float((chosen - far.min(1).values).max())
+    beyond = float((far.gather(1, cluster[:, None])[:, 0] - far.min(1).values).max())
     return [
         gate("mean loss under the update, from float32, nats", abs(adapted - expected), limit),
         gate("mean loss under an update of nothing, from the frozen head's", abs(same - frozen), limit),
         gate("distance to the chosen centroid beyond the nearest", beyond, 1e-4),
     ]
-
-
-def _fitting(work: Batches) -> dict[str, float]:
-    """Seconds of k-means fitted, as released, on the texts to be read, and the share of 32 of them."""
-    rows = work.bench.size(VALIDATION, VALIDATION, 128)
-    x = normalise(torch.randn(rows, work.backbone.width, generator=torch.Generator().manual_seed(1)))
-    fitting = partial(fit_clusters, x.to(work.bench.device), rows // ROWS, seed=0)
-    seconds = min(work.bench.seconds(fitting) for _ in range(2))
-    return {"texts": rows, "seconds": seconds, "seconds a batch": seconds / (rows // ROWS)}
 
 
 def _waiting(bench: Bench, full: float, one: float, clusters: int) -> dict:
@@ -190,8 +182,7 @@ def _waiting(bench: Bench, full: float, one: float, clusters: int) -> dict:
     full and one: seconds of an adapted batch of 32 texts and of one. Clusters are equally likely here; uneven
     ones, as real ones are, wait longer.
     """
-    each = max(0.0, (full - one) / (ROWS - 1))
-    rate = LOAD * ROWS / full
+    each, rate = max(0.0, (full - one) / (ROWS - 1)), LOAD * ROWS / full
     labels = np.random.default_rng(0).integers(0, clusters, bench.size(4, 4, 1) * ROWS * clusters)
     service = Service(max(0.0, full - ROWS * each), each)
     rows = waiting_table(labels, rate=rate, batches=(ROWS,), service=service).to_dict("records")

@@ -8,24 +8,25 @@ from pathlib import Path
 
 import yaml
 
+from .bench import Bench
 from .measure import row
 from .workload import short
 
 TABLE: dict[str, dict] = yaml.safe_load(Path(__file__).with_name("rows.yaml").read_text(encoding="utf-8"))
-ROWS, ON_REQUEST = TABLE["rows"], TABLE["on request"]
-EXTRAS = TABLE["extras"] | ON_REQUEST
+ROWS, EXTRAS = TABLE["rows"], TABLE["extras"] | TABLE["on request"]
+USUAL = [*ROWS, *TABLE["extras"]]  # what is measured when nothing is named
 
 
-def measured(name: str, bench) -> dict:
-    """The row of that name, measured on a Bench; raises what its function raises."""
-    about = dict((ROWS | EXTRAS)[name])
-    file, function = about.pop("run").split(".")
-    # what none of these peers could do is not loaded for the others
-    found = getattr(import_module(f".{file}", __package__), function)(bench)
-    samples, absent = found.pop("samples", {}), found.pop("absent", {})
-    named = {q.format(fast=short(bench.fast)): peers for q, peers in about.pop("goals", {}).items()}
-    comparisons = []
-    for quantity, peers in named.items():
-        goals = {peer: bench.goal(*pair) for peer, pair in peers.items()}
-        comparisons += samples[quantity].against(goals, quantity, absent)
-    return row(comparisons=comparisons, **about | found)
+def measured(name: str, bench: Bench) -> dict:
+    """The row of that name; raises what its function raises."""
+    about = (ROWS | EXTRAS)[name]
+    file, function = about["run"].split(".")
+    module = import_module(f".{file}", __package__)  # the other rows' files are not loaded
+    found = getattr(module, function)(bench, **about.get("options", {}))
+    samples, comparisons = found.pop("samples", {}), []
+    peers_of = {q.format(fast=short(bench.fast)): peers for q, peers in about.get("goals", {}).items()}
+    for quantity, peers in peers_of.items():
+        # quick runs are too small for any goal
+        goals = {peer: None if bench.quick else pair[bench.gpu] for peer, pair in peers.items()}
+        comparisons += samples[quantity].against(goals, quantity)
+    return row(about["what"], comparisons, limit=about.get("limit", ""), **found)

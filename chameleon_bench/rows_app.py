@@ -17,12 +17,11 @@ from pathlib import Path
 
 from chameleon_lite.app.corpus import SPLITS, Corpus
 from chameleon_lite.app.fit import fit
-from chameleon_lite.backbone import Backbone
-from chameleon_lite.settings import FitSettings, TokenSettings, TrainSettings
+from chameleon_lite.settings import FitSettings
 from chameleon_study.corpora import load_corpus
 
 from .bench import Bench, run
-from .measure import Samples, gate, sample
+from .measure import Samples, gate
 
 WORDS = 24  # per text: at least a token each, which are the 16 of a prefix and 8 to be scored
 LIMIT = 4e9  # bytes
@@ -35,28 +34,27 @@ print(used.ru_utime + used.ru_stime, used.ru_maxrss * (1 if sys.platform == "dar
 sys.exit(code)"""
 
 
-def ten_thousand(bench: Bench) -> dict:
+def short_texts_adapted(bench: Bench) -> dict:
     """B16: scoring short texts with an adapter on SmolLM2 (quick: on the tiny model), from file to file."""
-    rows, corpus = bench.size(cpu=10_000, gpu=10_000, quick=200), load_corpus("docstrings")
+    rows, backbone = bench.size(10_000, 10_000, 200), "tiny" if bench.quick else "smollm2"
+    corpus = load_corpus("docstrings")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        backbone = _fitted(bench, corpus, folder / "adapter")
+        _fit_adapter(bench, backbone, corpus, folder / "adapter")
         texts = list(itertools.islice(itertools.cycle(short_texts(corpus)), rows))
         few, _ = _adapted(bench, folder, texts[:1])
         used, results = _adapted(bench, folder, texts)
     sizes = {"ours": used["peak bytes"], "the limit set": LIMIT}
     workload = {"rows": rows, "distinct rows": len(set(texts)), "words a row": WORDS}
     workload |= {"scored tokens": sum(result.get("tokens", 0) for result in results)}
-    workload |= {"backbone": backbone.name, "threads": THREADS, "rows/s": rows / used["s"]}
+    workload |= {"backbone": backbone, "threads": THREADS, "rows/s": rows / used["s"]}
     failed = sum("error" in result for result in results)
     return {
-        "what": f"adapt: {rows:,} short texts scored, from file to file",
-        "samples": {"memory": Samples({name: sample([size], "bytes") for name, size in sizes.items()})},
+        "samples": {"memory": Samples.of_bytes(sizes)},
         "gates": [
             gate("rows that were not answered", rows - len(results), 0),
             gate("share of rows without a number", failed / rows, 0.0),
         ],
-        "limit": f"the backbone's weights in 32 bits: {4 * backbone.parameters / 1e6:,.0f} MB",
         "workload": workload | used | {f"{name}, one row": few[name] for name in ("s", "peak bytes")},
         "profile": {"start and load": few["s"], "rows": max(0.0, used["s"] - few["s"])},
     }
@@ -71,16 +69,12 @@ def short_texts(corpus: Corpus) -> Iterator[str]:
                 yield " ".join(words[start : start + WORDS])
 
 
-def _fitted(bench: Bench, corpus: Corpus, folder: Path) -> Backbone:
-    """The backbone of a small adapter, fitted in a minute or two and saved: its quality does not matter here."""
-    settings = FitSettings(
-        max_train_tokens=bench.size(12_000, 12_000, 4_000),
-        max_held_out=100,
-        tokens=TokenSettings(max_length=96),
-        train=TrainSettings(epochs=2),
-    )
-    options = {"settings": settings, "device": str(bench.device), "progress": False}
-    return fit(corpus, backbone="tiny" if bench.quick else "smollm2", out=folder, **options).model.backbone
+def _fit_adapter(bench: Bench, backbone: str, corpus: Corpus, folder: Path) -> None:
+    """A small adapter, fitted in a minute or two and saved: its quality does not matter here."""
+    sizes = {"max_train_tokens": bench.size(12_000, 12_000, 4_000), "max_held_out": 100}
+    settings = FitSettings(tokens={"max_length": 96}, train={"epochs": 2}, **sizes)
+    device = str(bench.device)
+    fit(corpus, backbone=backbone, out=folder, settings=settings, device=device, progress=False)
 
 
 def _adapted(bench: Bench, folder: Path, texts: list[str]) -> tuple[dict, list[dict]]:

@@ -68,12 +68,8 @@ def one_at_a_time(bench: Bench) -> dict:
     inputs = {"input_ids": prompts.ids, "attention_mask": prompts.mask, "logits_to_keep": 1}
     with torch.no_grad():
         first = bench.seconds(lambda: bench.backbone.lm(**inputs))
-    return {
-        "samples": {"time": times},
-        "gates": [same],
-        "workload": prompts.workload,
-        "profile": times.split("the prompts", first, "single-token steps"),
-    }
+    profile = times.split("the prompts", first, "single-token steps")
+    return {"samples": {"time": times}, "gates": [same], "workload": prompts.workload, "profile": profile}
 
 
 def adapted_against_plain(bench: Bench) -> dict:
@@ -86,13 +82,9 @@ def adapted_against_plain(bench: Bench) -> dict:
         # The goal lies within a few per cent of 1, and the host of a GPU is noisier than that.
         times = bench.race({"ours": ours, peer: plain}, 25 if bench.gpu else 9)
     nothing = update_logits(HeadUpdate(factors.down, torch.zeros_like(factors.up)), rows=1)
-    same = prompts.batched(model, head_update=nothing), plain()
-    return {
-        "samples": {"time": times},
-        "gates": [prompts.gate(model, nothing, *same)],
-        "workload": prompts.workload,
-        "profile": times.split("the plain model", times.median(peer), "the update"),
-    }
+    same = prompts.gate(model, nothing, prompts.batched(model, head_update=nothing), plain())
+    profile = times.split("the plain model", times.median(peer), "the update")
+    return {"samples": {"time": times}, "gates": [same], "workload": prompts.workload, "profile": profile}
 
 
 def mixed_clusters(bench: Bench) -> dict:
@@ -105,16 +97,11 @@ def mixed_clusters(bench: Bench) -> dict:
         ours = partial(prompts.batched, model, head_update=update)
         plain = partial(prompts.batched, bench.backbone.lm)
         times = bench.race({"ours": ours, peer: _peft(bench, factors, prompts), "plain": plain})
-    same = ours(), _peft(bench, factors, prompts)()  # in float32
-    median = times.median("plain")
-    more = {"clusters": groups, "over the plain model": times.median() / median - 1}
-    return {
-        "what": f"{groups} clusters in one batch",
-        "samples": {"time": times},
-        "gates": [prompts.gate(model, update, *same)],
-        "workload": prompts.workload | more,
-        "profile": times.split("the plain model", median, "the updates"),
-    }
+    same = prompts.gate(model, update, ours(), _peft(bench, factors, prompts)())  # in float32
+    over = times.median() / times.median("plain") - 1
+    workload = prompts.workload | {"clusters": groups, "over the plain model": over}
+    profile = times.split("the plain model", times.median("plain"), "the updates")
+    return {"samples": {"time": times}, "gates": [same], "workload": workload, "profile": profile}
 
 
 def _adapted(bench: Bench, groups: int):

@@ -16,43 +16,42 @@ from chameleon_lite.states import ScoredStates
 from chameleon_lite.train import evaluate
 
 from . import baselines
-from .bench import Bench, runnable
-from .measure import Samples, gate, relative_error, sample
-from .workload import RANK
+from .bench import Bench
+from .measure import Samples, gate, relative_error
+from .workload import RANK, random_inputs
 
-COMPILED = "torch.compile"
 PRODUCT, REST = "one product h·Wᵀ", "softmax, update and gradients"  # the stages of a profile
 
 
 class HeadWork:
-    """One loss and its gradients of `down` (R, C) and `up` (V, R), in different ways on the same numbers."""
+    """One loss and its gradients of `down` (R, C) and `up` (V, R), in different ways on the same numbers.
+
+    ours       the package's loss in this machine's format
+    released   with all logits, in float32; `autocast` for its products in bfloat16
+    product    the one large product h·Wᵀ (M, V) alone
+    """
 
     def __init__(self, bench: Bench, tokens: int) -> None:
-        self.bench, self.tokens = bench, tokens
-        self.h, self.target, self.down, self.up = bench.inputs(tokens)
-        self.matrix = bench.backbone.head.weight.detach()  # (V, C) fp32
-        self.weight = bench.head_weight()
+        self.bench, self.tokens, model = bench, tokens, bench.backbone
+        self.h, self.target, self.down, self.up = random_inputs(
+            bench.device, tokens, model.width, model.vocab
+        )
+        self.matrix, self.weight = model.head.weight.detach(), bench.head_weight()  # (V, C) in float32, …
         self.compact = self.h.to(bench.fast)  # states lie on disk in 16 bits: the machine's format
+        self.ours = partial(self.loss, self.compact, self.target, self.weight)
+        self.plain = self.h, self.target, self.matrix, self.down, self.up
+        self.released = partial(baselines.plain_head_loss, *self.plain)
 
     def loss(self, h: Tensor, target: Tensor, weight: HeadWeight) -> Tensor:
         """The package's loss of states h (M, C), summed."""
         return head_losses(h, target, weight, [HeadUpdate(self.down[None], self.up[None])])[0]
 
-    def ours(self) -> Tensor:
-        """The package's loss in this machine's format."""
-        return self.loss(self.compact, self.target, self.weight)
-
-    def released(self, loss: Callable = baselines.plain_head_loss) -> Tensor:
-        """The loss as released, or its compiled form."""
-        return loss(self.h, self.target, self.matrix, self.down, self.up)
-
-    def autocast(self, loss: Callable = baselines.plain_head_loss) -> Tensor:
-        """The same in bfloat16 where autocast takes it."""
+    def autocast(self, loss: Callable[..., Tensor] = baselines.plain_head_loss) -> Tensor:
+        """The released loss, or its compiled form, under autocast."""
         with torch.autocast(self.bench.device.type, torch.bfloat16):
-            return self.released(loss)
+            return loss(*self.plain)
 
     def product(self) -> Tensor:
-        """The one large product h·Wᵀ (M, V)."""
         return self.compact @ self.weight.weight.T
 
     def step(self, loss: Callable[[], Tensor]) -> Callable[[], None]:
@@ -75,7 +74,7 @@ class HeadWork:
 
         return lambda: recorder("a step", [self.compact, self.target], work)
 
-    def gradients(self, loss: Callable[[], Tensor]) -> tuple[float, Tensor]:
+    def gradient(self, loss: Callable[[], Tensor]) -> tuple[float, Tensor]:
         """The summed loss and both gradients, flat."""
         value = loss()
         grads = torch.autograd.grad(value, (self.down, self.up))
@@ -85,17 +84,17 @@ class HeadWork:
         """Gradient and mean loss, in this machine's format and in float32, against the released way's."""
         exact = partial(self.loss, self.h, self.target, self.bench.head_weight(torch.float32))
         ways = (self.bench.fast, self.ours, self.bench.limits), (torch.float32, exact, (1e-5, 1e-5))
-        (expected_loss, expected), out = self.gradients(self.released), []
-        for dtype, loss, limits in ways:
-            value, gradient = self.gradients(loss)
-            error, gap = relative_error(gradient, expected), abs(value - expected_loss) / self.tokens
-            out.append(gate(f"gradient, relative ({dtype})", error, limits[0]))
-            out.append(gate(f"mean loss, nats ({dtype})", gap, limits[1]))
+        (expected, expected_gradient), out = self.gradient(self.released), []
+        for dtype, way, (limit, loss_limit) in ways:
+            loss, gradient = self.gradient(way)
+            error = relative_error(gradient, expected_gradient)
+            out.append(gate(f"gradient, relative ({dtype})", error, limit))
+            out.append(gate(f"mean loss, nats ({dtype})", abs(loss - expected) / self.tokens, loss_limit))
         return out
 
     def replay_gate(self, replayed: Callable[[], Tensor]) -> dict:
         """Gradients that a replay leaves where an optimiser reads them, against the plain step's."""
-        plain = self.gradients(self.ours)[1]
+        plain = self.gradient(self.ours)[1]
         for _ in range(3):  # plain, recorded, replayed
             replayed()
         gradient = torch.cat([self.down.grad.flatten(), self.up.grad.flatten()])
@@ -105,43 +104,44 @@ class HeadWork:
 def head_time(bench: Bench) -> dict:
     """B5: forward and backward of the head against all logits in float32 and against torch.compile."""
     work = HeadWork(bench, bench.size(cpu=1_020, gpu=8_160, quick=256))
-    gates, absent, ours = work.gates(), {}, work.step(work.ours)
+    gates, optional, ours = work.gates(), {}, work.step(work.ours)
     contenders = {
         "ours": ours,
         "released way": work.step(work.released),
         "released way, bfloat16 autocast": work.step(work.autocast),
         PRODUCT: work.product,
     }
+
+    def compiled() -> Callable[[], None]:
+        return work.step(partial(work.autocast, torch.compile(baselines.plain_head_loss)))
+
     if bench.gpu:
         contenders |= {"ours": work.replayed(), "ours, launch by launch": ours}
         gates.append(work.replay_gate(contenders["ours"]))
-        compiled, absent = runnable(
-            {COMPILED: lambda: work.step(partial(work.autocast, torch.compile(baselines.plain_head_loss)))}
-        )
-        contenders |= compiled
-    times = bench.race(contenders)
-    product = times.median(PRODUCT)
+        optional = {"torch.compile": compiled}
+    times = bench.race(contenders, optional=optional)
     sizes = {"tokens": work.tokens, "width": work.weight.width, "vocabulary": work.weight.vocab, "rank": RANK}
     return {
         "samples": {"time": times},
-        "absent": absent,
         "gates": gates,
-        "limit": f"one product: {product * 1e3:.2f} ms, {product / times.median():.0%} of ours",
         "workload": sizes | {"arithmetic": str(bench.fast)} | times.rates(work.tokens, "tok"),
-        "profile": times.split(PRODUCT, product, REST),
+        "profile": times.split(PRODUCT, times.median(PRODUCT), REST),
     }
 
 
 def head_memory(bench: Bench) -> dict:
     """B6: the most memory the loss and its gradients take beyond W's resident copy."""
-    work, peaks = HeadWork(bench, bench.size(cpu=8_160, gpu=8_160, quick=1_020)), Samples()
+    work, peaks = HeadWork(bench, bench.size(cpu=8_160, gpu=8_160, quick=1_020)), {}
     for name, loss in {"ours": work.ours, "released way": work.released}.items():
         step = work.step(loss)
         if bench.gpu:
             step()  # so that memory allocated once is not counted; on a CPU the buffers that stay are
-        peaks[name] = sample([bench.peak(step)], "bytes")
-    workload = {"tokens": work.tokens, "vocabulary": work.weight.vocab}
-    return {"samples": {"memory": peaks}, "gates": work.gates(), "workload": workload}
+        peaks[name] = bench.peak(step)
+    return {
+        "samples": {"memory": Samples.of_bytes(peaks)},
+        "gates": work.gates(),
+        "workload": {"tokens": work.tokens, "vocabulary": work.weight.vocab},
+    }
 
 
 def head_kernels(bench: Bench) -> dict:
@@ -159,11 +159,10 @@ def head_kernels(bench: Bench) -> dict:
     def of_torch() -> Callable[[], None]:
         return work.step(lambda: F.linear_cross_entropy(*joined(), work.target, reduction="sum"))
 
-    peers, absent = runnable({"Liger": liger, "F.linear_cross_entropy": of_torch})
-    times = bench.race({"ours": work.step(work.ours), **peers})
+    peers = {"Liger": liger, "F.linear_cross_entropy": of_torch}
+    times = bench.race({"ours": work.step(work.ours)}, optional=peers)
     return {
         "samples": {"time": times},
-        "absent": absent,
         "gates": work.gates(),
         "workload": {"tokens": work.tokens, "arithmetic": str(bench.fast)},
         "profile": times.split(PRODUCT, bench.seconds(work.product), REST),
@@ -173,13 +172,13 @@ def head_kernels(bench: Bench) -> dict:
 def shared_pass(bench: Bench) -> dict:
     """B14: three heads read in one pass over the states, against three passes."""
     documents, each = bench.size(24, 400, 8), 100
-    h, target, _, _ = bench.inputs(documents * each)
+    width, vocab, weight = bench.backbone.width, bench.backbone.vocab, bench.head_weight()
+    h, target, _, _ = random_inputs(bench.device, documents * each, width, vocab)
     counts = np.full(documents, each)
     scored = ScoredStates.of_pairs(h.to(torch.float16), target.cpu().numpy(), counts, bench.device)
-    weight = bench.head_weight()
     order, heads = Arrangement(torch.arange(documents)), []
     for seed in range(3):
-        head = LoraHead(bench.backbone.width, bench.backbone.vocab, RANK)
+        head = LoraHead(width, vocab, RANK)
         head.up.data.normal_(std=0.02, generator=torch.Generator().manual_seed(seed))
         heads.append((head.to(bench.device), None))
 

@@ -25,7 +25,7 @@ from chameleon_lite.train_layers import LiveStates, WithLayers
 
 from . import baselines
 from .bench import Bench
-from .measure import Samples, gate, relative_error, sample
+from .measure import Samples, gate, relative_error
 from .workload import RANK
 
 PLAIN = "PEFT LoRA, plain loss"
@@ -43,10 +43,7 @@ def lora_step(bench: Bench) -> dict:
     tokens = int(work.table.lengths.sum())
     sizes = {"rows": len(work.table), "real tokens": tokens, "recorded": work.recorded}
     return {
-        "samples": {
-            "time": times,
-            "memory": Samples({name: sample([peak], "bytes") for name, peak in peaks.items()}),
-        },
+        "samples": {"time": times, "memory": Samples.of_bytes(peaks)},
         "gates": gates,
         "workload": sizes | times.rates(tokens, "tok"),
         "profile": times.split("the layers, forward and backward", body, "the head"),

@@ -9,7 +9,7 @@ something that is neither arithmetic nor memory: launches, the interpreter, the 
 
 import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,6 @@ from .rows_head import HeadWork
 from .workload import LENGTH, short
 
 PADDED_ROWS = 32  # rows per padded batch, as released
-Point = tuple[str, float, float, float, torch.dtype]  # stage, operations, bytes, seconds, format
 
 
 def feature_pass(bench: Bench) -> dict:
@@ -51,13 +50,11 @@ def feature_pass(bench: Bench) -> dict:
         times = bench.race(contenders, warm_up=bench.gpu)
     with arithmetic(backbone, dtype):
         alone = bench.seconds(lambda: hidden_rows(backbone, table, np.argsort(table.lengths)))
-    tokens = int(table.lengths.sum())
-    sizes = {"rows": rows, "real tokens": tokens, "arithmetic": str(dtype)}
+    sizes = {"rows": rows, "real tokens": int(table.lengths.sum()), "arithmetic": str(dtype)}
     return {
         "samples": {"time": times},
         # The states are stored in 16 bits whatever the arithmetic, so the 16-bit limit holds.
         "gates": [gate("mean loss against float32, nats", gap, 2e-3)],
-        "limit": f"{rows * LENGTH / tokens:.2f} (no padding) × the ratio of the product rates",
         "workload": sizes | times.rates(rows, "rows"),
         "profile": times.split("backbone", alone, "storing and the rest"),
     }
@@ -116,61 +113,48 @@ def roofline(bench: Bench) -> dict:
     for dtype in (bench.fast, torch.float32):
         product, operations = _product(bench, bench.size(2_048, 16_384, 1_024), dtype)
         rates[short(dtype)] = operations / bench.median(product)
-    points = []
-    for measure in (_features, _head, _mean_embeddings, _nearest, _decode):
-        stage, *numbers, dtype = measure(bench)
-        numbers = dict(zip(("operations", "bytes", "seconds"), map(float, numbers)))
-        points.append({"stage": stage, **numbers, "format": short(dtype)})
-    return {"rates": rates, "points": points}
+    columns = ("stage", "operations", "bytes", "seconds", "format")
+    return {"rates": rates, "points": [dict(zip(columns, point)) for point in _points(bench)]}
 
 
-def _features(bench: Bench) -> Point:
-    backbone, table, size = bench.backbone, bench.table(bench.size(24, 2_048, 4)), bench.fast.itemsize
-    order = np.argsort(table.lengths)
-    with arithmetic(backbone, bench.fast):
-        seconds = bench.race({"ours": lambda: hidden_rows(backbone, table, order)}, 3, warm_up=False).median()
+def _points(bench: Bench) -> Iterator[tuple[str, float, float, float, str]]:
+    """Each stage with its operations, the bytes it cannot avoid, seconds and number format."""
+    model, exact, fast, item = bench.backbone, "float32", short(bench.fast), bench.fast.itemsize
+    width, vocab, layers = model.width, model.vocab, model.lm.config.num_hidden_layers
+
+    table = bench.table(bench.size(24, 2_048, 4))
+    work, order = pass_operations(model, table.lengths), np.argsort(table.lengths)
+    with arithmetic(model, bench.fast):
+        times = bench.race({"ours": lambda: hidden_rows(model, table, order)}, 3, warm_up=False)
     # the weights once, and 16 activations per token and block, written and read
-    weights = sum(p.numel() for p in backbone.body.parameters())
-    activations = int(table.lengths.sum()) * backbone.width * backbone.lm.config.num_hidden_layers * 16
-    work = pass_operations(backbone, table.lengths)
-    return "hidden states", work, size * (weights + activations), seconds, bench.fast
+    moved = sum(p.numel() for p in model.body.parameters()) + int(table.lengths.sum()) * width * layers * 16
+    yield "hidden states", work, item * moved, times.median(), fast
 
+    head = HeadWork(bench, tokens := bench.size(1_020, 8_160, 128))
+    columns = head.weight.padded
+    moved = columns * width * item + tokens * width * item + tokens * columns * (2 * item + 4)
+    seconds = bench.median(head.step(head.ours))
+    work = 2 * tokens * columns * (width + 3 * len(head.down))
+    yield "head, forward and backward", work, moved, seconds, fast
 
-def _head(bench: Bench) -> Point:
-    work = HeadWork(bench, tokens := bench.size(1_020, 8_160, 128))
-    vocab, width, size = work.weight.padded, work.weight.width, bench.fast.itemsize
-    moved = vocab * width * size + tokens * width * size + tokens * vocab * (2 * size + 4)
-    operations = 2 * tokens * vocab * (width + 3 * len(work.down))
-    return "head, forward and backward", operations, moved, bench.median(work.step(work.ours)), bench.fast
-
-
-def _mean_embeddings(bench: Bench) -> Point:
-    width, tokens = bench.backbone.width, bench.size(200_000, 2_000_000, 20_000)
-    ids = torch.randint(bench.backbone.vocab, (tokens,), device=bench.device)
+    tokens, matrix = bench.size(200_000, 2_000_000, 20_000), model.embedding.detach()
+    ids = torch.randint(vocab, (tokens,), device=bench.device)
     offsets = torch.arange(0, tokens, 100, device=bench.device)
-    matrix = bench.backbone.embedding.detach()
     seconds = bench.median(lambda: F.embedding_bag(ids, matrix, offsets, mode="mean"))
-    return "mean embeddings", tokens * width, tokens * (4 * width + 8), seconds, torch.float32
+    yield "mean embeddings", tokens * width, tokens * (4 * width + 8), seconds, exact
 
-
-def _nearest(bench: Bench) -> Point:
     n, k = bench.size(23_767, 23_767, 2_000), bench.size(742, 742, 128)
     x, c = torch.randn(n, 768, device=bench.device), torch.randn(k, 768, device=bench.device)
     moved, seconds = 4 * (n * 768 + k * 768 + 2 * n * k), bench.median(lambda: closest(x, c))
-    return "nearest centroid", 2 * n * k * 768, moved, seconds, torch.float32
+    yield "nearest centroid", 2 * n * k * 768, moved, seconds, exact
 
+    rows, past = bench.size(16, 64, 4), 64  # one new token for each of several prompts, from the cache
+    ids = torch.randint(vocab - 1, (rows, past + 1), device=bench.device)
+    cache = model.lm(input_ids=ids[:, :past], use_cache=True).past_key_values
 
-@torch.no_grad()
-def _decode(bench: Bench) -> Point:
-    """One new token for each of several prompts, from the cache."""
-    backbone, rows, past = bench.backbone, bench.size(16, 64, 4), 64
-    ids = torch.randint(backbone.vocab - 1, (rows, past + 1), device=bench.device)
-    cache = backbone.lm(input_ids=ids[:, :past], use_cache=True).past_key_values
-
-    def step() -> None:
-        backbone.lm(input_ids=ids[:, past:], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    def decode() -> None:
+        model.lm(input_ids=ids[:, past:], past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache.crop(-1)
 
-    weights, config = backbone.parameters, backbone.lm.config
-    moved = 4 * weights + 2 * 4 * rows * past * config.num_hidden_layers * config.hidden_size
-    return "decoding, one token a row", 2 * rows * weights, moved, bench.median(step), torch.float32
+    moved = 4 * model.parameters + 2 * 4 * rows * past * layers * model.lm.config.hidden_size
+    yield "decoding, one token a row", 2 * rows * model.parameters, moved, bench.median(decode), exact

@@ -27,15 +27,7 @@ from .workload import LENGTH, RANK, short
 
 EPOCHS, LEARNING_RATE = 5, 5e-4
 REGIMES = {"LoRA": LoraHead, "hyper-network": HyperHead}
-IDEAS = {
-    "released way": "backbone on the padding, in every epoch, for every regime",
-    "states kept": "the frozen backbone runs once",
-    "no padding": "length-sorted rows, only real targets",
-    "16-bit products": "where the machine has units for them",
-    "own head loss": "chunks, one large product, no logits kept",
-    "regimes together": "one large product for all heads",
-    "steps recorded": "one word from the host a step",
-}
+PEER = "released way"
 
 
 def new_members(regimes: Sequence[str], vectors: Tensor, vocab: int, dropout: float = 0.0) -> list[Member]:
@@ -111,39 +103,33 @@ class Training:
         return baselines.train_plainly(member.head, batches, self.backbone.head.weight, **options)[0]
 
 
-def full_sequence(bench: Bench) -> dict:
-    """B8: five epochs, two regimes, every real token scored."""
-    return _end_to_end(bench, dict.fromkeys([torch.float32, bench.fast]), last=False)
+def end_to_end(bench: Bench, last: bool) -> dict:
+    """B8, five epochs of two regimes; B9, the same with one scored position per row.
 
-
-def last_position(bench: Bench) -> dict:
-    """B9: the same with one scored position per row."""
-    return _end_to_end(bench, [bench.fast], last=True)
-
-
-def _end_to_end(bench: Bench, formats: Sequence[torch.dtype], last: bool) -> dict:
-    """Both ways; on a CPU one released epoch per regime stands for all: each is exactly the same work."""
+    On a CPU one released epoch per regime stands for all: each is exactly the same work.
+    """
     work = Training(bench, bench.size(12, 1_024, 4), bench.size(6, 32, 4), last)
-    peer, peer_epochs = "released way", EPOCHS if bench.gpu else 1
+    released_epochs = EPOCHS if bench.gpu else 1
     losses, stages = {}, {}
 
     def ours(dtype: torch.dtype, epochs: int = EPOCHS) -> None:
         losses[dtype], stages[dtype] = work.ours(dtype, epochs)
 
-    def released(regimes=REGIMES, epochs: int = peer_epochs) -> None:
-        losses[peer] = {regime: work.plainly(regime, work.padded, epochs) for regime in regimes}
+    def released(regimes=REGIMES, epochs: int = released_epochs) -> None:
+        losses[PEER] = {regime: work.plainly(regime, work.padded, epochs) for regime in regimes}
 
     if bench.gpu:  # the first call compiles and fills caches
         ours(bench.fast, 1)
         released(["LoRA"], 1)
-    contenders = {dtype: partial(ours, dtype) for dtype in formats} | {peer: released}
+    formats = dict.fromkeys([bench.fast] if last else [torch.float32, bench.fast])
+    contenders = {dtype: partial(ours, dtype) for dtype in formats} | {PEER: released}
     times = bench.race(contenders, 1 if bench.quick else 3, warm_up=False)
-    theirs, count = scaled(times[peer], EPOCHS / peer_epochs), int(work.table.n_scored.sum())
+    theirs, count = scaled(times[PEER], EPOCHS / released_epochs), int(work.table.n_scored.sum())
     sizes = {"rows": len(work.table), "rows a step": work.step, "tokens": int(work.table.lengths.sum())}
     return {
-        "samples": {f"wall, {short(d)}": Samples({"ours": times[d], peer: theirs}) for d in formats},
-        "gates": [g for d in formats for g in _loss_gates(losses[d], losses[peer], short(d), count)],
-        "workload": sizes | {"scored": count, "epochs": EPOCHS, "released epochs run": peer_epochs},
+        "samples": {f"wall, {short(d)}": Samples({"ours": times[d], PEER: theirs}) for d in formats},
+        "gates": [g for d in formats for g in _loss_gates(losses[d], losses[PEER], short(d), count)],
+        "workload": sizes | {"scored": count, "epochs": EPOCHS, "released epochs run": released_epochs},
         "profile": stages[bench.fast],
     }
 
@@ -161,7 +147,7 @@ def _loss_gates(ours: dict, released: dict, label: str, tokens: int) -> list[dic
     return [*out, gate(f"difference between regimes, nats ({label})", between, 5e-4)]
 
 
-def ladder(bench: Bench) -> dict:
+def ladder(bench: Bench, ideas: dict[str, str]) -> dict:
     """Each step's seconds for five epochs of two regimes: what is done once, plus epochs × one epoch.
 
     One epoch is timed and multiplied, since epochs repeat the same work; from our own head loss on all epochs
@@ -203,6 +189,6 @@ def ladder(bench: Bench) -> dict:
         for name, (once, each, times) in steps.items():
             first, more = seconds(once) if once else 0.0, seconds(each)
             numbers = {"seconds": first + times * more, "once": first, "epoch": more, "epochs": times}
-            out.append({"step": name, "idea": IDEAS[name], **numbers})
+            out.append({"step": name, "idea": ideas[name], **numbers})
     sizes = {"rows": len(work.table), "tokens": int(work.table.lengths.sum())}
     return {"steps": out, "workload": sizes}

@@ -135,7 +135,7 @@ def test_panels_are_drawn_for_machines_that_have_them_and_never_stay_empty():
     assert [ax.get_title() for ax in panels.flat] == ["one"]
     assert panels.flat[0].figure.get_supxlabel() == "not measured yet on: other"
     for nothing in (found, {}):
-        ax = figures.panels(nothing, "roofline", figures.roofline, height=4.0)
+        ((ax,),) = figures.panels(nothing, "roofline", figures.roofline, height=4.0)
         assert ax.texts[0].get_text() == "not measured on any machine yet: chameleon-lite bench roofline"
     plt.close("all")
 
