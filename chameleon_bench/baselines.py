@@ -6,7 +6,7 @@ epoch and for every regime, and form all logits. Where their objective differs f
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,11 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from chameleon_lite.backbone import Backbone
-from chameleon_lite.heads import Condition, Head
 from chameleon_lite.text import IGNORED, TokenTable
-
-Batch = tuple[Tensor, Tensor, Tensor]  # a step's states (…, C), labels (…), and its rows' vectors (B, C)
 
 
 def prepare_one_by_one(
@@ -60,12 +56,6 @@ def kmeans_by_scikit_learn(x: Tensor, start: Tensor, steps: int) -> Tensor:
         return torch.from_numpy(fit.fit(x.cpu().numpy()).cluster_centers_.astype(np.float32)).to(x.device)
 
 
-@torch.no_grad()
-def padded_states(backbone: Backbone, ids: Tensor, batch: int = 32) -> list[Tensor]:
-    """Hidden states of padded rows (N, T), batch by batch in the given order: a list of (B, T, C)."""
-    return [backbone.hidden(part) for part in ids.split(batch)]
-
-
 def padded_rows(table: TokenTable, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """A table's ids and labels (N, T) each: the shifted target at each scored position, IGNORED elsewhere."""
     ids, mask = table.padded(range(len(table)), length)
@@ -87,25 +77,3 @@ def concatenated(h: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> tuple[T
     extra = -(-len(down) // 8) * 8 - len(down)
     z = F.pad(h @ down.T.to(h.dtype), (0, extra))
     return torch.cat([h, z], -1), torch.cat([weight, F.pad(up, (0, extra)).to(weight.dtype)], -1)
-
-
-def train_plainly(
-    head: Head, batches: Callable[[], Iterable[Batch]], weight: Tensor, *, learning_rate, epochs, dtype
-) -> list[float]:
-    """A head trained with all logits formed, a step for each of an epoch's batches; nats per token of each epoch.
-
-    `dtype`: what products are formed in, under autocast.
-    """
-    optimiser, losses = torch.optim.AdamW(head.parameters(), lr=learning_rate), []
-    for _ in range(epochs):
-        total = count = 0.0
-        for h, y, x in batches():
-            update, tokens = head.factors(Condition(x.mean(0, keepdim=True))), int((y != IGNORED).sum())
-            with torch.autocast(h.device.type, dtype, enabled=dtype != torch.float32):
-                loss = plain_head_loss(h, y, weight, update.down[0], update.up[0])
-            optimiser.zero_grad()
-            (loss / tokens).backward()
-            optimiser.step()
-            total, count = total + loss.item(), count + tokens
-        losses.append(total / count)
-    return losses

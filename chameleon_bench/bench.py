@@ -1,6 +1,6 @@
 """The machine a row runs on, and its clock: contenders take turns, so that a change of load affects all.
 
-contenders ─ warm up once ─▶ a, b, a, b, … (interleaved) ─▶ Samples
+contenders ─ warm up once ─▶ a, b, a, b, … (interleaved) ─▶ seconds (repetitions, contenders)
 """
 
 import ctypes
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from chameleon_lite.backbone import Backbone, load_backbone
@@ -26,7 +27,6 @@ from chameleon_lite.errors import RunFailed
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.text import TokenTable
 
-from .measure import Samples, sample
 from .workload import random_table, row_lengths
 
 MINIMUM_SECONDS = 0.02  # shorter work is repeated within one measurement, or the clock would be measured
@@ -73,10 +73,10 @@ class Bench:
         repetitions: int = 5,
         warm_up: bool = True,
         optional: Mapping[str, Callable[[], Work]] | None = None,
-    ) -> Samples:
-        """Every contender timed `repetitions` times in turns, at most three in a quick run.
+    ) -> pd.DataFrame:
+        """Seconds of every contender, `repetitions` times in turns, at most three in a quick run.
 
-        Those made by `optional` may not run here: then the samples hold the reason.
+        Those made by `optional` may not run here: then `attrs` of the frame holds the reason.
         """
         contenders, calls, absent = dict(contenders), {}, {}
         for name, make in (optional or {}).items():
@@ -91,15 +91,17 @@ class Bench:
             if once < 1:  # the first call may have loaded or compiled
                 once = self.seconds(work)
             calls[name] = max(1, math.ceil(MINIMUM_SECONDS / max(once, 1e-7)))
-        seconds: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(min(repetitions, 3) if self.quick else repetitions):
-            for name, work in contenders.items():
-                seconds[name].append(self.seconds(work, calls.get(name, 1)))
-        return Samples({name: sample(values) for name, values in seconds.items()}, absent)
+        turns = [
+            {name: self.seconds(work, calls.get(name, 1)) for name, work in contenders.items()}
+            for _ in range(min(repetitions, 3) if self.quick else repetitions)
+        ]
+        times = pd.DataFrame(turns)
+        times.attrs["absent"] = absent
+        return times
 
     def median(self, work: Work) -> float:
         """Median seconds of one piece of work by itself."""
-        return self.race({"ours": work}, 3).median()
+        return float(self.race({"ours": work}, 3)["ours"].median())
 
     def peak(self, work: Work) -> int:
         """Bytes that `work` holds at its highest beyond what was held before it.

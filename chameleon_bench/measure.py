@@ -8,61 +8,38 @@ All that is measured has its stored form from the start, a dict:
 """
 
 import math
-import statistics
-from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
 import torch
 
 
-def sample(values: Sequence[float], unit: str = "s") -> dict:
+def sample(values: pd.Series, unit: str = "s") -> dict:
     """Median and spread of repeated measurements."""
-    spread = {"median": statistics.median(values), "low": min(values), "high": max(values)}
-    return spread | {"repetitions": len(values), "unit": unit}
+    spread = {"median": values.median(), "low": values.min(), "high": values.max()}
+    return {name: float(x) for name, x in spread.items()} | {"repetitions": len(values), "unit": unit}
 
 
-def scaled(measured: dict, factor: float) -> dict:
-    """The same sample for another amount of work, where work repeats itself exactly."""
-    return measured | {name: measured[name] * factor for name in ("median", "low", "high")}
+def compared(times: pd.DataFrame, goals: dict[str, float | None], quantity: str = "time") -> list[dict]:
+    """Ours against each peer in `goals` that was measured, or that `times.attrs` says why it was not.
+
+    times: a column per contender, "ours" one of them, smaller being better. A goal is how many times better
+    ours should be on this kind of machine; None: shown without a goal.
+    """
+    samples = {name: sample(times[name], "bytes" if quantity == "memory" else "s") for name in times}
+    out, ours, absent = [], samples["ours"], times.attrs.get("absent", {})
+    for peer in (peer for peer in goals if peer in samples or peer in absent):
+        goal, theirs = goals[peer], samples.get(peer)
+        ratio = theirs["median"] / ours["median"] if theirs else None
+        met = None if goal is None or ratio is None else ratio >= goal
+        pair = {"peer": peer, "quantity": quantity, "ours": ours, "theirs": theirs}
+        out.append(pair | {"goal": goal, "absent": absent.get(peer, ""), "ratio": ratio, "met": met})
+    return out
 
 
-class Samples(dict[str, dict]):
-    """Contenders on the same work and their samples, smaller being better; "ours" is one of them."""
-
-    def __init__(self, samples: dict[str, dict], absent: dict[str, str] | None = None) -> None:
-        super().__init__(samples)
-        self.absent = absent or {}  # why others did not run
-
-    @classmethod
-    def of_bytes(cls, sizes: dict[str, float]) -> "Samples":
-        """Sizes in memory, each measured once."""
-        return cls({name: sample([size], "bytes") for name, size in sizes.items()})
-
-    def against(self, goals: dict[str, float | None], quantity: str = "time") -> list[dict]:
-        """Ours against each peer in `goals` that was measured, or could not be.
-
-        A goal is how many times better ours should be on this kind of machine; None: shown without a goal.
-        """
-        out, ours = [], self["ours"]
-        for peer in (peer for peer in goals if peer in self or peer in self.absent):
-            goal, theirs, absent = goals[peer], self.get(peer), self.absent.get(peer, "")
-            ratio = theirs["median"] / ours["median"] if theirs else None
-            met = None if goal is None or ratio is None else ratio >= goal
-            pair = {"peer": peer, "quantity": quantity, "ours": ours, "theirs": theirs}
-            out.append(pair | {"goal": goal, "absent": absent, "ratio": ratio, "met": met})
-        return out
-
-    def median(self, name: str = "ours") -> float:
-        """The median of one contender."""
-        return self[name]["median"]
-
-    def rates(self, count: int, unit: str) -> dict[str, float]:
-        """What each contender does in a second, of a work of `count` units."""
-        return {f"{unit}/s, {name}": count / self.median(name) for name in self}
-
-    def split(self, stage: str, seconds: float, rest: str) -> dict[str, float]:
-        """A profile of ours in two stages: the seconds of one, and what remains of the median."""
-        return {stage: seconds, rest: max(0.0, self.median() - seconds)}
+def split(times: pd.DataFrame, stage: str, seconds: float, rest: str) -> dict[str, float]:
+    """A profile of ours in two stages: the seconds of one, and what remains of the median."""
+    return {stage: float(seconds), rest: max(0.0, float(times["ours"].median() - seconds))}
 
 
 def gate(what: str, value: float, limit: float) -> dict:

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from .bench import Bench
-from .measure import row
+from .measure import compared, row
 from .workload import short
 
 TABLE: dict[str, dict] = yaml.safe_load(Path(__file__).with_name("rows.yaml").read_text(encoding="utf-8"))
@@ -28,5 +28,7 @@ def measured(name: str, bench: Bench) -> dict:
     for quantity, peers in peers_of.items():
         # quick runs are too small for any goal
         goals = {peer: None if bench.quick else pair[bench.gpu] for peer, pair in peers.items()}
-        comparisons += samples[quantity].against(goals, quantity)
+        comparisons += compared(samples[quantity], goals, quantity)
+        beside = samples[quantity].drop(columns=["ours", *peers], errors="ignore").median()
+        found["workload"] |= {f"s, {contender}": seconds for contender, seconds in beside.items()}
     return row(about["what"], comparisons, limit=about.get("limit", ""), **found)

@@ -15,13 +15,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
+
 from chameleon_lite.app.corpus import SPLITS, Corpus
 from chameleon_lite.app.fit import fit
 from chameleon_lite.settings import FitSettings
 from chameleon_study.corpora import load_corpus
 
 from .bench import Bench, run
-from .measure import Samples, gate
+from .measure import gate
 
 WORDS = 24  # per text: at least a token each, which are the 16 of a prefix and 8 to be scored
 LIMIT = 4e9  # bytes
@@ -50,7 +52,7 @@ def short_texts_adapted(bench: Bench) -> dict:
     workload |= {"backbone": backbone, "threads": THREADS, "rows/s": rows / used["s"]}
     failed = sum("error" in result for result in results)
     return {
-        "samples": {"memory": Samples.of_bytes(sizes)},
+        "samples": {"memory": pd.DataFrame([sizes])},
         "gates": [
             gate("rows that were not answered", rows - len(results), 0),
             gate("share of rows without a number", failed / rows, 0.0),
@@ -80,7 +82,7 @@ def _fit_adapter(bench: Bench, backbone: str, corpus: Corpus, folder: Path) -> N
 def _adapted(bench: Bench, folder: Path, texts: list[str]) -> tuple[dict, list[dict]]:
     """What the command used, {s, processor s, peak bytes}, on THREADS threads, and its results."""
     source, out = folder / "texts.jsonl", folder / "results.jsonl"
-    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    pd.DataFrame({"text": texts}).to_json(source, orient="records", lines=True)
     command = [sys.executable, "-m", "chameleon_lite", "adapt", source, "--model", folder / "adapter"]
     limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(THREADS))
     started = time.perf_counter()

@@ -45,7 +45,7 @@ def prepare(bench: Bench) -> dict:
     return {
         "samples": {"time": times},
         "gates": [gate("mean embeddings, relative", error, 1e-5)],
-        "workload": {"rows": rows, "tokens": int(table.lengths.sum())} | times.rates(rows, "rows"),
+        "workload": {"rows": rows, "tokens": int(table.lengths.sum())},
         "profile": {name: bench.seconds(stage) for name, stage in stages.items()},
     }
 
@@ -77,7 +77,7 @@ def clusters(bench: Bench) -> dict:
 
     apart = {peer: abs(inertia("ours") / inertia(peer) - 1) for peer in (RELEASED, SKLEARN)}
     times = bench.race(contenders, warm_up=False)
-    step, nearest = times.median() / steps, bench.median(lambda: closest(x, start))
+    step, nearest = float(times["ours"].median()) / steps, bench.median(lambda: closest(x, start))
     sizes = {"rows": n, "clusters": k, "width": 768, "steps": steps}
     return {
         "samples": {"time": times},

@@ -11,7 +11,7 @@ from chameleon_lite.backbones.formats import set_format
 from chameleon_lite.heads import HeadUpdate, update_logits
 
 from .bench import Bench
-from .measure import gate
+from .measure import gate, split
 from .workload import RANK
 
 SAME_LOGITS = 1e-3  # two best logits nearer than this may change places: padding alone moves them by 1e-4
@@ -68,7 +68,7 @@ def one_at_a_time(bench: Bench) -> dict:
     inputs = {"input_ids": prompts.ids, "attention_mask": prompts.mask, "logits_to_keep": 1}
     with torch.no_grad():
         first = bench.seconds(lambda: bench.backbone.lm(**inputs))
-    profile = times.split("the prompts", first, "single-token steps")
+    profile = split(times, "the prompts", first, "single-token steps")
     return {"samples": {"time": times}, "gates": [same], "workload": prompts.workload, "profile": profile}
 
 
@@ -83,7 +83,7 @@ def adapted_against_plain(bench: Bench) -> dict:
         times = bench.race({"ours": ours, peer: plain}, 25 if bench.gpu else 9)
     nothing = update_logits(HeadUpdate(factors.down, torch.zeros_like(factors.up)), rows=1)
     same = prompts.gate(model, nothing, prompts.batched(model, head_update=nothing), plain())
-    profile = times.split("the plain model", times.median(peer), "the update")
+    profile = split(times, "the plain model", times[peer].median(), "the update")
     return {"samples": {"time": times}, "gates": [same], "workload": prompts.workload, "profile": profile}
 
 
@@ -98,9 +98,9 @@ def mixed_clusters(bench: Bench) -> dict:
         plain = partial(prompts.batched, bench.backbone.lm)
         times = bench.race({"ours": ours, peer: _peft(bench, factors, prompts), "plain": plain})
     same = prompts.gate(model, update, ours(), _peft(bench, factors, prompts)())  # in float32
-    over = times.median() / times.median("plain") - 1
+    over = float(times["ours"].median() / times["plain"].median()) - 1
     workload = prompts.workload | {"clusters": groups, "over the plain model": over}
-    profile = times.split("the plain model", times.median("plain"), "the updates")
+    profile = split(times, "the plain model", times["plain"].median(), "the updates")
     return {"samples": {"time": times}, "gates": [same], "workload": workload, "profile": profile}
 
 

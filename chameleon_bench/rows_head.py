@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +18,7 @@ from chameleon_lite.train import evaluate
 
 from . import baselines
 from .bench import Bench
-from .measure import Samples, gate, relative_error
+from .measure import gate, relative_error, split
 from .workload import RANK, random_inputs
 
 PRODUCT, REST = "one product h·Wᵀ", "softmax, update and gradients"  # the stages of a profile
@@ -54,12 +55,13 @@ class HeadWork:
     def product(self) -> Tensor:
         return self.compact @ self.weight.weight.T
 
-    def step(self, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    def step(self, loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """Forward and backward as timed: gradients end up where an optimiser reads them."""
 
-        def work() -> None:
+        def work() -> Tensor:
             self.down.grad = self.up.grad = None
-            loss().backward()
+            (value := loss()).backward()
+            return value.detach()
 
         return work
 
@@ -74,31 +76,29 @@ class HeadWork:
 
         return lambda: recorder("a step", [self.compact, self.target], work)
 
-    def gradient(self, loss: Callable[[], Tensor]) -> tuple[float, Tensor]:
-        """The summed loss and both gradients, flat."""
-        value = loss()
-        grads = torch.autograd.grad(value, (self.down, self.up))
-        return float(value.detach()), torch.cat([g.flatten() for g in grads])
+    def after(self, step: Callable[[], Tensor]) -> tuple[float, Tensor]:
+        """The summed loss of a step and the gradients that it left, flat."""
+        loss = float(step())
+        return loss, torch.cat([self.down.grad.flatten(), self.up.grad.flatten()])
 
     def gates(self) -> list[dict]:
         """Gradient and mean loss, in this machine's format and in float32, against the released way's."""
         exact = partial(self.loss, self.h, self.target, self.bench.head_weight(torch.float32))
         ways = (self.bench.fast, self.ours, self.bench.limits), (torch.float32, exact, (1e-5, 1e-5))
-        (expected, expected_gradient), out = self.gradient(self.released), []
+        (expected, expected_gradient), out = self.after(self.step(self.released)), []
         for dtype, way, (limit, loss_limit) in ways:
-            loss, gradient = self.gradient(way)
+            loss, gradient = self.after(self.step(way))
             error = relative_error(gradient, expected_gradient)
             out.append(gate(f"gradient, relative ({dtype})", error, limit))
             out.append(gate(f"mean loss, nats ({dtype})", abs(loss - expected) / self.tokens, loss_limit))
         return out
 
     def replay_gate(self, replayed: Callable[[], Tensor]) -> dict:
-        """Gradients that a replay leaves where an optimiser reads them, against the plain step's."""
-        plain = self.gradient(self.ours)[1]
-        for _ in range(3):  # plain, recorded, replayed
-            replayed()
-        gradient = torch.cat([self.down.grad.flatten(), self.up.grad.flatten()])
-        return gate("gradient, relative (replayed)", relative_error(gradient, plain), 1e-5)
+        """Gradients that a replay leaves against the plain step's."""
+        plain = self.after(self.step(self.ours))[1]
+        replayed()  # plainly
+        replayed()  # recorded
+        return gate("gradient, relative (replayed)", relative_error(self.after(replayed)[1], plain), 1e-5)
 
 
 def head_time(bench: Bench) -> dict:
@@ -112,7 +112,7 @@ def head_time(bench: Bench) -> dict:
         PRODUCT: work.product,
     }
 
-    def compiled() -> Callable[[], None]:
+    def compiled() -> Callable[[], Tensor]:
         return work.step(partial(work.autocast, torch.compile(baselines.plain_head_loss)))
 
     if bench.gpu:
@@ -124,8 +124,8 @@ def head_time(bench: Bench) -> dict:
     return {
         "samples": {"time": times},
         "gates": gates,
-        "workload": sizes | {"arithmetic": str(bench.fast)} | times.rates(work.tokens, "tok"),
-        "profile": times.split(PRODUCT, times.median(PRODUCT), REST),
+        "workload": sizes | {"arithmetic": str(bench.fast)},
+        "profile": split(times, PRODUCT, times[PRODUCT].median(), REST),
     }
 
 
@@ -138,7 +138,7 @@ def head_memory(bench: Bench) -> dict:
             step()  # so that memory allocated once is not counted; on a CPU the buffers that stay are
         peaks[name] = bench.peak(step)
     return {
-        "samples": {"memory": Samples.of_bytes(peaks)},
+        "samples": {"memory": pd.DataFrame([peaks])},
         "gates": work.gates(),
         "workload": {"tokens": work.tokens, "vocabulary": work.weight.vocab},
     }
@@ -150,13 +150,13 @@ def head_kernels(bench: Bench) -> dict:
     matrix = work.matrix.to(bench.fast)
     joined = partial(baselines.concatenated, work.compact, matrix, work.down, work.up)
 
-    def liger() -> Callable[[], None]:
+    def liger() -> Callable[[], Tensor]:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
         fused = LigerFusedLinearCrossEntropyLoss(reduction="sum")
         return work.step(lambda: fused(*reversed(joined()), work.target))
 
-    def of_torch() -> Callable[[], None]:
+    def of_torch() -> Callable[[], Tensor]:
         return work.step(lambda: F.linear_cross_entropy(*joined(), work.target, reduction="sum"))
 
     peers = {"Liger": liger, "F.linear_cross_entropy": of_torch}
@@ -165,7 +165,7 @@ def head_kernels(bench: Bench) -> dict:
         "samples": {"time": times},
         "gates": work.gates(),
         "workload": {"tokens": work.tokens, "arithmetic": str(bench.fast)},
-        "profile": times.split(PRODUCT, bench.seconds(work.product), REST),
+        "profile": split(times, PRODUCT, bench.seconds(work.product), REST),
     }
 
 
@@ -196,5 +196,5 @@ def shared_pass(bench: Bench) -> dict:
         "samples": {"time": times},
         "gates": [gate("mean loss between the two, nats", gap, 5e-4)],
         "workload": {"tokens": scored.total, "heads": len(heads), "arithmetic": str(bench.fast)},
-        "profile": times.split("the shared product h·Wᵀ", product, "updates, softmax and the rest"),
+        "profile": split(times, "the shared product h·Wᵀ", product, "updates, softmax and the rest"),
     }

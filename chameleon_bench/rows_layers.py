@@ -7,8 +7,10 @@ Ours fuses GPT-2's spelled-out activation, as its feature pass does; a piece has
 """
 
 import gc
+from collections.abc import Callable
 from types import SimpleNamespace
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -25,7 +27,7 @@ from chameleon_lite.train_layers import LiveStates, WithLayers
 
 from . import baselines
 from .bench import Bench
-from .measure import Samples, gate, relative_error
+from .measure import gate, relative_error, split
 from .workload import RANK
 
 PLAIN = "PEFT LoRA, plain loss"
@@ -43,10 +45,10 @@ def lora_step(bench: Bench) -> dict:
     tokens = int(work.table.lengths.sum())
     sizes = {"rows": len(work.table), "real tokens": tokens, "recorded": work.recorded}
     return {
-        "samples": {"time": times, "memory": Samples.of_bytes(peaks)},
+        "samples": {"time": times, "memory": pd.DataFrame([peaks])},
         "gates": gates,
-        "workload": sizes | times.rates(tokens, "tok"),
-        "profile": times.split("the layers, forward and backward", body, "the head"),
+        "workload": sizes,
+        "profile": split(times, "the layers, forward and backward", body, "the head"),
     }
 
 
@@ -76,14 +78,14 @@ class LoraStep:
 
     def ours(self) -> Tensor:
         """A step's gradients as in training, cutting its pieces included. Sum of nats (1,)."""
-        self._clear()
+        self.both.zero_grad()
         member = Member("both", self.both, None, None, 0.0)
         common = Common(self.live, self.weight, TrainSettings(), self.processes, {"both": NO_OPTIMISER})
         return step([member], [(None, None)], self.rows, 1, common)
 
     def plain(self) -> Tensor:
         """The peer's; its padded batch lies on the device already. Sum of nats ()."""
-        self._clear()
+        self.both.zero_grad()
         head, matrix = self.both.head, self.backbone.head.weight
         with torch.autocast(self.bench.device.type, torch.bfloat16, enabled=self.bench.gpu):
             hidden = self.backbone.hidden(self.ids, self.mask)  # (B, T, C)
@@ -93,7 +95,7 @@ class LoraStep:
 
     def layers_alone(self) -> None:
         """The layers' share of ours: the same pieces with a sum in the head's place."""
-        self._clear()
+        self.both.zero_grad()
         for places in self.live.pieces(self.rows):
             self.live.batch(self.rows[places])[0].sum().backward()
 
@@ -107,7 +109,7 @@ class LoraStep:
         forget_buffers(self.weight)
         if not self.recorded:
             return self.bench.peak(self.ours)
-        self._clear()
+        self.both.zero_grad()
         self.live.close()
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved(self.bench.device)
@@ -123,17 +125,14 @@ class LoraStep:
 
     def gates(self) -> list[dict]:
         """Summed loss and all gradients against each other; the backbone's arithmetic is the same."""
-        pairs = []
-        for way in (self.ours, self.plain):
-            loss = float(way()) / self.count
-            pairs.append((loss, torch.cat([p.grad.flatten().float() for p in self.both.parameters()])))
-        (ours, gradient), (plain, expected) = pairs
+        loss, gradient = self._gradient(self.ours)
+        expected_loss, expected = self._gradient(self.plain)
         limit, loss_limit = self.bench.limits
         return [
-            gate("mean loss, nats", abs(ours - plain), loss_limit),
+            gate("mean loss, nats", abs(loss - expected_loss), loss_limit),
             gate("gradient, relative", relative_error(gradient, expected), limit),
         ]
 
-    def _clear(self) -> None:
-        for p in self.both.parameters():
-            p.grad = None
+    def _gradient(self, way: Callable[[], Tensor]) -> tuple[float, Tensor]:
+        loss = float(way()) / self.count
+        return loss, torch.cat([p.grad.flatten().float() for p in self.both.parameters()])

@@ -28,7 +28,7 @@ from chameleon_lite.train import evaluate
 
 from . import baselines
 from .bench import Bench
-from .measure import Samples, gate, scaled
+from .measure import gate, split
 from .rows_head import HeadWork
 from .workload import LENGTH, short
 
@@ -44,7 +44,7 @@ def feature_pass(bench: Bench) -> dict:
         folders = (Path(folder) / str(i) for i in itertools.count())
         contenders = {
             "ours": lambda: hidden_states(backbone, table, dtype, next(folders), progress=False),
-            "released way": lambda: baselines.padded_states(backbone, ids, PADDED_ROWS),
+            "released way": lambda: [backbone.hidden(part) for part in ids.split(PADDED_ROWS)],
         }
         gap = _loss_gap(bench, table, contenders["ours"](), contenders["released way"](), labels)
         times = bench.race(contenders, warm_up=bench.gpu)
@@ -55,8 +55,8 @@ def feature_pass(bench: Bench) -> dict:
         "samples": {"time": times},
         # The states are stored in 16 bits whatever the arithmetic, so the 16-bit limit holds.
         "gates": [gate("mean loss against float32, nats", gap, 2e-3)],
-        "workload": sizes | times.rates(rows, "rows"),
-        "profile": times.split("backbone", alone, "storing and the rest"),
+        "workload": sizes,
+        "profile": split(times, "backbone", alone, "storing and the rest"),
     }
 
 
@@ -78,14 +78,14 @@ def share_of_products(bench: Bench) -> dict:
     product, operations = _product(bench, bench.size(2_048, 32_768, 2_048), dtype)
     with arithmetic(backbone, dtype):
         times = bench.race({"ours": lambda: hidden_rows(backbone, table, order), "product": product})
-    rate, peer = operations / times.median("product"), "the same operations at the product rate"
-    pair = Samples({"ours": times["ours"], peer: scaled(times["product"], work / operations)})
+    rate, peer = operations / float(times["product"].median()), "the same operations at the product rate"
+    pair = times[["ours"]].assign(**{peer: times["product"] * work / operations})
     sizes = {"rows": rows, "tokens": int(table.lengths.sum()), "arithmetic": str(dtype)}
-    rates = {"TFLOP/s pass": work / times.median() / 1e12, "TFLOP/s product": rate / 1e12}
+    rates = {"TFLOP/s pass": work / float(times["ours"].median()) / 1e12, "TFLOP/s product": rate / 1e12}
     return {
         "samples": {"time": pair},
         "workload": sizes | rates,
-        "profile": times.split("products", work / rate, "attention, norms, activations, copies"),
+        "profile": split(times, "products", work / rate, "attention, norms, activations, copies"),
     }
 
 
@@ -128,7 +128,7 @@ def _points(bench: Bench) -> Iterator[tuple[str, float, float, float, str]]:
         times = bench.race({"ours": lambda: hidden_rows(model, table, order)}, 3, warm_up=False)
     # the weights once, and 16 activations per token and block, written and read
     moved = sum(p.numel() for p in model.body.parameters()) + int(table.lengths.sum()) * width * layers * 16
-    yield "hidden states", work, item * moved, times.median(), fast
+    yield "hidden states", work, item * moved, times["ours"].median(), fast
 
     head = HeadWork(bench, tokens := bench.size(1_020, 8_160, 128))
     columns = head.weight.padded

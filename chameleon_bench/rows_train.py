@@ -13,7 +13,7 @@ from chameleon_lite.batches import Arrangement
 from chameleon_lite.embed import mean_embeddings
 from chameleon_lite.fast.recorded_steps import using
 from chameleon_lite.fast.recorder import LIMIT, Recorder
-from chameleon_lite.heads import HyperHead, LoraHead
+from chameleon_lite.heads import Condition, Head, HyperHead, LoraHead
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.settings import TrainSettings
 from chameleon_lite.states import ScoredStates, hidden_states
@@ -22,33 +22,37 @@ from chameleon_study.sources import BatchMean
 
 from . import baselines
 from .bench import Bench
-from .measure import Samples, gate, scaled
+from .measure import gate
 from .workload import LENGTH, RANK, short
 
 EPOCHS, LEARNING_RATE = 5, 5e-4
-REGIMES = {"LoRA": LoraHead, "hyper-network": HyperHead}
+REGIMES = ("LoRA", "hyper-network")
 PEER = "released way"
+Batch = tuple[Tensor, Tensor, Tensor]  # a step's states (…, C), labels (…), and its rows' vectors (B, C)
 
 
-def new_members(regimes: Sequence[str], vectors: Tensor, vocab: int, dropout: float = 0.0) -> list[Member]:
-    """Heads as the trainer takes them, the same in every call; a step's mean of vectors (N, C) conditions them."""
-    members, source = [], BatchMean(vectors)
-    for regime in regimes:
-        more = {"dropout": dropout} if regime == "hyper-network" else {}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            head = REGIMES[regime](vectors.shape[1], vocab, RANK, **more).to(vectors.device)
-        members.append(Member(regime, head, source, source, LEARNING_RATE))
-    return members
+def new_head(regime: str, width: int, vocab: int, device: torch.device, dropout: float = 0.0) -> Head:
+    """A newly initialised head, the same one in every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if regime == "LoRA":
+            return LoraHead(width, vocab, RANK).to(device)
+        return HyperHead(width, vocab, RANK, dropout=dropout).to(device)
 
 
-def train(
-    members: list[Member], data: ScoredStates, weight: HeadWeight, *, epochs, step, held_out=1, processes=None
-) -> None:
-    """Train heads on all documents in order, `step` per step; validate on the first `held_out`."""
+def trained(
+    regimes, vectors, data, weight, *, held_out=1, dropout=0.0, processes=None, **sizes
+) -> list[Member]:
+    """New heads, trained on all documents in order and validated on the first `held_out`.
+
+    Their condition is the mean of a step's vectors, of (N, C); `sizes` are of TrainSettings.
+    """
+    source, geometry = BatchMean(vectors), (vectors.shape[1], weight.vocab, data.device)
+    members = [Member(r, new_head(r, *geometry, dropout), source, source, LEARNING_RATE) for r in regimes]
     order, check = Arrangement(torch.arange(len(data.counts))), Arrangement(torch.arange(held_out))
-    settings = TrainSettings(epochs=epochs, rows_per_step=step, patience=99)
+    settings = TrainSettings(patience=99, **sizes)
     train_heads(members, data, lambda _: order, data, check, weight, settings, processes, progress=False)
+    return members
 
 
 class Training:
@@ -64,43 +68,57 @@ class Training:
         """The states of all rows, computed in a format and stored in the folder."""
         return hidden_states(self.backbone, self.table, dtype, folder, progress=False)
 
-    def heads(self, regimes: Sequence[str], data: ScoredStates, weight: HeadWeight, epochs: int):
+    def heads(self, regimes: Sequence[str], data: ScoredStates, weight: HeadWeight, epochs: int = EPOCHS):
         """New heads, trained side by side."""
-        members = new_members(regimes, self.vectors, self.backbone.vocab)
-        train(members, data, weight, epochs=epochs, step=self.step)
-        return members
+        return trained(regimes, self.vectors, data, weight, epochs=epochs, rows_per_step=self.step)
 
     def ours(self, dtype: torch.dtype, epochs: int = EPOCHS) -> tuple[dict, dict[str, float]]:
         """Everything after tokenising: losses of the first epoch by regime, and seconds by stage."""
-        stages, device = {}, self.bench.device
+        stages, timed = {}, self.bench.timed
 
         def load():
-            return ScoredStates(self.table, states, device), self.bench.head_weight(dtype)
+            return ScoredStates(self.table, states, self.bench.device), self.bench.head_weight(dtype)
 
         with tempfile.TemporaryDirectory() as folder:
-            stages["hidden states"], states = self.bench.timed(lambda: self.states(dtype, Path(folder)))
-            stages["loading"], pair = self.bench.timed(load)
-            stages["head training"], members = self.bench.timed(lambda: self.heads(REGIMES, *pair, epochs))
-        curves = {m.name: [p["train_nll"] for p in m.curve if p["train_nll"] is not None] for m in members}
-        return {name: curve[0] for name, curve in curves.items()}, stages
+            stages["hidden states"], states = timed(lambda: self.states(dtype, Path(folder)))
+            stages["loading"], pair = timed(load)
+            stages["head training"], members = timed(lambda: self.heads(REGIMES, *pair, epochs))
+        first = {m.name: next(p for p in m.curve if p["train_nll"] is not None) for m in members}
+        return {name: point["train_nll"] for name, point in first.items()}, stages
 
-    def padded(self) -> Iterator[baselines.Batch]:
+    def padded(self) -> Iterator[Batch]:
         """The released way's batches; of the last position the scripts form all logits: one favours them."""
         for ids, y, x in zip(*(rows.split(self.step) for rows in (self.ids, self.labels, self.vectors))):
             h, scored = self.backbone.hidden(ids), y != baselines.IGNORED  # (B, T, C), (B, T)
             yield (h[scored], y[scored], x) if self.last else (h, y, x)
 
-    def unpadded(self, data: ScoredStates) -> Iterator[baselines.Batch]:
+    def unpadded(self, data: ScoredStates) -> Iterator[Batch]:
         """The same of stored states, real targets alone."""
         for rows in torch.arange(len(data.counts)).split(self.step):
             h, target, _ = data.batch(rows)
             yield h.float(), target, self.vectors[rows]
 
     def plainly(self, regime: str, batches: Callable, epochs: int = 1, dtype=torch.float32) -> float:
-        """One regime trained on all logits of an epoch's batches(); its loss of the first epoch."""
-        (member,) = new_members([regime], self.vectors, self.backbone.vocab)
-        options = {"learning_rate": LEARNING_RATE, "epochs": epochs, "dtype": dtype}
-        return baselines.train_plainly(member.head, batches, self.backbone.head.weight, **options)[0]
+        """One regime trained as released, on all logits of an epoch's batches(); its loss of the first epoch.
+
+        `dtype`: what products are formed in, under autocast.
+        """
+        head = new_head(regime, self.backbone.width, self.backbone.vocab, self.bench.device)
+        optimiser, losses = torch.optim.AdamW(head.parameters(), lr=LEARNING_RATE), []
+        for _ in range(epochs):
+            total = count = 0.0
+            for h, y, x in batches():
+                tokens = int((y != baselines.IGNORED).sum())
+                update = head.factors(Condition(x.mean(0, keepdim=True)))
+                with torch.autocast(h.device.type, dtype, enabled=dtype != torch.float32):
+                    weight = self.backbone.head.weight
+                    loss = baselines.plain_head_loss(h, y, weight, update.down[0], update.up[0])
+                optimiser.zero_grad()
+                (loss / tokens).backward()
+                optimiser.step()
+                total, count = total + loss.item(), count + tokens
+            losses.append(total / count)
+        return losses[0]
 
 
 def end_to_end(bench: Bench, last: bool) -> dict:
@@ -122,12 +140,13 @@ def end_to_end(bench: Bench, last: bool) -> dict:
         ours(bench.fast, 1)
         released(["LoRA"], 1)
     formats = dict.fromkeys([bench.fast] if last else [torch.float32, bench.fast])
-    contenders = {dtype: partial(ours, dtype) for dtype in formats} | {PEER: released}
+    contenders = {short(dtype): partial(ours, dtype) for dtype in formats} | {PEER: released}
     times = bench.race(contenders, 1 if bench.quick else 3, warm_up=False)
-    theirs, count = scaled(times[PEER], EPOCHS / released_epochs), int(work.table.n_scored.sum())
+    times[PEER] *= EPOCHS / released_epochs
+    count = int(work.table.n_scored.sum())
     sizes = {"rows": len(work.table), "rows a step": work.step, "tokens": int(work.table.lengths.sum())}
     return {
-        "samples": {f"wall, {short(d)}": Samples({"ours": times[d], PEER: theirs}) for d in formats},
+        "samples": {f"wall, {n}": times[[n, PEER]].rename(columns={n: "ours"}) for n in map(short, formats)},
         "gates": [g for d in formats for g in _loss_gates(losses[d], losses[PEER], short(d), count)],
         "workload": sizes | {"scored": count, "epochs": EPOCHS, "released epochs run": released_epochs},
         "profile": stages[bench.fast],
@@ -159,7 +178,7 @@ def ladder(bench: Bench, ideas: dict[str, str]) -> dict:
     def seconds(once: Callable) -> float:
         if bench.gpu:
             once()  # kernels are loaded and compiled
-        return bench.race({"ours": once}, 1 if bench.quick else 3, warm_up=False).median()
+        return bench.race({"ours": once}, 1 if bench.quick else 3, warm_up=False)["ours"].median()
 
     def keep_padded() -> None:
         kept["padded"] = list(work.padded())
@@ -172,7 +191,7 @@ def ladder(bench: Bench, ideas: dict[str, str]) -> dict:
 
     def fit(regimes: Sequence[str], recordings: int = 0) -> None:
         with using(Recorder(bench.device, limit=recordings)):
-            work.heads(regimes, kept["data"], weight, EPOCHS)
+            work.heads(regimes, kept["data"], weight)
 
     steps = {
         "released way": (None, partial(work.plainly, "LoRA", work.padded), both),

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from chameleon_lite.errors import UserError
@@ -25,15 +26,14 @@ from chameleon_lite.train import Member
 
 from .bench import Bench, run
 from .measure import gate
-from .rows_train import REGIMES, new_members, train
+from .rows_train import REGIMES, trained
 from .workload import random_inputs, topic_words
 
 EPOCHS = 40  # of the experiment whose seeds are shared out
 SAME = 1e-4  # nats per token that two processes may differ from one
 ROOT = Path(__file__).resolve().parents[1]
 # Multicast over NVLink needs rights that a rented machine may lack; sums are small here, nothing is lost.
-QUIET = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
-QUIET |= {"TOKENIZERS_PARALLELISM": "false"}
+QUIET = {"NCCL_NVLS_ENABLE": "0", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def scaling(bench: Bench) -> dict:
@@ -88,11 +88,9 @@ def work(out: Path, quick: bool) -> None:
         g = torch.Generator().manual_seed(1)
         matrix = torch.randn(vocab, width, generator=g) * 0.02
         vectors = torch.randn(documents, width, generator=g).to(bench.device)
-        members = new_members(REGIMES, vectors, vocab, dropout=0.5)
-        sizes = {"epochs": epochs, "step": min(256, documents // 4), "held_out": min(256, documents)}
         weight = HeadWeight(matrix.to(bench.device), dtype=dtype)
-        train(members, data, weight, processes=processes, **sizes)
-        return members
+        sizes = {"epochs": epochs, "rows_per_step": min(256, documents // 4), "held_out": min(256, documents)}
+        return trained(REGIMES, vectors, data, weight, dropout=0.5, processes=processes, **sizes)
 
     exact = fit(documents // 4, torch.float32, epochs)
     fit(documents, bench.fast, 1)
@@ -112,29 +110,21 @@ def workers(bench: Bench) -> dict:
     """
     if not bench.gpu or torch.cuda.device_count() < 2:
         raise UserError("needs two GPUs: two workers on one machine's CPU only wait for each other")
-    regimes, words = ["R1", "R2", "R4"], topic_words()
-    sizes = {"seeds": 4, "regimes": len(regimes), "documents": 4_000, "epochs": EPOCHS}
+    regimes, words, count = ["R1", "R2", "R4"], topic_words(), 4_000
+    texts = pd.DataFrame({"text": [" ".join(words[i * 11 % 60_000 :][:40]) for i in range(count)]})
+    texts["id"] = texts.index.astype(str)
+    texts["split"] = np.resize(["train", "train", "train", "validation", "test"], count)
+    texts[["group", "prompt", "instruction"]] = ""
+    sizes = {"seeds": 4, "regimes": len(regimes), "documents": count, "epochs": EPOCHS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with open(folder / "texts.jsonl", "w") as file:
-            for i in range(sizes["documents"]):
-                split = ("train", "train", "train", "validation", "test")[i % 5]
-                text = " ".join(words[i * 11 % 60_000 :][:40])
-                row = {
-                    "split": split,
-                    "id": str(i),
-                    "text": text,
-                    "group": "",
-                    "prompt": "",
-                    "instruction": "",
-                }
-                file.write(json.dumps(row) + "\n")
-        settings = {"name": "workers", "backbone": bench.model, "corpora": [file.name], "regimes": regimes}
-        settings |= {"learning_rates": dict.fromkeys(regimes, 1e-3), "seeds": 4}
+        texts.to_json(folder / "texts.jsonl", orient="records", lines=True)
+        settings = {"name": "workers", "backbone": bench.model, "corpora": [str(folder / "texts.jsonl")]}
+        settings |= {"regimes": regimes, "learning_rates": dict.fromkeys(regimes, 1e-3), "seeds": 4}
 
         def seconds(epochs: int, *more: str) -> float:
-            sizes = {"data": {"max_train_tokens": None}, "train": {"epochs": epochs, "patience": EPOCHS}}
-            (folder / "settings.yaml").write_text(json.dumps(settings | sizes))  # JSON is YAML
+            train = {"data": {"max_train_tokens": None}, "train": {"epochs": epochs, "patience": EPOCHS}}
+            (folder / "settings.yaml").write_text(json.dumps(settings | train))  # JSON is YAML
             command = ["-m", "chameleon_lite", "run", folder / "settings.yaml", *more]
             out, home = folder / "-".join([str(epochs), *more]), str(folder / "home")
             started = time.perf_counter()
