@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -67,25 +67,18 @@ class Bench:
         results: list = []
         return self.seconds(lambda: results.append(work())), results[0]
 
-    def race(
-        self,
-        contenders: dict[str, Work],
-        repetitions: int = 5,
-        warm_up: bool = True,
-        optional: Mapping[str, Callable[[], Work]] | None = None,
-    ) -> pd.DataFrame:
+    def race(self, contenders: dict[str, Work], repetitions=5, warm_up=True, optional=()) -> pd.DataFrame:
         """Seconds of every contender, `repetitions` times in turns, at most three in a quick run.
 
-        Those made by `optional` may not run here: then `attrs` of the frame holds the reason.
+        Those in `optional` may not run here: they stay out, and `attrs` of the frame holds the reason.
         """
         contenders, calls, absent = dict(contenders), {}, {}
-        for name, make in (optional or {}).items():
+        for name in optional:
             try:
-                work = make()
-                work()
-                contenders[name] = work
+                contenders[name]()
             except Exception as error:  # a compiler or kernel that is missing must not cost the row
                 absent[name] = f"did not run here: {type(error).__name__}: {str(error)[:80]}"
+                del contenders[name]
         for name, work in contenders.items() if warm_up else ():
             once = self.seconds(work)
             if once < 1:  # the first call may have loaded or compiled

@@ -32,25 +32,21 @@ from .measure import gate
 from .workload import RANK, row_lengths
 
 ROWS, PREFIX = 32, 16  # texts per batch; tokens of a text that are read before any is scored
-BATCHES = 200  # as many as a 95th percentile needs; fewer where BUDGET ends first
-BUDGET = 40.0  # seconds of measuring
+BUDGET = 40.0  # seconds of measuring, after which fewer batches must do
 LEAST, WARM = 3, 2  # batches measured whatever they take; batches before anything counts, on a CPU
 QUANTILES = {"p50": 0.5, "p95": 0.95}
 DRAWS = 2_000  # of batches, for the interval of a ratio
 LOAD = 0.3  # rate of arriving texts in the simulation, as a share of what the worker could do in full batches
-VALIDATION = 2_461  # WikiText-2's validation rows, which the released way clusters when it evaluates
 
 
 class Batches:
     """Batches of random texts as long as WikiText-2's rows, and all that reading them needs."""
 
-    def __init__(self, bench: Bench, count: int) -> None:
+    def __init__(self, bench: Bench, count: int, longest: int, centroids: int) -> None:
         backbone, g = bench.backbone, torch.Generator().manual_seed(0)
         self.bench, self.backbone, self.count = bench, backbone, count
-        longest = bench.size(cpu=64, gpu=256, quick=32)
         self.table = bench.table(row_lengths(count * ROWS).clip(PREFIX + 8, longest))
-        clusters = bench.size(742, 742, 32)  # 23,767 // 32
-        self.centroids = normalise(torch.randn(clusters, backbone.width, generator=g)).to(bench.device)
+        self.centroids = normalise(torch.randn(centroids, backbone.width, generator=g)).to(bench.device)
         self.weight = bench.head_weight(backbone_dtype(bench.device))
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -86,18 +82,16 @@ class Batches:
         return self.plain(b, self.assigned(b)[0])
 
 
-def overhead(bench: Bench) -> dict:
+def overhead(bench: Bench, batches: int, longest: int, centroids: int, texts: int) -> dict:
     """Seconds (p50, p95) of the whole batch, the ratios with intervals, gates, and the waiting."""
-    work = Batches(bench, bench.size(BATCHES, BATCHES, LEAST))
+    work = Batches(bench, batches, longest, centroids)
     # The tensors of `work` are made outside: those made in inference mode cannot be trained on by later rows.
     with set_format(bench.backbone.lm, backbone_dtype(bench.device)), torch.inference_mode():
         gates, seconds = _gates(work), _timed(work)
         alone = [bench.seconds(partial(work.adapted, work.batch(i, rows=1))) for i in range(LEAST)]
-    whole, clusters = {name: quantiles(values) for name, values in seconds.items()}, len(work.centroids)
-    texts, g = bench.size(VALIDATION, VALIDATION, 128), torch.Generator().manual_seed(1)
+    whole, g = {name: quantiles(values) for name, values in seconds.items()}, torch.Generator().manual_seed(1)
     x = normalise(torch.randn(texts, bench.backbone.width, generator=g)).to(bench.device)
     fitting = min(bench.seconds(lambda: fit_clusters(x, texts // ROWS, seed=0)) for _ in range(2))
-    workload = {"backbone": bench.model, "prefix tokens": PREFIX, "stored centroids": clusters}
     return {
         "gates": gates,
         "batches": len(seconds["plain"]),
@@ -109,8 +103,8 @@ def overhead(bench: Bench) -> dict:
             "seconds": fitting,
             "seconds a batch": fitting / (texts // ROWS),
         },
-        "waiting": _waiting(bench, whole["adapted"]["p50"], float(np.median(alone)), clusters),
-        "workload": workload | {"longest text": int(work.table.lengths.max())},
+        "waiting": _waiting(bench, whole["adapted"]["p50"], float(np.median(alone)), centroids),
+        "workload": {"backbone": bench.model, "prefix tokens": PREFIX},
     }
 
 

@@ -22,7 +22,9 @@ def measured(name: str, bench: Bench) -> dict:
     about = (ROWS | EXTRAS)[name]
     file, function = about["run"].split(".")
     module = import_module(f".{file}", __package__)  # the other rows' files are not loaded
-    found = getattr(module, function)(bench, **about.get("options", {}))
+    sizes = {size: bench.size(*values) for size, values in about.get("sizes", {}).items()}
+    found = getattr(module, function)(bench, **sizes, **about.get("options", {}))
+    workload = {size.replace("_", " "): value for size, value in sizes.items()} | found.pop("workload", {})
     samples, comparisons = found.pop("samples", {}), []
     peers_of = {q.format(fast=short(bench.fast)): peers for q, peers in about.get("goals", {}).items()}
     for quantity, peers in peers_of.items():
@@ -30,5 +32,5 @@ def measured(name: str, bench: Bench) -> dict:
         goals = {peer: None if bench.quick else pair[bench.gpu] for peer, pair in peers.items()}
         comparisons += compared(samples[quantity], goals, quantity)
         beside = samples[quantity].drop(columns=["ours", *peers], errors="ignore").median()
-        found["workload"] |= {f"s, {contender}": seconds for contender, seconds in beside.items()}
-    return row(about["what"], comparisons, limit=about.get("limit", ""), **found)
+        workload |= {f"s, {contender}": seconds for contender, seconds in beside.items()}
+    return row(about["what"], comparisons, limit=about.get("limit", ""), workload=workload, **found)

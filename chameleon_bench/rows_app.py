@@ -36,18 +36,21 @@ print(used.ru_utime + used.ru_stime, used.ru_maxrss * (1 if sys.platform == "dar
 sys.exit(code)"""
 
 
-def short_texts_adapted(bench: Bench) -> dict:
+def short_texts_adapted(bench: Bench, rows: int, fitted_tokens: int) -> dict:
     """B16: scoring short texts with an adapter on SmolLM2 (quick: on the tiny model), from file to file."""
-    rows, backbone = bench.size(10_000, 10_000, 200), "tiny" if bench.quick else "smollm2"
-    corpus = load_corpus("docstrings")
+    backbone, corpus = "tiny" if bench.quick else "smollm2", load_corpus("docstrings")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _fit_adapter(bench, backbone, corpus, folder / "adapter")
+        # fitted in a minute or two: its quality does not matter here
+        sizes = {"max_train_tokens": fitted_tokens, "max_held_out": 100}
+        settings = FitSettings(tokens={"max_length": 96}, train={"epochs": 2}, **sizes)
+        where = {"out": folder / "adapter", "device": str(bench.device), "progress": False}
+        fit(corpus, backbone=backbone, settings=settings, **where)
         texts = list(itertools.islice(itertools.cycle(short_texts(corpus)), rows))
         few, _ = _adapted(bench, folder, texts[:1])
         used, results = _adapted(bench, folder, texts)
     sizes = {"ours": used["peak bytes"], "the limit set": LIMIT}
-    workload = {"rows": rows, "distinct rows": len(set(texts)), "words a row": WORDS}
+    workload = {"distinct rows": len(set(texts)), "words a row": WORDS}
     workload |= {"scored tokens": sum(result.get("tokens", 0) for result in results)}
     workload |= {"backbone": backbone, "threads": THREADS, "rows/s": rows / used["s"]}
     failed = sum("error" in result for result in results)
@@ -69,14 +72,6 @@ def short_texts(corpus: Corpus) -> Iterator[str]:
             words = document.text.split()
             for start in range(0, len(words) - WORDS + 1, WORDS):
                 yield " ".join(words[start : start + WORDS])
-
-
-def _fit_adapter(bench: Bench, backbone: str, corpus: Corpus, folder: Path) -> None:
-    """A small adapter, fitted in a minute or two and saved: its quality does not matter here."""
-    sizes = {"max_train_tokens": bench.size(12_000, 12_000, 4_000), "max_held_out": 100}
-    settings = FitSettings(tokens={"max_length": 96}, train={"epochs": 2}, **sizes)
-    device = str(bench.device)
-    fit(corpus, backbone=backbone, out=folder, settings=settings, device=device, progress=False)
 
 
 def _adapted(bench: Bench, folder: Path, texts: list[str]) -> tuple[dict, list[dict]]:

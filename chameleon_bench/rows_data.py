@@ -15,9 +15,8 @@ from .workload import LENGTH, texts, trained_tokenizer
 RELEASED, SKLEARN = "released way", "scikit-learn on the host"
 
 
-def prepare(bench: Bench) -> dict:
+def prepare(bench: Bench, rows: int) -> dict:
     """B1: tokenising and mean embeddings, batched and flat, against one row at a time."""
-    rows = bench.size(cpu=1_000, gpu=3_000, quick=400)
     words, tokenizer = texts(rows), trained_tokenizer()
     documents = [Document(str(i), text) for i, text in enumerate(words)]
     g = torch.Generator().manual_seed(0)
@@ -45,21 +44,19 @@ def prepare(bench: Bench) -> dict:
     return {
         "samples": {"time": times},
         "gates": [gate("mean embeddings, relative", error, 1e-5)],
-        "workload": {"rows": rows, "tokens": int(table.lengths.sum())},
+        "workload": {"tokens": int(table.lengths.sum())},
         "profile": {name: bench.seconds(stage) for name, stage in stages.items()},
     }
 
 
-def clusters(bench: Bench) -> dict:
+def clusters(bench: Bench, rows: int, clusters: int, steps: int) -> dict:
     """B3: Lloyd steps from the same start, against the released loop and scikit-learn on the host."""
-    n, k = bench.size(23_767, 23_767, 4_096), bench.size(742, 742, 128)
-    steps = bench.size(cpu=2, gpu=10, quick=2)
     g = torch.Generator().manual_seed(0)
-    centres = torch.randn(k, 768, generator=g)
-    on_host = normalise(torch.randn(n, 768, generator=g) + 0.6 * centres[torch.randint(k, (n,), generator=g)])
-    start_on_host = on_host[torch.randperm(n, generator=g)[:k]]
+    centres = torch.randn(clusters, 768, generator=g)[torch.randint(clusters, (rows,), generator=g)]
+    on_host = normalise(torch.randn(rows, 768, generator=g) + 0.6 * centres)
+    start_on_host = on_host[torch.randperm(rows, generator=g)[:clusters]]
     x, start = on_host.to(bench.device), start_on_host.to(bench.device)
-    many = n * k >= MANY_PRODUCTS  # as `fit_clusters` chooses
+    many = rows * clusters >= MANY_PRODUCTS  # as `fit_clusters` chooses
 
     def ours():
         if many:
@@ -78,10 +75,13 @@ def clusters(bench: Bench) -> dict:
     apart = {peer: abs(inertia("ours") / inertia(peer) - 1) for peer in (RELEASED, SKLEARN)}
     times = bench.race(contenders, warm_up=False)
     step, nearest = float(times["ours"].median()) / steps, bench.median(lambda: closest(x, start))
-    sizes = {"rows": n, "clusters": k, "width": 768, "steps": steps}
     return {
         "samples": {"time": times},
         "gates": [gate(f"inertia against the {peer}, relative", gap, 1e-3) for peer, gap in apart.items()],
-        "workload": sizes | {"s/step": step, "ours": "lloyd.py" if many else "scikit-learn, one thread"},
+        "workload": {
+            "width": 768,
+            "s/step": step,
+            "ours": "lloyd.py" if many else "scikit-learn, one thread",
+        },
         "profile": {"nearest centroids": nearest, "means and the host": max(0.0, step - nearest)},
     }

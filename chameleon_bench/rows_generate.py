@@ -21,7 +21,7 @@ class Prompts:
     """Left-padded random prompts (B, T), 8 to 40 tokens each, and greedy continuation by any model."""
 
     def __init__(self, bench: Bench, count: int, new: int) -> None:
-        self.bench, self.new, self.workload = bench, new, {"prompts": count, "new tokens": new}
+        self.bench, self.new = bench, new
         g = torch.Generator().manual_seed(0)
         lengths = torch.randint(8, 41, (count,), generator=g)
         width = int(lengths.max())
@@ -56,9 +56,9 @@ class Prompts:
         return gate("rows with other greedy tokens where the two best logits are apart", wrong, 0)
 
 
-def one_at_a_time(bench: Bench) -> dict:
+def one_at_a_time(bench: Bench, prompts: int, new_tokens: int) -> dict:
     """B11: 64 prompts in one left-padded batch, against one after another as released; both in float32."""
-    prompts = Prompts(bench, 64, bench.size(cpu=8, gpu=32, quick=2))
+    prompts = Prompts(bench, prompts, new_tokens)
     model, factors = _adapted(bench, groups=1)
     update = update_logits(factors, rows=1)
     ours, released = (partial(w, model, head_update=update) for w in (prompts.batched, prompts.one_by_one))
@@ -69,12 +69,12 @@ def one_at_a_time(bench: Bench) -> dict:
     with torch.no_grad():
         first = bench.seconds(lambda: bench.backbone.lm(**inputs))
     profile = split(times, "the prompts", first, "single-token steps")
-    return {"samples": {"time": times}, "gates": [same], "workload": prompts.workload, "profile": profile}
+    return {"samples": {"time": times}, "gates": [same], "profile": profile}
 
 
-def adapted_against_plain(bench: Bench) -> dict:
+def adapted_against_plain(bench: Bench, prompts: int, new_tokens: int) -> dict:
     """B12: generation with an adapted head against transformers' own on the same batch."""
-    prompts = Prompts(bench, bench.size(16, 64, 4), bench.size(cpu=12, gpu=64, quick=3))
+    prompts = Prompts(bench, prompts, new_tokens)
     plain, peer = partial(prompts.batched, bench.backbone.lm), "plain generate"
     with set_format(bench.backbone.lm, bench.served):
         model, factors = _adapted(bench, groups=1)
@@ -84,24 +84,26 @@ def adapted_against_plain(bench: Bench) -> dict:
     nothing = update_logits(HeadUpdate(factors.down, torch.zeros_like(factors.up)), rows=1)
     same = prompts.gate(model, nothing, prompts.batched(model, head_update=nothing), plain())
     profile = split(times, "the plain model", times[peer].median(), "the update")
-    return {"samples": {"time": times}, "gates": [same], "workload": prompts.workload, "profile": profile}
+    return {"samples": {"time": times}, "gates": [same], "profile": profile}
 
 
-def mixed_clusters(bench: Bench) -> dict:
+def mixed_clusters(bench: Bench, clusters: int, new_tokens: int) -> dict:
     """B13: a batch of many clusters, each with its own update, against PEFT's `adapter_names` on the head."""
-    groups, peer = bench.size(16, 64, 4), "PEFT adapter_names"
-    prompts = Prompts(bench, groups, bench.size(cpu=12, gpu=32, quick=3))
+    prompts, peer = Prompts(bench, clusters, new_tokens), "PEFT adapter_names"
     with set_format(bench.backbone.lm, bench.served):
-        model, factors = _adapted(bench, groups)
-        update = update_logits(factors, torch.arange(groups))  # one prompt per cluster
+        model, factors = _adapted(bench, clusters)
+        update = update_logits(factors, torch.arange(clusters))  # one prompt per cluster
         ours = partial(prompts.batched, model, head_update=update)
         plain = partial(prompts.batched, bench.backbone.lm)
         times = bench.race({"ours": ours, peer: _peft(bench, factors, prompts), "plain": plain})
     same = prompts.gate(model, update, ours(), _peft(bench, factors, prompts)())  # in float32
     over = float(times["ours"].median() / times["plain"].median()) - 1
-    workload = prompts.workload | {"clusters": groups, "over the plain model": over}
-    profile = split(times, "the plain model", times["plain"].median(), "the updates")
-    return {"samples": {"time": times}, "gates": [same], "workload": workload, "profile": profile}
+    return {
+        "samples": {"time": times},
+        "gates": [same],
+        "workload": {"over the plain model": over},
+        "profile": split(times, "the plain model", times["plain"].median(), "the updates"),
+    }
 
 
 def _adapted(bench: Bench, groups: int):

@@ -101,26 +101,23 @@ class HeadWork:
         return gate("gradient, relative (replayed)", relative_error(self.after(replayed)[1], plain), 1e-5)
 
 
-def head_time(bench: Bench) -> dict:
+def head_time(bench: Bench, tokens: int) -> dict:
     """B5: forward and backward of the head against all logits in float32 and against torch.compile."""
-    work = HeadWork(bench, bench.size(cpu=1_020, gpu=8_160, quick=256))
-    gates, optional, ours = work.gates(), {}, work.step(work.ours)
+    work = HeadWork(bench, tokens)
+    gates, ours = work.gates(), work.step(work.ours)
     contenders = {
         "ours": ours,
         "released way": work.step(work.released),
         "released way, bfloat16 autocast": work.step(work.autocast),
         PRODUCT: work.product,
     }
-
-    def compiled() -> Callable[[], Tensor]:
-        return work.step(partial(work.autocast, torch.compile(baselines.plain_head_loss)))
-
     if bench.gpu:
         contenders |= {"ours": work.replayed(), "ours, launch by launch": ours}
         gates.append(work.replay_gate(contenders["ours"]))
-        optional = {"torch.compile": compiled}
-    times = bench.race(contenders, optional=optional)
-    sizes = {"tokens": work.tokens, "width": work.weight.width, "vocabulary": work.weight.vocab, "rank": RANK}
+        compiled = torch.compile(baselines.plain_head_loss)
+        contenders["torch.compile"] = work.step(partial(work.autocast, compiled))
+    times = bench.race(contenders, optional={"torch.compile"} & contenders.keys())
+    sizes = {"width": work.weight.width, "vocabulary": work.weight.vocab, "rank": RANK}
     return {
         "samples": {"time": times},
         "gates": gates,
@@ -129,9 +126,9 @@ def head_time(bench: Bench) -> dict:
     }
 
 
-def head_memory(bench: Bench) -> dict:
+def head_memory(bench: Bench, tokens: int) -> dict:
     """B6: the most memory the loss and its gradients take beyond W's resident copy."""
-    work, peaks = HeadWork(bench, bench.size(cpu=8_160, gpu=8_160, quick=1_020)), {}
+    work, peaks = HeadWork(bench, tokens), {}
     for name, loss in {"ours": work.ours, "released way": work.released}.items():
         step = work.step(loss)
         if bench.gpu:
@@ -140,41 +137,41 @@ def head_memory(bench: Bench) -> dict:
     return {
         "samples": {"memory": pd.DataFrame([peaks])},
         "gates": work.gates(),
-        "workload": {"tokens": work.tokens, "vocabulary": work.weight.vocab},
+        "workload": {"vocabulary": work.weight.vocab},
     }
 
 
-def head_kernels(bench: Bench) -> dict:
+def head_kernels(bench: Bench, tokens: int) -> dict:
     """B7: against fused linear cross-entropies on [h, z] and [W | up], wherever they are installed."""
-    work = HeadWork(bench, bench.size(cpu=1_020, gpu=8_160, quick=256))
+    work = HeadWork(bench, tokens)
     matrix = work.matrix.to(bench.fast)
     joined = partial(baselines.concatenated, work.compact, matrix, work.down, work.up)
 
-    def liger() -> Callable[[], Tensor]:
+    def liger() -> Tensor:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
-        fused = LigerFusedLinearCrossEntropyLoss(reduction="sum")
-        return work.step(lambda: fused(*reversed(joined()), work.target))
+        h, weight = joined()
+        return LigerFusedLinearCrossEntropyLoss(reduction="sum")(weight, h, work.target)
 
-    def of_torch() -> Callable[[], Tensor]:
-        return work.step(lambda: F.linear_cross_entropy(*joined(), work.target, reduction="sum"))
+    def of_torch() -> Tensor:
+        return F.linear_cross_entropy(*joined(), work.target, reduction="sum")
 
-    peers = {"Liger": liger, "F.linear_cross_entropy": of_torch}
-    times = bench.race({"ours": work.step(work.ours)}, optional=peers)
+    losses = {"ours": work.ours, "Liger": liger, "F.linear_cross_entropy": of_torch}
+    contenders = {name: work.step(loss) for name, loss in losses.items()}
+    times = bench.race(contenders, optional=["Liger", "F.linear_cross_entropy"])
     return {
         "samples": {"time": times},
         "gates": work.gates(),
-        "workload": {"tokens": work.tokens, "arithmetic": str(bench.fast)},
+        "workload": {"arithmetic": str(bench.fast)},
         "profile": split(times, PRODUCT, bench.seconds(work.product), REST),
     }
 
 
-def shared_pass(bench: Bench) -> dict:
+def shared_pass(bench: Bench, documents: int) -> dict:
     """B14: three heads read in one pass over the states, against three passes."""
-    documents, each = bench.size(24, 400, 8), 100
     width, vocab, weight = bench.backbone.width, bench.backbone.vocab, bench.head_weight()
-    h, target, _, _ = random_inputs(bench.device, documents * each, width, vocab)
-    counts = np.full(documents, each)
+    h, target, _, _ = random_inputs(bench.device, documents * 100, width, vocab)
+    counts = np.full(documents, 100)
     scored = ScoredStates.of_pairs(h.to(torch.float16), target.cpu().numpy(), counts, bench.device)
     order, heads = Arrangement(torch.arange(documents)), []
     for seed in range(3):

@@ -35,19 +35,17 @@ PLAIN = "PEFT LoRA, plain loss"
 NO_OPTIMISER = SimpleNamespace(step=lambda: None, zero_grad=lambda set_to_none: None)
 
 
-def lora_step(bench: Bench) -> dict:
+def lora_step(bench: Bench, rows: int) -> dict:
     """B10: forward and backward of one step, ours by `train.step` on live states."""
-    work = LoraStep(bench, bench.size(4, 32, 2))
+    work = LoraStep(bench, rows)
     gates = work.gates()
     times = bench.race({"ours": work.ours, PLAIN: work.plain}, 5 if bench.gpu else 3)
     body = bench.seconds(work.layers_alone)
     peaks = {"ours": work.our_peak(), PLAIN: bench.peak(work.plain)}
-    tokens = int(work.table.lengths.sum())
-    sizes = {"rows": len(work.table), "real tokens": tokens, "recorded": work.recorded}
     return {
         "samples": {"time": times, "memory": pd.DataFrame([peaks])},
         "gates": gates,
-        "workload": sizes,
+        "workload": {"real tokens": int(work.table.lengths.sum()), "recorded": work.recorded},
         "profile": split(times, "the layers, forward and backward", body, "the head"),
     }
 

@@ -35,9 +35,8 @@ from .workload import LENGTH, short
 PADDED_ROWS = 32  # rows per padded batch, as released
 
 
-def feature_pass(bench: Bench) -> dict:
+def feature_pass(bench: Bench, rows: int) -> dict:
     """B4: all hidden states, on disk at the end, against the padded float32 pass that stores nothing."""
-    rows = bench.size(cpu=32, gpu=2_048, quick=4)
     backbone, dtype, table = bench.backbone, bench.fast, bench.table(rows)
     ids, labels = baselines.padded_rows(table, LENGTH, bench.device)
     with tempfile.TemporaryDirectory() as folder:
@@ -50,12 +49,11 @@ def feature_pass(bench: Bench) -> dict:
         times = bench.race(contenders, warm_up=bench.gpu)
     with arithmetic(backbone, dtype):
         alone = bench.seconds(lambda: hidden_rows(backbone, table, np.argsort(table.lengths)))
-    sizes = {"rows": rows, "real tokens": int(table.lengths.sum()), "arithmetic": str(dtype)}
     return {
         "samples": {"time": times},
         # The states are stored in 16 bits whatever the arithmetic, so the 16-bit limit holds.
         "gates": [gate("mean loss against float32, nats", gap, 2e-3)],
-        "workload": sizes,
+        "workload": {"real tokens": int(table.lengths.sum()), "arithmetic": str(dtype)},
         "profile": split(times, "backbone", alone, "storing and the rest"),
     }
 
@@ -70,17 +68,16 @@ def _loss_gap(bench: Bench, table: TokenTable, states, padded: list[Tensor], lab
     return abs(value - expected) / scored.total
 
 
-def share_of_products(bench: Bench) -> dict:
+def share_of_products(bench: Bench, rows: int, product_rows: int) -> dict:
     """B15: the operations per second of the feature pass, as a share of one large product's."""
-    rows = bench.size(cpu=96, gpu=4_096, quick=24)
     backbone, dtype, table = bench.backbone, bench.fast, bench.table(rows)
     order, work = np.argsort(table.lengths), pass_operations(backbone, table.lengths)
-    product, operations = _product(bench, bench.size(2_048, 32_768, 2_048), dtype)
+    product, operations = _product(bench, product_rows, dtype)
     with arithmetic(backbone, dtype):
         times = bench.race({"ours": lambda: hidden_rows(backbone, table, order), "product": product})
     rate, peer = operations / float(times["product"].median()), "the same operations at the product rate"
     pair = times[["ours"]].assign(**{peer: times["product"] * work / operations})
-    sizes = {"rows": rows, "tokens": int(table.lengths.sum()), "arithmetic": str(dtype)}
+    sizes = {"tokens": int(table.lengths.sum()), "arithmetic": str(dtype)}
     rates = {"TFLOP/s pass": work / float(times["ours"].median()) / 1e12, "TFLOP/s product": rate / 1e12}
     return {
         "samples": {"time": pair},

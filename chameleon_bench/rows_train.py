@@ -58,8 +58,8 @@ def trained(
 class Training:
     """The same rows, heads and steps for both ways; dropout is off so that losses can be compared."""
 
-    def __init__(self, bench: Bench, rows: int, step: int, last: bool = False) -> None:
-        self.bench, self.backbone, self.step, self.last = bench, bench.backbone, step, last
+    def __init__(self, bench: Bench, rows: int, rows_per_step: int, last: bool = False) -> None:
+        self.bench, self.backbone, self.step, self.last = bench, bench.backbone, rows_per_step, last
         self.table = bench.table(rows, last=last)
         self.vectors = mean_embeddings(self.table, self.backbone.embedding, span="row")  # (N, C)
         self.ids, self.labels = baselines.padded_rows(self.table, LENGTH, bench.device)
@@ -121,12 +121,12 @@ class Training:
         return losses[0]
 
 
-def end_to_end(bench: Bench, last: bool) -> dict:
+def end_to_end(bench: Bench, rows: int, rows_per_step: int, last: bool) -> dict:
     """B8, five epochs of two regimes; B9, the same with one scored position per row.
 
     On a CPU one released epoch per regime stands for all: each is exactly the same work.
     """
-    work = Training(bench, bench.size(12, 1_024, 4), bench.size(6, 32, 4), last)
+    work = Training(bench, rows, rows_per_step, last)
     released_epochs = EPOCHS if bench.gpu else 1
     losses, stages = {}, {}
 
@@ -144,11 +144,11 @@ def end_to_end(bench: Bench, last: bool) -> dict:
     times = bench.race(contenders, 1 if bench.quick else 3, warm_up=False)
     times[PEER] *= EPOCHS / released_epochs
     count = int(work.table.n_scored.sum())
-    sizes = {"rows": len(work.table), "rows a step": work.step, "tokens": int(work.table.lengths.sum())}
+    sizes = {"tokens": int(work.table.lengths.sum()), "scored": count, "epochs": EPOCHS}
     return {
         "samples": {f"wall, {n}": times[[n, PEER]].rename(columns={n: "ours"}) for n in map(short, formats)},
         "gates": [g for d in formats for g in _loss_gates(losses[d], losses[PEER], short(d), count)],
-        "workload": sizes | {"scored": count, "epochs": EPOCHS, "released epochs run": released_epochs},
+        "workload": sizes | {"released epochs run": released_epochs},
         "profile": stages[bench.fast],
     }
 
@@ -166,13 +166,13 @@ def _loss_gates(ours: dict, released: dict, label: str, tokens: int) -> list[dic
     return [*out, gate(f"difference between regimes, nats ({label})", between, 5e-4)]
 
 
-def ladder(bench: Bench, ideas: dict[str, str]) -> dict:
+def ladder(bench: Bench, rows: int, rows_per_step: int, ideas: dict[str, str]) -> dict:
     """Each step's seconds for five epochs of two regimes: what is done once, plus epochs × one epoch.
 
     One epoch is timed and multiplied, since epochs repeat the same work; from our own head loss on all epochs
     are timed as one, since the first of them records what the others replay. Median of the repetitions.
     """
-    work = Training(bench, bench.size(8, 512, 4), bench.size(8, 32, 4))
+    work = Training(bench, rows, rows_per_step)
     out, both, fast, weight, kept = [], EPOCHS * len(REGIMES), bench.fast, bench.head_weight(), {}
 
     def seconds(once: Callable) -> float:
@@ -209,5 +209,4 @@ def ladder(bench: Bench, ideas: dict[str, str]) -> dict:
             first, more = seconds(once) if once else 0.0, seconds(each)
             numbers = {"seconds": first + times * more, "once": first, "epoch": more, "epochs": times}
             out.append({"step": name, "idea": ideas[name], **numbers})
-    sizes = {"rows": len(work.table), "tokens": int(work.table.lengths.sum())}
-    return {"steps": out, "workload": sizes}
+    return {"steps": out, "workload": {"tokens": int(work.table.lengths.sum())}}

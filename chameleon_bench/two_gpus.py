@@ -30,37 +30,37 @@ from .rows_train import REGIMES, trained
 from .workload import random_inputs, topic_words
 
 EPOCHS = 40  # of the experiment whose seeds are shared out
+STEP = 256  # documents
 SAME = 1e-4  # nats per token that two processes may differ from one
 ROOT = Path(__file__).resolve().parents[1]
 # Multicast over NVLink needs rights that a rented machine may lack; sums are small here, nothing is lost.
 QUIET = {"NCCL_NVLS_ENABLE": "0", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def scaling(bench: Bench) -> dict:
+def scaling(bench: Bench, **sizes: int) -> dict:
     """Losses and seconds of steps done by one process and shared by two."""
-    gpus = torch.cuda.device_count() if bench.gpu else 0
+    gpus, found = torch.cuda.device_count() if bench.gpu else 0, {}
     with tempfile.TemporaryDirectory() as folder:
-        one, two = (_trained(bench, count, Path(folder) / f"{count}.json") for count in (1, 2))
+        for count in (1, 2):  # this file, in a group of processes
+            out, group = Path(folder) / f"{count}.json", ["-m", "torch.distributed.run", "--standalone"]
+            command = [*group, "--nproc_per_node", count] if count > 1 else []
+            _run(bench, *command, "-m", "chameleon_bench.two_gpus", out, json.dumps(sizes))
+            found[count] = json.loads(out.read_text())
+    one, two = found.values()
     gap = max(
         abs((a[key] or 0.0) - (b[key] or 0.0))
         for name, curve in one["curves"].items()
         for a, b in zip(curve, two["curves"][name], strict=True)
         for key in ("train_nll", "validation_nll")
     )
+    workload = sizes | {"heads": len(REGIMES), "documents a step": STEP}
     return {
         "gates": [gate("losses of two processes against one's, nats per token", gap, SAME)],
         "backend": "nccl" if gpus > 1 else "gloo",
         "gpus": gpus,
         "processes": {"1": one["processes"], "2": two["processes"]},
-        "steps": _speed_up(one["seconds"], two["seconds"], one["workload"]),
+        "steps": _speed_up(one["seconds"], two["seconds"], workload),
     }
-
-
-def _trained(bench: Bench, processes: int, out: Path) -> dict:
-    """Start this file in a group of `processes` and read what it wrote."""
-    group = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
-    _run(bench, *(group if processes > 1 else []), "-m", "chameleon_bench.two_gpus", out, bench.quick or "")
-    return json.loads(out.read_text())
 
 
 def _run(bench: Bench, *words, **environment: str) -> None:
@@ -74,32 +74,32 @@ def _speed_up(one: float, two: float, workload: dict) -> dict:
     return {"seconds": {"1": one, "2": two}, "speed-up": one / two, "workload": workload}
 
 
-def work(out: Path, quick: bool) -> None:
+def work(out: Path, documents: int, each: int, width: int, vocabulary: int, epochs: int) -> None:
     """Train two heads on random states in this group of processes; the first writes losses and seconds."""
     processes = Processes()
-    bench = Bench(processes.device, quick)
-    documents, each, width = bench.size(240, 8_192, 60), bench.size(24, 64, 8), bench.size(64, 768, 32)
-    vocab, epochs = bench.size(2_000, 50_257, 2_000), bench.size(2, 3, 2)
+    bench = Bench(processes.device)
 
     def fit(documents: int, dtype: torch.dtype, epochs: int) -> list[Member]:
-        h, target, _, _ = random_inputs(torch.device("cpu"), documents * each, width, vocab)
+        h, target, _, _ = random_inputs(torch.device("cpu"), documents * each, width, vocabulary)
         counts = np.full(documents, each)
         data = ScoredStates.of_pairs(h.to(torch.float16), target.numpy(), counts, bench.device)
         g = torch.Generator().manual_seed(1)
-        matrix = torch.randn(vocab, width, generator=g) * 0.02
+        matrix = torch.randn(vocabulary, width, generator=g) * 0.02
         vectors = torch.randn(documents, width, generator=g).to(bench.device)
         weight = HeadWeight(matrix.to(bench.device), dtype=dtype)
-        sizes = {"epochs": epochs, "rows_per_step": min(256, documents // 4), "held_out": min(256, documents)}
+        sizes = {
+            "rows_per_step": min(STEP, documents // 4),
+            "held_out": min(STEP, documents),
+            "epochs": epochs,
+        }
         return trained(REGIMES, vectors, data, weight, dropout=0.5, processes=processes, **sizes)
 
     exact = fit(documents // 4, torch.float32, epochs)
     fit(documents, bench.fast, 1)
     seconds = bench.seconds(lambda: fit(documents, bench.fast, epochs))
-    sizes = {"documents": documents, "tokens": documents * each, "width": width, "vocabulary": vocab}
-    workload = sizes | {"epochs": epochs, "heads": len(REGIMES), "documents a step": 256}
     result = {"processes": processes.count, "seconds": seconds, "curves": {m.name: m.curve for m in exact}}
     if processes.index == 0:
-        out.write_text(json.dumps(result | {"workload": workload}))
+        out.write_text(json.dumps(result))
     leave()
 
 
@@ -137,4 +137,4 @@ def workers(bench: Bench) -> dict:
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]), bool(sys.argv[2]))
+    work(Path(sys.argv[1]), **json.loads(sys.argv[2]))

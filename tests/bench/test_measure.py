@@ -71,8 +71,8 @@ def test_a_contender_that_breaks_is_absent_with_its_reason():
         raise RuntimeError("no kernel image\nmore")
 
     calls = []
-    optional = {"b": lambda: broken, "c": lambda: lambda: calls.append(1)}
-    times = BENCH.race({"ours": lambda: None}, 2, warm_up=False, optional=optional)
+    contenders = {"ours": lambda: None, "b": broken, "c": lambda: calls.append(1)}
+    times = BENCH.race(contenders, 2, warm_up=False, optional=["b", "c"])
     assert list(times) == ["ours", "c"] and len(times) == 2 and len(calls) == 3
     assert "no kernel image" in times.attrs["absent"]["b"]
 

@@ -33,7 +33,7 @@ def test_an_assignment_that_is_wrong_fails_its_gate(small_bench, monkeypatch):
 
 
 def test_a_batch_scores_what_follows_the_prefix(small_bench):
-    b = Batches(small_bench, 1).batch(0)
+    b = Batches(small_bench, 1, longest=32, centroids=32).batch(0)
     rows, place = b["where"] // b["ids"].shape[1], b["where"] % b["ids"].shape[1]
     assert int(rows.max()) == ROWS - 1 and int(place.min()) == 15
     assert torch.equal(b["target"], b["ids"][rows, place + 1])

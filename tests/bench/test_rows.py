@@ -83,9 +83,9 @@ def test_ladder_goes_from_the_released_way_to_ours(small_bench):
 def test_a_result_is_kept_row_by_row_and_replaced_when_run_again(tmp_path, monkeypatch, small_bench):
     path = tmp_path / "results" / "machine.json"
     shared_pass = rows_head.shared_pass
-    monkeypatch.setattr(rows_head, "shared_pass", lambda bench: shared_pass(small_bench))
+    monkeypatch.setattr(rows_head, "shared_pass", lambda bench, **sizes: shared_pass(small_bench, **sizes))
 
-    def broken(bench):
+    def broken(bench, **sizes):
         raise ValueError("no such thing")
 
     monkeypatch.setattr(rows_head, "head_time", broken)
@@ -101,7 +101,7 @@ def test_a_result_is_kept_row_by_row_and_replaced_when_run_again(tmp_path, monke
 
 
 def test_a_row_whose_library_is_missing_is_not_available(tmp_path, monkeypatch):
-    def missing(bench):
+    def missing(bench, **sizes):
         raise ImportError("no module named peft")
 
     monkeypatch.setattr(rows_layers, "lora_step", missing)
