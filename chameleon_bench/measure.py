@@ -8,10 +8,12 @@ All that is measured has its stored form from the start, a dict:
 """
 
 import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 
 def sample(values: pd.Series, unit: str = "s") -> dict:
@@ -47,10 +49,26 @@ def gate(what: str, value: float, limit: float) -> dict:
     return {"what": what, "value": value, "limit": limit, "passed": math.isfinite(value) and value <= limit}
 
 
-def relative_error(value: torch.Tensor, expected: torch.Tensor) -> float:
+def relative_error(value: Tensor, expected: Tensor) -> float:
     """‖value − expected‖ / ‖expected‖, in float64."""
     value, expected = value.detach().double(), expected.detach().double()
     return float((value - expected).norm() / expected.norm().clamp_min(1e-300))
+
+
+def outcome(step: Callable[[], Tensor], parameters: Iterable[Tensor], tokens: int) -> tuple[float, Tensor]:
+    """The mean loss of a training step, and the gradients that it left where an optimiser reads them, flat."""
+    loss = float(step()) / tokens
+    return loss, torch.cat([p.grad.flatten().float() for p in parameters])
+
+
+def agreement(ours: tuple, expected: tuple, limits: tuple[float, float], label: str = "") -> list[dict]:
+    """Gates of one step's outcome against another's; limits of the gradient's relative error, of the loss."""
+    (loss, gradient), (expected_loss, expected_gradient) = ours, expected
+    error = relative_error(gradient, expected_gradient)
+    return [
+        gate(f"gradient, relative{label}", error, limits[0]),
+        gate(f"mean loss, nats{label}", abs(loss - expected_loss), limits[1]),
+    ]
 
 
 def row(

@@ -18,7 +18,7 @@ from chameleon_lite.train import evaluate
 
 from . import baselines
 from .bench import Bench
-from .measure import gate, relative_error, split
+from .measure import agreement, gate, outcome, split
 from .workload import RANK, random_inputs
 
 PRODUCT, REST = "one product h·Wᵀ", "softmax, update and gradients"  # the stages of a profile
@@ -76,35 +76,27 @@ class HeadWork:
 
         return lambda: recorder("a step", [self.compact, self.target], work)
 
-    def after(self, step: Callable[[], Tensor]) -> tuple[float, Tensor]:
-        """The summed loss of a step and the gradients that it left, flat."""
-        loss = float(step())
-        return loss, torch.cat([self.down.grad.flatten(), self.up.grad.flatten()])
-
-    def gates(self) -> list[dict]:
-        """Gradient and mean loss, in this machine's format and in float32, against the released way's."""
+    def gates(self, replayed: Callable[[], Tensor] | None = None) -> list[dict]:
+        """Ours in this machine's format and in float32 against the released way; a replay against ours."""
         exact = partial(self.loss, self.h, self.target, self.bench.head_weight(torch.float32))
-        ways = (self.bench.fast, self.ours, self.bench.limits), (torch.float32, exact, (1e-5, 1e-5))
-        (expected, expected_gradient), out = self.after(self.step(self.released)), []
-        for dtype, way, (limit, loss_limit) in ways:
-            loss, gradient = self.after(self.step(way))
-            error = relative_error(gradient, expected_gradient)
-            out.append(gate(f"gradient, relative ({dtype})", error, limit))
-            out.append(gate(f"mean loss, nats ({dtype})", abs(loss - expected) / self.tokens, loss_limit))
-        return out
+        released, ours, exact = map(self.outcome, map(self.step, (self.released, self.ours, exact)))
+        gates = agreement(ours, released, self.bench.limits, f" ({self.bench.fast})")
+        gates += agreement(exact, released, (1e-5, 1e-5), " (torch.float32)")
+        if replayed:
+            *_, third = [self.outcome(replayed) for _ in range(3)]  # as it is, recorded, replayed
+            gates += agreement(third, ours, (1e-5, 1e-5), " (replayed)")
+        return gates
 
-    def replay_gate(self, replayed: Callable[[], Tensor]) -> dict:
-        """Gradients that a replay leaves against the plain step's."""
-        plain = self.after(self.step(self.ours))[1]
-        replayed()  # plainly
-        replayed()  # recorded
-        return gate("gradient, relative (replayed)", relative_error(self.after(replayed)[1], plain), 1e-5)
+    def outcome(self, step: Callable[[], Tensor]) -> tuple[float, Tensor]:
+        """Mean loss and gradients of a step."""
+        return outcome(step, (self.down, self.up), self.tokens)
 
 
 def head_time(bench: Bench, tokens: int) -> dict:
     """B5: forward and backward of the head against all logits in float32 and against torch.compile."""
     work = HeadWork(bench, tokens)
-    gates, ours = work.gates(), work.step(work.ours)
+    replayed, ours = work.replayed() if bench.gpu else None, work.step(work.ours)
+    gates = work.gates(replayed)
     contenders = {
         "ours": ours,
         "released way": work.step(work.released),
@@ -112,8 +104,7 @@ def head_time(bench: Bench, tokens: int) -> dict:
         PRODUCT: work.product,
     }
     if bench.gpu:
-        contenders |= {"ours": work.replayed(), "ours, launch by launch": ours}
-        gates.append(work.replay_gate(contenders["ours"]))
+        contenders |= {"ours": replayed, "ours, launch by launch": ours}
         compiled = torch.compile(baselines.plain_head_loss)
         contenders["torch.compile"] = work.step(partial(work.autocast, compiled))
     times = bench.race(contenders, optional={"torch.compile"} & contenders.keys())

@@ -7,7 +7,6 @@ Ours fuses GPT-2's spelled-out activation, as its feature pass does; a piece has
 """
 
 import gc
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import pandas as pd
@@ -27,7 +26,7 @@ from chameleon_lite.train_layers import LiveStates, WithLayers
 
 from . import baselines
 from .bench import Bench
-from .measure import gate, relative_error, split
+from .measure import agreement, outcome, split
 from .workload import RANK
 
 PLAIN = "PEFT LoRA, plain loss"
@@ -123,14 +122,5 @@ class LoraStep:
 
     def gates(self) -> list[dict]:
         """Summed loss and all gradients against each other; the backbone's arithmetic is the same."""
-        loss, gradient = self._gradient(self.ours)
-        expected_loss, expected = self._gradient(self.plain)
-        limit, loss_limit = self.bench.limits
-        return [
-            gate("mean loss, nats", abs(loss - expected_loss), loss_limit),
-            gate("gradient, relative", relative_error(gradient, expected), limit),
-        ]
-
-    def _gradient(self, way: Callable[[], Tensor]) -> tuple[float, Tensor]:
-        loss = float(way()) / self.count
-        return loss, torch.cat([p.grad.flatten().float() for p in self.both.parameters()])
+        ours, plain = (outcome(way, self.both.parameters(), self.count) for way in (self.ours, self.plain))
+        return agreement(ours, plain, self.bench.limits)

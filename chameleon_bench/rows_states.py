@@ -102,56 +102,55 @@ def pass_operations(backbone: Backbone, lengths: np.ndarray) -> float:
     return float(2 * weights * lengths.sum() + 4 * layers * width * (lengths.astype(float) ** 2).sum())
 
 
-def roofline(bench: Bench) -> dict:
+def roofline(bench: Bench, copied: int, product_rows: int, **sizes: int) -> dict:
     """The two rates and every stage's {stage, operations, bytes, seconds, format}."""
-    x = torch.ones(bench.size(1 << 26, 1 << 29, 1 << 24), device=bench.device)
-    y = torch.empty_like(x)  # a copy too large for any cache, read and written
-    rates = {"bytes/s": 2 * x.numel() * 4 / bench.median(lambda: y.copy_(x))}
+    x = torch.ones(copied, device=bench.device)
+    y = torch.empty_like(x)
+    rates = {"bytes/s": 2 * 4 * copied / bench.median(lambda: y.copy_(x))}  # read and written
     for dtype in (bench.fast, torch.float32):
-        product, operations = _product(bench, bench.size(2_048, 16_384, 1_024), dtype)
+        product, operations = _product(bench, product_rows, dtype)
         rates[short(dtype)] = operations / bench.median(product)
     columns = ("stage", "operations", "bytes", "seconds", "format")
-    return {"rates": rates, "points": [dict(zip(columns, point)) for point in _points(bench)]}
+    return {"rates": rates, "points": [dict(zip(columns, point)) for point in _points(bench, **sizes)]}
 
 
-def _points(bench: Bench) -> Iterator[tuple[str, float, float, float, str]]:
+def _points(
+    bench: Bench, rows: int, tokens: int, embedded: int, vectors: int, centroids: int, prompts: int
+) -> Iterator[tuple[str, float, float, float, str]]:
     """Each stage with its operations, the bytes it cannot avoid, seconds and number format."""
     model, exact, fast, item = bench.backbone, "float32", short(bench.fast), bench.fast.itemsize
     width, vocab, layers = model.width, model.vocab, model.lm.config.num_hidden_layers
 
-    table = bench.table(bench.size(24, 2_048, 4))
+    table = bench.table(rows)
     work, order = pass_operations(model, table.lengths), np.argsort(table.lengths)
     with arithmetic(model, bench.fast):
         times = bench.race({"ours": lambda: hidden_rows(model, table, order)}, 3, warm_up=False)
     # the weights once, and 16 activations per token and block, written and read
     moved = sum(p.numel() for p in model.body.parameters()) + int(table.lengths.sum()) * width * layers * 16
-    yield "hidden states", work, item * moved, times["ours"].median(), fast
+    yield "hidden states", work, item * moved, float(times["ours"].median()), fast
 
-    head = HeadWork(bench, tokens := bench.size(1_020, 8_160, 128))
+    head = HeadWork(bench, tokens)
     columns = head.weight.padded
     moved = columns * width * item + tokens * width * item + tokens * columns * (2 * item + 4)
-    seconds = bench.median(head.step(head.ours))
     work = 2 * tokens * columns * (width + 3 * len(head.down))
-    yield "head, forward and backward", work, moved, seconds, fast
+    yield "head, forward and backward", work, moved, bench.median(head.step(head.ours)), fast
 
-    tokens, matrix = bench.size(200_000, 2_000_000, 20_000), model.embedding.detach()
-    ids = torch.randint(vocab, (tokens,), device=bench.device)
-    offsets = torch.arange(0, tokens, 100, device=bench.device)
+    ids, matrix = torch.randint(vocab, (embedded,), device=bench.device), model.embedding.detach()
+    offsets = torch.arange(0, embedded, 100, device=bench.device)
     seconds = bench.median(lambda: F.embedding_bag(ids, matrix, offsets, mode="mean"))
-    yield "mean embeddings", tokens * width, tokens * (4 * width + 8), seconds, exact
+    yield "mean embeddings", embedded * width, embedded * (4 * width + 8), seconds, exact
 
-    n, k = bench.size(23_767, 23_767, 2_000), bench.size(742, 742, 128)
-    x, c = torch.randn(n, 768, device=bench.device), torch.randn(k, 768, device=bench.device)
-    moved, seconds = 4 * (n * 768 + k * 768 + 2 * n * k), bench.median(lambda: closest(x, c))
-    yield "nearest centroid", 2 * n * k * 768, moved, seconds, exact
+    x, c = (torch.randn(n, 768, device=bench.device) for n in (vectors, centroids))
+    moved = 4 * (vectors * 768 + centroids * 768 + 2 * vectors * centroids)
+    yield "nearest centroid", 2 * vectors * centroids * 768, moved, bench.median(lambda: closest(x, c)), exact
 
-    rows, past = bench.size(16, 64, 4), 64  # one new token for each of several prompts, from the cache
-    ids = torch.randint(vocab - 1, (rows, past + 1), device=bench.device)
+    past = 64  # and one new token for each of several prompts, from the cache
+    ids = torch.randint(vocab - 1, (prompts, past + 1), device=bench.device)
     cache = model.lm(input_ids=ids[:, :past], use_cache=True).past_key_values
 
     def decode() -> None:
         model.lm(input_ids=ids[:, past:], past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache.crop(-1)
 
-    moved = 4 * model.parameters + 2 * 4 * rows * past * layers * model.lm.config.hidden_size
-    yield "decoding, one token a row", 2 * rows * model.parameters, moved, bench.median(decode), exact
+    moved = 4 * model.parameters + 2 * 4 * prompts * past * layers * model.lm.config.hidden_size
+    yield "decoding, one token a row", 2 * prompts * model.parameters, moved, bench.median(decode), exact
