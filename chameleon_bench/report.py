@@ -17,7 +17,7 @@ import torch
 from joblib import cpu_count
 
 from chameleon_lite import files
-from chameleon_lite.backbones.formats import cpu_flags, device_of
+from chameleon_lite.backbones.formats import CPU_FLAGS, cpu_flags, device_of
 from chameleon_lite.errors import RunFailed, UserError, unknown
 from chameleon_study.provenance import default_command, device_name, provenance
 
@@ -96,7 +96,7 @@ def machine(bench: Bench) -> dict:
         "cores": cores,
         "threads": torch.get_num_threads(),
         "large products in": short(bench.fast),
-        "cpu 16-bit units": sorted({"avx512_bf16", "amx_bf16"} & cpu_flags()),
+        "cpu 16-bit units": sorted(CPU_FLAGS & cpu_flags()),
         "system": f"{platform.system()} {platform.machine()}",
     }
 

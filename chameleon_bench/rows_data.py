@@ -2,7 +2,7 @@
 
 import torch
 
-from chameleon_lite.cluster import MANY_PRODUCTS, nearest_centroid
+from chameleon_lite.cluster import nearest_centroid
 from chameleon_lite.embed import mean_embeddings, normalise
 from chameleon_lite.fast.lloyd import closest, lloyd
 from chameleon_lite.text import Document, tokenise
@@ -56,15 +56,8 @@ def clusters(bench: Bench, rows: int, clusters: int, steps: int) -> dict:
     on_host = normalise(torch.randn(rows, 768, generator=g) + 0.6 * centres)
     start_on_host = on_host[torch.randperm(rows, generator=g)[:clusters]]
     x, start = on_host.to(bench.device), start_on_host.to(bench.device)
-    many = rows * clusters >= MANY_PRODUCTS  # as `fit_clusters` chooses
-
-    def ours():
-        if many:
-            return lloyd(x, start, steps, tolerance=-1.0)
-        return baselines.kmeans_by_scikit_learn(x, start, steps)
-
     contenders = {
-        "ours": ours,
+        "ours": lambda: lloyd(x, start, steps, tolerance=-1.0),
         RELEASED: lambda: baselines.kmeans_by_loop(x, start, steps),
         SKLEARN: lambda: baselines.kmeans_by_scikit_learn(on_host, start_on_host, steps),
     }
@@ -78,10 +71,6 @@ def clusters(bench: Bench, rows: int, clusters: int, steps: int) -> dict:
     return {
         "samples": {"time": times},
         "gates": [gate(f"inertia against the {peer}, relative", gap, 1e-3) for peer, gap in apart.items()],
-        "workload": {
-            "width": 768,
-            "s/step": step,
-            "ours": "lloyd.py" if many else "scikit-learn, one thread",
-        },
+        "workload": {"width": 768, "s/step": step},
         "profile": {"nearest centroids": nearest, "means and the host": max(0.0, step - nearest)},
     }
