@@ -33,11 +33,11 @@ class HeadWork:
     """
 
     def __init__(self, bench: Bench, tokens: int) -> None:
-        self.bench, self.tokens, model = bench, tokens, bench.backbone
-        self.h, self.target, self.down, self.up = random_inputs(
-            bench.device, tokens, model.width, model.vocab
-        )
-        self.matrix, self.weight = model.head.weight.detach(), bench.head_weight()  # (V, C) in float32, …
+        self.bench, self.tokens = bench, tokens
+        sizes = bench.device, tokens, bench.backbone.width, bench.backbone.vocab
+        self.h, self.target, self.down, self.up = random_inputs(*sizes)
+        self.matrix = bench.backbone.head.weight.detach()  # (V, C) in float32
+        self.weight = bench.head_weight()
         self.compact = self.h.to(bench.fast)  # states lie on disk in 16 bits: the machine's format
         self.ours = partial(self.loss, self.compact, self.target, self.weight)
         self.plain = self.h, self.target, self.matrix, self.down, self.up

@@ -64,9 +64,10 @@ class Training:
         self.vectors = mean_embeddings(self.table, self.backbone.embedding, span="row")  # (N, C)
         self.ids, self.labels = baselines.padded_rows(self.table, LENGTH, bench.device)
 
-    def states(self, dtype: torch.dtype, folder: Path):
-        """The states of all rows, computed in a format and stored in the folder."""
-        return hidden_states(self.backbone, self.table, dtype, folder, progress=False)
+    def stored(self, dtype: torch.dtype, folder: Path) -> ScoredStates:
+        """The states of all rows, computed in a format, stored in the folder and loaded."""
+        states = hidden_states(self.backbone, self.table, dtype, folder, progress=False)
+        return ScoredStates(self.table, states, self.bench.device)
 
     def heads(self, regimes: Sequence[str], data: ScoredStates, weight: HeadWeight, epochs: int = EPOCHS):
         """New heads, trained side by side."""
@@ -74,17 +75,14 @@ class Training:
 
     def ours(self, dtype: torch.dtype, epochs: int = EPOCHS) -> tuple[dict, dict[str, float]]:
         """Everything after tokenising: losses of the first epoch by regime, and seconds by stage."""
-        stages, timed = {}, self.bench.timed
-
-        def load():
-            return ScoredStates(self.table, states, self.bench.device), self.bench.head_weight(dtype)
-
+        stages, bench = {}, self.bench
         with tempfile.TemporaryDirectory() as folder:
-            stages["hidden states"], states = timed(lambda: self.states(dtype, Path(folder)))
-            stages["loading"], pair = timed(load)
-            stages["head training"], members = timed(lambda: self.heads(REGIMES, *pair, epochs))
-        first = {m.name: next(p for p in m.curve if p["train_nll"] is not None) for m in members}
-        return {name: point["train_nll"] for name, point in first.items()}, stages
+            stages["hidden states"], data = bench.timed(lambda: self.stored(dtype, Path(folder)))
+            stages["head training"], members = bench.timed(
+                lambda: self.heads(REGIMES, data, bench.head_weight(dtype), epochs)
+            )
+        curves = {m.name: [p["train_nll"] for p in m.curve if p["train_nll"] is not None] for m in members}
+        return {name: curve[0] for name, curve in curves.items()}, stages
 
     def padded(self) -> Iterator[Batch]:
         """The released way's batches; of the last position the scripts form all logits: one favours them."""
@@ -184,7 +182,7 @@ def ladder(bench: Bench, rows: int, rows_per_step: int, ideas: dict[str, str]) -
         kept["padded"] = list(work.padded())
 
     def keep_states(dtype: torch.dtype) -> None:
-        kept["data"] = ScoredStates(work.table, work.states(dtype, next(folders)), bench.device)
+        kept["data"] = work.stored(dtype, next(folders))
 
     def epoch(dtype: torch.dtype) -> None:
         work.plainly("LoRA", lambda: work.unpadded(kept["data"]), dtype=dtype)

@@ -18,7 +18,9 @@ HEAVY = {"B3", "B16"}  # the one's size does not follow the backbone's, the othe
 @pytest.mark.filterwarnings("ignore")  # peers' own
 def test_a_row_runs_and_its_gates_hold(name, small_bench):
     row = measured(name, small_bench)
-    assert row["comparisons"] and row["limit"] and row["workload"]
+    peers = {peer for goals in ROWS[name]["goals"].values() for peer in goals}
+    assert {c["peer"] for c in row["comparisons"]} == peers - {"torch.compile"}  # which a GPU alone races
+    assert row["limit"] and row["workload"]
     assert [gate for gate in row["gates"] if not gate["passed"]] == []
     assert row["status"] == "shown"  # quick runs are held to no goal
     assert json.loads(json.dumps(row)) == row
