@@ -22,7 +22,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import yaml
-from execute import parameter_names, run_notebook
+from execute import run_notebook
 
 from chameleon_lite import files
 from chameleon_lite.errors import RunFailed, UserError, unknown
@@ -48,15 +48,11 @@ MODULE += "   :exclude-members: model_config\n   :ignore-module-all:\n```\n"
 log = partial(print, flush=True)  # at once also when stdout is a pipe
 
 
-def toc_notebooks(root: Path = ROOT) -> list[Path]:
-    """The notebooks of `_toc.yml`, in reading order; UserError for one that does not exist."""
-    toc = yaml.safe_load((root / "_toc.yml").read_text())
+def toc_notebooks() -> list[Path]:
+    """The notebooks of `_toc.yml`, in reading order."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
     names = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
-    paths = [root / f"{name}.ipynb" for name in names if name.startswith("notebooks/")]
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"_toc.yml names {path.relative_to(root)}, which does not exist")
-    return paths
+    return [ROOT / f"{name}.ipynb" for name in names if name.startswith("notebooks/")]
 
 
 def execute_all(args: argparse.Namespace) -> None:
@@ -70,9 +66,8 @@ def execute_all(args: argparse.Namespace) -> None:
     failures = []
     for number, path in enumerate(todo, start=1):
         log(f"[book]   {number}/{len(todo)} {path.relative_to(ROOT)} … ", end="")
-        parameters = {"profile": args.profile} if "profile" in parameter_names(path) else {}
         try:
-            log(f"{run_notebook(path, OUT, parameters, args.timeout):.1f} s")
+            log(f"{run_notebook(path, OUT, args.profile, args.timeout):.1f} s")
         except RunFailed as error:  # the others still run: one broken chapter should not hide a second
             log("failed")
             failures.append(str(error))
@@ -108,27 +103,28 @@ def stage() -> Path:
     """A fresh `_build/stage` with sources, executed notebooks, MathJax and the status tables; its path."""
     target = OUT / "stage"
     shutil.rmtree(target, ignore_errors=True)
+    (target / "notebooks").mkdir(parents=True)
     skip = shutil.ignore_patterns("__pycache__", "*.parquet")
-    for source in (ROOT / name for name in COPIED if (ROOT / name).is_dir()):
-        shutil.copytree(source, target / source.name, ignore=skip)
-    for source in (ROOT / name for name in COPIED if (ROOT / name).is_file()):
-        shutil.copy2(source, target)
-    (target / "notebooks").mkdir()
+    for source in (ROOT / name for name in COPIED):
+        if source.is_dir():
+            shutil.copytree(source, target / source.name, ignore=skip)
+        elif source.exists():
+            shutil.copy2(source, target)
     executed = [shutil.copy2(OUT / "executed" / path.name, target / "notebooks") for path in toc_notebooks()]
     book = target / "book"
-    (book / "api_modules.md").write_text(api_page(ROOT), encoding="utf-8")
+    (book / "api_modules.md").write_text(api_page(), encoding="utf-8")
     copy_mathjax(book / "_static" / "mathjax")
     notebook_status(sorted(map(Path, executed))).to_csv(book / "status_notebooks.csv", index=False)
     machine().to_csv(book / "status_machine.csv", index=False)
     return target
 
 
-def api_page(root: Path) -> str:
+def api_page() -> str:
     """Markdown with one heading per folder and one per file, each documented from its docstrings."""
     text, room = [], ()
-    paths = [path for package in PACKAGES for path in (root / package).rglob("*.py")]
+    paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
     for path in sorted(paths, key=lambda path: (path.parent, path.name)):
-        *folder, _ = parts = path.relative_to(root).with_suffix("").parts
+        *folder, _ = parts = path.relative_to(ROOT).with_suffix("").parts
         if path.name in ("cli.py", "__main__.py") or path.stat().st_size == 0 or parts[1:] == ("__init__",):
             continue
         if folder != room:

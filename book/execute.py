@@ -6,12 +6,11 @@
 papermill writes failed notebooks to the same place as good ones, which would let a wrong page through.
 """
 
-import ast
 import os
+import re
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -19,19 +18,16 @@ import nbformat
 from chameleon_lite import files
 from chameleon_lite.errors import RunFailed
 
-
-def parameter_names(path: Path) -> set[str]:
-    """Names assigned in the notebook's `parameters` cell."""
-    cells = nbformat.read(path, as_version=4).cells
-    (cell,) = (c for c in cells if "parameters" in c.metadata.get("tags", []))
-    return {target.id for statement in ast.parse(cell.source).body for target in statement.targets}
+ERROR = re.compile(
+    r"^[\w.]*(?:Error|Interrupt): .+", re.M
+)  # in papermill's messages the last says what it was
 
 
-def run_notebook(source: Path, out: Path, parameters: dict, timeout: int) -> float:
+def run_notebook(source: Path, out: Path, profile: str, timeout: int) -> float:
     """Run `source`, at most `timeout` seconds per cell; its seconds. RunFailed for a page unfit to publish.
 
-    The executed copy goes to `out`/executed or, of a failed run, to `out`/failed; the kernel's stderr goes to
-    `out`/logs. `parameters` must be names of the notebook: papermill would accept any.
+    The executed copy goes to `out`/executed or, of a failed run, to `out`/failed; what papermill and the
+    kernel write to stderr goes to `out`/logs.
     """
     done, failed, log = (out / folder / source.name for folder in ("executed", "failed", "logs"))
     for path in (done, failed, log := log.with_suffix(".log")):
@@ -39,40 +35,27 @@ def run_notebook(source: Path, out: Path, parameters: dict, timeout: int) -> flo
         path.unlink(missing_ok=True)  # an old copy must not be taken for this run's
     with tempfile.TemporaryDirectory(dir=failed.parent) as folder:
         part = Path(folder) / source.name
-        with stderr_to(log):
-            problem = execute(source, part, parameters, timeout)
+        command = [sys.executable, "-m", "papermill", source, part, "--cwd", source.parent]
+        command += ["--kernel", "python3", "--no-progress-bar", "--execution-timeout", str(timeout)]
+        with open(log, "w") as messages:
+            run = subprocess.run([*command, "-r", "profile", profile], stderr=messages)
         book = nbformat.read(part, as_version=4)
-        if problem := problem or "; ".join(faults(book)):
+        problems = faults(book)
+        if run.returncode:
+            problems += re.findall(ERROR, log.read_text())[-1:] or [f"papermill ended with {run.returncode}"]
+        if problems:
             os.replace(part, failed)
-            raise RunFailed(
-                f"{source.name}: {problem} (executed copy: {failed}; the kernel's messages: {log})"
-            )
+            where = f"executed copy: {failed}; the kernel's messages: {log}"
+            raise RunFailed(f"{source.name}: {'; '.join(problems)} ({where})")
     seconds = float(book.metadata.papermill.duration)
     with files.atomic(done) as temporary:
-        nbformat.write(presentable(book, parameters, seconds), temporary)
+        nbformat.write(presentable(book, profile, seconds), temporary)
     return seconds
-
-
-def execute(source: Path, part: Path, parameters: dict, timeout: int) -> str:
-    """Run `source` into `part`; "" or what went wrong."""
-    import papermill
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-
-    options = {"kernel_name": "python3", "cwd": str(source.parent), "progress_bar": False}
-    try:
-        papermill.execute_notebook(str(source), str(part), parameters, execution_timeout=timeout, **options)
-    except papermill.PapermillExecutionError as error:
-        return f"cell {error.cell_index}: {error.ename}: {error.evalue}"
-    except CellTimeoutError:
-        return f"a cell ran longer than {timeout} s"
-    except DeadKernelError:
-        return "the kernel died (out of memory?)"
-    return ""
 
 
 def faults(book: nbformat.NotebookNode) -> list[str]:
     """What makes an executed notebook unfit to publish, one line each; an empty list means fit."""
-    lines = ["papermill marked the run as failed"] * bool(book.metadata.get("papermill", {}).get("exception"))
+    lines = []
     for number, cell in enumerate(book.cells):
         alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt")
         for output in cell.get("outputs", []):
@@ -87,27 +70,11 @@ def faults(book: nbformat.NotebookNode) -> list[str]:
     return lines
 
 
-def presentable(book: nbformat.NotebookNode, parameters: dict, seconds: float) -> nbformat.NotebookNode:
-    """The executed notebook as the site shows it: no widget state, injected cell left out, its run time on top."""
+def presentable(book: nbformat.NotebookNode, profile: str, seconds: float) -> nbformat.NotebookNode:
+    """The notebook as the site shows it: no widget state, papermill's cell left out, its run time on top."""
     book.metadata.pop("widgets", None)  # its viewer would be loaded from another host
     for cell in book.cells:
-        if "injected-parameters" in (tags := cell.metadata.get("tags", [])):  # papermill's cell
+        if "injected-parameters" in (tags := cell.metadata.get("tags", [])):
             cell.metadata["tags"] = sorted({*tags, "remove-cell"})
-    given = ", ".join(f"{name} = {value}" for name, value in parameters.items())
-    book.cells[0].source += f"\n\n*This page was computed in {seconds:.0f} s ({given}).*"
+    book.cells[0].source += f"\n\n*This page was computed in {seconds:.0f} s (profile = {profile}).*"
     return book
-
-
-@contextmanager
-def stderr_to(log: Path) -> Iterator[None]:
-    """Send file descriptor 2 of this process and of the kernels it starts to `log`."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    try:
-        with open(log, "w") as file:
-            os.dup2(file.fileno(), 2)
-            yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(terminal, 2)
-        os.close(terminal)

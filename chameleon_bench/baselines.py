@@ -16,8 +16,6 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from chameleon_lite.backbone import Backbone
-from chameleon_lite.heads import Condition, Head
 from chameleon_lite.text import IGNORED, TokenTable
 
 
@@ -58,12 +56,6 @@ def kmeans_by_scikit_learn(x: Tensor, start: Tensor, steps: int) -> Tensor:
         return torch.from_numpy(fit.fit(x.cpu().numpy()).cluster_centers_.astype(np.float32)).to(x.device)
 
 
-@torch.no_grad()
-def padded_states(backbone: Backbone, ids: Tensor, batch: int = 32) -> list[Tensor]:
-    """Hidden states of padded rows (N, T), batch by batch in the given order: a list of (B, T, C)."""
-    return [backbone.hidden(part) for part in ids.split(batch)]
-
-
 def padded_rows(table: TokenTable, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """A table's ids and labels (N, T) each: the shifted target at each scored position, IGNORED elsewhere."""
     ids, mask = table.padded(range(len(table)), length)
@@ -85,28 +77,3 @@ def concatenated(h: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> tuple[T
     extra = -(-len(down) // 8) * 8 - len(down)
     z = F.pad(h @ down.T.to(h.dtype), (0, extra))
     return torch.cat([h, z], -1), torch.cat([weight, F.pad(up, (0, extra)).to(weight.dtype)], -1)
-
-
-def train_as_released(
-    backbone: Backbone, head: Head, ids, labels, vectors, *, rows: int, learning_rate, last: bool, epochs: int
-) -> list[float]:
-    """One head trained on padded ids and labels (N, T), `rows` per step; nats per token of each epoch.
-
-    `last`: only the last scored position of each row enters the head. The scripts form all logits and pick
-    one; this forms just the one, which favours them.
-    """
-    optimiser, losses = torch.optim.AdamW(head.parameters(), lr=learning_rate), []
-    for _ in range(epochs):
-        total = count = 0.0
-        for part, y, x in zip(ids.split(rows), labels.split(rows), vectors.split(rows)):
-            h, scored = backbone.hidden(part), y != IGNORED  # (B, T, C), (B, T)
-            if last:
-                h, y = h[scored], y[scored]
-            update, tokens = head.factors(Condition(x.mean(0, keepdim=True))), int(scored.sum())
-            loss = plain_head_loss(h, y, backbone.head.weight, update.down[0], update.up[0])
-            optimiser.zero_grad()
-            (loss / tokens).backward()
-            optimiser.step()
-            total, count = total + loss.item(), count + tokens
-        losses.append(total / count)
-    return losses

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from chameleon_study.figures.style import COLOURS, MARKERS, figure, look
+from chameleon_study.figures.style import COLOURS, LINES, figure, look
 
 from .tables import usable
 
@@ -16,23 +16,17 @@ def panels(results: dict[str, dict], name: str, draw: Callable, height: float):
     """A row of every machine that has it, one panel each; below, which machines have not measured it yet."""
     having = [stored for stored in results.values() if usable(stored["rows"].get(name))]
     others = [stored["machine"]["device"] for stored in results.values() if stored not in having]
+    fig, axes = figure(8.0, height * len(having) or 1.2, nrows=len(having) or 1, squeeze=False)
     if not having:
-        return nowhere(figure(8.0, 1.2)[1], name)
-    fig, axes = figure(8.0, height * len(having), nrows=len(having), squeeze=False)
+        axes.flat[0].axis("off")
+        text = f"not measured on any machine yet: chameleon-lite bench {name}"
+        axes.flat[0].text(0.5, 0.5, text, ha="center", va="center")
     for ax, stored in zip(axes.flat, having):
         draw(ax, stored["rows"][name])
         ax.set_title(stored["machine"]["device"])
-    if others:
+    if having and others:
         fig.supxlabel(f"not measured yet on: {', '.join(others)}", fontsize=9, x=0.01, ha="left")
     return axes
-
-
-def nowhere(ax, name: str):
-    """In place of a picture that no machine has numbers for: a line that says so, and the command to run."""
-    ax.axis("off")
-    text = f"not measured on any machine yet: chameleon-lite bench {name}"
-    ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes)
-    return ax
 
 
 def ladder(ax, entry: dict):
@@ -52,20 +46,16 @@ def ladder(ax, entry: dict):
 
 def roofline(ax, entry: dict):
     """Stages as points under each number format's roof: operations per second against those per byte."""
-    rates = entry["rates"]
-
-    def roof(name: str, intensity):
-        return np.minimum(rates[name], rates["bytes/s"] * intensity)
-
-    intensity = np.logspace(-1, 4, 200)
-    for name, line in zip([name for name in rates if name != "bytes/s"], ("-", "--")):
-        ax.plot(intensity, roof(name, intensity) / 1e9, color="0.45", linestyle=line, label=f"roof, {name}")
+    rates, intensity = dict(entry["rates"]), np.logspace(-1, 4, 200)
+    moved = rates.pop("bytes/s")
+    for (name, rate), line in zip(rates.items(), LINES):
+        roof = np.minimum(rate, moved * intensity)
+        ax.plot(intensity, roof / 1e9, color="0.45", linestyle=line, label=f"roof, {name}")
     for i, point in enumerate(entry["points"]):
         x, rate = point["operations"] / point["bytes"], point["operations"] / point["seconds"]
-        share = rate / roof(point["format"], x)
+        share = rate / min(rates[point["format"]], moved * x)
         label = f"{point['stage']} ({point['format']}), {share:.0%}"
-        look_of_point = {"linestyle": "none", "markersize": 9, "color": COLOURS[i], "marker": MARKERS[i]}
-        ax.plot(x, rate / 1e9, label=label, **look_of_point)
+        ax.plot(x, rate / 1e9, label=label, markersize=9, **look(i) | {"linestyle": "none"})
     ax.set(xscale="log", yscale="log", xlabel="operations per byte moved", ylabel="10⁹ operations per second")
     ax.legend(fontsize=8, loc="lower right")
     return ax

@@ -5,7 +5,6 @@ log seconds over log size through the larger half of the sizes: 1 is proportiona
 """
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,8 @@ from chameleon_lite.loss import HeadWeight, head_losses
 from chameleon_lite.states import ScoredStates, hidden_states
 from chameleon_lite.text import Document, tokenise
 
-from .measure import peak_bytes, shown, timed
-from .workload import Bench, random_inputs, texts
+from .bench import Bench
+from .workload import random_inputs, texts
 
 RESOLUTION = 16 << 20  # bytes; less is lost in the system's accounts of a process, and is shown as this much
 # Slopes one expects. Clusters are fitted on at most 100,000 rows; above that only assigning the others grows.
@@ -42,7 +41,7 @@ def growth(bench: Bench) -> dict:
     for against, sizes, expected in (("vocabulary", vocabularies, 1), ("rank", ranks, 0)):
         values = [_head(bench, **{"vocabulary": 32_768, "rank": 4} | {against: size}) for size in sizes]
         curves.append(_curve("head, forward and backward", against, sizes, values, expected))
-    return shown("growth of time and memory", curves=curves)
+    return {"curves": curves}
 
 
 def slope(sizes, values) -> float:
@@ -70,29 +69,24 @@ def _against_rows(bench: Bench, sizes: tuple[int, ...]) -> list[dict]:
 
 def measure_rows(bench: Bench, backbone, n: int) -> dict[str, float]:
     """Seconds of each stage on n short documents, and bytes of the feature pass beyond the ids'."""
-    out: dict[str, float] = {}
     few = texts(n, np.random.default_rng(1).integers(1, 4, n))  # words; with the ending two dozen characters
     documents = [Document(str(i), f"{text} and so on") for i, text in enumerate(few)]
-    generator = torch.Generator().manual_seed(0)
+    g, out, timed = torch.Generator().manual_seed(0), {}, bench.timed
     limits = {"max_length": 64, "prefix_tokens": 4, "min_scored": 4}
-
-    def stage(name: str, work: Callable):
-        out[name], result = timed(work, bench.device)
-        return result
-
-    table = stage("tokenise", lambda: tokenise(documents, backbone.tokenizer, **limits))
-    x = stage("mean embedding", lambda: mean_embeddings(table, backbone.embedding, span="row"))
-    labels = stage("fit clusters", lambda: fit_clusters(x, 64, seed=0)).labels.cpu()
-    stage("arrange", lambda: arrange(n, labels, generator).groups(32))
+    out["tokenise"], table = timed(lambda: tokenise(documents, backbone.tokenizer, **limits))
+    out["mean embedding"], x = timed(lambda: mean_embeddings(table, backbone.embedding, span="row"))
+    out["fit clusters"], clustering = timed(lambda: fit_clusters(x, 64, seed=0))
+    labels = clustering.labels.cpu()
+    out["arrange"] = bench.seconds(lambda: arrange(n, labels, g).groups(32))
     with tempfile.TemporaryDirectory() as folder:
 
         def states():
             return hidden_states(backbone, table, torch.float32, Path(folder), progress=False)
 
-        peak = stage("hidden states", lambda: peak_bytes(states, bench.device))
+        out["hidden states"], peak = timed(lambda: bench.peak(states))
         # A second call finds all states on disk. What it takes is where the documents lie: a few numbers per
         # document, which grow with the ids and are counted with them.
-        out["feature memory"] = max(peak - peak_bytes(states, bench.device), RESOLUTION)
+        out["feature memory"] = max(peak - bench.peak(states), RESOLUTION)
         scored = ScoredStates(table, states(), bench.device, budget=0)
         rows = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:32]
         scored.batch(rows)

@@ -27,30 +27,27 @@ from chameleon_lite.heads import Condition, HeadUpdate, HyperHead
 from chameleon_lite.loss import token_losses
 from chameleon_study.arrivals import Service, waiting_table
 
-from .measure import gate, shown
-from .workload import RANK, Bench, row_lengths
+from .bench import Bench
+from .measure import gate
+from .workload import RANK, row_lengths
 
 ROWS, PREFIX = 32, 16  # texts per batch; tokens of a text that are read before any is scored
-BATCHES = 200  # as many as a 95th percentile needs; fewer where BUDGET ends first
-BUDGET = 40.0  # seconds of measuring
+BUDGET = 40.0  # seconds of measuring, after which fewer batches must do
 LEAST, WARM = 3, 2  # batches measured whatever they take; batches before anything counts, on a CPU
+QUANTILES = {"p50": 0.5, "p95": 0.95}
 DRAWS = 2_000  # of batches, for the interval of a ratio
 LOAD = 0.3  # rate of arriving texts in the simulation, as a share of what the worker could do in full batches
-VALIDATION = 2_461  # WikiText-2's validation rows, which the released way clusters when it evaluates
 
 
 class Batches:
     """Batches of random texts as long as WikiText-2's rows, and all that reading them needs."""
 
-    def __init__(self, bench: Bench, count: int) -> None:
+    def __init__(self, bench: Bench, count: int, longest: int, centroids: int) -> None:
         backbone, g = bench.backbone, torch.Generator().manual_seed(0)
         self.bench, self.backbone, self.count = bench, backbone, count
-        longest = bench.size(cpu=64, gpu=256, quick=32)
         self.table = bench.table(row_lengths(count * ROWS).clip(PREFIX + 8, longest))
-        clusters = bench.size(742, 742, 32)  # 23,767 // 32
-        self.centroids = normalise(torch.randn(clusters, backbone.width, generator=g)).to(bench.device)
+        self.centroids = normalise(torch.randn(centroids, backbone.width, generator=g)).to(bench.device)
         self.weight = bench.head_weight(backbone_dtype(bench.device))
-        self.exact = bench.head_weight(torch.float32)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             head = HyperHead(backbone.width, backbone.vocab, RANK, released_init="wikitext")  # not the no-op
@@ -65,58 +62,55 @@ class Batches:
         batch = {"ids": ids, "where": at[:, 0] * ids.shape[1] + at[:, 1], "target": ids[:, 1:][predicts]}
         return {name: x.to(self.bench.device) for name, x in batch.items()}
 
-    def vectors(self, b: dict) -> Tensor:
-        """Prefixes to vectors (B, C), float32."""
+    def assigned(self, b: dict) -> tuple[HeadUpdate, Tensor, Tensor]:
+        """The update of a batch of one cluster; each prefix's vector (B, C) and nearest centroid (B,)."""
         ids = b["ids"][:, :PREFIX]
-        return prompt_vectors(F.embedding(ids, self.backbone.embedding), torch.ones_like(ids))
+        vectors = prompt_vectors(F.embedding(ids, self.backbone.embedding), torch.ones_like(ids))
+        cluster, _ = nearest_centroid(vectors, self.centroids)
+        return self.head.factors(Condition(vectors.mean(0, keepdim=True))), vectors, cluster
 
-    def assign(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors (B, C) to cluster (B,) and distance (B,)."""
-        return nearest_centroid(vectors, self.centroids)
+    def states(self, b: dict) -> Tensor:
+        """The states (M, C) that predict a token."""
+        return self.backbone.hidden(b["ids"]).flatten(0, 1)[b["where"]]
 
-    def update(self, vectors: Tensor) -> HeadUpdate:
-        """Vectors (B, C) of one cluster's batch to its update."""
-        return self.head.factors(Condition(vectors.mean(0, keepdim=True)))
-
-    def losses(self, b: dict, update: HeadUpdate | None) -> Tensor:
-        """Losses (M,) under the frozen head, or under the head with an update."""
-        h = self.backbone.hidden(b["ids"]).flatten(0, 1)[b["where"]]  # (M, C)
-        return token_losses(h, b["target"], self.weight, [update])[0]
-
-    def plain(self, b: dict) -> Tensor:
-        """The whole batch, not adapted: losses (M,)."""
-        return self.losses(b, None)
+    def plain(self, b: dict, update: HeadUpdate | None = None) -> Tensor:
+        """Losses (M,) of the whole batch under the frozen head, or with an update."""
+        return token_losses(self.states(b), b["target"], self.weight, [update])[0]
 
     def adapted(self, b: dict) -> Tensor:
-        """The whole batch, adapted: losses (M,)."""
-        vectors = self.vectors(b)
-        self.assign(vectors)
-        return self.losses(b, self.update(vectors))
+        """Losses (M,) of the whole batch, its update included."""
+        return self.plain(b, self.assigned(b)[0])
 
 
-def overhead(bench: Bench) -> dict:
+def overhead(bench: Bench, batches: int, longest: int, centroids: int, texts: int) -> dict:
     """Seconds (p50, p95) of the whole batch, the ratios with intervals, gates, and the waiting."""
-    work = Batches(bench, bench.size(BATCHES, BATCHES, LEAST))
+    work = Batches(bench, batches, longest, centroids)
     # The tensors of `work` are made outside: those made in inference mode cannot be trained on by later rows.
     with set_format(bench.backbone.lm, backbone_dtype(bench.device)), torch.inference_mode():
         gates, seconds = _gates(work), _timed(work)
         alone = [bench.seconds(partial(work.adapted, work.batch(i, rows=1))) for i in range(LEAST)]
-    whole = {name: quantiles(values) for name, values in seconds.items()}
-    clusters, count = len(work.centroids), len(seconds["plain"])
-    workload = {"backbone": bench.model, "prefix tokens": PREFIX, "stored centroids": clusters}
-    workload |= {"longest text": int(work.table.lengths.max())}
-    return shown(f"what adapting adds to a batch of {ROWS} texts", gates, batches=count, whole=whole) | {
+    whole, g = {name: quantiles(values) for name, values in seconds.items()}, torch.Generator().manual_seed(1)
+    x = normalise(torch.randn(texts, bench.backbone.width, generator=g)).to(bench.device)
+    fitting = min(bench.seconds(lambda: fit_clusters(x, texts // ROWS, seed=0)) for _ in range(2))
+    return {
+        "gates": gates,
+        "batches": len(seconds["plain"]),
+        "whole": whole,
         "ratios": ratios(seconds["adapted"], seconds["plain"]),
-        "fitting clusters": _fitting(work),
-        "waiting": _waiting(bench, whole["adapted"]["p50"], float(np.median(alone)), clusters),
-        "workload": workload,
+        # as released, on the texts to be read themselves; and the share of 32 of them
+        "fitting clusters": {
+            "texts": texts,
+            "seconds": fitting,
+            "seconds a batch": fitting / (texts // ROWS),
+        },
+        "waiting": _waiting(bench, whole["adapted"]["p50"], float(np.median(alone)), centroids),
+        "workload": {"backbone": bench.model, "prefix tokens": PREFIX},
     }
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
     """Median and 95th percentile."""
-    p50, p95 = np.quantile(seconds, [0.5, 0.95])
-    return {"p50": float(p50), "p95": float(p95)}
+    return dict(zip(QUANTILES, np.quantile(seconds, list(QUANTILES.values())).tolist()))
 
 
 def ratios(adapted: list[float], plain: list[float]) -> dict[str, dict[str, float]]:
@@ -125,7 +119,7 @@ def ratios(adapted: list[float], plain: list[float]) -> dict[str, dict[str, floa
     The interval is a bootstrap's over batches; both times of a batch are drawn together.
     """
     both, out = (np.asarray(adapted), np.asarray(plain)), {}
-    for name, at in (("p50", 0.5), ("p95", 0.95)):
+    for name, at in QUANTILES.items():
 
         def ratio(ours, theirs, axis=-1, at=at):
             return np.quantile(ours, at, axis=axis) / np.quantile(theirs, at, axis=axis)
@@ -143,49 +137,37 @@ def _timed(work: Batches) -> dict[str, list[float]]:
     read once before anything counts: a product of a new size may load a kernel, once per process.
     """
     seconds: dict[str, list[float]] = {"plain": [], "adapted": []}
-
-    def read(i: int) -> dict[str, float]:
-        b, order = work.batch(i % work.count), ("adapted", "plain") if i % 2 else ("plain", "adapted")
-        return {name: work.bench.seconds(partial(getattr(work, name), b)) for name in order}
-
-    for i in range(work.count if work.bench.gpu else WARM):
-        read(i)
-    started = time.perf_counter()
-    for i in range(work.count):
-        if i >= LEAST and time.perf_counter() - started > BUDGET:
+    warm, deadline = work.count if work.bench.gpu else WARM, np.inf
+    for i in range(-warm, work.count):
+        if i == 0:
+            deadline = time.perf_counter() + BUDGET
+        if i >= LEAST and time.perf_counter() > deadline:
             break
-        for name, value in read(i).items():
-            seconds[name].append(value)
+        b = work.batch(i % work.count)
+        for name in ("adapted", "plain") if i % 2 else ("plain", "adapted"):
+            taken = work.bench.seconds(partial(getattr(work, name), b))
+            if i >= 0:
+                seconds[name].append(taken)
     return seconds
 
 
 def _gates(work: Batches) -> list[dict]:
     """The losses are the definition's, an update of zeros changes nothing, the centroid is the nearest."""
     b, limit = work.batch(0), work.bench.limits[1]
-    vectors, update = work.vectors(b), work.update(work.vectors(b))
+    update, vectors, cluster = work.assigned(b)
     b = {"ids": b["ids"], "where": b["where"][:256], "target": b["target"][:256]}
     nothing = HeadUpdate(update.down, torch.zeros_like(update.up))
-    adapted, same, frozen = (float(work.losses(b, u).mean()) for u in (update, nothing, None))
-    h = work.backbone.hidden(b["ids"]).flatten(0, 1)[b["where"]].float()
+    adapted, same, frozen = (float(work.plain(b, u).mean()) for u in (update, nothing, None))
+    exact = work.bench.head_weight(torch.float32)
     with engine.use("plain"):
-        expected = float(token_losses(h, b["target"], work.exact, [update]).mean())
+        expected = float(token_losses(work.states(b).float(), b["target"], exact, [update]).mean())
     far = torch.cdist(vectors.double(), work.centroids.double())  # (B, K)
-    chosen = far.gather(1, work.assign(vectors)[0][:, None])[:, 0]
-    beyond = float((chosen - far.min(1).values).max())
+    beyond = float((far.gather(1, cluster[:, None])[:, 0] - far.min(1).values).max())
     return [
         gate("mean loss under the update, from float32, nats", abs(adapted - expected), limit),
         gate("mean loss under an update of nothing, from the frozen head's", abs(same - frozen), limit),
         gate("distance to the chosen centroid beyond the nearest", beyond, 1e-4),
     ]
-
-
-def _fitting(work: Batches) -> dict[str, float]:
-    """Seconds of k-means fitted, as released, on the texts to be read, and the share of 32 of them."""
-    rows = work.bench.size(VALIDATION, VALIDATION, 128)
-    x = normalise(torch.randn(rows, work.backbone.width, generator=torch.Generator().manual_seed(1)))
-    fitting = partial(fit_clusters, x.to(work.bench.device), rows // ROWS, seed=0)
-    seconds = min(work.bench.seconds(fitting) for _ in range(2))
-    return {"texts": rows, "seconds": seconds, "seconds a batch": seconds / (rows // ROWS)}
 
 
 def _waiting(bench: Bench, full: float, one: float, clusters: int) -> dict:
@@ -194,8 +176,7 @@ def _waiting(bench: Bench, full: float, one: float, clusters: int) -> dict:
     full and one: seconds of an adapted batch of 32 texts and of one. Clusters are equally likely here; uneven
     ones, as real ones are, wait longer.
     """
-    each = max(0.0, (full - one) / (ROWS - 1))
-    rate = LOAD * ROWS / full
+    each, rate = max(0.0, (full - one) / (ROWS - 1)), LOAD * ROWS / full
     labels = np.random.default_rng(0).integers(0, clusters, bench.size(4, 4, 1) * ROWS * clusters)
     service = Service(max(0.0, full - ROWS * each), each)
     rows = waiting_table(labels, rate=rate, batches=(ROWS,), service=service).to_dict("records")

@@ -8,23 +8,24 @@ import json
 import os
 import platform
 import re
-import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from joblib import cpu_count
 
 from chameleon_lite import files
-from chameleon_lite.backbones.formats import cpu_flags, device_of
+from chameleon_lite.backbones.formats import CPU_FLAGS, cpu_flags, device_of
 from chameleon_lite.errors import RunFailed, UserError, unknown
-from chameleon_study.provenance import provenance
+from chameleon_study.provenance import default_command, device_name, provenance
 
+from .bench import Bench
 from .measure import row
-from .rows import EXTRAS, ON_REQUEST, ROWS
+from .rows import EXTRAS, ROWS, USUAL, measured
 from .tables import goals_frame, stored_file
-from .workload import Bench, short
+from .workload import short
 
 
 def run_rows(
@@ -47,9 +48,9 @@ def run_rows(
     path = out or Path("benchmarks") / "results" / f"{here['name']}{'-quick' if quick else ''}.json"
     stored = (stored_file(path) if path.exists() else {"rows": {}}) | {"machine": here}
     _write(path, stored)  # what cannot be written is known before anything is measured
-    for name in names or [name for name in (*ROWS, *EXTRAS) if name not in ON_REQUEST]:
+    for name in names or USUAL:
         say(f"{name} …")
-        stored["rows"][name] = entry = _run(name, bench) | {"conditions": conditions(quick)}
+        stored["rows"][name] = entry = _run(name, bench)
         _write(path, stored)
         say(summary(entry))
         failed += [name] if entry["status"] == "failed" else []
@@ -69,45 +70,43 @@ def _run(name: str, bench: Bench) -> dict:
     """One row as JSON, whatever happens in it."""
     started = time.perf_counter()
     try:
-        entry = (ROWS | EXTRAS)[name](bench)
+        entry = measured(name, bench)
     except (ImportError, UserError) as error:  # something this machine lacks
         entry = row("", unavailable=f"not available: {error}")
     except Exception as error:
         entry = row("", unavailable=f"{type(error).__name__}: {error}")
         entry |= {"status": "failed", "traceback": traceback.format_exc().splitlines()[-12:]}
-    return entry | {"name": name, "seconds": time.perf_counter() - started}
+    seconds = time.perf_counter() - started
+    return entry | {"name": name, "seconds": seconds, "conditions": conditions(bench.quick)}
 
 
 def machine(bench: Bench) -> dict:
     """What the numbers were measured on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    name = f"cpu-{cores}core"
+    cores, info = cpu_count(), Path("/proc/cpuinfo")
+    name, device = f"cpu-{cores}core", device_name("cpu")
+    if found := re.search(r"^model name\s*: (.*)$", info.read_text() if info.exists() else "", re.M):
+        device = found[1].strip()
     if bench.gpu:
-        name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(bench.device).lower()).strip("-")
+        device = device_name(str(bench.device))
+        name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
         name += f"-x{torch.cuda.device_count()}" if torch.cuda.device_count() > 1 else ""
     return {
         "name": name,
-        "device": torch.cuda.get_device_name(bench.device) if bench.gpu else _cpu_name(),
+        "device": device,
         "cores": cores,
         "threads": torch.get_num_threads(),
         "large products in": short(bench.fast),
-        "cpu 16-bit units": sorted({"avx512_bf16", "amx_bf16"} & cpu_flags()),
+        "cpu 16-bit units": sorted(CPU_FLAGS & cpu_flags()),
         "system": f"{platform.system()} {platform.machine()}",
     }
 
 
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*: (.*)$", info.read_text() if info.exists() else "", re.M)
-    return names[0].strip() if names else platform.processor() or platform.machine()
-
-
 def conditions(quick: bool) -> dict:
     """When and with what a row was measured, and how busy the machine was."""
-    facts = provenance("cpu", " ".join(["chameleon-lite", *sys.argv[1:]]))
+    facts = provenance("cpu", default_command())
+    some = {key: facts[key] for key in ("versions", "commit", "source", "command")}
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    some = {key: facts[key] for key in ("versions", "commit", "source", "command")}
     return some | {"quick": quick, "load average": load, "at": now}
 
 
@@ -115,9 +114,9 @@ def summary(entry: dict) -> str:
     """An entry as printed: status, comparisons as a table, gates that failed, why a goal was missed."""
     what = entry["what"] or entry["unavailable"]
     lines = [f"{entry['name']:<8} {entry['status']}: {what} ({entry['seconds']:.0f} s)"]
-    if entry.get("comparisons"):
+    if entry["comparisons"]:
         frame = goals_frame({"rows": {entry["name"]: entry}}).drop(columns=["row", "what"])
         lines += frame.to_string(index=False, na_rep="").splitlines()
-    failed = [gate for gate in entry.get("gates", []) if not gate["passed"]]
+    failed = [gate for gate in entry["gates"] if not gate["passed"]]
     lines += [f"gate failed: {g['what']} is {g['value']:.3g}, limit {g['limit']:g}" for g in failed]
-    return "\n    ".join([*lines, entry["reason"]] if entry.get("reason") else lines)
+    return "\n    ".join([*lines, entry["reason"]]).rstrip()

@@ -1,44 +1,36 @@
-"""The rows by name: ROWS are compared with peers and mostly have goals, EXTRAS show something else."""
+"""The rows by name, from rows.yaml: ROWS are compared with peers and mostly have goals, EXTRAS show something else.
 
-from collections.abc import Callable
+name ─ its function ─▶ samples by quantity, gates, workload, profile ─ its goals ─▶ row
+"""
 
-from . import (
-    growth,
-    overhead,
-    rows_app,
-    rows_data,
-    rows_generate,
-    rows_head,
-    rows_layers,
-    rows_states,
-    rows_train,
-    two_gpus,
-)
-from .workload import Bench
+from importlib import import_module
+from pathlib import Path
 
-ROWS: dict[str, Callable[[Bench], dict]] = {
-    "B1": rows_data.prepare,
-    "B3": rows_data.clusters,
-    "B4": rows_states.feature_pass,
-    "B5": rows_head.head_time,
-    "B6": rows_head.head_memory,
-    "B7": rows_head.head_kernels,
-    "B8": rows_train.full_sequence,
-    "B9": rows_train.last_position,
-    "B10": rows_layers.lora_step,
-    "B11": rows_generate.one_at_a_time,
-    "B12": rows_generate.adapted_against_plain,
-    "B13": rows_generate.mixed_clusters,
-    "B14": rows_head.shared_pass,
-    "B15": rows_states.share_of_products,
-    "B16": rows_app.ten_thousand,
-}
-EXTRAS: dict[str, Callable[[Bench], dict]] = {
-    "ladder": rows_train.ladder,
-    "roofline": rows_states.roofline,
-    "growth": growth.growth,
-    "overhead": overhead.overhead,
-    "scaling": two_gpus.scaling,
-    "workers": two_gpus.workers,
-}
-ON_REQUEST = ("scaling", "workers")  # these need more than one GPU
+import yaml
+
+from .bench import Bench
+from .measure import compared, row
+from .workload import short
+
+TABLE: dict[str, dict] = yaml.safe_load(Path(__file__).with_name("rows.yaml").read_text(encoding="utf-8"))
+ROWS, EXTRAS = TABLE["rows"], TABLE["extras"] | TABLE["on request"]
+USUAL = [*ROWS, *TABLE["extras"]]  # what is measured when nothing is named
+
+
+def measured(name: str, bench: Bench) -> dict:
+    """The row of that name; raises what its function raises."""
+    about = (ROWS | EXTRAS)[name]
+    file, function = about["run"].split(".")
+    module = import_module(f".{file}", __package__)  # the other rows' files are not loaded
+    sizes = {size: bench.size(*values) for size, values in about.get("sizes", {}).items()}
+    found = getattr(module, function)(bench, **sizes, **about.get("options", {}))
+    workload = {size.replace("_", " "): value for size, value in sizes.items()} | found.pop("workload", {})
+    samples, comparisons = found.pop("samples", {}), []
+    peers_of = {q.format(fast=short(bench.fast)): peers for q, peers in about.get("goals", {}).items()}
+    for quantity, peers in peers_of.items():
+        # quick runs are too small for any goal
+        goals = {peer: None if bench.quick else pair[bench.gpu] for peer, pair in peers.items()}
+        comparisons += compared(samples[quantity], goals, quantity)
+        beside = samples[quantity].drop(columns=["ours", *peers], errors="ignore").median()
+        workload |= {f"s, {contender}": seconds for contender, seconds in beside.items()}
+    return row(about["what"], comparisons, limit=about.get("limit", ""), workload=workload, **found)

@@ -10,8 +10,9 @@ from torch import Tensor
 from chameleon_lite.backbones.formats import set_format
 from chameleon_lite.heads import HeadUpdate, update_logits
 
-from .measure import gate, row
-from .workload import RANK, Bench
+from .bench import Bench
+from .measure import gate, split
+from .workload import RANK
 
 SAME_LOGITS = 1e-3  # two best logits nearer than this may change places: padding alone moves them by 1e-4
 
@@ -20,8 +21,7 @@ class Prompts:
     """Left-padded random prompts (B, T), 8 to 40 tokens each, and greedy continuation by any model."""
 
     def __init__(self, bench: Bench, count: int, new: int) -> None:
-        self.bench, self.count, self.new = bench, count, new
-        self.workload = {"prompts": count, "new tokens": new}
+        self.bench, self.new = bench, new
         g = torch.Generator().manual_seed(0)
         lengths = torch.randint(8, 41, (count,), generator=g)
         width = int(lengths.max())
@@ -56,77 +56,54 @@ class Prompts:
         return gate("rows with other greedy tokens where the two best logits are apart", wrong, 0)
 
 
-def one_at_a_time(bench: Bench) -> dict:
+def one_at_a_time(bench: Bench, prompts: int, new_tokens: int) -> dict:
     """B11: 64 prompts in one left-padded batch, against one after another as released; both in float32."""
-    prompts = Prompts(bench, 64, bench.size(cpu=8, gpu=32, quick=2))
+    prompts = Prompts(bench, prompts, new_tokens)
     model, factors = _adapted(bench, groups=1)
-    update, peer = update_logits(factors, rows=1), "released way, one by one"
-    contenders = {
-        "ours": partial(prompts.batched, model, head_update=update),
-        peer: partial(prompts.one_by_one, model, head_update=update),
-    }
-    same = prompts.gate(model, update, contenders["ours"](), contenders[peer]())
+    update = update_logits(factors, rows=1)
+    ours, released = (partial(w, model, head_update=update) for w in (prompts.batched, prompts.one_by_one))
+    same = prompts.gate(model, update, ours(), released())
+    contenders = {"ours": ours, "released way, one by one": released}
     times = bench.race(contenders, 1 if bench.quick else 3, warm_up=False)
     inputs = {"input_ids": prompts.ids, "attention_mask": prompts.mask, "logits_to_keep": 1}
     with torch.no_grad():
         first = bench.seconds(lambda: bench.backbone.lm(**inputs))
-    return row(
-        "generating for 64 prompts",
-        times.against({peer: bench.goal(4, 25)}),
-        [same],
-        limit="reading the weights once a token, whatever the batch",
-        workload=prompts.workload,
-        profile=times.split("the prompts", first, "single-token steps"),
-    )
+    profile = split(times, "the prompts", first, "single-token steps")
+    return {"samples": {"time": times}, "gates": [same], "profile": profile}
 
 
-def adapted_against_plain(bench: Bench) -> dict:
+def adapted_against_plain(bench: Bench, prompts: int, new_tokens: int) -> dict:
     """B12: generation with an adapted head against transformers' own on the same batch."""
-    prompts = Prompts(bench, bench.size(16, 64, 4), bench.size(cpu=12, gpu=64, quick=3))
-    plain, peer = bench.backbone.lm, "plain generate"
+    prompts = Prompts(bench, prompts, new_tokens)
+    plain, peer = partial(prompts.batched, bench.backbone.lm), "plain generate"
     with set_format(bench.backbone.lm, bench.served):
         model, factors = _adapted(bench, groups=1)
-        update = update_logits(factors, rows=1)
-        ours = partial(prompts.batched, model, head_update=update)
+        ours = partial(prompts.batched, model, head_update=update_logits(factors, rows=1))
         # The goal lies within a few per cent of 1, and the host of a GPU is noisier than that.
-        times = bench.race({"ours": ours, peer: partial(prompts.batched, plain)}, 25 if bench.gpu else 9)
+        times = bench.race({"ours": ours, peer: plain}, 25 if bench.gpu else 9)
     nothing = update_logits(HeadUpdate(factors.down, torch.zeros_like(factors.up)), rows=1)
-    same = prompts.batched(model, head_update=nothing), prompts.batched(plain)
-    return row(
-        "adapted generation, against the plain model's",
-        times.against({peer: bench.goal(0.90, 0.97)}),
-        [prompts.gate(model, nothing, *same)],
-        limit="1.0; on a GPU beyond it by what aligned columns save",
-        workload=prompts.workload,
-        profile=times.split("the plain model", times.median(peer), "the update"),
-    )
+    same = prompts.gate(model, nothing, prompts.batched(model, head_update=nothing), plain())
+    profile = split(times, "the plain model", times[peer].median(), "the update")
+    return {"samples": {"time": times}, "gates": [same], "profile": profile}
 
 
-def mixed_clusters(bench: Bench) -> dict:
+def mixed_clusters(bench: Bench, clusters: int, new_tokens: int) -> dict:
     """B13: a batch of many clusters, each with its own update, against PEFT's `adapter_names` on the head."""
-    groups, peer = bench.size(16, 64, 4), "PEFT adapter_names"
-    prompts = Prompts(bench, groups, bench.size(cpu=12, gpu=32, quick=3))
-    group = torch.arange(groups)  # one prompt per cluster
+    prompts, peer = Prompts(bench, clusters, new_tokens), "PEFT adapter_names"
     with set_format(bench.backbone.lm, bench.served):
-        model, factors = _adapted(bench, groups)
-        update, (adapters, names) = update_logits(factors, group), _peft(bench, factors)
-        contenders = {
-            "ours": partial(prompts.batched, model, head_update=update),
-            peer: partial(prompts.batched, adapters, adapter_names=names),
-            "plain": partial(prompts.batched, bench.backbone.lm),
-        }
-        times = bench.race(contenders)
-    adapters, names = _peft(bench, factors)  # in float32
-    same = contenders["ours"](), prompts.batched(adapters, adapter_names=names)
-    over = times.median() / times.median("plain") - 1
-    return row(
-        f"{groups} clusters in one batch",
-        times.against({peer: bench.goal(1.0, 1.3)}),
-        [prompts.gate(model, update, *same)],
-        limit="the plain model plus about 10 %",
-        workload=prompts.workload | {"clusters": groups, "over the plain model": over},
-        profile=times.split("the plain model", times.median("plain"), "the updates"),
-    )
+        model, factors = _adapted(bench, clusters)
+        update = update_logits(factors, torch.arange(clusters))  # one prompt per cluster
+        ours = partial(prompts.batched, model, head_update=update)
+        plain = partial(prompts.batched, bench.backbone.lm)
+        times = bench.race({"ours": ours, peer: _peft(bench, factors, prompts), "plain": plain})
+    same = prompts.gate(model, update, ours(), _peft(bench, factors, prompts)())  # in float32
+    over = float(times["ours"].median() / times["plain"].median()) - 1
+    return {
+        "samples": {"time": times},
+        "gates": [same],
+        "workload": {"over the plain model": over},
+        "profile": split(times, "the plain model", times["plain"].median(), "the updates"),
+    }
 
 
 def _adapted(bench: Bench, groups: int):
@@ -140,8 +117,8 @@ def _adapted(bench: Bench, groups: int):
     return model, HeadUpdate(down.to(bench.device), up.to(bench.device))
 
 
-def _peft(bench: Bench, factors: HeadUpdate):
-    """A PEFT model with one adapter per group on the head, of the same factors, and the adapters' names."""
+def _peft(bench: Bench, factors: HeadUpdate, prompts: Prompts) -> partial:
+    """Generation by PEFT: one adapter per group on the head, of the same factors, in the format that W has now."""
     from peft import LoraConfig, get_peft_model
 
     names = [f"c{g}" for g in range(factors.groups)]
@@ -156,4 +133,4 @@ def _peft(bench: Bench, factors: HeadUpdate):
         for name, down, up in zip(names, factors.down, factors.up):
             head.lora_A[name].weight.copy_(down)
             head.lora_B[name].weight.copy_(up)
-    return model.eval(), names
+    return partial(prompts.batched, model.eval(), adapter_names=names)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,183 +17,156 @@ from chameleon_lite.states import ScoredStates
 from chameleon_lite.train import evaluate
 
 from . import baselines
-from .measure import Samples, gate, relative_error, row, runnable
-from .workload import RANK, Bench
+from .bench import Bench
+from .measure import agreement, gate, outcome, split
+from .workload import RANK, random_inputs
 
-AUTOCAST, COMPILED = "released way, bfloat16 autocast", "torch.compile"
-BY_LAUNCH = "ours, launch by launch"
+PRODUCT, REST = "one product h·Wᵀ", "softmax, update and gradients"  # the stages of a profile
 
 
 class HeadWork:
-    """One loss and its gradients of `down` (R, C) and `up` (V, R), in different ways on the same numbers."""
+    """One loss and its gradients of `down` (R, C) and `up` (V, R), in different ways on the same numbers.
+
+    ours       the package's loss in this machine's format
+    released   with all logits, in float32; `autocast` for its products in bfloat16
+    product    the one large product h·Wᵀ (M, V) alone
+    """
 
     def __init__(self, bench: Bench, tokens: int) -> None:
         self.bench, self.tokens = bench, tokens
-        self.h, self.target, self.down, self.up = bench.inputs(tokens)
-        self.matrix = bench.backbone.head.weight.detach()  # (V, C) fp32
+        sizes = bench.device, tokens, bench.backbone.width, bench.backbone.vocab
+        self.h, self.target, self.down, self.up = random_inputs(*sizes)
+        self.matrix = bench.backbone.head.weight.detach()  # (V, C) in float32
         self.weight = bench.head_weight()
         self.compact = self.h.to(bench.fast)  # states lie on disk in 16 bits: the machine's format
+        self.ours = partial(self.loss, self.compact, self.target, self.weight)
+        self.plain = self.h, self.target, self.matrix, self.down, self.up
+        self.released = partial(baselines.plain_head_loss, *self.plain)
 
-    def _loss(self, h: Tensor, target: Tensor, weight: HeadWeight) -> Tensor:
-        update = HeadUpdate(self.down.unsqueeze(0), self.up.unsqueeze(0))
-        return head_losses(h, target, weight, [update])[0]
+    def loss(self, h: Tensor, target: Tensor, weight: HeadWeight) -> Tensor:
+        """The package's loss of states h (M, C), summed."""
+        return head_losses(h, target, weight, [HeadUpdate(self.down[None], self.up[None])])[0]
 
-    def ours(self) -> Tensor:
-        return self._loss(self.compact, self.target, self.weight)
+    def autocast(self, loss: Callable[..., Tensor] = baselines.plain_head_loss) -> Tensor:
+        """The released loss, or its compiled form, under autocast."""
+        with torch.autocast(self.bench.device.type, torch.bfloat16):
+            return loss(*self.plain)
+
+    def product(self) -> Tensor:
+        return self.compact @ self.weight.weight.T
+
+    def step(self, loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Forward and backward as timed: gradients end up where an optimiser reads them."""
+
+        def work() -> Tensor:
+            self.down.grad = self.up.grad = None
+            (value := loss()).backward()
+            return value.detach()
+
+        return work
 
     def replayed(self) -> Callable[[], Tensor]:
         """The step as in training on a GPU: recorded once, then states and targets copied in and replayed."""
         recorder = Recorder(self.bench.device)
 
         def work(h: Tensor, target: Tensor) -> Tensor:
-            loss = self._loss(h, target, self.weight)
+            loss = self.loss(h, target, self.weight)
             self.down.grad, self.up.grad = torch.autograd.grad(loss, (self.down, self.up))
             return loss.detach()
 
         return lambda: recorder("a step", [self.compact, self.target], work)
 
-    def released(self) -> Tensor:
-        return baselines.plain_head_loss(self.h, self.target, self.matrix, self.down, self.up)
+    def gates(self, replayed: Callable[[], Tensor] | None = None) -> list[dict]:
+        """Ours in this machine's format and in float32 against the released way; a replay against ours."""
+        exact = partial(self.loss, self.h, self.target, self.bench.head_weight(torch.float32))
+        released, ours, exact = map(self.outcome, map(self.step, (self.released, self.ours, exact)))
+        gates = agreement(ours, released, self.bench.limits, f" ({self.bench.fast})")
+        gates += agreement(exact, released, (1e-5, 1e-5), " (torch.float32)")
+        if replayed:
+            *_, third = [self.outcome(replayed) for _ in range(3)]  # as it is, recorded, replayed
+            gates += agreement(third, ours, (1e-5, 1e-5), " (replayed)")
+        return gates
 
-    def autocast(self, loss: Callable = baselines.plain_head_loss) -> Tensor:
-        """The released loss, or its compiled form, under autocast."""
-        with torch.autocast(self.bench.device.type, torch.bfloat16):
-            return loss(self.h, self.target, self.matrix, self.down, self.up)
-
-    def fused(self, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], None]:
-        """A step of a fused linear cross-entropy (h, weight, target) on the concatenation, in 16 bits."""
-        matrix = self.matrix.to(self.bench.fast)
-        joined = partial(baselines.concatenated, self.compact, matrix, self.down, self.up)
-        return self.step(lambda: loss(*joined(), self.target))
-
-    def product(self) -> Tensor:
-        """The one large product h·Wᵀ (M, V)."""
-        return self.compact @ self.weight.weight.T
-
-    def gradients(self, loss: Callable[[], Tensor]) -> tuple[float, Tensor]:
-        """The summed loss and both gradients, flat."""
-        value = loss()
-        grads = torch.autograd.grad(value, (self.down, self.up))
-        return float(value.detach()), torch.cat([g.flatten() for g in grads])
-
-    def step(self, loss: Callable[[], Tensor]) -> Callable[[], None]:
-        """Forward and backward as timed: gradients end up where an optimiser reads them."""
-
-        def work() -> None:
-            self.down.grad = self.up.grad = None
-            loss().backward()
-
-        return work
-
-    def gates(self, loss: Callable[[], Tensor], limits: tuple[float, float], label: str = "") -> list[dict]:
-        """Gradient and mean loss against the released way's in float32."""
-        expected_loss, expected = self.gradients(self.released)
-        value, gradient = self.gradients(loss)
-        return [
-            gate(f"gradient, relative{label}", relative_error(gradient, expected), limits[0]),
-            gate(f"mean loss, nats{label}", abs(value - expected_loss) / self.tokens, limits[1]),
-        ]
-
-    def both_gates(self) -> list[dict]:
-        """Ours in this machine's format and in float32 itself."""
-        exact = partial(self._loss, self.h, self.target, self.bench.head_weight(torch.float32))
-        here = self.gates(self.ours, self.bench.limits, f" ({self.bench.fast})")
-        return here + self.gates(exact, (1e-5, 1e-5), " (torch.float32)")
-
-    def replay_gate(self, replayed: Callable[[], Tensor]) -> dict:
-        """Gradients that a replay leaves where an optimiser reads them, against the plain step's."""
-        plain = self.gradients(self.ours)[1]
-        for _ in range(3):  # plain, recorded, replayed
-            replayed()
-        gradient = torch.cat([self.down.grad.flatten(), self.up.grad.flatten()])
-        return gate("gradient, relative (replayed)", relative_error(gradient, plain), 1e-5)
+    def outcome(self, step: Callable[[], Tensor]) -> tuple[float, Tensor]:
+        """Mean loss and gradients of a step."""
+        return outcome(step, (self.down, self.up), self.tokens)
 
 
-def head_time(bench: Bench) -> dict:
+def head_time(bench: Bench, tokens: int) -> dict:
     """B5: forward and backward of the head against all logits in float32 and against torch.compile."""
-    work = HeadWork(bench, bench.size(cpu=1_020, gpu=8_160, quick=256))
-    gates, ours = work.both_gates(), work.step(work.ours)
-    contenders = {"ours": ours, "released way": work.step(work.released), AUTOCAST: work.step(work.autocast)}
-    contenders["one product"] = work.product
-    absent: dict[str, str] = {}
+    work = HeadWork(bench, tokens)
+    replayed, ours = work.replayed() if bench.gpu else None, work.step(work.ours)
+    gates = work.gates(replayed)
+    contenders = {
+        "ours": ours,
+        "released way": work.step(work.released),
+        "released way, bfloat16 autocast": work.step(work.autocast),
+        PRODUCT: work.product,
+    }
     if bench.gpu:
-        contenders |= {"ours": work.replayed(), BY_LAUNCH: ours}
-        gates.append(work.replay_gate(contenders["ours"]))
-        compiled, absent = runnable(
-            {COMPILED: lambda: work.step(partial(work.autocast, torch.compile(baselines.plain_head_loss)))}
-        )
-        contenders |= compiled
-    times = bench.race(contenders)
-    goals = {"released way": bench.goal(3, 9), AUTOCAST: None, COMPILED: bench.goal(None, 1.6)}
-    product, total = times.median("one product"), times.median()
-    workload = {"tokens": work.tokens, "width": work.weight.width, "vocabulary": work.weight.vocab}
-    workload |= {"rank": RANK, "arithmetic": str(bench.fast)}
-    if bench.gpu:
-        workload["ms launch by launch"] = times.median(BY_LAUNCH) * 1e3
-    return row(
-        "head, forward and backward",
-        times.against(goals, absent=absent),
-        gates,
-        limit=f"one product: {product * 1e3:.2f} ms, {product / total:.0%} of ours",
-        workload=workload,
-        profile={"one product h·Wᵀ": product, "softmax, update and gradients": total - product},
-    )
+        contenders |= {"ours": replayed, "ours, launch by launch": ours}
+        compiled = torch.compile(baselines.plain_head_loss)
+        contenders["torch.compile"] = work.step(partial(work.autocast, compiled))
+    times = bench.race(contenders, optional={"torch.compile"} & contenders.keys())
+    sizes = {"width": work.weight.width, "vocabulary": work.weight.vocab, "rank": RANK}
+    return {
+        "samples": {"time": times},
+        "gates": gates,
+        "workload": sizes | {"arithmetic": str(bench.fast)},
+        "profile": split(times, PRODUCT, times[PRODUCT].median(), REST),
+    }
 
 
-def head_memory(bench: Bench) -> dict:
+def head_memory(bench: Bench, tokens: int) -> dict:
     """B6: the most memory the loss and its gradients take beyond W's resident copy."""
-    work = HeadWork(bench, bench.size(cpu=8_160, gpu=8_160, quick=1_020))
-    peaks = Samples()
+    work, peaks = HeadWork(bench, tokens), {}
     for name, loss in {"ours": work.ours, "released way": work.released}.items():
         step = work.step(loss)
         if bench.gpu:
             step()  # so that memory allocated once is not counted; on a CPU the buffers that stay are
         peaks[name] = bench.peak(step)
-    return row(
-        "the head's peak memory beyond W, launch by launch",
-        peaks.against({"released way": bench.goal(20, 8)}, "memory"),
-        work.gates(work.ours, bench.limits),
-        limit="one chunk's logits",
-        workload={"tokens": work.tokens, "vocabulary": work.weight.vocab},
-    )
+    return {
+        "samples": {"memory": pd.DataFrame([peaks])},
+        "gates": work.gates(),
+        "workload": {"vocabulary": work.weight.vocab},
+    }
 
 
-def head_kernels(bench: Bench) -> dict:
+def head_kernels(bench: Bench, tokens: int) -> dict:
     """B7: against fused linear cross-entropies on [h, z] and [W | up], wherever they are installed."""
-    work = HeadWork(bench, bench.size(cpu=1_020, gpu=8_160, quick=256))
+    work = HeadWork(bench, tokens)
+    matrix = work.matrix.to(bench.fast)
+    joined = partial(baselines.concatenated, work.compact, matrix, work.down, work.up)
 
-    def liger() -> Callable[[], None]:
+    def liger() -> Tensor:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
-        fused = LigerFusedLinearCrossEntropyLoss(reduction="sum")
-        return work.fused(lambda h, weight, target: fused(weight, h, target))
+        h, weight = joined()
+        return LigerFusedLinearCrossEntropyLoss(reduction="sum")(weight, h, work.target)
 
-    def of_torch() -> Callable[[], None]:
-        return work.fused(partial(F.linear_cross_entropy, reduction="sum"))
+    def of_torch() -> Tensor:
+        return F.linear_cross_entropy(*joined(), work.target, reduction="sum")
 
-    makers = {"Liger": liger, "F.linear_cross_entropy": of_torch}
-    peers, absent = runnable(makers)
-    times = bench.race({"ours": work.step(work.ours), **peers})
-    return row(
-        "head, against fused kernels on the concatenation",
-        times.against(dict.fromkeys(makers, bench.goal(2, 4)), absent=absent),
-        work.both_gates(),
-        limit="three products become one",
-        workload={"tokens": work.tokens, "arithmetic": str(bench.fast)},
-        profile=times.split("one product h·Wᵀ", bench.seconds(work.product), "softmax, update and gradients"),
-    )
+    losses = {"ours": work.ours, "Liger": liger, "F.linear_cross_entropy": of_torch}
+    contenders = {name: work.step(loss) for name, loss in losses.items()}
+    times = bench.race(contenders, optional=["Liger", "F.linear_cross_entropy"])
+    return {
+        "samples": {"time": times},
+        "gates": work.gates(),
+        "workload": {"arithmetic": str(bench.fast)},
+        "profile": split(times, PRODUCT, bench.seconds(work.product), REST),
+    }
 
 
-def shared_pass(bench: Bench) -> dict:
+def shared_pass(bench: Bench, documents: int) -> dict:
     """B14: three heads read in one pass over the states, against three passes."""
-    documents, each = bench.size(24, 400, 8), 100
-    h, target, _, _ = bench.inputs(documents * each)
-    counts = np.full(documents, each)
+    width, vocab, weight = bench.backbone.width, bench.backbone.vocab, bench.head_weight()
+    h, target, _, _ = random_inputs(bench.device, documents * 100, width, vocab)
+    counts = np.full(documents, 100)
     scored = ScoredStates.of_pairs(h.to(torch.float16), target.cpu().numpy(), counts, bench.device)
-    weight = bench.head_weight()
     order, heads = Arrangement(torch.arange(documents)), []
     for seed in range(3):
-        head = LoraHead(bench.backbone.width, bench.backbone.vocab, RANK)
+        head = LoraHead(width, vocab, RANK)
         head.up.data.normal_(std=0.02, generator=torch.Generator().manual_seed(seed))
         heads.append((head.to(bench.device), None))
 
@@ -206,11 +180,9 @@ def shared_pass(bench: Bench) -> dict:
     times = bench.race({"ours": together, "a pass each": apart})
     part = scored.batch(order.steps(32)[0])[0].to(bench.fast)
     product = bench.seconds(lambda: part @ weight.weight.T, 3) * scored.total / len(part)
-    return row(
-        "three heads evaluated in one pass",
-        times.against({"a pass each": bench.goal(2.3, 2)}),
-        [gate("mean loss between the two, nats", gap, 5e-4)],
-        limit="3",
-        workload={"tokens": scored.total, "heads": len(heads), "arithmetic": str(bench.fast)},
-        profile=times.split("the shared product h·Wᵀ", product, "updates, softmax and the rest"),
-    )
+    return {
+        "samples": {"time": times},
+        "gates": [gate("mean loss between the two, nats", gap, 5e-4)],
+        "workload": {"tokens": scored.total, "heads": len(heads), "arithmetic": str(bench.fast)},
+        "profile": split(times, "the shared product h·Wᵀ", product, "updates, softmax and the rest"),
+    }

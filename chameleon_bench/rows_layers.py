@@ -7,7 +7,9 @@ Ours fuses GPT-2's spelled-out activation, as its feature pass does; a piece has
 """
 
 import gc
+from types import SimpleNamespace
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -23,39 +25,28 @@ from chameleon_lite.train import Common, Member, step
 from chameleon_lite.train_layers import LiveStates, WithLayers
 
 from . import baselines
-from .measure import Samples, gate, peak_bytes, relative_error, row, sample
-from .workload import RANK, Bench
+from .bench import Bench
+from .measure import agreement, outcome, split
+from .workload import RANK
 
 PLAIN = "PEFT LoRA, plain loss"
+# moves nothing and leaves the gradients, to be compared
+NO_OPTIMISER = SimpleNamespace(step=lambda: None, zero_grad=lambda set_to_none: None)
 
 
-def lora_step(bench: Bench) -> dict:
+def lora_step(bench: Bench, rows: int) -> dict:
     """B10: forward and backward of one step, ours by `train.step` on live states."""
-    work = LoraStep(bench, bench.size(4, 32, 2))
+    work = LoraStep(bench, rows)
     gates = work.gates()
     times = bench.race({"ours": work.ours, PLAIN: work.plain}, 5 if bench.gpu else 3)
     body = bench.seconds(work.layers_alone)
-    peaks = Samples({"ours": work.our_peak(), PLAIN: bench.peak(work.plain)})
-    tokens = int(work.table.lengths.sum())
-    workload = {"rows": len(work.table), "real tokens": tokens, "recorded": work.recorded}
-    return row(
-        "a step with LoRA in the layers",
-        times.against({PLAIN: bench.goal(1.1, 1.3)}) + peaks.against({PLAIN: bench.goal(3, 3)}, "memory"),
-        gates,
-        limit="the layers' products for the real tokens",
-        workload=workload | {f"tok/s, {name}": tokens / times.median(name) for name in times},
-        profile=times.split("the layers, forward and backward", body, "the head"),
-    )
-
-
-class NoOptimiser:
-    """Moves nothing and leaves the gradients, to be compared."""
-
-    def step(self) -> None:
-        """Nothing."""
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Nothing."""
+    peaks = {"ours": work.our_peak(), PLAIN: bench.peak(work.plain)}
+    return {
+        "samples": {"time": times, "memory": pd.DataFrame([peaks])},
+        "gates": gates,
+        "workload": {"real tokens": int(work.table.lengths.sum()), "recorded": work.recorded},
+        "profile": split(times, "the layers, forward and backward", body, "the head"),
+    }
 
 
 class LoraStep:
@@ -84,14 +75,14 @@ class LoraStep:
 
     def ours(self) -> Tensor:
         """A step's gradients as in training, cutting its pieces included. Sum of nats (1,)."""
-        self._clear()
+        self.both.zero_grad()
         member = Member("both", self.both, None, None, 0.0)
-        common = Common(self.live, self.weight, TrainSettings(), self.processes, {"both": NoOptimiser()})
+        common = Common(self.live, self.weight, TrainSettings(), self.processes, {"both": NO_OPTIMISER})
         return step([member], [(None, None)], self.rows, 1, common)
 
     def plain(self) -> Tensor:
         """The peer's; its padded batch lies on the device already. Sum of nats ()."""
-        self._clear()
+        self.both.zero_grad()
         head, matrix = self.both.head, self.backbone.head.weight
         with torch.autocast(self.bench.device.type, torch.bfloat16, enabled=self.bench.gpu):
             hidden = self.backbone.hidden(self.ids, self.mask)  # (B, T, C)
@@ -101,11 +92,11 @@ class LoraStep:
 
     def layers_alone(self) -> None:
         """The layers' share of ours: the same pieces with a sum in the head's place."""
-        self._clear()
+        self.both.zero_grad()
         for places in self.live.pieces(self.rows):
             self.live.batch(self.rows[places])[0].sum().backward()
 
-    def our_peak(self) -> dict:
+    def our_peak(self) -> int:
         """Bytes of ours at its highest.
 
         A replay's activations lie in memory that the recording reserved, so that a step's own peak would show
@@ -115,7 +106,7 @@ class LoraStep:
         forget_buffers(self.weight)
         if not self.recorded:
             return self.bench.peak(self.ours)
-        self._clear()
+        self.both.zero_grad()
         self.live.close()
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved(self.bench.device)
@@ -123,25 +114,13 @@ class LoraStep:
         def record() -> None:
             self.live.training_pass = layer_pass(self.backbone, self.table)
 
-        recording = peak_bytes(record, self.bench.device)
+        recording = self.bench.peak(record)
         gc.collect()
         torch.cuda.empty_cache()
         reserved = torch.cuda.memory_reserved(self.bench.device) - before
-        return sample([float(max(recording, reserved + peak_bytes(self.ours, self.bench.device)))], "bytes")
+        return max(recording, reserved + self.bench.peak(self.ours))
 
     def gates(self) -> list[dict]:
         """Summed loss and all gradients against each other; the backbone's arithmetic is the same."""
-        pairs = []
-        for way in (self.ours, self.plain):
-            loss = float(way()) / self.count
-            pairs.append((loss, torch.cat([p.grad.flatten().float() for p in self.both.parameters()])))
-        (ours, gradient), (plain, expected) = pairs
-        limit, loss_limit = self.bench.limits
-        return [
-            gate("mean loss, nats", abs(ours - plain), loss_limit),
-            gate("gradient, relative", relative_error(gradient, expected), limit),
-        ]
-
-    def _clear(self) -> None:
-        for p in self.both.parameters():
-            p.grad = None
+        ours, plain = (outcome(way, self.both.parameters(), self.count) for way in (self.ours, self.plain))
+        return agreement(ours, plain, self.bench.limits)

@@ -9,7 +9,7 @@ something that is neither arithmetic nor memory: launches, the interpreter, the 
 
 import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,80 +17,73 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from chameleon_lite.backbone import Backbone
 from chameleon_lite.backbones.formats import arithmetic
+from chameleon_lite.batches import Arrangement
 from chameleon_lite.fast.lloyd import closest
+from chameleon_lite.loss import head_losses
 from chameleon_lite.states import ScoredStates, hidden_rows, hidden_states
+from chameleon_lite.text import TokenTable
+from chameleon_lite.train import evaluate
 
 from . import baselines
-from .measure import Samples, gate, row, scaled, shown
+from .bench import Bench
+from .measure import gate, split
 from .rows_head import HeadWork
-from .workload import LENGTH, Bench, short
+from .workload import LENGTH, short
 
 PADDED_ROWS = 32  # rows per padded batch, as released
 
 
-def feature_pass(bench: Bench) -> dict:
+def feature_pass(bench: Bench, rows: int) -> dict:
     """B4: all hidden states, on disk at the end, against the padded float32 pass that stores nothing."""
-    rows = bench.size(cpu=32, gpu=2_048, quick=4)
     backbone, dtype, table = bench.backbone, bench.fast, bench.table(rows)
     ids, labels = baselines.padded_rows(table, LENGTH, bench.device)
     with tempfile.TemporaryDirectory() as folder:
         folders = (Path(folder) / str(i) for i in itertools.count())
         contenders = {
             "ours": lambda: hidden_states(backbone, table, dtype, next(folders), progress=False),
-            "released way": lambda: baselines.padded_states(backbone, ids, PADDED_ROWS),
+            "released way": lambda: [backbone.hidden(part) for part in ids.split(PADDED_ROWS)],
         }
         gap = _loss_gap(bench, table, contenders["ours"](), contenders["released way"](), labels)
         times = bench.race(contenders, warm_up=bench.gpu)
-    sizes = {"rows": rows, "real tokens": int(table.lengths.sum()), "arithmetic": str(dtype)}
     with arithmetic(backbone, dtype):
         alone = bench.seconds(lambda: hidden_rows(backbone, table, np.argsort(table.lengths)))
-    return row(
-        "hidden states of a corpus",
-        times.against({"released way": bench.goal(6, 12)}),
-        [gap],
-        limit=f"{rows * LENGTH / table.lengths.sum():.2f} (no padding) × the ratio of the product rates",
-        workload=sizes | {f"rows/s, {name}": rows / times.median(name) for name in times},
-        profile=times.split("backbone", alone, "storing and the rest"),
-    )
+    return {
+        "samples": {"time": times},
+        # The states are stored in 16 bits whatever the arithmetic, so the 16-bit limit holds.
+        "gates": [gate("mean loss against float32, nats", gap, 2e-3)],
+        "workload": {"real tokens": int(table.lengths.sum()), "arithmetic": str(dtype)},
+        "profile": split(times, "backbone", alone, "storing and the rest"),
+    }
 
 
-def _loss_gap(bench: Bench, table, states, padded: list[Tensor], labels: Tensor) -> dict:
-    """Mean next-token loss of the frozen head on our states against the padded float32 ones."""
-
-    def nats(h: Tensor, target: Tensor) -> float:
-        chunks = zip(h.split(512), target.split(512))
-        return sum(F.cross_entropy(bench.backbone.head(a), b, reduction="sum").item() for a, b in chunks)
-
-    scored, value, expected = ScoredStates(table, states, bench.device), 0.0, 0.0
-    for rows in torch.arange(len(table)).split(PADDED_ROWS):
-        h, target, _ = scored.batch(rows)
-        value += nats(h.float(), target)
-    for h, target in zip(padded, labels.split(PADDED_ROWS)):
-        real = target != baselines.IGNORED
-        expected += nats(h[real], target[real])
-    # The states are stored in 16 bits whatever the arithmetic, so the 16-bit limit holds.
-    return gate("mean loss against float32, nats", abs(value - expected) / int(table.n_scored.sum()), 2e-3)
+def _loss_gap(bench: Bench, table: TokenTable, states, padded: list[Tensor], labels: Tensor) -> float:
+    """Mean loss of the frozen head on our states against that on padded float32 ones (B, T, C)."""
+    weight, order = bench.head_weight(torch.float32), Arrangement(torch.arange(len(table)))
+    scored = ScoredStates(table, states, bench.device)
+    value = float(evaluate([(None, None)], scored, order, weight, rows=PADDED_ROWS).sum())
+    pairs = zip(padded, labels.split(PADDED_ROWS))
+    expected = sum(float(head_losses(h.flatten(0, 1), y.flatten(), weight, [None])) for h, y in pairs)
+    return abs(value - expected) / scored.total
 
 
-def share_of_products(bench: Bench) -> dict:
+def share_of_products(bench: Bench, rows: int, product_rows: int) -> dict:
     """B15: the operations per second of the feature pass, as a share of one large product's."""
-    rows = bench.size(cpu=96, gpu=4_096, quick=24)
     backbone, dtype, table = bench.backbone, bench.fast, bench.table(rows)
     order, work = np.argsort(table.lengths), pass_operations(backbone, table.lengths)
-    product, operations = _product(bench, bench.size(2_048, 32_768, 2_048), dtype)
+    product, operations = _product(bench, product_rows, dtype)
     with arithmetic(backbone, dtype):
         times = bench.race({"ours": lambda: hidden_rows(backbone, table, order), "product": product})
-    rate, peer = operations / times.median("product"), "the same operations at the product rate"
-    pair = Samples({"ours": times["ours"], peer: scaled(times["product"], work / operations)})
-    sizes = {"rows": rows, "tokens": int(table.lengths.sum()), "arithmetic": str(dtype)}
-    return row(
-        "feature pass as a share of the machine's product rate",
-        pair.against({peer: bench.goal(0.5, 0.4)}),
-        limit="1",
-        workload=sizes | {"TFLOP/s pass": work / times.median() / 1e12, "TFLOP/s product": rate / 1e12},
-        profile=times.split("products", work / rate, "attention, norms, activations, copies"),
-    )
+    rate, peer = operations / float(times["product"].median()), "the same operations at the product rate"
+    pair = times[["ours"]].assign(**{peer: times["product"] * work / operations})
+    sizes = {"tokens": int(table.lengths.sum()), "arithmetic": str(dtype)}
+    rates = {"TFLOP/s pass": work / float(times["ours"].median()) / 1e12, "TFLOP/s product": rate / 1e12}
+    return {
+        "samples": {"time": pair},
+        "workload": sizes | rates,
+        "profile": split(times, "products", work / rate, "attention, norms, activations, copies"),
+    }
 
 
 def _product(bench: Bench, rows: int, dtype: torch.dtype) -> tuple[Callable[[], Tensor], float]:
@@ -100,7 +93,7 @@ def _product(bench: Bench, rows: int, dtype: torch.dtype) -> tuple[Callable[[], 
     return lambda: a @ b, 2 * rows * 768 * 3_072
 
 
-def pass_operations(backbone, lengths: np.ndarray) -> float:
+def pass_operations(backbone: Backbone, lengths: np.ndarray) -> float:
     """Operations of the blocks over documents of these lengths (N,): products with weights, attention."""
     config = backbone.lm.config
     layers, width = config.num_hidden_layers, config.hidden_size
@@ -109,72 +102,55 @@ def pass_operations(backbone, lengths: np.ndarray) -> float:
     return float(2 * weights * lengths.sum() + 4 * layers * width * (lengths.astype(float) ** 2).sum())
 
 
-def roofline(bench: Bench) -> dict:
+def roofline(bench: Bench, copied: int, product_rows: int, **sizes: int) -> dict:
     """The two rates and every stage's {stage, operations, bytes, seconds, format}."""
-    x = torch.ones(bench.size(1 << 26, 1 << 29, 1 << 24), device=bench.device)
-    y = torch.empty_like(x)  # a copy too large for any cache, read and written
-    rates = {"bytes/s": 2 * x.numel() * 4 / bench.median(lambda: y.copy_(x))}
+    x = torch.ones(copied, device=bench.device)
+    y = torch.empty_like(x)
+    rates = {"bytes/s": 2 * 4 * copied / bench.median(lambda: y.copy_(x))}  # read and written
     for dtype in (bench.fast, torch.float32):
-        product, operations = _product(bench, bench.size(2_048, 16_384, 1_024), dtype)
+        product, operations = _product(bench, product_rows, dtype)
         rates[short(dtype)] = operations / bench.median(product)
-    points = [_features(bench), _head(bench), _mean_embeddings(bench), _nearest(bench), _decode(bench)]
-    return shown("stages under the roof", rates=rates, points=points)
+    columns = ("stage", "operations", "bytes", "seconds", "format")
+    return {"rates": rates, "points": [dict(zip(columns, point)) for point in _points(bench, **sizes)]}
 
 
-def _point(stage: str, operations: float, moved: float, seconds: float, dtype=torch.float32) -> dict:
-    numbers = {"operations": float(operations), "bytes": float(moved), "seconds": float(seconds)}
-    return {"stage": stage, **numbers, "format": short(dtype)}
+def _points(
+    bench: Bench, rows: int, tokens: int, embedded: int, vectors: int, centroids: int, prompts: int
+) -> Iterator[tuple[str, float, float, float, str]]:
+    """Each stage with its operations, the bytes it cannot avoid, seconds and number format."""
+    model, exact, fast, item = bench.backbone, "float32", short(bench.fast), bench.fast.itemsize
+    width, vocab, layers = model.width, model.vocab, model.lm.config.num_hidden_layers
 
-
-def _features(bench: Bench) -> dict:
-    backbone, table, size = bench.backbone, bench.table(bench.size(24, 2_048, 4)), bench.fast.itemsize
-    order = np.argsort(table.lengths)
-    with arithmetic(backbone, bench.fast):
-        seconds = bench.race({"ours": lambda: hidden_rows(backbone, table, order)}, 3, warm_up=False).median()
-    tokens, layers = int(table.lengths.sum()), backbone.lm.config.num_hidden_layers
+    table = bench.table(rows)
+    work, order = pass_operations(model, table.lengths), np.argsort(table.lengths)
+    with arithmetic(model, bench.fast):
+        times = bench.race({"ours": lambda: hidden_rows(model, table, order)}, 3, warm_up=False)
     # the weights once, and 16 activations per token and block, written and read
-    weights = sum(p.numel() for p in backbone.body.parameters())
-    moved = size * (weights + tokens * backbone.width * layers * 16)
-    return _point("hidden states", pass_operations(backbone, table.lengths), moved, seconds, bench.fast)
+    moved = sum(p.numel() for p in model.body.parameters()) + int(table.lengths.sum()) * width * layers * 16
+    yield "hidden states", work, item * moved, float(times["ours"].median()), fast
 
+    head = HeadWork(bench, tokens)
+    columns = head.weight.padded
+    moved = columns * width * item + tokens * width * item + tokens * columns * (2 * item + 4)
+    work = 2 * tokens * columns * (width + 3 * len(head.down))
+    yield "head, forward and backward", work, moved, bench.median(head.step(head.ours)), fast
 
-def _head(bench: Bench) -> dict:
-    work = HeadWork(bench, tokens := bench.size(1_020, 8_160, 128))
-    vocab, width, size = work.weight.padded, work.weight.width, bench.fast.itemsize
-    moved = vocab * width * size + tokens * width * size + tokens * vocab * (2 * size + 4)
-    operations = 2 * tokens * vocab * (width + 3 * len(work.down))
-    return _point(
-        "head, forward and backward", operations, moved, bench.median(work.step(work.ours)), bench.fast
-    )
-
-
-def _mean_embeddings(bench: Bench) -> dict:
-    width, tokens = bench.backbone.width, bench.size(200_000, 2_000_000, 20_000)
-    ids = torch.randint(bench.backbone.vocab, (tokens,), device=bench.device)
-    offsets = torch.arange(0, tokens, 100, device=bench.device)
-    matrix = bench.backbone.embedding.detach()
+    ids, matrix = torch.randint(vocab, (embedded,), device=bench.device), model.embedding.detach()
+    offsets = torch.arange(0, embedded, 100, device=bench.device)
     seconds = bench.median(lambda: F.embedding_bag(ids, matrix, offsets, mode="mean"))
-    return _point("mean embeddings", tokens * width, tokens * (4 * width + 8), seconds)
+    yield "mean embeddings", embedded * width, embedded * (4 * width + 8), seconds, exact
 
+    x, c = (torch.randn(n, 768, device=bench.device) for n in (vectors, centroids))
+    moved = 4 * (vectors * 768 + centroids * 768 + 2 * vectors * centroids)
+    yield "nearest centroid", 2 * vectors * centroids * 768, moved, bench.median(lambda: closest(x, c)), exact
 
-def _nearest(bench: Bench) -> dict:
-    n, k = bench.size(23_767, 23_767, 2_000), bench.size(742, 742, 128)
-    x, c = torch.randn(n, 768, device=bench.device), torch.randn(k, 768, device=bench.device)
-    moved = 4 * (n * 768 + k * 768 + 2 * n * k)
-    return _point("nearest centroid", 2 * n * k * 768, moved, bench.median(lambda: closest(x, c)))
+    past = 64  # and one new token for each of several prompts, from the cache
+    ids = torch.randint(vocab - 1, (prompts, past + 1), device=bench.device)
+    cache = model.lm(input_ids=ids[:, :past], use_cache=True).past_key_values
 
-
-@torch.no_grad()
-def _decode(bench: Bench) -> dict:
-    """One new token for each of several prompts, from the cache."""
-    backbone, rows, past = bench.backbone, bench.size(16, 64, 4), 64
-    ids = torch.randint(backbone.vocab - 1, (rows, past + 1), device=bench.device)
-    cache = backbone.lm(input_ids=ids[:, :past], use_cache=True).past_key_values
-
-    def step() -> None:
-        backbone.lm(input_ids=ids[:, past:], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    def decode() -> None:
+        model.lm(input_ids=ids[:, past:], past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache.crop(-1)
 
-    weights, config = backbone.parameters, backbone.lm.config
-    moved = 4 * weights + 2 * 4 * rows * past * config.num_hidden_layers * config.hidden_size
-    return _point("decoding, one token a row", 2 * rows * weights, moved, bench.median(step))
+    moved = 4 * model.parameters + 2 * 4 * prompts * past * layers * model.lm.config.hidden_size
+    yield "decoding, one token a row", 2 * prompts * model.parameters, moved, bench.median(decode), exact

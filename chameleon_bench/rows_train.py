@@ -2,10 +2,9 @@
 
 import itertools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from chameleon_lite.batches import Arrangement
 from chameleon_lite.embed import mean_embeddings
 from chameleon_lite.fast.recorded_steps import using
 from chameleon_lite.fast.recorder import LIMIT, Recorder
-from chameleon_lite.heads import Head, HyperHead, LoraHead
+from chameleon_lite.heads import Condition, Head, HyperHead, LoraHead
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.settings import TrainSettings
 from chameleon_lite.states import ScoredStates, hidden_states
@@ -22,20 +21,14 @@ from chameleon_lite.train import Member, train_heads
 from chameleon_study.sources import BatchMean
 
 from . import baselines
-from .measure import Samples, gate, row, scaled, shown, timed
-from .workload import LENGTH, RANK, Bench, short
+from .bench import Bench
+from .measure import gate
+from .workload import LENGTH, RANK, short
 
 EPOCHS, LEARNING_RATE = 5, 5e-4
 REGIMES = ("LoRA", "hyper-network")
-IDEAS = {
-    "released way": "backbone on the padding, in every epoch, for every regime",
-    "states kept": "the frozen backbone runs once",
-    "no padding": "length-sorted rows, only real targets",
-    "16-bit products": "where the machine has units for them",
-    "own head loss": "chunks, one large product, no logits kept",
-    "regimes together": "one large product for all heads",
-    "steps recorded": "one word from the host a step",
-}
+PEER = "released way"
+Batch = tuple[Tensor, Tensor, Tensor]  # a step's states (…, C), labels (…), and its rows' vectors (B, C)
 
 
 def new_head(regime: str, width: int, vocab: int, device: torch.device, dropout: float = 0.0) -> Head:
@@ -47,102 +40,115 @@ def new_head(regime: str, width: int, vocab: int, device: torch.device, dropout:
         return HyperHead(width, vocab, RANK, dropout=dropout).to(device)
 
 
-def new_members(regimes: Sequence[str], vectors: Tensor, vocab: int, dropout: float = 0.0) -> list[Member]:
-    """New heads as the trainer takes them; their condition is the mean of a step's vectors, of (N, C)."""
-    source = BatchMean(vectors)
-    heads = {r: new_head(r, vectors.shape[1], vocab, vectors.device, dropout) for r in regimes}
-    return [Member(r, head, source, source, LEARNING_RATE) for r, head in heads.items()]
+def trained(
+    regimes, vectors, data, weight, *, held_out=1, dropout=0.0, processes=None, **sizes
+) -> list[Member]:
+    """New heads, trained on all documents in order and validated on the first `held_out`.
 
-
-def train(
-    members: list[Member], data: ScoredStates, weight: HeadWeight, *, epochs, step, held_out=1, processes=None
-) -> None:
-    """Train heads on all documents in order, `step` per step; validate on the first `held_out`."""
+    Their condition is the mean of a step's vectors, of (N, C); `sizes` are of TrainSettings.
+    """
+    source, geometry = BatchMean(vectors), (vectors.shape[1], weight.vocab, data.device)
+    members = [Member(r, new_head(r, *geometry, dropout), source, source, LEARNING_RATE) for r in regimes]
     order, check = Arrangement(torch.arange(len(data.counts))), Arrangement(torch.arange(held_out))
-    settings = TrainSettings(epochs=epochs, rows_per_step=step, patience=99)
+    settings = TrainSettings(patience=99, **sizes)
     train_heads(members, data, lambda _: order, data, check, weight, settings, processes, progress=False)
+    return members
 
 
 class Training:
     """The same rows, heads and steps for both ways; dropout is off so that losses can be compared."""
 
-    def __init__(self, bench: Bench, rows: int, step: int, last: bool) -> None:
-        self.bench, self.backbone, self.step, self.last = bench, bench.backbone, step, last
+    def __init__(self, bench: Bench, rows: int, rows_per_step: int, last: bool = False) -> None:
+        self.bench, self.backbone, self.step, self.last = bench, bench.backbone, rows_per_step, last
         self.table = bench.table(rows, last=last)
         self.vectors = mean_embeddings(self.table, self.backbone.embedding, span="row")  # (N, C)
         self.ids, self.labels = baselines.padded_rows(self.table, LENGTH, bench.device)
 
-    def states(self, dtype: torch.dtype, folder: Path):
-        """The states of all rows, computed in a format and stored in the folder."""
-        return hidden_states(self.backbone, self.table, dtype, folder, progress=False)
+    def stored(self, dtype: torch.dtype, folder: Path) -> ScoredStates:
+        """The states of all rows, computed in a format, stored in the folder and loaded."""
+        states = hidden_states(self.backbone, self.table, dtype, folder, progress=False)
+        return ScoredStates(self.table, states, self.bench.device)
 
-    def heads(self, regimes: Sequence[str], data: ScoredStates, weight: HeadWeight, epochs: int):
+    def heads(self, regimes: Sequence[str], data: ScoredStates, weight: HeadWeight, epochs: int = EPOCHS):
         """New heads, trained side by side."""
-        members = new_members(regimes, self.vectors, self.backbone.vocab)
-        train(members, data, weight, epochs=epochs, step=self.step)
-        return members
+        return trained(regimes, self.vectors, data, weight, epochs=epochs, rows_per_step=self.step)
 
     def ours(self, dtype: torch.dtype, epochs: int = EPOCHS) -> tuple[dict, dict[str, float]]:
-        """Everything after tokenising: losses per regime and epoch in training, and seconds per stage."""
-        stages, device = {}, self.bench.device
-
-        def load():
-            return ScoredStates(self.table, states, device), self.bench.head_weight(dtype)
-
+        """Everything after tokenising: losses of the first epoch by regime, and seconds by stage."""
+        stages, bench = {}, self.bench
         with tempfile.TemporaryDirectory() as folder:
-            stages["hidden states"], states = timed(lambda: self.states(dtype, Path(folder)), device)
-            stages["loading"], pair = timed(load, device)
-            stages["head training"], members = timed(lambda: self.heads(REGIMES, *pair, epochs), device)
-        losses = {m.name: [p["train_nll"] for p in m.curve if p["train_nll"] is not None] for m in members}
-        return losses, stages
+            stages["hidden states"], data = bench.timed(lambda: self.stored(dtype, Path(folder)))
+            stages["head training"], members = bench.timed(
+                lambda: self.heads(REGIMES, data, bench.head_weight(dtype), epochs)
+            )
+        curves = {m.name: [p["train_nll"] for p in m.curve if p["train_nll"] is not None] for m in members}
+        return {name: curve[0] for name, curve in curves.items()}, stages
 
-    def released(self, regime: str, epochs: int) -> list[float]:
-        """One regime trained as released; losses per epoch in training."""
+    def padded(self) -> Iterator[Batch]:
+        """The released way's batches; of the last position the scripts form all logits: one favours them."""
+        for ids, y, x in zip(*(rows.split(self.step) for rows in (self.ids, self.labels, self.vectors))):
+            h, scored = self.backbone.hidden(ids), y != baselines.IGNORED  # (B, T, C), (B, T)
+            yield (h[scored], y[scored], x) if self.last else (h, y, x)
+
+    def unpadded(self, data: ScoredStates) -> Iterator[Batch]:
+        """The same of stored states, real targets alone."""
+        for rows in torch.arange(len(data.counts)).split(self.step):
+            h, target, _ = data.batch(rows)
+            yield h.float(), target, self.vectors[rows]
+
+    def plainly(self, regime: str, batches: Callable, epochs: int = 1, dtype=torch.float32) -> float:
+        """One regime trained as released, on all logits of an epoch's batches(); its loss of the first epoch.
+
+        `dtype`: what products are formed in, under autocast.
+        """
         head = new_head(regime, self.backbone.width, self.backbone.vocab, self.bench.device)
-        rows = self.backbone, head, self.ids, self.labels, self.vectors
-        how = {"rows": self.step, "learning_rate": LEARNING_RATE, "last": self.last, "epochs": epochs}
-        return baselines.train_as_released(*rows, **how)
+        optimiser, losses = torch.optim.AdamW(head.parameters(), lr=LEARNING_RATE), []
+        for _ in range(epochs):
+            total = count = 0.0
+            for h, y, x in batches():
+                tokens = int((y != baselines.IGNORED).sum())
+                update = head.factors(Condition(x.mean(0, keepdim=True)))
+                with torch.autocast(h.device.type, dtype, enabled=dtype != torch.float32):
+                    weight = self.backbone.head.weight
+                    loss = baselines.plain_head_loss(h, y, weight, update.down[0], update.up[0])
+                optimiser.zero_grad()
+                (loss / tokens).backward()
+                optimiser.step()
+                total, count = total + loss.item(), count + tokens
+            losses.append(total / count)
+        return losses[0]
 
 
-def full_sequence(bench: Bench) -> dict:
-    """B8: five epochs, two regimes, every real token scored."""
-    goals = {torch.float32: (6, None), bench.fast: (12, 15)}
-    return _end_to_end(bench, "full sequence", goals, "7.2 × the ratio of product rates")
+def end_to_end(bench: Bench, rows: int, rows_per_step: int, last: bool) -> dict:
+    """B8, five epochs of two regimes; B9, the same with one scored position per row.
 
-
-def last_position(bench: Bench) -> dict:
-    """B9: the same with one scored position per row."""
-    goals = {bench.fast: (15, 20)}
-    return _end_to_end(bench, "last position", goals, "25 to 30 × the ratio of product rates")
-
-
-def _end_to_end(bench: Bench, scored: str, goals: dict, limit: str) -> dict:
-    """Both ways; on a CPU one released epoch per regime stands for all: each is exactly the same work."""
-    work = Training(bench, bench.size(12, 1_024, 4), bench.size(6, 32, 4), last=scored == "last position")
-    peer, peer_epochs = "released way", EPOCHS if bench.gpu else 1
-    if bench.gpu:  # the first call compiles and fills caches
-        work.ours(bench.fast, 1)
-        work.released("LoRA", 1)
+    On a CPU one released epoch per regime stands for all: each is exactly the same work.
+    """
+    work = Training(bench, rows, rows_per_step, last)
+    released_epochs = EPOCHS if bench.gpu else 1
     losses, stages = {}, {}
 
-    def ours(dtype: torch.dtype) -> None:
-        losses[dtype], stages[dtype] = work.ours(dtype)
+    def ours(dtype: torch.dtype, epochs: int = EPOCHS) -> None:
+        losses[dtype], stages[dtype] = work.ours(dtype, epochs)
 
-    def released() -> None:
-        losses[peer] = {regime: work.released(regime, peer_epochs) for regime in REGIMES}
+    def released(regimes=REGIMES, epochs: int = released_epochs) -> None:
+        losses[PEER] = {regime: work.plainly(regime, work.padded, epochs) for regime in regimes}
 
-    contenders = {dtype: lambda dtype=dtype: ours(dtype) for dtype in goals} | {peer: released}
+    if bench.gpu:  # the first call compiles and fills caches
+        ours(bench.fast, 1)
+        released(["LoRA"], 1)
+    formats = dict.fromkeys([bench.fast] if last else [torch.float32, bench.fast])
+    contenders = {short(dtype): partial(ours, dtype) for dtype in formats} | {PEER: released}
     times = bench.race(contenders, 1 if bench.quick else 3, warm_up=False)
-    theirs, count = scaled(times[peer], EPOCHS / peer_epochs), int(work.table.n_scored.sum())
-    workload = {"rows": len(work.table), "rows a step": work.step, "tokens": int(work.table.lengths.sum())}
-    workload |= {"scored": count, "epochs": EPOCHS, "released epochs run": peer_epochs}
-    comparisons, gates = [], []
-    for dtype, goal in goals.items():
-        pair = Samples({"ours": times[dtype], peer: theirs})
-        comparisons += pair.against({peer: bench.goal(*goal)}, f"wall, {short(dtype)}")
-        gates += _loss_gates(losses[dtype], losses[peer], short(dtype), count)
-    about = {"limit": limit, "workload": workload, "profile": stages[bench.fast]}
-    return row(f"training end to end, {scored}", comparisons, gates, **about)
+    times[PEER] *= EPOCHS / released_epochs
+    count = int(work.table.n_scored.sum())
+    sizes = {"tokens": int(work.table.lengths.sum()), "scored": count, "epochs": EPOCHS}
+    return {
+        "samples": {f"wall, {n}": times[[n, PEER]].rename(columns={n: "ours"}) for n in map(short, formats)},
+        "gates": [g for d in formats for g in _loss_gates(losses[d], losses[PEER], short(d), count)],
+        "workload": sizes | {"released epochs run": released_epochs},
+        "profile": stages[bench.fast],
+    }
 
 
 def _loss_gates(ours: dict, released: dict, label: str, tokens: int) -> list[dict]:
@@ -152,80 +158,53 @@ def _loss_gates(ours: dict, released: dict, label: str, tokens: int) -> list[dic
     over thousands of tokens; over fewer, rounding averages out less, by the root of how many fewer.
     """
     limit = 2e-3 * max(1.0, (1_000 / tokens) ** 0.5)
-    gaps = {r: ours[r][0] - released[r][0] for r in REGIMES}
-    out = [gate(f"{r}, mean loss, nats ({label})", abs(gap), limit) for r, gap in gaps.items()]
+    gaps = {regime: ours[regime] - released[regime] for regime in REGIMES}
+    out = [gate(f"{regime}, mean loss, nats ({label})", abs(gap), limit) for regime, gap in gaps.items()]
     between = abs(gaps["LoRA"] - gaps["hyper-network"])
     return [*out, gate(f"difference between regimes, nats ({label})", between, 5e-4)]
 
 
-def ladder(bench: Bench) -> dict:
+def ladder(bench: Bench, rows: int, rows_per_step: int, ideas: dict[str, str]) -> dict:
     """Each step's seconds for five epochs of two regimes: what is done once, plus epochs × one epoch.
 
     One epoch is timed and multiplied, since epochs repeat the same work; from our own head loss on all epochs
     are timed as one, since the first of them records what the others replay. Median of the repetitions.
     """
-    out, both, fast = [], EPOCHS * len(REGIMES), bench.fast
+    work = Training(bench, rows, rows_per_step)
+    out, both, fast, weight, kept = [], EPOCHS * len(REGIMES), bench.fast, bench.head_weight(), {}
 
-    def seconds(work: Callable) -> float:
+    def seconds(once: Callable) -> float:
         if bench.gpu:
-            work()  # kernels are loaded and compiled
-        return median(bench.seconds(work) for _ in range(1 if bench.quick else 3))
+            once()  # kernels are loaded and compiled
+        return bench.race({"ours": once}, 1 if bench.quick else 3, warm_up=False)["ours"].median()
 
+    def keep_padded() -> None:
+        kept["padded"] = list(work.padded())
+
+    def keep_states(dtype: torch.dtype) -> None:
+        kept["data"] = work.stored(dtype, next(folders))
+
+    def epoch(dtype: torch.dtype) -> None:
+        work.plainly("LoRA", lambda: work.unpadded(kept["data"]), dtype=dtype)
+
+    def fit(regimes: Sequence[str], recordings: int = 0) -> None:
+        with using(Recorder(bench.device, limit=recordings)):
+            work.heads(regimes, kept["data"], weight)
+
+    steps = {
+        "released way": (None, partial(work.plainly, "LoRA", work.padded), both),
+        "states kept": (keep_padded, lambda: work.plainly("LoRA", lambda: kept["padded"]), both),
+        "no padding": (partial(keep_states, torch.float32), partial(epoch, torch.float32), both),
+        "16-bit products": (partial(keep_states, fast), partial(epoch, fast), both),
+        "own head loss": (partial(keep_states, fast), lambda: [fit([regime]) for regime in REGIMES], 1),
+        "regimes together": (partial(keep_states, fast), partial(fit, REGIMES), 1),
+    }
+    if bench.gpu:
+        steps["steps recorded"] = (partial(keep_states, fast), partial(fit, REGIMES, LIMIT), 1)
     with tempfile.TemporaryDirectory() as folder:
-        work = _Steps(bench, Path(folder))
-        exactly, fast_pass = partial(work.states, torch.float32), partial(work.states, fast)
-        steps = {
-            "released way": (None, partial(work.released, "LoRA", 1), both),
-            "states kept": (work.padded_pass, work.padded_epoch, both),
-            "no padding": (exactly, partial(work.real_epoch, torch.float32), both),
-            "16-bit products": (fast_pass, partial(work.real_epoch, fast), both),
-            "own head loss": (fast_pass, lambda: [work.fit([regime]) for regime in REGIMES], 1),
-            "regimes together": (fast_pass, partial(work.fit, REGIMES), 1),
-        }
-        if bench.gpu:
-            steps["steps recorded"] = (fast_pass, partial(work.fit, REGIMES, recordings=LIMIT), 1)
-        for name, (once, epoch, times) in steps.items():
-            first, each = seconds(once) if once else 0.0, seconds(epoch)
-            numbers = {"seconds": first + times * each, "once": first, "epoch": each, "epochs": times}
-            out.append({"step": name, "idea": IDEAS[name], **numbers})
-    sizes = {"rows": len(work.table), "tokens": int(work.table.lengths.sum())}
-    return shown("five epochs, two regimes, full-sequence loss", steps=out, workload=sizes)
-
-
-class _Steps(Training):
-    """The work of the ladder's steps: what is done once, and what in an epoch."""
-
-    def __init__(self, bench: Bench, folder: Path) -> None:
-        super().__init__(bench, bench.size(8, 512, 4), bench.size(8, 32, 4), last=False)
-        self.folders, self.weight = (folder / str(i) for i in itertools.count()), bench.head_weight()
-        self.head = new_head("LoRA", self.backbone.width, self.backbone.vocab, bench.device)
-        self.optimiser = torch.optim.AdamW(self.head.parameters(), lr=LEARNING_RATE)
-
-    def padded_pass(self) -> None:
-        self.padded = baselines.padded_states(self.backbone, self.ids, self.step)
-
-    def padded_epoch(self) -> None:
-        for h, labels in zip(self.padded, self.labels.split(self.step)):
-            self._step(h, labels, torch.float32)
-
-    def states(self, dtype: torch.dtype) -> None:
-        states = super().states(dtype, next(self.folders))
-        self.data = ScoredStates(self.table, states, self.bench.device)
-
-    def real_epoch(self, dtype: torch.dtype) -> None:
-        for rows in torch.arange(len(self.data.counts)).split(self.step):
-            h, target, _ = self.data.batch(rows)
-            self._step(h.float(), target, dtype)
-
-    def fit(self, regimes: Sequence[str], recordings: int = 0) -> None:
-        """All epochs of some regimes, new heads included."""
-        with using(Recorder(self.bench.device, limit=recordings)):
-            self.heads(regimes, self.data, self.weight, EPOCHS)
-
-    def _step(self, h: Tensor, target: Tensor, dtype: torch.dtype) -> None:
-        with torch.autocast(self.bench.device.type, dtype, enabled=dtype != torch.float32):
-            matrix = self.backbone.head.weight
-            loss = baselines.plain_head_loss(h, target, matrix, self.head.down, self.head.up)
-        self.optimiser.zero_grad()
-        loss.backward()
-        self.optimiser.step()
+        folders = (Path(folder) / str(i) for i in itertools.count())
+        for name, (once, each, times) in steps.items():
+            first, more = seconds(once) if once else 0.0, seconds(each)
+            numbers = {"seconds": first + times * more, "once": first, "epoch": more, "epochs": times}
+            out.append({"step": name, "idea": ideas[name], **numbers})
+    return {"steps": out, "workload": {"tokens": int(work.table.lengths.sum())}}

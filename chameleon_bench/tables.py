@@ -11,17 +11,17 @@ import pandas as pd
 from chameleon_lite.errors import RunFailed
 from chameleon_study.claims.statistics import interval_text
 
-from .rows import EXTRAS, ON_REQUEST, ROWS
+from .rows import ROWS, USUAL
 
-SUMMARY = {"met": "goal met", "missed": "goal missed"}
-SUMMARY |= {"gate failed": "not correct", "shown": "shown, without a goal"}
+SUMMARY = {"met": "goal met", "missed": "goal missed", "gate failed": "not correct"}
+SUMMARY |= {"shown": "shown, without a goal"}
 ELSEWHERE = "could not be run here"
 
 
 def load(folder: Path) -> dict[str, dict]:
     """The results files of a folder by machine, quick runs left out."""
-    paths = [path for path in sorted(Path(folder).glob("*.json")) if not path.stem.endswith("-quick")]
-    return {path.stem: stored_file(path) for path in paths}
+    paths = sorted(Path(folder).glob("*.json"))
+    return {path.stem: stored_file(path) for path in paths if not path.stem.endswith("-quick")}
 
 
 def stored_file(path: Path) -> dict:
@@ -35,9 +35,8 @@ def stored_file(path: Path) -> dict:
         reason = "it is no JSON, or cut short"
     except (TypeError, KeyError, AttributeError):
         reason = "it has no machine and rows"
-    raise RunFailed(
-        f"{path} is no file of `chameleon-lite bench`: {reason}; move it away or name another"
-    ) from None
+    what = f"{path} is no file of `chameleon-lite bench`: {reason}"
+    raise RunFailed(f"{what}; move it away or name another") from None
 
 
 def with_goals(results: dict[str, dict]) -> dict[str, dict]:
@@ -59,7 +58,7 @@ def usable(row: dict | None) -> bool:
 
 def missing(stored: dict) -> list[str]:
     """The rows that a machine's file does not hold, but for those about several GPUs."""
-    return [name for name in (*ROWS, *EXTRAS) if name not in ON_REQUEST and name not in stored["rows"]]
+    return [name for name in USUAL if name not in stored["rows"]]
 
 
 def not_yet(stored: dict) -> str:
@@ -79,19 +78,17 @@ def summary_frame(results: dict[str, dict]) -> pd.DataFrame:
 
 def goals_frame(stored: dict) -> pd.DataFrame:
     """One line per comparison of a machine: what, peer, times better (with its spread), goal, met."""
-    lines = []
+    columns, lines = ["row", "what", "against", "quantity", "times better", "goal", "verdict"], []
     for name, row in ((name, stored["rows"][name]) for name in ROWS if name in stored["rows"]):
-        line = {"row": name, "what": row["what"], "verdict": row["status"]}
-        if not row["comparisons"]:
+        for c in row["comparisons"] or [None]:
+            line = {"row": name, "what": row["what"], "verdict": row["status"]}
+            if c:
+                line |= {"against": c["peer"], "quantity": c["quantity"], "goal": c["goal"]}
+                line["times better"] = _times(c)
+                if row["status"] != "gate failed":
+                    line["verdict"] = {True: "met", False: "missed"}.get(c["met"]) or c["absent"] or "shown"
             lines.append(line)
-        for c in row["comparisons"]:
-            if row["status"] != "gate failed":
-                verdict = {True: "met", False: "missed"}.get(c["met"])
-                line["verdict"] = verdict or c["absent"] or "shown"
-            numbers = {"times better": _times(c), "goal": c["goal"]}
-            lines.append(line | {"against": c["peer"], "quantity": c["quantity"], **numbers})
-    frame = pd.DataFrame(lines)
-    return frame[[name for name in frame if name != "verdict"] + ["verdict"]] if lines else frame
+    return pd.DataFrame(lines, columns=columns)
 
 
 def _times(c: dict) -> str:
@@ -126,19 +123,24 @@ def many_texts_frame(results: dict[str, dict]) -> pd.DataFrame:
     for stored in results.values():
         if usable(row := stored["rows"].get("B16")):
             work, (memory,) = row["workload"], row["comparisons"]
-            line = {"machine": stored["machine"]["device"]}
-            line |= {name: work[name] for name in ("threads", "rows", "scored tokens")}
-            line |= {"minutes": work["s"] / 60, "processor minutes": work["processor s"] / 60}
-            line |= {"rows/s": work["rows/s"], "peak, one row (GB)": work["peak bytes, one row"] / 1e9}
-            line |= {"peak (GB)": memory["ours"]["median"] / 1e9}
-            line |= {"limit (GB)": memory["theirs"]["median"] / 1e9}
-            lines.append(line | {"verdict": row["status"]})
+            line = {
+                "machine": stored["machine"]["device"],
+                **{name: work[name] for name in ("threads", "rows", "scored tokens")},
+                "minutes": work["s"] / 60,
+                "processor minutes": work["processor s"] / 60,
+                "rows/s": work["rows/s"],
+                "peak, one row (GB)": work["peak bytes, one row"] / 1e9,
+                "peak (GB)": memory["ours"]["median"] / 1e9,
+                "limit (GB)": memory["theirs"]["median"] / 1e9,
+                "verdict": row["status"],
+            }
+            lines.append(line)
     return pd.DataFrame(lines)
 
 
 def growth_frame(row: dict) -> pd.DataFrame:
     """Slopes beside the slopes expected."""
     curves = pd.DataFrame(row["curves"])
-    sizes = {"from": curves["sizes"].str[0], "to": curves["sizes"].str[-1]}
-    frame = curves[["stage", "against"]].assign(**sizes, slope=curves["slope"].round(2) + 0.0)
-    return frame.assign(expected=curves["expected"])
+    frame = curves.assign(**{"from": curves["sizes"].str[0], "to": curves["sizes"].str[-1]})
+    frame["slope"] = frame["slope"].round(2) + 0.0  # no minus before a zero
+    return frame[["stage", "against", "from", "to", "slope", "expected"]]

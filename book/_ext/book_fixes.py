@@ -29,13 +29,11 @@ class FromSource(LiteralInclude):
 
 def drop_repeated_scripts(app, pagename, templatename, context, doctree) -> None:
     """Keep the first of equal inline scripts."""
-    seen, first = set(), []
-    for script in context.get("script_files", []):
-        body = getattr(script, "attributes", {}).get("body")
-        if body is None or body not in seen:
-            first.append(script)
-        seen.add(body)
-    context["script_files"] = first
+    scripts = context.get("script_files", [])
+    bodies = [getattr(script, "attributes", {}).get("body") for script in scripts]
+    context["script_files"] = [
+        s for i, s in enumerate(scripts) if not bodies[i] or bodies[i] not in bodies[:i]
+    ]
 
 
 def plain_docstring(app, what, name, obj, options, lines: list[str]) -> None:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from chameleon_bench.workload import Bench
+from chameleon_bench.bench import Bench
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import matplotlib
 import pytest
 
 from chameleon_bench import figures, tables
-from chameleon_bench.rows import EXTRAS, ROWS
+from chameleon_bench.rows import EXTRAS, ROWS, measured
 from chameleon_study import page
 
 matplotlib.use("Agg")
@@ -68,7 +68,7 @@ def test_the_ladder_names_its_ideas_and_factors(axes):
 
 
 def test_roofline_has_a_point_a_stage(axes, small_bench):
-    found = EXTRAS["roofline"](small_bench)
+    found = measured("roofline", small_bench)
     figures.roofline(axes, found)
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert all(any(p["stage"] in label for label in labels) for p in found["points"])
@@ -135,7 +135,7 @@ def test_panels_are_drawn_for_machines_that_have_them_and_never_stay_empty():
     assert [ax.get_title() for ax in panels.flat] == ["one"]
     assert panels.flat[0].figure.get_supxlabel() == "not measured yet on: other"
     for nothing in (found, {}):
-        ax = figures.panels(nothing, "roofline", figures.roofline, height=4.0)
+        ((ax,),) = figures.panels(nothing, "roofline", figures.roofline, height=4.0)
         assert ax.texts[0].get_text() == "not measured on any machine yet: chameleon-lite bench roofline"
     plt.close("all")
 

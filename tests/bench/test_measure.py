@@ -1,38 +1,36 @@
 import math
 
+import pandas as pd
 import pytest
 import torch
 
-from chameleon_bench.measure import (
-    Samples,
-    gate,
-    interleaved,
-    peak_bytes,
-    relative_error,
-    row,
-    runnable,
-    sample,
-    scaled,
-)
+from chameleon_bench.bench import Bench
+from chameleon_bench.measure import compared, gate, relative_error, row, sample, split
 
-CPU = torch.device("cpu")
+BENCH = Bench(torch.device("cpu"))
+
+
+def timed(absent=None, **seconds):
+    """Times of contenders, as a race gives them."""
+    times = pd.DataFrame({name: [value] for name, value in seconds.items()})
+    times.attrs["absent"] = absent or {}
+    return times
 
 
 def comparison(ours, theirs, goal):
-    measured = Samples(ours=sample([ours])) | ({"peer": sample([theirs])} if theirs else {})
-    return Samples(measured).against({"peer": goal}, absent={} if theirs else {"peer": "not here"})[0]
+    times = timed(ours=ours, peer=theirs) if theirs else timed({"peer": "not here"}, ours=ours)
+    return compared(times, {"peer": goal})[0]
 
 
 def test_contenders_take_turns():
     calls = []
-    interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, CPU, 3, warm_up=False)
+    BENCH.race({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, warm_up=False)
     assert calls == ["a", "b"] * 3
 
 
 def test_a_sample_by_hand():
     expected = {"median": 2.0, "low": 1.0, "high": 3.0, "repetitions": 3, "unit": "s"}
-    assert sample([3.0, 1.0, 2.0]) == expected
-    assert scaled(expected, 10) == expected | {"median": 20.0, "low": 10.0, "high": 30.0}
+    assert sample(pd.Series([3.0, 1.0, 2.0])) == expected
 
 
 @pytest.mark.parametrize(("goal", "status"), [(2.0, "met"), (5.0, "missed"), (None, "shown")])
@@ -59,12 +57,13 @@ def test_a_missed_row_says_where_the_time_goes():
 
 
 def test_ours_is_compared_with_the_peers_that_ran_and_those_that_could_not():
-    times = Samples(ours=sample([1.0]), peer=sample([4.0]), product=sample([0.5]))
+    times = timed({"missing": "no such library"}, ours=1.0, peer=4.0, product=0.5)
     goals = {"peer": 2.0, "elsewhere": None, "missing": 3.0}
-    ran, absent = times.against(goals, absent={"missing": "no such library"})
+    ran, absent = compared(times, goals)
     assert (ran["peer"], ran["ratio"], ran["met"]) == ("peer", 4.0, True)
     assert (absent["peer"], absent["met"], absent["absent"]) == ("missing", None, "no such library")
-    assert times.split("product", 0.25, "rest") == {"product": 0.25, "rest": 0.75}
+    assert split(times, "product", 0.25, "rest") == {"product": 0.25, "rest": 0.75}
+    assert compared(times, goals, "memory")[0]["ours"]["unit"] == "bytes"
 
 
 def test_a_contender_that_breaks_is_absent_with_its_reason():
@@ -72,9 +71,10 @@ def test_a_contender_that_breaks_is_absent_with_its_reason():
         raise RuntimeError("no kernel image\nmore")
 
     calls = []
-    contenders, absent = runnable({"b": lambda: broken, "c": lambda: lambda: calls.append(1)})
-    assert list(contenders) == ["c"] and calls == [1]
-    assert "no kernel image" in absent["b"]
+    contenders = {"ours": lambda: None, "b": broken, "c": lambda: calls.append(1)}
+    times = BENCH.race(contenders, 2, warm_up=False, optional=["b", "c"])
+    assert list(times) == ["ours", "c"] and len(times) == 2 and len(calls) == 3
+    assert "no kernel image" in times.attrs["absent"]["b"]
 
 
 def test_relative_error_by_hand():
@@ -82,6 +82,6 @@ def test_relative_error_by_hand():
 
 
 def test_peak_counts_what_is_held_at_one_time():
-    small = peak_bytes(lambda: torch.ones(4_000_000), CPU)
-    large = peak_bytes(lambda: (torch.ones(40_000_000), torch.ones(40_000_000)), CPU)
+    small = BENCH.peak(lambda: torch.ones(4_000_000))
+    large = BENCH.peak(lambda: (torch.ones(40_000_000), torch.ones(40_000_000)))
     assert small < 100e6 < large

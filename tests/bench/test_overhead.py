@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
-from chameleon_bench.overhead import ROWS, Batches, overhead, quantiles, ratios
+from chameleon_bench.overhead import ROWS, Batches, quantiles, ratios
+from chameleon_bench.rows import measured
 
 
 @pytest.fixture
 def found(small_bench):
-    return overhead(small_bench)
+    return measured("overhead", small_bench)
 
 
 def test_whole_batches_and_waiting_are_there_and_gates_hold(found):
@@ -24,15 +25,15 @@ def test_whole_batches_and_waiting_are_there_and_gates_hold(found):
 
 
 def test_an_assignment_that_is_wrong_fails_its_gate(small_bench, monkeypatch):
-    def wrong(self, vectors):
+    def wrong(vectors, centroids):
         return torch.zeros(len(vectors), dtype=torch.int64), vectors[:, 0]
 
-    monkeypatch.setattr(Batches, "assign", wrong)
-    assert overhead(small_bench)["status"] == "gate failed"
+    monkeypatch.setattr("chameleon_bench.overhead.nearest_centroid", wrong)
+    assert measured("overhead", small_bench)["status"] == "gate failed"
 
 
 def test_a_batch_scores_what_follows_the_prefix(small_bench):
-    b = Batches(small_bench, 1).batch(0)
+    b = Batches(small_bench, 1, longest=32, centroids=32).batch(0)
     rows, place = b["where"] // b["ids"].shape[1], b["where"] % b["ids"].shape[1]
     assert int(rows.max()) == ROWS - 1 and int(place.min()) == 15
     assert torch.equal(b["target"], b["ids"][rows, place + 1])
@@ -50,5 +51,5 @@ def test_ratios_are_paired_over_batches():
 
 
 def test_rows_that_train_can_use_the_backbone_afterwards(small_bench):
-    overhead(small_bench)
+    measured("overhead", small_bench)
     assert not any(p.is_inference() or p.dtype != torch.float32 for p in small_bench.backbone.lm.parameters())

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from chameleon_bench import rows_head
+from chameleon_bench import rows_head, rows_layers
 from chameleon_bench.report import run_rows, summary
-from chameleon_bench.rows import EXTRAS, ROWS
+from chameleon_bench.rows import ROWS, measured
 from chameleon_bench.tables import many_texts_frame
 from chameleon_lite.app import boundary
 from chameleon_lite.errors import RunFailed, UserError
@@ -17,8 +17,10 @@ HEAVY = {"B3", "B16"}  # the one's size does not follow the backbone's, the othe
 @pytest.mark.parametrize("name", sorted(set(ROWS) - HEAVY))
 @pytest.mark.filterwarnings("ignore")  # peers' own
 def test_a_row_runs_and_its_gates_hold(name, small_bench):
-    row = ROWS[name](small_bench)
-    assert row["comparisons"] and row["limit"] and row["workload"]
+    row = measured(name, small_bench)
+    peers = {peer for goals in ROWS[name]["goals"].values() for peer in goals}
+    assert {c["peer"] for c in row["comparisons"]} == peers - {"torch.compile"}  # which a GPU alone races
+    assert row["limit"] and row["workload"]
     assert [gate for gate in row["gates"] if not gate["passed"]] == []
     assert row["status"] == "shown"  # quick runs are held to no goal
     assert json.loads(json.dumps(row)) == row
@@ -30,15 +32,15 @@ def test_a_row_runs_and_its_gates_hold(name, small_bench):
 def test_clusters_row():
     import torch
 
-    from chameleon_bench.workload import Bench
+    from chameleon_bench.bench import Bench
 
-    row = ROWS["B3"](Bench(torch.device("cpu"), quick=True))
+    row = measured("B3", Bench(torch.device("cpu"), quick=True))
     assert all(gate["passed"] for gate in row["gates"])
 
 
 @pytest.mark.slow
 def test_adapting_many_short_texts_row(small_bench):
-    row = ROWS["B16"](small_bench)
+    row = measured("B16", small_bench)
     assert row["status"] == "shown" and [gate for gate in row["gates"] if not gate["passed"]] == []
     work = row["workload"]
     assert work["rows"] == 200 and work["scored tokens"] > 200 and work["peak bytes"] >= 50e6
@@ -68,26 +70,27 @@ def test_short_texts_are_whole_pieces_of_equal_length():
 
 
 def test_a_command_that_fails_is_said_to():
-    from chameleon_bench.rows_app import run
+    from chameleon_bench.bench import run
 
-    with pytest.raises(RunFailed, match="adapt ended with code 2.*nowhere.jsonl"):
-        run(["adapt", "nowhere.jsonl", "--model", "none", "--out", "none.jsonl", "--device", "cpu"])
+    with pytest.raises(RunFailed, match="chameleon_lite adapt .*ended with code 2.*nowhere.jsonl"):
+        run("-m", "chameleon_lite", "adapt", "nowhere.jsonl", "--model", "none", "--out", "none.jsonl")
 
 
 def test_ladder_goes_from_the_released_way_to_ours(small_bench):
-    found = EXTRAS["ladder"](small_bench)
+    found = measured("ladder", small_bench)
     assert [s["step"] for s in found["steps"]][0] == "released way"
     assert all(s["seconds"] > 0 for s in found["steps"])
 
 
 def test_a_result_is_kept_row_by_row_and_replaced_when_run_again(tmp_path, monkeypatch, small_bench):
     path = tmp_path / "results" / "machine.json"
-    monkeypatch.setitem(ROWS, "B14", lambda bench: rows_head.shared_pass(small_bench))
+    shared_pass = rows_head.shared_pass
+    monkeypatch.setattr(rows_head, "shared_pass", lambda bench, **sizes: shared_pass(small_bench, **sizes))
 
-    def broken(bench):
+    def broken(bench, **sizes):
         raise ValueError("no such thing")
 
-    monkeypatch.setitem(ROWS, "B5", broken)
+    monkeypatch.setattr(rows_head, "head_time", broken)
     run_rows(["B14"], device="cpu", quick=True, out=path)
     said = []
     with pytest.raises(RunFailed, match="B5"):
@@ -100,10 +103,10 @@ def test_a_result_is_kept_row_by_row_and_replaced_when_run_again(tmp_path, monke
 
 
 def test_a_row_whose_library_is_missing_is_not_available(tmp_path, monkeypatch):
-    def missing(bench):
+    def missing(bench, **sizes):
         raise ImportError("no module named peft")
 
-    monkeypatch.setitem(ROWS, "B10", missing)
+    monkeypatch.setattr(rows_layers, "lora_step", missing)
     kept = run_rows(["B10"], device="cpu", quick=True, out=tmp_path / "x.json")
     assert kept["rows"]["B10"]["status"] == "not available"
 
@@ -114,7 +117,7 @@ def test_an_unknown_row_is_refused_with_the_nearest():
 
 
 def test_roofline_points_are_complete(small_bench):
-    found = EXTRAS["roofline"](small_bench)
+    found = measured("roofline", small_bench)
     assert all(rate > 0 for rate in found["rates"].values())
     for point in found["points"]:
         assert point["operations"] > 0 and point["bytes"] > 0 and point["seconds"] > 0
@@ -129,7 +132,7 @@ def test_two_workers_are_not_available_where_there_are_not_two_gpus(tmp_path):
 
 @pytest.mark.slow
 def test_scaling_runs_as_two_processes_that_train_as_one(small_bench):
-    found = EXTRAS["scaling"](small_bench)
+    found = measured("scaling", small_bench)
     assert found["processes"] == {"1": 1, "2": 2} and found["status"] == "shown"
     assert found["gates"][0]["value"] < 1e-4
 

@@ -21,16 +21,16 @@ def written(path, *code, parameters='profile = "smoke"'):
 
 @pytest.fixture
 def run(book_tools, tmp_path):
-    def call(*code, parameters=None, timeout=60):
+    def call(*code, profile="smoke", timeout=60):
         source = written(tmp_path / "x.ipynb", *code)
-        return book_tools["execute"].run_notebook(source, tmp_path, parameters or {}, timeout)
+        return book_tools["execute"].run_notebook(source, tmp_path, profile, timeout)
 
     return call
 
 
 @pytest.mark.filterwarnings("default")  # the notebook client warns about event loops on some versions
 def test_a_good_run_is_published_with_its_parameters(run, book_tools, tmp_path):
-    seconds = run("print(profile * 2)", parameters={"profile": "paper"})
+    seconds = run("print(profile * 2)", profile="paper")
     book = nbformat.read(tmp_path / "executed" / "x.ipynb", as_version=4)
     assert book.cells[-1].outputs[0].text == "paperpaper\n" and seconds > 0
     (row,) = book_tools["build"].notebook_status([tmp_path / "executed" / "x.ipynb"]).to_dict("records")
@@ -52,7 +52,8 @@ def test_a_good_run_is_published_with_its_parameters(run, book_tools, tmp_path):
     "code, says",
     [
         ("1 / 0", "ZeroDivisionError"),
-        ("import time; time.sleep(60)", "longer than"),
+        ("import time; time.sleep(60)", "after 4 seconds"),
+        ("import os; os._exit(9)", "Kernel died"),
         ("import sys; print('careful', file=sys.stderr)", "stderr"),
     ],
 )
@@ -84,7 +85,7 @@ def test_faults_name_what_is_unfit(book_tools, output, says):
 
 
 def test_api_page_names_every_module_with_code(book_tools, repository):
-    page = book_tools["build"].api_page(repository)
+    page = book_tools["build"].api_page()
     for path in (p for package in book_tools["build"].PACKAGES for p in (repository / package).rglob("*.py")):
         if path.name not in ("__init__.py", "cli.py", "__main__.py"):
             name = ".".join(path.relative_to(repository).with_suffix("").parts)

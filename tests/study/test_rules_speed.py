@@ -82,9 +82,9 @@ def test_timings_lie_beside_the_results_unless_said_otherwise(tmp_path):
 def test_the_rule_reads_what_the_benchmark_writes(tmp_path):
     import torch
 
-    from chameleon_bench.overhead import overhead as measured
-    from chameleon_bench.workload import Bench
+    from chameleon_bench.bench import Bench
+    from chameleon_bench.rows import measured
 
-    entry = measured(Bench(torch.device("cpu"), quick=True, model="tiny"))
+    entry = measured("overhead", Bench(torch.device("cpu"), quick=True, model="tiny"))
     made = found(tmp_path, tiny={"overhead": json.loads(json.dumps(entry))})["tiny"]
     assert made.verdict == "not decidable here" and "n = 3" in made.number
