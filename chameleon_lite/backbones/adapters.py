@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from .. import files
 from ..errors import DamagedFile, UserError
 from ..settings import Rank, TokenSettings, problem
 
@@ -72,7 +73,7 @@ def read_settings(folder: Path) -> dict:
     """
     path = folder / "config.json"
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), object_pairs_hook=files.once)
         kind = content.get("model_type")
     except (ValueError, RecursionError, AttributeError) as error:
         raise DamagedFile(f"{path} is damaged: no JSON object ({error}); save or fetch it again") from None
