@@ -44,7 +44,7 @@ def span_of(experiment: str, corpus: str, started: float, device: torch.device) 
 def note(span: Span, runs: Path) -> None:
     """Add a span to those of a folder of runs."""
     runs.mkdir(parents=True, exist_ok=True)
-    with open(runs / FILE, "a") as file:
+    with open(runs / FILE, "a", encoding="utf-8") as file:
         file.write(span.model_dump_json() + "\n")
 
 
@@ -55,7 +55,7 @@ def pack_spans(experiment: str, runs: Path, results: Path) -> Path:
         spans = load_spans(results) + [s for s in load_spans(runs) if s.experiment == experiment]
         lines = {(s.experiment, s.device, s.started): s.model_dump_json() + "\n" for s in spans}
         with storing(path) as part:
-            part.write_text("".join(lines[key] for key in sorted(lines)))
+            part.write_text("".join(lines[key] for key in sorted(lines)), encoding="utf-8")
     return path
 
 

@@ -169,7 +169,8 @@ def _parts(corpus: Corpus, backbone: Backbone, settings: FitSettings) -> tuple[P
     limits = settings.tokens.model_dump()
     limits["max_length"] = min(limits["max_length"], backbone.max_length)
     for split in SPLITS:
-        table = tokenise(corpus.splits[split], backbone.tokenizer, **limits)
+        # responses are learnt with their end, and compared without it: a model that has not learnt it would seem worse
+        table = tokenise(corpus.splits[split], backbone.tokenizer, end=split == "train", **limits)
         order = generator.permutation(len(table))
         if split != "train":
             order = order[: settings.max_held_out]
