@@ -199,3 +199,28 @@ def test_whatever_the_rows_are_there_is_a_result_or_a_reason_for_each(adapter, r
     for result in results:
         assert ("error" in result) != (("continuation" if new_tokens else "loss") in result)
         json.dumps(result, ensure_ascii=False, allow_nan=False).encode()
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    st.lists(LINES | st.just(json.dumps(GOOD).encode()), max_size=4),
+    st.sampled_from(["jsonl", "json", "csv"]),
+)
+def test_whatever_a_file_holds_success_has_a_result(command, adapter_folder, lines, kind):
+    content = (
+        b"[" + b",".join(lines) + b"]"
+        if kind == "json"
+        else b"\n".join([b"text,id", *lines][kind != "csv" :])
+    )
+    Path(f"any.{kind}").write_bytes(content)
+    Path("o.jsonl").unlink(missing_ok=True)
+    code, out, err = command("adapt", f"any.{kind}", "--model", adapter_folder, "--out", "o.jsonl")
+    written = Path("o.jsonl").read_text().splitlines() if Path("o.jsonl").exists() else []
+    results = list(map(json.loads, written))
+    assert (code == 0) == any("loss" in row for row in results), (out, err)
+    assert code == 0 or len(err.splitlines()) == 1 and "not foreseen" not in err and "Traceback" not in err
