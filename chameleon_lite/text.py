@@ -5,7 +5,7 @@
 
 No padding is stored; `padded` makes it for the rows of one batch, with a mask, so that a pad token is never
 confused with an ordinary token of the same id. No token is added but the one that a tokenizer itself puts
-before a text, as a part of the prefix, and where `end` says so the one that ends a response.
+before a text, as a part of the prefix.
 """
 
 import hashlib
@@ -141,40 +141,34 @@ def tokenise(
     prefix_tokens: int = 16,
     min_scored: int = 8,
     condition_on: str = "prompt",
-    end: bool = False,
 ) -> TokenTable:
     """Documents to a TokenTable; the tokenizer is called on lists of texts.
 
     Prompt and response are tokenised apart and joined. A document longer than `max_length` tokens loses the
     start of its prompt, down to what leaves room for `min_scored` response tokens, then the end of its text.
-    Documents with fewer than `min_scored` scored tokens are dropped and counted. `condition_on` chooses what
-    the condition reads where a prompt has an instruction: the whole "prompt" or the "instruction" alone.
-    With `end` a response that is not cut ends with the end token, which is scored.
-    Raises UserError for settings that contradict each other and when nothing remains.
+    Documents with fewer than `min_scored` scored tokens are dropped and counted. Of a prompt with an instruction
+    the condition reads what `condition_on` says. Raises UserError for contradictions and when nothing remains.
     """
     _check(max_length, prefix_tokens, min_scored, condition_on)
-    documents = list(documents)
-    begin = opening(tokenizer)
-    last = [tokenizer.eos_token_id] if end and getattr(tokenizer, "eos_token_id", None) is not None else []
-    room = max_length - len(begin)
+    documents, begin = list(documents), opening(tokenizer)
     rows, dropped = [], {SHORT: 0, "truncated": 0, "prompt truncated": 0}
     for start in range(0, len(documents), CHUNK):
         for e in _encoded(documents[start : start + CHUNK], tokenizer, condition_on):
-            cut = max(0, len(e.prompt) - (room - min_scored))  # prompt tokens lost on the left
-            n_prompt = len(e.prompt) - cut
-            n_text = min(len(e.text), room - n_prompt)
-            if n_text - (0 if n_prompt else prefix_tokens) < min_scored:
+            own = 0 if e.prompt else prefix_tokens  # of the text, that are its prefix
+            cut = max(
+                0, len(begin) + len(e.prompt) + min_scored - max_length
+            )  # prompt tokens lost on the left
+            prompt = begin + e.prompt[cut:]
+            n_text = min(len(e.text), max_length - len(prompt))
+            if n_text - own < min_scored:
                 dropped[SHORT] += 1
                 continue
             dropped["truncated"] += n_text < len(e.text)
             dropped["prompt truncated"] += cut > 0
-            prompt = begin + e.prompt[cut:]
-            text = e.text + last if n_prompt else e.text
-            ids = np.array(prompt + text[: max_length - len(prompt)], dtype=np.int32)
-            prefix = len(prompt) if n_prompt else len(prompt) + prefix_tokens
-            first, stop = (len(begin) + min(max(0, place - cut), n_prompt) for place in e.instruction)
-            span = (first, stop) if first < stop else (0, prefix)
-            rows.append((e.document, ids, prefix, span, e.bytes(0 if n_prompt else prefix_tokens, n_text)))
+            ids, prefix = np.array(prompt + e.text[:n_text], dtype=np.int32), len(prompt) + own
+            span = tuple(min(max(0, place - cut) + len(begin), prefix) for place in e.instruction)
+            span = span if span[0] < span[1] else (0, prefix)
+            rows.append((e.document, ids, prefix, span, e.bytes(own, n_text)))
     if not rows:
         raise UserError(NOTHING_LEFT.format(len(documents), prefix_tokens, min_scored))
     documents, ids, prefix, span, scored_bytes = zip(*rows)
@@ -198,7 +192,7 @@ def pad_id(tokenizer: Callable) -> int:
 
 
 def opening(tokenizer: Callable) -> list[int]:
-    """The token that a tokenizer puts before every text, without which its model reads badly; [] where it puts none."""
+    """The token that a tokenizer puts before every text, which its model was trained with; [] where it puts none."""
     token = getattr(tokenizer, "bos_token_id", None)
     return [token] if token is not None and tokenizer("")["input_ids"][:1] == [token] else []
 

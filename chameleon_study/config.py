@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_serializer, model_validator
+from pydantic import BaseModel, Field, model_serializer, model_validator
 
 from chameleon_lite.app.rows import flaw_of
 from chameleon_lite.errors import UserError, unknown
@@ -22,7 +22,7 @@ from chameleon_lite.settings import (
     Share,
     TokenSettings,
     TrainSettings,
-    problem,
+    validated,
 )
 
 ProfileName = Literal["smoke", "colab", "paper"]
@@ -164,10 +164,7 @@ def experiment_from(raw: dict[str, Any], profile: str = "smoke", **overrides: An
     given = {k: v for k, v in overrides.items() if v is not None}
     values = merged(PROFILES[profile], raw, sections.get(profile, {}), {"profile": profile}, given)
     _check_keys(values, Experiment)
-    try:
-        return Experiment(**values)
-    except ValidationError as error:
-        raise UserError(f"experiment {raw.get('name', '?')}: {problem(error)}") from None
+    return validated(Experiment, values, f"experiment {raw.get('name', '?')}: ")
 
 
 class _Loader(yaml.SafeLoader):

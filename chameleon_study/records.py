@@ -136,9 +136,8 @@ def stored_runs(folder: Path, names: list[str], hashes: dict[str, tuple], say) -
         elif record:
             changed.append(name)
     if changed:
-        say(
-            f"texts or backbone are others than in {len(changed)} runs, first {changed[0]}: they are made again"
-        )
+        found = f"{len(changed)} runs, first {changed[0]}"
+        say(f"texts or backbone are others than in {found}: they are made again")
     return records
 
 

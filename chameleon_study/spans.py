@@ -14,9 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from chameleon_lite import files
 
-from .layers import LEARNING_RATES
 from .provenance import device_name
-from .records import load_records
 from .stored import read, storing
 
 FILE = "spans.jsonl"
@@ -89,14 +87,3 @@ def _covered(spans: list[Span]) -> float:
     start, end = np.array(sorted((s.started, s.ended) for s in spans)).T
     before = np.maximum.accumulate(np.append(-np.inf, end[:-1]))  # the latest end so far
     return float(np.maximum(0.0, end - np.maximum(start, before)).sum())
-
-
-def unnoted_minutes(path: Path, spans: list[Span]) -> float:
-    """Minutes of training in an experiment's records on corpora without a span, one run after another.
-
-    For regimes with LoRA in the layers, whose record gives the mean of a run's learning rates. 0 without the file.
-    """
-    known = {(s.experiment, s.corpus) for s in spans}
-    records = load_records(path) if path.is_file() else []
-    seconds = sum(r.seconds["training"] for r in records if (r.experiment, r.corpus) not in known)
-    return seconds * len(LEARNING_RATES) / 60

@@ -169,8 +169,10 @@ def _parts(corpus: Corpus, backbone: Backbone, settings: FitSettings) -> tuple[P
     limits = settings.tokens.model_dump()
     limits["max_length"] = min(limits["max_length"], backbone.max_length)
     for split in SPLITS:
-        # responses are learnt with their end, and compared without it: a model that has not learnt it would seem worse
-        table = tokenise(corpus.splits[split], backbone.tokenizer, end=split == "train", **limits)
+        # responses are learnt with their end, and compared without it, which alone would seem to help
+        end = (backbone.tokenizer.eos_token or "") if split == "train" else ""
+        documents = [replace(d, text=d.text + end) if d.prompt else d for d in corpus.splits[split]]
+        table = tokenise(documents, backbone.tokenizer, **limits)
         order = generator.permutation(len(table))
         if split != "train":
             order = order[: settings.max_held_out]

@@ -93,9 +93,8 @@ def readable(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        reason = (
-            "it needs code of its own, which is never run" if "custom code" in lines[0] else lines[0][:300]
-        )
+        own = "it needs code of its own, which is never run" if "custom code" in lines[0] else ""
+        reason = own or lines[0][:300]
         raise UserError(f"{what} cannot be loaded: {reason}") from error
 
 
@@ -173,9 +172,7 @@ def adapter_folder(path) -> Path:
         with suppress(OSError, ValueError):  # no such repository, or not in the cache
             folder = Path(snapshot_download(str(path), **wanted))
     if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{path} is no saved adapter: there is no config.json in it; make one with chameleon-lite fit"
-        )
+        raise UserError(f"{path} is no saved adapter: no config.json in it; make one with chameleon-lite fit")
     return folder
 
 

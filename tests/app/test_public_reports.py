@@ -78,14 +78,6 @@ def test_the_first_token_takes_its_place_of_a_full_row(begun):
 
 def test_the_end_of_a_response_is_learnt_and_is_no_part_of_the_comparison(tiny, two_kinds):
     end = tiny.tokenizer.eos_token_id
-    documents = [
-        Document("a", "yes", prompt="? "),
-        Document("b", "no" * 40, prompt="? "),
-        Document("c", TEXT),
-    ]
-    table = tokenise(documents, tiny.tokenizer, max_length=48, prefix_tokens=4, min_scored=1, end=True)
-    last = table.ids[table.offsets[1:] - 1]
-    assert (last == end).tolist() == [True, False, False] and table.scored_bytes.tolist()[0] == 3
     rows = [{"prompt": "Say: ", "response": text} for text in two_kinds(60)]
     parts, _ = _parts(corpus_of(rows), tiny, FitSettings())
     assert {split: int((table.ids == end).sum()) for split, table in parts.tables.items()} == {
@@ -93,6 +85,10 @@ def test_the_end_of_a_response_is_learnt_and_is_no_part_of_the_comparison(tiny, 
         "validation": 0,
         "test": 0,
     }
+    ends = parts.tables["train"].ids[parts.tables["train"].offsets[1:] - 1]
+    assert (ends == end).all()
+    parts, _ = _parts(corpus_of(two_kinds(60)), tiny, FitSettings())  # plain text goes on
+    assert not (parts.tables["train"].ids == end).any()
 
 
 def test_marks_of_a_text_that_look_like_the_end_are_text(tiny):

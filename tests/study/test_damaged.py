@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from chameleon_lite.errors import DamagedFile
 from chameleon_study import page, stored
@@ -295,50 +293,3 @@ def test_markup_in_names_is_shown_as_text(results):
         assert "&lt;script&gt;" in shown and "<script>" not in shown
     link = page.csv_link(pd.DataFrame({"a": [name]}), 'x"><script>')._repr_html_()
     assert "<script>" not in link
-
-
-TIMINGS = (
-    b'{"machine": {"device": "cpu"}, "rows": {"overhead": {"status": "shown"}, "B1": {"status": "met"}}}'
-)
-FILES = [f"{NAME}.jsonl", f"{NAME}.parquet", "verdicts.json", stored.SUMS, "timings/cpu.json"]
-FOREIGN = [b"", b"\0" * 64, b"[]", b"{}\n", b"PAR1PAR1", PROOF, b"<html></html>", b"\xff\xfe{\0}\0", TIMINGS]
-
-
-@pytest.mark.parametrize("sums", [True, False])
-def test_whatever_is_done_to_results_is_one_line_or_a_result(command, results, sums):
-    (results / "timings").mkdir()
-    (results / "timings" / "cpu.json").write_bytes(TIMINGS)
-    (results / "verdicts.json").write_text("[]")
-    if sums:
-        with stored.storing(results / "verdicts.json") as part:
-            part.write_text("[]")
-    whole = {name: (results / name).read_bytes() for name in FILES if (results / name).exists()}
-    calls = {"tables": ["tables"], "claims": ["claims", "--benchmarks", results / "timings"]}
-
-    @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-    @given(st.sampled_from(sorted(whole)), st.sampled_from(sorted(calls)), st.floats(0, 1), st.data())
-    def damaged(name, call, place, data):
-        for other, content in whole.items():
-            (results / other).write_bytes(content)
-        content, start = whole[name], int(place * len(whole[name]))
-        kind = data.draw(st.sampled_from(["flip", "cut", "splice", "foreign"]))
-        if kind == "flip" and start < len(content):
-            bit = 1 << data.draw(st.integers(0, 7))
-            content = content[:start] + bytes([content[start] ^ bit]) + content[start + 1 :]
-        elif kind == "cut":
-            content = content[:start]
-        elif kind == "splice":
-            content = content[:start] + data.draw(st.binary(max_size=8)) + content[start + 4 :]
-        elif kind == "foreign":
-            content = data.draw(st.sampled_from(FOREIGN))
-        (results / name).write_bytes(content)
-        code, out, err = command(*calls[call], "--results", results)
-        lines = [line for line in err.splitlines() if line]
-        if code == 0:
-            assert len(out.splitlines()) > 2 and not lines
-        else:
-            assert code in (1, 2) and len(lines) == 1 and "not foreseen" not in err and str(results) in err
-        if sums and content != whole[name] and name in (f"{NAME}.jsonl", f"{NAME}.parquet"):
-            assert code == 1, (name, kind, start)
-
-    damaged()

@@ -76,6 +76,7 @@ for line in sys.stdin:
             child(job)
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in running]
     print(json.dumps(codes), flush=True)
+os._exit(0)  # the interpreter would free its libraries for seconds
 """
 
 
@@ -111,7 +112,7 @@ def machine(tmp_path_factory):
     found = Machine(tmp_path_factory.mktemp("machine"))
     yield found
     found.server.stdin.close()
-    assert found.server.wait(60) == 0
+    assert found.server.wait(120) == 0
     found.server.stdout.close()
 
 
