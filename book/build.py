@@ -40,6 +40,8 @@ QUIET = {
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     # Idle threads sleep: no slower alone than spinning, three times as fast beside another busy process.
     "OMP_WAIT_POLICY": "passive",
+    # UMAP's compiler refuses to work where it cannot write beside the library nor in the home folder.
+    "NUMBA_CACHE_DIR": str(OUT / "numba"),
 }
 SHOWN_VERSIONS = """torch transformers peft accelerate numpy scikit-learn umap-learn datasets
 papermill jupyter-book myst-nb sphinx""".split()
@@ -50,7 +52,7 @@ log = partial(print, flush=True)  # at once also when stdout is a pipe
 
 def toc_notebooks() -> list[Path]:
     """The notebooks of `_toc.yml`, in reading order."""
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     names = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
     return [ROOT / f"{name}.ipynb" for name in names if name.startswith("notebooks/")]
 
@@ -147,8 +149,9 @@ def build_site(staged: Path) -> Path:
     messages.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(staged)]
     command += ["--path-output", str(OUT / "jupyter-book"), "--all", "-W", "-n", "--keep-going"]
-    run = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    messages.write_text(run.stdout)
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    run = subprocess.run(command, cwd=ROOT, encoding="utf-8", errors="replace", **both)
+    messages.write_text(run.stdout, encoding="utf-8")
     if run.returncode:
         lines = run.stdout.splitlines()
         lines = [line for line in lines if "WARNING" in line or "ERROR" in line] or lines[-20:]

@@ -1,8 +1,9 @@
 """Where files live, and how they get there whole.
 
 `home` is the cache folder, `atomic` writes under a temporary name and renames, `locked` keeps two processes
-off one file, `sha256` and `verified` compare a checksum, `write_sealed` puts it into a JSON file itself. A
-file under its final name is complete; what a killed process leaves has a `.part-` name and is ignored.
+off one file, `sha256` and `verified` compare a checksum, `write_sealed` puts it into a JSON file itself, `once`
+refuses a key that stands there twice. A file under its final name is complete; what a killed process leaves
+has a `.part-` name and is ignored.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -72,21 +74,30 @@ def verified(path: Path | str, expected: str) -> Path:
 
 def write_sealed(path: Path | str, content: dict) -> None:
     """Write a JSON object and, under its key "seal", the checksum that `read_sealed` compares."""
-    content = json.loads(json.dumps(content))  # as it will be read: keys are texts, tuples are lists
     with atomic(path) as part:
-        part.write_text(json.dumps(content | {"seal": _seal(content)}, indent=1), encoding="utf-8")
+        part.write_text(json.dumps(content | {"seal": seal(content)}, indent=1), encoding="utf-8")
 
 
 def read_sealed(path: Path | str) -> dict:
     """The object that `write_sealed` wrote, without the seal; DamagedFile, naming the file, if not that."""
     try:
         content = json.loads(Path(path).read_bytes())
-        if content.pop("seal") == _seal(content):
+        if content.pop("seal") == seal(content):
             return content
     except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
         pass  # no JSON, or no object with a seal
     raise DamagedFile(f"{path} is damaged: its content is not what its checksum promises; remove it")
 
 
-def _seal(content: dict) -> str:
+def seal(content: dict) -> str:
+    """The checksum of a JSON object, as it will be read: keys are texts, tuples are lists."""
+    content = json.loads(json.dumps(content))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict:
+    """The object of a JSON text (`object_pairs_hook`); ValueError for a key named twice, whose last would win."""
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the key {max(names, key=names.count)[:40]!r} stands there twice")
+    return dict(pairs)

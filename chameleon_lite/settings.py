@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer
+
+from .errors import UserError
 
 Arithmetic = Literal["auto", "float32", "bfloat16", "float16"]
 Count = Annotated[int, Field(ge=1, le=1 << 40)]  # of documents, tokens, steps
@@ -44,10 +47,17 @@ class Settings(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def problem(error: ValidationError) -> str:
-    """The first thing that is wrong with settings, in one line."""
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'settings'}: {first['msg'].removeprefix('Value error, ')}"
+def validated(kind: type[BaseModel], fields: Mapping[str, Any], where: str = "") -> Any:
+    """Settings from their fields; UserError, in one line after `where`, for the first that is wrong."""
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name, what = (
+            ".".join(map(str, first["loc"])) or "settings",
+            first["msg"].removeprefix("Value error, "),
+        )
+        raise UserError(f"{where}{name}: {what}") from None
 
 
 class TokenSettings(Settings):

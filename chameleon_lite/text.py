@@ -4,7 +4,8 @@
                  plain text: the first m tokens are the prefix · prompt and response: the prompt is the prefix
 
 No padding is stored; `padded` makes it for the rows of one batch, with a mask, so that a pad token is never
-confused with an ordinary token of the same id. No token is added at either end.
+confused with an ordinary token of the same id. No token is added but the one that a tokenizer itself puts
+before a text, as a part of the prefix.
 """
 
 import hashlib
@@ -141,32 +142,33 @@ def tokenise(
     min_scored: int = 8,
     condition_on: str = "prompt",
 ) -> TokenTable:
-    """Documents to a TokenTable; the tokenizer is called on lists of texts and adds nothing at the ends.
+    """Documents to a TokenTable; the tokenizer is called on lists of texts.
 
     Prompt and response are tokenised apart and joined. A document longer than `max_length` tokens loses the
     start of its prompt, down to what leaves room for `min_scored` response tokens, then the end of its text.
-    Documents with fewer than `min_scored` scored tokens are dropped and counted. `condition_on` chooses what
-    the condition reads where a prompt has an instruction: the whole "prompt" or the "instruction" alone.
-    Raises UserError for settings that contradict each other and when nothing remains.
+    Documents with fewer than `min_scored` scored tokens are dropped and counted. Of a prompt with an instruction
+    the condition reads what `condition_on` says. Raises UserError for contradictions and when nothing remains.
     """
     _check(max_length, prefix_tokens, min_scored, condition_on)
-    documents = list(documents)
+    documents, begin = list(documents), opening(tokenizer)
     rows, dropped = [], {SHORT: 0, "truncated": 0, "prompt truncated": 0}
     for start in range(0, len(documents), CHUNK):
         for e in _encoded(documents[start : start + CHUNK], tokenizer, condition_on):
-            cut = max(0, len(e.prompt) - (max_length - min_scored))  # prompt tokens lost on the left
-            n_prompt = len(e.prompt) - cut
-            n_text = min(len(e.text), max_length - n_prompt)
-            prefix = n_prompt or prefix_tokens
-            if n_prompt + n_text - prefix < min_scored:
+            own = 0 if e.prompt else prefix_tokens  # of the text, that are its prefix
+            cut = max(
+                0, len(begin) + len(e.prompt) + min_scored - max_length
+            )  # prompt tokens lost on the left
+            prompt = begin + e.prompt[cut:]
+            n_text = min(len(e.text), max_length - len(prompt))
+            if n_text - own < min_scored:
                 dropped[SHORT] += 1
                 continue
             dropped["truncated"] += n_text < len(e.text)
             dropped["prompt truncated"] += cut > 0
-            ids = np.array(e.prompt[cut:] + e.text[:n_text], dtype=np.int32)
-            first, stop = (min(max(0, place - cut), prefix) for place in e.instruction)
-            span = (first, stop) if first < stop else (0, prefix)
-            rows.append((e.document, ids, prefix, span, e.bytes(0 if n_prompt else prefix, n_text)))
+            ids, prefix = np.array(prompt + e.text[:n_text], dtype=np.int32), len(prompt) + own
+            span = tuple(min(max(0, place - cut) + len(begin), prefix) for place in e.instruction)
+            span = span if span[0] < span[1] else (0, prefix)
+            rows.append((e.document, ids, prefix, span, e.bytes(own, n_text)))
     if not rows:
         raise UserError(NOTHING_LEFT.format(len(documents), prefix_tokens, min_scored))
     documents, ids, prefix, span, scored_bytes = zip(*rows)
@@ -187,6 +189,12 @@ def pad_id(tokenizer: Callable) -> int:
     """The tokenizer's padding token, its end-of-text token where it has none, else 0."""
     ids = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
     return next((int(i) for i in ids if i is not None), 0)
+
+
+def opening(tokenizer: Callable) -> list[int]:
+    """The token that a tokenizer puts before every text, which its model was trained with; [] where it puts none."""
+    token = getattr(tokenizer, "bos_token_id", None)
+    return [token] if token is not None and tokenizer("")["input_ids"][:1] == [token] else []
 
 
 def _check(max_length: int, prefix_tokens: int, min_scored: int, condition_on: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from chameleon_lite.app.rows import flaw_of
 from chameleon_lite.errors import UserError, unknown
@@ -22,7 +22,7 @@ from chameleon_lite.settings import (
     Share,
     TokenSettings,
     TrainSettings,
-    problem,
+    validated,
 )
 
 ProfileName = Literal["smoke", "colab", "paper"]
@@ -183,10 +183,20 @@ def experiment_from(raw: dict[str, Any], profile: str = "smoke", **overrides: An
     given = {k: v for k, v in overrides.items() if v is not None}
     values = merged(PROFILES[profile], raw, sections.get(profile, {}), {"profile": profile}, given)
     _check_keys(values, Experiment)
-    try:
-        return Experiment(**values)
-    except ValidationError as error:
-        raise UserError(f"experiment {raw.get('name', '?')}: {problem(error)}") from None
+    return validated(Experiment, values, f"experiment {raw.get('name', '?')}: ")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as `yaml.safe_load` reads it, and no mapping names a key twice: the last would win unseen."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                problem = f"the key {key.value[:40]!r} stands there twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(key.value)
+        return node
 
 
 def load_experiment(path: Path | str, profile: str = "smoke", **overrides: Any) -> Experiment:
@@ -196,9 +206,10 @@ def load_experiment(path: Path | str, profile: str = "smoke", **overrides: Any) 
         near = sorted(p.name for p in path.parent.glob("*.yaml"))
         raise unknown("experiment file", str(path), near) if near else UserError(f"no experiment file {path}")
     try:
-        raw = yaml.safe_load(path.read_bytes().decode("utf-8-sig"))
+        raw = _Loader(path.read_bytes().decode("utf-8-sig")).get_single_data()
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        reason = str(error).partition("\n")[0]
+        mark = getattr(error, "problem_mark", None)
+        reason = f"line {mark.line + 1}: {error.problem}" if mark else str(error).partition("\n")[0]
         raise UserError(f"{path} is not valid YAML in UTF-8: {reason}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path} must be a mapping of settings, found {type(raw).__name__}")

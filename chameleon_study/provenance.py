@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from functools import lru_cache
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from chameleon_lite.backbones.adapters import portable
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("chameleon_lite", "chameleon_study", "chameleon_bench")
@@ -98,5 +101,6 @@ def peak_memory(device: torch.device) -> dict[str, int]:
 
 
 def default_command() -> str:
-    """The command line as typed, for the record (`CHAMELEON_LITE_COMMAND` in notebooks)."""
-    return os.environ.get("CHAMELEON_LITE_COMMAND") or " ".join(["chameleon-lite", *sys.argv[1:]])
+    """The command line as typed (`CHAMELEON_LITE_COMMAND` in notebooks), absolute paths from here or from home."""
+    words = os.environ.get("CHAMELEON_LITE_COMMAND") or " ".join(["chameleon-lite", *sys.argv[1:]])
+    return re.sub(r"(?<![^\s=])/\S+", lambda path: portable(path[0], Path()), words)

@@ -140,9 +140,8 @@ def stored_runs(folder: Path, names: list[str], hashes: dict[str, tuple], say) -
         elif record:
             changed.append(name)
     if changed:
-        say(
-            f"texts or backbone are others than in {len(changed)} runs, first {changed[0]}: they are made again"
-        )
+        found = f"{len(changed)} runs, first {changed[0]}"
+        say(f"texts or backbone are others than in {found}: they are made again")
     return records
 
 
@@ -161,7 +160,7 @@ def pack(experiment: str, names: list[str], runs: Path, results: Path) -> tuple[
     frames = [pd.read_parquet(runs / name / "documents.parquet").assign(run=name) for name in names]
     jsonl, parquet = results / f"{experiment}.jsonl", results / f"{experiment}.parquet"
     with storing(jsonl) as part:
-        part.write_text("".join(r.model_dump_json() + "\n" for r in records))
+        part.write_text("".join(r.model_dump_json() + "\n" for r in records), encoding="utf-8")
     frame = pd.concat(frames, ignore_index=True)
     frame = frame.astype({"run": "category", "document": "category", "nll": np.float32})
     with storing(parquet) as part:

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ValidationError
 from chameleon_lite import files
 
 from .provenance import device_name
-from .records import load_records
 from .stored import read, storing
 
 FILE = "spans.jsonl"
@@ -44,7 +43,7 @@ def span_of(experiment: str, corpus: str, started: float, device: torch.device) 
 def note(span: Span, runs: Path) -> None:
     """Add a span to those of a folder of runs."""
     runs.mkdir(parents=True, exist_ok=True)
-    with open(runs / FILE, "a") as file:
+    with open(runs / FILE, "a", encoding="utf-8") as file:
         file.write(span.model_dump_json() + "\n")
 
 
@@ -55,7 +54,7 @@ def pack_spans(experiment: str, runs: Path, results: Path) -> Path:
         spans = load_spans(results) + [s for s in load_spans(runs) if s.experiment == experiment]
         lines = {(s.experiment, s.device, s.started): s.model_dump_json() + "\n" for s in spans}
         with storing(path) as part:
-            part.write_text("".join(lines[key] for key in sorted(lines)))
+            part.write_text("".join(lines[key] for key in sorted(lines)), encoding="utf-8")
     return path
 
 
@@ -89,14 +88,3 @@ def _covered(spans: list[Span]) -> float:
     start, end = np.array(sorted((s.started, s.ended) for s in spans)).T
     before = np.maximum.accumulate(np.append(-np.inf, end[:-1]))  # the latest end so far
     return float(np.maximum(0.0, end - np.maximum(start, before)).sum())
-
-
-def unnoted_minutes(path: Path, spans: list[Span]) -> float:
-    """Minutes of training in an experiment's records on corpora without a span, one run after another.
-
-    For regimes with LoRA in the layers, whose record gives the mean of a run's learning rates. 0 without the file.
-    """
-    known = {(s.experiment, s.corpus) for s in spans}
-    records = load_records(path) if path.is_file() else []
-    seconds = sum(r.seconds["training"] for r in records if (r.experiment, r.corpus) not in known)
-    return seconds * EARLY_RATES / 60

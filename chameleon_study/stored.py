@@ -45,9 +45,8 @@ def checksums(folder: Path) -> dict[str, str]:
     path = folder / SUMS
     if not path.is_file():
         return {}
-    lines = [
-        line.split(maxsplit=1) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
-    ]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = [line.split(maxsplit=1) for line in text.splitlines()]
     if not lines or not all(len(line) == 2 and len(line[0]) == 64 for line in lines):
         raise DamagedFile(f"{path} is damaged: not every line is a checksum and a name; {AGAIN}")
     return {name: digest for digest, name in lines}

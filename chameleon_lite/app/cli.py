@@ -75,22 +75,14 @@ def fit(
 
     Example: chameleon-lite fit texts.jsonl --backbone smollm2 --out my-adapter
     """
-    from pydantic import ValidationError
-
-    from ..settings import FitSettings, problem
+    from ..settings import FitSettings, validated
     from .fit import fit as run
 
     given = {"rank": rank, "lora_rank": lora_rank, "learning_rate": learning_rate, "condition": condition}
     given |= {"max_train_tokens": max_train_tokens, "seed": seed}
     given |= {"tokens": {"max_length": max_length}, "train": {"epochs": epochs}}
-    try:
-        settings = FitSettings.model_validate(given)
-    except ValidationError as error:
-        raise UserError(problem(error)) from None
-    machine = {"device": device, "overwrite": overwrite}
-    fitted = run(
-        texts, backbone=backbone, out=out, settings=settings, say=partial(typer.echo, err=True), **machine
-    )
+    how = {"settings": validated(FitSettings, given), "device": device, "overwrite": overwrite}
+    fitted = run(texts, backbone=backbone, out=out, say=partial(typer.echo, err=True), **how)
     typer.echo(fitted)
     typer.echo(f"{fitted.trained_on:,} training texts, {fitted.seconds:.0f} s; saved to {out}")
 

@@ -33,18 +33,18 @@ from ..batches import Arrangement, arrange
 from ..cluster import Clustering, cluster_count, fit_clusters, merge_small
 from ..conditions import GroupMean
 from ..embed import mean_embeddings
-from ..errors import RunFailed, UserError
+from ..errors import RunFailed
 from ..lora import lora_parameters, without_lora
 from ..loss import HeadWeight
 from ..processes import Processes
 from ..settings import FitSettings
 from ..states import ScoredStates, hidden_states
-from ..text import SHORT, Document, TokenTable, tokenise
+from ..text import SHORT, TokenTable, tokenise
 from ..train import Member, evaluate, train_heads
 from ..train_layers import LiveStates, WithLayers
-from .corpus import SPLITS, Corpus, split_documents
+from . import own_texts
+from .corpus import SPLITS, Corpus
 from .outputs import claimed, writing
-from .own_texts import EMPTY, load_corpus
 from .rows import parsed
 
 RESAMPLES = 2_000
@@ -133,7 +133,8 @@ def fit(
         numbers |= {"held_out": len(parts.tables["test"]), "trained_on": len(parts.tables["train"])}
         about = {"corpus": corpus.name, "corpus_hash": corpus.hash, "best_epoch": member.best_epoch}
         model.eval().config.notes = numbers | about | {"settings": settings.model_dump(mode="json")}
-        numbers["dropped"] = corpus.notes.get(EMPTY, 0) + sum(t.dropped[SHORT] for t in parts.tables.values())
+        short = sum(table.dropped[SHORT] for table in parts.tables.values())
+        numbers["dropped"] = corpus.notes.get(own_texts.EMPTY, 0) + short
         fitted = Fitted(model, **numbers, seconds=time.perf_counter() - started, curve=member.curve)
         return fitted if folder is None else _saved(fitted, folder)
 
@@ -157,14 +158,9 @@ def corpus_of(texts: Iterable[str | dict] | str | Path | Corpus, seed: int = 0) 
     if isinstance(texts, Corpus):
         return texts
     if isinstance(texts, str | os.PathLike):
-        return load_corpus(str(texts), seed=seed)
-    rows = list(parsed(texts))
-    if bad := next((row for row in rows if row.error), None):
-        raise UserError(f"text {bad.number}: {bad.error}")
-    numbered = [(str(i), row) for i, row in enumerate(rows) if row.text.strip()]
-    documents = [Document(i, row.text, row.group, row.prompt, row.instruction) for i, row in numbered]
-    splits, notes = split_documents(documents, seed=seed)
-    return Corpus("texts", splits, "a list of strings", notes | {EMPTY: len(rows) - len(documents)})
+        return own_texts.load_corpus(str(texts), seed=seed)
+    rows = (replace(row, id=str(row.number - 1)) for row in parsed(texts))
+    return own_texts.corpus("texts", "a list of strings", rows, "the list of texts", seed=seed)
 
 
 def _parts(corpus: Corpus, backbone: Backbone, settings: FitSettings) -> tuple[Parts, Clustering]:
@@ -173,7 +169,10 @@ def _parts(corpus: Corpus, backbone: Backbone, settings: FitSettings) -> tuple[P
     limits = settings.tokens.model_dump()
     limits["max_length"] = min(limits["max_length"], backbone.max_length)
     for split in SPLITS:
-        table = tokenise(corpus.splits[split], backbone.tokenizer, **limits)
+        # responses are learnt with their end, and compared without it, which alone would seem to help
+        end = (backbone.tokenizer.eos_token or "") if split == "train" else ""
+        documents = [replace(d, text=d.text + end) if d.prompt else d for d in corpus.splits[split]]
+        table = tokenise(documents, backbone.tokenizer, **limits)
         order = generator.permutation(len(table))
         if split != "train":
             order = order[: settings.max_held_out]

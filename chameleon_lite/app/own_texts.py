@@ -21,12 +21,10 @@ FEW = 10  # files or distinct instructions below which 80/10/10 would leave a pa
 
 
 def load_corpus(name: str, *, data_dir: Path | str | None = None, seed: int = 0) -> Corpus:
-    """A corpus from a path (`load`), or by a name that an installed package defines (entry points of `CORPORA`).
+    """A corpus by a name or path that an installed package reads (entry points of `CORPORA`), else from a path.
 
     `data_dir` holds the files of a named corpus; `seed` decides the splits. Raises UserError for what does not exist.
     """
-    if not name.startswith("hub:") and (Path(name).exists() or "/" in name or Path(name).suffix):
-        return load(name, seed=seed)
     for entry in entry_points(group=CORPORA):
         try:
             by_name = entry.load()
@@ -35,7 +33,7 @@ def load_corpus(name: str, *, data_dir: Path | str | None = None, seed: int = 0)
                 raise
             continue
         return by_name(name, data_dir=data_dir, seed=seed)
-    raise UserError(f"no file or folder at {name}; give {KINDS} (names come with a clone of the repository)")
+    return load(name, seed=seed)
 
 
 def load(path: Path | str, *, seed: int = 0) -> Corpus:
@@ -45,7 +43,8 @@ def load(path: Path | str, *, seed: int = 0) -> Corpus:
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"no file or folder at {path}; give {KINDS}")
+        names = "names come with a clone of the repository"
+        raise UserError(f"no file or folder at {path}; give {KINDS} ({names})")
     if path.suffix.lower() == ".jsonl" and path.is_file() and is_exported(path):
         return read_jsonl(path)
     if path.is_dir():
@@ -77,23 +76,19 @@ def corpus(
     if set(split_of) == set(SPLITS):
         splits = {split: tuple(d for d, s in zip(documents, split_of) if s == split) for split in SPLITS}
         return Corpus(name, splits, source, {"split": "given by the rows", EMPTY: empty} | overlaps(splits))
-    keys = [d.group if by == "file" else instruction_key(d) or d.id for d in documents]
+    # instructions are equal but for case and spaces
+    keys = [d.group if by == "file" else " ".join(d.instruction.lower().split()) or d.id for d in documents]
     enough = len(set(keys)) >= FEW
     splits, notes = split_documents(documents, seed=seed, keys=keys if enough else None)
     how = f"80/10/10 by {by} and near-duplicates" if enough else "80/10/10 by near-duplicates"
     return Corpus(name, splits, source, {"split": how} | notes | {EMPTY: empty})
 
 
-def instruction_key(document: Document) -> str:
-    """What makes two instructions the same one: all but case and spaces."""
-    return " ".join(document.instruction.lower().split())
-
-
 def write_jsonl(corpus: Corpus, path: Path | str) -> Path:
-    """Write a header line (name, source, notes, hash), then one line per document; atomic."""
-    header = {MARK: 1} | {name: getattr(corpus, name) for name in ("name", "source", "notes", "hash")}
+    """Write a header line (name, source, notes, hash, and their checksum), then one line per document; atomic."""
+    header = {MARK: 2} | {name: getattr(corpus, name) for name in ("name", "source", "notes", "hash")}
     with files.atomic(path) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
-        file.write(json.dumps(header, ensure_ascii=False) + "\n")
+        file.write(json.dumps(header | {"seal": files.seal(header)}, ensure_ascii=False) + "\n")
         file.writelines(line + "\n" for line in lines(corpus))
     return Path(path)
 
@@ -116,7 +111,7 @@ def read_jsonl(path: Path | str) -> Corpus:
     documents: dict[str, list[Document]] = {split: [] for split in SPLITS}
     try:
         with open(path, encoding="utf-8", newline="\n") as file:
-            header = json.loads(file.readline())
+            header = json.loads(file.readline(), object_pairs_hook=files.once)
             for line in file:
                 row = json.loads(line)
                 if not all(isinstance(value, str) for value in row.values()):
@@ -128,6 +123,9 @@ def read_jsonl(path: Path | str) -> Corpus:
             raise TypeError("its source is no text")
         if corpus.hash != hash:
             raise ValueError(f"content {corpus.hash[:12]}…, header {str(hash)[:12]}…")
+        seal = header.pop("seal", None)
+        if header[MARK] != 1 and files.seal(header) != seal:  # 1: of before headers had a checksum
+            raise ValueError("its header is not what its checksum promises")
         if not re.fullmatch(r"[^/\\\0-\x1f]{1,200}", name) or name in (".", ".."):
             raise UserError(f"{path}: its corpus's name {name[:40]!r} cannot be part of a file's: change it")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -15,11 +15,12 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..files import once
 
 # Columns of a row; the last one is scored.
 ANSWERS = [("prompt", name) for name in ("response", "text", "completion")]
@@ -27,6 +28,9 @@ SCORED = (("instruction", "output"), *ANSWERS, ("text",))
 PROMPTS = (("instruction",), ("prompt",))
 KINDS = ".jsonl, .json, .csv or a folder of .txt"
 OTHER_KINDS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "compressed", b"PAR1": "parquet"}
+# What stands before the first value of a list in JSON, before each other, after the last, and instead of any.
+FIRST, NEXT, LAST, EMPTY = map(re.compile, (r"\s*\[(?!\s*\])\s*", r"\s*,\s*", r"\s*\]\s*", r"\s*\[\s*\]\s*"))
+LINE = "\n"
 MARK = "chameleon_lite_corpus"  # the first key of an exported corpus, and of no other JSONL
 
 
@@ -115,7 +119,7 @@ def _no_column(value: dict) -> str:
 def parse_line(line: bytes, number: int, *, scored: bool = False) -> Row:
     """One line of a JSONL file to a row."""
     try:
-        return parse(json.loads(line.decode("utf-8-sig")), number, scored=scored)
+        return parse(json.loads(line.decode("utf-8-sig"), object_pairs_hook=once), number, scored=scored)
     except UnicodeDecodeError as error:
         reason = f"not UTF-8 (byte {error.start} of the line)"
     except (ValueError, RecursionError) as error:  # ValueError alone for an integer of thousands of digits
@@ -146,9 +150,9 @@ def read_rows(path: Path, *, scored: bool = True) -> Iterator[Row]:
     if scored and kind not in (".jsonl", ".json", ".csv"):
         raise UserError(f"cannot read {path.name}: a corpus is {KINDS}")
     _refuse_other_kinds(path)
-    if kind in (".json", ".csv"):
-        return parsed(_json(path) if kind == ".json" else _csv(path), scored=scored)
-    return jsonl_rows(path, scored=scored)
+    if kind == ".csv":
+        return parsed(_csv(path), scored=scored)
+    return (_json if kind == ".json" else jsonl_rows)(path, scored=scored)
 
 
 def parsed(values: Iterable, *, scored: bool = True) -> Iterator[Row]:
@@ -171,20 +175,33 @@ def _text(path: Path) -> str:
         raise UserError(f"{path.name} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
 
 
-def _json(path: Path) -> list:
-    try:
-        content = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:  # ValueError alone for an integer of thousands of digits
-        raise UserError(f"{path.name} is not JSON: {error}") from None
-    if not isinstance(content, list):
-        raise UserError(f"{path.name} holds one {type(content).__name__}; it must be a list of rows")
-    return content
+def _json(path: Path, scored: bool) -> Iterator[Row]:
+    """The rows of a file that holds one list, read one by one: what is wrong has its line and column."""
+    text, decoder, number, end, sign = _text(path), json.JSONDecoder(object_pairs_hook=once), 0, 0, FIRST
+
+    def where(place: int) -> str:
+        return f"line {text.count(LINE, 0, place) + 1} column {place - text.rfind(LINE, 0, place)}"
+
+    while found := sign.match(text, end):
+        start, sign, number = found.end(), NEXT, number + 1
+        try:
+            value, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError) as error:  # not all of them say where
+            reason = error if isinstance(error, json.JSONDecodeError) else f"{error}: {where(start)}"
+            raise UserError(f"{path.name} is not JSON: {reason}") from None
+        row = parse(value, number, scored=scored)
+        yield replace(row, error=row.error and f"{row.error} ({where(start)})")
+    if not (LAST if number else EMPTY).fullmatch(text, end):
+        raise UserError(f"{path.name} must be one list of rows, and is not at {where(end)}")
 
 
 def _csv(path: Path) -> Iterator[dict]:
     csv.field_size_limit(2**31 - 1)  # the default refuses texts above 128 KiB
     reader = csv.DictReader(io.StringIO(_text(path), newline=""))
     try:
+        names = [name for name in reader.fieldnames or () if name]
+        if len(set(names)) < len(names):
+            raise UserError(f"{path.name}, line 1 names the column {max(names, key=names.count)!r} twice")
         yield from reader
     except csv.Error as error:
         raise UserError(f"{path.name}, line {reader.line_num} is not CSV: {error}") from None

@@ -28,7 +28,7 @@ from ..lora import without_lora
 from ..loss import HeadWeight, next_token_pairs, token_losses
 from ..settings import TokenSettings
 from ..states import BATCH_TOKENS
-from ..text import Document, TokenTable, by_length, cumulative, tokenise
+from ..text import Document, TokenTable, by_length, cumulative, opening, tokenise
 from .rows import Row
 
 Prompts = Sequence[Sequence[int]]  # lists of token ids
@@ -54,8 +54,6 @@ class Adapter:
         longest = self.model.backbone.max_length
         if not 0 <= self.new_tokens < longest:
             raise UserError(f"new_tokens must lie between 0 (score) and the model's {longest}")
-        if self.clusters is not None and self.clusters < 1:
-            raise UserError("clusters must be at least 1; leave it out to use the stored centroids")
 
     @cached_property
     def prompts(self) -> dict:
@@ -103,7 +101,9 @@ class Adapter:
         """Whether a row of so many tokens lost text; only rows of full length are tokenised again."""
         longest, texts = self.prompts["max_length"], [row.prompt, row.text]
         cut = any(len(text) > LONGEST_TOKEN * longest for text in texts)
-        return tokens == longest and (cut or sum(map(len, self._ids(texts))) > tokens)
+        return tokens == longest and (
+            cut or sum(map(len, [opening(self.model.tokenizer), *self._ids(texts)])) > tokens
+        )
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return self.model.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
@@ -151,7 +151,8 @@ class Adapter:
     def _continue(self, rows: Sequence[Row]) -> list[dict]:
         """Each row's prompt, or its text where it has none, continued."""
         results = [{"error": "no prompt to continue"} for _ in rows]
-        room = self.model.backbone.max_length - self.new_tokens  # tokens of a prompt
+        begin = opening(self.model.tokenizer)
+        room = self.model.backbone.max_length - self.new_tokens - len(begin)  # tokens of a prompt
         texts = {i: row.prompt or row.text for i, row in enumerate(rows) if not row.error}
         ends = {i: text[-LONGEST_TOKEN * room :] for i, text in texts.items()}
         ends = {i: text for i, text in ends.items() if text.strip()}
@@ -159,7 +160,7 @@ class Adapter:
         ids = {i: p for i, p in ids.items() if p}  # some tokenizers drop what they have no token for
         if not ids:
             return results
-        prompts = [p[-room:] for p in ids.values()]  # the end of a prompt is what its continuation follows
+        prompts = [begin + p[-room:] for p in ids.values()]  # its end is what a continuation follows
         groups = self._grouped(mean_of(prompts, self.model.backbone.embedding))
         update = self.model.update_for(groups.condition)
         new = continue_mixed(self.model, prompts, groups.group, update, self.new_tokens, self.batch)

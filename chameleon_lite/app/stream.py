@@ -168,9 +168,8 @@ def _run(
     with _bar(progress, total=total, initial=made["rows"]) as bar:
         for given, results in crew.share(_results, windows(rows, window), ordered=True):
             text = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
-            with writing(
-                part, f"{made['rows']:,} finished rows are kept in it, and --resume goes on from there"
-            ):
+            kept = f"{made['rows']:,} finished rows are kept in it, and --resume goes on from there"
+            with writing(part, kept):
                 with open(part, "ab") as file:
                     file.write(text.encode())
                 made |= {"rows": made["rows"] + len(given), "bytes": part.stat().st_size}

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from .. import files
 from ..errors import DamagedFile, UserError
-from ..settings import Rank, TokenSettings, problem
+from ..settings import Rank, TokenSettings, validated
 
 MODEL_TYPE = "chameleon-lite"
 Width = Annotated[int, Field(ge=1, le=1 << 16)]
@@ -59,10 +60,7 @@ class AdapterSettings(BaseModel):
 
 def checked(fields: Mapping, where: str = "adapter") -> dict:
     """The fields of an adapter's configuration, with defaults; UserError, naming the first that is wrong."""
-    try:
-        return AdapterSettings(**fields).model_dump()
-    except ValidationError as error:
-        raise UserError(f"{where}: {problem(error)}") from None
+    return validated(AdapterSettings, fields, f"{where}: ").model_dump()
 
 
 def read_settings(folder: Path) -> dict:
@@ -72,13 +70,13 @@ def read_settings(folder: Path) -> dict:
     """
     path = folder / "config.json"
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), object_pairs_hook=files.once)
         kind = content.get("model_type")
     except (ValueError, RecursionError, AttributeError) as error:
         raise DamagedFile(f"{path} is damaged: no JSON object ({error}); save or fetch it again") from None
     if kind != MODEL_TYPE:
         raise UserError(
-            f"{folder} is no saved adapter but a model of type {kind!r}: make one with chameleon-lite fit"
+            f"{folder} is no saved adapter but of type {kind!r}: make one with chameleon-lite fit"
         )
     fields = checked(content, str(path))
     if absent := [name for name in ("backbone_name", "width", "vocabulary") if not fields[name]]:

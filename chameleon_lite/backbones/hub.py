@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -93,9 +93,8 @@ def readable(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        reason = (
-            "it needs code of its own, which is never run" if "custom code" in lines[0] else lines[0][:300]
-        )
+        own = "it needs code of its own, which is never run" if "custom code" in lines[0] else ""
+        reason = own or lines[0][:300]
         raise UserError(f"{what} cannot be loaded: {reason}") from error
 
 
@@ -164,16 +163,16 @@ def remove_tokens_beyond(tokenizer, rows: int, source: str) -> None:
 
 
 def adapter_folder(path) -> Path:
-    """The folder of a saved adapter: local, or fetched from the hub; UserError where it holds none."""
+    """The folder of a saved adapter: local, or of the hub, also without a network; UserError where it holds none."""
     folder = Path(path).expanduser()
-    if not folder.is_dir() and str(path).count("/") == 1 and reachable():
+    if not folder.is_dir() and str(path).count("/") == 1:
         from huggingface_hub import snapshot_download
 
-        folder = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"]))
+        wanted = {"allow_patterns": ["*.json", "*.safetensors"], "local_files_only": not reachable()}
+        with suppress(OSError, ValueError):  # no such repository, or not in the cache
+            folder = Path(snapshot_download(str(path), **wanted))
     if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{path} is no saved adapter: there is no config.json in it; make one with chameleon-lite fit"
-        )
+        raise UserError(f"{path} is no saved adapter: no config.json in it; make one with chameleon-lite fit")
     return folder
 
 

@@ -11,10 +11,10 @@ from importlib.resources import files
 from typing import Any, Literal
 
 import yaml
-from pydantic import ValidationError, model_validator
+from pydantic import model_validator
 
-from chameleon_lite.errors import UserError, unknown
-from chameleon_lite.settings import Settings, problem
+from chameleon_lite.errors import unknown
+from chameleon_lite.settings import Settings, validated
 
 from ..config import ProtocolSettings
 
@@ -71,10 +71,7 @@ def preset(name: str, **switches: Any) -> Protocol:
     for switch in switches:
         if switch not in Protocol.model_fields:
             raise unknown("protocol switch", switch, Protocol.model_fields)
-    try:
-        return Protocol(**{**PRESETS[name].model_dump(), **switches})
-    except ValidationError as error:
-        raise UserError(f"protocol {name}: {problem(error)}") from None
+    return validated(Protocol, PRESETS[name].model_dump() | switches, f"protocol {name}: ")
 
 
 def protocol_of(settings: ProtocolSettings) -> Protocol:

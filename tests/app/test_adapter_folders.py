@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from chameleon_lite.backbones.adapters import AdapterSettings, check_tensors, portable, read_settings
 from chameleon_lite.chameleon import ChameleonLiteForCausalLM
-from chameleon_lite.errors import UserError
+from chameleon_lite.errors import DamagedFile, UserError
 
 NAN = float("nan")
 ODD = [  # changes of a good configuration
@@ -160,6 +160,15 @@ def test_a_configuration_that_lacks_fields_is_refused(folder):
         path = folder()
         (path / "config.json").write_text(content)
         with pytest.raises(UserError):
+            ChameleonLiteForCausalLM.from_pretrained(path)
+
+
+def test_a_field_named_twice_is_refused(folder):
+    path = folder()
+    content = (path / "config.json").read_text()
+    for field, other in (("rank", 3), ("model_type", '"llama"'), ("backbone_name", '"x"')):
+        (path / "config.json").write_text(content.replace("{", f'{{"{field}": {other},', 1))
+        with pytest.raises(DamagedFile, match=f"the key '{field}' stands there twice"):
             ChameleonLiteForCausalLM.from_pretrained(path)
 
 

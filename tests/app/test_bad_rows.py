@@ -1,6 +1,7 @@
 """Texts as people have them: one bad row fails alone, a file of another kind is named, every kind of row is read."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ BAD = {  # name -> line, what is said of it
     "messages without content": (b'{"messages": [{"role": "user"}]}', "'messages' is not a list"),
     "messages of parts": (b'{"messages": [{"role": "user", "content": [1]}]}', "'messages' is not a list"),
     "messages of numbers": (b'{"messages": [1, 2]}', "'messages' is not a list"),
+    "a key twice": (
+        b'{"text": "one and on", "text": "two and on"}',
+        "not JSON: the key 'text' stands there twice",
+    ),
+    "a key twice inside": (
+        b'{"messages": [{"role": "a", "role": "b"}]}',
+        "the key 'role' stands there twice",
+    ),
     "null": (b"null", "not NoneType"),
     "not a number": (b"NaN", "not float"),
 }
@@ -66,9 +75,15 @@ WHOLE = {  # file -> its content, what is said, exit codes of adapt and of corpu
     "table.jsonl": (b"PAR1\x15\x04", "is parquet", "is parquet", 2, 2),
     "latin.csv": ("text\né\n".encode("latin-1"), "is not UTF-8", "is not UTF-8", 2, 2),
     "deep.json": (b"[" * 60_000, "deep.json is not JSON", "deep.json is not JSON", 2, 2),
-    "long.json": (b"[1,\n" + b"9" * 5_000 + b"]", "Exceeds the limit", "Exceeds the limit", 2, 2),
-    "half.json": (b'[{"text": "a"},\n{"te', "half.json is not JSON", "half.json is not JSON", 2, 2),
-    "one.json": (b'{"text": "a"}', "it must be a list", "it must be a list", 2, 2),
+    "long.json": (b'["a",\n ' + b"9" * 5_000 + b"]", "Exceeds the limit", "line 2 column 2", 2, 2),
+    "half.json": (b'[{"text": "a"},\n{"te', "half.json is not JSON", "line 2 column 2", 2, 2),
+    "one.json": (b'{"text": "a"}', "must be one list of rows", "is not at line 1 column 1", 2, 2),
+    "open.json": (b'["a text", \n"b text"\n', "must be one list", "is not at line 2 column 9", 2, 2),
+    "more.json": (b'["a text"]\n["b text"]', "must be one list", "is not at line 1 column 10", 2, 2),
+    "comma.json": (b'["a text",\n]', "is not JSON", "line 2 column 1", 2, 2),
+    "twice.json": (b'[{\n"text": "a",\n"text": "b"}]', "'text' stands there twice", "line 1 column 2", 2, 2),
+    "none.json": (b" [ ] ", "no rows", "has no text", 1, 2),
+    "twice.csv": (b"text,id,text\na,1,b\n", "line 1 names the column 'text' twice", "twice", 2, 2),
     "short.jsonl": (b'"x"\n"y"\n', "no row of", "too few distinct", 1, 2),
     "columns.csv": (b"Txt,n\nhello there,1\n", "no row of", "'Txt' looks like 'text'", 1, 2),
     "cells.csv": (b"text\na,b,c\n", "more cells than the header", "more cells than the header", 1, 2),
@@ -83,6 +98,22 @@ def test_a_file_without_a_usable_row_is_said_so_and_is_no_success(name, adapter_
     refused("corpus", name, says=of_corpus, code=codes[1])
     refused("fit", name, "--backbone", "tiny", "--out", "m", says=of_corpus, code=codes[1])
     assert not Path("m").exists()
+
+
+def test_a_bad_row_of_a_list_is_named_with_its_line_and_column(refused, adapter_folder):
+    rows = [GOOD, {"text": 5}, GOOD, ["x"]]
+    Path("rows.json").write_text(json.dumps(rows, indent=2))
+    refused("corpus", "rows.json", says="row 2: 'text' is int, not a string (line 5 column 3)")
+    Path("rows.json").write_text(json.dumps(rows[1:2]))
+    says = "'text' is int, not a string (line 1 column 2)"
+    refused("adapt", "rows.json", "--model", adapter_folder, "--out", "o.jsonl", says=says, code=1)
+
+
+def test_columns_without_a_name_may_be_many_and_ids_may_be_equal(command, two_kinds):
+    lines = [f'same,"{text}",,' for text in two_kinds(30)]
+    Path("rows.csv").write_text("\n".join(["id,text,,", *lines]))
+    code, out, err = command("corpus", "rows.csv")
+    assert code == 0 and sum(int(n) for n in re.findall(r"(\d+) documents", out)) == 30, err
 
 
 def test_adapt_reads_what_fit_reads(adapter_folder, command):
@@ -168,3 +199,28 @@ def test_whatever_the_rows_are_there_is_a_result_or_a_reason_for_each(adapter, r
     for result in results:
         assert ("error" in result) != (("continuation" if new_tokens else "loss") in result)
         json.dumps(result, ensure_ascii=False, allow_nan=False).encode()
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    st.lists(LINES | st.just(json.dumps(GOOD).encode()), max_size=4),
+    st.sampled_from(["jsonl", "json", "csv"]),
+)
+def test_whatever_a_file_holds_success_has_a_result(command, adapter_folder, lines, kind):
+    content = (
+        b"[" + b",".join(lines) + b"]"
+        if kind == "json"
+        else b"\n".join([b"text,id", *lines][kind != "csv" :])
+    )
+    Path(f"any.{kind}").write_bytes(content)
+    Path("o.jsonl").unlink(missing_ok=True)
+    code, out, err = command("adapt", f"any.{kind}", "--model", adapter_folder, "--out", "o.jsonl")
+    written = Path("o.jsonl").read_text().splitlines() if Path("o.jsonl").exists() else []
+    results = list(map(json.loads, written))
+    assert (code == 0) == any("loss" in row for row in results), (out, err)
+    assert code == 0 or len(err.splitlines()) == 1 and "not foreseen" not in err and "Traceback" not in err

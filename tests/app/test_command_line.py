@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -32,10 +31,10 @@ def test_control_c_is_one_line_exit_code_130_and_a_run_that_can_be_resumed(
         part = tmp_path / "out.jsonl.part"
         while run.poll() is None and not (part.is_file() and part.stat().st_size):
             time.sleep(0.05)
-        while run.poll() is None:  # Python drops what arrives inside a finaliser: then one presses again
-            os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to every process of the command
-            with suppress(subprocess.TimeoutExpired):
-                run.wait(timeout=10)
+        # Once: the interpreter frees its libraries for seconds after the line below, on a busy machine for longer,
+        # and a signal that arrives then ends it by that signal.
+        os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to every process of the command
+        run.wait(timeout=120)
         errors = run.communicate()[1]
     assert run.returncode == 130
     assert errors == f"chameleon-lite: interrupted; {KEPT['adapt']}\n"

@@ -47,6 +47,39 @@ def test_damage_is_named(tmp_path):
             read_jsonl(path)
 
 
+@pytest.mark.parametrize(
+    "part, other",
+    [
+        ('"by hand"', '"by head"'),
+        ('"toy"', '"tOy"'),
+        ('"validation": 0.0', '"validation": 0.5'),
+        ('"notes": {', '"notes": {"more": 1, '),
+        ('corpus": 2', 'corpus": 3'),
+        ('corpus": 2', 'corpus": 0'),
+        ('"seal"', '"sial"'),
+        ('"name"', '"source": "x", "name"'),
+    ],
+)
+def test_a_change_of_the_header_is_seen(tmp_path, part, other):
+    path = write_jsonl(corpus_of(), tmp_path / "toy.jsonl")
+    header, *rest = path.read_text(encoding="utf-8").split("\n")
+    assert part in header
+    path.write_text("\n".join([header.replace(part, other, 1), *rest]), encoding="utf-8")
+    with pytest.raises(DamagedFile, match="toy.jsonl is damaged"):
+        read_jsonl(path)
+
+
+def test_an_export_of_before_the_header_had_a_checksum_is_read_as_ever(tmp_path):
+    corpus = corpus_of()
+    path = write_jsonl(corpus, tmp_path / "toy.jsonl")
+    first, *rest = path.read_text(encoding="utf-8").split("\n")
+    header = json.loads(first)
+    assert header.pop("seal") and header["hash"] == corpus.hash
+    old = json.dumps(header | {"chameleon_lite_corpus": 1}, ensure_ascii=False)
+    path.write_text("\n".join([old, *rest]), encoding="utf-8")
+    assert read_jsonl(path) == corpus
+
+
 def test_other_files_are_refused(tmp_path):
     path = tmp_path / "rows.jsonl"
     with pytest.raises(UserError, match="no file at"):

@@ -68,9 +68,9 @@ def test_held_out_numbers_are_the_models_own(two_kinds):
 @pytest.mark.parametrize(
     "texts, says",
     [
-        ([], "too few"),
+        ([], "0 rows, all empty"),
         (["one text alone, long enough to score"], "too few"),
-        ([1, 2], "text 1: a row is an object or a string, not int"),
+        ([1, 2], "row 1: a row is an object or a string, not int"),
         ("no-such-corpus", "unknown corpus"),
     ],
 )
@@ -88,7 +88,7 @@ def test_objects_are_rows_too_and_a_bad_one_is_named(two_kinds):
     rows = [{"prompt": "Say: ", "completion": text, "group": "g"} for text in two_kinds(30)]
     assert {d.prompt for d in corpus_of(rows).splits["train"]} == {"Say: "}
     assert corpus_of(two_kinds(30)).hash == corpus_of([{"text": text} for text in two_kinds(30)]).hash
-    with pytest.raises(UserError, match="text 2: 'text' holds half a character"):
+    with pytest.raises(UserError, match="the list of texts, row 2: 'text' holds half a character"):
         corpus_of(["fine", "cut \ud83d", "fine"])
 
 

@@ -115,7 +115,7 @@ def test_clustered_among_themselves(adapter, some_texts):
     results = adapt(adapter, some_texts(12), clusters=2)
     assert {r["cluster"] for r in results} == {0, 1}
     assert [r["cluster"] for r in adapt(adapter, some_texts(1), clusters=5)] == [0]
-    with pytest.raises(UserError, match="at least 1"):
+    with pytest.raises(UserError, match="cannot make 0 clusters"):
         adapt(adapter, some_texts(2), clusters=0)
 
 

@@ -1,7 +1,9 @@
 """The book's machinery: what must stop a build does stop it, and what is staged is what was run."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -113,3 +115,35 @@ def test_a_page_shows_a_function_from_the_source_or_is_not_built(repository, tmp
         return
     page = (site / "index.html").read_text()
     assert "42" in page and "room/file.py" in page and "before" not in page and "Elsewhere" not in page
+
+
+READ_ONLY = """
+import numba.core.caching as caching
+from pathlib import Path
+
+for locator in caching.CacheImpl._locator_classes:
+    if "UserProvided" not in locator.__name__:  # root may write anywhere
+        locator.ensure_cache_path = lambda self: (_ for _ in ()).throw(OSError("read-only"))
+import numba
+
+source = Path("kernel.py")
+source.write_text("import numba\\n\\n\\n@numba.njit(cache=True)\\ndef twice(x):\\n    return 2 * x\\n")
+from kernel import twice
+
+assert twice(2) == 4
+"""
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_maps_are_drawn_where_libraries_and_home_are_read_only(book_tools, tmp_path, ours):
+    pytest.importorskip("numba")
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
+    environment["PYTHONPATH"] = str(tmp_path)
+    name = "NUMBA_CACHE_DIR"
+    assert Path(book_tools["build"].QUIET[name]).is_relative_to(book_tools["build"].OUT)
+    if ours:
+        environment[name] = str(tmp_path / "cache")
+    command = [sys.executable, "-c", READ_ONLY]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (run.returncode == 0) == ours, run.stderr
+    assert ours or "no locator available" in run.stderr

@@ -1,10 +1,9 @@
 """Settings: whatever is no finite number in its range is refused in one line, from files, options and Python."""
 
 import pytest
-from pydantic import ValidationError
 
 from chameleon_lite.errors import UserError
-from chameleon_lite.settings import FitSettings, problem
+from chameleon_lite.settings import FitSettings, validated
 from chameleon_study.config import Experiment, experiment_from
 
 NAN, INF = float("nan"), float("inf")
@@ -44,9 +43,9 @@ OF_FIT = [
 
 @pytest.mark.parametrize("values, where", OF_FIT)
 def test_settings_of_fit_out_of_range(values, where):
-    with pytest.raises(ValidationError) as error:
-        FitSettings.model_validate(values)
-    line = problem(error.value)
+    with pytest.raises(UserError) as error:
+        validated(FitSettings, values)
+    line = str(error.value)
     assert line.startswith(f"{where}: ") and len(line.splitlines()) == 1
 
 

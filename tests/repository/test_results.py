@@ -1,7 +1,10 @@
 """What `results/` costs: the size of the clone, and the minutes of a GPU that the honest study took."""
 
-from chameleon_study.records import NOT_RECORDS
-from chameleon_study.spans import device_minutes, load_spans, unnoted_minutes
+from pathlib import Path
+
+from chameleon_study.layers import LEARNING_RATES
+from chameleon_study.records import NOT_RECORDS, load_records
+from chameleon_study.spans import Span, device_minutes, load_spans
 
 from .counts import ROOT
 
@@ -20,3 +23,18 @@ def test_the_honest_study_cost_at_most_forty_minutes_of_a_gpu():
     early = unnoted_minutes(RESULTS / "honest-layers.jsonl", spans)
     assert "H100" in bill["device"]
     assert 0 < bill["device minutes"] + early <= 40
+
+
+def unnoted_minutes(path: Path, spans: list[Span]) -> float:
+    """Minutes of training in an experiment's records on corpora without a span, one run after another.
+
+    For regimes with LoRA in the layers, whose record gives the mean of a run's learning rates. 0 without the file.
+    """
+    known = {(s.experiment, s.corpus) for s in spans}
+    records = load_records(path) if path.is_file() else []
+    seconds = sum(r.seconds["training"] for r in records if (r.experiment, r.corpus) not in known)
+    return seconds * len(LEARNING_RATES) / 60
+
+
+def test_a_results_folder_without_the_early_experiment_has_no_early_minutes(tmp_path):
+    assert unnoted_minutes(tmp_path / "honest-layers.jsonl", []) == 0

@@ -1,6 +1,7 @@
 """Files of runs and sweeps that are not what was written, and runs of other texts or another backbone."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -246,3 +247,29 @@ def test_a_damaged_corpus_of_the_cache_is_named_and_built_again(damage, tmp_path
     path.write_bytes(damaged(content))
     assert load_corpus("docstrings") == built and path.read_bytes() == content
     assert path.name in capsys.readouterr().err
+
+
+def test_records_name_no_person_no_machine_and_no_place(command, made_up, tmp_path, monkeypatch):
+    here, home = tmp_path / "here", tmp_path / "people" / "somebody"
+    for folder in (here, home / "texts"):
+        folder.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USER", "somebody")
+    monkeypatch.delenv("CHAMELEON_LITE_COMMAND", raising=False)
+    monkeypatch.chdir(here)
+    shutil.copy(made_up, here / "made.jsonl")
+    path = home / "texts" / "small.yaml"
+    path.write_text(json.dumps(SMALL | {"corpora": ["made.jsonl"]}))
+    words = ["run", path, "--profile", "paper", "--out", here / "runs", f"--data-dir={home / 'texts'}"]
+    code, _, err = command(*words)
+    assert code == 0, err
+    found = [p for p in (here / "runs").rglob("*") if p.is_file() and p.suffix in (".json", ".jsonl")]
+    assert len(found) > 3
+    for path in found:
+        for word in ("somebody", str(tmp_path), os.uname().nodename):
+            assert word not in path.read_text(), (path, word)
+    record = json.loads(next(here.glob("runs/R0*/record.json")).read_text())
+    command = record["provenance"]["command"]
+    assert command.startswith(
+        "chameleon-lite run ~/texts/small.yaml --profile paper --out ./runs --data-dir=~/texts"
+    )

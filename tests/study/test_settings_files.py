@@ -43,6 +43,13 @@ BAD = {
     "list in itself": (GOOD + "probes: &p {corpora: [*p]}", "probes"),
     "merge of itself": (GOOD + "a: &a {<<: *a, b: [*a, *a]}", "a"),
     "aliases of aliases": (GOOD + "a0: &a0 [x]\n" + BOMB + "what: *a29", "a0"),
+    "a key twice": (GOOD + "seeds: 2\nwhat: x\nseeds: 3", "line 8: the key 'seeds' stands there twice"),
+    "a key twice inside": (GOOD + "train: {epochs: 1,\n 'epochs': 2}", "line 7: the key 'epochs' stands"),
+    "a profile twice": (
+        GOOD + "profiles:\n  smoke: {seeds: 1}\n  smoke: {}",
+        "line 8: the key 'smoke' stands",
+    ),
+    "no end": (GOOD + "train: {epochs: 1", "line 6"),
     "5,000 brackets": (GOOD + "what: " + "[" * 5_000 + "]" * 5_000, "YAML"),
     "9 mappings": (GOOD + "what: " + "{a: " * 9 + "1" + "}" * 9, "what"),
     "integer of 5,000 digits": (GOOD + "seeds: " + "9" * 5_000, "YAML"),
@@ -105,6 +112,13 @@ def test_aliases_and_a_byte_order_mark_are_no_fault(tmp_path):
         b"\xef\xbb\xbf" + (GOOD + "tokens: &t {max_length: 64}\nprofiles: {paper: {tokens: *t}}").encode()
     )
     assert load_experiment(path, "paper").tokens.max_length == 64
+
+
+def test_a_merged_key_may_be_given_again(tmp_path):
+    path = tmp_path / "good.yaml"
+    more = "tokens: &t {max_length: 64, min_scored: 4}\nprofiles: {paper: {tokens: {<<: *t, min_scored: 5}}}"
+    path.write_text(GOOD + more)
+    assert load_experiment(path, "paper").tokens.min_scored == 5
 
 
 def test_the_command_line_says_one_line(tmp_path, monkeypatch, capsys):

@@ -6,16 +6,7 @@ import torch
 
 from chameleon_study.provenance import device_name
 from chameleon_study.run import run_experiment
-from chameleon_study.spans import (
-    FILE,
-    Span,
-    device_minutes,
-    load_spans,
-    note,
-    pack_spans,
-    span_of,
-    unnoted_minutes,
-)
+from chameleon_study.spans import FILE, Span, device_minutes, load_spans, note, pack_spans, span_of
 
 CPU = torch.device("cpu")
 
@@ -71,7 +62,3 @@ def test_experiments_packed_side_by_side_lose_no_span(tmp_path):
 def test_a_device_is_named_by_its_own_number(monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device=None: f"the GPU {device}")
     assert device_name("cuda:1") == "the GPU cuda:1"
-
-
-def test_a_results_folder_without_the_early_experiment_has_no_early_minutes(tmp_path):
-    assert unnoted_minutes(tmp_path / "honest-layers.jsonl", []) == 0
