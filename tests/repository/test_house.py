@@ -15,7 +15,7 @@ OURS = sorted(FILES + [path for folder in ("tests", "book") for path in (ROOT / 
 FILE_LINES, FUNCTION_LINES = 300, 50
 # The whole rule of the core: a file or folder imports only those that stand before it.
 ORDER = """errors files settings engine backbones text embed cluster batches backbone lora heads loss states
-    conditions processes train train_layers chameleon_config chameleon app __main__""".split()
+    conditions processes train train_layers memory online chameleon_config chameleon app __main__""".split()
 # fast/ imports any of these and is imported by none: engine.py loads it by name. bench may time it directly.
 PACKAGE_IMPORTS = {
     "chameleon_lite": {"chameleon_lite"},

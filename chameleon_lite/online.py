@@ -1,0 +1,137 @@
+"""A stream that is learned from as it passes: online clusters, layers with factors of each row's own, and `learn`.
+
+rows in order ─ batches ─ clusters of what is known before ─▶ slots ─ Memory.read: score, then step ─▶ nats (n,)
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .backbone import Backbone
+from .cluster import nearest_centroid
+from .heads import HeadUpdate
+from .loss import HeadWeight
+from .memory import Memory, Shapes
+from .text import TokenTable
+from .train_layers import Layers, padded_batch, padded_pieces, states_at
+
+PIECE_TOKENS = {"cpu": 1_024, "cuda": 12_288}  # padded tokens whose activations are kept for the way back
+
+
+class OnlineClusters:
+    """k-means that takes vectors one after another (MacQueen 1967): K centroids, each the mean of what it was given.
+
+    The first K distinct vectors become the centroids, so a cluster exists from its first vector on.
+    """
+
+    def __init__(self, clusters: int, width: int, device="cpu") -> None:
+        self.centroids = torch.zeros(clusters, width, dtype=torch.float64, device=device)
+        self.sizes = torch.zeros(clusters, dtype=torch.int64, device=device)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """Vectors x (B, C) to their clusters (B,), and only then the centroids move to the means with them."""
+        x, used = x.to(self.centroids).nan_to_num(), int((self.sizes > 0).sum())
+        for row in x:
+            if used < len(self.sizes) and not (self.centroids[:used] == row).all(1).any():
+                self.centroids[used] = row
+                used += 1
+        labels = nearest_centroid(x, self.centroids[:used])[0]
+        for label, row in zip(labels.tolist(), x):
+            self.sizes[label] += 1
+            self.centroids[label] += (row - self.centroids[label]) / self.sizes[label]
+        return labels.cpu()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Centroids (K, C) and sizes (K,), as copies."""
+        return {"centroids": self.centroids.clone(), "sizes": self.sizes.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue exactly where `state` was taken."""
+        self.centroids, self.sizes = (
+            state[name].to(self.sizes.device, copy=True) for name in ("centroids", "sizes")
+        )
+
+
+class LayerStates:
+    """The scored (state, target) pairs of a table, computed anew with each row's own factors in the layers.
+
+    Takes the place of `ScoredStates`. Unlike `add_lora` it leaves the backbone as it is, and rows of one pass may
+    differ in their factors.
+    """
+
+    def __init__(self, backbone: Backbone, table: TokenTable, piece_tokens: int | None = None) -> None:
+        from transformers.pytorch_utils import Conv1D
+
+        self.run, self.table, self.device = Layers(backbone), table, backbone.device
+        self.counts = torch.from_numpy(table.n_scored.astype(np.int64))  # (N,)
+        self.piece_tokens = piece_tokens or PIECE_TOKENS.get(self.device.type, PIECE_TOKENS["cpu"])
+        body = backbone.body.named_modules()
+        self.linear = {name: module for name, module in body if isinstance(module, nn.Linear | Conv1D)}
+
+    def shapes(self, rank: int) -> Shapes:
+        """The shapes of one slot's factors in every linear layer of the body."""
+        sizes = {name: module.weight.shape for name, module in self.linear.items()}
+        flips = {name: isinstance(module, nn.Linear) for name, module in self.linear.items()}
+        return {name: (rank, *(size[::-1] if flips[name] else size)) for name, size in sizes.items()}
+
+    def pieces(self, rows: Tensor) -> list[Tensor]:
+        """Places in rows (B,) of the documents that go through the layers at one time."""
+        return padded_pieces(self.table, rows, self.piece_tokens)
+
+    def batch(self, rows: Tensor, factors: dict[str, HeadUpdate]) -> tuple[Tensor, Tensor, Tensor]:
+        """Documents rows (B,), each with factors of its own (B, R, ·), to states (M, C), targets (M,), rows (M,)."""
+        ids, _, place, target, row = padded_batch(self.table, rows, self.device)
+        with self._added(factors):  # pads stand on the right, where no real token sees them: no mask
+            return states_at(self.run(ids, None, None), place), target, row
+
+    @contextmanager
+    def _added(self, factors: dict[str, HeadUpdate]) -> Iterator[None]:
+        dtype = self.run.dtype if self.run.autocast else torch.float32
+
+        def adds(update: HeadUpdate) -> Callable:
+            down, up = update.down.to(dtype).mT, update.up.to(dtype).mT  # (B, inputs, R), (B, R, outputs)
+            return lambda module, inputs, out: out + (inputs[0] @ down) @ up
+
+        hooks = [self.linear[name].register_forward_hook(adds(update)) for name, update in factors.items()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def learn(
+    data,
+    weight: HeadWeight,
+    rows: Tensor,
+    memory: Memory,
+    *,
+    labels: Tensor | None = None,
+    vectors: Tensor | None = None,
+    clusters: OnlineClusters | None = None,
+    shared: bool = True,
+) -> Tensor:
+    """Score documents rows (n,) in this order, learning from each batch once it is scored: sums of nats (n,) float64.
+
+    data: `ScoredStates`, or `LayerStates` with a memory that has its shapes; weight: the frozen head's. One memory for
+    all rows, slot 0, or one per cluster as well: labels (N,) by document, or online `clusters` over vectors (N, C) of
+    what is known before a row is scored. Then slot 1 + k is cluster k's, on top of slot 0 where `shared`, else alone.
+    To go on later, keep the states of memory and clusters. Source: dynamic evaluation, Krause et al. 2018, 2019.
+    ValueError for labels or clusters that the memory has no slots for.
+    """
+    out = []
+    for batch in rows.cpu().split(memory.settings.batch_rows):
+        own = None if labels is None else labels[batch]
+        if clusters is not None:
+            own = clusters(vectors[batch.to(vectors.device)])
+        slots = torch.zeros(len(batch), 1, dtype=torch.int64)
+        if own is not None:
+            slots = torch.stack([slots[:, 0], 1 + own.cpu()], 1) if shared else 1 + own.cpu()[:, None]
+        if int(slots.max()) >= len(memory.values):
+            raise ValueError(f"a memory of {len(memory.values)} slots has none of number {int(slots.max())}")
+        out.append(memory.read(data, weight, batch, slots))
+    return torch.cat(out) if out else torch.zeros(0, dtype=torch.float64)
