@@ -97,13 +97,13 @@ class Memory:
         """The head's update (G = 1) of a row that reads these slots; without one, of rank 0."""
         return self.factors(self.values[slots][None, :, : self.head_size], [HEAD])[HEAD]
 
-    def read(self, data, weight: HeadWeight, rows: Tensor, slots: Tensor) -> Tensor:
+    def read(self, data, weight: HeadWeight, rows: Tensor, slots: Tensor, learns: bool = True) -> Tensor:
         """Score documents rows (B,), which read slots (B, U), then learn from them: sums of nats (B,) float64.
 
         data: `ScoredStates` or `LayerStates`; rows and slots on the host. A document whose loss is not finite is
-        counted and not learned from.
+        counted and not learned from. Without `learns` they are scored only.
         """
-        learns = self.settings.freeze_after is None or self.seen < self.settings.freeze_after
+        learns &= self.settings.freeze_after is None or self.seen < self.settings.freeze_after
         slots, group = slots.unique(dim=0, return_inverse=True)  # (g, U), (B,)
         order = group.argsort(stable=True)  # rows that read the same slots side by side
         present, place = slots.unique(return_inverse=True)  # (n,), (g, U)

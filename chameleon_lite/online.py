@@ -82,7 +82,7 @@ class LayerStates:
         """Places in rows (B,) of the documents that go through the layers at one time."""
         return padded_pieces(self.table, rows, self.piece_tokens)
 
-    def batch(self, rows: Tensor, factors: dict[str, HeadUpdate]) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self, rows: Tensor, factors: dict[str, HeadUpdate] = {}) -> tuple[Tensor, Tensor, Tensor]:
         """Documents rows (B,), each with factors of its own (B, R, ·), to states (M, C), targets (M,), rows (M,)."""
         ids, _, place, target, row = padded_batch(self.table, rows, self.device)
         with self._added(factors):  # pads stand on the right, where no real token sees them: no mask

@@ -51,7 +51,7 @@ def build(form: str = "paragraphs", *, libs: Sequence[str] = tuple(LIBRARIES), s
     documents = list({"paragraphs": _paragraphs, "instructions": _instructions}[form](_explained(libs)))
     splits, notes = split_documents(documents, seed=seed)
     python = sys.version.split()[0]
-    notes["versions"] = {lib: version(LIBRARIES[lib]) for lib in libs} | {"python": python}
+    notes["versions"] = {lib: version(LIBRARIES.get(lib, lib)) for lib in libs} | {"python": python}
     name = "docstrings" if form == "paragraphs" else "docstrings-instructions"
     source = f"docstrings of {', '.join(libs)} as installed, language reference of Python {python}"
     return Corpus(name, splits, source, notes)
@@ -111,7 +111,7 @@ def _docstrings(libs: Sequence[str]) -> Iterator[tuple[str, str, str]]:
 
 
 def _root(lib: str) -> Path:
-    spec = find_spec(lib) if lib in LIBRARIES else None
+    spec = find_spec(lib)
     if spec is None or spec.origin is None:
         install = LIBRARIES.get(lib, lib)
         raise UserError(
