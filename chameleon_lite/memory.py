@@ -127,8 +127,8 @@ class Memory:
         """Sums of nats (b,) of a piece and the tokens (b,) learned from; gradients go to leaf (n, P)."""
         layers = [name for name in self.shapes if name != HEAD]
         if layers:
-            of_rows = self.factors(leaf[:, self.head_size :][place[group].to(leaf.device)], layers)
-            h, target, row = data.batch(rows, of_rows)
+            of_rows = leaf[:, self.head_size :][place[group].to(leaf.device)].to(data.dtype)  # (b, U, ·)
+            h, target, row = data.batch(rows, self.factors(of_rows, layers))
         else:
             h, target, row = data.batch(rows)  # (M, C), (M,), (M,) on the host
         update, own = None, None

@@ -18,7 +18,7 @@ from .memory import Memory, Shapes
 from .text import TokenTable
 from .train_layers import Layers, padded_batch, padded_pieces, states_at
 
-PIECE_TOKENS = {"cpu": 1_024, "cuda": 12_288}  # padded tokens whose activations are kept for the way back
+PIECE_TOKENS = {"cpu": 1_024, "cuda": 6_144}  # padded tokens whose activations are kept for the way back
 
 
 class OnlineClusters:
@@ -67,6 +67,7 @@ class LayerStates:
         from transformers.pytorch_utils import Conv1D
 
         self.run, self.table, self.device = Layers(backbone), table, backbone.device
+        self.dtype = self.run.dtype if self.run.autocast else torch.float32  # of the factors
         self.counts = torch.from_numpy(table.n_scored.astype(np.int64))  # (N,)
         self.piece_tokens = piece_tokens or PIECE_TOKENS.get(self.device.type, PIECE_TOKENS["cpu"])
         body = backbone.body.named_modules()
@@ -90,10 +91,8 @@ class LayerStates:
 
     @contextmanager
     def _added(self, factors: dict[str, HeadUpdate]) -> Iterator[None]:
-        dtype = self.run.dtype if self.run.autocast else torch.float32
-
         def adds(update: HeadUpdate) -> Callable:
-            down, up = update.down.to(dtype).mT, update.up.to(dtype).mT  # (B, inputs, R), (B, R, outputs)
+            down, up = update.down.mT, update.up.mT  # (B, inputs, R), (B, R, outputs)
             return lambda module, inputs, out: out + (inputs[0] @ down) @ up
 
         hooks = [self.linear[name].register_forward_hook(adds(update)) for name, update in factors.items()]

@@ -84,7 +84,6 @@ METHODS = {method.name: method for method in map(_method, TABLE.strip().splitlin
 STATICS = {  # trained before the stream, and then fixed: (kind, rank, part); a rank of 0 is the matched one
     "R1": ("head", RANK, "train"),
     "R2": ("head", 0, "train"),
-    "R1-other": ("head", RANK, "other"),
     "R2-other": ("head", 0, "other"),
     "R16": ("layers", RANK, "train"),
 }

@@ -93,7 +93,8 @@ def neighbours(states: Tensor, target: Tensor, ends: list[int], k: int = NEIGHBO
                 both = torch.cat([best, near.values + square[at, None]], 1).topk(k, largest=False)
                 index = torch.cat([index, near.indices + start], 1).gather(1, both.indices)
                 best = both.values
-            distance[at], agrees[at] = best.clamp_min(0), target[index] == target[at, None]
+            distance[at] = best.clamp_min(0)
+            agrees[at] = (target[index] == target[at, None]) & best.isfinite()
     return distance, agrees
 
 
@@ -113,7 +114,7 @@ def knn(material: Material, part: Part, order: Tensor, batch: int, settings=None
         weight = torch.softmax(-distance / (width * tau), 1).nan_to_num(
             0.0
         )  # nan: the first batch has no neighbours
-        near = torch.where(agrees & distance.isfinite(), weight, 0.0).sum(1).double()
+        near = torch.where(agrees, weight, 0.0).sum(1).double()
         there = distance[:, 0].isfinite()
         out[share, tau] = per_document(torch.where(there, mixed(nll, near, share), nll), counts)
     return out
