@@ -27,9 +27,9 @@ class OnlineClusters:
     The first K distinct vectors become the centroids, so a cluster exists from its first vector on.
     """
 
-    def __init__(self, clusters: int, width: int, device="cpu") -> None:
-        self.centroids = torch.zeros(clusters, width, dtype=torch.float64, device=device)
-        self.sizes = torch.zeros(clusters, dtype=torch.int64, device=device)
+    def __init__(self, clusters: int, width: int) -> None:
+        self.centroids = torch.zeros(clusters, width, dtype=torch.float64)
+        self.sizes = torch.zeros(clusters, dtype=torch.int64)
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
@@ -40,10 +40,11 @@ class OnlineClusters:
                 self.centroids[used] = row
                 used += 1
         labels = nearest_centroid(x, self.centroids[:used])[0]
-        for label, row in zip(labels.tolist(), x):
-            self.sizes[label] += 1
-            self.centroids[label] += (row - self.centroids[label]) / self.sizes[label]
-        return labels.cpu()
+        sums = (self.centroids * self.sizes[:, None]).index_add_(0, labels, x)
+        self.sizes = self.sizes + torch.bincount(labels, minlength=len(self.sizes))
+        moved = sums / self.sizes.clamp_min(1)[:, None]
+        self.centroids = torch.where(self.sizes[:, None] > 0, moved, self.centroids)
+        return labels
 
     def state_dict(self) -> dict[str, Tensor]:
         """Centroids (K, C) and sizes (K,), as copies."""
@@ -51,9 +52,7 @@ class OnlineClusters:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue exactly where `state` was taken."""
-        self.centroids, self.sizes = (
-            state[name].to(self.sizes.device, copy=True) for name in ("centroids", "sizes")
-        )
+        self.centroids, self.sizes = state["centroids"].clone(), state["sizes"].clone()
 
 
 class LayerStates:

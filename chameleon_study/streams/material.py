@@ -74,7 +74,7 @@ class Material:
     parts: dict[str, Part]
     facts: dict
     seconds: dict[str, float]
-    clusters: dict = field(default_factory=dict)
+    kept: dict = field(default_factory=dict)  # clusterings by name, and what else is fitted once
 
     def labels(self, groups: str, part: str, order: Tensor, batch: int) -> tuple[Tensor, int]:
         """Cluster (N,) of each document and the number of clusters, for "hidden-16", "online-16", "oracle" and so on.
@@ -93,9 +93,9 @@ class Material:
             for rows in order.split(batch):
                 labels[rows] = online(here.hidden[rows])
             return labels, k
-        if groups not in self.clusters:
-            self.clusters[groups] = fit_clusters(getattr(self.parts["train"], kind), k, seed=0)
-        return self.clusters[groups].assign(getattr(here, kind))[0].cpu(), k
+        if groups not in self.kept:
+            self.kept[groups] = fit_clusters(getattr(self.parts["train"], kind), k, seed=0)
+        return self.kept[groups].assign(getattr(here, kind))[0].cpu(), k
 
 
 def prepare(

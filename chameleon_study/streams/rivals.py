@@ -3,9 +3,10 @@
     cache     (1 − λ) model + λ frequencies of all tokens of earlier batches
     knn       (1 − λ) model + λ softmax(−d²/τ) over the nearest earlier states (kNN-LM, Khandelwal et al. 2020), exactly
     context   the earlier row with the nearest prefix is put in front of the row
+    S4        a head generated from the mean of the cluster's rows so far (generated.py)
     S6        all weights of the layers are updated after each batch
 
-The settings of the first two are chosen on the tuning stream, as the rates of the others are.
+Their settings are chosen on the tuning stream, as the rates of the others are.
 """
 
 from dataclasses import replace
@@ -21,6 +22,7 @@ from chameleon_lite.memory import Memory
 from chameleon_lite.online import LayerStates
 from chameleon_lite.text import cumulative
 
+from .generated import generated, updated
 from .material import Material, Part, order_of
 from .methods import Lane, read_lanes
 
@@ -175,7 +177,8 @@ def all_weights(
     return out
 
 
-RIVALS = {"cache": cache, "knn": knn, "context": context, "S6": all_weights}
+RIVALS = {"cache": cache, "knn": knn, "context": context}
+RIVALS |= {"S4": generated, "S4-updated": updated, "S6": all_weights}
 
 
 def tuned(material: Material, name: str, batch: int) -> tuple[tuple, dict[str, float]]:

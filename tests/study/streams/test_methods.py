@@ -8,17 +8,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chameleon_lite.heads import LoraHead
+from chameleon_lite.heads import Condition, LoraHead
 from chameleon_lite.loss import HeadWeight, token_losses
 from chameleon_lite.memory import start_of
 from chameleon_study.streams import rivals
+from chameleon_study.streams.generated import FIRST, Generator, trained
 from chameleon_study.streams.material import order_of, prepare, with_extra
 from chameleon_study.streams.methods import METHODS, merged
 from chameleon_study.streams.rivals import RIVALS, cached, nearest_before, neighbours
 from chameleon_study.streams.units import Reading, robust_orders, robustness, static_nll, train_static
 
 BATCH, RATE = 8, 0.01
-FIXED = {"cache": (0.1,), "knn": (0.2, 0.3), "context": (), "S6": (1e-3,)}
+FIXED = {
+    "cache": (0.1,),
+    "knn": (0.2, 0.3),
+    "context": (),
+    "S4": (0.0,),
+    "S4-updated": (1e-3,),
+    "S6": (1e-3,),
+}
 
 
 def statics_of(model):
@@ -185,3 +193,21 @@ def test_a_static_head_lowers_the_loss_of_the_stream(material):
     assert (
         record["validation"] <= min(record["curve"][0].values()) and str(record["rate"]) in record["curve"][0]
     )
+
+
+def test_a_generated_head_reads_the_means_of_rows_that_have_passed(material):
+    part = material.parts["stream"]
+    head, means = trained(material)
+    generator = Generator(head, means)
+    rows, labels = torch.arange(6), torch.tensor([0, 1, 1, 0, 0, 2])
+    nll = generator.read(material, part, rows, labels)
+    update = head.factors(Condition(means[labels]))
+    h, target, row = part.states.batch(rows)
+    expected = token_losses(h, target, material.weight, [update], [row])[0].double()
+    torch.testing.assert_close(
+        nll, torch.segment_reduce(expected, "sum", lengths=part.states.counts[rows], axis=0)
+    )
+    generator.remember(part.hidden[rows], labels)
+    mean = (FIRST * means[1] + part.hidden[1] + part.hidden[2]) / (FIRST + 2)
+    torch.testing.assert_close(generator.means[1], mean)
+    assert torch.equal(generator.means[3:], means[3:])
