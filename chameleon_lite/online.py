@@ -63,20 +63,11 @@ class LayerStates:
     """
 
     def __init__(self, backbone: Backbone, table: TokenTable, piece_tokens: int | None = None) -> None:
-        from transformers.pytorch_utils import Conv1D
-
         self.run, self.table, self.device = Layers(backbone), table, backbone.device
         self.dtype = self.run.dtype if self.run.autocast else torch.float32  # of the factors
         self.counts = torch.from_numpy(table.n_scored.astype(np.int64))  # (N,)
         self.piece_tokens = piece_tokens or PIECE_TOKENS.get(self.device.type, PIECE_TOKENS["cpu"])
-        body = backbone.body.named_modules()
-        self.linear = {name: module for name, module in body if isinstance(module, nn.Linear | Conv1D)}
-
-    def shapes(self, rank: int) -> Shapes:
-        """The shapes of one slot's factors in every linear layer of the body."""
-        sizes = {name: module.weight.shape for name, module in self.linear.items()}
-        flips = {name: isinstance(module, nn.Linear) for name, module in self.linear.items()}
-        return {name: (rank, *(size[::-1] if flips[name] else size)) for name, size in sizes.items()}
+        self.linear = linear_layers(backbone)
 
     def pieces(self, rows: Tensor) -> list[Tensor]:
         """Places in rows (B,) of the documents that go through the layers at one time."""
@@ -100,6 +91,20 @@ class LayerStates:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def linear_layers(backbone: Backbone) -> dict[str, nn.Module]:
+    """The linear layers of the body by name: those that `add_lora` adapts."""
+    from transformers.pytorch_utils import Conv1D
+
+    return {n: m for n, m in backbone.body.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+
+
+def layer_shapes(backbone: Backbone, rank: int) -> Shapes:
+    """The shapes of one slot's factors in every linear layer; a Conv1D's weight is the other way round."""
+    layers = linear_layers(backbone).items()
+    sizes = {n: m.weight.shape[::-1] if isinstance(m, nn.Linear) else m.weight.shape for n, m in layers}
+    return {name: (rank, *size) for name, size in sizes.items()}
 
 
 def learn(

@@ -17,6 +17,7 @@ from torch import Tensor
 from chameleon_lite.heads import matched_rank
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.memory import HEAD, LearnSettings, Memory, Shapes, fresh_start
+from chameleon_lite.online import layer_shapes
 
 from .material import Material
 
@@ -102,7 +103,7 @@ def shapes_of(material: Material, kind: str, rank: int) -> Shapes:
     width, vocab = material.backbone.width, material.backbone.vocab
     rank = rank or matched_rank(width, vocab, RANK)
     head = {HEAD: (rank, width, vocab)}
-    return head | material.parts["train"].live.shapes(rank) if kind == "layers" else head
+    return head | layer_shapes(material.backbone, rank) if kind == "layers" else head
 
 
 def new_memory(

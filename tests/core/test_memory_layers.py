@@ -11,7 +11,7 @@ from chameleon_lite.heads import HeadUpdate
 from chameleon_lite.lora import add_lora, load_lora_state, lora_parameters
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.memory import HEAD, LearnSettings, Memory, fresh_start
-from chameleon_lite.online import LayerStates, learn
+from chameleon_lite.online import LayerStates, layer_shapes, learn
 
 
 def fresh(shapes, slots, rate):
@@ -23,7 +23,7 @@ def test_layers_with_rows_of_their_own_are_those_that_peft_adapts(tiny_table):
     backbone = load_backbone("tiny-llama")
     rows = torch.tensor([3, 1, 2])
     live = LayerStates(backbone, tiny_table)
-    shapes = live.shapes(2)
+    shapes = layer_shapes(backbone, 2)
     adapted = copied(backbone)
     assert add_lora(adapted, rank=2) == sorted(shapes)
     numbers, states = torch.Generator().manual_seed(0), {}
@@ -62,7 +62,7 @@ def test_layers_learn_and_look_only_back(model, tiny_table):
     losses, memories = [], []
     for ids in (table.ids, changed):
         live = LayerStates(backbone, replace(table, ids=ids), piece_tokens=200)
-        shapes = {HEAD: (2, backbone.width, backbone.vocab)} | live.shapes(2)
+        shapes = {HEAD: (2, backbone.width, backbone.vocab)} | layer_shapes(backbone, 2)
         memory = fresh(shapes, slots=3, rate=0.01)
         losses.append(learn(live, weight, torch.arange(16), memory, labels=labels))
         memories.append(memory)
