@@ -40,7 +40,8 @@ def stream(
     from . import diagram
     from .corpus import export as export_corpus
     from .material import PROFILES
-    from .run import run_streams, tables
+    from .run import run_streams
+    from .tables import tables
     from .world import World
 
     if export:

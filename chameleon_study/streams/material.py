@@ -63,6 +63,10 @@ class Part:
     source: Tensor  # (N,) number of the document's source
     scored: int  # M
 
+    def order(self, kind: str, seed: int) -> Tensor:
+        """The scored documents (M,) in one of ORDERS."""
+        return order_of(kind, self.source[: self.scored], seed)
+
 
 @dataclass
 class Material:
@@ -182,13 +186,13 @@ def prefix_means(table: TokenTable, states: np.ndarray) -> Tensor:
     return torch.from_numpy(out)
 
 
-def order_of(kind: str, part: Part, seed: int) -> Tensor:
-    """Documents (M,) in the order of arrival: "random"; "bursty", by runs of one source; "drifting", A, then B, then A.
+def order_of(kind: str, source: Tensor, seed: int) -> Tensor:
+    """Documents of sources (M,) in the order of arrival (M,): "random", "bursty" (by source) or "drifting" (A, B, A).
 
     A is every other source by number of documents, B the other ones.
     """
     numbers = np.random.default_rng([seed, ORDERS.index(kind)])
-    order, source = numbers.permutation(part.scored), part.source.numpy()
+    order, source = numbers.permutation(len(source)), source.numpy()
     if kind == "random":
         return torch.from_numpy(order)
     queues = {s: list(order[source[order] == s]) for s in np.unique(source[order])}

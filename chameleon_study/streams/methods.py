@@ -23,7 +23,7 @@ from .material import Material
 
 RANK = 4
 RATES = {"head": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), "layers": (1e-4, 3e-4, 1e-3, 3e-3)}
-WIDE_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)  # of heads with many parameters, or trained ones
+WIDE_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)  # of heads with many parameters, or trained ones
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from chameleon_lite.online import LayerStates
 from chameleon_lite.text import cumulative
 
 from .generated import generated, updated
-from .material import Material, Part, order_of
+from .material import Material, Part
 from .methods import Lane, read_lanes
 
 SHARES = (0.01, 0.03, 0.1, 0.2, 0.4)  # λ
@@ -184,7 +184,7 @@ RIVALS |= {"S4": generated, "S4-updated": updated, "S6": all_weights}
 def tuned(material: Material, name: str, batch: int) -> tuple[tuple, dict[str, float]]:
     """A rival's best settings on the tuning stream, and nats per token of all that were tried."""
     part = material.parts["tuning"]
-    order = order_of("random", part, 0)
+    order = part.order("random", 0)
     tokens = float(part.states.counts[order].sum())
     tried = {s: float(nll.sum()) / tokens for s, nll in RIVALS[name](material, part, order, batch).items()}
     return min(tried, key=tried.get), {str(s): value for s, value in tried.items()}

@@ -23,11 +23,10 @@ from chameleon_lite.backbone import Backbone
 from chameleon_lite.errors import UserError
 
 from ..provenance import default_command, peak_memory, provenance, reset_peak
-from .material import Material, StreamSettings, order_of, prepare
+from .material import Material, StreamSettings, prepare
 from .methods import METHODS, STATICS
 from .rivals import RIVALS, tuned
 from .units import BATCH, Reading, robustness, static_nll, streams_of, train_static
-from .verdicts import verdict_frame
 
 SMALL = {
     8: ("S1", "S2-hidden-16", "S3"),
@@ -143,7 +142,7 @@ class Run:
         started = time.perf_counter()
         count = FEW_ORDERS.get(name, self.material.settings.orders)
         for seed in range(count):
-            order = order_of("random", part, seed)
+            order = part.order("random", seed)
             nll = RIVALS[name](self.material, part, order, BATCH, settings or None)[settings]
             columns[f"{name}|random-{seed}|{BATCH}"] = self._placed(order, nll)
         tokens = self.material.facts["tokens"]["stream"] * count
@@ -207,29 +206,3 @@ def run_streams(
         store.keep(unit, record | {"nats_per_token": nats} | took | origin, columns)
         say(f"{took['seconds']:7.1f} s  {unit}  " + " ".join(f"{o} {v:.4f}" for o, v in nats.items()))
     return store
-
-
-def tables(store: Store) -> list[pd.DataFrame]:
-    """What a run shows last: every method's mean over the random orders, and the registered contrasts."""
-    losses, tokens = store.losses(), store.frame["tokens"].to_numpy(float)
-    methods = dict.fromkeys(name for name, _ in losses)
-    frozen = sum(v.sum() for (m, _), v in losses.items() if m == "frozen") / max(
-        1, sum(m == "frozen" for m, _ in losses)
-    )
-    rows = []
-    for name in methods:
-        orders = {o: v.sum() / tokens.sum() for (m, o), v in losses.items() if m == name}
-        random = [v for o, v in orders.items() if o.startswith("random")]
-        record = store.records.get(f"stream {name}", {})
-        rows.append({"method": name, "nats": np.mean(random) if random else np.nan})
-        rows[-1] |= {
-            "gain": frozen / tokens.sum() - rows[-1]["nats"],
-            "spread": np.ptp(random) if random else np.nan,
-        }
-        rows[-1] |= {o: v for o, v in orders.items() if not o.startswith("random")}
-        rows[-1] |= {
-            "rate": record.get("rate"),
-            "edge": record.get("at_edge"),
-            "s/1k": record.get("seconds_per_1000_tokens"),
-        }
-    return [pd.DataFrame(rows), verdict_frame(losses, tokens)]

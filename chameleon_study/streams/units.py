@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .material import ORDERS, Material, order_of, with_extra
+from .material import ORDERS, Material, with_extra
 from .methods import (
     RANK,
     RATES,
@@ -89,7 +89,7 @@ class Reading:
     def tune(self, batch: int = BATCH) -> dict[str, float]:
         """Nats per token of the tuning stream at every rate."""
         part, rates = self.material.parts["tuning"], self.method.rates
-        order = order_of("random", part, 0)
+        order = part.order("random", 0)
         nll, _ = self.read("tuning", [order] * len(rates), rates, batch)
         tokens = float(part.states.counts[order].sum())
         return {str(rate): float(sums.sum()) / tokens for rate, sums in zip(rates, nll)}
@@ -97,7 +97,7 @@ class Reading:
     def cost(self, rate: float) -> float:
         """Seconds per 1,000 scored tokens of one stream alone, after a start that is not counted."""
         part = self.material.parts["stream"]
-        order = order_of("random", part, 0)[: 2 * COST_BATCHES * BATCH]
+        order = part.order("random", 0)[: 2 * COST_BATCHES * BATCH]
         half = len(order) // 2
         lane, slots = lane_of(self.method, self.material, "stream", order, BATCH)
         memory = new_memory(
@@ -116,13 +116,13 @@ def streams_of(material: Material) -> dict[str, Tensor]:
     """The orders that every method reads, by name: the random ones, then one of each other kind."""
     part, count = material.parts["stream"], material.settings.orders
     names = [("random", seed) for seed in range(count)] + [(kind, 0) for kind in ORDERS[1:]]
-    return {f"{kind}-{seed}": order_of(kind, part, seed) for kind, seed in names}
+    return {f"{kind}-{seed}": part.order(kind, seed) for kind, seed in names}
 
 
 def robust_orders(material: Material) -> dict[str, Tensor]:
     """Orders of the same clean documents with other rows put in between: none, foreign, garbage, one of garbage."""
     part, extra = material.parts["stream"], material.settings.extra
-    clean = order_of("random", part, 0)[: material.settings.robust]
+    clean = part.order("random", 0)[: material.settings.robust]
     foreign, noise = (
         torch.arange(part.scored, len(part.table) - extra),
         torch.arange(len(part.table) - extra, len(part.table)),

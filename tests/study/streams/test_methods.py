@@ -13,7 +13,7 @@ from chameleon_lite.loss import HeadWeight, token_losses
 from chameleon_lite.memory import start_of
 from chameleon_study.streams import rivals
 from chameleon_study.streams.generated import FIRST, Generator, trained
-from chameleon_study.streams.material import order_of, prepare, with_extra
+from chameleon_study.streams.material import prepare, with_extra
 from chameleon_study.streams.methods import METHODS, merged
 from chameleon_study.streams.rivals import RIVALS, cached, nearest_before, neighbours
 from chameleon_study.streams.units import Reading, robust_orders, robustness, static_nll, train_static
@@ -49,7 +49,7 @@ def matched(model):
 def all_nll(material, statics):
     """The sums of nats in the order of arrival under every method and rival."""
     part = material.parts["stream"]
-    order = order_of("random", part, 0)
+    order = part.order("random", 0)
     out = {}
     for name, method in METHODS.items():
         nll, _ = Reading(material, method, statics).read("stream", [order], [RATE], BATCH)
@@ -88,7 +88,7 @@ def test_later_documents_change_no_number_scored_before(material, small_corpus, 
 
 
 def test_orders_side_by_side_are_the_orders_alone(material):
-    orders = [order_of("random", material.parts["stream"], seed) for seed in (0, 1)]
+    orders = [material.parts["stream"].order("random", seed) for seed in (0, 1)]
     orders[1] = orders[1][:20]
     for name in ("S1", "S2-hidden-4", "S3-oracle"):
         reading = Reading(material, METHODS[name], {})
@@ -101,15 +101,15 @@ def test_orders_side_by_side_are_the_orders_alone(material):
 def test_orders_hold_every_document_once(material):
     part = material.parts["stream"]
     for kind in ("random", "bursty", "drifting"):
-        order = order_of(kind, part, 0)
+        order = part.order(kind, 0)
         assert order.sort().values.tolist() == list(range(part.scored))
-        assert torch.equal(order, order_of(kind, part, 0))
-    source = part.source[order_of("drifting", part, 0)]
+        assert torch.equal(order, part.order(kind, 0))
+    source = part.source[part.order("drifting", 0)]
     largest = torch.bincount(part.source[: part.scored]).argsort(descending=True, stable=True)
     a = torch.isin(source, largest[::2]).int().diff().abs().sum()
     assert a == 2  # A, then B, then A
-    runs = (part.source[order_of("bursty", part, 0)].diff() != 0).sum()
-    assert runs < (part.source[order_of("random", part, 0)].diff() != 0).sum()
+    runs = (part.source[part.order("bursty", 0)].diff() != 0).sum()
+    assert runs < (part.source[part.order("random", 0)].diff() != 0).sum()
 
 
 def test_robust_orders_put_other_rows_between_the_same_clean_ones(material):

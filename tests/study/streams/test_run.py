@@ -11,7 +11,8 @@ from chameleon_lite.app.own_texts import write_jsonl
 from chameleon_lite.errors import UserError
 from chameleon_study.streams.methods import METHODS, STATICS
 from chameleon_study.streams.rivals import RIVALS
-from chameleon_study.streams.run import run_streams, tables
+from chameleon_study.streams.run import run_streams
+from chameleon_study.streams.tables import order_from, pays_from, running, tables
 from chameleon_study.streams.verdicts import REGISTERED, decided, verdict_frame
 
 UNITS = [
@@ -60,9 +61,32 @@ def test_what_is_kept_is_whole_and_can_be_read_again(whole):
     assert frame.notna().all().all() and len(frame) == 40
     for order, nats in s1["nats_per_token"].items():
         assert frame[f"S1|{order}|32"].sum() / frame["tokens"].sum() == pytest.approx(nats, abs=1e-4)
-    methods, verdicts = tables(whole)
+    methods, verdicts, robust, small = tables(whole)
+    assert len(robust) == 1 and small["batch"].tolist() == [8]
     assert set(methods["method"]) == {"R1", "frozen", "S1", "S1-R1", "cache"}
     assert verdicts["contrast"].tolist() == ["5 unigram cache"]
+
+
+def test_running_losses_follow_the_order_that_was_read(whole):
+    order, losses = order_from(whole, "bursty-0"), whole.losses()
+    assert sorted(order) == list(range(40))
+    frame, tokens = (
+        running(whole, "S1", "frozen", "bursty-0", window=8),
+        whole.frame["tokens"].to_numpy(float),
+    )
+    gap = losses["S1", "bursty-0"] - losses["frozen", "bursty-0"]
+    assert (frame["so far"][:32].abs() < 1e-3).all()  # the first batch is read before anything is learned
+    assert frame["so far"].iloc[-1] == pytest.approx(gap.sum() / tokens.sum())
+    assert frame["recent"].iloc[-1] == pytest.approx(gap[order[-8:]].sum() / tokens[order[-8:]].sum())
+    made = losses["frozen", "bursty-0"].copy()
+    made[order[:5]] += (
+        2.0  # costs at first, then gains: even after the tenth document, lower from the eleventh on
+    )
+    made[order[5:]] -= 2.0
+    whole.frame["made|bursty-0|32"] = made
+    assert pays_from(whole, "made", "frozen", "bursty-0") == 11.0
+    assert np.isnan(pays_from(whole, "frozen", "made", "bursty-0"))
+    assert pays_from(whole, "made", "made", "bursty-0", margin=-1.0) == 1.0
 
 
 def test_another_runs_folder_is_refused(whole, small_corpus, small_settings, small_model):
