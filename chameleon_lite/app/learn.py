@@ -216,38 +216,40 @@ def learn_file(
         raise UserError(f"no file at {source}; give a .jsonl file with one object or string per line")
     state, part = Path(state or out.with_name(out.name + ".state")), out.with_name(out.name + ".part")
     stream, marker = LearningStream(backbone, **how), out.with_name(out.name + ".part.state")
-    key = _key(stream, source, how)
-    rows = size = 0
-    if resume and out.is_file() and state.is_file() and not part.is_file():
-        stream.load_state_dict(torch.load(state, weights_only=True))
+    if resume and out.is_file() and state.is_file() and not part.is_file():  # it is complete
+        stream.load_state_dict(_loaded(state))
         return stream.summary()
+    key, rows, size = _key(stream, source, how), 0, 0
     if resume and marker.is_file() and part.is_file():
-        kept = torch.load(marker, weights_only=True)
+        kept = _loaded(marker)
         if kept["key"] != key:
-            raise UserError(
-                f"{part} was written with other settings or another input: leave out resume to start anew"
-            )
+            raise UserError(f"{part} is of other settings or another input: leave out resume to start anew")
         rows, size = kept["rows"], kept["size"]
         stream.load_state_dict(kept["state"])
-    elif state.is_file():
-        stream.load_state_dict(torch.load(state, weights_only=True) | {"sums": stream.sums})
+    else:
+        marker.unlink(missing_ok=True)  # of a run that is given up: its rows would not be in the part
+        if state.is_file():
+            stream.load_state_dict(_loaded(state) | {"sums": stream.sums})
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(part, "r+b" if size else "wb") as file:
         file.truncate(size)
         file.seek(size)
-        for number, window in enumerate(
-            windows(jsonl_rows(source, rows), stream.settings.batch_rows), start=1
-        ):
+        batches = windows(jsonl_rows(source, rows), stream.settings.batch_rows)
+        for number, window in enumerate(batches, start=1):
             for result in stream([row for row, _ in window]):
                 file.write((json.dumps(result, ensure_ascii=False) + "\n").encode())
             rows += len(window)
             if number % SAVED_EVERY == 0:
                 file.flush()
-                _save(marker, {"key": key, "rows": rows, "size": file.tell(), "state": stream.state_dict()})
+                _save(marker, dict(key=key, rows=rows, size=file.tell(), state=stream.state_dict()))
     _save(state, stream.state_dict())
     os.replace(part, out)
     marker.unlink(missing_ok=True)
     return stream.summary()
+
+
+def _loaded(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
 
 
 def _save(path: Path, value: dict) -> None:

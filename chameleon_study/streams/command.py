@@ -31,41 +31,47 @@ def stream(
 
     Example: chameleon-lite stream --corpus stream.jsonl --profile smoke --backbone tiny
     """
+    from chameleon_lite.errors import UserError
+
+    if world:
+        _diagram(profile, out, workers)
+    elif not export:
+        _study(corpus, profile, backbone, out, only or None, seconds, device)
+    elif data_dir is None:
+        raise UserError("--export reads WikiText's and Alpaca's files: give --data-dir FOLDER")
+    else:
+        from .corpus import export as export_corpus
+
+        typer.echo(f"exported to {export_corpus(data_dir, corpus)}")
+
+
+def _diagram(profile: str, out: Path, workers: int) -> None:
+    import pandas as pd
+
+    from .diagram import diagram
+    from .world import World
+
+    small = {"axes": {"purity": (0.25, 1.0)}, "past": 8, "streams": 2, "steps": 20}
+    frame = pd.DataFrame(diagram(World(), workers=workers, **(small if profile == "smoke" else {})))
+    out.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(out / "diagram.csv", index=False)
+    typer.echo(frame.round(3).to_string(index=False))
+
+
+def _study(corpus: Path, profile: str, backbone: str, out: Path, only, seconds, device) -> None:
     import torch
 
     from chameleon_lite.app.own_texts import read_jsonl
     from chameleon_lite.backbone import load_backbone
-    from chameleon_lite.errors import UserError, unknown
+    from chameleon_lite.errors import unknown
 
-    from . import diagram
-    from .corpus import export as export_corpus
     from .material import PROFILES
     from .run import run_streams
     from .tables import tables
-    from .world import World
 
-    if export:
-        if data_dir is None:
-            raise UserError("--export reads WikiText's and Alpaca's files: give --data-dir FOLDER")
-        typer.echo(f"exported to {export_corpus(data_dir, corpus)}")
-    elif world:
-        import pandas as pd
-
-        out.mkdir(parents=True, exist_ok=True)
-        small = (
-            {"axes": {"purity": (0.25, 1.0)}, "past": 8, "streams": 2, "steps": 20}
-            if profile == "smoke"
-            else {}
-        )
-        frame = pd.DataFrame(diagram.diagram(World(), workers=workers, **small))
-        frame.to_csv(out / "diagram.csv", index=False)
-        typer.echo(frame.round(3).to_string(index=False))
-    else:
-        if profile not in PROFILES:
-            raise unknown("profile", profile, PROFILES)
-        model = load_backbone(backbone, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        store = run_streams(
-            PROFILES[profile], model, read_jsonl(corpus), out, only or None, seconds, typer.echo
-        )
-        for frame in tables(store):
-            typer.echo("\n" + frame.round(4).to_string(index=False))
+    if profile not in PROFILES:
+        raise unknown("profile", profile, PROFILES)
+    model = load_backbone(backbone, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    store = run_streams(PROFILES[profile], model, read_jsonl(corpus), out, only, seconds, typer.echo)
+    for frame in tables(store):
+        typer.echo("\n" + frame.round(4).to_string(index=False))

@@ -145,3 +145,9 @@ def test_a_part_of_other_settings_is_refused(tiny, rows, tmp_path, monkeypatch):
         learn_file(tiny, source, tmp_path / "out", settings=FOUR)
     with pytest.raises(UserError, match="other settings"):
         learn_file(tiny, source, tmp_path / "out", resume=True, rate=0.5, settings=FOUR)
+    calls.append(None)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # begun anew, and killed at once
+        patch.setattr(LearningStream, "__call__", dies)
+        learn_file(tiny, source, tmp_path / "out", settings=FOUR)
+    learn_file(tiny, source, tmp_path / "out", resume=True, settings=FOUR)
+    assert [r["id"] for r in results(tmp_path / "out")] == [row["id"] for row in rows]
