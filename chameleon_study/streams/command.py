@@ -49,10 +49,9 @@ def _diagram(profile: str, out: Path, workers: int) -> None:
     import pandas as pd
 
     from .diagram import diagram
-    from .world import World
 
     small = {"axes": {"purity": (0.25, 1.0)}, "past": 8, "streams": 2, "steps": 20}
-    frame = pd.DataFrame(diagram(World(), workers=workers, **(small if profile == "smoke" else {})))
+    frame = pd.DataFrame(diagram(workers=workers, **(small if profile == "smoke" else {})))
     out.mkdir(parents=True, exist_ok=True)
     frame.to_csv(out / "diagram.csv", index=False)
     typer.echo(frame.round(3).to_string(index=False))

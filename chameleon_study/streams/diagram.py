@@ -29,7 +29,9 @@ from .world import KNOWLEDGE, Stream, World
 TRAINED, LEARNING = ("R3", "R4", "R6"), ("S1", "S2", "S2-random", "S2-oracle")
 HEAD_RATES, MEMORY_RATES = (1e-3, 3e-3, 1e-2), (1e-2, 3e-2, 1e-1, 3e-1)
 RANK, ROWS = 2, 64  # of every head; documents per training step
-AXES = {"prefix": (1, 4, 16), "purity": (0.25, 0.5, 1.0), "batch": (1, 8, 32)}  # of the stored diagram
+BASE = World(stay=0.8)
+AXES = {"sources": (1, 8), "prefix": (1, 4, 16), "purity": (0.25, 0.5, 1.0), "batch": (1, 8, 32)}
+ROWS_READ = 8_192  # of a point's test streams together, about; at most 8 streams
 PAST = (0, 4, 16, 64, 256)  # batches that have passed: losses are averaged between two of them
 
 
@@ -155,12 +157,13 @@ def _clustered(clusters: list[OnlineClusters], vectors: Tensor, batch: Tensor) -
 
 
 def point(
-    world: World, past: int = PAST[-1], streams: int = 8, steps: int = 400, device="cpu"
+    world: World, past: int = PAST[-1], streams: int | None = None, steps: int = 400, device="cpu"
 ) -> dict[str, np.ndarray]:
     """One point: nats per token (past,) of each batch of a stream, for the Bayes-optimal predictors and every method.
 
     All are means over the same `streams` test streams of `past` batches.
     """
+    streams = streams or min(8, max(1, ROWS_READ // (past * world.batch)))
     numbers = np.random.default_rng([world.seed, 7])
     weight = HeadWeight(torch.from_numpy(np.log(world.mixture)).T.float().to(device), dtype=torch.float32)
     train = -(
@@ -183,7 +186,7 @@ def _all(part: Rows) -> Tensor:
     return torch.arange(part.data.documents)
 
 
-def diagram(base: World, axes: dict[str, tuple] = AXES, workers: int = 1, **how) -> list[dict]:
+def diagram(base: World = BASE, axes: dict[str, tuple] = AXES, workers: int = 1, **how) -> list[dict]:
     """Every combination of the axes, one row per combination and stretch of PAST; `how` as for `point`."""
     from joblib import Parallel, delayed
 

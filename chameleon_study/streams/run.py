@@ -51,7 +51,7 @@ class Store:
 
     def keep(self, unit: str, record: dict, columns: dict[str, Tensor]) -> None:
         """Add a unit's record and columns (M,); the record last, so that a unit with one is whole."""
-        new = {name: np.round(nll.numpy(), 3).astype(np.float32) for name, nll in columns.items()}
+        new = {name: np.round(nll.numpy(), 2).astype(np.float32) for name, nll in columns.items()}
         self.frame = pd.concat([self.frame.drop(columns=[*new], errors="ignore"), pd.DataFrame(new)], axis=1)
         with files.atomic(self.table) as part:
             self.frame.to_parquet(part, index=False, compression="zstd")
