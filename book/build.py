@@ -1,7 +1,7 @@
 """Build the book: run every notebook, stage a copy of the sources with the executed ones, build it strictly.
 
-    _config.yml _toc.yml book/ results/ ──────────────────────────────▶ _build/stage ─ jupyter-book -W ─▶ _build/site
-    notebooks/*.ipynb ─ execute.py (papermill, PROFILE) ─▶ _build/executed ─▲
+    _config.yml _toc.yml book/ results/ ───────────────────────▶ _build/stage ─ jupyter-book -W ─▶ _build/site
+    notebooks/*.ipynb ─ execute.py (papermill) ─▶ _build/executed ─▲
 
 Sources stay free of outputs, and a staged page keeps its path in the repository, so its Colab link is right.
 Run it as `make book`, or `python book/build.py --help`.
@@ -38,7 +38,7 @@ QUIET = {
     "TQDM_DISABLE": "1",
     "JUPYTER_PREFER_ENV_PATH": "1",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    # Idle threads sleep instead of spinning: no slower alone, three times as fast beside another busy process.
+    # Idle threads sleep: no slower alone than spinning, three times as fast beside another busy process.
     "OMP_WAIT_POLICY": "passive",
 }
 SHOWN_VERSIONS = """torch transformers peft accelerate numpy scikit-learn umap-learn datasets
@@ -59,38 +59,20 @@ def toc_notebooks(root: Path = ROOT) -> list[Path]:
     return paths
 
 
-def parse_parameters(pairs: list[str]) -> dict:
-    """`NAME=VALUE` pairs to values by YAML's rules, so that 40 is a number and [0, 1] a list."""
-    for pair in pairs:
-        if "=" not in pair:
-            raise UserError(f"--parameter takes NAME=VALUE, not {pair!r}")
-    return {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in pairs)}
-
-
-def parameters_of(notebooks: list[Path], given: dict) -> dict[Path, dict]:
-    """Each notebook's share of the given parameters; UserError for a name that no notebook has."""
-    names = {path: parameter_names(path) for path in notebooks}
-    known = set().union(*names.values())
-    for name in given:
-        if name not in known:
-            raise unknown("notebook parameter", name, known)
-    return {path: {k: v for k, v in given.items() if k in names[path]} for path in notebooks}
-
-
 def execute_all(args: argparse.Namespace) -> None:
     """Run the notebooks the arguments select; the others keep the copy of an earlier run."""
     notebooks = toc_notebooks()
     chosen = [] if args.pages_only else [n for n in notebooks if args.only in n.stem]
     if not chosen and not args.pages_only:
         raise unknown("notebook", args.only, [n.stem for n in notebooks])
-    parameters = parameters_of(notebooks, {"profile": args.profile, **parse_parameters(args.parameter)})
     todo = [n for n in notebooks if n in chosen or not (OUT / "executed" / n.name).exists()]
     log(f"[book] {len(todo)} of {len(notebooks)} notebooks to run, profile {args.profile}")
     failures = []
     for number, path in enumerate(todo, start=1):
         log(f"[book]   {number}/{len(todo)} {path.relative_to(ROOT)} … ", end="")
+        parameters = {"profile": args.profile} if "profile" in parameter_names(path) else {}
         try:
-            log(f"{run_notebook(path, OUT, parameters[path], args.timeout):.1f} s")
+            log(f"{run_notebook(path, OUT, parameters, args.timeout):.1f} s")
         except RunFailed as error:  # the others still run: one broken chapter should not hide a second
             log("failed")
             failures.append(str(error))
@@ -103,15 +85,11 @@ def machine() -> pd.DataFrame:
     import torch
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0
-    facts = {
-        "date": date.today().isoformat(),
-        "commit": commit()[:12],
-        "CPU cores": str(os.cpu_count()),
-        "system": f"{platform.system()} {platform.machine()}",
-        "memory": f"{memory:.0f} GiB",
-        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "Python": platform.python_version(),
-    } | {name: installed(name, "not installed") for name in SHOWN_VERSIONS}
+    facts = {"date": date.today().isoformat(), "commit": commit()[:12], "CPU cores": str(os.cpu_count())}
+    facts |= {"system": f"{platform.system()} {platform.machine()}", "memory": f"{memory:.0f} GiB"}
+    facts |= {"GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none"}
+    facts |= {"Python": platform.python_version()}
+    facts |= {name: installed(name, "not installed") for name in SHOWN_VERSIONS}
     return pd.DataFrame(facts.items(), columns=["what", "value"])
 
 
@@ -146,7 +124,7 @@ def stage() -> Path:
 
 
 def api_page(root: Path) -> str:
-    """Markdown with one heading per package or folder and one per file, each documented from its docstrings."""
+    """Markdown with one heading per folder and one per file, each documented from its docstrings."""
     text, room = [], ()
     paths = [path for package in PACKAGES for path in (root / package).rglob("*.py")]
     for path in sorted(paths, key=lambda path: (path.parent, path.name)):
@@ -188,13 +166,12 @@ def main() -> int:
     """0 when the site is built, 1 when a run or the build failed, 2 for wrong use."""
     parser = argparse.ArgumentParser(
         description="Run the notebooks and build the book into _build/site.",
-        epilog="example: python book/build.py --only 03 --parameter 'seeds=[0]'",
+        epilog="example: python book/build.py --only 03",
     )
     add = parser.add_argument
     add("--profile", choices=PROFILES, default="smoke", help="size of the runs (default: smoke)")
     add("--only", default="", metavar="PART", help="run only notebooks whose name contains PART")
     add("--pages-only", action="store_true", help="run no notebook that already has an executed copy")
-    add("--parameter", action="append", default=[], metavar="NAME=VALUE", help="override a parameter")
     add("--timeout", type=int, default=600, help="seconds a notebook cell may take (default: 600)")
     args, start = parser.parse_args(), time.monotonic()
     # The profile smoke needs no model hub: a forgotten hub call fails at once, not after retries.

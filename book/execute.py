@@ -28,10 +28,10 @@ def parameter_names(path: Path) -> set[str]:
 
 
 def run_notebook(source: Path, out: Path, parameters: dict, timeout: int) -> float:
-    """Run `source`, with at most `timeout` seconds per cell; its seconds. RunFailed for a page unfit to publish.
+    """Run `source`, at most `timeout` seconds per cell; its seconds. RunFailed for a page unfit to publish.
 
-    The executed copy goes to `out`/executed or, of a failed run, to `out`/failed; what the kernel writes to its
-    stderr goes to `out`/logs. `parameters` must be names of the notebook: papermill would accept any.
+    The executed copy goes to `out`/executed or, of a failed run, to `out`/failed; the kernel's stderr goes to
+    `out`/logs. `parameters` must be names of the notebook: papermill would accept any.
     """
     done, failed, log = (out / folder / source.name for folder in ("executed", "failed", "logs"))
     for path in (done, failed, log := log.with_suffix(".log")):
@@ -88,7 +88,7 @@ def faults(book: nbformat.NotebookNode) -> list[str]:
 
 
 def presentable(book: nbformat.NotebookNode, parameters: dict, seconds: float) -> nbformat.NotebookNode:
-    """The executed notebook as the site shows it: no widget state, injected cell folded, its run time on top."""
+    """The executed notebook as the site shows it: no widgets, injected cell folded, its run time on top."""
     book.metadata.pop("widgets", None)  # its viewer would be loaded from another host
     for cell in book.cells:
         if "injected-parameters" in (tags := cell.metadata.get("tags", [])):  # papermill's cell

@@ -1,8 +1,8 @@
-"""What ours is measured against: the released way, stage by stage, written afresh, and other people's kernels.
+"""What ours is measured against: the released way, stage by stage, written afresh, and others' kernels.
 
-The released scripts handle one row at a time where a batch would do, run the frozen backbone in float32 over the
-padding in every epoch and for every regime, and form all logits. Where the scripts' objective differs from a
-shifted, masked loss (audit, rows 1–5) the peer computes the masked one: same amount of work, comparable numbers.
+The released scripts handle one row at a time, run the frozen backbone in float32 over the padding in every
+epoch and for every regime, and form all logits. Where their objective differs from a shifted, masked loss
+(audit, rows 1–5) the peer computes the masked one: same amount of work, comparable numbers.
 """
 
 import warnings
@@ -17,7 +17,6 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from chameleon_lite.backbone import Backbone
-from chameleon_lite.errors import UserError
 from chameleon_lite.heads import Condition, Head
 from chameleon_lite.text import IGNORED, TokenTable
 
@@ -27,8 +26,7 @@ def prepare_one_by_one(
 ) -> tuple[Tensor, Tensor]:
     """Each text by itself: padded ids (N, T), and the normalised mean embedding (N, C) over all T positions.
 
-    Token plus position embeddings (T, C) are looked up and kept for every row as well: the scripts carry them along
-    without using them (audit, row 20).
+    Token plus position embeddings (T, C) are kept for every row, as in the scripts, unused (audit, row 20).
     """
     ids, vectors, carried = [], [], []
     for text in texts:
@@ -40,8 +38,8 @@ def prepare_one_by_one(
     return torch.cat(ids), torch.cat(vectors)
 
 
-def kmeans_by_loop(x: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Lloyd's steps with a loop over clusters, an empty one keeping its centroid: centroids (K, C), labels (N,)."""
+def kmeans_by_loop(x: Tensor, start: Tensor, steps: int) -> Tensor:
+    """Lloyd's steps with a loop over clusters, an empty one keeping its centroid: centroids (K, C)."""
     centroids = start.clone()
     for _ in range(steps):
         labels = torch.cdist(x, centroids).argmin(1)
@@ -49,11 +47,11 @@ def kmeans_by_loop(x: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor
             members = x[labels == k]
             if len(members):
                 centroids[k] = members.mean(0)
-    return centroids, torch.cdist(x, centroids).argmin(1)
+    return centroids
 
 
 def kmeans_by_scikit_learn(x: Tensor, start: Tensor, steps: int) -> Tensor:
-    """Centroids (K, C) after `steps` Lloyd steps of scikit-learn's from start (K, C), on one thread of the host."""
+    """Centroids (K, C) after `steps` of scikit-learn's Lloyd steps from start (K, C), on one host thread."""
     with threadpool_limits(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         fit = KMeans(len(start), init=start.cpu().numpy(), n_init=1, max_iter=steps, tol=0, random_state=0)
@@ -67,7 +65,7 @@ def padded_states(backbone: Backbone, ids: Tensor, batch: int = 32) -> list[Tens
 
 
 def padded_rows(table: TokenTable, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A table's ids (N, T) and labels (N, T): the shifted target at each scored position, IGNORED elsewhere."""
+    """A table's ids and labels (N, T) each: the shifted target at each scored position, IGNORED elsewhere."""
     ids, mask = table.padded(range(len(table)), length)
     place = torch.arange(length)[None]  # (1, T)
     scored = mask & (place >= torch.from_numpy(table.prefix).long()[:, None])
@@ -77,7 +75,7 @@ def padded_rows(table: TokenTable, length: int, device: torch.device) -> tuple[T
 
 
 def plain_head_loss(h: Tensor, labels: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    """Summed cross-entropy of h (…, C), labels (…), with all logits formed; weight (V, C), down (R, C), up (V, R)."""
+    """Summed cross-entropy, all logits formed: h (…, C), labels (…), W (V, C), down (R, C), up (V, R)."""
     logits = F.linear(h, weight) + F.linear(F.linear(h, down), up)  # (…, V)
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
@@ -89,39 +87,13 @@ def concatenated(h: Tensor, weight: Tensor, down: Tensor, up: Tensor) -> tuple[T
     return torch.cat([h, z], -1), torch.cat([weight, F.pad(up, (0, extra)).to(weight.dtype)], -1)
 
 
-def liger_loss():
-    """Liger's fused linear cross-entropy as a function (h, weight, target) → summed loss; UserError where absent."""
-    try:
-        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-    except ImportError:
-        raise UserError("peer not installed (liger-kernel)") from None
-    fused = LigerFusedLinearCrossEntropyLoss(reduction="sum")
-    return lambda h, weight, target: fused(weight, h, target)
-
-
-def torch_fused_loss():
-    """torch's own linear cross-entropy, (h, weight, target) → summed loss; UserError where torch has none."""
-    if not hasattr(F, "linear_cross_entropy"):
-        raise UserError("peer not installed (torch has no linear_cross_entropy)")
-    return lambda h, weight, target: F.linear_cross_entropy(h, weight, target, reduction="sum")
-
-
 def train_as_released(
-    backbone: Backbone,
-    head: Head,
-    ids: Tensor,
-    labels: Tensor,
-    vectors: Tensor,
-    *,
-    rows: int,
-    learning_rate: float,
-    last: bool,
-    epochs: int,
+    backbone: Backbone, head: Head, ids, labels, vectors, *, rows: int, learning_rate, last: bool, epochs: int
 ) -> list[float]:
-    """Trains one head on padded ids and labels (N, T), `rows` per step; returns nats per token for each epoch.
+    """One head trained on padded ids and labels (N, T), `rows` per step; nats per token of each epoch.
 
-    Every epoch runs the backbone and forms the logits. `last`: only the last scored position of each row enters the
-    head. The scripts form all logits and then pick one; this forms just the one, which favours them.
+    `last`: only the last scored position of each row enters the head. The scripts form all logits and pick
+    one; this forms just the one, which favours them.
     """
     optimiser, losses = torch.optim.AdamW(head.parameters(), lr=learning_rate), []
     for _ in range(epochs):

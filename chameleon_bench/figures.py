@@ -13,7 +13,7 @@ from .tables import usable
 
 
 def panels(results: dict[str, dict], name: str, draw: Callable, height: float):
-    """A row of every machine that has it, one panel each; below them, which machines have not measured it yet."""
+    """A row of every machine that has it, one panel each; below, which machines have not measured it yet."""
     having = [stored for stored in results.values() if usable(stored["rows"].get(name))]
     others = [stored["machine"]["device"] for stored in results.values() if stored not in having]
     if not having:
@@ -36,17 +36,14 @@ def nowhere(ax, name: str):
 
 
 def ladder(ax, entry: dict):
-    """One bar per step, from the released way down to ours, logarithmic; beside each, the factor to the first."""
+    """One bar per step, from the released way to ours, logarithmic; beside each, the factor to the first."""
     steps = entry["steps"]
     seconds, place = [s["seconds"] for s in steps], np.arange(len(steps))
     ax.barh(place, seconds, color=[COLOURS[1]] + [COLOURS[0]] * (len(steps) - 1), height=0.6)
     ax.set_yticks(place, [f"{s['step']}\n{s['idea']}" for s in steps], fontsize=9)
     ax.invert_yaxis()
-    ax.set(
-        xscale="log",
-        xlim=(min(seconds) / 3, max(seconds) * 4),
-        xlabel="seconds for five epochs of two regimes",
-    )
+    ax.set(xscale="log", xlim=(min(seconds) / 3, max(seconds) * 4))
+    ax.set_xlabel("seconds for five epochs of two regimes")
     for y, value in zip(place, seconds):
         text = f"{value:.0f} s" if value >= 10 else f"{value:.2g} s"
         ax.text(value * 1.08, y, f"{text}   {seconds[0] / value:.1f} ×", va="center", fontsize=9)
@@ -54,7 +51,7 @@ def ladder(ax, entry: dict):
 
 
 def roofline(ax, entry: dict):
-    """Stages as points under the roof of each number format: operations per second against operations per byte."""
+    """Stages as points under each number format's roof: operations per second against those per byte."""
     rates = entry["rates"]
 
     def roof(name: str, intensity):
@@ -92,7 +89,7 @@ def growth(ax, entry: dict, against: str):
 
 
 def scaling(ax, kinds: dict[str, dict]):
-    """Speed with one and two GPUs beside a perfect split; kinds: of sharing, each with {processes: seconds}."""
+    """Speed with one and two GPUs beside a perfect split; kinds: of sharing, each with its seconds."""
     ax.plot([1, 2], [1, 2], color="0.5", linestyle=":", label="perfect")
     for i, (name, kind) in enumerate(kinds.items()):
         seconds = kind["seconds"]

@@ -1,6 +1,6 @@
-"""How time and memory grow: seconds per stage against rows, clusters, vocabulary and rank, and the slope of each.
+"""How time and memory grow: seconds per stage against rows, clusters, vocabulary and rank, and each slope.
 
-Random text and the `tiny` backbone: what is measured is how a stage grows, not how fast it is. A slope is that of
+Random text and the `tiny` backbone: what is measured is how a stage grows, not how fast it is. A slope is of
 log seconds over log size through the larger half of the sizes: 1 is proportional, 0 is flat.
 """
 
@@ -21,28 +21,27 @@ from chameleon_lite.states import ScoredStates, hidden_states
 from chameleon_lite.text import Document, tokenise
 
 from .measure import peak_bytes, shown, timed
-from .workload import Bench, random_inputs, topic_words
+from .workload import Bench, random_inputs, texts
 
 RESOLUTION = 16 << 20  # bytes; less is lost in the system's accounts of a process, and is shown as this much
 # Slopes one expects. Clusters are fitted on at most 100,000 rows; above that only assigning the others grows.
-EXPECTED = {
-    "tokenise": 1,
-    "mean embedding": 1,
-    "fit clusters": 0,
-    "hidden states": 1,
-    "arrange": 1,
-    "draw a batch": 0,
-    "feature memory": 0,
-}
+EXPECTED = {"tokenise": 1, "mean embedding": 1, "fit clusters": 0, "hidden states": 1, "arrange": 1}
+EXPECTED |= {"draw a batch": 0, "feature memory": 0}
 
 
 def growth(bench: Bench) -> dict:
     """All curves, each {stage, against, sizes, values, unit, slope, expected}."""
-    some = slice(2 if bench.quick else 4)
-    curves = [*_against_rows(bench), _against_clusters(bench)]
-    curves.append(_head(bench, "vocabulary", (2_048, 8_192, 32_768, 131_072)[some], expected=1))
+    some = slice(2 if bench.quick else None)
+    curves = _against_rows(bench, (1_000, 10_000, 100_000, 1_000_000)[some])
+    g, n = torch.Generator().manual_seed(0), 4_000 if bench.quick else 20_000
+    x, clusters = torch.randn(n, 64, generator=g).to(bench.device), (16, 64, 256, 1_024, 4_096)[some]
+    values = [bench.seconds(lambda k=k: fit_clusters(x, k, seed=0)) for k in clusters]
+    curves.append(_curve(f"fit clusters of {n:,} rows", "clusters", clusters, values, 1))
+    vocabularies, ranks = (2_048, 8_192, 32_768, 131_072)[some], (1, 4, 16, 64)[some]
     # The large product is the same for every rank: only the small ones grow.
-    curves.append(_head(bench, "rank", (1, 4, 16, 64)[some], expected=0))
+    for against, sizes, expected in (("vocabulary", vocabularies, 1), ("rank", ranks, 0)):
+        values = [_head(bench, **{"vocabulary": 32_768, "rank": 4} | {against: size}) for size in sizes]
+        curves.append(_curve("head, forward and backward", against, sizes, values, expected))
     return shown("growth of time and memory", curves=curves)
 
 
@@ -53,41 +52,38 @@ def slope(sizes, values) -> float:
     return float(np.polyfit(np.log(x), np.log(np.maximum(y, 1e-9)), 1)[0])
 
 
-def _curve(stage: str, against: str, sizes, values, expected: float, unit: str = "s") -> dict:
+def _curve(stage: str, against: str, sizes, values, expected: float) -> dict:
+    unit = "bytes" if stage.endswith("memory") else "s"
     points = {"sizes": list(sizes), "values": [float(v) for v in values], "unit": unit}
     return {"stage": stage, "against": against, **points, "slope": slope(sizes, values), "expected": expected}
 
 
-def _against_rows(bench: Bench) -> list[dict]:
-    sizes = (1_000, 10_000) if bench.quick else (1_000, 10_000, 100_000, 1_000_000)
+def _against_rows(bench: Bench, sizes: tuple[int, ...]) -> list[dict]:
     backbone, threads = load_backbone("tiny", device=bench.device), torch.get_num_threads()
     torch.set_num_threads(1)  # the tiny model's operations are too small to share: threads would only wait
     try:
         measured = [measure_rows(bench, backbone, n) for n in sizes]
     finally:
         torch.set_num_threads(threads)
-    units = {"feature memory": "bytes"}
-    return [
-        _curve(stage, "rows", sizes, [m[stage] for m in measured], expected, units.get(stage, "s"))
-        for stage, expected in EXPECTED.items()
-    ]
+    return [_curve(stage, "rows", sizes, [m[stage] for m in measured], e) for stage, e in EXPECTED.items()]
 
 
 def measure_rows(bench: Bench, backbone, n: int) -> dict[str, float]:
     """Seconds of each stage on n short documents, and bytes of the feature pass beyond the ids'."""
     out: dict[str, float] = {}
-    documents, generator = short_documents(n), torch.Generator().manual_seed(0)
+    few = texts(n, np.random.default_rng(1).integers(1, 4, n))  # words; with the ending two dozen characters
+    documents = [Document(str(i), f"{text} and so on") for i, text in enumerate(few)]
+    generator = torch.Generator().manual_seed(0)
     limits = {"max_length": 64, "prefix_tokens": 4, "min_scored": 4}
 
-    def stage(name: str, work: Callable, device: torch.device = bench.device):
-        out[name], result = timed(work, device)
+    def stage(name: str, work: Callable):
+        out[name], result = timed(work, bench.device)
         return result
 
-    host = torch.device("cpu")
-    table = stage("tokenise", lambda: tokenise(documents, backbone.tokenizer, **limits), host)
+    table = stage("tokenise", lambda: tokenise(documents, backbone.tokenizer, **limits))
     x = stage("mean embedding", lambda: mean_embeddings(table, backbone.embedding, span="row"))
     labels = stage("fit clusters", lambda: fit_clusters(x, 64, seed=0)).labels.cpu()
-    stage("arrange", lambda: arrange(n, labels, generator).groups(32), host)
+    stage("arrange", lambda: arrange(n, labels, generator).groups(32))
     with tempfile.TemporaryDirectory() as folder:
 
         def states():
@@ -104,34 +100,15 @@ def measure_rows(bench: Bench, backbone, n: int) -> dict[str, float]:
     return out
 
 
-def short_documents(n: int) -> list[Document]:
-    """n documents of one to three words and an ending, about two dozen characters."""
-    words, g = topic_words(), np.random.default_rng(0)
-    starts, counts = g.integers(0, len(words) - 8, n).tolist(), g.integers(1, 4, n).tolist()
-    texts = [" ".join(words[s : s + c]) + " and so on" for s, c in zip(starts, counts)]
-    return [Document(str(i), text) for i, text in enumerate(texts)]
-
-
-def _against_clusters(bench: Bench) -> dict:
-    sizes = (16, 64) if bench.quick else (16, 64, 256, 1_024, 4_096)
-    n = 4_000 if bench.quick else 20_000
-    x = torch.randn(n, 64, generator=torch.Generator().manual_seed(0)).to(bench.device)
-    values = [bench.seconds(lambda k=k: fit_clusters(x, k, seed=0)) for k in sizes]
-    return _curve(f"fit clusters of {n:,} rows", "clusters", sizes, values, 1)
-
-
-def _head(bench: Bench, against: str, sizes, expected: float) -> dict:
+def _head(bench: Bench, vocabulary: int, rank: int) -> float:
     """Seconds of the head's forward and backward."""
-    tokens, width, values = bench.size(512, 8_160, 128), 256, []
-    for size in sizes:
-        vocab, rank = (size, 4) if against == "vocabulary" else (32_768, size)
-        h, target, down, up = random_inputs(bench.device, tokens, width, vocab, rank)
-        weight = HeadWeight(torch.randn(vocab, width, device=bench.device), dtype=bench.fast)
-        h = h.to(bench.fast)
+    width = 256
+    h, target, down, up = random_inputs(bench.device, bench.size(512, 8_160, 128), width, vocabulary, rank)
+    weight = HeadWeight(torch.randn(vocabulary, width, device=bench.device), dtype=bench.fast)
+    h = h.to(bench.fast)
 
-        def step(h=h, target=target, weight=weight, down=down, up=up) -> None:
-            head_losses(h, target, weight, [HeadUpdate(down[None], up[None])]).sum().backward()
+    def step() -> None:
+        head_losses(h, target, weight, [HeadUpdate(down[None], up[None])]).sum().backward()
 
-        step()
-        values.append(bench.seconds(step, 3))
-    return _curve("head, forward and backward", against, sizes, values, expected)
+    step()
+    return bench.seconds(step, 3)

@@ -1,7 +1,12 @@
-"""How a row is measured: contenders take turns, the median counts; a row with wrong outputs is reported as failed.
+"""How a row is measured: contenders take turns, the median counts; a row with wrong outputs has failed.
 
-contenders ─ warm up once ─▶ a, b, a, b, … (interleaved) ─▶ Samples: (median, low, high, repetitions) per contender
-Comparison = our sample, the peer's, how many times better, the goal · Gate = a number and its limit
+contenders ─ warm up once ─▶ a, b, a, b, … (interleaved) ─▶ Samples ─▶ comparisons, gates ─▶ row
+
+All that is measured has its stored form from the start, a dict:
+    sample      {median, low, high, repetitions, unit}
+    comparison  {peer, quantity, ours, theirs, goal, absent, ratio, met}; ours and theirs are samples
+    gate        {what, value, limit, passed}
+    row         {what, status, comparisons, gates, limit, workload, profile, reason, unavailable}
 """
 
 import contextlib
@@ -10,144 +15,80 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from chameleon_lite.errors import UserError
-
 MINIMUM_SECONDS = 0.02  # shorter work is repeated within one measurement, or the clock would be measured
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Repeated measurements of one contender."""
-
-    median: float
-    low: float
-    high: float
-    repetitions: int
-    unit: str = "s"
+def sample(values: Sequence[float], unit: str = "s") -> dict:
+    """Median and spread of repeated measurements."""
+    spread = {"median": statistics.median(values), "low": min(values), "high": max(values)}
+    return spread | {"repetitions": len(values), "unit": unit}
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Ours against one peer in one quantity, smaller being better; `peer` absent where it could not run."""
-
-    peer: str
-    quantity: str
-    ours: Sample
-    theirs: Sample | None
-    goal: float | None  # times better, on this kind of machine; None: shown without a goal
-    absent: str = ""
-
-    @property
-    def ratio(self) -> float | None:
-        """How many times better ours is."""
-        return self.theirs.median / self.ours.median if self.theirs else None
-
-    @property
-    def met(self) -> bool | None:
-        """Whether the goal is reached; None without a goal or a peer."""
-        return None if self.goal is None or self.ratio is None else self.ratio >= self.goal
+def scaled(measured: dict, factor: float) -> dict:
+    """The same sample for another amount of work, where work repeats itself exactly."""
+    return measured | {name: measured[name] * factor for name in ("median", "low", "high")}
 
 
-@dataclass(frozen=True)
-class Gate:
-    """A correctness condition: the row fails unless value ≤ limit."""
+class Samples(dict[str, dict]):
+    """Contenders on the same work and their samples, smaller being better; "ours" is one of them."""
 
-    what: str
-    value: float
-    limit: float
+    def against(self, goals: dict, quantity: str = "time", absent: dict | None = None) -> list[dict]:
+        """Ours against each peer in `goals` that was measured, or is in `absent` with the reason why not.
 
-    @property
-    def passed(self) -> bool:
-        return math.isfinite(self.value) and self.value <= self.limit
-
-    def as_json(self) -> dict[str, Any]:
-        """The gate and whether it holds."""
-        return asdict(self) | {"passed": self.passed}
-
-
-def shown(what: str, gates: Sequence[Gate] = (), **fields) -> dict[str, Any]:
-    """An entry without goals, as JSON: what was measured, whether its gates hold, and its fields."""
-    status = "shown" if all(gate.passed for gate in gates) else "gate failed"
-    entry = {"what": what, "status": status}
-    if gates:
-        entry["gates"] = [gate.as_json() for gate in gates]
-    return entry | fields
-
-
-class Samples(dict[str, Sample]):
-    """Contenders on the same work and their samples; "ours" is one of them."""
-
-    def against(
-        self,
-        goals: Mapping[str, float | None],
-        quantity: str = "time",
-        absent: Mapping[str, str] | None = None,
-    ) -> list[Comparison]:
-        """Ours against each peer in `goals` that was measured, or is in `absent` with the reason why it was not."""
-        absent = absent or {}
-        return [
-            Comparison(peer, quantity, self["ours"], self.get(peer), goal, absent.get(peer, ""))
-            for peer, goal in goals.items()
-            if peer in self or peer in absent
-        ]
+        A goal is how many times better ours should be on this kind of machine; None: shown without a goal.
+        """
+        absent, out = absent or {}, []
+        for peer, goal in goals.items():
+            if peer in self or peer in absent:
+                ours, theirs = self["ours"], self.get(peer)
+                ratio = theirs["median"] / ours["median"] if theirs else None
+                met = None if goal is None or ratio is None else ratio >= goal
+                pair = {"peer": peer, "quantity": quantity, "ours": ours, "theirs": theirs}
+                out.append(pair | {"goal": goal, "absent": absent.get(peer, ""), "ratio": ratio, "met": met})
+        return out
 
     def median(self, name: str = "ours") -> float:
         """The median of one contender."""
-        return self[name].median
+        return self[name]["median"]
 
     def split(self, stage: str, seconds: float, rest: str) -> dict[str, float]:
         """A profile of ours in two stages: the seconds of one, and what remains of the median."""
         return {stage: seconds, rest: max(0.0, self.median() - seconds)}
 
 
-@dataclass
-class Row:
-    """One row of the benchmark, complete enough to be judged without its code."""
-
-    name: str
-    what: str
-    comparisons: list[Comparison] = field(default_factory=list)
-    gates: list[Gate] = field(default_factory=list)
-    limit: str = ""  # what no implementation could beat
-    workload: dict[str, Any] = field(default_factory=dict)
-    profile: dict[str, float] = field(default_factory=dict)  # seconds by stage of ours
-    reason: str = ""  # of a missed goal
-    unavailable: str = ""  # why the row could not run at all
-    seconds: float = 0.0  # the whole row took
-
-    @property
-    def status(self) -> str:
-        """met · missed · shown (no goal here) · gate failed · not available."""
-        if self.unavailable:
-            return "not available"
-        if not all(gate.passed for gate in self.gates):
-            return "gate failed"
-        verdicts = [c.met for c in self.comparisons if c.met is not None]
-        return "shown" if not verdicts else "met" if all(verdicts) else "missed"
-
-    def as_json(self) -> dict[str, Any]:
-        """The row with everything derived spelled out."""
-        out = asdict(self) | {"status": self.status, "gates": [gate.as_json() for gate in self.gates]}
-        for entry, c in zip(out["comparisons"], self.comparisons):
-            entry |= {"ratio": c.ratio, "met": c.met}
-        if self.status == "missed" and not self.reason:
-            out["reason"] = _from_profile(self.profile)
-        return out
+def gate(what: str, value: float, limit: float) -> dict:
+    """A correctness condition: a row fails unless value ≤ limit."""
+    return {"what": what, "value": value, "limit": limit, "passed": math.isfinite(value) and value <= limit}
 
 
-def _from_profile(profile: Mapping[str, float]) -> str:
-    """One line on where ours spends its time, for a row that missed its goal."""
-    total = sum(profile.values())
-    if not total:
-        return "no profile was taken"
-    shares = sorted(profile.items(), key=lambda item: -item[1])
-    return "ours by stage: " + ", ".join(f"{name} {value / total:.0%}" for name, value in shares)
+def shown(what: str, gates: Sequence[dict] = (), **fields) -> dict[str, Any]:
+    """An entry without goals: what was measured, whether its gates hold, and its fields."""
+    status = "shown" if all(gate["passed"] for gate in gates) else "gate failed"
+    return {"what": what, "status": status} | ({"gates": list(gates)} if gates else {}) | fields
+
+
+def row(what: str, comparisons=(), gates=(), limit="", workload=None, profile=None, unavailable="") -> dict:
+    """One row of the benchmark, complete enough to be judged without its code.
+
+    limit: what nothing could beat; profile: seconds by stage of ours; unavailable: why it did not run.
+    The status is met, missed, shown (no goal here), gate failed or not available; a missed goal has a reason.
+    """
+    verdicts, reason, profile = [c["met"] for c in comparisons if c["met"] is not None], "", profile or {}
+    status = "shown" if not verdicts else "met" if all(verdicts) else "missed"
+    if unavailable or not all(gate["passed"] for gate in gates):
+        status = "not available" if unavailable else "gate failed"
+    if status == "missed":
+        total, stages = sum(profile.values()), sorted(profile.items(), key=lambda item: -item[1])
+        shares = ", ".join(f"{name} {value / total:.0%}" for name, value in stages)
+        reason = f"ours by stage: {shares}" if shares else "no profile was taken"
+    judged = {"what": what, "status": status, "comparisons": list(comparisons), "gates": list(gates)}
+    why = {"limit": limit, "workload": workload or {}, "profile": profile}
+    return judged | why | {"reason": reason, "unavailable": unavailable}
 
 
 def synchronise(device: torch.device) -> None:
@@ -175,7 +116,7 @@ def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
 def interleaved(
     contenders: Mapping[str, Callable[[], Any]], device: torch.device, repetitions: int, warm_up: bool = True
 ) -> Samples:
-    """Time every contender `repetitions` times in turns, so that a change of the machine's load affects all."""
+    """Every contender `repetitions` times in turns, so that a change of the machine's load affects all."""
     calls = dict.fromkeys(contenders, 1)
     for name, work in contenders.items() if warm_up else ():
         once = seconds_of(work, device)
@@ -198,8 +139,6 @@ def runnable(
         try:
             work = make()
             work()
-        except UserError as error:
-            absent[name] = str(error)
         except Exception as error:  # a compiler or kernel that is missing must not cost the row
             absent[name] = f"did not run here: {type(error).__name__}: {str(error)[:80]}"
         else:
@@ -207,19 +146,12 @@ def runnable(
     return contenders, absent
 
 
-def sample(values: list[float], unit: str = "s") -> Sample:
-    """Median and spread of measurements."""
-    return Sample(statistics.median(values), min(values), max(values), len(values), unit)
-
-
-def scaled(measured: Sample, factor: float) -> Sample:
-    """The same measurements for another amount of work, where work repeats itself exactly."""
-    values = (value * factor for value in (measured.median, measured.low, measured.high))
-    return Sample(*values, measured.repetitions, measured.unit)
-
-
 def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
-    """Bytes that `work` holds at its highest beyond what was held before it."""
+    """Bytes that `work` holds at its highest beyond what was held before it.
+
+    On a CPU freed memory first goes back to the system, so that reusing it shows as growth (understated where
+    there is no glibc), and the process's highest memory so far is forgotten, where the system allows it.
+    """
     if device.type == "cuda":
         synchronise(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -227,25 +159,16 @@ def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
         work()
         synchronise(device)
         return max(1, torch.cuda.max_memory_allocated(device) - before)
-    _start_anew()
-    before = status_bytes("VmRSS")
-    work()
-    return max(1, status_bytes("VmHWM") - before)
-
-
-def _start_anew() -> None:
-    """Forget the process's highest memory so far, where the system allows it; else the peak is that of its whole life.
-
-    Freed memory goes back to the system first, so that reusing it shows as growth (with another C library than glibc
-    growth may be understated).
-    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+    before = _status_bytes("VmRSS")
+    work()
+    return max(1, _status_bytes("VmHWM") - before)
 
 
-def status_bytes(name: str) -> int:
+def _status_bytes(name: str) -> int:
     """An entry of the process's memory accounts in bytes; 0 where the system has none."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -1,17 +1,16 @@
-"""What adapting adds to a batch of 32 texts (claim 11): each part by itself, and the whole batch beside a plain one.
+"""What adapting adds to a batch of 32 texts (claim 11): the whole batch beside a plain one.
 
     plain      ids ─ backbone ─▶ h ─ head ─▶ losses (M,)
-    adapted    prefixes ─ mean embedding ─▶ nearest of K stored centroids ─ batch mean ─▶ hyper-network ─▶ update,
+    adapted    prefixes ─ mean embedding ─▶ nearest of K centroids ─ batch mean ─▶ hyper-network ─▶ update,
                ids ─ backbone ─▶ h ─ head + update ─▶ losses (M,)
 
-Plain is also what a static LoRA costs: it can be folded into the head, an update computed for every batch cannot.
-The backbone is `random-gpt2`, the paper's sizes: the values of weights do not matter for time. Waiting until 32 texts
-of one cluster have come is no work, so it is listed apart: a simulation with the seconds measured here.
+Plain is also what a static LoRA costs: it can be folded into the head, an update for every batch cannot. The
+backbone is `random-gpt2`, the paper's sizes: the values of weights do not matter for time. Waiting until 32
+texts of one cluster have come is no work, so it is listed apart: a simulation with the seconds measured here.
 """
 
 import time
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,16 +19,16 @@ from scipy.stats import bootstrap
 from torch import Tensor
 
 from chameleon_lite import engine
-from chameleon_lite.backbones.formats import backbone_dtype, in_format
+from chameleon_lite.backbones.formats import backbone_dtype, set_format
 from chameleon_lite.cluster import fit_clusters, nearest_centroid
 from chameleon_lite.conditions import prompt_vectors
 from chameleon_lite.embed import normalise
 from chameleon_lite.heads import Condition, HeadUpdate, HyperHead
-from chameleon_lite.loss import head_losses, token_losses
+from chameleon_lite.loss import token_losses
 from chameleon_study.arrivals import Service, waiting_table
 
-from .measure import Gate, shown, timed
-from .workload import RANK, Bench, row_lengths, short
+from .measure import gate, shown
+from .workload import RANK, Bench, row_lengths
 
 ROWS, PREFIX = 32, 16  # texts per batch; tokens of a text that are read before any is scored
 BATCHES = 200  # as many as a 95th percentile needs; fewer where BUDGET ends first
@@ -41,7 +40,7 @@ VALIDATION = 2_461  # WikiText-2's validation rows, which the released way clust
 
 
 class Batches:
-    """Batches of random texts as long as WikiText-2's rows, and all that reading them needs, on the device."""
+    """Batches of random texts as long as WikiText-2's rows, and all that reading them needs."""
 
     def __init__(self, bench: Bench, count: int) -> None:
         backbone, g = bench.backbone, torch.Generator().manual_seed(0)
@@ -79,51 +78,38 @@ class Batches:
         """Vectors (B, C) of one cluster's batch to its update."""
         return self.head.factors(Condition(vectors.mean(0, keepdim=True)))
 
-    def states(self, b: dict) -> Tensor:
-        """Hidden states (M, C) of the positions that are scored."""
-        return self.backbone.hidden(b["ids"]).flatten(0, 1)[b["where"]]
-
-    def losses(self, h: Tensor, target: Tensor, update: HeadUpdate | None) -> Tensor:
+    def losses(self, b: dict, update: HeadUpdate | None) -> Tensor:
         """Losses (M,) under the frozen head, or under the head with an update."""
-        return token_losses(h, target, self.weight, [update])[0]
+        h = self.backbone.hidden(b["ids"]).flatten(0, 1)[b["where"]]  # (M, C)
+        return token_losses(h, b["target"], self.weight, [update])[0]
 
     def plain(self, b: dict) -> Tensor:
         """The whole batch, not adapted: losses (M,)."""
-        return self.losses(self.states(b), b["target"], None)
+        return self.losses(b, None)
 
     def adapted(self, b: dict) -> Tensor:
         """The whole batch, adapted: losses (M,)."""
         vectors = self.vectors(b)
         self.assign(vectors)
-        return self.losses(self.states(b), b["target"], self.update(vectors))
+        return self.losses(b, self.update(vectors))
 
 
 def overhead(bench: Bench) -> dict:
-    """Seconds (p50, p95) of the parts and of the whole batch, the ratios with intervals, gates, and the waiting."""
-    work = Batches(bench, count := bench.size(BATCHES, BATCHES, LEAST))
+    """Seconds (p50, p95) of the whole batch, the ratios with intervals, gates, and the waiting."""
+    work = Batches(bench, bench.size(BATCHES, BATCHES, LEAST))
     # The tensors of `work` are made outside: those made in inference mode cannot be trained on by later rows.
-    with in_format(bench.backbone.lm, backbone_dtype(bench.device)), torch.inference_mode():
+    with set_format(bench.backbone.lm, backbone_dtype(bench.device)), torch.inference_mode():
         gates, seconds = _gates(work), _timed(work)
         alone = [bench.seconds(partial(work.adapted, work.batch(i, rows=1))) for i in range(LEAST)]
-    times = {name: quantiles(values) for name, values in seconds.items()}
-    whole = {name: times.pop(name) for name in ("plain", "adapted")}
-    return shown(f"what adapting adds to a batch of {ROWS} texts", gates) | {
-        "batches": len(seconds["plain"]),
-        "rows a batch": ROWS,
-        "whole": whole,
+    whole = {name: quantiles(values) for name, values in seconds.items()}
+    clusters, count = len(work.centroids), len(seconds["plain"])
+    workload = {"backbone": bench.model, "prefix tokens": PREFIX, "stored centroids": clusters}
+    workload |= {"longest text": int(work.table.lengths.max())}
+    return shown(f"what adapting adds to a batch of {ROWS} texts", gates, batches=count, whole=whole) | {
         "ratios": ratios(seconds["adapted"], seconds["plain"]),
-        "parts": times,
-        "operations": _operations(work),
         "fitting clusters": _fitting(work),
-        "waiting": _waiting(bench, whole["adapted"]["p50"], float(np.median(alone)), len(work.centroids)),
-        "workload": {
-            "backbone": bench.model,
-            "arithmetic": short(work.weight.weight.dtype),
-            "prefix tokens": PREFIX,
-            "stored centroids": len(work.centroids),
-            "longest text": int(work.table.lengths.max()),
-            "scored tokens a batch": int((work.table.lengths - PREFIX).sum()) // count,
-        },
+        "waiting": _waiting(bench, whole["adapted"]["p50"], float(np.median(alone)), clusters),
+        "workload": workload,
     }
 
 
@@ -151,76 +137,50 @@ def ratios(adapted: list[float], plain: list[float]) -> dict[str, dict[str, floa
 
 
 def _timed(work: Batches) -> dict[str, list[float]]:
-    """Seconds of plain, adapted and each part, batch by batch and in turns, until all batches or the budget are used.
+    """Seconds of plain and adapted, batch by batch and in turns, until all batches or the budget are used.
 
-    Every second batch is read adapted first, so that neither is always the one that finds the caches warm. On a GPU
-    all batches are read once before anything counts: a product of a new size may load a kernel, once per process.
+    Every second batch is read adapted first, so that neither always finds the caches warm. On a GPU all are
+    read once before anything counts: a product of a new size may load a kernel, once per process.
     """
+    seconds: dict[str, list[float]] = {"plain": [], "adapted": []}
+
+    def read(i: int) -> dict[str, float]:
+        b, order = work.batch(i % work.count), ("adapted", "plain") if i % 2 else ("plain", "adapted")
+        return {name: work.bench.seconds(partial(getattr(work, name), b)) for name in order}
+
     for i in range(work.count if work.bench.gpu else WARM):
-        _round(work, work.batch(i % work.count), reverse=bool(i % 2))
-    rounds, started = [], time.perf_counter()
+        read(i)
+    started = time.perf_counter()
     for i in range(work.count):
         if i >= LEAST and time.perf_counter() - started > BUDGET:
             break
-        rounds.append(_round(work, work.batch(i), reverse=bool(i % 2)))
-    return {name: [seconds[name] for seconds in rounds] for name in rounds[0]}
-
-
-def _round(work: Batches, b: dict, reverse: bool) -> dict[str, float]:
-    """Seconds of everything on one batch; each part reads the results of the parts before it."""
-    seconds, results = {}, dict[str, Any]()
-    whole = [("plain", lambda: work.plain(b)), ("adapted", lambda: work.adapted(b))]
-    parts = [
-        ("prefix mean", lambda: work.vectors(b)),
-        ("nearest centroid", lambda: work.assign(results["prefix mean"])),
-        ("hyper-network", lambda: work.update(results["prefix mean"])),
-        ("backbone", lambda: work.states(b)),
-        ("plain head", lambda: work.losses(results["backbone"], b["target"], None)),
-        ("adapted head", lambda: work.losses(results["backbone"], b["target"], results["hyper-network"])),
-    ]
-    for name, run in [*(reversed(whole) if reverse else whole), *parts]:
-        seconds[name], results[name] = timed(run, work.bench.device)
+        for name, value in read(i).items():
+            seconds[name].append(value)
     return seconds
 
 
-def _gates(work: Batches) -> list[Gate]:
-    """The timed losses are the definition's, an update of zeros changes nothing, and the centroid is the nearest."""
+def _gates(work: Batches) -> list[dict]:
+    """The losses are the definition's, an update of zeros changes nothing, the centroid is the nearest."""
     b, limit = work.batch(0), work.bench.limits[1]
-    vectors, h, target = work.vectors(b), work.states(b)[:256], b["target"][:256]
-    update = work.update(vectors)
+    vectors, update = work.vectors(b), work.update(work.vectors(b))
+    b = {"ids": b["ids"], "where": b["where"][:256], "target": b["target"][:256]}
     nothing = HeadUpdate(update.down, torch.zeros_like(update.up))
-    adapted, same, frozen = (float(work.losses(h, target, u).mean()) for u in (update, nothing, None))
+    adapted, same, frozen = (float(work.losses(b, u).mean()) for u in (update, nothing, None))
+    h = work.backbone.hidden(b["ids"]).flatten(0, 1)[b["where"]].float()
     with engine.use("plain"):
-        expected = float(head_losses(h.float(), target, work.exact, [update])[0]) / len(target)
+        expected = float(token_losses(h, b["target"], work.exact, [update]).mean())
     far = torch.cdist(vectors.double(), work.centroids.double())  # (B, K)
     chosen = far.gather(1, work.assign(vectors)[0][:, None])[:, 0]
     beyond = float((chosen - far.min(1).values).max())
     return [
-        Gate("mean loss under the update, from float32, nats", abs(adapted - expected), limit),
-        Gate("mean loss under an update of nothing, from the frozen head's", abs(same - frozen), limit),
-        Gate("distance to the chosen centroid beyond the nearest", beyond, 1e-4),
+        gate("mean loss under the update, from float32, nats", abs(adapted - expected), limit),
+        gate("mean loss under an update of nothing, from the frozen head's", abs(same - frozen), limit),
+        gate("distance to the chosen centroid beyond the nearest", beyond, 1e-4),
     ]
 
 
-def _operations(work: Batches) -> dict[str, float]:
-    """Operations per batch (two per multiplication): the plain model's, and what each part of adapting adds."""
-    backbone, table = work.backbone, work.table
-    width, vocab = backbone.width, backbone.vocab
-    tokens, scored = (float(x.sum()) / work.count for x in (table.lengths, table.lengths - PREFIX))
-    blocks = sum(p.numel() for p in backbone.body.parameters()) - backbone.embedding.numel()
-    added = {
-        "nearest centroid": 2.0 * ROWS * width * len(work.centroids),
-        "hyper-network": 2.0 * sum(p.numel() for p in work.head.parameters()),
-        "extra products": 2.0 * scored * RANK * (width + vocab),
-    }
-    plain = 2.0 * (
-        tokens * blocks + scored * width * vocab
-    )  # without attention's products, in plain's favour
-    return {"plain": plain, **added, "share": sum(added.values()) / plain}
-
-
 def _fitting(work: Batches) -> dict[str, float]:
-    """Seconds of k-means fitted, as released, on the texts that are to be read, and the share of 32 of them."""
+    """Seconds of k-means fitted, as released, on the texts to be read, and the share of 32 of them."""
     rows = work.bench.size(VALIDATION, VALIDATION, 128)
     x = normalise(torch.randn(rows, work.backbone.width, generator=torch.Generator().manual_seed(1)))
     fitting = partial(fit_clusters, x.to(work.bench.device), rows // ROWS, seed=0)
@@ -231,8 +191,8 @@ def _fitting(work: Batches) -> dict[str, float]:
 def _waiting(bench: Bench, full: float, one: float, clusters: int) -> dict:
     """Seconds from arrival to result when batches of 32 are filled by cluster, and when rows of all may mix.
 
-    full and one: seconds of an adapted batch of 32 texts and of one. Clusters are equally likely here; uneven ones,
-    as real ones are, wait longer.
+    full and one: seconds of an adapted batch of 32 texts and of one. Clusters are equally likely here; uneven
+    ones, as real ones are, wait longer.
     """
     each = max(0.0, (full - one) / (ROWS - 1))
     rate = LOAD * ROWS / full

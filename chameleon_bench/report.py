@@ -1,4 +1,4 @@
-"""`chameleon-lite bench`: run rows, write each as it is done, print the table.
+"""`chameleon-lite bench`: run rows, write each as it is done, print what it showed.
 
 names ─ one row at a time ─▶ benchmarks/results/<machine>.json (other rows stay, a row run again is replaced)
 """
@@ -17,55 +17,14 @@ from pathlib import Path
 import torch
 
 from chameleon_lite import files
-from chameleon_lite.backbones.formats import cpu_flags
+from chameleon_lite.backbones.formats import cpu_flags, device_of
 from chameleon_lite.errors import RunFailed, UserError, unknown
 from chameleon_study.provenance import provenance
 
-from . import (
-    growth,
-    ladder,
-    overhead,
-    roofline,
-    rows_app,
-    rows_data,
-    rows_generate,
-    rows_head,
-    rows_layers,
-    rows_states,
-    rows_train,
-    tried,
-    two_gpus,
-)
-from .measure import Row
+from .measure import row
+from .rows import EXTRAS, ON_REQUEST, ROWS
+from .tables import goals_frame, stored_file
 from .workload import Bench, short
-
-ROWS: dict[str, Callable[[Bench], Row]] = {
-    "B1": rows_data.prepare,
-    "B3": rows_data.clusters,
-    "B4": rows_states.feature_pass,
-    "B5": rows_head.head_time,
-    "B6": rows_head.head_memory,
-    "B7": rows_head.head_kernels,
-    "B8": rows_train.full_sequence,
-    "B9": rows_train.last_position,
-    "B10": rows_layers.lora_step,
-    "B11": rows_generate.one_at_a_time,
-    "B12": rows_generate.adapted_against_plain,
-    "B13": rows_generate.mixed_clusters,
-    "B14": rows_head.shared_pass,
-    "B15": rows_states.share_of_products,
-    "B16": rows_app.ten_thousand,
-}
-EXTRAS: dict[str, Callable[[Bench], dict]] = {
-    "ladder": ladder.ladder,
-    "roofline": roofline.roofline,
-    "tried": tried.tried,
-    "growth": growth.growth,
-    "overhead": overhead.overhead,
-    "scaling": two_gpus.scaling,
-    "workers": two_gpus.workers,
-}
-ON_REQUEST = ("scaling", "workers")  # these need more than one GPU
 
 
 def run_rows(
@@ -83,17 +42,16 @@ def run_rows(
     for name in names:
         if name not in ROWS and name not in EXTRAS:
             raise unknown("benchmark row", name, [*ROWS, *EXTRAS])
-    bench = Bench(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), quick)
+    bench = Bench(device_of(device), quick)
     here, failed = machine(bench), []
     path = out or Path("benchmarks") / "results" / f"{here['name']}{'-quick' if quick else ''}.json"
-    stored = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
-    stored["machine"] = here
+    stored = (stored_file(path) if path.exists() else {"rows": {}}) | {"machine": here}
+    _write(path, stored)  # what cannot be written is known before anything is measured
     for name in names or [name for name in (*ROWS, *EXTRAS) if name not in ON_REQUEST]:
         say(f"{name} …")
         stored["rows"][name] = entry = _run(name, bench) | {"conditions": conditions(quick)}
-        with files.atomic(path) as part:
-            part.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
-        say(line(entry))
+        _write(path, stored)
+        say(summary(entry))
         failed += [name] if entry["status"] == "failed" else []
         if bench.gpu:
             torch.cuda.empty_cache()
@@ -102,16 +60,20 @@ def run_rows(
     return stored
 
 
+def _write(path: Path, stored: dict) -> None:
+    with files.atomic(path) as part:
+        part.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def _run(name: str, bench: Bench) -> dict:
     """One row as JSON, whatever happens in it."""
     started = time.perf_counter()
     try:
-        result = (ROWS | EXTRAS)[name](bench)
-        entry = result.as_json() if isinstance(result, Row) else result
+        entry = (ROWS | EXTRAS)[name](bench)
     except (ImportError, UserError) as error:  # something this machine lacks
-        entry = Row(name, "", unavailable=f"not available: {error}").as_json()
+        entry = row("", unavailable=f"not available: {error}")
     except Exception as error:
-        entry = Row(name, "", unavailable=f"{type(error).__name__}: {error}").as_json()
+        entry = row("", unavailable=f"{type(error).__name__}: {error}")
         entry |= {"status": "failed", "traceback": traceback.format_exc().splitlines()[-12:]}
     return entry | {"name": name, "seconds": time.perf_counter() - started}
 
@@ -135,11 +97,9 @@ def machine(bench: Bench) -> dict:
 
 
 def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.*)$", info.read_text() if info.exists() else "", re.M)
+    return names[0].strip() if names else platform.processor() or platform.machine()
 
 
 def conditions(quick: bool) -> dict:
@@ -151,28 +111,13 @@ def conditions(quick: bool) -> dict:
     return some | {"quick": quick, "load average": load, "at": now}
 
 
-def line(entry: dict) -> str:
-    """A row in one line or more."""
-    if "comparisons" not in entry:
-        return f"{entry['name']:<7} done in {entry['seconds']:.0f} s"
-    if not entry["comparisons"]:
-        return f"{entry['name']:<4} {entry['status']}: {entry['unavailable']}"
-    lines = [f"{entry['name']:<4} {entry['status']:<11} {entry['what']}"]
-    for c in entry["comparisons"]:
-        goal = f", goal {c['goal']:g} ×" if c["goal"] is not None else ""
-        result = c["absent"]
-        if c["theirs"]:
-            result = f"{c['ratio']:.2f} × ({_shown(c['ours'])} against {_shown(c['theirs'])})"
-        lines.append(f"     {c['peer']}, {c['quantity']}: {result}{goal}")
-    failed = [g for g in entry["gates"] if not g["passed"]]
-    lines += [f"     gate failed: {g['what']} is {g['value']:.3g}, limit {g['limit']:g}" for g in failed]
-    return "\n".join(lines + ([f"     {entry['reason']}"] if entry["status"] == "missed" else []))
-
-
-def _shown(sample: dict) -> str:
-    """A median with its spread, in a readable unit."""
-    value = sample["median"]
-    if sample["unit"] == "bytes":
-        return f"{value / 1e6:,.0f} MB"
-    spread = f" ± {(sample['high'] - sample['low']) / 2 / value:.0%}" if sample["repetitions"] > 1 else ""
-    return (f"{value * 1e3:.2f} ms" if value < 1 else f"{value:.2f} s") + spread
+def summary(entry: dict) -> str:
+    """An entry as printed: status, comparisons as a table, gates that failed, why a goal was missed."""
+    what = entry["what"] or entry["unavailable"]
+    lines = [f"{entry['name']:<8} {entry['status']}: {what} ({entry['seconds']:.0f} s)"]
+    if entry.get("comparisons"):
+        frame = goals_frame({"rows": {entry["name"]: entry}}).drop(columns=["row", "what"])
+        lines += frame.to_string(index=False, na_rep="").splitlines()
+    failed = [gate for gate in entry.get("gates", []) if not gate["passed"]]
+    lines += [f"gate failed: {g['what']} is {g['value']:.3g}, limit {g['limit']:g}" for g in failed]
+    return "\n    ".join([*lines, entry["reason"]] if entry.get("reason") else lines)

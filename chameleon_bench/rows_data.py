@@ -8,13 +8,13 @@ from chameleon_lite.fast.lloyd import closest, lloyd
 from chameleon_lite.text import Document, tokenise
 
 from . import baselines
-from .measure import Gate, Row, relative_error
+from .measure import gate, relative_error, row
 from .workload import LENGTH, Bench, texts, trained_tokenizer
 
-RELEASED, SKLEARN = "released way", "scikit-learn on the host"
+RELEASED, SKLEARN, CALLED = "released way", "scikit-learn on the host", "tokenizer called"
 
 
-def prepare(bench: Bench) -> Row:
+def prepare(bench: Bench) -> dict:
     """B1: tokenising and mean embeddings, batched and flat, against one row at a time."""
     rows = bench.size(cpu=1_000, gpu=3_000, quick=400)
     words, tokenizer = texts(rows), trained_tokenizer()
@@ -33,30 +33,25 @@ def prepare(bench: Bench) -> Row:
     contenders = {
         "ours": lambda: vectors(tokens()),
         RELEASED: lambda: baselines.prepare_one_by_one(*arguments)[1],
-        "tokenizer called": lambda: tokenizer(words, add_special_tokens=False)["input_ids"],
+        CALLED: lambda: tokenizer(words, add_special_tokens=False)["input_ids"],
         "tokenizer alone": lambda: tokenizer.backend_tokenizer.encode_batch(words, add_special_tokens=False),
     }
     error = relative_error(contenders["ours"](), contenders[RELEASED]())
     times, table = bench.race(contenders), tokens()
-    return Row(
-        "B1",
+    most = times.median(RELEASED) / times.median("tokenizer alone")
+    speeds = {"rows/s": "ours", "rows/s released": RELEASED, "rows/s the tokenizer called": CALLED}
+    workload = {"rows": rows, "tokens": int(table.lengths.sum())}
+    return row(
         "preparing: tokenise and mean embedding",
         times.against({RELEASED: bench.goal(20, 20)}),
-        [Gate("mean embeddings, relative", error, 1e-5)],
-        limit="the Rust tokenizer's encode_batch alone: "
-        f"{times.median(RELEASED) / times.median('tokenizer alone'):.1f} times",
-        workload={
-            "rows": rows,
-            "tokens": int(table.lengths.sum()),
-            "rows/s": rows / times.median(),
-            "rows/s released": rows / times.median(RELEASED),
-            "rows/s the tokenizer called": rows / times.median("tokenizer called"),
-        },
+        [gate("mean embeddings, relative", error, 1e-5)],
+        limit=f"the Rust tokenizer's encode_batch alone: {most:.1f} times",
+        workload=workload | {name: rows / times.median(of) for name, of in speeds.items()},
         profile={"tokenise": bench.seconds(tokens), "mean embedding": bench.seconds(lambda: vectors(table))},
     )
 
 
-def clusters(bench: Bench) -> Row:
+def clusters(bench: Bench) -> dict:
     """B3: Lloyd steps from the same start, against the released loop and scikit-learn on the host."""
     n, k = bench.size(23_767, 23_767, 4_096), bench.size(742, 742, 128)
     steps = bench.size(cpu=2, gpu=10, quick=2)
@@ -74,7 +69,7 @@ def clusters(bench: Bench) -> Row:
 
     contenders = {
         "ours": ours,
-        RELEASED: lambda: baselines.kmeans_by_loop(x, start, steps)[0],
+        RELEASED: lambda: baselines.kmeans_by_loop(x, start, steps),
         SKLEARN: lambda: baselines.kmeans_by_scikit_learn(on_host, start_on_host, steps),
     }
     inertia = {
@@ -83,24 +78,17 @@ def clusters(bench: Bench) -> Row:
     }
     times = bench.race(contenders, warm_up=False)
     step, nearest = times.median() / steps, bench.median(lambda: closest(x, start))
-    goals = {RELEASED: bench.goal(1.5, 100), SKLEARN: bench.goal(None, 50)}
-    return Row(
-        "B3",
+    workload = {"rows": n, "clusters": k, "width": 768, "steps": steps, "s/step": step}
+    workload |= {"ours": "lloyd.py" if many else "scikit-learn, one thread"}
+    peers = (RELEASED, SKLEARN)
+    return row(
         "k-means, the same start and steps",
-        times.against(goals),
+        times.against({RELEASED: bench.goal(1.5, 100), SKLEARN: bench.goal(None, 50)}),
         [
-            Gate(f"inertia against the {name}, relative", abs(inertia["ours"] / inertia[name] - 1), 1e-3)
-            for name in goals
+            gate(f"inertia against the {peer}, relative", abs(inertia["ours"] / inertia[peer] - 1), 1e-3)
+            for peer in peers
         ],
         limit="the products x·c alone",
-        workload={
-            "rows": n,
-            "clusters": k,
-            "width": 768,
-            "steps": steps,
-            "s/step": step,
-            "GFLOP/s of x·c": 2 * n * k * 768 / step / 1e9,
-            "ours": "lloyd.py" if many else "scikit-learn, one thread",
-        },
+        workload=workload | {"GFLOP/s of x·c": 2 * n * k * 768 / step / 1e9},
         profile={"nearest centroids": nearest, "means and the host": max(0.0, step - nearest)},
     )

@@ -2,14 +2,15 @@
 
 import copy
 import warnings
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from chameleon_lite.backbones.formats import in_format
+from chameleon_lite.backbones.formats import set_format
 from chameleon_lite.heads import HeadUpdate, update_logits
 
-from .measure import Gate, Row
+from .measure import gate, row
 from .workload import RANK, Bench
 
 SAME_LOGITS = 1e-3  # two best logits nearer than this may change places: padding alone moves them by 1e-4
@@ -19,7 +20,8 @@ class Prompts:
     """Left-padded random prompts (B, T), 8 to 40 tokens each, and greedy continuation by any model."""
 
     def __init__(self, bench: Bench, count: int, new: int) -> None:
-        self.bench, self.count, self.new, self.tokens = bench, count, new, count * new
+        self.bench, self.count, self.new = bench, count, new
+        self.workload = {"prompts": count, "new tokens": new}
         g = torch.Generator().manual_seed(0)
         lengths = torch.randint(8, 41, (count,), generator=g)
         width = int(lengths.max())
@@ -28,132 +30,101 @@ class Prompts:
         self.mask = mask.long().to(bench.device)
         self.ids = torch.where(self.mask.bool(), ids.to(bench.device), bench.backbone.pad_id)
 
-    def batched(self, model, **extra) -> Tensor:
-        """New tokens (B, new), all prompts in one batch."""
-        return self._generate(model, self.ids, self.mask, **extra)
-
     def one_by_one(self, model, **extra) -> Tensor:
         """New tokens (B, new), each prompt unpadded and alone."""
         prompts = [row[real.bool()][None] for row, real in zip(self.ids, self.mask)]
-        return torch.cat([self._generate(model, ids, torch.ones_like(ids), **extra) for ids in prompts])
+        return torch.cat([self.batched(model, ids, torch.ones_like(ids), **extra) for ids in prompts])
 
-    def _generate(self, model, ids: Tensor, mask: Tensor, **extra) -> Tensor:
+    def batched(self, model, ids: Tensor | None = None, mask: Tensor | None = None, **extra) -> Tensor:
+        """New tokens (B, new), all prompts, or those given, in one batch."""
+        ids, mask = (self.ids, self.mask) if ids is None else (ids, mask)
         length = {"max_new_tokens": self.new, "min_new_tokens": self.new}
         greedy = length | {"do_sample": False, "pad_token_id": self.bench.backbone.pad_id}
         return model.generate(input_ids=ids, attention_mask=mask, **greedy, **extra)[:, ids.shape[1] :]
 
-    def gate(self, model, update, tokens: Tensor, expected: Tensor) -> Gate:
-        """Rows whose first differing token was no near tie, by the adapted model's logits."""
-        wrong = 0
-        for b in (tokens != expected).any(1).nonzero().flatten().tolist():
-            step = int((tokens[b] != expected[b]).nonzero()[0])
-            best = self._next_logits(model, update, b, expected[b, :step]).topk(2).values
-            wrong += bool(best[0] - best[1] > SAME_LOGITS)
-        return Gate("rows with other greedy tokens where the two best logits are apart", float(wrong), 0.0)
-
     @torch.no_grad()
-    def _next_logits(self, model, update, b: int, new: Tensor) -> Tensor:
-        """The logits (V,) that follow row b's prompt and some new tokens, from a pass over the whole batch."""
-        tail = new[None].expand(self.count, -1)
-        ids = torch.cat([self.ids, tail], 1)
-        mask = torch.cat([self.mask, torch.ones_like(tail)], 1)
-        options = {"position_ids": (mask.cumsum(1) - 1).clamp_min(0), "logits_to_keep": 1}
-        return model(input_ids=ids, attention_mask=mask, head_update=update, **options).logits[b, -1]
+    def gate(self, model, update, tokens: Tensor, expected: Tensor) -> dict:
+        """Rows whose first differing token was no near tie, by the adapted model's logits."""
+        ids = torch.cat([self.ids, expected], 1)
+        mask = torch.cat([self.mask, torch.ones_like(expected)], 1)
+        options = {"position_ids": (mask.cumsum(1) - 1).clamp_min(0), "logits_to_keep": self.new + 1}
+        best = model(input_ids=ids, attention_mask=mask, head_update=update, **options).logits.topk(2).values
+        differs = tokens != expected  # (B, new)
+        first = differs.int().argmax(1, keepdim=True)
+        apart = (best[:, :, 0] - best[:, :, 1]).gather(1, first) > SAME_LOGITS  # (B, 1)
+        wrong = int((differs.any(1) & apart[:, 0]).sum())
+        return gate("rows with other greedy tokens where the two best logits are apart", wrong, 0)
 
 
-def one_at_a_time(bench: Bench) -> Row:
-    """B11: 64 prompts in one left-padded batch, against one after another as released; float32 on both sides."""
+def one_at_a_time(bench: Bench) -> dict:
+    """B11: 64 prompts in one left-padded batch, against one after another as released; both in float32."""
     prompts = Prompts(bench, 64, bench.size(cpu=8, gpu=32, quick=2))
     model, factors = _adapted(bench, groups=1)
     update, peer = update_logits(factors, rows=1), "released way, one by one"
     contenders = {
-        "ours": lambda: prompts.batched(model, head_update=update),
-        peer: lambda: prompts.one_by_one(model, head_update=update),
+        "ours": partial(prompts.batched, model, head_update=update),
+        peer: partial(prompts.one_by_one, model, head_update=update),
     }
-    gate = prompts.gate(model, update, contenders["ours"](), contenders[peer]())
+    same = prompts.gate(model, update, contenders["ours"](), contenders[peer]())
     times = bench.race(contenders, 1 if bench.quick else 3, warm_up=False)
     inputs = {"input_ids": prompts.ids, "attention_mask": prompts.mask, "logits_to_keep": 1}
     with torch.no_grad():
         first = bench.seconds(lambda: bench.backbone.lm(**inputs))
-    return Row(
-        "B11",
+    return row(
         "generating for 64 prompts",
         times.against({peer: bench.goal(4, 25)}),
-        [gate],
+        [same],
         limit="reading the weights once a token, whatever the batch",
-        workload={
-            "prompts": prompts.count,
-            "new tokens": prompts.new,
-            "arithmetic": "float32",
-            "tok/s": prompts.tokens / times.median(),
-            "tok/s one by one": prompts.tokens / times.median(peer),
-        },
+        workload=prompts.workload,
         profile=times.split("the prompts", first, "single-token steps"),
     )
 
 
-def adapted_against_plain(bench: Bench) -> Row:
+def adapted_against_plain(bench: Bench) -> dict:
     """B12: generation with an adapted head against transformers' own on the same batch."""
     prompts = Prompts(bench, bench.size(16, 64, 4), bench.size(cpu=12, gpu=64, quick=3))
     plain, peer = bench.backbone.lm, "plain generate"
-    with in_format(bench.backbone.lm, bench.served):
+    with set_format(bench.backbone.lm, bench.served):
         model, factors = _adapted(bench, groups=1)
         update = update_logits(factors, rows=1)
-        contenders = {
-            "ours": lambda: prompts.batched(model, head_update=update),
-            peer: lambda: prompts.batched(plain),
-        }
+        ours = partial(prompts.batched, model, head_update=update)
         # The goal lies within a few per cent of 1, and the host of a GPU is noisier than that.
-        times = bench.race(contenders, 25 if bench.gpu else 9)
+        times = bench.race({"ours": ours, peer: partial(prompts.batched, plain)}, 25 if bench.gpu else 9)
     nothing = update_logits(HeadUpdate(factors.down, torch.zeros_like(factors.up)), rows=1)
     same = prompts.batched(model, head_update=nothing), prompts.batched(plain)
-    return Row(
-        "B12",
+    return row(
         "adapted generation, against the plain model's",
         times.against({peer: bench.goal(0.90, 0.97)}),
         [prompts.gate(model, nothing, *same)],
         limit="1.0; on a GPU beyond it by what aligned columns save",
-        workload={
-            "prompts": prompts.count,
-            "new tokens": prompts.new,
-            "arithmetic": str(bench.served),
-            "tok/s": prompts.tokens / times.median(),
-            "tok/s plain": prompts.tokens / times.median(peer),
-        },
+        workload=prompts.workload,
         profile=times.split("the plain model", times.median(peer), "the update"),
     )
 
 
-def mixed_clusters(bench: Bench) -> Row:
+def mixed_clusters(bench: Bench) -> dict:
     """B13: a batch of many clusters, each with its own update, against PEFT's `adapter_names` on the head."""
     groups, peer = bench.size(16, 64, 4), "PEFT adapter_names"
     prompts = Prompts(bench, groups, bench.size(cpu=12, gpu=32, quick=3))
     group = torch.arange(groups)  # one prompt per cluster
-    with in_format(bench.backbone.lm, bench.served):
+    with set_format(bench.backbone.lm, bench.served):
         model, factors = _adapted(bench, groups)
         update, (adapters, names) = update_logits(factors, group), _peft(bench, factors)
         contenders = {
-            "ours": lambda: prompts.batched(model, head_update=update),
-            peer: lambda: prompts.batched(adapters, adapter_names=names),
-            "plain": lambda: prompts.batched(bench.backbone.lm),
+            "ours": partial(prompts.batched, model, head_update=update),
+            peer: partial(prompts.batched, adapters, adapter_names=names),
+            "plain": partial(prompts.batched, bench.backbone.lm),
         }
         times = bench.race(contenders)
     adapters, names = _peft(bench, factors)  # in float32
-    same = contenders["ours"](), contenders[peer]()
-    return Row(
-        "B13",
+    same = contenders["ours"](), prompts.batched(adapters, adapter_names=names)
+    over = times.median() / times.median("plain") - 1
+    return row(
         f"{groups} clusters in one batch",
         times.against({peer: bench.goal(1.0, 1.3)}),
         [prompts.gate(model, update, *same)],
         limit="the plain model plus about 10 %",
-        workload={
-            "prompts": prompts.count,
-            "clusters": groups,
-            "new tokens": prompts.new,
-            "arithmetic": str(bench.served),
-            "tok/s": prompts.tokens / times.median(),
-            "over the plain model": times.median() / times.median("plain") - 1,
-        },
+        workload=prompts.workload | {"clusters": groups, "over the plain model": over},
         profile=times.split("the plain model", times.median("plain"), "the updates"),
     )
 
@@ -170,7 +141,7 @@ def _adapted(bench: Bench, groups: int):
 
 
 def _peft(bench: Bench, factors: HeadUpdate):
-    """A PEFT model with one adapter per group on the head, holding the same factors, and the adapters' names."""
+    """A PEFT model with one adapter per group on the head, of the same factors, and the adapters' names."""
     from peft import LoraConfig, get_peft_model
 
     names = [f"c{g}" for g in range(factors.groups)]

@@ -1,9 +1,9 @@
 """B10: a training step with LoRA in the layers and on the head, by our trainer and by PEFT.
 
-    ours   documents packed into pieces of a few rows, our head loss; on a GPU one piece is recorded and replayed
+    ours   documents packed into pieces of a few rows, our head loss; on a GPU recorded and replayed
     peer   one padded batch through PEFT's layers as they come, all logits, plain cross-entropy
 
-Ours fuses GPT-2's spelled-out activation, as its feature pass does; a piece of ours holds fewer tokens than the batch.
+Ours fuses GPT-2's spelled-out activation, as its feature pass does; a piece has fewer tokens than the batch.
 """
 
 import gc
@@ -12,26 +12,24 @@ import torch
 from torch import Tensor
 
 from chameleon_lite.backbone import load_backbone
-from chameleon_lite.batches import Arrangement
 from chameleon_lite.fast.head_loss_torch import forget_buffers
-from chameleon_lite.fast.layers import PackedPass, layer_pass
-from chameleon_lite.fast.recorded_layers import RecordedLayers
+from chameleon_lite.fast.layers import RecordedLayers, layer_pass
 from chameleon_lite.heads import LoraHead
 from chameleon_lite.lora import add_lora, lora_parameters
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.processes import Processes
 from chameleon_lite.settings import TrainSettings
-from chameleon_lite.train import Member, step
+from chameleon_lite.train import Common, Member, step
 from chameleon_lite.train_layers import LiveStates, WithLayers
 
 from . import baselines
-from .measure import Gate, Row, Sample, Samples, peak_bytes, relative_error, sample
+from .measure import Samples, gate, peak_bytes, relative_error, row, sample
 from .workload import RANK, Bench
 
 PLAIN = "PEFT LoRA, plain loss"
 
 
-def lora_step(bench: Bench) -> Row:
+def lora_step(bench: Bench) -> dict:
     """B10: forward and backward of one step, ours by `train.step` on live states."""
     work = LoraStep(bench, bench.size(4, 32, 2))
     gates = work.gates()
@@ -39,22 +37,13 @@ def lora_step(bench: Bench) -> Row:
     body = bench.seconds(work.layers_alone)
     peaks = Samples({"ours": work.our_peak(), PLAIN: bench.peak(work.plain)})
     tokens = int(work.table.lengths.sum())
-    return Row(
-        "B10",
+    workload = {"rows": len(work.table), "real tokens": tokens, "recorded": work.recorded}
+    return row(
         "a step with LoRA in the layers",
         times.against({PLAIN: bench.goal(1.1, 1.3)}) + peaks.against({PLAIN: bench.goal(3, 3)}, "memory"),
         gates,
         limit="the layers' products for the real tokens",
-        workload={
-            "rows": len(work.table),
-            "padded length": int(work.table.lengths.max()),
-            "real tokens": tokens,
-            "packed tokens": sum(work.sizes),
-            "pieces": len(work.sizes),
-            "recorded": work.recorded,
-            "backbone arithmetic": "bfloat16 autocast" if bench.gpu else "float32",
-            "tok/s": tokens / times.median(),
-        },
+        workload=workload | {f"tok/s, {name}": tokens / times.median(name) for name in times},
         profile=times.split("the layers, forward and backward", body, "the head"),
     )
 
@@ -74,9 +63,8 @@ class LoraStep:
 
     def __init__(self, bench: Bench, rows: int) -> None:
         self.bench, self.table = bench, bench.table(rows)
-        self.backbone = load_backbone(
-            bench.model, device=bench.device
-        )  # not the shared one: LoRA stays in it
+        # not the shared one: LoRA stays in it
+        self.backbone = load_backbone(bench.model, device=bench.device)
         add_lora(self.backbone, rank=RANK)
         self.ids, self.labels = baselines.padded_rows(self.table, int(self.table.lengths.max()), bench.device)
         self.mask = self.table.padded(range(rows))[1].to(bench.device)
@@ -88,15 +76,6 @@ class LoraStep:
         self.weight = HeadWeight(self.backbone.head.weight, dtype=bench.fast)
         self.live, self.rows = LiveStates(self.backbone, self.table), torch.arange(rows)
         self.processes = Processes()
-        way = self.live.training_pass
-        self.sizes = [self._tokens(way, self.rows[places]) for places in way.pieces(self.rows)]
-
-    @staticmethod
-    def _tokens(way, rows: Tensor) -> int:
-        """Tokens, padding included, that a piece takes through the layers."""
-        if isinstance(way, PackedPass):
-            return way.packed(rows)[0].ids.numel()
-        return way.table.padded(rows)[0].numel()
 
     @property
     def recorded(self) -> bool:
@@ -106,9 +85,9 @@ class LoraStep:
     def ours(self) -> Tensor:
         """A step's gradients as in training, cutting its pieces included. Sum of nats (1,)."""
         self._clear()
-        member, order = Member("both", self.both, None, None, 0.0), Arrangement(self.rows)
-        state = (self.live, self.weight, TrainSettings(), {"both": NoOptimiser()}, self.processes)
-        return step([member], order, self.rows, 1, *state)
+        member = Member("both", self.both, None, None, 0.0)
+        common = Common(self.live, self.weight, TrainSettings(), self.processes, {"both": NoOptimiser()})
+        return step([member], [(None, None)], self.rows, 1, common)
 
     def plain(self) -> Tensor:
         """The peer's; its padded batch lies on the device already. Sum of nats ()."""
@@ -126,12 +105,12 @@ class LoraStep:
         for places in self.live.pieces(self.rows):
             self.live.batch(self.rows[places])[0].sum().backward()
 
-    def our_peak(self) -> Sample:
+    def our_peak(self) -> dict:
         """Bytes of ours at its highest.
 
-        A replay takes its activations from memory that the recording reserved, so that the peak of a step alone
-        would show the head only. What a new recording reserves is counted in full, and the step's own peak on top;
-        or the recording's peak, should that be higher. The head's buffers, which a CPU reuses, are allocated anew.
+        A replay's activations lie in memory that the recording reserved, so that a step's own peak would show
+        the head only. What a new recording reserves is counted in full, and the step's peak on top; or the
+        recording's peak, should that be higher. The head's buffers, which a CPU reuses, are allocated anew.
         """
         forget_buffers(self.weight)
         if not self.recorded:
@@ -150,18 +129,17 @@ class LoraStep:
         reserved = torch.cuda.memory_reserved(self.bench.device) - before
         return sample([float(max(recording, reserved + peak_bytes(self.ours, self.bench.device)))], "bytes")
 
-    def gates(self) -> list[Gate]:
-        """Summed loss and all gradients against each other; the backbone's arithmetic is the same on both sides."""
+    def gates(self) -> list[dict]:
+        """Summed loss and all gradients against each other; the backbone's arithmetic is the same."""
         pairs = []
         for way in (self.ours, self.plain):
             loss = float(way()) / self.count
             pairs.append((loss, torch.cat([p.grad.flatten().float() for p in self.both.parameters()])))
         (ours, gradient), (plain, expected) = pairs
         limit, loss_limit = self.bench.limits
-        error = relative_error(gradient, expected)
         return [
-            Gate("mean loss, nats", abs(ours - plain), loss_limit),
-            Gate("gradient, relative", error, limit),
+            gate("mean loss, nats", abs(ours - plain), loss_limit),
+            gate("gradient, relative", relative_error(gradient, expected), limit),
         ]
 
     def _clear(self) -> None:

@@ -8,23 +8,36 @@ from pathlib import Path
 
 import pandas as pd
 
+from chameleon_lite.errors import RunFailed
 from chameleon_study.claims.statistics import interval_text
 
-from .report import EXTRAS, ON_REQUEST, ROWS
+from .rows import EXTRAS, ON_REQUEST, ROWS
 
-SUMMARY = {
-    "met": "goal met",
-    "missed": "goal missed",
-    "gate failed": "not correct",
-    "shown": "shown, without a goal",
-}
+SUMMARY = {"met": "goal met", "missed": "goal missed"}
+SUMMARY |= {"gate failed": "not correct", "shown": "shown, without a goal"}
 ELSEWHERE = "could not be run here"
 
 
 def load(folder: Path) -> dict[str, dict]:
     """The results files of a folder by machine, quick runs left out."""
     paths = [path for path in sorted(Path(folder).glob("*.json")) if not path.stem.endswith("-quick")]
-    return {path.stem: json.loads(path.read_text()) for path in paths}
+    return {path.stem: stored_file(path) for path in paths}
+
+
+def stored_file(path: Path) -> dict:
+    """The content of a results file, {machine, rows}; RunFailed, with the path, for anything else."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if all("status" in row for row in stored["rows"].values()) and "device" in stored["machine"]:
+            return stored
+        reason = "its rows have no status"
+    except (ValueError, RecursionError):
+        reason = "it is no JSON, or cut short"
+    except (TypeError, KeyError, AttributeError):
+        reason = "it has no machine and rows"
+    raise RunFailed(
+        f"{path} is no file of `chameleon-lite bench`: {reason}; move it away or name another"
+    ) from None
 
 
 def with_goals(results: dict[str, dict]) -> dict[str, dict]:
@@ -55,7 +68,7 @@ def not_yet(stored: dict) -> str:
 
 
 def summary_frame(results: dict[str, dict]) -> pd.DataFrame:
-    """How many comparisons met and missed their goals, one column per machine; last, the rows not measured."""
+    """How many comparisons met and missed their goals, a column per machine; last, rows not measured."""
     out = {}
     for machine, stored in results.items():
         counts = goals_frame(stored)["verdict"].map(SUMMARY).fillna(ELSEWHERE).value_counts()
@@ -108,23 +121,18 @@ def tried_frame(stored: dict) -> pd.DataFrame:
 
 
 def many_texts_frame(results: dict[str, dict]) -> pd.DataFrame:
-    """What `adapt` took for B16's texts, per machine: minutes, rows per second, peak and limit in gigabytes."""
+    """What `adapt` took for B16's texts, per machine: minutes, rows per second, peak and limit in GB."""
     lines = []
     for stored in results.values():
-        row = stored["rows"].get("B16")
-        if usable(row):
+        if usable(row := stored["rows"].get("B16")):
             work, (memory,) = row["workload"], row["comparisons"]
-            lines.append(
-                {"machine": stored["machine"]["device"]}
-                | {name: work[name] for name in ("threads", "rows", "scored tokens")}
-                | {"minutes": work["s"] / 60, "processor minutes": work["processor s"] / 60}
-                | {"rows/s": work["rows/s"], "peak, one row (GB)": work["peak bytes, one row"] / 1e9}
-                | {
-                    "peak (GB)": memory["ours"]["median"] / 1e9,
-                    "limit (GB)": memory["theirs"]["median"] / 1e9,
-                }
-                | {"verdict": row["status"]}
-            )
+            line = {"machine": stored["machine"]["device"]}
+            line |= {name: work[name] for name in ("threads", "rows", "scored tokens")}
+            line |= {"minutes": work["s"] / 60, "processor minutes": work["processor s"] / 60}
+            line |= {"rows/s": work["rows/s"], "peak, one row (GB)": work["peak bytes, one row"] / 1e9}
+            line |= {"peak (GB)": memory["ours"]["median"] / 1e9}
+            line |= {"limit (GB)": memory["theirs"]["median"] / 1e9}
+            lines.append(line | {"verdict": row["status"]})
     return pd.DataFrame(lines)
 
 

@@ -1,9 +1,9 @@
 """More than one GPU: two processes against one, in steps they share and in seeds they share out.
 
-    steps    torchrun, every step's documents split over the processes, gradients added: losses must be one process's
-    seeds    the command line with one worker per GPU, each given the next seed: settings are sent, records come back
+    steps    torchrun, every step's documents split over the processes: losses must be one process's
+    seeds    the command line with one worker per GPU: settings are sent, records come back
 
-Where there is no second GPU the same runs on two CPU processes, which shows that it is right, not that it is fast.
+Without a second GPU the steps run on two CPU processes: that shows that they are right, not how fast.
 Run as a module this file is the worker: it trains once, as one process of the group it was started in.
 """
 
@@ -24,7 +24,7 @@ from chameleon_lite.processes import Processes, leave
 from chameleon_lite.states import ScoredStates
 from chameleon_lite.train import Member
 
-from .measure import Gate, shown
+from .measure import gate, shown
 from .rows_train import REGIMES, new_members, train
 from .workload import Bench, random_inputs, topic_words
 
@@ -32,12 +32,8 @@ EPOCHS = 40  # of the experiment whose seeds are shared out
 SAME = 1e-4  # nats per token that two processes may differ from one
 ROOT = Path(__file__).resolve().parents[1]
 # Multicast over NVLink needs rights that a rented machine may lack; sums are small here, nothing is lost.
-QUIET = {
-    "NCCL_NVLS_ENABLE": "0",
-    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
-    "NVSHMEM_DISABLE_NVLS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+QUIET = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
+QUIET |= {"TOKENIZERS_PARALLELISM": "false"}
 # documents, tokens in each, width, vocabulary, epochs
 SIZES = {"quick": (60, 8, 32, 2_000, 2), "cpu": (240, 24, 64, 2_000, 2), "gpu": (8_192, 64, 768, 50_257, 3)}
 
@@ -53,20 +49,46 @@ def scaling(bench: Bench) -> dict:
         for a, b in zip(curve, two["curves"][name], strict=True)
         for key in ("train_nll", "validation_nll")
     )
-    gates = [Gate("losses of two processes against one's, nats a token", gap, SAME)]
-    backend, processes = "nccl" if gpus > 1 else "gloo", {"1": one["processes"], "2": two["processes"]}
-    steps = _speed_up(one["seconds"], two["seconds"], one["workload"])
-    return shown("one process and two", gates, backend=backend, gpus=gpus, processes=processes, steps=steps)
+    gates = [gate("losses of two processes against one's, nats per token", gap, SAME)]
+    about = {"backend": "nccl" if gpus > 1 else "gloo", "gpus": gpus}
+    about["processes"] = {"1": one["processes"], "2": two["processes"]}
+    about["steps"] = _speed_up(one["seconds"], two["seconds"], one["workload"])
+    return shown("one process and two", gates, **about)
 
 
 def workers(bench: Bench) -> dict:
-    """Seconds of an experiment with one worker, and with two that share out its seeds."""
-    gpus = torch.cuda.device_count() if bench.gpu else 0
-    if gpus < 2:
+    """Seconds of one experiment (three regimes, four seeds, states at hand) with one worker and with two.
+
+    A command's start, of which two workers have three, is in its seconds: a seed must take longer than that.
+    """
+    if not bench.gpu or torch.cuda.device_count() < 2:
         raise UserError("needs two GPUs: two workers on one machine's CPU only wait for each other")
-    with tempfile.TemporaryDirectory() as folder:
-        seeds = _workers(bench, Path(folder))
-    return shown("seeds shared out over two workers", gpus=gpus, seeds=seeds)
+    regimes, words = ["R1", "R2", "R4"], topic_words()
+    sizes = {"seeds": 4, "regimes": len(regimes), "documents": 4_000, "epochs": EPOCHS}
+    splits, empty = (
+        ("train", "train", "train", "validation", "test"),
+        {"group": "", "prompt": "", "instruction": ""},
+    )
+    texts = [" ".join(words[i * 11 % 60_000 :][:40]) for i in range(sizes["documents"])]
+    rows = [{"split": splits[i % 5], "id": str(i), "text": text} | empty for i, text in enumerate(texts)]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        settings = {"name": "workers", "backbone": bench.model, "corpora": [str(folder / "texts.jsonl")]}
+        settings |= {"regimes": regimes, "learning_rates": dict.fromkeys(regimes, 1e-3), "seeds": 4}
+
+        def run(epochs: int, *more: str) -> float:
+            train = {"data": {"max_train_tokens": None}, "train": {"epochs": epochs, "patience": EPOCHS}}
+            (folder / "settings.yaml").write_text(json.dumps(settings | train))  # JSON is YAML
+            out = folder / "-".join([str(epochs), *more])
+            command = [sys.executable, "-m", "chameleon_lite", "run", str(folder / "settings.yaml")]
+            started = time.perf_counter()
+            _run([*command, "--out", str(out), *more], bench, CHAMELEON_LITE_HOME=str(folder / "home"))
+            return time.perf_counter() - started
+
+        run(1, "--seeds", "1")
+        one, two = (run(EPOCHS, "--workers", str(count)) for count in (1, 2))
+    return shown("seeds shared out over two workers", gpus=2, seeds=_speed_up(one, two, sizes))
 
 
 def _speed_up(one: float, two: float, workload: dict) -> dict:
@@ -84,8 +106,8 @@ def _trained(bench: Bench, processes: int, folder: Path) -> dict:
 
 
 def _run(command: list[str], bench: Bench, **extra: str) -> None:
-    environment = os.environ | QUIET | extra
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | QUIET | {"PYTHONPATH": os.pathsep.join(paths)} | extra
     if not bench.gpu:
         environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -95,7 +117,7 @@ def _run(command: list[str], bench: Bench, **extra: str) -> None:
 
 
 def work(out: Path, size: str, model: str) -> None:
-    """Train two heads on random states in this group of processes; the first one writes losses and seconds."""
+    """Train two heads on random states in this group of processes; the first writes losses and seconds."""
     processes = Processes()
     bench = Bench(processes.device, quick=size == "quick", model=model)
     documents, each, width, vocab, epochs = SIZES[size]
@@ -122,44 +144,6 @@ def work(out: Path, size: str, model: str) -> None:
     if processes.index == 0:
         out.write_text(json.dumps(result | {"workload": workload}))
     leave()
-
-
-def _workers(bench: Bench, folder: Path) -> dict:
-    """Seconds of one experiment (three regimes, four seeds, states at hand) with one worker and with two.
-
-    A command's start, of which two workers have three, is in its seconds: a seed must take longer than that.
-    """
-    words, splits = topic_words(), ("train", "train", "train", "validation", "test")
-    with open(folder / "texts.jsonl", "w") as file:
-        for i in range(4_000):
-            text = " ".join(words[i * 11 % 60_000 :][:40])
-            row = {"split": splits[i % 5], "id": str(i), "text": text}
-            file.write(json.dumps(row | dict.fromkeys(("group", "prompt", "instruction"), "")) + "\n")
-    regimes = ["R1", "R2", "R4"]
-    settings = {
-        "name": "workers",
-        "backbone": bench.model,
-        "corpora": [str(folder / "texts.jsonl")],
-        "seeds": 4,
-        "regimes": regimes,
-        "learning_rates": dict.fromkeys(regimes, 1e-3),
-        "data": {"max_train_tokens": None},
-    }
-    for name, epochs in (("first", 1), ("workers", EPOCHS)):
-        text = json.dumps(settings | {"train": {"epochs": epochs, "patience": EPOCHS}})  # JSON is YAML
-        (folder / f"{name}.yaml").write_text(text)
-    home = {"CHAMELEON_LITE_HOME": str(folder / "home")}
-
-    def run(name: str, *more: str) -> float:
-        started = time.perf_counter()
-        arguments = [str(folder / f"{name}.yaml"), "--out", str(folder / "-".join([name, *more])), *more]
-        _run([sys.executable, "-m", "chameleon_lite", "run", *arguments], bench, **home)
-        return time.perf_counter() - started
-
-    run("first", "--seeds", "1")
-    one, two = (run("workers", "--workers", str(count)) for count in (1, 2))
-    sizes = {"seeds": 4, "regimes": len(regimes), "documents": 4_000, "epochs": EPOCHS}
-    return _speed_up(one, two, sizes)
 
 
 if __name__ == "__main__":

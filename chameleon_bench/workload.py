@@ -1,8 +1,8 @@
 """What is benchmarked: rows as long as WikiText-2's, from text that every Python carries, and random GPT-2.
 
-    topics of the language reference ─ cut and joined to random lengths ─▶ texts ─ a BPE trained on them ─▶ TokenTable
+    topics of the language reference ─ cut to random lengths ─▶ texts ─ a BPE trained on them ─▶ TokenTable
 
-Where the weights' values do not matter for speed, the backbone is `random-gpt2`: GPT-2's geometry, no download.
+Where the weights' values do not matter, the backbone is `random-gpt2`: GPT-2's geometry, no download.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from chameleon_lite.backbones.formats import matmul_dtype
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.text import TokenTable, cumulative
 
-from .measure import Sample, Samples, interleaved, peak_bytes, sample, seconds_of
+from .measure import Samples, interleaved, peak_bytes, sample, seconds_of
 
 LENGTH = 256  # tokens a row is cut or padded to (paper: WikiText-2)
 RANK = 4
@@ -33,9 +33,12 @@ class Bench:
     quick: bool = False
     model: str = "random-gpt2"
 
-    @property
-    def gpu(self) -> bool:
-        return self.device.type == "cuda"
+    def __post_init__(self) -> None:
+        self.gpu = self.device.type == "cuda"
+        self.fast = matmul_dtype(self.device)  # the format of large products here
+        self.served = torch.bfloat16 if self.gpu else torch.float32  # of weights while generating
+        # in that format: of a gradient's relative error, of a mean loss's distance in nats
+        self.limits = (1e-5, 1e-5) if self.fast == torch.float32 else (2e-2, 2e-3)
 
     def size(self, cpu: int, gpu: int, quick: int) -> int:
         """A workload's size: by machine, or small enough that all rows take two minutes on two cores."""
@@ -49,9 +52,8 @@ class Bench:
         self, contenders: Mapping[str, Callable[[], Any]], repetitions: int = 5, warm_up: bool = True
     ) -> Samples:
         """Contenders timed in turns; a quick run repeats at most three times."""
-        return interleaved(
-            contenders, self.device, min(repetitions, 3) if self.quick else repetitions, warm_up
-        )
+        repetitions = min(repetitions, 3) if self.quick else repetitions
+        return interleaved(contenders, self.device, repetitions, warm_up)
 
     def seconds(self, work: Callable[[], Any], times: int = 1) -> float:
         """Seconds per call, over `times` calls in a row."""
@@ -61,19 +63,9 @@ class Bench:
         """Median seconds of one piece of work by itself."""
         return interleaved({"ours": work}, self.device, 3).median()
 
-    def peak(self, work: Callable[[], Any]) -> Sample:
+    def peak(self, work: Callable[[], Any]) -> dict:
         """Bytes that work holds at its highest, as a sample of one."""
         return sample([float(peak_bytes(work, self.device))], "bytes")
-
-    @property
-    def fast(self) -> torch.dtype:
-        """The format of large products here."""
-        return matmul_dtype(self.device)
-
-    @property
-    def served(self) -> torch.dtype:
-        """The format of weights while generating."""
-        return torch.bfloat16 if self.gpu else torch.float32
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -93,11 +85,6 @@ class Bench:
         lengths = row_lengths(lengths) if isinstance(lengths, int) else lengths
         return random_table(lengths, self.backbone.vocab, self.backbone.pad_id, last=last)
 
-    @property
-    def limits(self) -> tuple[float, float]:
-        """Limits in this machine's format: of a gradient's relative error, of a mean loss's distance, nats."""
-        return (1e-5, 1e-5) if self.fast == torch.float32 else (2e-2, 2e-3)
-
 
 def short(dtype: torch.dtype) -> str:
     """A format's name without its library."""
@@ -105,7 +92,7 @@ def short(dtype: torch.dtype) -> str:
 
 
 def row_lengths(n: int) -> np.ndarray:
-    """Lengths (n,) like WikiText-2's rows: 30 % headings, the rest log-normal, about 5 % cut at 256, 38 % full."""
+    """Lengths (n,) like WikiText-2's rows: 30 % headings, the rest log-normal, about 5 % cut at 256."""
     generator = np.random.default_rng(0)
     body = np.exp(generator.normal(np.log(118), 0.55, n)).astype(np.int64)
     lengths = np.where(generator.random(n) < 0.3, generator.integers(4, 13, n), body.clip(24))
@@ -113,7 +100,7 @@ def row_lengths(n: int) -> np.ndarray:
 
 
 def random_table(lengths: np.ndarray, vocab: int, pad_id: int, *, last: bool = False) -> TokenTable:
-    """A table of random tokens with these lengths (N,); every token but the first is scored, or the last alone."""
+    """Random tokens in documents of these lengths (N,); all but the first are scored, or the last alone."""
     generator = np.random.default_rng(0)
     n = len(lengths)
     prefix = (lengths - 1 if last else np.ones(n)).astype(np.int32)
@@ -137,29 +124,25 @@ def topic_words() -> tuple[str, ...]:
     return tuple(" ".join(topics[name] for name in sorted(topics)).split())
 
 
-def texts(n: int) -> list[str]:
-    """n texts of real words whose token counts follow `row_lengths`."""
+def texts(n: int, counts: np.ndarray | None = None) -> list[str]:
+    """n texts of real words, `counts` (n,) in each; by default the token counts follow `row_lengths`."""
     words = topic_words()
-    generator = np.random.default_rng(0)
-    counts = (row_lengths(n) * 0.62).astype(int).clip(3)  # words per token, of this text and tokenizer
-    starts = generator.integers(0, len(words) - LENGTH, n)
+    if counts is None:
+        counts = (row_lengths(n) * 0.62).astype(int).clip(3)  # words per token, of this text and tokenizer
+    starts = np.random.default_rng(0).integers(0, len(words) - LENGTH, n)
     return [" ".join(words[s : s + c]) for s, c in zip(starts, counts)]
 
 
 @lru_cache
 def trained_tokenizer(entries: int = 16_000):
-    """A byte-level BPE trained on the language reference: a real tokenizer's speed, the same on every machine."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    """A byte-level BPE trained on the language reference: a real tokenizer's speed on every machine."""
+    from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=entries, special_tokens=["<|endoftext|>"], show_progress=False)
-    core.train_from_iterator([" ".join(topic_words())], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
-    )
+    core, end = ByteLevelBPETokenizer(), "<|endoftext|>"
+    options = {"vocab_size": entries, "special_tokens": [end], "show_progress": False}
+    core.train_from_iterator([" ".join(topic_words())], **options)
+    return PreTrainedTokenizerFast(tokenizer_object=core._tokenizer, eos_token=end, pad_token=end)
 
 
 def random_inputs(

@@ -1,17 +1,18 @@
-"""ChameleonLLM, re-implemented small: text becomes batches, a batch becomes a low-rank update of the LM head.
+"""ChameleonLLM, re-implemented small: text becomes groups of texts, a group a low-rank update of the LM head.
 
-The method, to be read in this order:
+The method, to be read in this order; one training step needs heads, loss, batches and train alone:
 
-    text → embed → cluster → batches → backbone → lora → heads → loss → states → conditions → train → chameleon
+    text → embed → cluster → batches → backbone → lora → heads → loss → states → conditions → train
+      → chameleon
 
 Axes, in every file:
 
-    N documents   B rows of a batch   G conditioning groups   T tokens   C width   V vocabulary   K clusters   R rank
-    H heads trained side by side
+    N documents   B rows (documents) of a batch   G conditioning groups   T tokens of a row   C width   R rank
+    V vocabulary  M scored states of a batch      K clusters              H heads trained side by side
 
-The low-rank factors are `down` (R, C) and `up` (V, R), the paper's A and B. `fast/` holds faster forms of some
-functions, which `engine.py` chooses; `backbones/` where weights come from; `app/` the method for own texts. Public
-names are imported on first use, so importing the package loads no heavy library and prints nothing.
+The low-rank factors are `down` (R, C) and `up` (V, R), the paper's A and B. `fast/` holds faster forms of
+some functions, which `engine.py` chooses; `backbones/` where weights come from; `app/` the method for own
+texts. Public names are imported on first use: importing the package loads nothing heavy and prints nothing.
 """
 
 from importlib import import_module

@@ -2,9 +2,9 @@
 
     ids (B, T) ── body ─▶ hidden (B, T, C) ── head: h Wᵀ (+ bias) ─▶ logits (B, T, V)
 
-The hidden states are exactly what the head is applied to. One probe of eight tokens checks this for every model:
-where a model scales, caps or re-projects between body and logits, an update of W would mean something else, and
-the model is refused by name. All weights are frozen and the model is in evaluation mode.
+The hidden states are exactly what the head is applied to. One probe of eight tokens checks this for every
+model: one that scales, caps or re-projects between body and logits is refused by name, for there an update of
+W would mean something else. All weights are frozen and the model is in evaluation mode.
 """
 
 import copy
@@ -17,17 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from .backbones import hub, smollm2, tiny
+from .backbones.formats import device_of
 from .errors import UserError, unknown
 from .text import pad_id
 
 BUILT_IN = ("smollm2", "random-gpt2", "tiny", "tiny-llama")
-SHORT_NAMES = {
-    "gpt2": "openai-community/gpt2",
-    "gpt2-medium": "openai-community/gpt2-medium",
-    "gpt2-large": "openai-community/gpt2-large",
-    "gpt2-xl": "openai-community/gpt2-xl",
-    "distilgpt2": "distilbert/distilgpt2",
-}
+GPT2 = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+SHORT_NAMES = {name: f"openai-community/{name}" for name in GPT2} | {"distilgpt2": "distilbert/distilgpt2"}
 
 
 @dataclass(frozen=True)
@@ -56,32 +52,26 @@ class Backbone:
     def hidden(self, ids: Tensor, mask: Tensor | None = None, position: Tensor | None = None) -> Tensor:
         """ids (B, T) int64 and mask (B, T), 1 for real tokens, to hidden states (B, T, C).
 
-        Several documents per row: a mask (B, 1, T, T) bool of which token attends to which, and position (B, T) inside
-        the document; not every model takes them, see fast/layers.py.
+        Several documents per row: a mask (B, 1, T, T) bool of which token attends to which, and position (B,
+        T) inside the document; not every model takes them, see fast/layers.py.
         """
         positions = {} if position is None else {"position_ids": position}
         return self.body(input_ids=ids, attention_mask=mask, use_cache=False, **positions).last_hidden_state
 
-    def logits(self, h: Tensor) -> Tensor:
-        """Hidden states (…, C) to the frozen model's logits (…, V)."""
-        return self.head(h)
-
 
 def load_backbone(
-    name: str,
-    *,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    revision: str | None = None,
+    name: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, revision: str = ""
 ) -> Backbone:
     """A backbone by built-in name, hub id, or folder (transformers' layout or a single .gguf file).
 
-    Raises UserError for an unknown name or a model whose head cannot be reached exactly, Unreachable (at once)
-    where a download is needed and impossible, DamagedFile where weights are missing.
+    Raises UserError for an unknown name or a model whose head cannot be reached exactly, Unreachable (at
+    once) where a download is needed and impossible, DamagedFile where weights are missing.
     """
+    device = device_of(device)
     lm, tokenizer, commit, weights = _open(name, dtype, revision)
     lm.requires_grad_(False).eval()
-    body, embedding, head = head_access(lm, name)
+    with hub.readable(f"backbone {name!r}"):
+        body, embedding, head = head_access(lm, name)
     lm.to(device)
     return Backbone(
         name=name,
@@ -107,7 +97,7 @@ def copied(backbone: Backbone) -> Backbone:
     return replace(backbone, lm=lm, body=lm.base_model, **parts)
 
 
-def _open(name: str, dtype: torch.dtype, revision: str | None):
+def _open(name: str, dtype: torch.dtype, revision: str):
     """(lm, tokenizer, revision, hash of the weights) for any kind of name."""
     if name == "smollm2":
         lm, tokenizer = hub.load_checkpoint(str(smollm2.fetch_smollm2()), dtype, local_files_only=True)
@@ -125,7 +115,7 @@ def _open(name: str, dtype: torch.dtype, revision: str | None):
 
 @torch.no_grad()
 def head_access(lm, name: str = "") -> tuple[nn.Module, Tensor, nn.Linear]:
-    """(body, input embedding (V, C'), head) of a causal LM; raises UserError unless head(body(x)) is lm(x) exactly.
+    """(body, input embedding (V, C'), head) of a causal LM; UserError unless head(body(x)) is lm(x) exactly.
 
     Exactly, because a soft cap is nearly the identity on small logits and would pass any tolerance.
     """

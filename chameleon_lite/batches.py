@@ -1,10 +1,10 @@
 """The order of documents in one epoch, and the conditioning groups cut from it.
 
-    labels (N,) or None ─ arrange ─▶ order (N,), clusters together ─ steps ─▶ 32 rows per optimiser step
-                                                               └ groups(g) ─▶ a group per document, of about g rows
+    labels (N,) or None ─ arrange ─▶ order (N,), clusters together ─ steps ─▶ 32 documents per optimiser step
+                                                             └ groups(g) ─▶ groups of about g documents
 
-Steps hold the same number of rows whatever the groups are, so that group sizes can be compared at equal steps
-(claim 6); a group that straddles two steps has one condition in both.
+Steps hold the same number of documents whatever the groups are, so that group sizes can be compared at equal
+steps; a group that straddles two steps has one condition in both.
 
 Released code: one list of batches, made before training, in the same order in every epoch.
 Here: an arrangement per epoch; composition and order both change with the generator, reproducibly.
@@ -12,6 +12,7 @@ Here: an arrangement per epoch; composition and order both change with the gener
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ class Groups(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Arrangement:
-    """One epoch's order of N documents. It never changes, so what follows from it is computed once: see `once`."""
+    """One epoch's order of N documents. It never changes, so what follows from it is computed once."""
 
     order: Tensor  # (N,) int64, document numbers
     cluster: Tensor | None = None  # (N,) along the order; None where the order is random
@@ -36,11 +37,11 @@ class Arrangement:
 
     @classmethod
     def of(cls, batches: Sequence[Tensor]) -> "Arrangement":
-        """The arrangement whose steps are these batches (B,), whatever number of rows a step should have."""
+        """The arrangement whose steps are these batches (B,), of whatever sizes."""
         return cls(torch.cat(list(batches)), None, tuple(len(batch) for batch in batches))
 
     def steps(self, rows: int | None = None) -> list[Tensor]:
-        """The given batches, or the order cut into runs of `rows` documents, of which the last may be shorter.
+        """The given batches, or the order cut into runs of `rows` documents, the last perhaps shorter.
 
         Raises ValueError where neither is there.
         """
@@ -51,16 +52,10 @@ class Arrangement:
     def groups(self, size: int) -> Groups:
         """Groups along the order, none of which spans two clusters.
 
-        A cluster's run is cut into equal parts of at most `size` rows; a random order into runs of exactly `size`,
-        a rest below half of it joining the run before.
+        A cluster's run is cut into equal parts of at most `size` documents; a random order into runs of
+        exactly `size`, a rest below half of it joining the run before.
         """
-
-        def cut() -> Groups:
-            along, of = self._along(size), torch.empty_like(self.order)
-            of[self.order] = along
-            return Groups(of, torch.cat([along.new_zeros(1), torch.bincount(along).cumsum(0)]))
-
-        return self.once(size, cut)
+        return self.once(size, partial(self._groups, size))
 
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """compute(), called once per arrangement and key; its result may depend on these two alone."""
@@ -68,22 +63,24 @@ class Arrangement:
             self._memo[key] = compute()
         return self._memo[key]
 
-    def _along(self, size: int) -> Tensor:
-        """The group at each place along the order (N,)."""
-        place = torch.arange(len(self.order))
+    def _groups(self, size: int) -> Groups:
+        place, of = torch.arange(len(self.order)), torch.empty_like(self.order)
         if self.cluster is None:
-            rest = len(place) % size
-            joins = 0 < rest < size / 2 and len(place) > size
-            return (place // size).clamp_max(len(place) // size - 1) if joins else place // size
-        runs = torch.unique_consecutive(self.cluster, return_counts=True)[1]
-        length = runs.repeat_interleave(runs)  # (N,) of the run at each place
-        within = place - (runs.cumsum(0) - runs).repeat_interleave(runs)
-        part = within * ((length + size - 1) // size) // length
-        return ((within == 0) | (part != part.roll(1))).cumsum(0) - 1
+            along, rest = place // size, len(place) % size  # (N,) the group at each place along the order
+            if 0 < rest < size / 2 and len(place) > size:
+                along = along.clamp_max(len(place) // size - 1)
+        else:
+            runs = torch.unique_consecutive(self.cluster, return_counts=True)[1]
+            length = runs.repeat_interleave(runs)  # (N,) of the run at each place
+            within = place - (runs.cumsum(0) - runs).repeat_interleave(runs)
+            part = within * ((length + size - 1) // size) // length
+            along = ((within == 0) | (part != part.roll(1))).cumsum(0) - 1
+        of[self.order] = along
+        return Groups(of, torch.cat([along.new_zeros(1), torch.bincount(along).cumsum(0)]))
 
 
 def arrange(n: int, labels: Tensor | None, generator: torch.Generator) -> Arrangement:
-    """A fresh order of n documents: shuffled, and with `labels` (N,) the clusters kept together, in shuffled order."""
+    """A fresh order of n documents: shuffled; with `labels` (N,), clusters together and shuffled too."""
     order = torch.randperm(n, generator=generator)
     if labels is None:
         return Arrangement(order)

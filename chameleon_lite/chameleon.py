@@ -1,11 +1,10 @@
 """ChameleonLiteForCausalLM: a frozen causal LM, a head that adapts to the prompt, as a Hugging Face model.
 
-    prompt ─ mean embedding ─▶ cluster ─▶ condition ─ hyper-network ─▶ update        once, before the first new token
-    ids ── backbone (frozen, with or without LoRA) ─▶ h ── W h + α up down h ─▶ logits      every step, from the cache
+    prompt ─ mean embedding ─▶ cluster ─▶ condition ─ head ─▶ update       once, before the first new token
+    ids ── backbone (frozen, or with LoRA) ─▶ h ── W h + α up down h ─▶ logits    every step, from the cache
 
-A saved adapter holds the hyper-network, LoRA factors and centroids; the backbone is named, not copied. Without a
-condition and without an update `forward` is the backbone itself (with its LoRA, where there is one), so nothing that
-is scored can leak into it.
+A saved adapter holds the head, LoRA factors and centroids; the backbone is named, not copied. Without a
+condition and without an update `forward` is the backbone itself (with its LoRA, if any).
 """
 
 import copy
@@ -16,17 +15,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .backbone import Backbone, load_backbone
+from .backbone import BUILT_IN, Backbone, load_backbone
+from .backbones.adapters import check_tensors, portable, read_settings
 from .backbones.formats import set_format
 from .backbones.hub import adapter_folder
 from .chameleon_config import ChameleonLiteConfig, check_backbone, identity
 from .conditions import Grouped, grouped, prompt_vectors
 from .errors import DamagedFile, UserError
 from .heads import Condition, HeadUpdate, HyperHead, LoraHead, update_logits
-from .lora import add_lora, load_lora_state, lora_state, merge_lora
+from .lora import add_lora, lora_parameters, merge_lora
 from .text import IGNORED
 
 WEIGHTS = "model.safetensors"
@@ -34,7 +34,7 @@ LORA = "lora."  # prefix of LoRA factors in a saved adapter
 
 
 class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
-    """Build it with `from_backbone` (new adapter) or `from_pretrained` (saved adapter); UserError otherwise."""
+    """Built with `from_backbone` (a new adapter) or `from_pretrained` (a saved one); UserError otherwise."""
 
     config_class = ChameleonLiteConfig
     base_model_prefix = "lm"
@@ -47,38 +47,31 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.backbone, self.tokenizer, self.lm = backbone, backbone.tokenizer, backbone.lm
         self.lm.requires_grad_(False)
-        sizes = (config.width, config.vocabulary, config.rank)
-        if config.head == "hyper":
-            head = HyperHead(*sizes, config.dropout, hidden=tuple(config.hidden))
-        else:
-            head = LoraHead(*sizes)
-        self.head = head.to(backbone.device)
+        self.head = new_head(config).to(backbone.device)
         centroids = torch.zeros(config.clusters, backbone.embedding.shape[1], device=backbone.device)
         self.register_buffer("centroids", centroids)  # (K, C)
         self._accepted = set(inspect.signature(self.lm.base_model.forward).parameters)
         self.post_init()
         if config.lora_rank:  # after post_init, which would initialise the new layers as the backbone's
             add_lora(self.lm, rank=config.lora_rank, alpha=config.lora_alpha)
-        self.generation_config = copy.deepcopy(self.lm.generation_config)
-        if self.generation_config.pad_token_id is None:
-            self.generation_config.pad_token_id = backbone.pad_id
+        # Greedy, one continuation per prompt, whatever penalties, beams or samples the checkpoint asks for.
+        ids = {name: getattr(self.lm.generation_config, name) for name in ("bos_token_id", "eos_token_id")}
+        self.generation_config = GenerationConfig(**ids, pad_token_id=backbone.pad_id, do_sample=False)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: head and backbone come initialised, and touching a loaded backbone would ruin it."""
 
     @classmethod
     def from_backbone(cls, backbone: Backbone | str, *, centroids: Tensor | None = None, **settings):
-        """A new adapter on a backbone or a backbone's name; settings are `ChameleonLiteConfig`'s (rank, head, …).
+        """A new adapter on a backbone or a backbone's name; settings are `ChameleonLiteConfig`'s (rank, …).
 
         centroids (K, C): what prompts are assigned to. At the start the model's logits are the backbone's.
         Raises UserError where embeddings and hidden states differ in width, which the hyper-network joins.
         """
         backbone = load_backbone(backbone) if isinstance(backbone, str) else backbone
-        if backbone.embedding.shape[1] != backbone.width:
-            raise UserError(
-                f"{backbone.name}: embeddings have {backbone.embedding.shape[1]} columns and hidden states "
-                f"{backbone.width}; the hyper-network needs them equal: choose another backbone"
-            )
+        if (columns := backbone.embedding.shape[1]) != backbone.width:
+            widths = f"embeddings have {columns} columns and hidden states {backbone.width}"
+            raise UserError(f"{backbone.name}: {widths}; they must be equal: choose another backbone")
         centroids = torch.zeros(0, backbone.width) if centroids is None else centroids
         geometry, settings = backbone.lm.config.to_dict(), settings | {"clusters": len(centroids)}
         model = cls(ChameleonLiteConfig(geometry, **identity(backbone), **settings), backbone)
@@ -87,33 +80,25 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(
-        cls,
-        path,
-        *_,
-        backbone: Backbone | str | None = None,
-        config=None,
-        device="cpu",
-        dtype: torch.dtype | None = None,
-        trust_remote_code: bool = False,
-        **ignored,
+        cls, path, *_, backbone: Backbone | str | None = None, device="cpu", dtype=None, **options
     ):
         """Load a saved adapter from a folder or hub id, on the backbone it names or on the one given.
 
         The backbone is loaded in the format it was fitted in, compared, and only then converted to `dtype`.
         Raises UserError for another backbone, vocabulary or revision; DamagedFile where a tensor is missing.
         """
-        if trust_remote_code:
+        if options.get("trust_remote_code"):
             raise UserError("trust_remote_code is never needed here: an adapter is data, without code")
         folder = adapter_folder(path)
-        if not isinstance(config, ChameleonLiteConfig):
-            config = ChameleonLiteConfig.from_pretrained(folder)
+        fields = read_settings(folder)
+        with torch.device("meta"):  # sizes alone: nothing is allocated before they fit the file
+            head = new_head(ChameleonLiteConfig(**fields)).state_dict()
+        check_tensors(folder / WEIGHTS, fields, {name: value.shape for name, value in head.items()})
         if not isinstance(backbone, Backbone):
-            backbone = load_backbone(
-                backbone or config.backbone_name,
-                device=device,
-                dtype=getattr(torch, config.backbone_dtype),
-                revision=None if backbone else config.backbone_revision or None,
-            )
+            how = {"device": device, "dtype": getattr(torch, fields["backbone_dtype"])}
+            how["revision"] = "" if backbone else fields["backbone_revision"]
+            backbone = load_backbone(backbone or fields["backbone_name"], **how)
+        config = ChameleonLiteConfig(backbone.lm.config.to_dict(), **fields)
         check_backbone(config, backbone)
         model = cls(config, backbone)
         model._load_adapter(folder / WEIGHTS)
@@ -124,7 +109,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
     def adapter_state(self) -> dict[str, Tensor]:
         """What makes this adapter: head, centroids, LoRA factors."""
         state = {f"head.{name}": value for name, value in self.head.state_dict().items()}
-        state |= {LORA + name: value for name, value in lora_state(self.lm).items()}
+        state |= {LORA + name: value.detach().clone() for name, value in lora_parameters(self.lm).items()}
         return {**state, "centroids": self.centroids} if len(self.centroids) else state
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs) -> None:
@@ -136,24 +121,27 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
             return
         target = Path(save_directory)
         target.mkdir(parents=True, exist_ok=True)
-        self.config.clusters = len(self.centroids)
+        self.config.clusters, name = len(self.centroids), self.config.backbone_name
         kwargs["state_dict"] = {name: value.contiguous() for name, value in self.adapter_state().items()}
         with tempfile.TemporaryDirectory(dir=target, prefix=".part-") as part:
-            super().save_pretrained(part, **kwargs)
+            if name not in BUILT_IN and Path(name).expanduser().is_dir():
+                self.config.backbone_name = portable(name, target)
+            try:
+                super().save_pretrained(part, **kwargs)
+            finally:
+                self.config.backbone_name = name
             for path in sorted(Path(part).iterdir(), key=lambda path: path.name == "config.json"):
                 path.replace(target / path.name)
 
     def _load_adapter(self, path: Path) -> None:
         from safetensors.torch import load_file
 
-        if not path.is_file():
-            raise UserError(f"{path.parent} is no adapter: no {WEIGHTS}, and no other format is read")
         state, expected = load_file(path), self.adapter_state()
         wrong = set(expected) ^ set(state) or {n for n in state if expected[n].shape != state[n].shape}
         if wrong:
             raise DamagedFile(f"{path} does not fit its config.json: {min(wrong)}; save or fetch it again")
-        lora = {name.removeprefix(LORA): state.pop(name) for name in list(state) if name.startswith(LORA)}
-        load_lora_state(self.lm, lora)
+        for name, factor in lora_parameters(self.lm).items():
+            factor.data.copy_(state.pop(LORA + name))
         self.load_state_dict(state, strict=False)
 
     def get_output_embeddings(self) -> nn.Module:
@@ -175,7 +163,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         return grouped(vectors, self.centroids, mode or self.config.condition)
 
     def update_for(self, condition: Condition | Tensor | int) -> HeadUpdate:
-        """The head's update for conditions (G, C) or (C,), or a stored cluster's number, else UserError."""
+        """The head's update for conditions (G, C) or (C,), or a stored cluster's number; else UserError."""
         if isinstance(condition, int):
             if not 0 <= condition < len(self.centroids):
                 raise UserError(f"no cluster {condition}: this adapter has {len(self.centroids)}")
@@ -187,11 +175,11 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
     def prepare(
         self, condition: Condition | Tensor | int, group: Tensor | None = None, rows: int | None = None
     ) -> Callable[..., Tensor]:
-        """The update of conditions (G, C) for the rows of a batch, group (B,); `forward` and `generate` take it."""
+        """Conditions (G, C) of a batch of groups (B,) as the `head_update` of `forward` and `generate`."""
         return update_logits(self.update_for(condition), group, rows)
 
     def body(self, **inputs):
-        """The model below its head; inputs that are None, or that this architecture does not take, are left out."""
+        """The model below its head; inputs that are None or that it does not take are left out."""
         inputs = {n: x for n, x in inputs.items() if x is not None and self._accepted & {n, "kwargs"}}
         return self.lm.base_model(**inputs)
 
@@ -207,10 +195,11 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         head_update: Callable[..., Tensor] | None = None,
         **more,
     ) -> CausalLMOutputWithPast:
-        """ids (B, T) to logits (B, T, V), adapted by `condition` (G, C) with `group` (B,), or by a ready `head_update`.
+        """ids (B, T) to logits (B, T, V), adapted by condition (G, C) with group (B,) or by a `head_update`.
 
-        labels (B, T), -100 where not scored, are shifted inside; the loss is their mean in nats per token. `more`
-        goes to the body. Generation builds position_ids, which left padding needs, only where they are named here.
+        labels (B, T), -100 where not scored, are shifted inside; the loss is their mean in nats per token.
+        `more` goes to the body. Generation builds position_ids, which left padding needs, only if they are
+        named here. head_update(head, h (B, T, C), scale), as `prepare` makes one, gives the adapted logits.
         """
         out = self.body(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **more)
         h = out.last_hidden_state  # (B, T, C)
@@ -234,10 +223,10 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         head_update: Callable[..., Tensor] | None = None,
         **kwargs,
     ):
-        """Continue prompts (left-padded, with attention_mask) under an update fixed before the first new token.
+        """Continue prompts (left-padded, with attention_mask) under an update fixed before the first token.
 
-        condition: None, "cluster", "centroid" or "row" take it from the prompts; a tensor (G, C) with `group` (B,)
-        sets it. Everything else is transformers' `generate`. Raises UserError without input_ids.
+        condition: None, "cluster", "centroid" or "row" take it from the prompts; a tensor (G, C) with `group`
+        (B,) sets it. Everything else is transformers' `generate`. Raises UserError without input_ids.
         """
         ids = kwargs.get("input_ids") if inputs is None else inputs
         if ids is None:
@@ -251,7 +240,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def merge_for(self, condition: Condition | Tensor | int) -> PreTrainedModel:
-        """A plain model with the update for one condition (C,) or cluster in an untied head, else UserError."""
+        """A plain model with one condition's (C,) or cluster's update in its head; UserError for more."""
         update = self.eval().update_for(condition)
         if update.groups != 1:
             raise UserError(f"merging needs one condition, not {update.groups}")
@@ -265,6 +254,14 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
             config.tie_word_embeddings = False
         plain.all_tied_weights_keys = {}  # so that saving writes both matrices
         return plain.eval()
+
+
+def new_head(config: ChameleonLiteConfig) -> HyperHead | LoraHead:
+    """A head of the configuration's kind and sizes."""
+    sizes = (config.width, config.vocabulary, config.rank)
+    if config.head == "lora":
+        return LoraHead(*sizes)
+    return HyperHead(*sizes, config.dropout, hidden=tuple(config.hidden))
 
 
 AutoConfig.register(ChameleonLiteConfig.model_type, ChameleonLiteConfig)

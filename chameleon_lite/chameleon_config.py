@@ -1,59 +1,33 @@
 """The configuration in an adapter's folder, and the check that it fits the backbone it is loaded on.
 
-An adapter is a change of one particular head: on other weights it is noise that looks like a working model. So
-the name, revision, weight hash and vocabulary of the backbone are written down and compared before use.
+An adapter is a change of one particular head: on other weights it is noise that looks like a working model.
+So the name, revision, weight hash and vocabulary of the backbone are written down and compared before use.
 """
 
-import copy
 import hashlib
 import json
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from .conditions import MODES
-from .errors import UserError, unknown
-
-HEADS = ("hyper", "lora")
-DEFAULTS = {
-    "head": "hyper",  # the paper's hyper-network, or "lora"
-    "rank": 4,
-    "scale": 1.0,  # α
-    "dropout": 0.5,  # inside the hyper-network
-    "hidden": [64, 32],  # its two inner widths
-    "clusters": 0,  # stored centroids, K
-    "condition": "cluster",  # how prompts are grouped, see conditions.py
-    "lora_rank": 0,  # of LoRA in the layers; 0: none
-    "lora_alpha": None,  # None: the rank
-    "backbone_name": "",
-    "backbone_revision": "",
-    "backbone_hash": "",
-    "backbone_dtype": "float32",
-    "vocabulary_hash": "",
-    "width": 0,  # C
-    "vocabulary": 0,  # V
-    "prompts": {},  # how texts were cut into tokens
-    "notes": {},  # what the training measured
-}
+from .backbones.adapters import MODEL_TYPE, AdapterSettings, checked
+from .errors import UserError
 
 
 class ChameleonLiteConfig(PreTrainedConfig):
-    """Settings of `ChameleonLiteForCausalLM`, listed in DEFAULTS; `text_config` is the backbone's configuration.
+    """Settings of `ChameleonLiteForCausalLM` (see `AdapterSettings`); `text_config` is the backbone's.
 
-    The default head is the paper's hyper-network. Raises UserError for an unknown head or condition.
+    The default head is the paper's hyper-network. Raises UserError for a setting out of its range.
     """
 
-    model_type = "chameleon-lite"
+    model_type = MODEL_TYPE
     sub_configs = {"text_config": AutoConfig}  # generation reads the backbone's geometry through it
 
     def __init__(self, text_config=None, **settings) -> None:
-        for name, default in copy.deepcopy(DEFAULTS).items():
-            setattr(self, name, settings.pop(name, default))
-        if self.head not in HEADS:
-            raise unknown("head", self.head, HEADS)
-        if self.condition not in MODES:
-            raise unknown("condition", self.condition, MODES)
+        own = {name: settings.pop(name) for name in AdapterSettings.model_fields if name in settings}
+        for name, value in checked(own).items():
+            setattr(self, name, value)
         if isinstance(text_config, dict):
-            text_config = AutoConfig.for_model(**text_config)
+            text_config = AutoConfig.for_model(**text_config | {"_name_or_path": ""})
         self.text_config = text_config
         settings["tie_word_embeddings"] = False  # the backbone ties its matrices; the wrapper ties nothing
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -85,12 +59,12 @@ def check_backbone(config: ChameleonLiteConfig, backbone) -> None:
     names += ["backbone_hash"] if same_format else ["backbone_name", "backbone_revision"]
     for name in names:
         if fields[name] != getattr(config, name):
-            what = (
-                "weights" if name == "backbone_hash" else name.removeprefix("backbone_").removesuffix("_hash")
+            what = {"backbone_hash": "weights"}.get(
+                name, name.removeprefix("backbone_").removesuffix("_hash")
             )
             raise UserError(
-                f"this adapter was fitted on {_called(vars(config))} and cannot be used on {_called(fields)}: load "
-                f"{config.backbone_name}, or fit a new adapter (they differ in {what})"
+                f"this adapter was fitted on {_called(vars(config))} and cannot be used on {_called(fields)}"
+                f": load {config.backbone_name}, or fit a new adapter (they differ in {what})"
             )
 
 

@@ -1,11 +1,10 @@
 """Vectors become clusters: k-means fitted on one set of documents, everything else assigned.
 
     x (N, C) ── fit_clusters ─▶ centroids (K, C) ── assign: nearest centroid ─▶ label of any other vector
-    labels ── merge_small ─▶ no group smaller than the minimum: its rows go to the nearest centroid that remains
+    labels ── merge_small ─▶ no cluster below the minimum: its vectors go to the nearest centroid that remains
 
 Released code: k-means of its own, 10 Lloyd steps from random rows, the evaluation set clustered on itself.
-Here: k-means with a k-means++ start on the training set only: scikit-learn's, or the engine's fast form where there
-are many vectors.
+Here: k-means with a k-means++ start on the training set only, scikit-learn's or the engine's fast form.
 """
 
 import warnings
@@ -19,15 +18,16 @@ from . import engine
 from .errors import UserError
 
 MAX_CLUSTERS = 4_096
+FITTED = 100_000  # vectors that k-means reads at most
 MANY_PRODUCTS = 1 << 20  # rows × clusters from which scikit-learn on one thread is slow
 
 
 @dataclass(frozen=True, eq=False)
 class Clustering:
-    """K centroids (K, C) and, for the N rows they were fitted on, label (N,) and distance (N,).
+    """K centroids (K, C) and, for the N vectors they were fitted on, label (N,) and distance (N,).
 
-    `inertia` is the sum of squared distances over all N rows. A cluster is empty only where fewer than K
-    rows are distinct; its centroid stays.
+    `inertia` is the sum of squared distances over all N. A cluster is empty only where fewer than K vectors
+    are distinct; its centroid stays.
     """
 
     centroids: Tensor
@@ -41,41 +41,39 @@ class Clustering:
 
     @property
     def sizes(self) -> Tensor:
-        """Rows per cluster, (K,) int64."""
+        """Vectors per cluster, (K,) int64."""
         return torch.bincount(self.labels, minlength=len(self.centroids))
 
 
 def cluster_count(n: int, rows: int) -> int:
-    """Clusters for n documents in batches of about `rows`: n // rows, between 1 and MAX_CLUSTERS.
+    """Clusters for n documents in groups of about `rows`: n // rows, between 1 and MAX_CLUSTERS.
 
-    The ceiling keeps fitting from growing with the square of n; larger clusters are cut into several batches.
+    The ceiling keeps fitting from growing with the square of n; larger clusters are cut into several groups.
     """
     return max(1, min(MAX_CLUSTERS, n // rows))
 
 
-def fit_clusters(x: Tensor, k: int, *, seed: int, sample: int = 100_000) -> Clustering:
+def fit_clusters(x: Tensor, k: int, *, seed: int) -> Clustering:
     """k-means of x (N, C) into k clusters; the same seed gives the same labels, bit for bit.
 
-    Fits on at most `sample` rows, drawn by the seed, and assigns the rest. Raises UserError when k is not
-    between 1 and the number of rows, or when x holds NaN or infinity.
+    Fits on at most FITTED vectors, drawn by the seed, and assigns the rest. Raises UserError when k is not
+    between 1 and N, or when x holds NaN or infinity.
     """
     if not 1 <= k <= len(x):
         raise UserError(f"cannot make {k} clusters of {len(x)} documents; choose between 1 and {len(x)}")
-    if k > sample:
-        raise UserError(f"cannot fit {k} clusters on a sample of {sample} documents; raise sample or lower k")
     if not torch.isfinite(x).all():
         raise UserError("cannot cluster vectors with NaN or infinity; check the embedding matrix")
     rows = x.detach().float()
-    if len(x) > sample:
-        chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:sample]
+    if len(x) > FITTED:
+        chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[: max(FITTED, k)]
         rows = rows[chosen.sort().values.to(x.device)]
     centroids = kmeans(rows, k, seed=seed)
     labels, distance = nearest_centroid(x.detach().float(), centroids)
-    return Clustering(centroids, labels, distance, float(distance.double().square().sum()))
+    return Clustering(centroids, labels, distance, float(distance.cpu().double().square().sum()))
 
 
 def kmeans(x: Tensor, k: int, *, seed: int) -> Tensor:
-    """Centroids (k, C) float32 of x (N, C) on its device, by at most 100 steps from a start drawn by the seed.
+    """Centroids (k, C) float32 of x (N, C), by at most 100 steps from a start drawn by the seed.
 
     scikit-learn on one thread, because the order of a parallel sum is not fixed.
     """
@@ -92,10 +90,10 @@ def kmeans(x: Tensor, k: int, *, seed: int) -> Tensor:
 
 
 def merge_small(x: Tensor, labels: Tensor, centroids: Tensor, minimum: int = 4) -> Tensor:
-    """Labels (N,) in which the rows of groups smaller than `minimum` have the nearest centroid that remains.
+    """Labels (N,) in which members of clusters smaller than `minimum` have the nearest centroid that remains.
 
-    x (N, C), labels (N,) int64, centroids (K, C). Label numbers stay those of the centroids. Where no group
-    is large enough, all rows get the largest one (the lowest label among equals).
+    x (N, C), labels (N,) int64, centroids (K, C). Label numbers stay those of the centroids. Where no cluster
+    is large enough, all get the largest one (the lowest label among equals).
     """
     sizes = torch.bincount(labels, minlength=len(centroids))  # (K,)
     remaining = torch.nonzero(sizes >= minimum).flatten()

@@ -5,42 +5,23 @@
       "centroid"  the stored centroid itself: a prompt's result does not depend on its neighbours
       "row"       the prompt's own vector
 
-In training a source is a pure function: source(arrangement, rows (B,)) gives the condition of G groups and the group
-of each row (B,), or None where all rows share one. Only tokens before the first scored or generated one are read.
+In training a source is a pure function: source(arrangement, rows (B,)) gives the condition of G groups and
+the group of each row (B,), or None where all rows share one. Tokens that are scored are never read.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .backbones.formats import sums_on
 from .batches import Arrangement
 from .cluster import nearest_centroid
 from .embed import masked_mean, normalise
 from .errors import UserError, unknown
-from .heads import Condition, HeadUpdate
+from .heads import Condition
 
 MODES = ("cluster", "centroid", "row")
-Source = Callable[[Arrangement, Tensor], tuple[Condition, Tensor | None]]
-
-
-def conditions_of(
-    sources: Sequence[Source | None], arrangement: Arrangement, rows: Tensor
-) -> list[tuple[Condition | None, Tensor | None]]:
-    """(Condition, group of each row) per source for documents rows (B,); a source that heads share is called once."""
-    distinct = {id(source): source and source(arrangement, rows) for source in sources}
-    return [distinct[id(source)] or (None, None) for source in sources]
-
-
-def groups_of(conditions: Sequence[tuple], updates: Sequence[HeadUpdate | None], at: Tensor) -> list:
-    """For each head the group (M,) of positions that lie in rows `at` (M,) of the batch, None where it has one update.
-
-    They stay on the host, where they make no step wait for a GPU; heads with one source share one tensor.
-    """
-    spread = {id(group): group.cpu()[at] for _, group in conditions if group is not None}
-    several = [update is not None and update.groups > 1 for update in updates]
-    return [spread.get(id(group)) if many else None for (_, group), many in zip(conditions, several)]
 
 
 def group_means(vectors: Tensor, group: Tensor) -> Tensor:
@@ -50,24 +31,24 @@ def group_means(vectors: Tensor, group: Tensor) -> Tensor:
     unsafe: the lengths are right, and checking them would make the host wait for the device.
     """
     place, lengths = torch.argsort(group, stable=True), torch.bincount(group)
-    device = vectors.device
-    return torch.segment_reduce(
-        vectors[place.to(device)], "mean", lengths=lengths.to(device), axis=0, unsafe=True
-    )
+    x, how = vectors.to(sums_on(vectors.device)), {"axis": 0, "unsafe": True}
+    means = torch.segment_reduce(x[place.to(x.device)], "mean", lengths=lengths.to(x.device), **how)
+    return means.to(vectors.device)
 
 
 @dataclass(frozen=True, eq=False)
 class GroupMean:
-    """Source: the mean of vectors (N, C) over the row's group of about `size` documents (paper, section 3.1)."""
+    """Source: the mean of vectors (N, C) over a row's group of about `size` documents (paper, section 3.1).
+
+    The study's sources derive from it and define `read`.
+    """
 
     vectors: Tensor
     size: int
 
     def __call__(self, arrangement: Arrangement, rows: Tensor) -> tuple[Condition, Tensor | None]:
-        of = arrangement.groups(self.size).of
-        means = arrangement.once(
-            (self.size, self.vectors), lambda: group_means(self.vectors, of)
-        )  # all groups'
+        of, key = arrangement.groups(self.size).of, (self.size, self.vectors)
+        means = arrangement.once(key, lambda: group_means(self.vectors, of))  # all groups'
         group, row_group = torch.unique(of[rows], return_inverse=True)  # (G,), (B,)
         vectors = means[self.read(arrangement, group).to(means.device)]
         return Condition(vectors), row_group if len(group) > 1 else None
@@ -79,7 +60,7 @@ class GroupMean:
 
 @dataclass(frozen=True)
 class Grouped:
-    """A batch's conditions: G groups, and for each of B rows its group, nearest cluster and distance to it."""
+    """Of a batch of B prompts the condition of G groups, each row's group, cluster and distance to it."""
 
     condition: Condition
     group: Tensor  # (B,) int64, row of the condition
@@ -88,21 +69,21 @@ class Grouped:
 
 
 def prompt_vectors(embedded: Tensor, mask: Tensor) -> Tensor:
-    """Embedded prompts (B, T, C) and mask (B, T) to vectors (B, C) of length 1, float32; pads don't count."""
+    """Embedded prompts (B, T, C) and mask (B, T) to vectors (B, C) float32 of length 1; pads don't count."""
     return normalise(masked_mean(embedded.detach().float(), mask))
 
 
 def grouped(vectors: Tensor, centroids: Tensor | None, mode: str = "cluster") -> Grouped:
     """Group vectors (B, C) by the nearest of centroids (K, C), with one condition per group.
 
-    Without centroids all rows are one cluster. Raises UserError for an unknown mode, and for "centroid" without.
+    Without centroids all rows are one cluster; for "centroid" UserError, as for an unknown mode.
     """
     if mode not in MODES:
         raise unknown("condition", mode, MODES)
     if centroids is None or not len(centroids):
         if mode == "centroid":
             raise UserError(
-                'condition "centroid" needs stored centroids and this adapter has none: use "cluster" or "row"'
+                'condition "centroid" needs stored centroids, and here are none: use "cluster" or "row"'
             )
         distance = vectors.new_zeros(len(vectors))
         cluster = torch.zeros_like(distance, dtype=torch.int64)

@@ -2,8 +2,8 @@
 
     ids of document n ── rows of the embedding matrix (V, C) ── mean over a span ── L2 normalise ─▶ (C,)
 
-Paper: the mean token embedding of the input. Released code: the mean over all positions of the padded row,
-so the pad embedding dominates short rows (`span="padded"`). Here: the tokens the condition may read, no padding.
+Paper: the mean token embedding of the input. Released code: the mean over all positions of the padded row, so
+the pad embedding dominates short rows (`span="padded"`). Here: the tokens the condition may read, no padding.
 """
 
 import torch
@@ -17,18 +17,13 @@ SPANS = ("condition", "row", "padded")
 
 
 def mean_embeddings(
-    table: TokenTable,
-    weight: Tensor,
-    *,
-    span: str = "condition",
-    length: int | None = None,
-    normalised: bool = True,
+    table: TokenTable, weight: Tensor, *, span: str = "condition", length: int = 0, normalised: bool = True
 ) -> Tensor:
     """Mean embedding (N, C) float32 of each document, on the device of weight (V, C).
 
-    span "condition" averages what the condition may read, "row" all tokens, "padded" the `length` positions
-    of the padded row, pad embedding included (rows longer than `length` are cut). A document with an empty
-    span is zero. Raises UserError for an unknown span and for "padded" without a length.
+    span "condition" averages what the condition may read, "row" all tokens; the study's "padded" the `length`
+    positions of the padded row, pad embedding included (longer rows are cut). A document with an empty span
+    is zero. Raises UserError for an unknown span and for "padded" without a length.
     """
     if span not in SPANS:
         raise unknown("span", span, SPANS)
@@ -56,6 +51,6 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return (x * weight).sum(-2) / weight.sum(-2).clamp_min(1)  # (..., C)
 
 
-def normalise(x: Tensor, eps: float = 1e-12) -> Tensor:
+def normalise(x: Tensor) -> Tensor:
     """x (..., C) scaled to Euclidean length 1; a zero vector stays zero."""
-    return x / x.norm(dim=-1, keepdim=True).clamp_min(eps)
+    return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)

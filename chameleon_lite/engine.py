@@ -4,9 +4,9 @@
     fast     the fast form wherever there is one
     auto     fast, but plain where the work is too small to gain from it (the default)
 
-Most functions with a fast form begin with `if impl := engine.fast("its name"): return impl(…)` and go on with their
-plain twin, of the same signature; for `replayed` and `layer_pass` the caller names the plain form. Files of `fast/`
-are loaded by name when first needed; nothing imports them.
+Most functions with a fast form begin with `if impl := engine.fast("its name"): return impl(…)` and go on with
+their plain twin, of the same signature; for `replayed` and `layer_pass` the caller names the plain form.
+Files of `fast/` are loaded by name when first needed; nothing imports them.
 """
 
 import os
@@ -31,7 +31,7 @@ _chosen: list[str] = []  # empty, or the one name set by `use`
 
 
 def use(name: str) -> ExitStack:
-    """Choose "plain", "fast" or "auto" from here on, or for the body of a `with`; UserError for any other name."""
+    """Choose "plain", "fast" or "auto" from here on, or for the body of a `with`; UserError for another."""
     before, back = _chosen.copy(), ExitStack()
     _chosen[:] = [_checked(name, "engine.use")]
     back.callback(_chosen.__setitem__, slice(None), before)
@@ -39,7 +39,7 @@ def use(name: str) -> ExitStack:
 
 
 def fast(door: str, worth: bool = True) -> Callable | None:
-    """The fast function behind a door, or None for the plain twin; "auto" also gives None for work not `worth` it."""
+    """The fast function behind a door, or None for the plain twin; "auto": None for work not `worth` it."""
     name = _chosen[0] if _chosen else _checked(os.environ.get(VARIABLE) or "auto", VARIABLE)
     return _load(door) if name == "fast" or (name == "auto" and worth) else None
 

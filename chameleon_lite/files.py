@@ -1,16 +1,17 @@
 """Where files live, and how they get there whole.
 
-`home` is the cache folder, `atomic` writes under a temporary name and renames, `locked` keeps two processes off one
-file, `sha256` and `verified` compare a checksum. A file under its final name is therefore complete; whatever a killed
-process leaves behind has a `.part-` name and is ignored.
+`home` is the cache folder, `atomic` writes under a temporary name and renames, `locked` keeps two processes
+off one file, `sha256` and `verified` compare a checksum, `write_sealed` puts it into a JSON file itself. A
+file under its final name is complete; what a killed process leaves has a `.part-` name and is ignored.
 """
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from filelock import FileLock
@@ -19,7 +20,7 @@ from .errors import DamagedFile
 
 
 def home() -> Path:
-    """The cache folder: `$CHAMELEON_LITE_HOME`, else `$XDG_CACHE_HOME/chameleon-lite`, else `~/.cache/…`."""
+    """The cache folder: $CHAMELEON_LITE_HOME, else chameleon-lite in $XDG_CACHE_HOME or ~/.cache."""
     if folder := os.environ.get("CHAMELEON_LITE_HOME"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "chameleon-lite"
@@ -45,10 +46,11 @@ def atomic(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path | str) -> Iterator[None]:
-    """Hold the lock that belongs to `path`: one process at a time, others wait."""
+    """Hold the lock of `path`: one process at a time, others wait; no lock where nothing can be written."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(path.parent / f".{path.name}.lock")):
+    writable = os.access(path.parent, os.W_OK)
+    with FileLock(str(path.parent / f".{path.name}.lock")) if writable else nullcontext():
         yield
 
 
@@ -60,9 +62,31 @@ def sha256(path: Path | str) -> str:
 
 def verified(path: Path | str, expected: str) -> Path:
     """`path` if its sha256 is `expected`; raises DamagedFile, naming the file, if not."""
-    actual = sha256(path)
-    if actual != expected:
-        raise DamagedFile(
-            f"{path} is damaged: sha256 {actual[:12]}…, expected {expected[:12]}…; remove it and fetch it again"
-        )
+    if not Path(path).is_file():
+        raise DamagedFile(f"{path} is missing")
+    if (actual := sha256(path)) != expected:
+        what = f"sha256 {actual[:12]}…, expected {str(expected)[:12]}…"
+        raise DamagedFile(f"{path} is damaged: {what}; remove it and fetch it again")
     return Path(path)
+
+
+def write_sealed(path: Path | str, content: dict) -> None:
+    """Write a JSON object and, under its key "seal", the checksum that `read_sealed` compares."""
+    content = json.loads(json.dumps(content))  # as it will be read: keys are texts, tuples are lists
+    with atomic(path) as part:
+        part.write_text(json.dumps(content | {"seal": _seal(content)}, indent=1), encoding="utf-8")
+
+
+def read_sealed(path: Path | str) -> dict:
+    """The object that `write_sealed` wrote, without the seal; DamagedFile, naming the file, if not that."""
+    try:
+        content = json.loads(Path(path).read_bytes())
+        if content.pop("seal") == _seal(content):
+            return content
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        pass  # no JSON, or no object with a seal
+    raise DamagedFile(f"{path} is damaged: its content is not what its checksum promises; remove it")
+
+
+def _seal(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,14 +1,16 @@
 """Heads turn a condition into low-rank factors that change the output weight, and so the logits.
 
-    Condition (what is known of a group before it is scored) ── head.factors ─▶ HeadUpdate ─▶ logits or loss
+    Condition (of a group, from before what is scored) ── head.factors ─▶ HeadUpdate ─▶ logits or loss
     logits = h Wᵀ + b + α (h downᵀ) upᵀ + bias          down and up are the paper's A and B (section 3.1)
 
-G conditioning groups: 1 for a whole batch, B for per-sample conditioning. A static head ignores the condition.
+A group is a conditioning group: the rows of a batch that share one condition. There are G of them, 1 for a
+whole batch, B for per-sample conditioning. A static head ignores the condition.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -20,27 +22,23 @@ from . import engine, errors
 
 @dataclass(frozen=True)
 class Condition:
-    """One row per conditioning group; only `vector` is always there."""
+    """What G groups' updates are made from; heads of the core read `vector` alone."""
 
     vector: Tensor  # (G, C) mean of the group's normalised mean token embeddings
-    counts: Tensor | None = None  # (G, V) token counts of the group's prefixes, float
-    cluster: Tensor | None = None  # (G,) int64, index of the routing centroid
+    counts: Tensor | None = None  # (G, V) token counts of the group's prefixes, float; the study's
+    cluster: Tensor | None = None  # (G,) int64, index of the routing centroid; the study's
 
     @property
     def groups(self) -> int:
         """The number of conditioning groups, G."""
         return self.vector.shape[0]
 
-    def to(self, device) -> "Condition":
-        """The same condition on another device."""
-        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if v is not None})
-
 
 class HeadUpdate(NamedTuple):
-    """The update of the head's weight for each of G groups; `down`/`up` may be absent (a bias-only head).
+    """What changes the head's logits for each of G groups: low-rank factors, which may be absent, and a bias.
 
-    With `mix` (G, R) there is one pair of factors, (1, R, C) and (1, V, R), and group g uses its R slots weighted
-    with mix[g]: a bank of experts, or of scaled singular directions, costs one product whatever G is. No bias then.
+    `bias` and `mix` are the study's. With `mix` (G, R) there is no bias and one pair of factors, (1, R, C)
+    and (1, V, R), of which group g uses the R slots weighted with mix[g]: a bank of experts is one product.
     """
 
     down: Tensor | None = None  # (G, R, C), the paper's A
@@ -82,7 +80,7 @@ def apply_update(h: Tensor, update: HeadUpdate, scale: float = 1.0) -> Tensor:
 def add_update(
     logits: Tensor, h: Tensor, update: HeadUpdate, group: Tensor | None = None, scale: float = 1.0
 ) -> Tensor:
-    """logits (B, …, V) plus the update of each row's group: h (B, …, C), group (B,) int64, None where G = 1."""
+    """logits (B, …, V) plus each row's update: h (B, …, C), group (B,) int64, None where G = 1."""
     if group is None:
         return logits + apply_update(h, update, scale)
     if not len(group):
@@ -99,9 +97,9 @@ def update_logits(
 ) -> Callable[..., Tensor]:
     """A function logits(head, h (B, T, C), scale) → (B, T, V) for batches whose row b belongs to `group[b]`.
 
-    group (B,) int64, or None where row b has update b, or all `rows` the only one. `head` gives the frozen logits.
-    A batch of k · B rows is taken as k copies of each row (beams, several samples per prompt). ValueError where
-    groups or rows do not fit.
+    group (B,) int64, or None where row b has update b, or all `rows` the only one. `head` gives the frozen
+    logits. A batch of k · B rows is taken as k copies of each row (beams, several samples per prompt).
+    ValueError where groups or rows do not fit.
     """
     if group is None:
         group = torch.arange(update.groups) if rows in (None, update.groups) else torch.zeros(rows).long()
@@ -127,7 +125,7 @@ class Head(nn.Module):
     conditioned: bool = False
 
     def factors(self, condition: Condition | None) -> HeadUpdate:
-        """The update for each of the condition's G groups, or for G = 1, to be broadcast; here TypeError."""
+        """The update for each of the condition's G groups, or one for all of them; here TypeError."""
         raise TypeError(f"{type(self).__name__} must define factors(condition)")
 
     def trainable_parameters(self) -> int:
@@ -135,15 +133,33 @@ class Head(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def stored_bytes(self) -> int:
-        """Bytes of a saved copy at the parameters' own dtypes (claim 10 counts these)."""
+        """Bytes of a saved copy at the parameters' own dtypes."""
         return sum(p.numel() * p.element_size() for p in self.parameters())
 
 
-class LoraHead(Head):
-    """Ordinary low-rank adaptation of the head (Hu et al. 2021): one trained pair, `down` (R, C) and `up` (V, R).
+@contextmanager
+def own_dropout(head: Head, seed: int, device: torch.device) -> Iterator[None]:
+    """Seed what the head drops inside the block; the device's generator is left as it was."""
+    if not any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in head.modules()):
+        yield
+        return
+    # Not torch.manual_seed: without a GPU that keeps a stack trace of every call for a later start of CUDA.
+    generator = torch.default_generator
+    if device.type == "cuda":
+        generator = torch.cuda.default_generators[device.index or 0]
+    before = generator.get_state()
+    try:
+        generator.manual_seed(seed)
+        yield
+    finally:
+        generator.set_state(before)
 
-    Starts with `up` = 0 and a random `down`: exactly the frozen head, and `up` gets gradient at once. `released_init`
-    draws both from N(0, 0.01²), as the released scripts do: not a no-op at the start.
+
+class LoraHead(Head):
+    """Ordinary low-rank adaptation of the head (Hu et al. 2021): one trained pair, down (R, C) and up (V, R).
+
+    Starts with `up` = 0 and a random `down`: exactly the frozen head, and `up` gets gradient at once. The
+    study's `released_init` draws both from N(0, 0.01²), as the released scripts do: not a no-op at the start.
     """
 
     def __init__(self, width: int, vocab: int, rank: int = 4, released_init: bool = False) -> None:
@@ -164,14 +180,14 @@ class LoraHead(Head):
 class HyperHead(Head):
     """Hyper-network head: one low-rank update of the output weight per condition (the paper's section 3.1).
 
-        condition (G, C) ── net ─▶ code (G, 32) ── last ─▶ (G, R·C + V·R) ── split ─▶ down (G, R, C), up (G, V, R)
+        condition (G, C) ── net ─▶ code (G, 32) ── last ─▶ (G, R·C + V·R) ─▶ down (G, R, C), up (G, V, R)
 
-    Sizes C → 64 → 32 → R(C + V) are the released scripts'. At the start `up` is exactly zero, so the head equals the
-    frozen one, and yet it learns: the weight of `last` is zero and only the `down` part of its bias is random
-    (bias-HyperInit, Beck et al. 2023). With both factors zero neither would get a gradient.
-    The last layer is affine: `down` and `up` are the same linear combination of 1 + 32 trained pairs, `basis()`, for
-    each condition, with the coefficients `code()` = [1, net(vector)].
-    released_init "wikitext": Xavier, last layer N(0, 1e-3²); "alpaca": PyTorch's default; None: an exact no-op.
+    Sizes C → 64 → 32 → R(C + V) are the released scripts'. At the start `up` is exactly zero, so the head
+    equals the frozen one, and yet it learns: the weight of `last` is zero and only the `down` part of its
+    bias is random (bias-HyperInit, Beck et al. 2023). With both factors zero neither would get a gradient.
+    The last layer is affine: `down` and `up` are one linear combination of 1 + 32 trained pairs, `basis()`,
+    with the coefficients `code()` = [1, net(vector)]. The study's released_init: "wikitext" for Xavier and a
+    last layer of N(0, 1e-3²), "alpaca" for PyTorch's default.
     """
 
     conditioned = True
@@ -227,7 +243,7 @@ class HyperHead(Head):
 
     @torch.no_grad()
     def fold(self, condition: Condition) -> LoraHead:
-        """The static head that equals this one, in evaluation mode, for one fixed condition; UserError unless G = 1."""
+        """The static head equal to this one, in eval mode, for one condition; UserError unless G = 1."""
         if condition.groups != 1:
             raise errors.UserError(f"folding needs one condition, not {condition.groups}")
         was_training, folded = self.training, LoraHead(self.width, self.vocab, self.rank)

@@ -1,17 +1,17 @@
-"""LoRA inside the transformer layers, through PEFT: W x becomes W x + (α / r) B A x, with B = 0 at the start.
+"""LoRA inside the layers, through PEFT: W x becomes W x + (α / r) B A x, with B = 0 at the start.
 
-    Linear  weight (out, in)  Llama and most others          ┐ both are adapted; the head and the embeddings
-    Conv1D  weight (in, out)  GPT-2, four in every layer     ┘ never are, since only the model's body is searched
+    Linear  weight (out, in)  Llama and most others         ┐ both are adapted; the head and the embeddings
+    Conv1D  weight (in, out)  GPT-2, four in every layer    ┘ never are: only the model's body is searched
 
-Paper: every layer carries LoRA / released code: only nn.Linear is searched for, of which GPT-2's layers have none,
-so nothing is adapted, without any message. Here a search that matches nothing is an error.
+Paper: every layer carries LoRA / released code: only nn.Linear is searched for, of which GPT-2's layers have
+none, so nothing is adapted, without any message. Here a search that matches nothing is an error.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import UserError
 
@@ -19,8 +19,8 @@ from .errors import UserError
 def add_lora(model, *, rank: int, alpha: float | None = None, dropout: float = 0.0) -> list[str]:
     """Adapt every linear layer of a backbone's body in place; returns the adapted modules' names, sorted.
 
-    model: a Backbone or its `lm`; alpha: numerator of the scale α / r, by default the rank. The new parameters
-    are float32 (or float64) whatever the model's format, and the only ones that get gradient.
+    model: a Backbone or its `lm`; alpha: numerator of the scale α / r, by default the rank. The new
+    parameters are float32 (or float64) whatever the model's format, and the only ones that get gradient.
     Raises UserError where nothing matches or LoRA is there already.
     """
     from peft import LoraConfig, inject_adapter_in_model
@@ -38,7 +38,7 @@ def add_lora(model, *, rank: int, alpha: float | None = None, dropout: float = 0
     inject_adapter_in_model(config, body, low_cpu_mem_usage=body.device.type == "meta")
     for parameter in lora_parameters(model).values():
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
-    return lora_names(model)
+    return sorted(adapted_layers(model))
 
 
 def adapted_layers(model) -> dict[str, nn.Module]:
@@ -46,30 +46,9 @@ def adapted_layers(model) -> dict[str, nn.Module]:
     return {name: layer for name, layer in _body(model).named_modules() if hasattr(layer, "lora_A")}
 
 
-def lora_names(model) -> list[str]:
-    """Names of the adapted layers, sorted."""
-    return sorted(adapted_layers(model))
-
-
 def lora_parameters(model) -> dict[str, nn.Parameter]:
     """The LoRA factors by name, relative to the body."""
     return {name: p for name, p in _body(model).named_parameters() if ".lora_" in name}
-
-
-def lora_state(model) -> dict[str, Tensor]:
-    """A copy of the LoRA factors, by name, to be given to `load_lora_state`."""
-    return {name: p.detach().clone() for name, p in lora_parameters(model).items()}
-
-
-@torch.no_grad()
-def load_lora_state(model, state: dict[str, Tensor]) -> None:
-    """Put factors back into a model that was adapted in the same way; UserError if names or shapes differ."""
-    factors = lora_parameters(model)
-    wrong = set(factors) ^ set(state) or {n for n in state if factors[n].shape != state[n].shape}
-    if wrong:
-        raise UserError(f"these LoRA factors are for another model or rank: {min(wrong)} does not fit")
-    for name, factor in factors.items():
-        factor.copy_(state[name])
 
 
 @contextmanager

@@ -1,14 +1,15 @@
 """What is scored, and the cross-entropy of adapted heads on it.
 
-    ids (B, T), mask (B, T) ─ next_token ─▶ states (M, C), target (M,) ─ head_losses ─▶ nats (K,) of K heads
-    logits = h Wᵀ + b + α (h downᵀ) upᵀ + bias          loss = logsumexp(logits) − logits[target]          (M, V)
+    ids (B, T), mask (B, T) ─ next_token_pairs ─▶ states (M, C), target (M,) ─ head_losses ─▶ nats (H,)
+    logits = h Wᵀ + b + α (h downᵀ) upᵀ + bias       loss = logsumexp(logits) − logits[target]       (M, V)
 
-The plain form below writes out the logits of a chunk of rows and forgets them: gradients come from writing them out
-again (torch.utils.checkpoint), so that memory never holds M × V numbers. Losses are sums and counts until the last
-moment: a mean of means depends on how the rows were batched (audit, row 7).
+A row is a document of the batch; M counts the scored states of all its rows. The plain form below writes out
+the logits of a chunk of states and forgets them: gradients come from writing them out again
+(torch.utils.checkpoint), so that memory never holds M × V numbers. Losses are sums and counts until the last
+moment: a mean of means would depend on how the rows were batched.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import repeat
 
@@ -22,15 +23,14 @@ from .backbones.formats import matmul_dtype
 from .heads import HeadUpdate, add_update
 from .text import IGNORED
 
-ROWS = 256  # whose logits exist at one time
-ROW_MULTIPLE = 64  # matrix units need aligned columns: GPT-2's 50,257 take seven times as long as 50,304
-Updates = Sequence[HeadUpdate | None]
-Groups = Sequence[Tensor | None] | None
-Losses = Callable[[Tensor, Tensor, Tensor], Tensor]  # states (M, C), targets (M,), rows (M,) ─▶ sums of nats
+CHUNK = 256  # states whose logits exist at one time
+ROW_MULTIPLE = 64  # matrix units need aligned sizes: GPT-2's 50,257 rows take seven times as long as 50,304
+Updates = Sequence[HeadUpdate | None]  # of H heads, None for the frozen one
+GroupOf = Sequence[Tensor | None] | None  # for each head the conditioning group of each state, (M,) int64
 
 
 class HeadWeight:
-    """A frozen head's weight, prepared once: in the matmul format, rows padded with zeros to a multiple of 64.
+    """A frozen head's weight, prepared once: in the matmul format, padded with zero rows to a multiple of 64.
 
     In a 16-bit format the mean row is subtracted first. That moves all logits of a token by one number, which
     changes neither softmax nor any gradient, and removes a large common offset that would cost digits.
@@ -56,34 +56,44 @@ class HeadWeight:
 
 
 def head_losses(
-    h: Tensor, target: Tensor, weight: HeadWeight, updates: Updates, groups: Groups = None, scale: float = 1.0
+    h: Tensor,
+    target: Tensor,
+    weight: HeadWeight,
+    updates: Updates,
+    groups: GroupOf = None,
+    scale: float = 1.0,
 ) -> Tensor:
-    """The sum of next-token losses (K,), in nats, of K heads on the same h (M, C); differentiable.
+    """The sum of next-token losses (H,), in nats, of H heads on the same states h (M, C); differentiable.
 
-    target (M,) int64, IGNORED where a row does not count; updates: one per head, None for the frozen head;
-    groups: for a head with G > 1 updates the group (M,) int64 of each row, on h's device or on the host (read there,
-    it never makes a step wait for the GPU); scale: α. ValueError for shapes that do not fit.
+    target (M,) int64, IGNORED where a state does not count; updates: one per head, None for the frozen head;
+    groups: for a head with G > 1 updates the group (M,) int64 of each state, on h's device or on the host
+    (read there, it never makes a step wait for the GPU); scale: α. ValueError for shapes that do not fit.
     """
     if impl := engine.fast("head_losses"):
         return impl(h, target, weight, updates, groups, scale)
-    return _row_losses(h, target, weight, updates, groups, scale).sum(1)
+    return _plain_losses(h, target, weight, updates, groups, scale).sum(1)
 
 
 @torch.no_grad()
 def token_losses(
-    h: Tensor, target: Tensor, weight: HeadWeight, updates: Updates, groups: Groups = None, scale: float = 1.0
+    h: Tensor,
+    target: Tensor,
+    weight: HeadWeight,
+    updates: Updates,
+    groups: GroupOf = None,
+    scale: float = 1.0,
 ) -> Tensor:
-    """The next-token loss (K, M), in nats, of each row under each of K heads.
+    """The next-token loss (H, M), in nats, of each state under each of H heads.
 
     h (M, C), target (M,) and the other arguments as for `head_losses`, and so the ValueError.
     """
     if impl := engine.fast("token_losses"):
         return impl(h, target, weight, updates, groups, scale)
-    return _row_losses(h, target, weight, updates, groups, scale)
+    return _plain_losses(h, target, weight, updates, groups, scale)
 
 
-def _row_losses(h, target, weight, updates, groups, scale) -> Tensor:
-    """Losses (K, M), chunk by chunk."""
+def _plain_losses(h, target, weight, updates, groups, scale) -> Tensor:
+    """Losses (H, M), chunk by chunk."""
     groups = checked(h, target, weight, updates, groups)
     x = h.to(weight.accumulate)  # (M, C)
     matrix = weight.weight[: weight.vocab].to(x.dtype)  # (V, C)
@@ -99,13 +109,13 @@ def _row_losses(h, target, weight, updates, groups, scale) -> Tensor:
         losses = partial(checkpoint, losses, use_reentrant=False, preserve_rng_state=False)
     out = []
     for update, group in zip(updates, groups):
-        of_rows = repeat(None) if group is None else group.to(x.device).split(ROWS)
-        chunks = zip(x.split(ROWS), target.split(ROWS), of_rows)
+        of_states = repeat(None) if group is None else group.to(x.device).split(CHUNK)
+        chunks = zip(x.split(CHUNK), target.split(CHUNK), of_states)
         out.append(torch.cat([losses(*chunk, update) for chunk in chunks]))
-    return torch.stack(out)  # (K, M)
+    return torch.stack(out)  # (H, M)
 
 
-def checked(h: Tensor, target: Tensor, weight: HeadWeight, updates: Updates, groups: Groups) -> list:
+def checked(h: Tensor, target: Tensor, weight: HeadWeight, updates: Updates, groups: GroupOf) -> list:
     """Each head's groups (M,) or None; ValueError for shapes that do not fit."""
     if h.dim() != 2 or h.shape[1] != weight.width or target.shape != h.shape[:1]:
         raise ValueError(f"h {tuple(h.shape)}, target {tuple(target.shape)}: not (M, {weight.width}), (M,)")
@@ -114,25 +124,18 @@ def checked(h: Tensor, target: Tensor, weight: HeadWeight, updates: Updates, gro
         raise ValueError(f"{len(updates)} updates but {len(groups)} groups: one entry per head")
     for update, group in zip(updates, groups):
         if group is None and update is not None and update.groups != 1:
-            raise ValueError(f"an update of {update.groups} groups needs the group (M,) of each row")
+            raise ValueError(f"an update of {update.groups} groups needs the group (M,) of each state")
         if group is not None and group.shape != target.shape:
             raise ValueError(f"group {tuple(group.shape)} must be {tuple(target.shape)}")
     return groups
 
 
-def next_token(
-    hidden: Tensor, ids: Tensor, mask: Tensor, prefix: Tensor, losses: Losses
-) -> tuple[Tensor, int]:
-    """Shifted, padding-masked cross-entropy over the positions after each row's prefix: (sum of nats, tokens).
+def next_token_pairs(ids: Tensor, mask: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What is scored of a padded batch: row, the state's column, and target, (M,) each; rows ascending.
 
-    hidden (B, T, C); ids (B, T); mask (B, T) true on real tokens; prefix (B,) tokens never scored, at least 1.
+    ids (B, T), mask (B, T) true on real tokens, prefix (B,) tokens never scored. The state at t - 1 predicts
+    the real token t, for every t of at least max(prefix, 1).
     """
-    row, column, target = pick_next_token(ids, mask, prefix)
-    return losses(hidden[row, column], target, row), len(row)
-
-
-def pick_next_token(ids: Tensor, mask: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, state's column and target (M,) each: the state at t - 1 predicts the real token t ≥ prefix (B,), t ≥ 1."""
     position = torch.arange(ids.shape[1], device=ids.device)  # (T,)
     scored = mask.bool() & (position[None] >= prefix[:, None].clamp_min(1))  # (B, T): is this token a target?
     row, column = scored.nonzero(as_tuple=True)  # (M,), (M,)

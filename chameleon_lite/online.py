@@ -6,7 +6,6 @@ rows in order ─ batches ─ clusters of what is known before ─▶ slots ─ 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,8 +14,8 @@ from .cluster import nearest_centroid
 from .heads import HeadUpdate
 from .loss import HeadWeight
 from .memory import Memory, Shapes
-from .text import TokenTable
-from .train_layers import Layers, padded_batch, padded_pieces, states_at
+from .text import TokenTable, by_length
+from .train_layers import LiveStates, states_at
 
 PIECE_TOKENS = {"cpu": 1_024, "cuda": 6_144}  # padded tokens whose activations are kept for the way back
 
@@ -55,29 +54,28 @@ class OnlineClusters:
         self.centroids, self.sizes = state["centroids"].clone(), state["sizes"].clone()
 
 
-class LayerStates:
-    """The scored (state, target) pairs of a table, computed anew with each row's own factors in the layers.
+class LayerStates(LiveStates):
+    """The scored pairs of a table, computed anew with each row's own factors in the layers; see `LiveStates`.
 
-    Takes the place of `ScoredStates`. Unlike `add_lora` it leaves the backbone as it is, and rows of one pass may
-    differ in their factors.
+    Unlike `add_lora` it leaves the backbone as it is, and rows of one pass may differ in their factors.
     """
 
     def __init__(self, backbone: Backbone, table: TokenTable, piece_tokens: int | None = None) -> None:
-        self.run, self.table, self.device = Layers(backbone), table, backbone.device
-        self.dtype = self.run.dtype if self.run.autocast else torch.float32  # of the factors
-        self.counts = torch.from_numpy(table.n_scored.astype(np.int64))  # (N,)
+        """table: N documents; piece_tokens: padded tokens that go through the layers at one time."""
+        super().__init__(backbone, table, record=False)
+        self.dtype = self.layers.dtype if self.layers.autocast else torch.float32  # of the factors
         self.piece_tokens = piece_tokens or PIECE_TOKENS.get(self.device.type, PIECE_TOKENS["cpu"])
         self.linear = linear_layers(backbone)
 
     def pieces(self, rows: Tensor) -> list[Tensor]:
-        """Places in rows (B,) of the documents that go through the layers at one time."""
-        return padded_pieces(self.table, rows, self.piece_tokens)
+        """Places in rows (B,) of the documents that go through the layers at one time, by length."""
+        return [torch.from_numpy(p) for p in by_length(self.table.lengths[rows.numpy()], self.piece_tokens)]
 
     def batch(self, rows: Tensor, factors: dict[str, HeadUpdate] = {}) -> tuple[Tensor, Tensor, Tensor]:
         """Documents rows (B,), each with factors of its own (B, R, ·), to states (M, C), targets (M,), rows (M,)."""
-        ids, _, place, target, row = padded_batch(self.table, rows, self.device)
+        ids, _, place, target, row = self.padded(rows)
         with self._added(factors):  # pads stand on the right, where no real token sees them: no mask
-            return states_at(self.run(ids, None, None), place), target, row
+            return states_at(self.layers(ids, None, None), place), target, row
 
     @contextmanager
     def _added(self, factors: dict[str, HeadUpdate]) -> Iterator[None]:

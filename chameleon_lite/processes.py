@@ -1,9 +1,9 @@
 """How a training step is shared over processes, on Accelerate; one process needs none of it.
 
-    torchrun --nproc_per_node 2 -m chameleon_lite fit …      process i of n takes documents i, i + n, … of a step
+    torchrun --nproc_per_node 2 -m chameleon_lite fit …   process i of n takes documents i, i + n, … of a step
 
 Gradients are summed over processes and divided by the step's global token count, so the result is that of one
-process with the same steps, whatever the lengths of the documents each process got.
+process with the same steps, whatever the lengths of the documents of each.
 """
 
 import datetime
@@ -12,6 +12,7 @@ import os
 import torch
 from torch import Tensor
 
+from .backbones.formats import device_of
 from .errors import RunFailed
 
 PATIENCE = datetime.timedelta(hours=2)  # one process may compute hidden states while the others wait
@@ -20,7 +21,7 @@ PATIENCE = datetime.timedelta(hours=2)  # one process may compute hidden states 
 class Processes:
     """The processes that take part, and which of them this is.
 
-    Raises RunFailed when fewer take part than were started: else one process alone would pass for all of them.
+    Raises RunFailed when fewer take part than were started: one alone would pass for all of them.
     """
 
     def __init__(self, accelerator=None) -> None:
@@ -32,12 +33,10 @@ class Processes:
         handlers = [InitProcessGroupKwargs(timeout=PATIENCE)]
         self.accelerator = accelerator or Accelerator(kwargs_handlers=handlers, **options)
         self.index, self.count = self.accelerator.process_index, self.accelerator.num_processes
-        self.device = self.accelerator.device
+        self.device = self.accelerator.device if self.count > 1 else device_of()
         if started != self.count:
-            raise RunFailed(
-                f"{started} processes were started but {self.count} take part: start with "
-                f"torchrun --nproc_per_node {started}"
-            )
+            line = f"start with torchrun --nproc_per_node {started}"
+            raise RunFailed(f"{started} processes were started but {self.count} take part: {line}")
 
     def sum_gradients(self, parameters: list[Tensor]) -> None:
         """Add gradients over processes in one flat message."""

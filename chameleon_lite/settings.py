@@ -2,17 +2,34 @@
 
 import hashlib
 import json
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 Arithmetic = Literal["auto", "float32", "bfloat16", "float16"]
+Count = Annotated[int, Field(ge=1, le=1 << 40)]  # of documents, tokens, steps
+Rank = Annotated[int, Field(ge=1, le=1 << 14)]
+Rate = Annotated[float, Field(gt=0)]  # AdamW's learning rate
+Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(BaseModel):
-    """Base of all settings: immutable, no unknown keys."""
+    """Base of all settings: immutable, no unknown keys, only finite numbers, and true is none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        kind, parts = str(cls.model_fields[info.field_name].annotation), [value]
+        if isinstance(value, dict):
+            parts = value.values() if "dict" in kind else []  # settings within settings check themselves
+        elif isinstance(value, list | tuple):
+            parts = value
+        if "bool" not in kind and any(isinstance(part, bool) for part in parts):
+            raise ValueError("true and false are no numbers")
+        return value
 
     def key(self, length: int = 8) -> str:
         """The first hex digits of the sha256 of the canonical JSON: equal settings, equal key."""
@@ -20,39 +37,44 @@ class Settings(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
+def problem(error: ValidationError) -> str:
+    """The first thing that is wrong with settings, in one line."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'settings'}: {first['msg'].removeprefix('Value error, ')}"
+
+
 class TokenSettings(Settings):
     """How documents become tokens and which of them are scored."""
 
-    max_length: int = Field(256, ge=2, description="tokens a document is cut to")
-    prefix_tokens: int = Field(
-        16, ge=1, description="first tokens of plain text: they condition, never scored"
-    )
-    min_scored: int = Field(8, ge=1, description="scored tokens below which a document is dropped")
+    max_length: int = Field(256, ge=2, le=1 << 40, description="tokens a document is cut to")
+    prefix_tokens: Count = Field(16, description="first tokens of plain text: they condition, never scored")
+    min_scored: Count = Field(8, description="scored tokens below which a document is dropped")
     condition_on: Literal["prompt", "instruction"] = Field(
         "prompt", description="for prompt/response documents, the span the condition reads"
     )
 
 
 class ClusterSettings(Settings):
-    """The two clusterings: batching forms batches, routing serves banks and nearest-centroid regimes."""
+    """Conditioning groups are formed from one clustering; the study's banks route by another."""
 
-    batch_rows: int = Field(32, ge=1, description="rows per conditioning batch at most; K = N // batch_rows")
-    minimum: int = Field(4, ge=1, description="rows below which a cluster joins its nearest neighbour")
-    routing_clusters: int = Field(33, ge=2, description="clusters of the routing clustering")
+    batch_rows: Count = Field(32, description="documents per conditioning group at most; K = N // batch_rows")
+    minimum: Count = Field(4, description="documents below which a cluster joins its nearest neighbour")
+    routing_clusters: int = Field(
+        33, ge=2, le=4_096, description="clusters of the study's routing clustering"
+    )
 
 
 class TrainSettings(Settings):
     """The optimiser's side."""
 
-    epochs: int = Field(5, ge=1, description="passes over the training documents")
-    rows_per_step: int = Field(32, ge=1, description="documents per optimiser step, all processes together")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay")
-    validations_per_epoch: int = Field(1, ge=1, description="validations per epoch, evenly spaced")
+    epochs: Count = Field(5, description="passes over the training documents")
+    rows_per_step: Count = Field(32, description="documents per optimiser step, all processes together")
+    weight_decay: float = Field(0.01, ge=0, le=100, description="AdamW's decoupled weight decay")
+    validations_per_epoch: Count = Field(1, description="validations per epoch, evenly spaced")
     patience: int = Field(1, ge=0, description="validations without improvement that do not stop training")
-    scale: float = Field(1.0, gt=0, description="alpha: what the update is multiplied by, for every rank")
+    scale: float = Field(1.0, gt=0, le=1e6, description="alpha: what every update is multiplied by")
     feature_dtype: Arithmetic = Field(
-        "auto",
-        description="arithmetic of the pass that stores hidden states; auto = 16-bit where the machine is fast at it",
+        "auto", description="of the pass that stores states; auto = the fast one"
     )
     matmul_dtype: Arithmetic = Field("auto", description="arithmetic of the head's large products")
 
@@ -60,23 +82,17 @@ class TrainSettings(Settings):
 class FitSettings(Settings):
     """How an adapter is fitted on texts of one's own."""
 
-    rank: int = Field(4, ge=1, description="rank of the head's update")
-    lora_rank: int = Field(
-        0, ge=0, description="rank of LoRA in the layers, 0 = none; every step then runs the whole backbone"
-    )
-    record_layers: bool = Field(
-        True, description="on a GPU, with LoRA in the layers: replay their pass as a CUDA graph; needs memory"
-    )
+    rank: Rank = Field(4, description="rank of the head's update")
+    lora_rank: int = Field(0, ge=0, le=1 << 14, description="rank of LoRA in the layers, 0 = none; slow")
+    record_layers: bool = Field(True, description="on a GPU: replay the layers' pass; needs memory")
     dropout: float = Field(0.5, ge=0, lt=1, description="dropout inside the hyper-network, as released")
     condition: Literal["cluster", "centroid", "row"] = Field(
         "cluster", description="what conditions new texts, see conditions.py; training uses groups"
     )
-    learning_rate: float = Field(1e-3, gt=0, description="AdamW's learning rate")
-    max_train_tokens: int | None = Field(200_000, ge=1, description="tokens of training texts; none = all")
-    max_held_out: int | None = Field(
-        500, ge=1, description="texts of validation and of test each; none = all"
-    )
-    seed: int = Field(0, ge=0, description="of initialisation, order, clustering and the choice of texts")
+    learning_rate: Rate = Field(1e-3, description="AdamW's learning rate")
+    max_train_tokens: Count | None = Field(200_000, description="tokens of training texts; none = all")
+    max_held_out: Count | None = Field(500, description="texts of validation and of test each; none = all")
+    seed: Seed = Field(0, description="of initialisation, order, clusters and choice of texts")
     tokens: TokenSettings = TokenSettings()
     clusters: ClusterSettings = ClusterSettings()
     train: TrainSettings = TrainSettings(epochs=3)

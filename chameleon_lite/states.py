@@ -1,12 +1,12 @@
 """Frozen hidden states, computed once and kept, and the (state, target) pairs that heads are trained on.
 
-    TokenTable ─ documents by length, little padding ─ backbone ─▶ states (L, C) fp16, a file in document order
-    ScoredStates.batch(rows (B,)) ─▶ h (M, C), target (M,), row (M,)       row[m] in 0 … B - 1, ascending, on the host
+    TokenTable ─ documents by length ─ backbone ─▶ states (L, C) fp16, a file in document order
+    ScoredStates.batch(rows (B,)) ─▶ h (M, C), target (M,), row (M,)        row[m] in 0 … B - 1, ascending
 
-A state's place in the file is its token's place in the table, and the state at place p predicts the token at p + 1.
-The file's name is a key of all that changes a value: the backbone's weights, the tokens, the arithmetic, which
-positions are stored, and FORMAT.
-fp16 keeps 11 bits where bf16 keeps 8; final hidden states (|h| below about 100) lie far inside its range.
+A state's place in the file is its token's place in the table, and the state at place p predicts the token at
+p + 1. The file's name is a key of all that changes a value: the backbone's weights, the tokens, the
+arithmetic, which positions are stored, and FORMAT. fp16 keeps 11 bits where bf16 keeps 8; final hidden states
+(|h| below about 100) lie far inside its range.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from . import files
 from .backbones.formats import arithmetic
 from .backbones.stored import stored
 from .errors import RunFailed, UserError
-from .lora import lora_names
+from .lora import adapted_layers
 from .text import by_length, cumulative, ragged
 
 FORMAT = 4  # raised whenever a stored value would change
@@ -31,10 +31,10 @@ RESIDENT_BYTES = {"cpu": 1 << 30, "cuda": 24 << 30}  # states up to this size li
 
 
 class ScoredStates:
-    """The scored (state, target) pairs of N documents; they lie on the device where they fit, else in the file."""
+    """The scored (state, target) pairs of N documents, on the device where they fit, else in the file."""
 
     def __init__(self, table, states: np.ndarray | Tensor, device="cpu", budget: int | None = None) -> None:
-        """Pair a table with its states (L, C); they stay in the file where they take more than `budget` bytes."""
+        """Pair a table with its states (L, C); more than `budget` bytes of them stay in the file."""
         self.device, self.counts = torch.device(device), torch.from_numpy(table.n_scored.astype(np.int64))
         self.first = table.offsets[:-1] + table.prefix - 1  # (N,) place of each document's first pair
         self.next = table.ids[1:]  # the target of the state at place p is next[p]
@@ -44,14 +44,9 @@ class ScoredStates:
 
     @classmethod
     def of_pairs(cls, states: np.ndarray | Tensor, target: np.ndarray, counts: np.ndarray, device="cpu"):
-        """Pairs alone, without the tokens between: states (S, C), target (S,), counts (N,) per document."""
+        """For the study, pairs without the tokens between: states (S, C), target (S,), counts (N,)."""
         ids, offsets = np.concatenate([[0], target]), cumulative(counts)
         return cls(SimpleNamespace(ids=ids, offsets=offsets, prefix=1, n_scored=counts), states, device)
-
-    @property
-    def documents(self) -> int:
-        """The number of documents, N."""
-        return len(self.counts)
 
     @property
     def total(self) -> int:
@@ -74,11 +69,11 @@ class ScoredStates:
         return int(self.counts[rows].sum())
 
     def pieces(self, rows: Tensor) -> list[Tensor]:
-        """Places in rows (B,) of the documents that a batch takes at one time: all of them."""
+        """Places in rows (B,) of the documents that are read at one time: all of them."""
         return [torch.arange(len(rows))]
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Documents rows (B,) to their states (M, C), targets (M,), and row numbers (M,) on the host, ascending."""
+        """Documents rows (B,) to their states (M, C), targets (M,), and row numbers (M,) on the host."""
         rows = rows.cpu().numpy()
         counts = self.counts.numpy()[rows]
         at = ragged(self.first[rows], counts)  # (M,)
@@ -125,7 +120,7 @@ def place_of(backbone, table, dtype: torch.dtype, layout: str, folder: Path | No
 
     Raises UserError for a backbone that carries LoRA.
     """
-    if lora_names(backbone):  # the name is of the frozen weights, and these states are others
+    if adapted_layers(backbone):  # the name is of the frozen weights, and these states are others
         raise UserError(f"{backbone.name} carries LoRA: only a frozen backbone's hidden states are kept")
     parts = (backbone.hash, table.hash, str(dtype), str(FORMAT), str(backbone.width), layout)
     name = hashlib.sha256("|".join(parts).encode()).hexdigest()[:24]
@@ -136,8 +131,8 @@ def place_of(backbone, table, dtype: torch.dtype, layout: str, folder: Path | No
 def hidden_rows(backbone, table, rows: np.ndarray) -> np.ndarray:
     """Hidden states of documents `rows`, sorted by length, one after another: (tokens, C) fp16 on the host.
 
-    Rows are padded on the right and attention is causal, so padding cannot reach a real token: no
-    mask is needed, and attention without a mask takes its fastest path.
+    Rows are padded on the right and attention is causal, so padding cannot reach a real token: no mask is
+    needed, and attention without a mask takes its fastest path.
     """
     device, lengths = backbone.head.weight.device, table.lengths[rows]
     states = torch.empty(int(lengths.sum()), backbone.width, dtype=torch.float16, device=device)

@@ -9,7 +9,7 @@ confused with an ordinary token of the same id. No token is added at either end.
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -22,6 +22,9 @@ from .errors import UserError
 IGNORED = -100  # the label of a position that is not scored
 CHUNK = 1024  # documents per call of the tokenizer: its lists of offsets are many times larger than the ids
 SHORT = "shorter than prefix + scored"
+NOTHING_LEFT = (
+    "no document of {} has {} prefix (or prompt) + {} scored tokens; lower prefix_tokens or min_scored"
+)
 Rows = Sequence[int] | np.ndarray | Tensor  # numbers of documents
 
 
@@ -29,8 +32,8 @@ Rows = Sequence[int] | np.ndarray | Tensor  # numbers of documents
 class Document:
     """One text. Only `text` is ever scored; `prompt` is the context before it.
 
-    `instruction` is the part of `prompt` that is the bare instruction; `group` is where the document comes
-    from (a library, an article), never a model input; cluster quality is measured against it.
+    `instruction` is the part of `prompt` that is the bare instruction. `group` is where the document comes
+    from (a library, an article): no conditioning group, never read by a model; the study compares clusters.
     """
 
     id: str
@@ -53,10 +56,7 @@ def ragged(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def by_length(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
-    """Lengths (N,) to document numbers in runs of similar length, at most `budget` padded tokens or one document.
-
-    Equal lengths keep their order, so lengths that are sorted already give 0 … N - 1.
-    """
+    """Lengths (N,) to document numbers, by length in runs of up to `budget` padded tokens or of one."""
     order = np.argsort(lengths, kind="stable")
     first = 0
     for last in range(1, len(order) + 1):
@@ -105,17 +105,10 @@ class TokenTable:
         """The documents at `index`, in that order, as a table."""
         index = np.asarray(index, dtype=np.int64)
         lengths = self.lengths[index]
-        return TokenTable(
-            ids=self.ids[ragged(self.offsets[index], lengths)],
-            offsets=cumulative(lengths),
-            prefix=self.prefix[index],
-            condition=self.condition[index],
-            names=tuple(self.names[i] for i in index),
-            groups=tuple(self.groups[i] for i in index),
-            scored_bytes=self.scored_bytes[index],
-            dropped=self.dropped,
-            pad_id=self.pad_id,
-        )
+        parts = {name: getattr(self, name)[index] for name in ("prefix", "condition", "scored_bytes")}
+        parts |= {name: tuple(getattr(self, name)[i] for i in index) for name in ("names", "groups")}
+        ids = self.ids[ragged(self.offsets[index], lengths)]
+        return replace(self, ids=ids, offsets=cumulative(lengths), **parts)
 
     def padded(self, rows: Rows, length: int | None = None) -> tuple[Tensor, Tensor]:
         """Documents `rows` (B,) as ids (B, T) int64 and mask (B, T) bool, padded on the right.
@@ -131,9 +124,9 @@ class TokenTable:
         return torch.from_numpy(ids), torch.from_numpy(mask)
 
     def targets(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All S scored tokens: flat position of the state that predicts each, its id, its document; each (S,) int64.
+        """All S scored tokens: place of the state that predicts each, its id, its document; each (S,) int64.
 
-        The prediction is shifted: the state at position t - 1 predicts the token at t.
+        The prediction is shifted: the state at place t - 1 predicts the token at t.
         """
         flat = ragged(self.offsets[:-1] + self.prefix, self.n_scored)  # (S,)
         return flat - 1, self.ids[flat].astype(np.int64), np.repeat(np.arange(len(self)), self.n_scored)
@@ -175,8 +168,7 @@ def tokenise(
             span = (first, stop) if first < stop else (0, prefix)
             rows.append((e.document, ids, prefix, span, e.bytes(0 if n_prompt else prefix, n_text)))
     if not rows:
-        need = f"no document of {len(documents)} has {prefix_tokens} prefix (or a prompt) + {min_scored} scored tokens"
-        raise UserError(f"{need}; lower prefix_tokens or min_scored, or add text")
+        raise UserError(NOTHING_LEFT.format(len(documents), prefix_tokens, min_scored))
     documents, ids, prefix, span, scored_bytes = zip(*rows)
     return TokenTable(
         ids=np.concatenate(ids),
@@ -202,12 +194,11 @@ def _check(max_length: int, prefix_tokens: int, min_scored: int, condition_on: s
         raise UserError(f"condition_on is 'prompt' or 'instruction', not {condition_on!r}")
     if prefix_tokens < 1 or min_scored < 0:
         raise UserError(
-            "prefix_tokens is at least 1, for nothing predicts a first token; min_scored at least 0"
+            "prefix_tokens is at least 1, for nothing predicts a first token; min_scored is 0 or more"
         )
     if max_length < prefix_tokens + max(min_scored, 1):
-        raise UserError(
-            f"max_length {max_length} has no room for {prefix_tokens} prefix and {min_scored} scored tokens"
-        )
+        need = f"{prefix_tokens} prefix and {min_scored} scored tokens"
+        raise UserError(f"max_length {max_length} has no room for {need}")
 
 
 class _Encoded(NamedTuple):
@@ -218,7 +209,7 @@ class _Encoded(NamedTuple):
     instruction: tuple[int, int]  # prompt tokens [start, stop) of the instruction; (0, 0) where there is none
 
     def bytes(self, start: int, stop: int) -> int:
-        """UTF-8 bytes of the text's tokens [start, stop); without `spans` the text's bytes in equal shares."""
+        """UTF-8 bytes of the text's tokens [start, stop); without `spans` in equal shares."""
         if self.spans is None:
             return len(self.document.text.encode()) * (stop - start) // max(len(self.text), 1)
         first, last = (self.spans[n - 1][1] if n else 0 for n in (start, stop))

@@ -1,43 +1,66 @@
 """Heads trained on hidden states, several at once on the same batches.
 
-    arrangement of an epoch ─▶ rows ─▶ h, targets ─ each head's logits with its own update ─▶ nats ─ AdamW per head
+    arrangement of an epoch ─▶ rows of a step ─▶ h, targets ─ each head's own update ─▶ nats ─ AdamW per head
 
-Heads that share batches form a cohort: states are read once per step for all of them (and the fast form of the loss
-computes h Wᵀ once). Nothing else is shared, so each head ends where it would have ended alone. Learning rate, early
-stop and best state are per head. With several processes each takes a share of the documents of every step; gradients
-are summed over processes and divided by the global token count, so the result is that of one process.
+Heads that share batches form a cohort: states are read once per step for all of them (and the fast form of
+the loss computes h Wᵀ once). Nothing else is shared, so each head ends where it would have ended alone.
+Learning rate, early stop and best state are per head. Of several processes each takes a share of every
+step's documents; summed gradients are divided by the global token count: the result is that of one process.
 """
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from tqdm import tqdm
 
 from . import engine
+from .backbones.formats import sums_on
 from .batches import Arrangement
-from .conditions import Source, conditions_of, groups_of
 from .errors import RunFailed
-from .heads import Head
+from .heads import Condition, Head, HeadUpdate, own_dropout
 from .loss import HeadWeight, head_losses, token_losses
 from .processes import Processes
 from .settings import TrainSettings
-from .states import ScoredStates
 
 Orders = Callable[[int], Arrangement]  # epoch number ─▶ the order of that epoch's documents
+Given = tuple[
+    Condition | None, Tensor | None
+]  # G groups' condition, each row's group (B,); None: all rows share one
+Source = Callable[
+    [Arrangement, Tensor], Given
+]  # documents rows (B,) of an arrangement ─▶ theirs; see conditions.py
+
+
+class States(Protocol):
+    """What a step reads of N documents: stored states (states.py), or computed anew (train_layers.py)."""
+
+    device: torch.device
+    counts: Tensor  # (N,) scored tokens per document, on the host
+
+    def tokens(self, rows: Tensor) -> int:
+        """Scored tokens of documents rows (B,)."""
+
+    def pieces(self, rows: Tensor) -> list[Tensor]:
+        """Places in rows (B,) of the documents that are read at one time: each place in one piece."""
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """States (M, C) and targets (M,) of the rows' M scored tokens, and each one's row (M,)."""
 
 
 @dataclass
 class Member:
-    """One head in a cohort, and the course of its training."""
+    """One head in a cohort, and the course of its training; a head without a condition has no sources."""
 
     name: str
     head: Head
-    condition: Source | None
-    validation_condition: Source | None
+    source: Source | None  # of the conditions it is trained on
+    validation_source: Source | None
     learning_rate: float
     seed: int = 0  # of the head's dropout, so that it does not depend on the rest of the cohort
     live: bool = True
@@ -49,13 +72,25 @@ class Member:
     failure: str | None = None
 
 
-def step(live, arrangement, rows, number, data, weight, settings, optimisers, processes) -> Tensor:
-    """One optimiser step of the live members on documents rows (B,): nats (H,), summed over this process's tokens.
+class Common(NamedTuple):
+    """What all steps of one training have in common."""
 
-    `number` counts steps and seeds dropout; `data` gives the states of the rows, at once or in pieces.
+    data: States
+    weight: HeadWeight
+    settings: TrainSettings
+    processes: Processes
+    optimisers: dict[str, torch.optim.Optimizer]  # by member's name
+
+
+def step(live: Sequence[Member], given: Sequence[Given], rows: Tensor, number: int, common: Common) -> Tensor:
+    """One optimiser step of the live members on documents rows (B,).
+
+    given: for each member the rows' condition and groups. `number` counts steps and seeds dropout. Returns
+    nats (H,) summed over this process's tokens.
     """
-    updates, conditions = [], conditions_of([m.condition for m in live], arrangement, rows)
-    for member, (condition, _) in zip(live, conditions):
+    data, weight, settings, processes, optimisers = common
+    updates = []
+    for member, (condition, _) in zip(live, given):
         with own_dropout(member.head, member.seed + number, data.device):
             updates.append(member.head.factors(condition))  # down (G, R, C), up (G, V, R)
     tokens, nats = data.tokens(rows), torch.zeros(len(live), device=data.device)
@@ -64,7 +99,7 @@ def step(live, arrangement, rows, number, data, weight, settings, optimisers, pr
     for places in pieces:
         at, more = share[places], places is not pieces[-1]  # (b,) places in `rows`
         h, target, row = data.batch(rows[at])  # (M, C), (M,), (M,)
-        groups = groups_of(conditions, updates, at[row])  # (M,) each
+        groups = groups_of(given, updates, at[row])  # (M,) each
         nll = head_losses(h, target, weight, updates, groups, settings.scale)  # (H,)
         (nll / tokens).sum().backward(retain_graph=more)  # heads share nothing; pieces share the updates
         nats = nats + nll.detach()
@@ -76,29 +111,29 @@ def step(live, arrangement, rows, number, data, weight, settings, optimisers, pr
     return nats
 
 
-@contextmanager
-def own_dropout(head: Head, seed: int, device: torch.device) -> Iterator[None]:
-    """Seed what the head drops inside the block; the device's generator is left as it was."""
-    if not any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in head.modules()):
-        yield
-        return
-    # Not torch.manual_seed: without a GPU that keeps a stack trace of every call for a later start of CUDA.
-    generator = torch.default_generator
-    if device.type == "cuda":
-        generator = torch.cuda.default_generators[device.index or 0]
-    before = generator.get_state()
-    try:
-        generator.manual_seed(seed)
-        yield
-    finally:
-        generator.set_state(before)
+def conditions_of(sources: Sequence[Source | None], arrangement: Arrangement, rows: Tensor) -> list[Given]:
+    """What each source gives for documents rows (B,); a source that heads share is called once."""
+    given = {id(source): source and source(arrangement, rows) for source in sources}
+    return [given[id(source)] or (None, None) for source in sources]
+
+
+def groups_of(
+    given: Sequence[Given], updates: Sequence[HeadUpdate | None], at: Tensor
+) -> list[Tensor | None]:
+    """For each head the group (M,) of states of rows `at` (M,) of the batch; None where it has one update.
+
+    They stay on the host, where they make no step wait for a GPU; heads with one source share one tensor.
+    """
+    spread = {id(group): group.cpu()[at] for _, group in given if group is not None}
+    several = [update is not None and update.groups > 1 for update in updates]
+    return [spread.get(id(group)) if many else None for (_, group), many in zip(given, several)]
 
 
 def train_heads(
     members: Sequence[Member],
-    train: ScoredStates,
+    train: States,
     orders: Orders,
-    validation: ScoredStates,
+    validation: States,
     validation_order: Arrangement,
     weight: HeadWeight,
     settings: TrainSettings,
@@ -108,37 +143,38 @@ def train_heads(
 ) -> None:
     """Train every member in place and leave each with its best validation state; curves hold nats per token.
 
-    Each epoch's order is cut into steps of settings.rows_per_step documents, as the validation order is into batches.
-    `over` ("token" or "batch", see `average`) is how reported losses are averaged, and so which state is best; every
-    gradient is that of the mean over its step's tokens.
-    A member whose loss becomes NaN or infinite is stopped, and its `failure` says at which epoch; RunFailed where
-    that leaves no member with a usable state. ValueError as in `average`.
+    Each epoch's order is cut into steps of settings.rows_per_step documents, as the validation order is into
+    batches. A member whose loss becomes NaN or infinite is stopped, and its `failure` says at which epoch;
+    RunFailed where that leaves no member with a usable state. `over`, which only the study sets, is how
+    reported losses are averaged (ValueError as in `average`), so which state is best; no gradient changes.
     """
-    processes, number = processes or Processes(), 0
     optimisers = {m.name: _optimiser(m, settings) for m in members}
+    common = Common(train, weight, settings, processes or Processes(), optimisers)
     for member in members:
         member.head.train()  # evaluation puts a head back into the mode it was in
-    check = (validation, validation_order, weight, settings, processes, over)
+    check = (common._replace(data=validation), validation_order, over)
     _validate(members, *check, 0.0, [None] * len(members))
-    recorded = engine.fast("replayed", worth=train.device.type == "cuda") or nullcontext
+    show = progress and not common.processes.index
+    look = {"unit": "step", "leave": False, "disable": None if show else True}  # None: if no terminal
+    recorded, number = engine.fast("replayed", worth=train.device.type == "cuda") or nullcontext, 0
     with recorded(step) as take_step:
         for epoch in range(settings.epochs):
             arrangement = orders(epoch)
             batches = arrangement.steps(settings.rows_per_step)
             stops = _validation_steps(len(batches), settings.validations_per_epoch)
             total, tokens = 0.0, 0  # since the last validation, on the device: no step waits for it
-            bar = _bar(batches, f"epoch {epoch + 1}/{settings.epochs}", progress and not processes.index)
+            bar = tqdm(batches, f"epoch {epoch + 1}/{settings.epochs}", **look)
             for done, rows in enumerate(bar, start=1):
                 if not (live := [m for m in members if m.live]):
                     break
                 number += 1
-                state = (train, weight, settings, optimisers, processes)
-                nats, count = take_step(live, arrangement, rows, number, *state), train.tokens(rows)
+                given = conditions_of([m.source for m in live], arrangement, rows)
+                nats, count = take_step(live, given, rows, number, common), train.tokens(rows)
                 if over == "batch":  # a batch counts once, as its mean
                     nats, count = nats / count, 1
                 total, tokens = total + nats, tokens + count
                 if done in stops:
-                    means = [nats / tokens for nats in processes.sum(total).tolist()]
+                    means = [nats / tokens for nats in common.processes.sum(total).tolist()]
                     _validate(live, *check, epoch + done / len(batches), means)
                     total, tokens = 0.0, 0
     _restore(members)
@@ -158,16 +194,10 @@ def _validation_steps(steps: int, times: int) -> set[int]:
     return {max(1, round(steps * (i + 1) / times)) for i in range(times)}
 
 
-def _bar(batches: Sequence[Tensor], text: str, show: bool) -> Iterable[Tensor]:
-    """The batches behind a progress bar, silent where the output is not a terminal."""
-    from tqdm import tqdm
-
-    return tqdm(batches, desc=text, unit="step", leave=False, disable=None if show else True)
-
-
-def _validate(members, data, arrangement, weight, settings, processes, over, epoch, train_nll) -> None:
-    """Evaluate every member and keep its best state; stop it without patience left, or with a loss not finite."""
-    heads, rows = [(m.head, m.validation_condition) for m in members], settings.rows_per_step
+def _validate(members, common: Common, arrangement: Arrangement, over: str, epoch: float, train_nll) -> None:
+    """Evaluate every member and keep its best state; stop it out of patience, or with a loss not finite."""
+    data, weight, settings, processes, _ = common
+    heads, rows = [(m.head, m.validation_source) for m in members], settings.rows_per_step
     nll = evaluate(heads, data, arrangement, weight, rows=rows, scale=settings.scale, processes=processes)
     means = average(nll, data.counts, over, arrangement.steps(rows)).tolist()
     for member, training, value in zip(members, train_nll, means):
@@ -193,7 +223,7 @@ def _restore(members: Sequence[Member]) -> None:
 
 def evaluate(
     heads: Sequence[tuple[Head | None, Source | None]],
-    data: ScoredStates,
+    data: States,
     arrangement: Arrangement,
     weight: HeadWeight,
     *,
@@ -204,42 +234,31 @@ def evaluate(
 ) -> Tensor:
     """Per-document nll sums (H, N) in float64 nats; a head of None is the frozen model.
 
-    `rows` per batch cut the arrangement, unless it was given as batches. `watch` is called with token losses (H, M)
-    and their document numbers (M,), each document's side by side. Heads are read in eval mode and left in the mode
-    they were in. A head that ignores its condition gets the same numbers from any batches; documents in no batch
-    stay 0.
+    The arrangement is cut into batches of `rows` documents, unless it was given as batches. Heads are read in
+    eval mode and left in the mode they were in. A head that ignores its condition gets the same numbers from
+    any batches; documents in no batch stay 0. The study's `watch` gets losses (H, M) and documents (M,).
     """
     processes = processes or Processes()
-    out = torch.zeros(len(heads), data.documents, dtype=torch.float64, device=data.device)
-    with torch.no_grad(), in_eval_mode([head for head, _ in heads if head is not None]):
+    out = torch.zeros(len(heads), len(data.counts), dtype=torch.float64, device=sums_on(data.device))
+    with torch.no_grad(), ExitStack() as modes:
+        for head in (head for head, _ in heads if head is not None):
+            modes.callback(head.train, head.training)  # afterwards, whatever happens
+            head.eval()
         for batch in arrangement.steps(rows)[processes.index :: processes.count]:
-            conditions = conditions_of([source for _, source in heads], arrangement, batch)
-            updates = [head and head.factors(c) for (head, _), (c, _) in zip(heads, conditions)]
+            given = conditions_of([source for _, source in heads], arrangement, batch)
+            updates = [head and head.factors(condition) for (head, _), (condition, _) in zip(heads, given)]
             for places in data.pieces(batch):
                 documents = batch[places]
                 h, target, row = data.batch(documents)
-                groups = groups_of(conditions, updates, places[row])
-                nll = token_losses(h, target, weight, updates, groups, scale)  # (H, M)
+                nll = token_losses(h, target, weight, updates, groups_of(given, updates, places[row]), scale)
                 if watch is not None:
                     watch(nll, documents[row].to(nll.device))
-                # By segment, not by scattered additions: a GPU repeats itself. unsafe: a check would make it wait.
+                # By segment, not by scattered additions: a GPU repeats itself. unsafe: a check would wait.
                 sums = {"lengths": data.counts[documents].to(out.device), "axis": 0, "unsafe": True}
-                nll = torch.segment_reduce(nll.double().T.contiguous(), "sum", **sums)  # (b, H)
+                nll = nll.to(out.device).double().T.contiguous()  # (M, H)
+                nll = torch.segment_reduce(nll, "sum", **sums)  # (b, H)
                 out[:, documents.to(out.device)] = nll.T
     return processes.sum(out)
-
-
-@contextmanager
-def in_eval_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Modules in eval mode, and afterwards, whatever happens, in the mode they were in."""
-    modes = [(module, module.training) for module in modules]
-    for module, _ in modes:
-        module.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.train(mode)
 
 
 def average(
@@ -247,9 +266,9 @@ def average(
 ) -> Tensor:
     """nll sums (…, N) and token counts (N,) to nats per token (…).
 
-    over="token" divides the sums once; over="batch" is the released scripts' unweighted mean over batches of
-    per-batch means (audit, row 7), which depends on how documents were batched.
-    ValueError for any other `over`, and for "batch" without batches.
+    over="token" divides the sums once; over="batch", which only the study uses, is the released scripts'
+    unweighted mean of batches' means, which depends on how documents were batched. ValueError for any other
+    `over`, and for "batch" without batches.
     """
     counts = counts.to(nll)
     if over == "token":

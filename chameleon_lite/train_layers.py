@@ -1,10 +1,10 @@
 """LoRA in the layers, trained together with a head: hidden states change with the factors and cannot be kept.
 
-    rows of a step ─ pieces ─ backbone with LoRA ─▶ h (M, C), target (M,) ─▶ train_heads, as for states from a file
+    rows of a step ─ pieces ─ backbone with LoRA ─▶ h (M, C), target (M,) ─▶ train_heads, as for stored states
 
-`LiveStates` takes the place of `ScoredStates` and computes states anew for every batch; gradients reach the layers'
-factors, which `WithLayers` trains, keeps and restores with the head. Memory is the activations of one piece: the
-rows of a step go through piece by piece, which changes no gradient.
+`LiveStates` takes the place of `ScoredStates` and computes states anew for every batch; gradients reach the
+layers' factors, which `WithLayers` trains, keeps and restores with the head. Memory is the activations of one
+piece: the rows of a step go through piece by piece, which changes no gradient.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,13 +18,12 @@ from . import engine
 from .backbone import Backbone
 from .backbones.formats import backbone_dtype, fused_activations
 from .heads import Condition, Head, HeadUpdate
-from .loss import pick_next_token
+from .loss import next_token_pairs
 from .states import sent
 from .text import TokenTable, by_length
 
-# Tokens that go through the backbone at once. Training keeps every layer's activations for the way back, megabytes
-# per token, so its pieces are small; larger ones would save a CPU little time. On a GPU six rows of 256: a recorded
-# pass is launched at once, and holds its memory as long as training.
+# Tokens that go through the backbone at once. Training keeps every layer's activations, megabytes per token:
+# its pieces are small; on a GPU six rows of 256: a recorded pass holds its memory as long as training.
 READ_TOKENS = {"cpu": 2_048, "cuda": 32_768}
 STEP_TOKENS = {"cpu": 256, "cuda": 1_536}
 
@@ -42,22 +41,23 @@ class WithLayers(Head):
 
 
 class LiveStates:
-    """The scored (state, target) pairs of N documents, computed anew for every batch in place of `ScoredStates`.
+    """The scored (state, target) pairs of N documents, computed anew for every batch: `train.States`.
 
-    Without gradients a state is rounded to 16 bits, as one from a file is. `record`: on a GPU the pass of a training
-    step may be recorded, which holds its memory until `close`.
+    Rows are padded, documents of similar length together, but for training steps that the engine's fast pass
+    takes. `record`: on a GPU that one may be recorded, which holds its memory until `close`. Without
+    gradients a state is rounded to 16 bits, as one from a file is.
     """
 
     def __init__(self, backbone: Backbone, table: TokenTable, record: bool = True) -> None:
         self.backbone, self.table, self.record = backbone, table, record
-        self.device, self.documents = backbone.device, len(table)
+        self.device, self.layers = backbone.device, Layers(backbone)
         self.counts = torch.from_numpy(table.n_scored.astype(np.int64))  # (N,)
 
     @cached_property
-    def training_pass(self) -> "PaddedPass":
-        """The way through the layers of a training step."""
+    def training_pass(self):
+        """The fast way through the layers of a training step, or None."""
         fast = engine.fast("layer_pass")
-        return fast and fast(self.backbone, self.table, self.record) or PaddedPass(self.backbone, self.table)
+        return fast and fast(self.backbone, self.table, self.record)
 
     def tokens(self, rows: Tensor) -> int:
         """Scored tokens of documents rows (B,)."""
@@ -65,26 +65,39 @@ class LiveStates:
 
     def pieces(self, rows: Tensor) -> list[Tensor]:
         """Places in rows (B,) of the documents that go through the backbone at one time."""
-        if torch.is_grad_enabled():
+        trains = torch.is_grad_enabled()
+        if trains and self.training_pass:
             return self.training_pass.pieces(rows)
-        return padded_pieces(self.table, rows, READ_TOKENS.get(self.device.type, READ_TOKENS["cpu"]))
+        budget = STEP_TOKENS if trains else READ_TOKENS
+        pieces = by_length(self.table.lengths[rows.numpy()], budget.get(self.device.type, budget["cpu"]))
+        return [torch.from_numpy(piece) for piece in pieces]
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Documents rows (B,) to their states (M, C), targets (M,), and row numbers (M,) on the host."""
-        if torch.is_grad_enabled():
+        trains = torch.is_grad_enabled()
+        if trains and self.training_pass:
             return self.training_pass.batch(rows)
-        ids, mask, place, target, row = padded_batch(self.table, rows, self.device)
-        hidden = self.backbone.hidden(ids, mask).half()  # (B, T, C)
-        return hidden.flatten(0, 1).index_select(0, place), target, row
+        ids, mask, place, target, row = self.padded(rows)
+        if trains:
+            return states_at(self.layers(ids, None, mask), place), target, row
+        return self.backbone.hidden(ids, mask).half().flatten(0, 1).index_select(0, place), target, row
+
+    def padded(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Documents rows (B,) to ids, mask (B, T), flat place, target (M,) on the device, row (M,) on the host."""
+        ids, mask = self.table.padded(rows)
+        prefix = torch.from_numpy(self.table.prefix[rows.numpy()]).long()
+        row, column, target = next_token_pairs(ids, mask, prefix)
+        place, target = sent(torch.stack([row * ids.shape[1] + column, target]), self.device)
+        return sent(ids, self.device), sent(mask, self.device), place, target, row
 
     def close(self) -> None:
         """Give back the memory that a recorded pass holds."""
-        if "training_pass" in vars(self):
+        if vars(self).get("training_pass"):
             self.training_pass.close()
 
 
 class Layers(nn.Module):
-    """ids (B, T), position (B, T) or None and mask, as for `Backbone.hidden`, to states (B, T, C); 16-bit on a GPU."""
+    """What `Backbone.hidden` takes to its states (B, T, C); 16-bit on a GPU."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -99,43 +112,11 @@ class Layers(nn.Module):
             return self.hidden(ids, mask, position)
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """What gets gradient: a recording hands its parameters over with every call, and frozen ones need not be."""
+        """What gets gradient: a recording hands its parameters over with every call."""
         return (p for p in super().parameters(recurse) if p.requires_grad)
-
-
-class PaddedPass:
-    """The plain pass of a training step: one document per row, documents of similar length together."""
-
-    def __init__(self, backbone: Backbone, table: TokenTable) -> None:
-        self.table, self.run, self.device = table, Layers(backbone), backbone.device
-
-    def pieces(self, rows: Tensor) -> list[Tensor]:
-        """Places in rows (B,), by length."""
-        return padded_pieces(self.table, rows, STEP_TOKENS.get(self.device.type, STEP_TOKENS["cpu"]))
-
-    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Documents rows (B,) to states (M, C), targets (M,), and row numbers (M,) on the host."""
-        ids, mask, place, target, row = padded_batch(self.table, rows, self.device)
-        return states_at(self.run(ids, None, mask), place), target, row
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 def states_at(hidden: Tensor, place: Tensor) -> Tensor:
     """hidden (B, T, C) at flat places (M,): (M, C), float32 or wider."""
     picked = hidden.flatten(0, 1).index_select(0, place)
     return picked.to(torch.promote_types(hidden.dtype, torch.float32))
-
-
-def padded_pieces(table: TokenTable, rows: Tensor, budget: int) -> list[Tensor]:
-    """Places in rows (B,), by length, in pieces of at most `budget` padded tokens or one document."""
-    return [torch.from_numpy(piece) for piece in by_length(table.lengths[rows.numpy()], budget)]
-
-
-def padded_batch(table: TokenTable, rows: Tensor, device: torch.device) -> tuple[Tensor, ...]:
-    """Documents rows (B,) to ids, mask (B, T) and flat place, target (M,) on the device, row (M,) on the host."""
-    ids, mask = table.padded(rows)
-    row, column, target = pick_next_token(ids, mask, torch.from_numpy(table.prefix[rows.numpy()]).long())
-    place, target = sent(torch.stack([row * ids.shape[1] + column, target]), device)
-    return sent(ids, device), sent(mask, device), place, target, row

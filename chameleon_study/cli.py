@@ -1,12 +1,16 @@
 """The commands of the reproduction, which join `chameleon-lite` where this package is installed."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from chameleon_lite import files
 from chameleon_lite.app.cli import Dask, DataDir, Device, Processes
+from chameleon_lite.app.outputs import claimed
 from chameleon_lite.errors import UserError
 
 from .streams.command import stream
@@ -94,11 +98,15 @@ def prove(
 
     from .config import load_experiment
     from .provenance import default_command
+    from .records import refuse_unfit
     from .released.proofs import prove_all
-    from .released.proofs.store import store_proofs
+    from .released.proofs.store import load_proofs, store_proofs
     from .released.proofs.subject import Subject
 
     settings = load_experiment(experiment, profile, backbone=backbone)
+    if results is not None:
+        refuse_unfit(settings.name, settings.profile, settings.backbone)
+        load_proofs(results)  # a damaged file is named before the work
     model = load_backbone(settings.backbone, device=device or str(Processes().device))
     for name in settings.corpora:
         subject = Subject(settings, model, name, data_dir, say=_say)
@@ -106,7 +114,7 @@ def prove(
         for proof in proofs:
             typer.echo(f"{proof.proof:22} {proof.shows}")
         if results is not None:
-            typer.echo(f"kept in {store_proofs(proofs, results)[0]}")
+            typer.echo(f"kept in {store_proofs(proofs, results)}")
 
 
 @app.command()
@@ -121,13 +129,13 @@ def tables(results: Results = Path("results"), csv: Csv = None) -> None:
     from .released.tables import released_frame
     from .tables import results_frame
 
-    frames = [f for f in (released_frame(load_results(results)), results_frame(results)) if not f.empty]
-    if not frames:
-        raise UserError(f"no records in {results}/: run an experiment with --results {results}")
-    for frame in frames:
-        typer.echo(frame.to_string(index=False) + "\n")
-    if csv is not None:
-        pd.concat(frames, ignore_index=True).to_csv(csv, index=False)
+    with _csv(csv, results) as save:
+        frames = [f for f in (released_frame(load_results(results)), results_frame(results)) if not f.empty]
+        if not frames:
+            raise UserError(f"no records in {results}/: run an experiment with --results {results}")
+        for frame in frames:
+            typer.echo(frame.to_string(index=False) + "\n")
+        save(pd.concat(frames, ignore_index=True))
 
 
 @app.command()
@@ -146,19 +154,35 @@ def claims(
     Example: chameleon-lite claims --results results
     """
     from .claims.contrasts import StoredRuns
-    from .claims.ledger import ledger, ledger_frame, write_verdicts
+    from .claims.ledger import checked, ledger, ledger_frame, write_verdicts
 
-    verdicts = ledger(results, backbone, benchmarks=benchmarks)
-    frame = ledger_frame(verdicts)
-    for row in frame.to_dict("records"):
-        typer.echo(f"{row['claim']:>2}  {row['verdict']:<19} {row['says']}")
-        typer.echo(f"      {row['confirmed if']}: {row['number']}")
-    if csv is not None:
-        frame.to_csv(csv, index=False)
-    if contrasts is not None:
-        StoredRuns(results, backbone).family_frame().to_csv(contrasts, index=False)
-    if write:
-        write_verdicts(verdicts, results / "verdicts.json")
+    with _csv(csv, results) as save, _csv(contrasts, results) as save_contrasts:
+        checked(results, backbone, benchmarks)
+        verdicts = ledger(results, backbone, benchmarks=benchmarks)
+        frame = ledger_frame(verdicts)
+        for row in frame.to_dict("records"):
+            typer.echo(f"{row['claim']:>2}  {row['verdict']:<19} {row['says']}")
+            typer.echo(f"      {row['confirmed if']}: {row['number']}")
+        save(frame)
+        if contrasts is not None:
+            save_contrasts(StoredRuns(results, backbone).family_frame())
+        if write:
+            write_verdicts(verdicts, results / "verdicts.json")
+
+
+@contextmanager
+def _csv(path: Path | None, results: Path) -> Iterator[Callable]:
+    """Hold a CSV file, which is no part of the results; yields what writes a table to it."""
+    if path is None:
+        yield lambda frame: None
+        return
+    with claimed(path, [p for p in results.glob("*") if p.suffix != ".csv"], overwrite=True) as place:
+
+        def save(frame) -> None:
+            with files.atomic(place) as part:
+                frame.to_csv(part, index=False)
+
+        yield save
 
 
 def _silent() -> bool:

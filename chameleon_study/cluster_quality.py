@@ -14,30 +14,21 @@ def cluster_quality(clustering: Clustering, *, groups: Sequence[str], lengths: S
     1 for clusters that are the groups, about 0 for chance, None with fewer than two groups;
     `length_variance_explained` is η²: the share of the variance of length that lies between clusters.
     """
+    from sklearn.metrics import adjusted_mutual_info_score
+
     sizes, labels = clustering.sizes, clustering.labels.cpu().numpy()
     filled = sizes[sizes > 0].double()
+    centred = np.asarray(lengths, float) - np.mean(lengths, dtype=float)
+    total = float(centred @ centred)
+    between = np.bincount(labels, weights=centred) ** 2 / np.maximum(np.bincount(labels), 1)
+    several = len(set(groups)) > 1
     return {
         "clusters": len(sizes),
         "empty": int((sizes == 0).sum()),
         "inertia": clustering.inertia,
         "sizes": {"min": int(filled.min()), "median": float(filled.quantile(0.5)), "max": int(filled.max())},
-        "adjusted_mutual_information": _mutual_information(labels, groups),
-        "length_variance_explained": _variance_explained(labels, np.asarray(lengths, float)),
+        "adjusted_mutual_information": float(adjusted_mutual_info_score(list(groups), labels))
+        if several
+        else None,
+        "length_variance_explained": float(between.sum() / total) if total else 0.0,
     }
-
-
-def _mutual_information(labels: np.ndarray, groups: Sequence[str]) -> float | None:
-    from sklearn.metrics import adjusted_mutual_info_score
-
-    if len(set(groups)) < 2:
-        return None
-    return float(adjusted_mutual_info_score(list(groups), labels))
-
-
-def _variance_explained(labels: np.ndarray, values: np.ndarray) -> float:
-    """η² of values (N,) by labels (N,): between-cluster over total sum of squares; 0 where values are equal."""
-    centred = values - values.mean()
-    total = float(centred @ centred)
-    sizes = np.bincount(labels)
-    sums = np.bincount(labels, weights=centred)
-    return float((sums**2 / np.maximum(sizes, 1)).sum() / total) if total else 0.0

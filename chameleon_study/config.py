@@ -1,55 +1,70 @@
 """Settings of an experiment: frozen, validated, every number with its unit.
 
-An experiment is one YAML file. `load_experiment` reads it, combines the profile's values (below), the file's own
-and those of its `profiles:` section, and returns `Experiment`. Unknown keys are refused with the nearest valid one.
+An experiment is one YAML file. `load_experiment` reads it, combines the profile's values (profiles.yaml), the file's
+own and those of its `profiles:` section, and returns `Experiment`. Whatever cannot be used is refused by its key.
 """
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_serializer, model_validator
 
+from chameleon_lite.app.rows import flaw_of
 from chameleon_lite.errors import UserError, unknown
-from chameleon_lite.settings import ClusterSettings, Settings, TokenSettings, TrainSettings
+from chameleon_lite.settings import (
+    ClusterSettings,
+    Count,
+    Rate,
+    Seed,
+    Settings,
+    Share,
+    TokenSettings,
+    TrainSettings,
+    problem,
+)
 
 ProfileName = Literal["smoke", "colab", "paper"]
+DEEPEST = 8  # mappings and lists of a file inside one another
 
 
 class DataSettings(Settings):
     """How much of a corpus is used."""
 
-    max_train_tokens: int | None = Field(None, ge=1, description="tokens of training documents; none = all")
-    max_validation_documents: int | None = Field(None, ge=1, description="validation documents; none = all")
-    max_test_documents: int | None = Field(None, ge=1, description="test documents; none = all")
-    subset_seed: int = Field(0, description="seed of the draw of those subsets; not varied by the study")
+    max_train_tokens: Count | None = Field(None, description="tokens of training documents; none = all")
+    max_validation_documents: Count | None = Field(None, description="validation documents; none = all")
+    max_test_documents: Count | None = Field(None, description="test documents; none = all")
+    subset_seed: Seed = Field(0, description="seed of the draw of those subsets; not varied by the study")
 
 
 class SweepSettings(Settings):
     """Learning rates tried on validation, with seeds other than the reported ones."""
 
-    grid: tuple[float, ...] = Field((1e-4, 3e-4, 1e-3, 3e-3), min_length=1, description="AdamW rates")
-    seeds: int = Field(2, ge=1, description="sweep seeds, numbered 1000, 1001, …")
-    extend: int = Field(2, ge=0, description="times the grid may grow by a factor 3 while its edge is best")
+    grid: tuple[Rate, ...] = Field((1e-4, 3e-4, 1e-3, 3e-3), min_length=1, description="AdamW rates")
+    seeds: int = Field(2, ge=1, le=1_000, description="sweep seeds, numbered 1000, 1001, …")
+    extend: int = Field(2, ge=0, le=20, description="times the grid may grow while its edge is best")
 
 
 class GenerateSettings(Settings):
     """Continuing test prompts (claim 16)."""
 
-    documents: int = Field(200, ge=1, description="test documents whose prompts are continued; all if fewer")
-    new_tokens: int = Field(64, ge=4, description="tokens written after each prompt, always as many")
+    documents: Count = Field(200, description="test documents whose prompts are continued; all if fewer")
+    new_tokens: int = Field(64, ge=4, le=1 << 20, description="tokens after each prompt, always as many")
     regimes: tuple[str, ...] = Field((), description="regimes that write; none = all on cached states")
-    rows: int = Field(128, ge=1, description="prompts continued side by side")
+    rows: Count = Field(128, description="prompts continued side by side")
 
 
 class ProbeSettings(Settings):
     """What trained heads are evaluated on beyond the test split."""
 
     corpora: tuple[str, ...] = Field((), description="corpora whose test documents are read too (claim 8)")
-    foreign_shares: tuple[float, ...] = Field((), description="shares of vectors that are theirs (claim 7)")
+    foreign_shares: tuple[Share, ...] = Field((), description="shares of vectors that are theirs (claim 7)")
     foreign_regimes: tuple[str, ...] = Field((), description="regimes read with such foreign vectors")
-    seen_documents: int = Field(0, ge=0, description="training documents read in evaluation mode; 0 = none")
-    position_bins: int = Field(0, ge=0, description="bins of 16 scored positions with a loss; 0 = none")
+    seen_documents: int = Field(
+        0, ge=0, le=1 << 40, description="training documents read like test; 0 = none"
+    )
+    position_bins: int = Field(0, ge=0, le=1 << 20, description="bins of 16 scored positions; 0 = none")
     generate: GenerateSettings | None = Field(None, description="continuing test prompts; none = not done")
 
     @model_serializer(mode="wrap")
@@ -67,18 +82,23 @@ class ProtocolSettings(Settings):
     mend: tuple[str, ...] = Field((), description="switches turned to honest one by one, a run after each")
     held_out: float = Field(0.1, gt=0, le=1, description="validation share of instructions, inside training")
 
+    @property
+    def honest(self) -> bool:
+        """Whether this is the honest protocol; anything else goes through released/run.py."""
+        return self.preset == "honest" and not self.switches
+
 
 class Experiment(Settings):
     """One YAML file after its profile was applied."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="file name of its results")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100, description="file name of its results")
     what: str = Field("", description="one sentence for tables and help")
     profile: ProfileName = "smoke"
     backbone: str = "smollm2"
-    corpora: tuple[str, ...] = ("docstrings",)
+    corpora: tuple[str, ...] = Field(("docstrings",), min_length=1)
     regimes: tuple[str, ...] = Field(min_length=1)
-    seeds: int = Field(3, ge=1, description="reported seeds, numbered 0, 1, …")
-    learning_rates: dict[str, float] = Field({}, description="AdamW rate per regime; the others are swept")
+    seeds: int = Field(3, ge=1, le=1_000, description="reported seeds, numbered 0, 1, …")
+    learning_rates: dict[str, Rate] = Field({}, description="AdamW rate per regime; the others are swept")
     shared_order: bool = Field(False, description="one clustered order, and so one pass, for all regimes")
     tokens: TokenSettings = TokenSettings()
     data: DataSettings = DataSettings()
@@ -90,6 +110,14 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _contradictions(self) -> "Experiment":
+        from .regimes import REGIMES  # here, for it imports torch
+
+        for name in (*self.regimes, *self.probes.foreign_regimes):
+            if name not in REGIMES:
+                raise unknown("regime", name, REGIMES)
+        for setting, named in (("regimes", self.regimes), ("corpora", self.corpora)):
+            if len(set(named)) < len(named):
+                raise ValueError(f"{setting} names {max(named, key=named.count)!r} twice")
         if self.tokens.prefix_tokens + self.tokens.min_scored > self.tokens.max_length:
             raise ValueError(
                 f"prefix_tokens {self.tokens.prefix_tokens} + min_scored {self.tokens.min_scored} "
@@ -99,34 +127,14 @@ class Experiment(Settings):
         for setting, named in (("learning_rates", self.learning_rates), ("probes.generate.regimes", writing)):
             if extra := set(named) - set(self.regimes):
                 raise ValueError(f"{setting} names {sorted(extra)}, which the experiment does not run")
-        if self.probes.generate and (self.protocol.preset != "honest" or self.protocol.switches):
+        if self.probes.generate and not self.protocol.honest:
             raise ValueError("probes.generate belongs to the honest protocol: released tables write nothing")
         return self
 
 
-# What a profile sets unless the experiment's own `profiles:` section says otherwise.
-PROFILES: dict[str, dict[str, Any]] = {
-    "smoke": {
-        "backbone": "smollm2",
-        "corpora": ["docstrings"],
-        "seeds": 3,
-        "tokens": {"max_length": 128},
-        "data": {"max_train_tokens": 20_000, "max_validation_documents": 80, "max_test_documents": 320},
-        "train": {"epochs": 2},
-    },
-    "colab": {
-        "backbone": "gpt2",
-        "corpora": ["wikitext-2", "alpaca"],
-        "seeds": 3,
-        "data": {"max_train_tokens": 200_000, "max_validation_documents": 1_000, "max_test_documents": 1_000},
-        "train": {"epochs": 5},
-    },
-    "paper": {
-        "seeds": 5,
-        "data": {"max_train_tokens": 1_000_000},
-        "train": {"epochs": 5, "feature_dtype": "float32"},
-    },
-}
+PROFILES: dict[str, dict[str, Any]] = yaml.safe_load(
+    (files(__package__) / "profiles.yaml").read_text("utf-8")
+)
 
 
 def merged(*layers: dict[str, Any]) -> dict[str, Any]:
@@ -140,19 +148,25 @@ def merged(*layers: dict[str, Any]) -> dict[str, Any]:
 
 
 def experiment_from(raw: dict[str, Any], profile: str = "smoke", **overrides: Any) -> Experiment:
-    """The experiment a parsed YAML means under a profile; `overrides` (None = not given) win over both."""
-    for name in (profile, *raw.get("profiles", {})):
-        if name not in PROFILES:
-            raise unknown("profile", name, PROFILES)
+    """The experiment a parsed YAML means under a profile; `overrides` (None = not given) win over both.
+
+    Raises UserError, with the key, for whatever cannot be used.
+    """
+    _check_values(raw, "settings", (), set())
     raw = dict(raw)
     sections = raw.pop("profiles", {})
+    if not isinstance(sections, dict) or not all(isinstance(part, dict) for part in sections.values()):
+        raise UserError("profiles: must be a mapping of profiles to mappings of settings")
+    for name in (profile, *sections):
+        if name not in PROFILES:
+            raise unknown("profile", name, PROFILES)
     given = {k: v for k, v in overrides.items() if v is not None}
     values = merged(PROFILES[profile], raw, sections.get(profile, {}), {"profile": profile}, given)
     _check_keys(values, Experiment)
     try:
         return Experiment(**values)
     except ValidationError as error:
-        raise UserError(f"experiment {raw.get('name', '?')}: {_first_line(error)}") from None
+        raise UserError(f"experiment {raw.get('name', '?')}: {problem(error)}") from None
 
 
 def load_experiment(path: Path | str, profile: str = "smoke", **overrides: Any) -> Experiment:
@@ -162,24 +176,39 @@ def load_experiment(path: Path | str, profile: str = "smoke", **overrides: Any) 
         near = sorted(p.name for p in path.parent.glob("*.yaml"))
         raise unknown("experiment file", str(path), near) if near else UserError(f"no experiment file {path}")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+        raw = yaml.safe_load(path.read_bytes().decode("utf-8-sig"))
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} is not valid YAML in UTF-8: {reason}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path} must be a mapping of settings, found {type(raw).__name__}")
-    return experiment_from(raw, profile, **overrides)
+    try:
+        return experiment_from(raw, profile, **overrides)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _check_values(value: Any, where: str, above: tuple[int, ...], seen: set[int]) -> None:
+    """Refuse what is no setting of any kind: keys and strings that are no text, what holds itself."""
+    if isinstance(value, dict | list):
+        if id(value) in above or len(above) == DEEPEST:
+            raise UserError(f"{where}: holds itself, or is nested more than {DEEPEST} deep")
+        if id(value) in seen:  # an alias; without this, aliases of aliases would take for ever
+            return
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(value, dict) and not isinstance(key, str):
+                raise UserError(f"{where}: the key {key!r} is {type(key).__name__}, no text: quote it")
+            _check_values(item, f"{where}.{key}".removeprefix("settings."), (*above, id(value)), seen)
+        seen.add(id(value))
+    elif isinstance(value, str) and (flaw := flaw_of(value)):
+        raise UserError(f"{where}: {flaw}")
 
 
 def _check_keys(values: dict[str, Any], model: type[BaseModel], where: str = "") -> None:
-    """Refuse unknown keys with the nearest valid one (pydantic's own message lists neither)."""
+    """Refuse unknown keys with the nearest valid one (pydantic lists none), and `true` where a number belongs."""
     for key, value in values.items():
         if key not in model.model_fields:
             raise unknown("setting", where + key, [where + name for name in model.model_fields])
         kind = model.model_fields[key].annotation
         if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
             _check_keys(value, kind, f"{where}{key}.")
-
-
-def _first_line(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc']) or 'settings'}: {first['msg']}"

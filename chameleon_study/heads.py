@@ -6,8 +6,7 @@
     SvfBank         ΔW = (W Q) diag(Σ_k π_k m_k − 1) Qᵀ       singular values rescaled (Transformer²)
     UnigramBias     logits + β (log q_c − log q_0)            frequencies of the tokens in the condition's text
 
-With K = 33 and rank 4 a bank has about as many parameters as the paper's hyper-network, whose last layer holds
-33 pairs of factors too (audit, finding 6).
+A bank of 33 of rank 4 is about as large as the paper's hyper-network, whose last layer holds 33 pairs of factors too.
 """
 
 import math

@@ -8,7 +8,6 @@ The last two train on the same batches and steps as everything else (train_layer
 which the better one on validation counts.
 """
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -24,15 +23,14 @@ from chameleon_lite.backbones.formats import arithmetic
 from chameleon_lite.batches import Arrangement
 from chameleon_lite.conditions import GroupMean
 from chameleon_lite.errors import RunFailed
-from chameleon_lite.heads import HyperHead, LoraHead
+from chameleon_lite.heads import Head, HyperHead, LoraHead
 from chameleon_lite.lora import add_lora, lora_parameters
 from chameleon_lite.text import cumulative
 from chameleon_lite.train import Member, evaluate, train_heads
 from chameleon_lite.train_layers import LiveStates, WithLayers
 
-from .cohort import Context
-from .evaluate import Outcome
-from .prepare import PreparedCorpus, SeedClusterings, split_view
+from .evaluate import Context, Outcome
+from .prepare import PreparedCorpus, SeedClusterings
 from .regimes import CLUSTERED, GROUP, RANK, Regime
 
 NEIGHBOURS = 15  # other rows whose prefixes are put in front
@@ -77,37 +75,29 @@ def _in_context_nll(material: PreparedCorpus, split: str, groups: Tensor) -> Ten
     return evaluate([(None, None)], live, together, material.weight, rows=len(table))[0].cpu()
 
 
-def layers_static(context: Context, seeded: SeedClusterings, r: Regime) -> Outcome:
-    """R16: LoRA of rank 4 in every layer and on the head."""
-    return _layers(context, seeded, r, LoraHead, lambda view: None)
-
-
-def layers_hyper(context: Context, seeded: SeedClusterings, r: Regime) -> Outcome:
-    """R17: LoRA of rank 4 in every layer, the hyper-network on the head, conditioned as R4."""
-    return _layers(context, seeded, r, HyperHead, lambda view: GroupMean(view.vectors, GROUP))
-
-
-def _layers(context: Context, seeded: SeedClusterings, r: Regime, head: type, source: Callable) -> Outcome:
-    """Train at every rate, keep the better on validation, read the test split with it."""
+def in_layers(head: type[Head], context: Context, seeded: SeedClusterings, r: Regime) -> Outcome:
+    """R16, R17: LoRA of rank 4 in every layer, trained at every rate with a head; the better on validation counts."""
     started = time.perf_counter()
-    outcomes = [_trained(context, seeded, r, head, source, lr) for lr in LEARNING_RATES]
-    best = min(outcomes, key=lambda o: min((p["validation_nll"] for p in o.curve), default=math.inf))
+    outcomes = [_trained(head, context, seeded, r, rate) for rate in LEARNING_RATES]
+    best = min(outcomes, key=lambda outcome: outcome.member.best)
     best.seconds = {"training": (time.perf_counter() - started) / len(outcomes)}
     return best
 
 
-def _trained(context: Context, seeded: SeedClusterings, r: Regime, head, source, lr: float) -> Outcome:
+def _trained(head: type[Head], context: Context, seeded, r: Regime, rate: float) -> Outcome:
     material, settings = context.material, context.settings.train
     settings = settings.model_copy(update={"validations_per_epoch": 1})
     adapted, orders = copied(material.backbone), partial(seeded.epoch, order=r.order)
-    sources = {s: source(split_view(material, seeded, s)) for s in ("train", "validation", "test")}
+    live = {s: LiveStates(adapted, material.tables[s]) for s in ("train", "validation", "test")}
+    sources = {s: None for s in live}
+    if head is HyperHead:
+        sources = {s: GroupMean(seeded.splits[s].vectors, GROUP) for s in live}
     with torch.random.fork_rng():
         torch.manual_seed(seeded.seed)
         add_lora(adapted, rank=RANK)
         trained = head(adapted.width, adapted.vocab, RANK).to(adapted.device)
         both = WithLayers(trained, lora_parameters(adapted).values())
-    live = {split: LiveStates(adapted, material.tables[split]) for split in sources}
-    member = Member(r.name, both, sources["train"], sources["validation"], lr, seed=seeded.seed * 1_000_003)
+    member = Member(r.name, both, sources["train"], sources["validation"], rate, seed=seeded.seed * 1_000_003)
     with closing(live["train"]), suppress(RunFailed):  # `failure` holds what went wrong
         train_heads(
             [member],
@@ -124,8 +114,11 @@ def _trained(context: Context, seeded: SeedClusterings, r: Regime, head, source,
         s: evaluate([(both, sources[s])], live[s], orders(s, number=0), material.weight, **read)[0].cpu()
         for s in ("validation", "test")
     }
-    count = both.trainable_parameters()
-    return Outcome(nll, [], lr, member.curve, count, 4 * count, member.failure, usable=bool(member.state))
+    return Outcome(nll, member=member)
 
 
-PROCEDURES = {procedure.__name__: procedure for procedure in (in_context, layers_static, layers_hyper)}
+PROCEDURES: dict[str, Callable[[Context, SeedClusterings, Regime], Outcome]] = {
+    "in_context": in_context,
+    "layers_static": partial(in_layers, LoraHead),
+    "layers_hyper": partial(in_layers, HyperHead),
+}

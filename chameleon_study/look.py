@@ -1,9 +1,9 @@
 """What a generated update does to the vocabulary, in words one can read.
 
-    states h (M, C) of some texts ─ α (h downᵀ) upᵀ, mean over the states ─▶ shift (G, V): raised and lowered tokens
+    states h (M, C) of some texts ─ α (h downᵀ) upᵀ, mean over the states ─▶ shift (G, V) of the logits
 
-An update of a weight has no meaning by itself: it changes the logit of a token by an amount that depends on the
-state it is applied to. So it is shown on states of real texts.
+An update of a weight has no meaning by itself: it changes a token's logit by an amount that depends on
+the state it is applied to. So it is shown on states of real texts.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,9 @@ def text_states(model, texts: Sequence[str]) -> Tensor:
     """Final hidden states (M, C) of all real tokens of some texts under the backbone."""
     limit = model.backbone.max_length
     rows = [row[:limit] for row in model.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if row]
-    ids, mask = left_padded(rows, model.backbone.pad_id)
-    position = (mask.cumsum(1) - 1).clamp_min(0)
-    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": position}
-    inputs = {name: x.to(model.device) for name, x in inputs.items()}
-    h = model.body(**inputs, use_cache=False).last_hidden_state  # (B, T, C)
-    return h[mask.bool().to(h.device)]
+    ids, mask = (x.to(model.device) for x in left_padded(rows, model.backbone.pad_id))
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
+    return model.body(**inputs, use_cache=False).last_hidden_state[mask.bool()]
 
 
 @torch.no_grad()
@@ -43,7 +40,7 @@ def extreme_tokens(model, shift: Tensor, count: int = 8) -> tuple[list[tuple], l
 
 
 def token_text(tokenizer, token: int) -> str:
-    """A token as a reader should see it: spaces and line ends made visible, letters beyond Latin as their codes."""
+    """A token as a reader should see it: spaces and line ends visible, other letters as codes."""
     text = tokenizer.decode([token])
     if not text or "\ufffd" in text:  # part of a character
         return f"#{token}"

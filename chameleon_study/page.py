@@ -7,7 +7,7 @@ csv_link(frame, "x")     ─ a link under a table that saves it as x.csv
 """
 
 import base64
-from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import pandas as pd
@@ -17,11 +17,11 @@ from chameleon_lite.errors import UserError, unknown
 from .claims.paper import published
 from .config import PROFILES
 
-__all__ = ["CsvLink", "csv_link", "keep", "published", "root", "start"]
+__all__ = ["csv_link", "keep", "published", "root", "start"]
 
 
 def root() -> Path:
-    """The project's folder, found from where the package lies; UserError for an install without its sources."""
+    """The project's folder, found from where the package lies; UserError for an install without it."""
     folder = Path(__file__).resolve().parents[1]
     if not (folder / "_toc.yml").exists():
         raise UserError("notebooks need the project's folder: clone it and run pip install -e . inside it")
@@ -37,13 +37,15 @@ def start(profile: str, seed: int = 0) -> str:
     import numpy
     import torch
 
+    from chameleon_lite.backbones.formats import device_of
+
     if profile not in PROFILES:
         raise unknown("profile", profile, PROFILES)
     warnings.filterwarnings("ignore", message="IProgress not found")  # pages show no bars
     random.seed(seed)
     numpy.random.seed(seed)
     torch.manual_seed(seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(device_of())
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"profile {profile}, seed {seed}, {device} ({name})")
     print(f"torch {torch.__version__}, transformers {version('transformers')}")
@@ -51,10 +53,7 @@ def start(profile: str, seed: int = 0) -> str:
 
 
 def keep(**values: float | int | str) -> None:
-    """Store values in the executed notebook under their names, for the text to quote; no output is shown.
-
-    Outside the book's own environment (myst-nb not installed, as on Colab) it does nothing.
-    """
+    """Store values in the executed notebook for the text to quote; nothing happens without myst-nb."""
     try:
         from myst_nb import glue
     except ImportError:
@@ -63,17 +62,9 @@ def keep(**values: float | int | str) -> None:
         glue(name, getattr(value, "item", lambda: value)(), display=False)  # numpy's and torch's scalars too
 
 
-@dataclass(frozen=True)
-class CsvLink:
+def csv_link(frame: pd.DataFrame, name: str):
     """A link under a table that saves it as `name`.csv; notebooks show it, and it needs no server."""
+    from IPython.display import HTML
 
-    name: str
-    data: str  # the file, base64
-
-    def _repr_html_(self) -> str:
-        return f'<a download="{self.name}.csv" href="data:text/csv;base64,{self.data}">Download as CSV</a>'
-
-
-def csv_link(frame: pd.DataFrame, name: str) -> CsvLink:
-    """The link for a frame."""
-    return CsvLink(name, base64.b64encode(frame.to_csv(index=False).encode()).decode())
+    data = base64.b64encode(frame.to_csv(index=False).encode()).decode()
+    return HTML(f'<a download="{escape(name)}.csv" href="data:text/csv;base64,{data}">Download as CSV</a>')

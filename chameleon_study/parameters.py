@@ -3,6 +3,7 @@
 Everything is built on PyTorch's meta device: modules with shapes and no numbers, so counting takes no memory.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -10,58 +11,55 @@ import torch
 from chameleon_lite import errors
 from chameleon_lite.backbone import BUILT_IN, SHORT_NAMES
 from chameleon_lite.backbones import smollm2, tiny
+from chameleon_lite.backbones.hub import load_config, reachable, readable
 from chameleon_lite.heads import HyperHead, LoraHead, matched_rank
 from chameleon_lite.lora import add_lora, lora_parameters
 
-PAPER_RANK = 4
+from .regimes import RANK
 
 
-def parameter_table(backbone_name: str, rank: int = PAPER_RANK) -> dict[str, int]:
+def parameter_table(backbone_name: str) -> dict[str, int]:
     """Parameter counts for a backbone, without its weights.
 
-    total: all of the frozen model, a tied matrix once · lora_head: LoRA of the head · hyper_head: the
-    hyper-network · lora_layers: LoRA in all layers · lora_everywhere: in all layers and the head ·
-    matched_rank: the LoRA head's rank that matches the hyper-network · width C · vocab V · adapted_layers.
+    total: the frozen model, a tied matrix once · lora_head, lora_layers, lora_everywhere: LoRA in the head,
+    all layers, both · hyper_head: the hyper-network · matched_rank: the LoRA head's rank that matches it ·
+    width C · vocab V · adapted_layers.
     """
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(_config(backbone_name), dtype=torch.float32)
+        with readable(f"the configuration of {backbone_name}"):
+            lm = AutoModelForCausalLM.from_config(
+                _config(backbone_name), dtype=torch.float32, trust_remote_code=False
+            )
         total = sum(p.numel() for p in lm.parameters())
         vocab, width = lm.get_output_embeddings().weight.shape
-        lora_head = LoraHead(width, vocab, rank).trainable_parameters()
-        hyper_head = HyperHead(width, vocab, rank).trainable_parameters()
-        adapted = add_lora(lm, rank=rank)
+        lora_head = LoraHead(width, vocab, RANK).trainable_parameters()
+        hyper_head = HyperHead(width, vocab, RANK).trainable_parameters()
+        adapted = add_lora(lm, rank=RANK)
     layers = sum(p.numel() for p in lora_parameters(lm).values())
     counts = {"total": total, "lora_head": lora_head, "hyper_head": hyper_head, "lora_layers": layers}
-    counts |= {"lora_everywhere": layers + lora_head, "matched_rank": matched_rank(width, vocab, rank)}
+    counts |= {"lora_everywhere": layers + lora_head, "matched_rank": matched_rank(width, vocab, RANK)}
     return counts | {"width": width, "vocab": vocab, "adapted_layers": len(adapted)}
 
 
 def _config(name: str):
-    """A backbone's configuration, from this package where it is built in, else from its folder or the hub."""
+    from transformers import GPT2Config
+
     if name == "smollm2":
         return smollm2.geometry()
     if name in BUILT_IN:
         return tiny.built_in_config(name)
-    from transformers import AutoConfig, GPT2Config
-
-    from chameleon_lite.backbones.hub import reachable
-
     if name == "gpt2":
         return GPT2Config()  # the class's defaults are this very model
     folder = Path(name).expanduser()
-    local = folder.is_dir()
-    if "/" not in name and name not in SHORT_NAMES and not local:
+    if "/" not in name and name not in SHORT_NAMES and not folder.is_dir():
         raise errors.unknown("backbone", name, [*BUILT_IN, *SHORT_NAMES])
-    source = str(folder) if local else SHORT_NAMES.get(name, name)
+    source = str(folder) if folder.is_dir() else SHORT_NAMES.get(name, name)
+    local = folder.is_dir() or not reachable()
     try:
-        return AutoConfig.from_pretrained(source, local_files_only=True)  # from the folder or the cache
+        with readable(f"the configuration of {source}") if folder.is_dir() else nullcontext():
+            return load_config(source, local_files_only=local)
     except (OSError, ValueError) as error:
-        if local or not reachable():
-            message = f"no configuration of {source!r} is at hand: use random-gpt2, smollm2 or a local folder"
-            raise errors.Unreachable(f"{message}, or connect and try again") from error
-    try:
-        return AutoConfig.from_pretrained(source)
-    except OSError as error:
-        raise errors.UserError(f"the hub has no configuration of {source!r}: check the name") from error
+        message = f"no configuration of {source!r} is at hand: use random-gpt2, smollm2 or a local folder"
+        raise errors.Unreachable(f"{message}, or check the name, connect and try again") from error

@@ -10,9 +10,8 @@ arrangements belong to a seed. Besides train, validation and test there are prob
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
+from copy import copy
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -25,16 +24,14 @@ from chameleon_lite.batches import Arrangement, arrange
 from chameleon_lite.cluster import cluster_count, fit_clusters, merge_small
 from chameleon_lite.errors import UserError
 from chameleon_lite.loss import HeadWeight
+from chameleon_lite.settings import ClusterSettings
 from chameleon_lite.states import ScoredStates, hidden_states
 from chameleon_lite.text import TokenTable, tokenise
 
 from .cluster_quality import cluster_quality
 from .config import Experiment
-from .corpora import load_corpus
-from .corpora.mixed import MIXED, mixed_corpus
 from .records import TRANSFER
-from .sources import Split
-from .vectors import Replaced, Views, condition_tokens, with_foreign
+from .sources import Split, Views, with_foreign
 
 SEEN = "seen"
 FOREIGN_DOCUMENTS = 2_000  # of each other corpus
@@ -48,22 +45,19 @@ class PreparedCorpus:
     corpus: Corpus
     tables: dict[str, TokenTable]
     scored: dict[str, ScoredStates]
-    views: dict[str, Views]  # vectors (N, C) on the device, by name
+    views: dict[str, Views]
     weight: HeadWeight
     feature_dtype: str
-    seconds: dict[str, float] = field(default_factory=dict)
-    foreign: Tensor | None = None  # (F, C) vectors of another corpus's training documents (claim 7)
-    tokens: dict[str, Tensor] = field(default_factory=dict)  # (N, P) ids of the condition spans
+    seconds: dict[str, float]
+    transfers: dict[str, str]  # the hashes of other corpora whose documents are read
+    foreign: Tensor | None  # (F, C) vectors of other corpora's training documents (claim 7)
     seeds: dict[int, "SeedClusterings"] = field(default_factory=dict)
 
-    @property
-    def probes(self) -> list[str]:
-        """Splits that are read like the test split, beyond it."""
-        return [s for s in self.tables if s not in SPLITS]
-
-    def facts(self) -> dict:
+    def facts(self, seed: int) -> dict:
         """A record's `data`."""
         return common_facts(self) | {
+            "transfers": self.transfers,
+            "clusters": self.seeds[seed].quality if seed in self.seeds else None,
             "scored_tokens": {s: int(t.n_scored.sum()) for s, t in self.tables.items()},
             "dropped": {s: t.dropped for s, t in self.tables.items()},
         }
@@ -86,12 +80,11 @@ def common_facts(material) -> dict:
 
 @dataclass
 class SeedClusterings:
-    """What belongs to one seed: its clusterings' labels per split, and the fixed arrangements of evaluation."""
+    """What belongs to one seed: its clusterings, and with them the arrangements."""
 
     labels: dict[str, Tensor]  # (N,) batching clusters, small ones merged: decides the batches
-    nearest: dict[str, Tensor]  # (N,) nearest centroid of the batching clustering
-    centroids: Tensor  # (K, C)
-    routing: dict[str, Tensor]  # (N,) nearest centroid of the routing clustering
+    splits: dict[str, Split]  # what condition sources see
+    foreign: Tensor | None
     quality: dict  # of the batching clustering, see cluster_quality.py
     seed: int
 
@@ -101,27 +94,35 @@ class SeedClusterings:
         labels = self.labels[split]
         return arrange(len(labels), labels if order == "clustered" else None, generator)
 
+    def with_foreign(self, split: str, share: float) -> Split:
+        """A split with this share of its vectors replaced by foreign ones."""
+        view, generator = self.splits[split], torch.Generator().manual_seed(self.seed)
+        views = copy(view.views)
+        views["prefix"] = with_foreign(view.vectors, self.foreign, share, generator)
+        return replace(view, views=views)
+
 
 def prepare(
     settings: Experiment,
     backbone: Backbone,
-    corpus_name: str,
-    *,
-    data_dir: Path | Mapping[str, Corpus] | None = None,
+    corpus: Corpus,
+    others: Mapping[str, Corpus] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> PreparedCorpus:
-    """A corpus's tables, states and vectors on the backbone's device; stages are timed and logged through `say`."""
+    """A corpus's tables, states and vectors on the backbone's device; stages are timed and logged through `say`.
+
+    The test documents of `others` are read too, and their training documents are the foreign rows of claim 7.
+    """
     seconds: dict[str, float] = {}
-    corpus = timed(seconds, "corpus", lambda: corpus_by_name(corpus_name, data_dir))
     say(f"{corpus.name}: {corpus.counts()['train']['documents']} training documents from {corpus.source}")
     tables = timed(seconds, "tokens", lambda: tables_of(settings, backbone, corpus))
     _check_room(settings, backbone, tables["test"])
-    names = [name for name in settings.probes.corpora if name != corpus_name]
-    others = {name: tables_of(settings, backbone, corpus_by_name(name, data_dir)) for name in names}
-    tables |= {TRANSFER + name: other["test"] for name, other in others.items()}
+    others = others or {}
+    probes = {name: tables_of(settings, backbone, other) for name, other in others.items()}
+    tables |= {TRANSFER + name: probe["test"] for name, probe in probes.items()}
     if settings.probes.seen_documents:
         tables[SEEN] = _first(tables["train"], settings.probes.seen_documents)
-    device = backbone.head.weight.device
+    device, length = backbone.device, settings.tokens.max_length
     dtype = number_format(settings.train.feature_dtype, device)
     feature_dtype = str(dtype).removeprefix("torch.")
 
@@ -130,25 +131,21 @@ def prepare(
         return hidden_states(backbone, tables[split], dtype)
 
     states = timed(seconds, "features", lambda: {split: states_of(split) for split in tables})
-    scored = {s: ScoredStates(table, states[s], device) for s, table in tables.items()}
-    embedding, length = backbone.embedding.cpu(), settings.tokens.max_length
-    views = partial(Views, embedding=embedding, device=device, length=length)
+    foreign = [_first(other["train"], FOREIGN_DOCUMENTS) for other in probes.values()]
+    foreign = [Views(backbone, table, None, length)["prefix"] for table in foreign]
     matmul = number_format(settings.train.matmul_dtype, device)
-    material = PreparedCorpus(
+    return PreparedCorpus(
         backbone,
         corpus,
         tables,
-        scored,
-        {s: views(t, states[s]) for s, t in tables.items()},
+        {s: ScoredStates(table, states[s], device) for s, table in tables.items()},
+        {s: Views(backbone, table, states[s], length) for s, table in tables.items()},
         HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul),
         feature_dtype,
         seconds,
-        tokens={s: condition_tokens(t, backbone.vocab).to(device) for s, t in tables.items()},
+        {name: other.hash for name, other in others.items()},
+        torch.cat(foreign) if foreign and settings.probes.foreign_shares else None,
     )
-    if others and settings.probes.foreign_shares:
-        prefixes = [views(_first(o["train"], FOREIGN_DOCUMENTS), None)["prefix"] for o in others.values()]
-        material.foreign = torch.cat(prefixes)
-    return material
 
 
 def _first(table: TokenTable, count: int) -> TokenTable:
@@ -164,13 +161,6 @@ def _check_room(settings: Experiment, backbone: Backbone, table: TokenTable) -> 
             f"prompts of up to {longest} tokens and {new} new ones exceed {backbone.name}'s "
             f"{backbone.max_length} positions: lower probes.generate.new_tokens"
         )
-
-
-def corpus_by_name(name: str, data_dir: Path | Mapping[str, Corpus] | None) -> Corpus:
-    """A corpus by its name, or the mixed stream of three of them; from `data_dir` where that holds corpora."""
-    if isinstance(data_dir, Mapping):
-        return data_dir[name]
-    return mixed_corpus(data_dir) if name == MIXED else load_corpus(name, data_dir=data_dir)
 
 
 def tables_of(settings: Experiment, backbone: Backbone, corpus: Corpus) -> dict[str, TokenTable]:
@@ -193,8 +183,7 @@ def tables_of(settings: Experiment, backbone: Backbone, corpus: Corpus) -> dict[
 def seed_material(settings: Experiment, material: PreparedCorpus, seed: int) -> SeedClusterings:
     """Fit both clusterings on train with this seed and assign the other splits to their centroids; once per seed."""
     if seed not in material.seeds:
-        vectors = {s: v["prefix"].cpu() for s, v in material.views.items()}
-        material.seeds[seed] = _fit_seed(settings, vectors, material.tables["train"], seed)
+        material.seeds[seed] = _fit_seed(settings.clusters, material, seed)
     return material.seeds[seed]
 
 
@@ -204,32 +193,23 @@ def check_batch(count: int, rows: int) -> None:
         raise UserError(f"{count} documents, fewer than one batch of {rows}: lower clusters.batch_rows")
 
 
-def _fit_seed(settings: Experiment, vectors: dict, table: TokenTable, seed: int) -> SeedClusterings:
-    rows, minimum, train = settings.clusters.batch_rows, settings.clusters.minimum, vectors["train"]
+def _fit_seed(settings: ClusterSettings, material: PreparedCorpus, seed: int) -> SeedClusterings:
+    table, rows = material.tables["train"], settings.batch_rows
+    train = material.views["train"]["prefix"].cpu()
     check_batch(len(train), rows)
     batching = fit_clusters(train, cluster_count(len(train), rows), seed=seed)
-    router = fit_clusters(train, min(settings.clusters.routing_clusters, len(train) // rows + 1), seed=seed)
-    nearest, labels, routing = {}, {}, {}
-    for split, x in vectors.items():
-        nearest[split] = batching.labels if split == "train" else batching.assign(x)[0]
-        labels[split] = merge_small(x, nearest[split], batching.centroids, minimum=minimum)
-        routing[split] = router.labels if split == "train" else router.assign(x)[0]
+    router = fit_clusters(train, min(settings.routing_clusters, len(train) // rows + 1), seed=seed)
+    number = {name: i for i, name in enumerate(sorted(set(table.groups)))}
+    centroids, labels, splits = batching.centroids.to(material.backbone.device), {}, {}
+    for split, views in material.views.items():
+        x = views["prefix"].cpu()
+        fits = (batching, router)
+        nearest, routing = (fit.labels if split == "train" else fit.assign(x)[0] for fit in fits)
+        labels[split] = merge_small(x, nearest, batching.centroids, minimum=settings.minimum)
+        domain = torch.tensor([number.get(group, 0) for group in material.tables[split].groups])
+        splits[split] = Split(views, nearest, centroids, routing, domain)
     quality = cluster_quality(batching, groups=table.groups, lengths=table.lengths)
-    return SeedClusterings(labels, nearest, batching.centroids, routing, quality, seed)
-
-
-def split_view(material: PreparedCorpus, seeded: SeedClusterings, split: str, foreign_share=0.0) -> Split:
-    """What condition sources see of a split; with `foreign_share` of its vectors replaced by foreign ones."""
-    views = material.views[split]
-    if foreign_share:
-        generator = torch.Generator().manual_seed(seeded.seed)
-        views = Replaced(views, with_foreign(views["prefix"], material.foreign, foreign_share, generator))
-    domains = sorted(set(material.tables["train"].groups))
-    number = {name: i for i, name in enumerate(domains)}
-    domain = torch.tensor([number.get(g, 0) for g in material.tables[split].groups])
-    centroids = seeded.centroids.to(views["prefix"].device)
-    nearest, routing = seeded.nearest[split], seeded.routing[split]
-    return Split(views, nearest, centroids, routing, domain, material.tokens[split])
+    return SeedClusterings(labels, splits, material.foreign, quality, seed)
 
 
 def timed(seconds: dict[str, float], stage: str, work: Callable):

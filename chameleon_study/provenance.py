@@ -10,16 +10,22 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("chameleon_lite", "chameleon_study", "chameleon_bench")
 LIBRARIES = "torch transformers peft accelerate numpy scikit-learn scipy pandas pydantic".split()
+HEAD = "git describe --always --abbrev=40 --dirty=+ --exclude=*".split()
 
 
 @lru_cache
 def source_hash() -> str:
-    """sha256 over the source files of the three packages: the code behind a record, also without a repository."""
+    """sha256 over the three packages' source files and tables: the code behind a record, without a repository too."""
     digest = sha256()
-    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+    folders = [ROOT / package for package in PACKAGES]
+    for path in sorted(
+        p for folder in folders for kind in ("*.py", "*.yaml", "*.csv") for p in folder.rglob(kind)
+    ):
         digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -29,14 +35,8 @@ def commit() -> str:
     """`$CHAMELEON_LITE_COMMIT`, else the repository's HEAD (with `+` if files differ), else "unknown"."""
     if given := os.environ.get("CHAMELEON_LITE_COMMIT"):
         return given
-
-    def git(*words: str) -> str:
-        options = {"cwd": ROOT, "capture_output": True, "text": True, "check": True}
-        return subprocess.run(["git", *words], **options).stdout.strip()
-
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("+" if changed else "")
+        return subprocess.run(HEAD, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -51,8 +51,6 @@ def installed(library: str, otherwise: str = "absent") -> str:
 
 def provenance(device: str, command: str) -> dict[str, Any]:
     """Versions, commit, source hash, device and command of a run."""
-    import torch
-
     return {
         "versions": {"python": platform.python_version()} | {name: installed(name) for name in LIBRARIES},
         "commit": commit(),
@@ -66,15 +64,13 @@ def provenance(device: str, command: str) -> dict[str, Any]:
 
 def device_name(device: str) -> str:
     """The maker's name of a device."""
-    import torch
-
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     return platform.processor() or platform.machine()
 
 
-def circumstances(settings, device, command: str) -> dict[str, Any]:
-    """The fields of a record that do not depend on what was trained, from its Experiment, torch.device and command."""
+def circumstances(settings, device: torch.device, command: str) -> dict[str, Any]:
+    """The fields of a record that do not depend on what was trained, from its Experiment, device and command."""
     return {
         "experiment": settings.name,
         "backbone": settings.backbone,
@@ -85,23 +81,20 @@ def circumstances(settings, device, command: str) -> dict[str, Any]:
     }
 
 
-def reset_peak(device) -> None:
-    """Start counting the peak memory of a torch.device anew."""
-    import torch
-
+def reset_peak(device: torch.device) -> None:
+    """Start counting the peak memory of a device anew."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def peak_memory(device) -> dict[str, int]:
+def peak_memory(device: torch.device) -> dict[str, int]:
     """Peak bytes of the process on the host and, where there is one, of the device."""
-    import resource
+    import resource  # not on every system
 
-    import torch
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    return peak | ({"device": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {})
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if device.type == "cuda":
+        return {"host": peak, "device": torch.cuda.max_memory_allocated(device)}
+    return {"host": peak}
 
 
 def default_command() -> str:

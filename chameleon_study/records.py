@@ -1,11 +1,13 @@
 """The files of each run, its name, and what may enter `results/`.
 
-runs/<name>/record.json + documents.parquet   raw, one folder per run, renamed into place when complete
+runs/<name>/record.json + documents.parquet   raw, one folder per run, renamed into place when complete, with a checksum
 results/<experiment>.jsonl + .parquet         packed: every record of an experiment, every per-document loss
 """
 
+import hashlib
 import re
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal
 
 import numpy as np
@@ -13,13 +15,21 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from chameleon_lite import files
-from chameleon_lite.errors import UserError
+from chameleon_lite.app.outputs import writing
+from chameleon_lite.errors import DamagedFile, UserError
+
+from .config import Experiment
+from .stored import read_lines, storing
 
 HONEST = "honest-"  # files of results that the honest study's experiments are packed into
 FOREIGN = "foreign-"  # readings with foreign rows, and experiments that supply them
 TRANSFER = "transfer:"  # readings of another corpus's test documents
 ARTICLES = "wikitext"  # corpora of that name: their rows' `group` is the article
+# scores of continued prompts
+SCORES = ("rouge_l", "distinct_1", "distinct_2", "repeated", "batch_distinct_1", "batch_distinct_2")
 NOT_RECORDS = ("proofs", "spans")
+KEPT = "complete runs are kept, and the same command goes on after them"
+LONGEST = 90  # bytes of a backbone's or corpus's name in a file's, which file systems end at 255
 REFUSED_BACKBONES = ("tiny", "random-gpt2")
 
 
@@ -55,30 +65,86 @@ class Record(BaseModel):
         return {"metrics": self.metrics, "curve": self.curve, "learning_rate": self.learning_rate}
 
 
-def run_name(regime: str, backbone: str, corpus: str, key: str, seed: int) -> str:
-    """`<regime>--<backbone>--<corpus>--<8 hex of the settings>--seed<k>`, safe as a file name."""
-    parts = (re.sub(r"[/\\:]", "_", part) for part in (regime, backbone, corpus))  # paths and hub ids too
-    return "--".join([*parts, key, f"seed{seed}"])
+def name_of(settings: Experiment, regime: str, corpus: str, seed: int) -> str:
+    """`<regime>--<backbone>--<corpus>--<8 hex of the settings>--seed<k>`, safe as a file name.
+
+    The hex digits cover what changes the run's numbers, not which other runs the file lists.
+    """
+    rates = {k: v for k, v in settings.learning_rates.items() if k == regime}
+    alone = {"regimes": (regime,), "corpora": (corpus,), "seeds": 1, "name": "run", "what": ""}
+    key = settings.model_copy(update=alone | {"learning_rates": rates}).key()
+    return "--".join([regime, file_part(settings.backbone), file_part(corpus), key, f"seed{seed}"])
 
 
-def write_run(folder: Path, record: Record, documents: pd.DataFrame | None) -> Path:
-    """Write a run's folder whole under its name; returns it."""
-    final = folder / record.name
-    with files.atomic(final) as part:
+def file_part(name: str) -> str:
+    """A path, hub id or name as a part of a file's name; of a long one the start, and a hash of the whole."""
+    part = re.sub(r"[/\\:\0-\x1f]", "_", name)
+    if len(part.encode()) <= LONGEST:
+        return part
+    start = part.encode()[: LONGEST - 13].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
+
+def try_folder(runs: Path) -> None:
+    """Make a folder of runs and write into it, before any work: UserError or RunFailed where that is not possible."""
+    if runs.is_file():
+        raise UserError(f"{runs} is a file, and a folder is needed: choose another --out")
+    with writing(runs):
+        runs.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=runs).close()
+
+
+def write_run(folder: Path, record: Record, documents: pd.DataFrame) -> None:
+    """Write a run's folder whole under its name, record.json with a checksum of both files."""
+    final, lock = folder / record.name, folder / "runs"  # two processes may write the same run
+    with writing(final, KEPT), files.locked(lock), files.atomic(final) as part:
         part.mkdir()
-        (part / "record.json").write_text(record.model_dump_json(indent=1))
-        if documents is not None:
-            documents.to_parquet(part / "documents.parquet", index=False)
-    return final
+        documents.to_parquet(part / "documents.parquet", index=False)
+        content = record.model_dump(mode="json") | {"documents": files.sha256(part / "documents.parquet")}
+        files.write_sealed(part / "record.json", content)
+        if final.is_file():
+            final.unlink()
 
 
 def read_run(folder: Path, name: str) -> Record | None:
-    """A run's record if it is there and complete, else None; a damaged one is never taken for a result."""
-    path = folder / name / "record.json"
-    try:
-        return Record.model_validate_json(path.read_text()) if path.is_file() else None
-    except ValueError:
+    """A run's record, None where there is no run; DamagedFile for a run that is not what was written under its name."""
+    path = folder / name
+    if not path.exists():
         return None
+    try:
+        content = files.read_sealed(path / "record.json")
+        files.verified(path / "documents.parquet", content.pop("documents"))
+        record = Record.model_validate(content)
+    except (DamagedFile, OSError, KeyError, ValueError):
+        raise DamagedFile(f"the run {path} is damaged or incomplete") from None
+    if record.name != name:
+        raise DamagedFile(f"{path} holds another run's record, that of {record.name}")
+    return record
+
+
+def stored_runs(folder: Path, names: list[str], hashes: dict[str, tuple], say) -> dict[str, Record]:
+    """The runs that are there, undamaged, and of texts and a backbone as they are now, by their `hashes` per corpus."""
+    records, changed = {}, []
+    for name in names:
+        try:
+            record = read_run(folder, name)
+        except DamagedFile as error:
+            say(f"{error}: it is made again")
+            continue
+        if record and hashes_of(record) == hashes[record.corpus]:
+            records[name] = record
+        elif record:
+            changed.append(name)
+    if changed:
+        say(
+            f"texts or backbone are others than in {len(changed)} runs, first {changed[0]}: they are made again"
+        )
+    return records
+
+
+def hashes_of(record: Record) -> tuple:
+    """What a record's numbers come from: its texts, its backbone, and the other corpora that were read."""
+    return record.data["hash"], record.data["backbone_hash"], record.data.get("transfers", {})
 
 
 def pack(experiment: str, names: list[str], runs: Path, results: Path) -> tuple[Path, Path]:
@@ -88,22 +154,23 @@ def pack(experiment: str, names: list[str], runs: Path, results: Path) -> tuple[
         raise UserError(f"{len(missing)} runs are incomplete, first {missing[0]}: run again with --resume")
     for r in records:
         refuse_unfit(r.name, r.profile, r.backbone)
-    paths = {name: runs / name / "documents.parquet" for name in names}
-    tables = [pd.read_parquet(path).assign(run=name) for name, path in paths.items() if path.is_file()]
+    frames = [pd.read_parquet(runs / name / "documents.parquet").assign(run=name) for name in names]
     jsonl, parquet = results / f"{experiment}.jsonl", results / f"{experiment}.parquet"
-    with files.atomic(jsonl) as part:
+    with storing(jsonl) as part:
         part.write_text("".join(r.model_dump_json() + "\n" for r in records))
-    if tables:
-        frame = pd.concat(tables, ignore_index=True)
-        frame = frame.astype({"run": "category", "document": "category", "nll": np.float32})
-        with files.atomic(parquet) as part:
-            frame.to_parquet(part, index=False, compression="zstd")
+    frame = pd.concat(frames, ignore_index=True)
+    frame = frame.astype({"run": "category", "document": "category", "nll": np.float32})
+    with storing(parquet) as part:
+        frame.to_parquet(part, index=False, compression="zstd")
     return jsonl, parquet
 
 
 def load_records(path: Path) -> list[Record]:
-    """The records of one packed experiment."""
-    return [Record.model_validate_json(line) for line in Path(path).read_text().splitlines() if line]
+    """The records of one packed experiment; DamagedFile for a file that holds none, or anything else."""
+    records = read_lines(Path(path), Record)
+    if not records:
+        raise DamagedFile(f"{path} holds no record: restore it, or pack its experiment again")
+    return records
 
 
 def record_files(folder: Path) -> list[Path]:

@@ -4,30 +4,41 @@
                                                                                └▶ a folder for each run under `runs/`
 
 Jobs run in this process or are shared out (app/workers.py): settings go out, records come back, and only this
-process writes. A run whose folder is complete is not run again unless asked.
+process writes. Regimes that share an order of documents train side by side. A run whose folder is complete is not
+run again unless asked.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
+
+from chameleon_lite.app.corpus import Corpus
 from chameleon_lite.app.workers import Workers, check_device
 from chameleon_lite.backbone import Backbone, load_backbone
-from chameleon_lite.errors import UserError
+from chameleon_lite.errors import RunFailed, UserError
 from chameleon_lite.processes import Processes
 
-from .cohort import Say
 from .config import Experiment
-from .evaluate import name_of
-from .jobs import Common, SeedJob, is_honest, lenders, work
-from .prepare import corpus_by_name
-from .provenance import default_command
-from .records import Record, read_run, write_run
-from .regimes import Regime, regime
+from .corpora import load_corpus
+from .evaluate import Context, Outcome, documents_frame, measure, metrics_of, record_of, train_seed
+from .layers import PROCEDURES
+from .prepare import prepare, seed_material
+from .provenance import default_command, reset_peak
+from .records import Record, name_of, stored_runs, try_folder, write_run
+from .regimes import REGIMES, Regime
+from .released.prepare import prepare_released
 from .released.protocol import mended
-from .released.run import check_released
-from .spans import Span, note
-from .sweep import Losses, SweepFiles, choose_rates, estimate, sweep_jobs
-from .write import writing
+from .released.run import check_released, measure_released
+from .spans import Span, note, span_of
+from .sweep import Key, Losses, choose_rates, loss_file, store_loss, stored_losses, sweep_jobs
+from .write import generated, writing
+
+Say = Callable[[str], None]
 
 
 def run_experiment(
@@ -51,31 +62,40 @@ def run_experiment(
     for settings that cannot be run, RunFailed when a whole cohort diverges; what was finished before is on disk.
     """
     writing(settings)  # refuses, before anything is trained, what could not write
-    if not is_honest(settings):
+    if not settings.protocol.honest:
         check_released(settings)
-    processes = Processes()
-    common = Common(data_dir, device, command or default_command(), backbone, processes, say)
-    if workers or dask:
-        _check_shared(common, settings)
-    records = {name: read_run(runs, name) for name in expected_names(settings)} if resume else {}
-    records = {name: record for name, record in records.items() if record is not None}
+    processes, shared = Processes(), bool(workers or dask)
+    if shared:
+        _check_shared(processes, device, backbone)
+    names = expected_names(settings)
+    needed = dict.fromkeys([*settings.corpora, *settings.probes.corpora])
+    corpora = {name: load_corpus(name, data_dir=data_dir) for name in needed}
+    where = "cpu" if shared else device or str(processes.device)
+    backbone = backbone or load_backbone(settings.backbone, device=where)
+    hashes = {name: _hashes(settings, name, corpora, backbone) for name in settings.corpora}
+    own = {} if shared else {"backbone": backbone, "processes": processes, "say": say}
+    common = Common(corpora, device, command or default_command(), **own)
+    records = stored_runs(runs, names, hashes, say) if resume else {}
+    if len(records) < len(names) and processes.index == 0:
+        try_folder(runs)
     with Workers(common, workers, dask) as crew:
-        jobs = _seed_jobs(settings, crew, runs, set(records))
-        for record, documents in _results(crew, jobs if crew.alone else list(jobs), runs):
-            if processes.index == 0:
+        grid = _Grid(settings, hashes, crew, runs, processes.index == 0, say)
+        jobs = grid.seed_jobs(set(records))
+        for record, documents in grid.results(jobs if crew.alone else list(jobs)):
+            if grid.writes:
                 write_run(runs, record, documents)
             records[record.name] = record
             if record.failure:
-                done = record.status == "done"
-                left = "its best state before that is kept" if done else "lower its learning rate"
-                say(f"{record.regime}, seed {record.seed}: {record.failure}; {left}")
-    return [records[name] for name in expected_names(settings)]
+                kept = record.status == "done"
+                advice = "its best state before that is kept" if kept else "lower its learning rate"
+                say(f"{record.regime}, seed {record.seed}: {record.failure}; {advice}")
+    return [records[name] for name in names]
 
 
 def expected_names(settings: Experiment) -> list[str]:
     """The names of all runs an experiment consists of, in its records' order."""
     return [
-        name_of(stop, regime(r), c, s)
+        name_of(stop, r, c, s)
         for stop in stops(settings)
         for c in settings.corpora
         for r in settings.regimes
@@ -88,70 +108,182 @@ def stops(settings: Experiment) -> list[Experiment]:
     return [settings.model_copy(update={"protocol": step}) for _, step in mended(settings.protocol)]
 
 
-def _check_shared(common: Common, settings: Experiment) -> None:
-    """Refuse what other processes cannot take, and read the corpora that they are sent."""
-    if common.processes.count > 1:
+def _check_shared(processes: Processes, device: str | None, backbone: Backbone | None) -> None:
+    """Refuse what other processes cannot take."""
+    if processes.count > 1:
         raise UserError("torchrun shares the steps of a run: leave --workers and --dask out")
-    if common.backbone is not None:
+    if backbone is not None:
         raise UserError("workers load the backbone by its name: give none, or run in one process")
-    check_device(common.device)
-    names = [*settings.corpora, *settings.probes.corpora]
-    common.source = {name: corpus_by_name(name, common.source) for name in names}
+    check_device(device)
 
 
-def _seed_jobs(settings: Experiment, crew: Workers, runs: Path, done: set[str]) -> Iterator[SeedJob]:
-    """The jobs of what is missing, corpus by corpus, after the corpus's sweep; regimes without a cache apart."""
-    regimes = [regime(name) for name in settings.regimes]
-    for stop, corpus in [(stop, corpus) for stop in stops(settings) for corpus in settings.corpora]:
-        todo = {}
-        for seed in range(settings.seeds):
-            todo[seed] = [r for r in regimes if name_of(stop, r, corpus, seed) not in done]
-        missing = [r for r in regimes if any(r in of_seed for of_seed in todo.values())]
-        rates, trials = _rates(stop, corpus, missing, crew, runs) if missing and is_honest(stop) else ({}, {})
-        for seed, of_seed in todo.items():
-            apart = [[r] for r in of_seed if r.procedure is not None and is_honest(stop)]
-            together = [r for r in of_seed if [r] not in apart]
-            for group in filter(None, [together, *apart]):
-                yield SeedJob(stop, corpus, seed, tuple(r.name for r in group), rates, trials)
+@dataclass
+class _Grid:
+    """The jobs of an experiment: which there are, shared out, and what is kept of their results."""
+
+    settings: Experiment
+    hashes: dict[str, tuple]
+    crew: Workers
+    runs: Path
+    writes: bool  # this process does, of several
+    say: Say
+
+    def seed_jobs(self, done: set[str]) -> Iterator["SeedJob"]:
+        """The jobs of what is missing, corpus by corpus, after the corpus's sweep; regimes without a cache apart."""
+        regimes, seeds = [REGIMES[name] for name in self.settings.regimes], range(self.settings.seeds)
+        for stop, corpus in product(stops(self.settings), self.settings.corpora):
+            todo = {s: [r for r in regimes if name_of(stop, r.name, corpus, s) not in done] for s in seeds}
+            missing = [r for r in regimes if any(r in of_seed for of_seed in todo.values())]
+            honest, rates, trials = stop.protocol.honest, {}, {}
+            if missing and honest:
+                rates, trials = self.rates(stop, corpus, missing)
+            for seed, of_seed in todo.items():
+                apart = [[r] for r in of_seed if r.procedure is not None and honest]
+                together = [r for r in of_seed if [r] not in apart]
+                for group in filter(None, [together, *apart]):
+                    yield SeedJob(stop, corpus, seed, tuple(r.name for r in group), rates, trials)
+
+    def rates(self, settings: Experiment, corpus: str, missing: list[Regime]) -> tuple:
+        """Learning rates of all heads that must be trained, and every loss of their sweep."""
+        name = self.crew.common.corpora[corpus].name
+
+        def measured(wanted: list[Key]) -> Losses:
+            paths = {
+                key: self.runs / loss_file(settings, name, self.hashes[corpus][:2], key) for key in wanted
+            }
+            losses = stored_losses(paths, self.say)
+            jobs = sweep_jobs(settings, corpus, [key for key in wanted if key not in losses])
+            for key, loss in self.results(jobs):
+                losses[key] = loss
+                if self.writes:
+                    store_loss(paths[key], key, loss)
+            return {key: losses[key] for key in wanted}
+
+        rates, trials = choose_rates(settings, [r for r in missing if r.trained], measured)
+        borrowed = [r for r in lenders(missing) if r.name not in rates]
+        return rates | choose_rates(settings, borrowed, measured)[0], trials
+
+    def results(self, jobs: Iterable) -> Iterator[tuple]:
+        """The results of jobs as they come; each job's Span is stored, and logged where work is shared."""
+        for job, result in self.crew.share(work, jobs):
+            if not isinstance(result, Span):
+                yield result
+                continue
+            if self.writes:
+                note(result, self.runs)
+            if not self.crew.alone:
+                self.say(f"{job}, {result.ended - result.started:.0f} s")
 
 
-def _rates(settings: Experiment, corpus: str, missing: list[Regime], crew: Workers, runs: Path) -> tuple:
-    """Learning rates of all heads that must be trained, and every loss of their sweep."""
-    trained = [r for r in missing if r.trained]
-    if trained and crew.alone:
-        crew.common.say(estimate(crew.common.context(settings, corpus), trained))
-
-    def measured(wanted: list[tuple[str, float]]) -> Losses:
-        jobs, sweeps = sweep_jobs(settings, corpus, wanted), _sweep_files(settings, corpus, crew, runs)
-        losses = sweeps.read(jobs)
-        left = [job.without(losses) for job in jobs]
-        for key, loss in _results(crew, [job for job in left if job.heads], runs):
-            losses[key] = loss
-            if crew.common.processes.index == 0:
-                sweeps.write(key, loss)
-        return {key: losses[key] for job in jobs for key in job.keys}
-
-    rates, trials = choose_rates(settings, trained, measured)
-    borrowed = [r for r in lenders(missing) if r.name not in rates]
-    return rates | choose_rates(settings, borrowed, measured)[0], trials
+def others(settings: Experiment, corpus: str, corpora: dict[str, Corpus]) -> dict[str, Corpus]:
+    """The corpora whose test documents are read beside one's own."""
+    names = settings.probes.corpora if settings.protocol.honest else ()
+    return {name: corpora[name] for name in names if name != corpus}
 
 
-def _sweep_files(settings: Experiment, corpus: str, crew: Workers, runs: Path) -> SweepFiles:
-    common = crew.common
-    if crew.alone:
-        read = common.context(settings, corpus).material.corpus
-    else:
-        read, common.backbone = common.source[corpus], common.backbone or load_backbone(settings.backbone)
-    return SweepFiles(runs / "sweeps", settings, read.name, read.hash, common.backbone.hash)
+def _hashes(settings: Experiment, corpus: str, corpora: dict[str, Corpus], backbone: Backbone) -> tuple:
+    """Of a corpus's texts, of the backbone, and of the other corpora: see records.hashes_of."""
+    transfers = {name: other.hash for name, other in others(settings, corpus, corpora).items()}
+    return corpora[corpus].hash, backbone.hash, transfers
 
 
-def _results(crew: Workers, jobs: list, runs: Path) -> Iterator[tuple]:
-    """The results of jobs as they come; the Span of each finished job is stored, and logged where work is shared."""
-    for job, result in crew.share(work, jobs):
-        if not isinstance(result, Span):
-            yield result
-            continue
-        if crew.common.processes.index == 0:
-            note(result, runs)
-        if not crew.alone:
-            crew.common.say(f"{job}, {result.ended - result.started:.0f} s")
+@dataclass
+class Common:
+    """What every job of an experiment needs; the defaults are for other processes."""
+
+    corpora: dict[str, Corpus]
+    device: str | None
+    command: str
+    backbone: Backbone | None = None
+    processes: Processes | None = None
+    say: Say = lambda text: None
+    prepared: tuple[Any, Context | None] = (None, None)
+
+    def context(self, settings: Experiment, corpus: str) -> Context:
+        """The corpus prepared under the settings: that of the job before, or prepared now."""
+        if self.prepared[0] != (settings, corpus):
+            self.prepared = (None, None)  # two corpora at once might be too large
+            self.processes = self.processes or Processes()
+            device = self.device or str(self.processes.device)
+            self.backbone = self.backbone or load_backbone(settings.backbone, device=device)
+            texts = self.corpora[corpus]
+            if settings.protocol.honest:
+                probes = others(settings, corpus, self.corpora)
+                material = prepare(settings, self.backbone, texts, probes, self.say)
+            else:
+                material = prepare_released(settings, self.backbone, texts, self.say)
+            context = Context(settings, material, self.processes, self.command)
+            self.prepared = ((settings, corpus), context)
+        return self.prepared[1]
+
+
+def work(common: Common, job) -> Iterator:
+    """Run a job in whichever process this is; yields its results, then the Span it took."""
+    started = time.time()
+    context = common.context(job.settings, job.corpus)
+    common.say(str(job))
+    yield from job.run(context)
+    yield span_of(job.settings.name, job.corpus, started, context.material.backbone.device)
+
+
+@dataclass(frozen=True)
+class SeedJob:
+    """Regimes of one seed to train and measure; `rates` also holds those of heads that are borrowed."""
+
+    settings: Experiment
+    corpus: str
+    seed: int
+    regimes: tuple[str, ...]
+    rates: dict[str, float]
+    trials: dict[str, dict]  # all losses of the sweep, for the records
+
+    def __str__(self) -> str:
+        protocol = "" if self.settings.protocol.honest else f" under {self.settings.protocol.preset}"
+        return f"{self.corpus}, seed {self.seed}: {', '.join(self.regimes)}{protocol}"
+
+    def run(self, context: Context) -> Iterator[tuple[Record, pd.DataFrame]]:
+        """Train what is trained, read every split; yields each regime's record and its losses per document."""
+        if not self.settings.protocol.honest:
+            yield from measure_released(context, list(self.regimes), self.seed, self.corpus)
+            return
+        regimes, material = [REGIMES[name] for name in self.regimes], context.material
+        cached = [r for r in regimes if r.procedure is None]
+        outcomes = _cached_outcomes(context, cached, self.rates, self.seed) if cached else {}
+        seeded = seed_material(self.settings, material, self.seed)
+        for r in regimes:
+            outcome = outcomes.get(r.name) or PROCEDURES[r.procedure](context, seeded, r)
+            metrics = metrics_of(material, outcome)
+            record = record_of(context, r.name, self.corpus, self.seed, outcome, metrics)
+            record.learning_rate_trials = self.trials.get(r.rate_of or r.name, {})
+            yield record, documents_frame(material, outcome)
+
+
+def lenders(regimes: list[Regime]) -> list[Regime]:
+    """The regimes, not among these, whose trained heads these borrow."""
+    borrowed = {r.weights_of for r in regimes if r.weights_of} - {r.name for r in regimes}
+    return [REGIMES[name] for name in sorted(borrowed)]
+
+
+def _cached_outcomes(context: Context, regimes: list[Regime], rates: dict, seed: int) -> dict[str, Outcome]:
+    """Heads on cached hidden states: one cohort per order, one reading of every split."""
+    started = time.perf_counter()
+    reset_peak(context.material.backbone.device)
+    training = [r for r in regimes if r.trained] + lenders(regimes)
+    trained = train_seed(context, [(r, rates[r.name]) for r in training], seed)
+    members = {r.name: member for r, member in zip(training, trained)}
+    read = time.perf_counter()
+    seeded = seed_material(context.settings, context.material, seed)
+    outcomes = measure(context, seeded, regimes, members)
+    end = time.perf_counter()
+    written = generated(context, seeded, regimes, members)
+    writing = (time.perf_counter() - end) / max(1, len(written))
+    for r in regimes:
+        outcome = outcomes[r.name]
+        outcome.member = members.get(r.weights_of or r.name)
+        training_seconds = (read - started) / max(1, len(members)) if r.trained else 0.0
+        outcome.seconds = {"training": training_seconds, "evaluation": (end - read) / len(regimes)}
+        if r.name in written:
+            outcome.generated, outcome.seconds["generation"] = written[r.name], writing
+    if members and not any(outcome.usable for outcome in outcomes.values()):
+        raise RunFailed("every head of the cohort diverged: lower the learning rates")
+    return outcomes

@@ -4,26 +4,26 @@ job ─▶ Span ─▶ runs/spans.jsonl ─ pack_spans ─▶ results/spans.json
 """
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ValidationError
 
 from chameleon_lite import files
 
 from .layers import LEARNING_RATES
 from .provenance import device_name
 from .records import load_records
+from .stored import read, storing
 
 FILE = "spans.jsonl"
 
 
-class Span(BaseModel):
+class Span(BaseModel, extra="forbid"):
     """One job (in older lines one process) on a corpus and a device, in seconds since 1970."""
-
-    model_config = ConfigDict(extra="forbid")
 
     experiment: str
     corpus: str
@@ -54,16 +54,18 @@ def pack_spans(experiment: str, runs: Path, results: Path) -> Path:
     with files.locked(runs / FILE):  # experiments that end at the same time share the file
         spans = load_spans(results) + [s for s in load_spans(runs) if s.experiment == experiment]
         lines = {(s.experiment, s.device, s.started): s.model_dump_json() + "\n" for s in spans}
-        with files.atomic(path) as part:
-            part.write_text("".join(line for _, line in sorted(lines.items())))
+        with storing(path) as part:
+            part.write_text("".join(lines[key] for key in sorted(lines)))
     return path
 
 
 def load_spans(results: Path) -> list[Span]:
-    """The spans of a folder, none where there is no file."""
-    path = Path(results) / FILE
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return [Span.model_validate_json(line) for line in lines]
+    """The spans of a folder, none where there is no file; a line that a kill cut is none."""
+    path, spans = Path(results) / FILE, []
+    for line in read(path).splitlines() if path.is_file() else []:
+        with suppress(ValidationError):
+            spans.append(Span.model_validate_json(line))
+    return spans
 
 
 def device_minutes(spans: list[Span]) -> pd.DataFrame:
@@ -72,13 +74,21 @@ def device_minutes(spans: list[Span]) -> pd.DataFrame:
     Time that several spans share on one device counts once, so rows need not add up to the last one.
     """
     rows = []
-    for name in [*dict.fromkeys(s.experiment for s in spans), None]:
-        of_name = [s for s in spans if name in (None, s.experiment)]
-        by_device = {d: [s for s in of_name if s.device == d] for d in {s.device for s in of_name}}
-        names = ", ".join(sorted({s.device_name for s in of_name}))
-        minutes = sum(map(_covered, by_device.values())) / 60
-        rows.append((name or "all of them", len(of_name), len(by_device), names, minutes))
+    for name in [*dict.fromkeys(s.experiment for s in spans), "all of them"]:
+        some = [s for s in spans if name in (s.experiment, "all of them")]
+        devices = {s.device for s in some}
+        minutes = sum(_covered([s for s in some if s.device == device]) for device in devices) / 60
+        rows.append(
+            (name, len(some), len(devices), ", ".join(sorted({s.device_name for s in some})), minutes)
+        )
     return pd.DataFrame(rows, columns=["experiment", "spans", "devices", "device", "device minutes"])
+
+
+def _covered(spans: list[Span]) -> float:
+    """Seconds that lie within at least one of the spans."""
+    start, end = np.array(sorted((s.started, s.ended) for s in spans)).T
+    before = np.maximum.accumulate(np.append(-np.inf, end[:-1]))  # the latest end so far
+    return float(np.maximum(0.0, end - np.maximum(start, before)).sum())
 
 
 def unnoted_minutes(path: Path, spans: list[Span]) -> float:
@@ -90,10 +100,3 @@ def unnoted_minutes(path: Path, spans: list[Span]) -> float:
     records = load_records(path) if path.is_file() else []
     seconds = sum(r.seconds["training"] for r in records if (r.experiment, r.corpus) not in known)
     return seconds * len(LEARNING_RATES) / 60
-
-
-def _covered(spans: list[Span]) -> float:
-    """Seconds that lie within at least one of the spans."""
-    start, end = np.array(sorted((s.started, s.ended) for s in spans)).T
-    before = np.maximum.accumulate(np.append(-np.inf, end[:-1]))  # the latest end so far
-    return sum(np.maximum(0.0, end - np.maximum(start, before)).tolist())

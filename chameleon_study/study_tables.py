@@ -1,14 +1,10 @@
-"""The honest study's tables: every mean with its n and interval, one frame per question.
-
-StoredRuns ─▶ regimes_frame · across_frame · controls_frame · group_frame · pareto_frame · position_frame
-            foreign_frame · accounting_frame
-"""
+"""The honest study's tables from StoredRuns: every mean with its n and interval, one frame per question."""
 
 import numpy as np
 import pandas as pd
 
 from .claims.contrasts import StoredRuns
-from .claims.statistics import Contrast, mean_and_span, mean_interval
+from .claims.statistics import mean_and_span, mean_interval
 from .parameters import parameter_table
 from .records import FOREIGN
 from .regimes import GROUP, GROUP_SIZES, REGIMES
@@ -20,7 +16,7 @@ GROUPS = {
     "leave-one-out": {"R10": GROUP},
 }
 ACROSS = "R1 R2 R3 R4 R5 R6 R10 R11 R12 R13 R14 R15 R16 R17 R18 R20".split()
-# what R4's gain might come from instead of the context of its batch ▶ the registered contrast that would show it
+# what R4's gain might come from, if not from its batch's context ▶ the contrast that would show it
 CONTROLS = {
     "any low-rank update": "R4<R1",
     "as many parameters": "R4<R2",
@@ -36,27 +32,24 @@ CONTROLS = {
 RARE = 0.005
 STORED = ("R1", "R2", "R4", "R11-K2", "R11-K4", "R11-K8", "R11-K16", "R11", "R11b", "R12", "R15", "R20")
 
-BY_POSITION = ("R1", "R2", "R4", "R6", "R11")
-
 
 def regimes_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
-    """One row per regime: nats per token with its 95 % interval, n, the difference from R0, parameters and the rate."""
+    """One row per regime: loss with its 95 % interval, n, the difference from R0, parameters, rate."""
     rows = []
     for name, r in REGIMES.items():
-        if (mean := _mean(evidence, corpus, name)) is None:
+        if (nll := evidence.nll(corpus, name)) is None:
             continue
-        record = evidence.records[corpus, name][0]
+        by_seed = np.stack([nll[0][seed] for seed in sorted(nll[0])])  # (S, N)
+        mean = mean_interval(by_seed, nll[1], draws=min(evidence.draws, 2_000))
+        record = evidence.runs(corpus, name)[0]
         against = evidence.contrast(corpus, name, "R0") if name != "R0" else None
         difference = against.row().values() if against else (None, None, None)
-        rows.append(
-            {"regime": f"{name} (leak)" if r.leak else name, "what": r.title}
-            | {"conditioned on": r.conditioned_on}
-            | mean.row("nats a token")
-            | {"n seeds": mean.n, "documents": mean.documents}
-            | dict(zip(("difference from R0", "difference low", "difference high"), difference))
-            | {"parameters": record.trainable_parameters, "stored bytes": record.stored_bytes}
-            | {"learning rate": record.learning_rate}
-        )
+        row = {"regime": f"{name} (leak)" if r.leak else name, "what": r.title}
+        row |= {"conditioned on": r.conditioned_on} | mean.row("nats a token")
+        row |= {"n seeds": mean.n, "documents": mean.documents}
+        row |= dict(zip(("difference from R0", "difference low", "difference high"), difference))
+        row |= {"parameters": record.trainable_parameters, "stored bytes": record.stored_bytes}
+        rows.append(row | {"learning rate": record.learning_rate})
     return pd.DataFrame(rows)
 
 
@@ -74,9 +67,9 @@ def across_frame(evidence: StoredRuns) -> pd.DataFrame:
 
 
 def controls_frame(evidence: StoredRuns) -> pd.DataFrame:
-    """What else could explain R4's loss: its control, R4's loss less the control's, and the verdict, for each corpus.
+    """What else could explain R4's loss: its control, R4's loss minus the control's, and the verdict.
 
-    A negative difference says that R4 is lower; "confirmed" then means: by more than 0.01 nats per token.
+    "confirmed" means that R4 is lower by more than 0.01 nats per token.
     """
     rows = []
     for explanation, name in CONTROLS.items():
@@ -89,10 +82,7 @@ def controls_frame(evidence: StoredRuns) -> pd.DataFrame:
 
 
 def group_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
-    """Loss against the size of the conditioning group, clustered, random and leave-one-out, minus that of R6.
-
-    R6 reads each row's own prefix; `nll` is the loss itself, the rest the paired difference and its interval.
-    """
+    """Loss by order and size of the conditioning group, with its paired difference from R6."""
     rows = [
         {"order": kind, "rows in a group": size} | _row(evidence, corpus, name) | contrast.row()
         for kind, sizes in GROUPS.items()
@@ -107,40 +97,37 @@ def pareto_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     rows = [
         {"stored bytes": records[0].stored_bytes} | _row(evidence, corpus, name)
         for name in STORED
-        if (records := evidence.records.get((corpus, name)))
+        if (records := evidence.runs(corpus, name))
     ]
     return pd.DataFrame(rows)
 
 
-def position_frame(evidence: StoredRuns, corpus: str, regimes=BY_POSITION) -> pd.DataFrame:
+def position_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     """Loss by scored position minus the frozen model's: the mean over seeds and its 95 % t interval.
 
-    A bin is 16 tokens; bins with fewer than RARE of the corpus's scored tokens are left out, a few long texts each.
+    A bin is 16 tokens; bins with fewer than RARE of the scored tokens, a few long texts each, are left out.
     """
-    frozen = {r.seed: _bins(r) for r in evidence.records.get((corpus, "R0"), [])}
+    frozen = {r.seed: {p["position"]: p for p in r.positions} for r in evidence.runs(corpus, "R0")}
     rows = []
-    for name in regimes:
+    for name in ("R1", "R2", "R4", "R6", "R11"):
         by_bin: dict[float, list[float]] = {}
-        for record in evidence.records.get((corpus, name), []):
+        for record in evidence.runs(corpus, name):
             base = frozen.get(record.seed, {})
-            least = RARE * sum(tokens for _, tokens in base.values())
-            for at, (nll, tokens) in _bins(record).items():
-                if base and tokens >= least:
-                    by_bin.setdefault(at, []).append(nll - base[at][0])
+            least = RARE * sum(p["tokens"] for p in base.values())
+            for p in record.positions if base else ():
+                if p["tokens"] >= least:
+                    before = base[p["position"]]
+                    gain = p["nll"] / p["tokens"] - before["nll"] / before["tokens"]
+                    by_bin.setdefault(p["position"], []).append(gain)
         rows += [(name, at, *mean_and_span(values), len(values)) for at, values in by_bin.items()]
     return pd.DataFrame(rows, columns=["regime", "position", "difference", "half", "n seeds"])
 
 
-def _bins(record) -> dict[float, tuple[float, float]]:
-    """Position to (nats per token, tokens)."""
-    return {p["position"]: (p["nll"] / p["tokens"], p["tokens"]) for p in record.positions}
-
-
-def foreign_frame(evidence: StoredRuns, corpus: str, regimes=("R1", "R4", "R5", "R6", "R10")) -> pd.DataFrame:
+def foreign_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     """What foreign rows cost: loss with a share of foreign condition vectors, minus the loss without."""
     rows, evidence = [], evidence.with_foreign(corpus)
     shares = sorted({int(r.removeprefix(FOREIGN)) for _, r in evidence.losses if r.startswith(FOREIGN)})
-    for name in regimes:
+    for name in ("R1", "R4", "R5", "R6", "R10"):
         for share in shares:
             cost = evidence.sum_of([(corpus, name, f"{FOREIGN}{share}", 1.0), (corpus, name, "test", -1.0)])
             if cost:
@@ -150,21 +137,18 @@ def foreign_frame(evidence: StoredRuns, corpus: str, regimes=("R1", "R4", "R5", 
 
 def accounting_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
     """Bytes stored, seconds of training and of reading all held-out text per regime: means over seeds."""
-
-    def seconds(records, stage: str) -> float:
-        return float(np.mean([r.seconds.get(stage, 0.0) for r in records]))
-
     rows = []
-    for (where, name), r in evidence.records.items():
+    for (where, name), runs in evidence.records.items():
         if where == corpus:
-            times = (seconds(r, "training"), seconds(r, "evaluation"))
-            rows.append((name, r[0].stored_bytes, r[0].trainable_parameters, *times, len(r)))
+            stages = [[r.seconds.get(stage, 0.0) for r in runs] for stage in ("training", "evaluation")]
+            first, times = runs[0], map(float, np.mean(stages, axis=1))
+            rows.append((name, first.stored_bytes, first.trainable_parameters, *times, len(runs)))
     columns = ["regime", "stored bytes", "trainable", "training s", "reading s", "n seeds"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def matched_frame() -> pd.DataFrame:
-    """R2's rank and what it differs by from the hyper-network's parameters, for both backbones of the study."""
+    """R2's rank and what its parameters differ by from the hyper-network's, for both backbones."""
     rows = []
     for backbone in ("gpt2", "smollm2"):
         counts = parameter_table(backbone)
@@ -174,18 +158,7 @@ def matched_frame() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["backbone", "hyper-network", "R2's rank", "R2", "difference"])
 
 
-def _mean(evidence: StoredRuns, corpus: str, regime: str) -> Contrast | None:
-    if (nll := evidence.nll(corpus, regime)) is None:
-        return None
-    by_seed, tokens = nll
-    by_seed = np.stack([by_seed[s] for s in sorted(by_seed)])
-    return mean_interval(by_seed, tokens, draws=min(evidence.draws, 2_000))
-
-
 def _row(evidence: StoredRuns, corpus: str, regime: str) -> dict:
-    """Loss over seeds of one regime with the half width of its t interval: regimes share their documents."""
-    losses = [r.metrics["test_nll"] for r in evidence.records.get((corpus, regime), [])]
-    if not losses:
-        return {}
+    losses = [r.metrics["test_nll"] for r in evidence.runs(corpus, regime)]
     mean, half = mean_and_span(losses)
     return {"regime": regime, "nll": mean, "half": half, "n seeds": len(losses)}

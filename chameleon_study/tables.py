@@ -8,27 +8,31 @@ import pandas as pd
 from chameleon_lite.errors import UserError
 
 from .claims.contrasts import articles_of, by_unit
+from .claims.paper import published_parameters
 from .claims.statistics import contrast, mean_interval
+from .parameters import parameter_table
 from .records import Record, load_records, record_files
 from .regimes import REGIMES
+from .stored import read_losses
 
 
 def parameter_frame(backbone: str) -> pd.DataFrame:
     """The parameter column derived for a backbone, beside the paper's (Tables 1 and 2) where it has one."""
-    from .claims.paper import published_parameters
-    from .parameters import parameter_table
-
-    paper = {part: f"{n:,}" for part, n in published_parameters().items()} if "gpt2" in backbone else {}
-    rows = [(part, f"{n:,}", paper.get(part, "–")) for part, n in parameter_table(backbone).items()]
+    paper = published_parameters() if "gpt2" in backbone else {}
+    rows = [
+        (part, f"{n:,}", f"{paper[part]:,}" if part in paper else "–")
+        for part, n in parameter_table(backbone).items()
+    ]
     return pd.DataFrame(rows, columns=["part", "derived", "paper"])
 
 
 def documents_of(records: list[Record], folder: Path) -> pd.DataFrame:
     """Per-document losses of the given records: from `runs/<name>/` or from a packed parquet in `folder`."""
-    packed = [Path(folder) / f"{experiment}.parquet" for experiment in {r.experiment for r in records}]
-    frames = [pd.read_parquet(path) for path in packed if path.is_file()]
-    raw = {r.name: Path(folder) / r.name / "documents.parquet" for r in records}
-    frames += [pd.read_parquet(path).assign(run=name) for name, path in raw.items() if path.is_file()]
+    folder = Path(folder)
+    packed = [folder / f"{experiment}.parquet" for experiment in {r.experiment for r in records}]
+    raw = {r.name: folder / r.name / "documents.parquet" for r in records}
+    frames = [read_losses(path) for path in packed if path.is_file()]
+    frames += [read_losses(path).assign(run=name) for name, path in raw.items() if path.is_file()]
     if not frames:
         raise UserError(f"no per-document losses in {folder}: run the experiment there first")
     categories = {"run": "category", "split": "category"}  # compared once per record, not once per row
@@ -36,55 +40,45 @@ def documents_of(records: list[Record], folder: Path) -> pd.DataFrame:
 
 
 def loss_matrix(
-    records: list[Record],
-    documents: pd.DataFrame,
-    split: str = "test",
-    articles: dict[str, str] | None = None,
+    records: list[Record], documents: pd.DataFrame, articles: dict[str, str] = {}
 ) -> tuple[np.ndarray, np.ndarray]:
-    """nll sums (S, N) and tokens (N,) of one regime's records (one per seed) over the units that intervals draw.
-
-    Units are documents, of WikiText articles; `articles` names those of the mixed stream's rows (`contrasts.by_unit`).
-    """
+    """nll sums (S, N) of one regime's records and tokens (N,), in the units of `contrasts.by_unit`."""
     rows, tokens = [], None
     for record in sorted(records, key=lambda r: r.seed):
-        of_run = documents[(documents["run"] == record.name) & (documents["split"] == split)]
-        nll, tokens = by_unit(of_run, record.corpus, articles or {})
+        of_run = documents[(documents["run"] == record.name) & (documents["split"] == "test")]
+        nll, tokens = by_unit(of_run, record.corpus, articles)
         rows.append(nll)
     return np.stack(rows), tokens
 
 
-def summary_frame(records: list[Record], folder: Path, split: str = "test") -> pd.DataFrame:
+def summary_frame(records: list[Record], folder: Path) -> pd.DataFrame:
     """One row per regime and corpus: n seeds, nats per token and the difference from R0, with intervals."""
     documents, articles = documents_of(records, folder), articles_of(Path(folder))
-    rows = []
     groups: dict[tuple[str, str], dict[str, list[Record]]] = {}
     for r in records:
         groups.setdefault((r.corpus, r.backbone), {}).setdefault(r.regime, []).append(r)
+    rows = []
     for (corpus, backbone), group in groups.items():
-        base = loss_matrix(group["R0"], documents, split, articles)[0] if group.get("R0") else None
+        base = loss_matrix(group["R0"], documents, articles)[0] if group.get("R0") else None
         for name, of_regime in group.items():
             done = [r for r in of_regime if r.status == "done"]
             if not done:
                 rows.append({"regime": name, "corpus": corpus, "n seeds": 0, "test nll": "diverged"})
                 continue
-            nll, tokens = loss_matrix(done, documents, split, articles)
+            nll, tokens = loss_matrix(done, documents, articles)
             against = None if base is None or name == "R0" else contrast(nll, base[: len(nll)], tokens)
-            mean = mean_interval(nll, tokens)
-            rows.append(
-                {"regime": name, "what": REGIMES[name].title if name in REGIMES else ""}
-                | {"backbone": backbone, "corpus": corpus, "n seeds": mean.n, "documents": mean.documents}
-                | {"parameters": done[0].trainable_parameters, "learning rate": done[0].learning_rate}
-                | {f"{split} nll": mean.text(".4f")}
-                | {"difference from R0": against.text(".4f") if against else "–", "profile": done[0].profile}
-            )
+            mean, first = mean_interval(nll, tokens), done[0]
+            row = {"regime": name, "what": REGIMES[name].title if name in REGIMES else ""}
+            row |= {"backbone": backbone, "corpus": corpus, "n seeds": mean.n, "documents": mean.documents}
+            row |= {"parameters": first.trainable_parameters, "learning rate": first.learning_rate}
+            row |= {"test nll": mean.text(".4f")}
+            row |= {"difference from R0": against.text(".4f") if against else "–", "profile": first.profile}
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
 def results_frame(results: Path) -> pd.DataFrame:
-    """The summary of every packed experiment of the honest study, with profile and command.
-
-    Experiments under another protocol have tables of their own, `released.tables.released_frame`.
-    """
+    """The summary of every packed experiment of the honest study, with its command."""
     frames = []
     for path in record_files(results):
         records = load_records(path)

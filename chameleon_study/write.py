@@ -1,15 +1,16 @@
 """Trained heads write: test prompts continued greedily, under the evaluation's conditions (claim 16).
 
-    prompt (the prefix) ─ left-padded, with cache ─▶ head.factors(condition of the document's batch) ─▶ tokens (D, M)
-    tokens and reference, both cut to as many ─▶ scores, one row per document (text_scores.py)
+    prompt ─ left-padded, with cache ─▶ head.factors(condition of its batch) ─▶ tokens (D, M)
+    tokens and reference, both cut to as many ─▶ scores, one row per document
 
-The condition is fixed before the first new token and depends on condition spans alone, so no scored token influences
-the text (the information rule). Every text has M tokens. End tokens are suppressed: the training documents contain
-none, so stopping early would measure a habit of the frozen model that training removed. The texts are not stored.
+ROUGE-L: F1 over the longest common subsequence of words (Lin 2004). Distinct-n: distinct over all n-grams
+of tokens (Li et al. 2016). Repeated: 1 − distinct-4 (seq-rep-4, Welleck et al. 2020).
+The condition is fixed before the first new token and depends on condition spans alone, so no scored token
+influences the text (the information rule). End tokens are suppressed: the training documents contain none,
+so stopping early would measure a habit of the frozen model. The texts are not stored.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,70 +19,65 @@ from torch import Tensor
 
 from chameleon_lite.app.score import left_padded
 from chameleon_lite.batches import Arrangement
-from chameleon_lite.conditions import Source
 from chameleon_lite.errors import UserError
 from chameleon_lite.heads import Condition, Head, update_logits
 from chameleon_lite.text import TokenTable
-from chameleon_lite.train import Member
+from chameleon_lite.train import Member, Source
 
-from .cohort import Context, order_of
 from .config import Experiment
-from .evaluate import head_and_source
+from .evaluate import Context, head_and_source, order_of
 from .prepare import PreparedCorpus, SeedClusterings
 from .regimes import CLUSTERED, GROUP, REGIMES, Regime
-from .text_scores import document_scores, rouge_l, scorer
 
 SPLIT = "test"
+Conditions = tuple[Condition, Tensor] | None  # G conditions, and the number (N,) of each document's
+REPEATED = 4  # tokens of an n-gram that counts as repeated if it occurs earlier in the same text
 
 
 def writing(settings: Experiment) -> list[str]:
-    """The names of the regimes that write.
-
-    Raises UserError for one without a head on cached states, and where the library that scores texts is missing.
-    """
+    """The regimes that write; UserError for one without a cached head, or without the scorer."""
     if settings.probes.generate is None:
         return []
     scorer()
-    for name in settings.probes.generate.regimes:
+    cached = [name for name in settings.regimes if REGIMES[name].procedure is None]
+    names = list(settings.probes.generate.regimes) or cached
+    for name in names:
         if REGIMES[name].procedure:
             raise UserError(f"probes.generate: {name} has no head on cached states, so it cannot write")
-    cached = [name for name in settings.regimes if REGIMES[name].procedure is None]
-    return list(settings.probes.generate.regimes) or cached
+    return names
 
 
 def generated(
     context: Context, seeded: SeedClusterings, regimes: Sequence[Regime], members: dict[str, Member]
 ) -> dict[str, pd.DataFrame]:
-    """Regime to its scores, one row per continued document with its `row` in the test table; {} if none writes."""
+    """Regime to its scores, one row per continued document with its `row` in the test table."""
     settings, material = context.settings, context.material
-    names = writing(settings)
-    writers = [r for r in regimes if r.name in names]
-    if not writers:
-        return {}
+    names, out = writing(settings), {}
+    if not names:
+        return out
     table = material.tables[SPLIT]
     rows = chosen(settings, table)
     batch = seeded.epoch(SPLIT, CLUSTERED, 0).groups(GROUP).of[rows].numpy()
     model = writer(settings, material)
-    out = {}
-    for r in writers:
-        head, source = head_and_source(r, members, material, seeded, SPLIT)
-        arrangement = seeded.epoch(SPLIT, order_of(settings, r), 0)
-        condition = conditions(source, arrangement, settings.train.rows_per_step)
-        tokens = write(model, head, condition, rows, table, settings)
-        frame = document_scores(tokens.numpy(), agreement(tokens, table, rows, model.tokenizer), batch)
-        out[r.name] = frame.assign(row=rows.numpy())
+    for r in regimes:
+        if r.name in names:
+            head, source = head_and_source(r, members, seeded, SPLIT)
+            arrangement = seeded.epoch(SPLIT, order_of(settings, r), 0)
+            condition = conditions(source, arrangement, settings.train.rows_per_step)
+            tokens = write(model, head, condition, rows, table, settings)
+            frame = document_scores(tokens.numpy(), agreement(tokens, table, rows, model.tokenizer), batch)
+            out[r.name] = frame.assign(row=rows.numpy())
     return out
 
 
 def chosen(settings: Experiment, table: TokenTable) -> Tensor:
     """The documents (D,) that are continued, ascending: the same for every regime and seed."""
-    generator = np.random.default_rng(settings.data.subset_seed)
-    order = generator.permutation(len(table))[: settings.probes.generate.documents]
-    return torch.from_numpy(np.sort(order))
+    order = np.random.default_rng(settings.data.subset_seed).permutation(len(table))
+    return torch.from_numpy(np.sort(order[: settings.probes.generate.documents]))
 
 
 def writer(settings: Experiment, material: PreparedCorpus):
-    """The package's own adapted model on the study's backbone; each call brings the update it generates with."""
+    """The package's adapted model on the study's backbone; each call brings the update it uses."""
     from chameleon_lite.chameleon import ChameleonLiteForCausalLM
 
     with torch.random.fork_rng(devices=[]):  # the model's head, never used, is drawn at random
@@ -89,8 +85,8 @@ def writer(settings: Experiment, material: PreparedCorpus):
         return make(material.backbone, head="lora", rank=1, scale=scale)
 
 
-def conditions(source: Source | None, arrangement: Arrangement, size: int) -> tuple[Condition, Tensor] | None:
-    """All conditions (G, …) that a source gives in evaluation's steps, and each document's number (N,) in them.
+def conditions(source: Source | None, arrangement: Arrangement, size: int) -> Conditions:
+    """All conditions (G, …) of a source in evaluation's steps, and each document's number (N,) in them.
 
     Step by step, of `size` rows, as in `train.evaluate`: some sources read the other rows of the step.
     """
@@ -108,32 +104,24 @@ def conditions(source: Source | None, arrangement: Arrangement, size: int) -> tu
 
 @torch.no_grad()
 def write(
-    model,
-    head: Head | None,
-    condition: tuple[Condition, Tensor] | None,
-    rows: Tensor,
-    table: TokenTable,
-    settings: Experiment,
+    model, head: Head | None, condition: Conditions, rows: Tensor, table: TokenTable, settings: Experiment
 ) -> Tensor:
-    """New tokens (D, M) of documents rows (D,) on the host, greedy; for a head of None the backbone writes by itself.
+    """New tokens (D, M) of documents rows (D,) on the host, greedy; with a head of None the backbone's own.
 
     Prompts of like length are continued together, which saves padding; a document's condition stays its own.
     """
     probe, backbone = settings.probes.generate, model.backbone
-    length = {"max_new_tokens": probe.new_tokens, "min_new_tokens": probe.new_tokens}
-    options = {"do_sample": False, "num_beams": 1, "pad_token_id": backbone.pad_id} | length
-    training = head is not None and head.training
+    options = {"max_new_tokens": probe.new_tokens, "min_new_tokens": probe.new_tokens}
+    options |= {"do_sample": False, "num_beams": 1, "pad_token_id": backbone.pad_id}
     by_length = torch.from_numpy(np.argsort(table.prefix[rows.numpy()], kind="stable"))
     out = torch.empty(len(rows), probe.new_tokens, dtype=torch.int64)
+    training = head is not None and head.training
     if training:
         head.eval()
     for part in by_length.split(probe.rows):
         ids, mask = (x.to(backbone.device) for x in prompts(table, rows[part]))  # (B, T)
-        prompt = {"input_ids": ids, "attention_mask": mask}
-        if head is None:
-            written = backbone.lm.generate(**prompt, **options)
-        else:
-            written = model.generate(**prompt, **options, head_update=_update(head, condition, rows[part]))
+        update = _frozen if head is None else _update(head, condition, rows[part])
+        written = model.generate(input_ids=ids, attention_mask=mask, **options, head_update=update)
         out[part] = written[:, ids.shape[1] :].cpu()  # (B, M)
     if training:
         head.train()
@@ -141,23 +129,27 @@ def write(
 
 
 def prompts(table: TokenTable, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Ids (B, T) and mask (B, T) of the documents' unscored starts, padded on the left; T is the longest's."""
+    """Ids (B, T) and mask (B, T) of the documents' unscored starts, padded on the left."""
     starts = [table.ids[table.offsets[i] : table.offsets[i] + table.prefix[i]] for i in rows.tolist()]
     return left_padded(starts, table.pad_id)
 
 
 def agreement(tokens: Tensor, table: TokenTable, rows: Tensor, tokenizer) -> np.ndarray:
     """ROUGE-L F1 (D,) of tokens (D, M) against the scored text; both are cut to the shorter one's tokens."""
-    stops = table.offsets[rows.numpy() + 1]
-    starts = table.offsets[rows.numpy()] + table.prefix[rows.numpy()]
-    references = [table.ids[a:b][: tokens.shape[1]].tolist() for a, b in zip(starts, stops)]
+    rows = rows.numpy()
+    spans = zip(table.offsets[rows] + table.prefix[rows], table.offsets[rows + 1])
+    references = [table.ids[start:stop][: tokens.shape[1]].tolist() for start, stop in spans]
     written = [text[: len(reference)] for text, reference in zip(tokens.tolist(), references)]
-    decode = partial(tokenizer.batch_decode, skip_special_tokens=True)
-    return rouge_l(decode(written), decode(references))
+    return rouge_l(*(tokenizer.batch_decode(x, skip_special_tokens=True) for x in (written, references)))
+
+
+def _frozen(head: Callable[[Tensor], Tensor], h: Tensor, scale: float) -> Tensor:
+    """The frozen head's logits."""
+    return head(h)
 
 
 def _update(head: Head, condition, rows: Tensor) -> Callable[..., Tensor]:
-    """The head's update for some rows, each under its own condition; factors of these rows' conditions only."""
+    """The head's update for some rows, each under its own condition; factors of these alone."""
     if condition is None:
         return update_logits(head.factors(None), None, len(rows))
     conditions, group = condition
@@ -165,3 +157,43 @@ def _update(head: Head, condition, rows: Tensor) -> Callable[..., Tensor]:
     taken = {k: v[used.to(v.device)] for k, v in vars(conditions).items() if v is not None}
     update = head.factors(Condition(**taken))
     return update_logits(update, place if update.groups > 1 else None, len(rows))
+
+
+def scorer() -> Callable:
+    """torchmetrics' rouge_score; UserError where it is not installed."""
+    try:
+        from torchmetrics.functional.text.rouge import rouge_score
+    except ImportError:
+        raise UserError("ROUGE-L needs torchmetrics: pip install 'chameleon-lite[generate]'") from None
+    return rouge_score
+
+
+def rouge_l(written: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """ROUGE-L F1 (D,) of texts and references, in 0 … 1; words are runs of a … z and 0 … 9."""
+    score, pairs = scorer(), zip(written, references, strict=True)
+    return np.array([float(score(*pair, rouge_keys="rougeL")["rougeL_fmeasure"]) for pair in pairs])
+
+
+def distinct(texts: Iterable[Sequence[int]], n: int) -> float:
+    """Distinct over all n-grams of some texts' tokens, none across two texts; nan without any."""
+    grams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else float("nan")
+
+
+def repeated(text: Sequence[int]) -> float:
+    """Share of a text's 4-grams of tokens that occur in it before, in 0 … 1."""
+    return 1 - distinct([text], REPEATED)
+
+
+def document_scores(tokens: np.ndarray, agreement: np.ndarray, batch: np.ndarray) -> pd.DataFrame:
+    """One row per document: agreement (D,), variety and repetition of tokens (D, M), its batch's variety.
+
+    n-grams that documents of one cluster batch, batch (D,), share lower the batch's distinct share and leave
+    each document's own as it is.
+    """
+    texts = pd.Series(tokens.tolist())
+    variety = {f"distinct_{n}": [distinct([t], n) for t in texts] for n in (1, 2)}
+    variety |= {"repeated": list(map(repeated, texts)), "batch": batch}
+    for n in (1, 2):
+        variety[f"batch_distinct_{n}"] = texts.groupby(batch).apply(distinct, n).loc[batch].to_numpy()
+    return pd.DataFrame({"rouge_l": agreement} | variety)

@@ -1,7 +1,7 @@
 """Two repairs of Sphinx's input, and a directive that shows a function from the source.
 
-Scripts: sphinx-thebe adds its inline script twice, also when it is off, and the second declaration is an error in
-every page's console. Docstrings: ours are plain text with drawings, not reStructuredText.
+Scripts: sphinx-thebe adds its inline script twice, also when it is off, and the second is an error in every
+page's console. Docstrings: ours are plain text with drawings, not reStructuredText.
 """
 
 import re
@@ -12,7 +12,7 @@ DRAWN = re.compile(r"^[ \t]|─|▶", re.M)  # an indented block, or one with dr
 
 
 class FromSource(LiteralInclude):
-    """```{from-source} file.py function: that function's source, copied from the project when the book is built.
+    """```{from-source} file.py function: that function's source, copied when the book is built.
 
     The body is the sentence that viewers show which do not know the directive, such as Colab.
     """
@@ -20,7 +20,7 @@ class FromSource(LiteralInclude):
     required_arguments, final_argument_whitespace, has_content = 2, False, True
 
     def run(self) -> list:
-        """The listing with its caption; a file or function that does not exist is a warning, so the build fails."""
+        """The listing with its caption; for a file or function that does not exist the build fails."""
         path, name = self.arguments
         self.arguments = [f"/{path}"]  # from the book's root, which is the project's
         self.options |= {"pyobject": name, "language": "python", "caption": f"`{name}` of `{path}`"}

@@ -1,28 +1,34 @@
 """`chameleon-lite`: the commands for own texts, and those that study and benchmarks add where they are installed.
 
-Exit code 0: done, 1: the work failed, 2: wrong use, 130: interrupted. A user's mistake is one line on stderr, never a
-traceback; heavy libraries are loaded by the command that needs them.
+Exit code 0: done, 1: the work failed, 2: wrong use, 130: interrupted. What goes wrong is one line on stderr, never a
+traceback, unless --debug asks for it; heavy libraries are loaded by the command that needs them.
 """
 
 import os
 import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..errors import UserError, unknown
+from ..errors import RunFailed, UserError, unknown
+from .boundary import INTERRUPTED, report
 
-# Set before any model library is imported: bars are this package's own, logs are for errors.
+# Set before any model library is imported: bars are this package's own, logs are for errors, and threads that wait
+# give way to other processes (beside a busy one they are 5 to 30 times slower otherwise).
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 COMMANDS = "chameleon_lite.commands"  # entry points of packages that add commands
 CLONE = (
-    "run, prove, tables, claims, params and bench come with a clone of the repository: pip install -e . in it"
+    "run, prove, tables, claims, params, bench come with a clone of the repository: pip install -e . in it"
 )
-INTERRUPTED = 130
 FORMATS = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -33,39 +39,29 @@ def option(help: str, *names: str, least: float | None = None):
 
 Device = Annotated[str | None, option("cpu, cuda, cuda:1 …; default: what is there.")]
 Processes = Annotated[
-    int | None, option("Processes that share the work, each with its own GPU.", "--workers", least=1)
+    int | None, option("Processes that share it, each with a GPU of its own.", "--workers", least=1)
 ]
 Dask = Annotated[str | None, option("A Dask scheduler whose workers share the work.", "--dask")]
 DataDir = Annotated[Path | None, option("Folder that holds the corpus's files.", "--data-dir")]
-Texts = Annotated[
-    str, typer.Argument(help="A .jsonl, .json or .csv file, a folder of .txt, or a corpus's name.")
-]
-LoraRank = Annotated[
-    int, option("Rank of LoRA in the layers, 0: none; slow, for no states are cached.", least=0)
-]
-Input = Annotated[Path, typer.Argument(metavar="INPUT.jsonl", help="One object or string per line.")]
-Out = Annotated[Path, option("Results, one line per row, in the input's order.", "--out")]
-NewTokens = Annotated[int, option("Continue each prompt by so many tokens.", "--continue", least=0)]
-Score = Annotated[bool, option("Score texts: loss, frozen and adapted (default).", "--score")]
-Condition = Annotated[str | None, option("cluster, centroid or row; default: the adapter's.")]
-Clusters = Annotated[int | None, option("Cluster each window's texts among themselves.", least=1)]
-Resume = Annotated[bool, option("Go on where an interrupted run stopped.", "--resume")]
+Overwrite = Annotated[bool, option("Replace what is there, unless it is the input.", "--overwrite")]
+FILES = "A .jsonl, .json or .csv file, or a folder of .txt"
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="ChameleonLLM re-derived, measured, and made usable.",
+    help="ChameleonLLM re-derived, measured, and made usable. With --debug an error shows where it comes from.",
 )
 
 
 @app.command()
 def fit(
-    texts: Texts,
+    texts: Annotated[str, typer.Argument(help=f"{FILES}, or a corpus's name.")],
     out: Annotated[Path, option("Folder the adapter is saved to.", "--out")],
     backbone: Annotated[str, option("A built-in name, hub id or local folder.")] = "smollm2",
     rank: Annotated[int, option("Rank of the head's update.", least=1)] = 4,
-    lora_rank: LoraRank = 0,
+    lora_rank: Annotated[
+        int, option("Rank of LoRA in the layers, 0: none; slow, no states are kept.", least=0)
+    ] = 0,
     epochs: Annotated[int, option("Passes over the training texts.", least=1)] = 3,
     learning_rate: Annotated[float, option("AdamW's learning rate.", least=0)] = 1e-3,
     max_train_tokens: Annotated[int, option("Tokens of training texts at most.", least=1)] = 200_000,
@@ -73,6 +69,7 @@ def fit(
     condition: Annotated[str, option("What conditions new texts: cluster, centroid or row.")] = "cluster",
     seed: Annotated[int, option("Of initialisation, order and clustering.", least=0)] = 0,
     device: Device = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Train an adapter on your own texts, and measure on texts held out whether it helped.
 
@@ -80,7 +77,7 @@ def fit(
     """
     from pydantic import ValidationError
 
-    from ..settings import FitSettings
+    from ..settings import FitSettings, problem
     from .fit import fit as run
 
     given = {"rank": rank, "lora_rank": lora_rank, "learning_rate": learning_rate, "condition": condition}
@@ -89,34 +86,37 @@ def fit(
     try:
         settings = FitSettings.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{first['loc'][0]}: {first['msg']}") from None
-    fitted = run(texts, backbone=backbone, out=out, settings=settings, device=device, say=_log)
+        raise UserError(problem(error)) from None
+    machine = {"device": device, "overwrite": overwrite}
+    fitted = run(
+        texts, backbone=backbone, out=out, settings=settings, say=partial(typer.echo, err=True), **machine
+    )
     typer.echo(fitted)
     typer.echo(f"{fitted.trained_on:,} training texts, {fitted.seconds:.0f} s; saved to {out}")
 
 
 @app.command()
 def adapt(
-    source: Input,
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help=f"{FILES}.")],
     model: Annotated[Path, option("An adapter's folder, written by `fit`.")],
-    out: Out,
-    new_tokens: NewTokens = 0,
-    score: Score = False,
-    condition: Condition = None,
-    clusters: Clusters = None,
+    out: Annotated[Path, option("Results, one line per row, in the input's order.", "--out")],
+    new_tokens: Annotated[int, option("Continue each prompt by so many tokens.", "--continue", least=0)] = 0,
+    score: Annotated[bool, option("Score texts: loss, frozen and adapted (default).", "--score")] = False,
+    condition: Annotated[str | None, option("cluster, centroid or row; default: the adapter's.")] = None,
+    clusters: Annotated[int | None, option("Cluster each window's texts among themselves.", least=1)] = None,
     window: Annotated[int, option("Rows handled together: memory, and what is at hand.", least=1)] = 512,
     batch: Annotated[int, option("Prompts continued at once.", least=1)] = 32,
-    resume: Resume = False,
+    resume: Annotated[bool, option("Go on where an interrupted run stopped.", "--resume")] = False,
+    overwrite: Overwrite = False,
     dtype: Annotated[str | None, option(f"One of {', '.join(FORMATS)}; default: as fitted.")] = None,
     device: Device = None,
     workers: Processes = None,
     dask: Dask = None,
 ) -> None:
-    """Score or continue the rows of a JSONL file, each under the update of its cluster.
+    """Score or continue the rows of a file, each under the update of its cluster.
 
-    A row is a string, {"text": …}, {"prompt": …, "response": …} or {"instruction": …, "output": …}, with an
-    optional id. A row that fails is kept, with the reason.
+    A row is a string, {"text": …}, {"prompt": …, "response": …}, {"instruction": …, "output": …} or {"messages": …},
+    with an optional id. A row that fails is kept, with the reason.
 
     Example: chameleon-lite adapt prompts.jsonl --model my-adapter --out results.jsonl --continue 40
     """
@@ -127,8 +127,10 @@ def adapt(
     if dtype is not None and dtype not in FORMATS:
         raise unknown("dtype", dtype, FORMATS)
     how = {"new_tokens": new_tokens, "condition": condition, "clusters": clusters, "batch": batch}
-    machine = {"dtype": dtype, "device": device, "workers": workers, "dask": dask}
+    machine = {"dtype": dtype, "device": device, "workers": workers, "dask": dask, "overwrite": overwrite}
     summary = adapt_file(model, source, out, window=window, resume=resume, **machine, **how)
+    if summary.failed == summary.rows:
+        raise RunFailed(f"no row of {source} could be used: {summary}; reasons are in {out}")
     typer.echo(f"{summary}; written to {out}")
 
 
@@ -137,23 +139,28 @@ def corpus(
     name: Annotated[str, typer.Argument(help="A corpus's name, a path, or hub:owner/name.")],
     data_dir: DataDir = None,
     out: Annotated[Path | None, option("Write the corpus to this JSONL file.", "--out")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Show what a corpus holds (documents, characters, groups, hash), and export it.
 
     Example: chameleon-lite corpus docstrings --out docstrings.jsonl
     """
-    from .own_texts import load_corpus, write_jsonl
+    from .outputs import claimed
+    from .own_texts import is_exported, load_corpus, write_jsonl
 
-    texts = load_corpus(name, data_dir=data_dir)
-    typer.echo(f"{texts.name}: {texts.source}")
-    for split, counts in texts.counts().items():
-        typer.echo(f"  {split:<11}" + "  ".join(f"{count:,} {what}" for what, count in counts.items()))
-    for key, value in texts.notes.items():
-        typer.echo(f"  {key}: {value}")
-    typer.echo(f"  sha256 {texts.hash}")
-    if out is not None:
-        write_jsonl(texts, out)
-        typer.echo(f"written to {out}")
+    inputs = [path for path in (name, data_dir) if path]
+    own = bool(out and out.is_file() and is_exported(out))
+    with claimed(out, inputs, own=own, overwrite=overwrite) if out else nullcontext() as place:
+        texts = load_corpus(name, data_dir=data_dir)
+        typer.echo(f"{texts.name}: {texts.source}")
+        for split, counts in texts.counts().items():
+            typer.echo(f"  {split:<11}" + "  ".join(f"{count:,} {what}" for what, count in counts.items()))
+        for key, value in texts.notes.items():
+            typer.echo(f"  {key}: {value}")
+        typer.echo(f"  sha256 {texts.hash}")
+        if place is not None:
+            write_jsonl(texts, place)
+            typer.echo(f"written to {out}")
 
 
 @app.command()
@@ -180,10 +187,6 @@ def doctor() -> None:
     typer.echo(report())
 
 
-def _log(text: str) -> None:
-    typer.echo(text, err=True)
-
-
 def add_commands() -> list[str]:
     """Add the commands of other packages to `app`, the study's before the benchmarks'; returns the absent packages."""
     missing = []
@@ -195,33 +198,33 @@ def add_commands() -> list[str]:
                 raise
             missing.append(error.name)
             continue
-        app.registered_commands += other.registered_commands
+        app.registered_commands += [c for c in other.registered_commands if c not in app.registered_commands]
     if missing:
         app.info.epilog = CLONE
     return missing
 
 
-def main() -> None:
-    """Entry point: turn errors a user can mend into one line and an exit code."""
-    missing = []
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point: whatever goes wrong becomes one line and an exit code (see boundary.py)."""
+    words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    debug, words, missing = "--debug" in words, [word for word in words if word != "--debug"], []
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows its number
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         missing = add_commands()
-        if app(standalone_mode=False) == INTERRUPTED:  # what typer makes of Ctrl-C
+        code = app(words, standalone_mode=False)
+        if code == INTERRUPTED:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
-    except UserError as error:
-        typer.echo(f"chameleon-lite: {error}", err=True)
-        sys.exit(error.exit_code)
-    except typer.Abort:
-        sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("chameleon-lite: interrupted; complete runs are kept and --resume continues", err=True)
-        sys.exit(INTERRUPTED)
-    except Exception as error:
-        show = getattr(error, "show", None)  # click's own usage errors know how to print themselves
-        if show is None:
-            raise
-        if missing and "No such command" in error.format_message():
-            typer.echo(f"chameleon-lite: {error.format_message().rstrip('.')}: {CLONE}", err=True)
-        else:
-            show()
-        sys.exit(getattr(error, "exit_code", 2))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has left, as `head` does; what is not yet written has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        line, code = report(error, words)
+        absent = f": {CLONE}" if missing and "No such command" in line else ""
+        typer.echo(f"chameleon-lite: {line}{absent}", err=True)
+    if code:
+        sys.exit(code)

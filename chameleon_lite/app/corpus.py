@@ -73,7 +73,8 @@ def split_documents(
     residual overlap of validation and test with training. Raises UserError when a split would be empty.
     """
     component = components(_texts(documents), keys)
-    side = _sides(component, [_digest(d, seed) for d in documents])
+    texts = (f"{seed}\0{d.prompt}\0{d.text}" for d in documents)
+    side = _sides(component, [hashlib.sha256(text.encode()).hexdigest() for text in texts])
     splits = {name: tuple(d for d, s in zip(documents, side) if s == name) for name in SPLITS}
     if not all(splits.values()):
         raise UserError(
@@ -103,10 +104,6 @@ def overlaps(splits: dict[str, Sequence[Document]]) -> dict[str, dict[str, float
 
 def _texts(documents: Sequence[Document]) -> list[str]:
     return [f"{d.prompt} {d.text}" for d in documents]
-
-
-def _digest(document: Document, seed: int) -> str:
-    return hashlib.sha256(f"{seed}\0{document.prompt}\0{document.text}".encode()).hexdigest()
 
 
 def _grams(texts: Sequence[str]):

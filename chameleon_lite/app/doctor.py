@@ -9,7 +9,7 @@ import torch
 
 from .. import files
 from ..backbones import hub
-from ..backbones.formats import matmul_dtype
+from ..backbones.formats import device_of, matmul_dtype
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "scikit-learn", "gguf")
 EXTRAS = {"datasets": "hub", "umap-learn": "book", "torchmetrics": "generate", "distributed": "cluster"}
@@ -33,7 +33,7 @@ def _package(name: str) -> str:
 def _devices() -> list[str]:
     names = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     cpu = f"cpu, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    first = torch.device("cuda" if names else "cpu")
+    first = device_of()
     dtype = str(matmul_dtype(first)).removeprefix("torch.")
     return [f"device: {' · '.join([*names, cpu])}", f"  large products in {dtype} on {first}"]
 
@@ -50,9 +50,12 @@ def _cached() -> list[str]:
     home = files.home()
     ready = any(home.glob("smollm2/**/*.safetensors"))
     size = sum(path.stat().st_size for path in home.glob("states/*.npy"))
-    free = shutil.disk_usage(home if home.is_dir() else home.anchor or "/").free
+    place = next(path for path in (home, *home.parents) if path.exists())
+    usable = place.is_dir() and os.access(place, os.W_OK)
+    free = shutil.disk_usage(place).free
     return [
-        f"cache: {home}",
+        f"cache: {home}"
+        + ("" if usable else " cannot be written: set CHAMELEON_LITE_HOME to another folder"),
         "  smollm2: ready" if ready else "  smollm2: absent; chameleon-lite fetch smollm2 (93 MB)",
         f"  hidden states: {size / 1e6:.0f} MB",
         f"  free disk: {free / 1e9:.1f} GB",

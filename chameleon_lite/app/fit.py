@@ -10,31 +10,43 @@ Held-out texts are conditioned as training texts are: by the mean prefix vector 
 """
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from contextlib import closing, nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from torch import Tensor
 
+from .. import files
 from ..backbone import Backbone, copied, load_backbone
-from ..backbones.formats import number_format
-from ..cluster import Clustering
-from ..errors import UserError
+from ..backbones.formats import device_of, number_format
+from ..batches import Arrangement, arrange
+from ..cluster import Clustering, cluster_count, fit_clusters, merge_small
+from ..conditions import GroupMean
+from ..embed import mean_embeddings
+from ..errors import RunFailed, UserError
+from ..lora import lora_parameters, without_lora
 from ..loss import HeadWeight
 from ..processes import Processes
 from ..settings import FitSettings
-from ..text import Document
+from ..states import ScoredStates, hidden_states
+from ..text import SHORT, Document, TokenTable, tokenise
 from ..train import Member, evaluate, train_heads
-from .corpus import Corpus, split_documents
-from .own_texts import load_corpus
-from .parts import Part, parts_of
+from ..train_layers import LiveStates, WithLayers
+from .corpus import SPLITS, Corpus, split_documents
+from .outputs import claimed, writing
+from .own_texts import EMPTY, load_corpus
+from .rows import flaw_of
 
 RESAMPLES = 2_000
+FEW = 10  # held-out texts below which an interval from resampling them says nothing
 
 
 @dataclass(frozen=True)
@@ -50,22 +62,40 @@ class Fitted:
     trained_on: int
     seconds: float
     curve: list[dict]
+    dropped: int = 0  # texts that were empty or too short to score
     folder: Path | None = None
 
     @property
     def helped(self) -> bool:
-        """Whether the whole interval of the difference lies below zero."""
-        return self.high < 0
+        """Whether the whole interval of the difference, as it is printed, lies below zero, on enough texts."""
+        return self.held_out >= FEW and round(self.high, 4) < 0
 
     def __str__(self) -> str:
         change = (
             f"{self.before:.4f} nats per token before, {self.after:.4f} after ({self.after - self.before:+.4f}, "
             f"95 % interval {self.low:+.4f} to {self.high:+.4f}) on {self.held_out} held-out texts"
         )
+        if self.dropped:
+            change += f"; {self.dropped:,} texts were dropped, empty or too short to score"
         if self.helped:
             return f"helped: {change}"
-        word = "made things worse" if self.low > 0 else "did not help"
+        if self.held_out < FEW:
+            return f"too few to tell: {change}; a verdict needs {FEW}: fit on about {10 * FEW} texts or more"
+        word = "made things worse" if round(self.low, 4) > 0 else "did not help"
         return f"{word}: {change}; use the backbone as it is, or fit on more texts of the kind you have"
+
+
+class Parts(NamedTuple):
+    """For each split N documents, their vectors (N, C) on the host, and their clusters (N,), small ones merged."""
+
+    tables: dict[str, TokenTable]
+    vectors: dict[str, Tensor]
+    labels: dict[str, Tensor]
+
+    def order(self, split: str, seed: int) -> Arrangement:
+        """An order of a split's documents, clusters kept together."""
+        labels = self.labels[split]
+        return arrange(len(labels), labels, torch.Generator().manual_seed(seed))
 
 
 def fit(
@@ -74,6 +104,7 @@ def fit(
     backbone: Backbone | str = "smollm2",
     out: Path | str | None = None,
     settings: FitSettings | None = None,
+    overwrite: bool = False,
     device: str | None = None,
     progress: bool = True,
     say: Callable[[str], None] = lambda text: None,
@@ -81,28 +112,43 @@ def fit(
     """Train an adapter on texts (strings, a corpus's name, or a path) and save it to `out` if given.
 
     Losses are in nats per token. With several processes (torchrun, accelerate) every one calls this, the first writes.
-    Raises UserError where there are too few texts to hold any out, RunFailed where the loss stops being finite.
+    Raises UserError where there are too few texts to hold any out, and where `out` holds a model already, which is
+    replaced with `overwrite` unless it is the backbone; RunFailed where the loss stops being finite.
     """
-    started, settings = time.perf_counter(), settings or FitSettings()
-    processes = Processes()
-    corpus = corpus_of(texts, settings.seed)  # first, so that a wrong name is refused before a download
-    if isinstance(backbone, str):
-        backbone = load_backbone(backbone, device=device or processes.device)
-    elif settings.lora_rank:
-        backbone = copied(backbone)  # LoRA is put into the model itself, and this one is the caller's
-    say(f"{sum(len(d) for d in corpus.splits.values()):,} texts from {corpus.source}")
-    parts, clustering = parts_of(corpus, backbone, settings, progress)
-    model = _new_model(backbone, clustering, settings)
-    curve, best_epoch, nll = _trained(model, parts, settings, processes, progress)
-    numbers = compared(nll, parts["test"].table.n_scored, settings.seed)
-    numbers |= {"held_out": len(parts["test"].table), "trained_on": len(parts["train"].table)}
-    about = {"corpus": corpus.name, "corpus_hash": corpus.hash, "best_epoch": best_epoch}
-    model.config.notes = numbers | about | {"settings": settings.model_dump(mode="json")}
-    model.eval()
-    if out is not None:
-        model.save_pretrained(out, is_main_process=processes.index == 0)
-    seconds, folder = time.perf_counter() - started, None if out is None else Path(out)
-    return Fitted(model, **numbers, seconds=seconds, curve=curve, folder=folder)
+    started, settings, processes = time.perf_counter(), settings or FitSettings(), Processes()
+    device = device_of(device or processes.device)
+    inputs = [name for name in (texts, backbone) if isinstance(name, str | Path)]
+    writes = out is not None and processes.index == 0
+    with claimed(out, inputs, folder=True, overwrite=overwrite) if writes else nullcontext() as folder:
+        corpus = corpus_of(texts, settings.seed)  # first, so that a wrong name is refused before a download
+        if isinstance(backbone, str):
+            backbone = load_backbone(backbone, device=device)
+        elif settings.lora_rank:
+            backbone = copied(backbone)  # LoRA is put into the model itself, and this one is the caller's
+        say(f"{sum(len(d) for d in corpus.splits.values()):,} texts from {corpus.source}")
+        parts, clustering = _parts(corpus, backbone, settings)
+        model = _new_model(backbone, clustering, settings)
+        member, nll = _trained(model, parts, settings, processes, progress)
+        numbers = compared(nll, parts.tables["test"].n_scored, settings.seed)
+        numbers |= {"held_out": len(parts.tables["test"]), "trained_on": len(parts.tables["train"])}
+        about = {"corpus": corpus.name, "corpus_hash": corpus.hash, "best_epoch": member.best_epoch}
+        model.eval().config.notes = numbers | about | {"settings": settings.model_dump(mode="json")}
+        numbers["dropped"] = corpus.notes.get(EMPTY, 0) + sum(t.dropped[SHORT] for t in parts.tables.values())
+        fitted = Fitted(model, **numbers, seconds=time.perf_counter() - started, curve=member.curve)
+        return fitted if folder is None else _saved(fitted, folder)
+
+
+def _saved(fitted: Fitted, out: Path) -> Fitted:
+    """`fitted`, saved to `out`; where that fails after all, RunFailed with where it is kept instead, and its result."""
+    try:
+        fitted.model.save_pretrained(out)
+    except (OSError, SafetensorError) as error:
+        kept = Path(tempfile.mkdtemp(prefix="chameleon-lite-"))
+        with suppress(OSError, SafetensorError):
+            fitted.model.save_pretrained(kept)
+        place = f"the adapter is kept in {kept}" if (kept / "config.json").exists() else "the adapter is lost"
+        raise RunFailed(f"cannot write {out}: {error}; {place}; {fitted}") from error
+    return replace(fitted, folder=out)
 
 
 def corpus_of(texts: Sequence[str] | str | Path | Corpus, seed: int = 0) -> Corpus:
@@ -112,82 +158,98 @@ def corpus_of(texts: Sequence[str] | str | Path | Corpus, seed: int = 0) -> Corp
     if isinstance(texts, str | os.PathLike):
         return load_corpus(str(texts), seed=seed)
     texts = list(texts)
-    if wrong := next((t for t in texts if not isinstance(t, str)), None):
-        raise UserError(f"texts must be strings, not {type(wrong).__name__}; objects go into a .jsonl file")
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            raise UserError(
+                f"texts must be strings, not {type(text).__name__}; objects go into a .jsonl file"
+            )
+        if flaw := flaw_of(text):
+            raise UserError(f"text {number} {flaw}")
     documents = [Document(str(i), text) for i, text in enumerate(texts) if text.strip()]
     splits, notes = split_documents(documents, seed=seed)
-    return Corpus("texts", splits, "a list of strings", notes)
+    return Corpus("texts", splits, "a list of strings", notes | {EMPTY: len(texts) - len(documents)})
+
+
+def _parts(corpus: Corpus, backbone: Backbone, settings: FitSettings) -> tuple[Parts, Clustering]:
+    """Each split tokenised, cut to the limits, and assigned to clusters of the training part."""
+    generator, parts = np.random.default_rng(settings.seed), Parts({}, {}, {})
+    limits = settings.tokens.model_dump()
+    limits["max_length"] = min(limits["max_length"], backbone.max_length)
+    for split in SPLITS:
+        table = tokenise(corpus.splits[split], backbone.tokenizer, **limits)
+        order = generator.permutation(len(table))
+        if split != "train":
+            order = order[: settings.max_held_out]
+        elif settings.max_train_tokens is not None:
+            most = max(settings.max_train_tokens, table.lengths[order[0]])
+            order = order[np.cumsum(table.lengths[order]) <= most]
+        parts.tables[split] = table.take(np.sort(order))
+        parts.vectors[split] = mean_embeddings(parts.tables[split], backbone.embedding.detach().cpu())
+    x, clusters = parts.vectors["train"], settings.clusters
+    clustering = fit_clusters(x, cluster_count(len(x), clusters.batch_rows), seed=settings.seed)
+    for split, x in parts.vectors.items():
+        labels = clustering.labels if split == "train" else clustering.assign(x)[0]
+        parts.labels[split] = merge_small(x, labels, clustering.centroids, minimum=clusters.minimum)
+    return parts, clustering
+
+
+def _states(backbone: Backbone, parts: Parts, settings: FitSettings, progress: bool) -> dict:
+    """What is trained on and measured with: states of the frozen backbone, kept, or with LoRA those of each step."""
+    if settings.lora_rank:
+        live = partial(LiveStates, backbone, record=settings.record_layers)
+        return {split: live(table) for split, table in parts.tables.items()}
+    dtype = number_format(settings.train.feature_dtype, backbone.device)
+    with writing(files.home(), "finished hidden states are kept, and the same command goes on from there"):
+        states = {s: hidden_states(backbone, t, dtype, progress=progress) for s, t in parts.tables.items()}
+    return {split: ScoredStates(parts.tables[split], x, backbone.device) for split, x in states.items()}
 
 
 def _new_model(backbone: Backbone, clustering: Clustering, settings: FitSettings):
     from ..chameleon import ChameleonLiteForCausalLM
 
+    same = settings.model_dump(include={"rank", "dropout", "condition", "lora_rank"})
+    same |= {"scale": settings.train.scale, "prompts": settings.tokens.model_dump()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return ChameleonLiteForCausalLM.from_backbone(
-            backbone,
-            centroids=clustering.centroids,
-            rank=settings.rank,
-            dropout=settings.dropout,
-            scale=settings.train.scale,
-            condition=settings.condition,
-            prompts=settings.tokens.model_dump(),
-            lora_rank=settings.lora_rank,
-        )
+        return ChameleonLiteForCausalLM.from_backbone(backbone, centroids=clustering.centroids, **same)
 
 
 def _trained(
-    model, parts: dict[str, Part], settings: FitSettings, processes: Processes, progress: bool
-) -> tuple[list[dict], float, np.ndarray]:
+    model, parts: Parts, settings: FitSettings, processes: Processes, progress: bool
+) -> tuple[Member, np.ndarray]:
     """The head, and LoRA in the layers if any, trained in place and left in the best state on the validation part.
 
-    Returns curve, best epoch, and sums of nats (2, N) of the held-out texts, frozen and adapted.
+    Returns the course of the training, and sums of nats (2, N) of the held-out texts, frozen and adapted.
     """
-    from ..lora import lora_parameters, without_lora
-    from ..train_layers import LiveStates, WithLayers
-
-    weight, states = _weight(model.backbone, settings), {s: part.scored for s, part in parts.items()}
-    sources = {s: part.source(settings.clusters.batch_rows) for s, part in parts.items()}
-    head, train, stack = model.head, settings.train, ExitStack()
+    backbone, head, train, seed = model.backbone, model.head, settings.train, settings.seed
+    states = _states(backbone, parts, settings, progress)
     if settings.lora_rank:
-        head = WithLayers(head, lora_parameters(model.backbone).values())
+        head = WithLayers(head, lora_parameters(backbone).values())
         train = train.model_copy(update={"validations_per_epoch": 1})  # each runs the whole backbone
-        live = partial(LiveStates, model.backbone, record=settings.record_layers)
-        states = {s: live(part.table) for s, part in parts.items()}
-        stack.enter_context(closing(states["train"]))
-    learn, valid = sources["train"], sources["validation"]
-    member = Member("adapter", head, learn, valid, settings.learning_rate, settings.seed)
-    with stack:
+    dtype = number_format(train.matmul_dtype, backbone.device)
+    weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=dtype)
+    size, vectors = settings.clusters.batch_rows, parts.vectors
+    learn, valid, test = (GroupMean(vectors[split].to(backbone.device), size) for split in SPLITS)
+    member = Member("adapter", head, learn, valid, settings.learning_rate, seed)
+    with closing(states["train"]) if settings.lora_rank else nullcontext():
         train_heads(
             [member],
             states["train"],
-            lambda epoch: parts["train"].order(_epoch_seed(settings, epoch)),
+            lambda epoch: parts.order("train", seed * 100_003 + epoch),
             states["validation"],
-            parts["validation"].order(settings.seed),
+            parts.order("validation", seed),
             weight,
             train,
             processes,
             progress,
         )
-    order = parts["test"].order(settings.seed)
     options = {"rows": train.rows_per_step, "scale": train.scale, "processes": processes}
-    read = partial(evaluate, data=states["test"], arrangement=order, weight=weight, **options)
-    frozen, adapted = (None, None), (head, sources["test"])
-    if not settings.lora_rank:  # one pass over the states for both
-        return member.curve, member.best_epoch, read([frozen, adapted]).cpu().numpy()
-    with without_lora(model.backbone):
-        before = read([frozen])
-    return member.curve, member.best_epoch, torch.cat([before, read([adapted])]).cpu().numpy()
-
-
-def _weight(backbone: Backbone, settings: FitSettings) -> HeadWeight:
-    dtype = number_format(settings.train.matmul_dtype, backbone.device)
-    return HeadWeight(backbone.head.weight, backbone.head.bias, dtype=dtype)
-
-
-def _epoch_seed(settings: FitSettings, number: int) -> int:
-    """Seed of an epoch's order."""
-    return settings.seed * 100_003 + number
+    read = partial(
+        evaluate, data=states["test"], arrangement=parts.order("test", seed), weight=weight, **options
+    )
+    with without_lora(backbone):
+        frozen = read([(None, None)])
+    return member, torch.cat([frozen, read([(head, test)])]).cpu().numpy()
 
 
 def compared(nll: np.ndarray, counts: np.ndarray, seed: int) -> dict[str, float]:

@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,8 @@ from ..memory import HEAD, LearnSettings, Memory, fresh_start, start_of
 from ..online import LayerStates, OnlineClusters, layer_shapes
 from ..states import ScoredStates, hidden_rows
 from ..text import Document, TokenTable, cumulative, ragged, tokenise
-from .own_texts import Row, jsonl_rows, windows
+from .rows import Row, jsonl_rows
+from .stream import windows
 
 KINDS = ("global", "cluster")
 RATES = {"head": 3e-3, "layers": 1e-3}
@@ -234,9 +236,9 @@ def learn_file(
     with open(part, "r+b" if size else "wb") as file:
         file.truncate(size)
         file.seek(size)
-        batches = windows(jsonl_rows(source, rows), stream.settings.batch_rows)
+        batches = windows(islice(jsonl_rows(source), rows, None), stream.settings.batch_rows)
         for number, window in enumerate(batches, start=1):
-            for result in stream([row for row, _ in window]):
+            for result in stream(window):
                 file.write((json.dumps(result, ensure_ascii=False) + "\n").encode())
             rows += len(window)
             if number % SAVED_EVERY == 0:

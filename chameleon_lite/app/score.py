@@ -8,7 +8,7 @@ A window bounds memory, and its texts are all that a condition can read: nothing
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -16,20 +16,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from ..backbones.formats import sums_on
 from ..cluster import fit_clusters
 from ..conditions import Grouped, grouped
 from ..embed import mean_embeddings, normalise
 from ..errors import UserError
 from ..heads import HeadUpdate, update_logits
 from ..lora import without_lora
-from ..loss import HeadWeight, next_token, token_losses
+from ..loss import HeadWeight, next_token_pairs, token_losses
+from ..settings import TokenSettings
 from ..states import BATCH_TOKENS
 from ..text import Document, TokenTable, by_length, cumulative, tokenise
-from .own_texts import Row
+from .rows import Row
 
 LONGEST_TOKEN = 64  # characters: a text is cut to this many for every token that fits, before it is tokenised
-DEFAULTS = {"max_length": 256, "prefix_tokens": 16, "min_scored": 8, "condition_on": "prompt"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Adapter:
 
     new_tokens: 0 scores texts, more continues prompts by so many; condition: "cluster", "centroid", "row" or None
     for the adapter's own; clusters: None assigns to the stored centroids, a number clusters the window's texts
-    among themselves; batch: prompts continued at once; options: further settings of `generate`.
+    among themselves; batch: prompts continued at once.
     """
 
     model: Any
@@ -46,7 +48,6 @@ class Adapter:
     condition: str | None = None
     clusters: int | None = None
     batch: int = 32
-    options: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         longest = self.model.backbone.max_length
@@ -58,7 +59,7 @@ class Adapter:
     @cached_property
     def prompts(self) -> dict:
         """How texts are cut: as in training, and never longer than the backbone has positions for."""
-        settings = DEFAULTS | self.model.config.prompts
+        settings = TokenSettings(**self.model.config.prompts).model_dump()
         return settings | {"max_length": min(settings["max_length"], self.model.backbone.max_length)}
 
     @cached_property
@@ -84,10 +85,8 @@ class Adapter:
                 need = f"{prefix}{self.prompts['min_scored']} scored tokens"
                 results[i] = {"error": f"too short: it needs {need}"}  # unless the table below has it
         try:
-            table = tokenise(documents, self.model.tokenizer, **self.prompts) if documents else None
+            table = tokenise(documents, self.model.tokenizer, **self.prompts)
         except UserError:  # no text of the window is long enough, as each row's error says
-            table = None
-        if table is None:
             return results
         groups = self._grouped(mean_embeddings(table, self.model.backbone.embedding))
         losses = (self._nats(table, groups) / torch.from_numpy(table.n_scored)).T.tolist()
@@ -104,12 +103,9 @@ class Adapter:
 
     def _truncated(self, row: Row, tokens: int) -> bool:
         """Whether a row of so many tokens lost text; only rows of full length are tokenised again."""
-        longest = self.prompts["max_length"]
-        if tokens < longest:
-            return False
-        if max(len(row.text), len(row.prompt)) > LONGEST_TOKEN * longest:
-            return True
-        return sum(len(ids) for ids in self._ids([row.prompt, row.text])) > tokens
+        longest, texts = self.prompts["max_length"], [row.prompt, row.text]
+        cut = any(len(text) > LONGEST_TOKEN * longest for text in texts)
+        return tokens == longest and (cut or sum(map(len, self._ids(texts))) > tokens)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return self.model.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
@@ -143,30 +139,30 @@ class Adapter:
         self, updates: list[HeadUpdate | None], group: Tensor, ids: Tensor, mask: Tensor, prefix: Tensor
     ) -> Tensor:
         """Nats (updates, B) of a batch's rows under the layers as they are now."""
-
-        def sums(h: Tensor, target: Tensor, row: Tensor) -> Tensor:
-            nll = mixed_losses(h, target, group[row], self.weight, updates, self.model.config.scale)
-            lengths = torch.bincount(row, minlength=len(ids))
-            return torch.segment_reduce(nll.T.double().contiguous(), "sum", lengths=lengths, axis=0).T
-
-        hidden = self.model.backbone.hidden(ids, mask.long())
-        return next_token(hidden, ids, mask, prefix, sums)[0]
+        row, column, target = next_token_pairs(ids, mask, prefix)
+        h = self.model.backbone.hidden(ids, mask.long())[row, column]  # (M, C)
+        nll = mixed_losses(h, target, group[row], self.weight, updates, self.model.config.scale)
+        nll, lengths = nll.to(sums_on(nll.device)), torch.bincount(row, minlength=len(ids))
+        return torch.segment_reduce(
+            nll.T.double().contiguous(), "sum", lengths=lengths.to(nll.device), axis=0
+        ).T
 
     def _continue(self, rows: Sequence[Row]) -> list[dict]:
         """Each row's prompt, or its text where it has none, continued."""
         results = [{"error": "no prompt to continue"} for _ in rows]
         room = self.model.backbone.max_length - self.new_tokens  # tokens of a prompt
         texts = {i: row.prompt or row.text for i, row in enumerate(rows) if not row.error}
-        texts = {i: text for i, text in texts.items() if text[-LONGEST_TOKEN * room :].strip()}
-        if not texts:
+        ends = {i: text[-LONGEST_TOKEN * room :] for i, text in texts.items()}
+        ends = {i: text for i, text in ends.items() if text.strip()}
+        ids = dict(zip(ends, self._ids(list(ends.values())) if ends else []))
+        ids = {i: p for i, p in ids.items() if p}  # some tokenizers drop what they have no token for
+        if not ids:
             return results
-        ids = self._ids([text[-LONGEST_TOKEN * room :] for text in texts.values()])
-        prompts = [p[-room:] for p in ids]  # the end of a prompt is what its continuation follows
+        prompts = [p[-room:] for p in ids.values()]  # the end of a prompt is what its continuation follows
         groups = self._grouped(mean_of(prompts, self.model.backbone.embedding))
         update = self.model.update_for(groups.condition)
-        options = {"do_sample": False} | self.options | {"max_new_tokens": self.new_tokens}
-        new = continue_mixed(self.model, prompts, groups.group, update, batch=self.batch, **options)
-        for i, p, tokens, facts in zip(texts, ids, new, _facts(groups)):
+        new = continue_mixed(self.model, prompts, groups.group, update, self.new_tokens, self.batch)
+        for (i, p), tokens, facts in zip(ids.items(), new, _facts(groups)):
             results[i] = facts | {
                 "tokens": len(tokens),
                 "truncated": len(p) > room or len(texts[i]) > LONGEST_TOKEN * room,
@@ -211,26 +207,25 @@ def mixed_losses(
 
 @torch.no_grad()
 def continue_mixed(
-    model, prompts: Sequence[Sequence[int]], group: Tensor, update: HeadUpdate, *, batch: int = 32, **options
+    model,
+    prompts: Sequence[Sequence[int]],
+    group: Tensor,
+    update: HeadUpdate,
+    new_tokens: int,
+    batch: int = 32,
 ) -> list[list[int]]:
     """New tokens for each of the prompts (lists of ids), prompt i under update group[i]; `batch` rows at once.
 
     Prompts of similar length share a batch, so that little is padded; the end token and what follows it are cut.
-    options are `generate`'s, max_new_tokens above all.
     """
     out: list[list[int]] = [[] for _ in prompts]
     lengths, group = torch.tensor([len(p) for p in prompts]), group.cpu()
     for rows in torch.argsort(lengths, stable=True).split(batch):
-        rows = rows[
-            torch.argsort(group[rows], stable=True)
-        ]  # groups together: no step has to reorder its rows
-        ids, mask = left_padded([prompts[i] for i in rows], model.backbone.pad_id)
-        new = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            head_update=update_logits(update, group[rows]),
-            **options,
-        )[:, ids.shape[1] :]
+        rows = rows[torch.argsort(group[rows], stable=True)]  # groups together: no step reorders its rows
+        padded = left_padded([prompts[i] for i in rows], model.backbone.pad_id)
+        ids, mask = (x.to(model.device) for x in padded)
+        how = {"head_update": update_logits(update, group[rows]), "max_new_tokens": new_tokens}
+        new = model.generate(input_ids=ids, attention_mask=mask, **how)[:, ids.shape[1] :]
         for i, tokens in zip(rows.tolist(), new.tolist()):
             out[i] = until_end(tokens, model.generation_config.eos_token_id)
     return out
@@ -238,13 +233,10 @@ def continue_mixed(
 
 def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Lists of ids as ids and mask (B, T) int64, padded on the left: new tokens follow the last real one."""
-    longest = max(len(p) for p in prompts)
-    ids = torch.full((len(prompts), longest), pad_id, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(list(prompt), dtype=torch.int64)
-        mask[row, longest - len(prompt) :] = 1
-    return ids, mask
+    rows = [torch.tensor(list(prompt), dtype=torch.int64) for prompt in prompts]
+    side = {"batch_first": True, "padding_side": "left"}
+    mask = pad_sequence([torch.ones_like(row) for row in rows], **side)
+    return pad_sequence(rows, padding_value=pad_id, **side), mask
 
 
 def until_end(tokens: list[int], end: int | list[int] | None) -> list[int]:

@@ -4,16 +4,19 @@
 
 Memory is one window, or two for each worker that shares the work. An interrupted run leaves OUT.part; with `resume`
 whole windows in it are kept, the input's rows they answer are skipped, and the finished file is the same as an
-unbroken run's, byte for byte.
+unbroken run's, byte for byte. A hidden file beside it, .OUT.made, says what results were made from.
 """
 
 import hashlib
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,9 @@ import torch
 from tqdm import tqdm
 
 from .. import files
-from ..errors import UserError
-from .own_texts import Row, jsonl_rows, parse, windows
+from ..errors import DamagedFile, RunFailed, UserError
+from .outputs import claimed, writing
+from .rows import KINDS, Row, parsed, read_rows
 from .score import Adapter
 from .workers import Workers, check_device
 
@@ -59,6 +63,7 @@ class Sent:
     device: str | None
     dtype: str | None
     how: dict
+    backbone: str | None = None  # its folder, where it is one; else the adapter names it
 
     @cached_property
     def adapter(self) -> Adapter:
@@ -66,19 +71,19 @@ class Sent:
         with tempfile.TemporaryDirectory() as folder:
             for name, content in self.files.items():
                 (Path(folder) / name).write_bytes(content)
-            return Adapter(open_model(folder, self.device, self.dtype), **self.how)
+            return Adapter(open_model(folder, self.device, self.dtype, self.backbone), **self.how)
 
 
-def open_model(model: Any, device: str | None = None, dtype: str | None = None):
+def open_model(model: Any, device: str | None = None, dtype: str | None = None, backbone: str | None = None):
     """A loaded model as it is, or the adapter saved at a path; dtype "auto" is what the machine multiplies fast."""
     if not isinstance(model, str | os.PathLike):
         return model
-    from ..backbones.formats import backbone_dtype
+    from ..backbones.formats import backbone_dtype, device_of
     from ..chameleon import ChameleonLiteForCausalLM
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of(device)
     kind = backbone_dtype(device) if dtype == "auto" else getattr(torch, dtype) if dtype else None
-    return ChameleonLiteForCausalLM.from_pretrained(model, device=device, dtype=kind)
+    return ChameleonLiteForCausalLM.from_pretrained(model, device=device, dtype=kind, backbone=backbone)
 
 
 def adapt(
@@ -93,9 +98,8 @@ def adapt(
     """
     texts = [texts] if isinstance(texts, str) else texts
     adapter, results = Adapter(open_model(model), **how), []
-    rows = (parse(text, number) for number, text in enumerate(texts, start=1))
-    with _bar(progress, total=len(texts) if hasattr(texts, "__len__") else None, unit="row") as bar:
-        for part in windows(rows, _size(window)):
+    with _bar(progress, total=len(texts) if hasattr(texts, "__len__") else None) as bar:
+        for part in windows(parsed(texts, scored=False), window):
             results += adapter(part)
             bar.update(len(part))
     return results
@@ -108,6 +112,7 @@ def adapt_file(
     *,
     window: int = WINDOW,
     resume: bool = False,
+    overwrite: bool = False,
     device: str | None = None,
     dtype: str | None = None,
     progress: bool = True,
@@ -115,27 +120,35 @@ def adapt_file(
     dask: str | None = None,
     **how,
 ) -> Summary:
-    """`adapt` from one JSONL file to another, in bounded memory.
+    """`adapt` from a file (or a folder of .txt) to a JSONL file; JSONL is read in bounded memory.
 
     `workers` processes of this machine or the workers of the Dask scheduler at `dask` share the windows; `model` is
-    an adapter's folder then. Raises UserError for a missing input, and where `resume` finds a part written with other
-    settings, another adapter or another input. With `resume` a complete `out` is left as it is.
+    an adapter's folder then. Raises UserError for a missing input, an `out` that holds other things than results
+    (unless `overwrite`), and where `resume` finds results, complete or not, of other settings, another adapter or
+    another input. RunFailed, saying what is kept, where nothing more can be written.
     """
-    source, out = Path(source), Path(out)
-    if not source.is_file():
-        raise UserError(f"no file at {source}; give a .jsonl file with one object or string per line")
-    part, marker = out.with_name(out.name + ".part"), out.with_name(out.name + ".part.json")
-    if resume and out.is_file() and not part.is_file():
-        return _summary(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sent = _sent(model, device, dtype, how) if workers or dask else None
-    adapter = Adapter(open_model(model, "cpu" if sent else device, dtype), **how)
-    done = _prepare(part, marker, _key(adapter, source, _size(window)), window, resume)
-    with Workers(sent or adapter, workers, dask) as crew:
-        _run(crew, source, part, done, window, progress)
-    os.replace(part, out)
-    marker.unlink(missing_ok=True)
-    return _summary(out)
+    source = Path(source)
+    if not source.is_file() and not source.is_dir():
+        raise UserError(f"no file or folder at {source}; give {KINDS}")
+    if not (total := sum(1 for _ in read_rows(source, scored=False))):
+        raise RunFailed(f"{source} holds no rows")
+    inputs = [source, model] if isinstance(model, str | os.PathLike) else [source]
+    with claimed(out, inputs, own=resume or _record(Path(out)).is_file(), overwrite=overwrite) as place:
+        sent = _sent(model, device, dtype, how) if workers or dask else None
+        adapter = Adapter(open_model(model, "cpu" if sent else device, dtype), **how)
+        if sent and Path(adapter.model.backbone.name).is_dir():
+            sent.backbone = adapter.model.backbone.name
+        part, key = place.with_name(place.name + ".part"), _key(adapter, how, source, window)
+        if (done := _done(place, part, key) if resume else 0) is None:
+            return _summary(place)
+        made, record = {"key": key, "rows": done, "bytes": part.stat().st_size if done else 0}, _record(place)
+        if not done:
+            part.unlink(missing_ok=True)
+            files.write_sealed(record, made)
+        with Workers(sent or adapter, workers, dask) as crew:
+            _run(crew, source, part, record, made, total, window, progress)
+        os.replace(part, place)
+        return _summary(place)
 
 
 def _sent(model: Any, device: str | None, dtype: str | None, how: dict) -> Sent:
@@ -151,79 +164,100 @@ def _sent(model: Any, device: str | None, dtype: str | None, how: dict) -> Sent:
     return Sent({path.name: path.read_bytes() for path in paths}, device, dtype, how)
 
 
-def _run(crew: Workers, source: Path, part: Path, done: int, window: int, progress: bool) -> None:
-    """Append the results of the input's rows from `done` on, a window at a time."""
-    bar = _bar(progress, total=source.stat().st_size, unit="B", unit_scale=True)
-    with bar, open(part, "a", encoding="utf-8", newline="\n") as file:
-        for rows, results in crew.share(_results, windows(jsonl_rows(source, done), window), ordered=True):
-            file.write("".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results))
-            file.flush()
-            bar.update(rows[-1][1] - bar.n)
+def _run(
+    crew, source: Path, part: Path, record: Path, made: dict, total: int, window: int, progress: bool
+) -> None:
+    """Append the results of the input's rows that are not `made` yet, and keep the record of it, window by window."""
+    rows = islice(read_rows(source, scored=False), made["rows"], None)
+    with _bar(progress, total=total, initial=made["rows"]) as bar:
+        for given, results in crew.share(_results, windows(rows, window), ordered=True):
+            text = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
+            with writing(
+                part, f"{made['rows']:,} finished rows are kept in it, and --resume goes on from there"
+            ):
+                with open(part, "ab") as file:
+                    file.write(text.encode())
+                made |= {"rows": made["rows"] + len(given), "bytes": part.stat().st_size}
+                files.write_sealed(record, made)
+            bar.update(len(given))
+    files.write_sealed(record, made | {"sha256": files.sha256(part)})
 
 
-def _results(common: Adapter | Sent, rows: list[tuple[Row, int]]) -> Iterator[list[dict]]:
-    adapter = common.adapter if isinstance(common, Sent) else common
-    yield adapter([row for row, _ in rows])
+def _results(common: Adapter | Sent, rows: list[Row]) -> Iterator[list[dict]]:
+    yield (common.adapter if isinstance(common, Sent) else common)(rows)
 
 
 def _bar(progress: bool, **options) -> tqdm:
-    return tqdm(desc="adapting", leave=False, disable=None if progress else True, **options)
+    return tqdm(desc="adapting", unit="row", leave=False, disable=None if progress else True, **options)
 
 
-def _prepare(part: Path, marker: Path, key: str, window: int, resume: bool) -> int:
-    """Cut an unfinished part to whole windows, or start a new one; returns how many rows it has results for."""
-    if not (resume and part.is_file()):
-        part.write_bytes(b"")
-        with files.atomic(marker) as new:
-            new.write_text(json.dumps({"key": key}))
+def _record(out: Path) -> Path:
+    """The file beside results, or a part of them, that says what they were made from and how far they go."""
+    out = out.resolve()
+    return out.with_name(f".{out.name}.made")
+
+
+def _done(out: Path, part: Path, key: str) -> int | None:
+    """How many rows an unfinished `part` has results for, once it is cut to them; None where `out` is complete.
+
+    Raises UserError where the record, or what lies there, is not of this `key`.
+    """
+    if not part.exists() and not out.exists():
         return 0
-    if not marker.is_file() or json.loads(marker.read_text())["key"] != key:
+    found = {}
+    with suppress(OSError, DamagedFile):
+        found = files.read_sealed(_record(out))
+    fits = found.get("key") == key
+    if part.exists():
+        fits = fits and part.stat().st_size >= found["bytes"]
+    elif "sha256" in found:
+        fits = fits and files.sha256(out) == found["sha256"]
+    if not fits:
         raise UserError(
-            f"{part} was written with other settings, another adapter or another input: give those again, "
-            "or leave out --resume to start anew"
+            f"{part if part.exists() else out} has no record that it was made with these settings, this adapter and "
+            "this input: give those again, or leave out --resume to start anew"
         )
-    rows = size = whole_rows = whole_size = 0
-    with open(part, "r+b") as file:
-        for line in file:
-            rows, size = rows + line.endswith(b"\n"), size + len(line)
-            if line.endswith(b"\n") and rows % window == 0:
-                whole_rows, whole_size = rows, size
-        file.truncate(whole_size)
-    return whole_rows
+    if part.exists():
+        os.truncate(part, found["bytes"])
+        return found["rows"]
+    return None if "sha256" in found else 0
 
 
-def _key(adapter: Adapter, source: Path, window: int) -> str:
+def _key(adapter: Adapter, how: dict, source: Path, window: int) -> str:
     """Hex name of everything that a result depends on."""
     digest = hashlib.sha256()
     for name, value in sorted(adapter.model.adapter_state().items()):
         digest.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
-    how = {k: v for k, v in vars(adapter).items() if k in Adapter.__dataclass_fields__ and k != "model"}
     settings = [adapter.model.backbone.hash, adapter.prompts, how, window, str(adapter.model.lm.dtype)]
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    digest.update(files.sha256(source).encode())
+    for path in sorted(source.rglob("*.txt")) if source.is_dir() else [source]:
+        if path.is_file():
+            digest.update(f"{path.suffix.lower()} {path.relative_to(source)} {files.sha256(path)}\n".encode())
     return digest.hexdigest()
 
 
 def _summary(path: Path) -> Summary:
     """Count a file of results, line by line."""
     rows = failed = tokens = 0
-    nats, first_error = {}, ""
+    nats, first_error = Counter(), ""
     with open(path, encoding="utf-8") as file:
         for result in map(json.loads, file):
             rows += 1
             if "error" in result:
                 failed += 1
-                first_error = first_error or f"line {result['row']}: {result['error']}"
+                first_error = first_error or f"row {result['row']}: {result['error']}"
                 continue
             tokens += result["tokens"]
-            for name in result.keys() & {"loss", "loss_frozen"}:
-                nats[name] = nats.get(name, 0.0) + result[name] * result["tokens"]
-    return Summary(
-        rows, failed, tokens, first_error=first_error, **{name: x / tokens for name, x in nats.items()}
-    )
+            scores = result.keys() & {"loss", "loss_frozen"}
+            nats.update({name: result[name] * result["tokens"] for name in scores})
+    losses = {name: x / tokens for name, x in nats.items()}
+    return Summary(rows, failed, tokens, first_error=first_error, **losses)
 
 
-def _size(window: int) -> int:
-    if window < 1:
+def windows(rows: Iterable, size: int) -> Iterator[list]:
+    """Runs of `size` items, the last may be shorter; UserError for a size below 1."""
+    if size < 1:
         raise UserError("window must be at least 1 row")
-    return window
+    rows = iter(rows)
+    while window := list(islice(rows, size)):
+        yield window

@@ -6,6 +6,7 @@ A job returns its results and writes nothing, so no disk is shared. `common` is 
 once. The job of a process that dies is given to another.
 """
 
+import copy
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -63,7 +64,8 @@ class Workers:
             return
         jobs, running, deaths = iter(jobs), [], 0
         while True:
-            free = max(0, 2 * self._width() - len(running))
+            width = max(1, len(self.client.nthreads())) if self.dask else self.count
+            free = max(0, 2 * width - len(running))
             running += [(self._submit(function, job), job) for job in islice(jobs, free)]
             if not running:
                 return
@@ -76,7 +78,8 @@ class Workers:
                 deaths += 1
                 if deaths == LIVES:
                     raise RunFailed(LOST) from error
-                running = [(f if _fine(f) else self._submit(function, job), job) for f, job in running]
+                fine = [future.done() and future.exception() is None for future, _ in running]
+                running = [(f if ok else self._submit(function, j), j) for ok, (f, j) in zip(fine, running)]
                 continue
             except self.fatal as error:  # the scheduler had given the job to several workers, or is gone
                 raise RunFailed(LOST) from error
@@ -85,23 +88,18 @@ class Workers:
             yield from ((job, result) for result in results)
 
     def _submit(self, function: Callable, job: Any) -> Future:
-        if self.dask:
-            return self.pool.submit(_with_common, function, self.sent, job)
         try:
-            return self.pool.submit(_in_process, function, job)
+            return self.pool.submit(_with_common, function, self.sent, job)
         except BrokenExecutor:
             self._start()
-            return self.pool.submit(_in_process, function, job)
-
-    def _width(self) -> int:
-        return max(1, len(self.client.nthreads())) if self.dask else self.count
+            return self._submit(function, job)
 
     def _start(self) -> None:
         """Processes of this machine, a GPU for each where there are several, the processor's threads shared out."""
         import torch
         from joblib.externals.loky import ProcessPoolExecutor
 
-        self.fatal, gpus = (), _gpus()
+        self.fatal, self.sent, gpus = (), None, _gpus()
         threads = max(1, torch.get_num_threads() // self.count)
         self.pool = ProcessPoolExecutor(
             self.count,
@@ -125,7 +123,7 @@ class Workers:
             raise Unreachable(f"no Dask scheduler with workers at {address}: {error}") from None
         self.fatal, self.pool = (KilledWorker, CancelledError), self.client.get_executor()
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "10GB"}):
-            self.sent = self.client.submit(_same, self.common, pure=False)
+            self.sent = self.client.submit(copy.copy, self.common, pure=False)
 
 
 def check_device(device: str | None) -> None:
@@ -160,18 +158,7 @@ def _begin(common: Any, gpus: list[str]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(number) % len(gpus)]
 
 
-def _fine(future: Future) -> bool:
-    return future.done() and future.exception() is None
-
-
-def _in_process(function: Callable, job: Any) -> list:
-    return list(function(_common, job))
-
-
 def _with_common(function: Callable, common: Any, job: Any) -> list:
+    """A job's results; without `common` from a process that got it when it began."""
     with _alone:
-        return list(function(common, job))
-
-
-def _same(common: Any) -> Any:
-    return common
+        return list(function(_common if common is None else common, job))

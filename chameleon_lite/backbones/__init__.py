@@ -1,1 +1,1 @@
-"""Where weights come from: model hub, packaged SmolLM2, tiny random models; their formats and stored states."""
+"""Where weights come from: hub, packaged SmolLM2, tiny random models; their formats and stored states."""

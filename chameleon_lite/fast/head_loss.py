@@ -3,9 +3,9 @@
     logits = h Wᵀ + b + α (h downᵀ) upᵀ + bias        g = softmax(logits) − onehot(target)        (M, V)
     ∂/∂up = α gᵀ (h downᵀ)     ∂/∂down = α (g up)ᵀ h     ∂/∂bias = Σ g     ∂/∂h = g W + α (g up) down
 
-W and b are frozen, so one large product, h Wᵀ, is all that a step needs unless h requires its gradient. It is done
-once for all heads, in 16-bit numbers where the machine has them; softmax and sums are in float32. Rows go
-through in chunks, gradients are formed while a chunk's logits exist, and nothing of size V outlives its chunk.
+W and b are frozen, so one large product, h Wᵀ, is all that a step needs unless h requires its gradient. It is
+done once for all heads, in 16-bit numbers where the machine has them; softmax and sums are in float32. Rows
+go through in chunks, gradients are formed while a chunk's logits exist, and nothing of size V outlives it.
 """
 
 import importlib.util
@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..heads import HeadUpdate
-from ..loss import Groups, HeadWeight, Updates, checked
-from .head_loss_torch import Chunk, HeadTask, TorchPass, buffer
-from .row_groups import RowGroups
+from ..loss import GroupOf, HeadWeight, Updates, checked
+from .head_loss_torch import Chunk, HeadTask, RowGroups, TorchPass, buffer
 
 
 class Call(NamedTuple):
@@ -32,39 +31,21 @@ class Call(NamedTuple):
     kernel: str | None = None  # "torch" or "triton"; None: the device's faster one
 
 
-def head_losses(
-    h: Tensor,
-    target: Tensor,
-    weight: HeadWeight,
-    updates: Updates,
-    groups: Groups = None,
-    scale: float = 1.0,
-    **how,
-) -> Tensor:
-    """`loss.head_losses`; how: `chunk` and `kernel` of `Call`."""
-    groups = checked(h, target, weight, updates, groups)
-    h, target, runs, _ = _in_order(h, target, groups, uses_triton(weight, how.get("kernel")))
+def head_losses(h: Tensor, target: Tensor, weight: HeadWeight, updates: Updates, *more, **how) -> Tensor:
+    """`loss.head_losses`; how: also `chunk` and `kernel` of `Call`."""
+    h, target, call, _ = _in_order(h, target, weight, updates, *more, **how)
     flat = [x for update in updates for x in _terms(update)]
     if not torch.is_grad_enabled():  # autograd would still name what requires gradient as needed
         h, flat = h.detach(), [None if x is None else x.detach() for x in flat]
-    return HeadLossFunction.apply(h, target, Call(weight, runs, scale, **how), *flat)
+    return HeadLossFunction.apply(h, target, call, *flat)
 
 
 @torch.no_grad()
-def token_losses(
-    h: Tensor,
-    target: Tensor,
-    weight: HeadWeight,
-    updates: Updates,
-    groups: Groups = None,
-    scale: float = 1.0,
-    **how,
-) -> Tensor:
-    """`loss.token_losses`; how: `chunk` and `kernel` of `Call`."""
-    groups = checked(h, target, weight, updates, groups)
-    h, target, runs, order = _in_order(h, target, groups, uses_triton(weight, how.get("kernel")))
-    tasks = [HeadTask(_terms(update), own, weight, scale) for update, own in zip(updates, runs)]
-    nll, _ = forward_pass(h, target, Call(weight, runs, scale, **how), tasks)
+def token_losses(h: Tensor, target: Tensor, weight: HeadWeight, updates: Updates, *more, **how) -> Tensor:
+    """`loss.token_losses`; how: also `chunk` and `kernel` of `Call`."""
+    h, target, call, order = _in_order(h, target, weight, updates, *more, **how)
+    tasks = [HeadTask(_terms(update), own, weight, call.scale) for update, own in zip(updates, call.runs)]
+    nll, _ = forward_pass(h, target, call, tasks)
     return nll if order is None else torch.empty_like(nll).index_copy_(1, order, nll)
 
 
@@ -76,19 +57,19 @@ def _terms(update: HeadUpdate | None) -> HeadUpdate:
 
 
 def _in_order(
-    h: Tensor, target: Tensor, groups: list[Tensor | None], any_order: bool
-) -> tuple[Tensor, Tensor, list[RowGroups | None], Tensor | None]:
-    """The rows, targets and groups with rows of one group side by side, and the order (M,) if that moved any.
+    h, target, weight, updates: Updates, groups: GroupOf = None, scale: float = 1.0, **how
+) -> tuple[Tensor, Tensor, Call, Tensor | None]:
+    """Rows, targets and the call, rows of one group side by side, and the order (M,) if that moved any.
 
-    Correct in any order; but without the GPU kernels, the fewer groups a chunk holds, the smaller its products.
+    Correct in any order; but without the GPU kernels, fewer groups in a chunk make its products smaller.
     """
-    runs = _runs(groups, h.device)
+    runs, order = _runs(checked(h, target, weight, updates, groups), h.device), None
     first = next((group for group in runs if group is not None), None)
-    if first is None or first.ordered or any_order:
-        return h, target, runs, None
-    order = first.index.argsort(stable=True)
-    groups = [None if group is None else group.index[order] for group in runs]
-    return h[order], target[order], _runs(groups, h.device), order
+    if first is not None and not first.ordered and not uses_triton(weight, how.get("kernel")):
+        order = first.index.argsort(stable=True)
+        runs = _runs([None if group is None else group.index[order] for group in runs], h.device)
+        h, target = h[order], target[order]
+    return h, target, Call(weight, runs, scale, **how), order
 
 
 def _runs(groups: list[Tensor | None], device: torch.device) -> list[RowGroups | None]:
@@ -98,7 +79,7 @@ def _runs(groups: list[Tensor | None], device: torch.device) -> list[RowGroups |
 
 
 class HeadLossFunction(torch.autograd.Function):
-    """Sums of losses (K,); all gradients are computed in forward and only scaled in backward."""
+    """Sums of losses (H,); all gradients are computed in forward and only scaled in backward."""
 
     @staticmethod
     def forward(ctx, h, target, call, *flat):
@@ -113,14 +94,14 @@ class HeadLossFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        """grad (K,) of the losses to gradients of h and of each head's factors."""
+        """grad (H,) of the losses to gradients of h and of each head's factors."""
         gh, *flat = ctx.saved_tensors
         h_format, formats = ctx.formats
         out = []
         for share, sums, dtypes in zip(grad, _by_head(flat), _by_head(formats)):
             scaled = HeadUpdate(*(None if x is None else (x * share).to(d) for x, d in zip(sums, dtypes)))
             out += scaled._replace(up=None if scaled.up is None else scaled.up.transpose(1, 2))
-        return (None if gh is None else torch.einsum("k,kmc->mc", grad, gh).to(h_format), None, None, *out)
+        return (None if gh is None else torch.einsum("h,hmc->mc", grad, gh).to(h_format), None, None, *out)
 
 
 def _by_head(flat) -> list[HeadUpdate]:
@@ -131,7 +112,7 @@ def _by_head(flat) -> list[HeadUpdate]:
 def forward_pass(
     h: Tensor, target: Tensor, call: Call, tasks: list[HeadTask], want_h: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Losses (K, M) of K heads, and dloss/dh (K, M, C) if wanted; other gradients are left in the tasks."""
+    """Losses (H, M) of H heads, and dloss/dh (H, M, C) if wanted; other gradients are left in the tasks."""
     weight, Pass = call.weight, TorchPass
     if uses_triton(weight, call.kernel):
         from .head_loss_triton import TritonPass as Pass
@@ -151,7 +132,7 @@ def forward_pass(
 
 
 def uses_triton(weight: HeadWeight, kernel: str | None) -> bool:
-    """Whether the GPU kernels do the pass: if named, or on a GPU with 16-bit numbers where Triton is installed."""
+    """Whether the GPU kernels do the pass: if named, or on a GPU with 16-bit numbers and Triton."""
     if kernel not in (None, "torch", "triton"):
         raise ValueError(f"kernel {kernel!r} must be 'torch', 'triton' or None")
     if kernel is None and weight.weight.device.type == "cuda" and weight.weight.dtype.itemsize == 2:

@@ -1,15 +1,16 @@
 """The GPU kernels of the head loss: they read 16-bit logits where they lie, for many heads in one launch.
 
     stats   (tiles × column parts)   running maximum and sum of exp of a tile's rows: reads only
-    merge   (rows × heads)           the parts of a row to its log-sum-exp, and with the target's logit to its loss
-    grads   (items × column blocks)  g = exp(logit − lse) − onehot in registers; gᵀ z summed over an item's rows
-                                     there, g up by column block; g is written only where a product needs it
+    merge   (rows × heads)           a row's parts to its log-sum-exp, and with the target's logit to its loss
+    grads   (items × column blocks)  g = exp(logit − lse) − onehot in registers; gᵀ z summed over an item's
+                                     rows, g up by column block; g is written only where a product needs it
 
-Heads share the base logits (n, Vp). Each (head, group) pair owns one of S slots of stacked factors. A table built on
-the host assigns each program its rows and slot: a tile or an item is a stretch of rows that use one slot of one head.
-Programs that read the same logits for different heads are neighbours, so the logits come from memory once.
-The update z upᵀ is added in registers, in float32. All sums are in a fixed order: the same inputs, the same bits.
-An argument that is absent is None: a kernel is compiled for each combination of those that are there.
+Heads share the base logits (n, Vp). Each (head, group) pair owns one of S slots of stacked factors. A table
+built on the host assigns each program its rows and slot: a tile or an item is a stretch of rows that use one
+slot of one head. Programs that read the same logits for different heads are neighbours: logits come from
+memory once. The update z upᵀ is added in registers, in float32. All sums are in a fixed order: the same
+inputs, the same bits. An argument that is absent is None: a kernel is compiled for each combination that
+occurs.
 """
 
 from typing import NamedTuple
@@ -22,21 +23,19 @@ from torch import Tensor
 from .. import text
 from . import head_loss_torch
 
-# Tiles of logits and how often a row is cut; an H100 is fastest with several programs per processor (132 of them).
+# Tiles of logits, and how often a row is cut: an H100's 132 processors are fastest with several programs.
 STATS_ROWS, STATS_COLUMNS, PARTS = tl.constexpr(16), tl.constexpr(256), tl.constexpr(16)
 GRADS_ROWS, GRADS_COLUMNS = tl.constexpr(64), tl.constexpr(128)
 MERGE_ROWS = tl.constexpr(64)
-ROW_ALIGNED = tl.constexpr(
-    16
-)  # z's rows are padded to a multiple: a vector load needs to know where rows begin
+ROW_ALIGNED = tl.constexpr(16)  # to which z's rows are padded: a vector load needs to know where they begin
 IGNORED, FP16_SHIFT = tl.constexpr(text.IGNORED), tl.constexpr(head_loss_torch.FP16_SHIFT)
 VARYING = ["n"]  # from step to step; a kernel compiled for each kind of number would not pay
 
 
 class Terms(NamedTuple):
-    """What K heads add to n rows of base logits, packed (see `Bundle`); absent factors are None."""
+    """What H heads add to n rows of base logits, packed (see `Bundle`); absent factors are None."""
 
-    z: Tensor | None  # (K, R, Np) α h downᵀ in the matmul format, rows padded to a multiple of ROW_ALIGNED
+    z: Tensor | None  # (H, R, Np) α h downᵀ in the matmul format, rows padded to a multiple of ROW_ALIGNED
     up: Tensor | None  # (S, R, V)
     bias: Tensor | None  # (S, V) float32
     frozen: Tensor | None  # (Vp,) the base weight's own bias, float32
@@ -50,7 +49,7 @@ def padded(n: int) -> int:
 def losses(
     base: Tensor, terms: Terms, vocab: int, slot: Tensor, tiles: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Loss and log-sum-exp (K, n) of each row under each head; slot (K, n) int64, any strides; tiles as in `Layout`."""
+    """Loss and log-sum-exp (H, n) of the rows; slot (H, n) int64, any strides; tiles as in `Layout`."""
     (n, Vp), heads, rank = base.shape, len(slot), 0 if terms.z is None else terms.z.shape[1]
     parts = base.new_empty(heads, n, 2, PARTS.value, dtype=torch.float32)
     out = base.new_empty(2, heads, n, dtype=torch.float32)
@@ -62,18 +61,9 @@ def losses(
 
 
 def gradients(
-    base: Tensor,
-    terms: Terms,
-    vocab: int,
-    items: Tensor,
-    target: Tensor,
-    lse: Tensor,
-    *,
-    out: Tensor | None = None,
-    want_bias: bool = False,
-    scale: float = 1.0,
+    base, terms: Terms, vocab: int, items, target, lse, *, out=None, want_bias=False, scale: float = 1.0
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """gᵀ z (items, R, V), scale · g up (K, R, n), Σ g (items, V); items (I, 4) as in `Layout`.
+    """gᵀ z (items, R, V), scale · g up (H, R, n), Σ g (items, V); items (I, 4) as in `Layout`.
 
     `out` (n, Vp) receives g times `shift_of` its format, for one head; it may be the base.
     """
@@ -134,7 +124,7 @@ def _tile(base, zt, up_t, bias, frozen, rows, row_ok, cols, slot, vocab, Vp, RAN
 
 @triton.jit(do_not_specialize=VARYING)
 def stats(base, z, up, bias, frozen, tiles, parts, n, vocab, Vp, part_columns, RANK: tl.constexpr):
-    """parts (K, n, 2, PARTS): of each part of a row the maximum, and the sum of exp(· − maximum)."""
+    """parts (H, n, 2, PARTS): of each part of a row the maximum, and the sum of exp(· − maximum)."""
     tile, part = tiles + tl.program_id(0) * 4, tl.program_id(1)
     head, slot = tl.load(tile), tl.load(tile + 1).to(tl.int64)
     rows = tl.load(tile + 2) + tl.arange(0, STATS_ROWS)
@@ -163,7 +153,7 @@ def stats(base, z, up, bias, frozen, tiles, parts, n, vocab, Vp, part_columns, R
 def merge(
     base, z, up, bias, frozen, slots, by_head, by_row, parts, target, out, n, vocab, Vp, RANK: tl.constexpr
 ):
-    """out (2, K, n): from a row's parts and its target's logit the loss, 0 if ignored, and the log-sum-exp."""
+    """out (2, H, n): from a row's parts and its target's logit the loss, or 0, and the log-sum-exp."""
     rows, head = tl.program_id(0) * MERGE_ROWS + tl.arange(0, MERGE_ROWS), tl.program_id(1)
     row_ok = rows < n
     at = (head * n + rows)[:, None] * (2 * PARTS) + tl.arange(0, PARTS)[None, :]
@@ -199,9 +189,9 @@ def _loss_gradient(x, lse, y, cols):
 def grads(
     base, z, up, bias, frozen, target, lse, items, out, gu, gz, gb, n, vocab, Vp, scale, RANK: tl.constexpr
 ):
-    """For one item and one block of columns, with g = SHIFT · (softmax − onehot), 0 in ignored rows: out (n, Vp) = g,
+    """For an item and a block of columns, g = SHIFT · (softmax − onehot), 0 in ignored rows: out (n, Vp) = g,
 
-    gu (items, R, V) = (gᵀ z)ᵀ, gz (K, blocks, R, Np) = scale · (g up)ᵀ, gb (items, V) = Σ g, each over SHIFT.
+    gu (items, R, V) = (gᵀ z)ᵀ, gz (H, blocks, R, Np) = scale · (g up)ᵀ, gb (items, V) = Σ g, each over SHIFT.
     """
     SHIFT: tl.constexpr = FP16_SHIFT if base.dtype.element_ty == tl.float16 else 1.0
     BACK: tl.constexpr = 1.0 / SHIFT  # a product is exact, a GPU's fast division is not

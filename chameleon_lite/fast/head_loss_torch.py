@@ -1,17 +1,18 @@
-"""One pass over the rows for all heads by PyTorch's own operations: losses and gradients (see `head_loss.py`).
+"""One pass over the rows for all heads by PyTorch's own operations (see `head_loss.py`).
 
     chunk of n rows ─ one product h Wᵀ (n, Vp) ─┬─ head 1: + z upᵀ ─ softmax ─ loss, gradients
                                                 └─ head 2: …               z = α h downᵀ (n, R)
 
-A head with G updates is done as one head of a larger rank: the factors of the groups present in the chunk are laid
-side by side, R' = groups · R, and z is zero except in the slots of the row's own group. No loop over groups or rows.
-A head with one pair of factors and G mixtures of their R slots does the same with the row's own mixture: z ∘ mix.
+A head with G updates is done as one head of a larger rank: the factors of the groups present in the chunk lie
+side by side, R' = groups · R, and z is zero except in the slots of the row's own group. A head with one pair
+of factors and G mixtures of their R slots does the same with the row's own mixture: z ∘ mix.
 """
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,7 +20,6 @@ from torch import Tensor
 from ..heads import HeadUpdate
 from ..loss import HeadWeight
 from ..text import IGNORED
-from .row_groups import RowGroups
 
 CPU_ROWS, CUDA_ROWS = 128, 510  # rows per chunk: last-level cache; memory
 # Probabilities below 6e-8 vanish in float16 and those below 6e-5 lose digits; this shift by 2^10 keeps them.
@@ -32,8 +32,8 @@ _buffers: "WeakKeyDictionary[HeadWeight, dict[str, Tensor]]" = WeakKeyDictionary
 def buffer(weight: HeadWeight, name: str, rows: int, dtype: torch.dtype) -> Tensor:
     """Memory (rows, Vp) for a chunk's numbers, whatever its content; on a CPU it lives as long as the weight.
 
-    There memory of tens of megabytes goes back to the system when it is freed and is cleared page by page when it is
-    allocated again: several times as long as the softmax written into it. A GPU's allocator caches freed memory.
+    There memory of tens of megabytes goes back to the system when freed and is cleared page by page when it
+    comes again: several times as long as the softmax written into it. A GPU's allocator keeps freed memory.
     """
     device = weight.weight.device
     buffers = _buffers.setdefault(weight, {}) if device.type == "cpu" else {}
@@ -51,6 +51,37 @@ def forget_buffers(weight: HeadWeight) -> None:
 def shift_of(dtype: torch.dtype) -> float:
     """The factor by which dloss/dlogits is larger in this format, so that it keeps its digits."""
     return FP16_SHIFT if dtype == torch.float16 else 1.0
+
+
+@dataclass(frozen=True)
+class RowGroups:
+    """The group of each of M rows, on the device and as runs on the host: stretches of rows of one group.
+
+    An index on the host costs no wait: it is read there and sent. One on the device is waited for once.
+    """
+
+    index: Tensor  # (M,) int64 on the rows' device
+    first: np.ndarray  # (runs,) each run's first row
+    group: np.ndarray  # (runs,) each run's group
+
+    @classmethod
+    def of(cls, index: Tensor, device: torch.device) -> "RowGroups":
+        """From the index (M,), on the host or on `device`."""
+        values = index.detach().cpu().numpy()
+        starts = np.flatnonzero(np.diff(values, prepend=values[:1] - 1))
+        return cls(index.to(device, non_blocking=True), starts, values[starts])
+
+    @property
+    def ordered(self) -> bool:
+        """Whether every group's rows lie side by side, in ascending order of the groups."""
+        return bool((np.diff(self.group) > 0).all())
+
+    def within(self, rows: slice, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The runs of a chunk of `count` rows, as (first, end, group) counted from its start."""
+        low = max(0, int(np.searchsorted(self.first, rows.start, side="right")) - 1)
+        high = int(np.searchsorted(self.first, rows.start + count, side="left"))
+        first = np.maximum(self.first[low:high] - rows.start, 0)
+        return first, np.append(first[1:], count), self.group[low:high]
 
 
 class Chunk(NamedTuple):
@@ -90,12 +121,7 @@ class HeadTask:
     """
 
     def __init__(
-        self,
-        update: HeadUpdate,
-        group: RowGroups | None,
-        weight: HeadWeight,
-        scale: float,
-        wanted=HeadUpdate(),
+        self, update: HeadUpdate, group: RowGroups | None, weight: HeadWeight, scale, wanted=HeadUpdate()
     ) -> None:
         self.update, self.wanted, self.scale, self.weight = update, wanted, scale, weight
         mixes, adds = update.mix is not None, update.down is not None or update.bias is not None
@@ -149,7 +175,7 @@ class HeadTask:
     def add_gradients(
         self, chunk: Chunk, part: ChunkFactors, z: Tensor | None, g: Tensor, gh: Tensor | None
     ) -> None:
-        """The products of g (n, Vp) = shift · dloss/dlogits; ignored rows are taken out of the small factors."""
+        """The products of g (n, Vp) = shift · dloss/dlogits; ignored rows are left out of small factors."""
         shift, counts = shift_of(g.dtype), (chunk.target != IGNORED).unsqueeze(1)  # (n, 1)
         if z is not None:
             rank = part.down.shape[0]  # R'; z and the aligned up may be wider by columns of zeros
@@ -164,7 +190,7 @@ class HeadTask:
     def _add_down(
         self, chunk: Chunk, part: ChunkFactors, gz: Tensor, shift: float, gh: Tensor | None
     ) -> None:
-        """From gz (n, R') = shift · dloss/dz / α: the gradients of down and mix, and their part of gh (n, C)."""
+        """From gz (n, R') = shift · dloss/dz / α: gradients of down and mix, and their part of gh (n, C)."""
         if self.gradients.mix is not None:
             mix = (chunk.h @ part.down.T).to(gz.dtype) * gz * (self.scale / shift)  # (n, R)
             if self.mix_of is None:
@@ -211,12 +237,20 @@ def torch_step(task: HeadTask, chunk: Chunk, base: Tensor, gh: Tensor | None, re
     nll = _nll(logits, p, index)
     if gh is not None or any(x is not None for x in task.gradients):
         p.scatter_add_(1, index, p.new_full(index.shape, -1.0))  # now dloss/dlogits
-        _add_all_gradients(task, chunk, part, z, p, gh)
+        shift, dtype = shift_of(weight.weight.dtype), weight.weight.dtype
+        g = p.mul_(shift) if shift != 1.0 else p
+        g = g if g.dtype == dtype else buffer(weight, "g", n, dtype).copy_(g)  # (n, Vp)
+        task.add_gradients(chunk, part, z, g, gh)
+        if task.gradients.bias is not None:
+            counts = (chunk.target != IGNORED).to(p.dtype).unsqueeze(0)  # (1, n)
+            if part.ids is not None:
+                counts = counts * F.one_hot(part.local, len(part.ids)).T  # (groups, n)
+            task.add("bias", (counts @ p)[:, : weight.vocab] / shift, part.ids)
     return nll.masked_fill(chunk.target == IGNORED, 0.0)
 
 
 def _nll(logits: Tensor, p: Tensor, index: Tensor) -> Tensor:
-    """−log p of the targets (n,), from p itself, or from the row's maximum where p is too small to have digits.
+    """−log p of the targets (n,), from p itself, or from the row's maximum where p has too few digits.
 
     On a CPU logsumexp over this many columns takes ten times as long as softmax, and even a maximum shows.
     """
@@ -224,23 +258,6 @@ def _nll(logits: Tensor, p: Tensor, index: Tensor) -> Tensor:
     if p.device.type == "cpu" and bool((picked > DIGITS_FROM).all()):
         return -picked.log()
     return logits.amax(1) - p.amax(1).log() - logits.gather(1, index).squeeze(1)
-
-
-def _add_all_gradients(
-    task: HeadTask, chunk: Chunk, part: ChunkFactors, z: Tensor | None, p: Tensor, gh: Tensor | None
-) -> None:
-    """From dloss/dlogits p (n, Vp), which it may overwrite, add up the head's gradients and write gh (n, C)."""
-    dtype = task.weight.weight.dtype
-    shift = shift_of(dtype)
-    g = p.mul_(shift) if shift != 1.0 else p
-    if g.dtype != dtype:
-        g = buffer(task.weight, "g", len(p), dtype).copy_(g)  # (n, Vp)
-    task.add_gradients(chunk, part, z, g, gh)
-    if task.gradients.bias is not None:
-        counts = (chunk.target != IGNORED).to(p.dtype).unsqueeze(0)  # (1, n)
-        if part.ids is not None:
-            counts = counts * F.one_hot(part.local, len(part.ids)).T  # (groups, n)
-        task.add("bias", (counts @ p)[:, : task.weight.vocab] / shift, part.ids)
 
 
 class TorchPass:
@@ -252,7 +269,7 @@ class TorchPass:
             task.start_sums()
 
     def chunk(self, chunk: Chunk, base: Tensor, gh: Tensor | None) -> Tensor:
-        """Losses (K, n) of a chunk with base logits (n, Vp), which it may overwrite; gh (K, n, C) is set."""
+        """Losses (H, n) of a chunk with base logits (n, Vp), which it may overwrite; gh (H, n, C) is set."""
         last, ghs = len(self.tasks) - 1, [None] * len(self.tasks) if gh is None else gh
         steps = enumerate(zip(self.tasks, ghs))
         return torch.stack([torch_step(task, chunk, base, own, reuse=k == last) for k, (task, own) in steps])

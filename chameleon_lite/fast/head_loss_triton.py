@@ -1,10 +1,10 @@
-"""The head loss on a GPU: heads of a small rank share their launches, others go one by one (see `head_loss.py`).
+"""The head loss on a GPU: heads of a small rank share launches, others go one by one (see `head_loss.py`).
 
-    tasks ─┬ rank ≤ 32, each group its own factors ─▶ Bundle: S slots side by side, one launch for all its heads
-           └ larger, or a mixture of shared slots  ─▶ wide: z upᵀ added to a copy of the logits, g written, two products
+    tasks ─┬ rank ≤ 32, each group its own factors ─▶ Bundle: S slots side by side, one launch for all heads
+           └ larger, or a mixture of shared slots  ─▶ wide: z upᵀ added to a copy of the logits, two products
 
-With few heads a GPU may be done with a chunk before the host has described the next, so the host does little: where
-rows lie is worked out once for each number of rows and heads, and scalings are left to products and kernels.
+With few heads a GPU may be done with a chunk before the host has described the next, so the host does little:
+where rows lie is worked out once per number of rows and heads, and scalings are left to products and kernels.
 """
 
 from functools import lru_cache
@@ -58,7 +58,7 @@ class TritonPass:
         return self.bundles
 
     def chunk(self, chunk: Chunk, base: Tensor, gh: Tensor | None) -> Tensor:
-        """Losses (K, n) of a chunk with base logits (n, Vp); gh (K, n, C) is set."""
+        """Losses (H, n) of a chunk with base logits (n, Vp); gh (H, n, C) is set."""
         base[:, self.weight.vocab :] = -torch.inf
         bundles = self._bundles(len(base), alone=gh is not None)
         ghs = [None] * len(self.tasks) if gh is None else gh
@@ -88,7 +88,7 @@ class Bundle:
         down, _, bias, _ = updates[0]
         frozen = down is None and bias is None
         sizes = [1 if frozen else update.groups for update in updates]
-        self.first = np.cumsum([0, *sizes])  # (K + 1,) each head's first slot
+        self.first = np.cumsum([0, *sizes])  # (H + 1,) each head's first slot
         self.down, self.up, self.bias = None, None, None
         if down is not None:
             self.down = torch.cat([u.down for u in updates]).to(weight.weight.dtype)  # (S, R, C)
@@ -134,13 +134,13 @@ class Bundle:
             start, end, own = ([0], [n], [0]) if group is None else group.within(rows, n)
             runs.append(np.stack([np.full(len(own), k), first + np.asarray(own), start, end], axis=1))
         runs = np.concatenate(runs)
-        offset = torch.from_numpy(np.stack([self.first[:-1], column])).to(device, non_blocking=True)  # (2, K)
+        offset = torch.from_numpy(np.stack([self.first[:-1], column])).to(device, non_blocking=True)  # (2, H)
         columns = torch.stack([offset.new_zeros(n) if g is None else g.index[rows] for g in distinct])
         most = _item_rows(len(runs), int((runs[:, 3] - runs[:, 2]).max()), blocks)
         return _lay_out(columns[offset[1]] + offset[0][:, None], runs, int(self.first[-1]), most)
 
     def _states(self, h: Tensor, slot: Tensor) -> Tensor | None:
-        """z = α h downᵀ (K, R, Np), each row under its own slots, with room for the kernels' alignment."""
+        """z = α h downᵀ (H, R, Np), each row under its own slots, with room for the kernels' alignment."""
         if self.down is None:
             return None
         (slots, rank, _), n, heads = self.down.shape, len(h), len(self.tasks)
@@ -153,7 +153,7 @@ class Bundle:
         return out
 
     def _add_down(self, h: Tensor, gz: Tensor, slot: Tensor, gh: Tensor | None) -> None:
-        """From gz (K, R, n) = dloss/dz · α: the gradient of down, and its part of gh (n, C)."""
+        """From gz (H, R, n) = dloss/dz · α: the gradient of down, and its part of gh (n, C)."""
         (slots, rank, width), (heads, _, n) = self.down.shape, gz.shape
         if slots != heads:  # each row in the slots of its own groups, zero elsewhere
             own = slot.unsqueeze(1).expand(-1, rank, -1)
@@ -175,9 +175,9 @@ class Bundle:
 
 
 class Layout(NamedTuple):
-    """Where the rows of each slot lie in a chunk, on the device; tables (·, 4) int32 of head, slot, first row, end."""
+    """Where each slot's rows lie in a chunk, on the device; tables (·, 4) int32 of head, slot, first, end."""
 
-    slot: Tensor  # (K, n) int64, the slot of each head's row
+    slot: Tensor  # (H, n) int64, the slot of each head's row
     tiles: Tensor  # (T, 4), heads that read the same logits side by side
     items: Tensor  # (I, 4), by slot
     each: int  # items of every slot, or 0 where they differ
@@ -233,7 +233,7 @@ def _cut(runs: np.ndarray, size: int) -> np.ndarray:
 
 
 def wide_step(task: HeadTask, chunk: Chunk, base: Tensor, gh: Tensor | None) -> Tensor:
-    """Losses (n,) of one head of a large rank or with mixtures; gradients are added to the task's and to gh (n, C)."""
+    """Losses (n,) of a head of large rank or with mixtures; gradients go to the task's and to gh (n, C)."""
     if task.update.bias is not None and task.group is not None:
         return torch_step(task, chunk, base, gh, reuse=False)  # no place here for a bias per row
     part, weight = task.factors(chunk.rows), task.weight
@@ -256,5 +256,5 @@ def wide_step(task: HeadTask, chunk: Chunk, base: Tensor, gh: Tensor | None) -> 
 
 
 def _aligned(x: Tensor) -> Tensor:
-    """x (m, R) with zero columns up to a multiple of 8: matrix units are several times slower on odd widths."""
+    """x (m, R) with zero columns up to a multiple of 8: matrix units are much slower on odd widths."""
     return torch.nn.functional.pad(x, (0, -x.shape[1] % 8))

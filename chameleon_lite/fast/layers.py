@@ -1,10 +1,20 @@
-"""The layers' pass of a training step on packed rows, where the model reads packed documents as if each were alone.
+"""The layers' pass of a training step on packed rows: documents one behind the other, hardly any padding.
 
-rows (B,) of a step ─ first fit ─▶ pieces of a few packed rows ─ layers, on a GPU recorded ─▶ h (M, C), target (M,)
+rows (B,) of a step ─ first fit ─▶ pieces of packed rows ─ layers, on a GPU recorded ─▶ h (M, C), target (M,)
+
+With each token's position in its own document, and a mask of what it may see, a model reads every document as if
+it were alone.
+
+A small model's step on a fast GPU takes as long as the host needs to launch its thousands of kernels.
+Recorded once, they are launched together.
 """
 
+import gc
 import inspect
 import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,35 +23,98 @@ from torch import Tensor
 from ..backbone import Backbone
 from ..lora import without_lora
 from ..states import sent
-from ..text import TokenTable
+from ..text import TokenTable, cumulative, ragged
 from ..train_layers import STEP_TOKENS, Layers, states_at
-from .packing import Packed, first_fit, packed, sees
-from .recorded_layers import RecordedLayers, Run, recorded
+from .recorder import usable_after
+
+Run = Callable[[Tensor, Tensor | None, Tensor], Tensor]  # ids, position (B, T), mask ─▶ h (B, T, C)
 
 # Tokens of a packed row where no document is longer: longer rows only make attention more expensive.
 ROW_LENGTH = 256
 ROW_MULTIPLE = 16  # attention with a mask is fastest on a GPU where the mask's rows are aligned
 
 
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """D documents in B rows of T tokens, and their M scored tokens, one after another; all on the host."""
+
+    ids: Tensor  # (B, T) int64
+    position: Tensor  # (B, T) int64 inside the document
+    document: Tensor  # (B, T) int64, counted in the order in which they lie; -1 for padding
+    state: Tensor  # (M,) int64 flat place of the state that predicts each scored token
+    target: Tensor  # (M,) int64
+    owner: Tensor  # (M,) int64 document of each scored token, counted likewise
+
+
+def first_fit(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
+    """Lengths (N,) to rows of document numbers: the longest first, each into the first row with room for it.
+
+    Raises ValueError for a document longer than `capacity`.
+    """
+    lengths = np.asarray(lengths)
+    if lengths.max(initial=0) > capacity:
+        raise ValueError(f"a document of {lengths.max()} tokens has no room in rows of {capacity}")
+    room, rows = np.full(len(lengths), capacity), [[] for _ in lengths]
+    for n in np.argsort(-lengths, kind="stable"):
+        row = int(np.argmax(room >= lengths[n]))
+        room[row] -= lengths[n]
+        rows[row].append(n)
+    return [np.array(row) for row in rows if row]
+
+
+def packed(table: TokenTable, rows: Sequence[np.ndarray], length: int, n_rows: int | None = None) -> Packed:
+    """Rows of document numbers, of `first_fit`, to B rows of T = `length`; B is `n_rows` where given.
+
+    Rows beyond those that documents fill are padding.
+    """
+    sizes = np.array([len(row) for row in rows])
+    order = np.concatenate(rows)  # (D,)
+    lengths = table.lengths[order]
+    before = cumulative(lengths)[:-1]  # (D,) tokens in front of each document, had the rows no gaps
+    row_starts = before[cumulative(sizes)[:-1]]  # (rows,)
+    start = before + np.repeat(np.arange(len(rows)) * length - row_starts, sizes)  # (D,) in the flat B · T
+    flat, number = ragged(start, lengths), np.arange(len(order))  # (L,), (D,)
+    shape = (n_rows or len(rows), length)
+    ids, position, document = (np.full(shape, fill, dtype=np.int64) for fill in (table.pad_id, 0, -1))
+    ids.flat[flat] = table.ids[ragged(table.offsets[order], lengths)]
+    position.flat[flat] = ragged(np.zeros_like(start), lengths)
+    document.flat[flat] = np.repeat(number, lengths)
+    prefix = np.maximum(table.prefix[order], 1)  # nothing predicts a first token
+    scored = np.maximum(lengths - prefix, 0)  # (D,)
+    at = ragged(start + prefix, scored)  # (M,)
+    arrays = (ids, position, document, at - 1, ids.flat[at], np.repeat(number, scored))
+    return Packed(*map(torch.from_numpy, arrays))
+
+
+def sees(document: Tensor) -> Tensor:
+    """document (B, T) to mask (B, 1, T, T): whether a token (third axis) attends to another (last axis).
+
+    It sees its own document up to itself. Padding sees the padding before it and itself: a position that saw
+    nothing would be nan.
+    """
+    length = document.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=document.device).tril()
+    return ((document[:, :, None] == document[:, None]) & causal)[:, None]
+
+
 def layer_pass(backbone: Backbone, table: TokenTable, record: bool = True) -> "PackedPass | None":
-    """The packed pass for a table's documents, recorded on a GPU if `record`; None where the model cannot take it."""
+    """The packed pass for a table's documents, on a GPU recorded if `record`; None if the model cannot."""
     longest = int(table.lengths.max())
     if not takes_packed(backbone, longest):
         return None
     budget = STEP_TOKENS.get(backbone.device.type, STEP_TOKENS["cpu"])
     length = row_length(longest, budget)
     n_rows = max(1, budget // length)
-    run = recorded(backbone, n_rows, length) if record else None
-    return PackedPass(
-        run or Layers(backbone), backbone.device, table, budget, length, n_rows if run else None
-    )
+    if record and (run := recorded(backbone, n_rows, length)):
+        return PackedPass(run, backbone.device, table, budget, length, n_rows)
+    return PackedPass(Layers(backbone), backbone.device, table, budget, length, None)
 
 
 class PackedPass:
     """Documents in packed rows of `length` tokens, at most `budget` tokens or one row at a time.
 
-    `n_rows`: every piece has as many rows, some of them empty, as a recorded pass needs it. Documents longer than
-    `length` come last, in pieces of longer rows.
+    `n_rows`: every piece has as many rows, some of them empty, as a recorded pass needs it. Documents longer
+    than `length` come last, in pieces of longer rows.
     """
 
     def __init__(
@@ -64,7 +137,7 @@ class PackedPass:
         return out
 
     def packed(self, rows: Tensor) -> tuple[Packed, Tensor]:
-        """Documents rows (B,) of one piece in packed rows, and for each in its order there the place in `rows`.
+        """Documents rows (B,) of one piece in packed rows, and for each, in that order, its place in `rows`.
 
         First fit gives the documents of some rows, taken in the same order, the same rows again.
         """
@@ -78,7 +151,7 @@ class PackedPass:
         return packed(self.table, in_rows, length, n_rows), torch.from_numpy(np.concatenate(fitted))
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Documents rows (B,) of one piece to states (M, C), targets (M,), and row numbers (M,) on the host."""
+        """Documents rows (B,) of a piece to states (M, C), targets (M,), and row numbers (M,) on the host."""
         piece, place = self.packed(rows)
         ids, position, document = sent(torch.stack([piece.ids, piece.position, piece.document]), self.device)
         state, target = sent(torch.stack([piece.state, piece.target]), self.device)
@@ -91,13 +164,13 @@ class PackedPass:
 
 
 def row_length(longest: int, budget: int) -> int:
-    """Tokens of a packed row: the longest document's if that is within the budget, and not fewer than ROW_LENGTH."""
+    """Tokens of a packed row: the longest document's if the budget allows, and not fewer than ROW_LENGTH."""
     return max(ROW_LENGTH, min(_aligned(longest), budget // ROW_MULTIPLE * ROW_MULTIPLE))
 
 
 @torch.no_grad()
 def takes_packed(backbone: Backbone, longest: int) -> bool:
-    """Whether the backbone's states of packed documents of up to `longest` tokens are those of each alone; LoRA is off.
+    """Whether states of packed documents of up to `longest` tokens are those of each alone; LoRA is off.
 
     Tried at that length, since a layer's sliding window only matters in documents longer than it.
     """
@@ -121,3 +194,74 @@ def takes_packed(backbone: Backbone, longest: int) -> bool:
 
 def _aligned(length: int) -> int:
     return -(-length // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+class RecordedLayers:
+    """`Layers` for one shape (rows, length), recorded for replay: a CUDA graph forwards and one back.
+
+    Other shapes take the plain pass. A pass forwards must have had its pass backwards, or need none, before
+    the next one: both use the same memory, in which activations stay until `release`. The graphs read the
+    LoRA factors where they lie, so they must not outlive a move of the model; dropout draws anew in every
+    replay.
+    """
+
+    def __init__(self, backbone: Backbone, rows: int, length: int) -> None:
+        """Raises what recording raises: out of memory, or an operation that waits for the host."""
+        self.plain, self.shape = Layers(backbone), (rows, length)
+        self.factors = list(self.plain.parameters())
+        self.sums = [torch.zeros_like(p) for p in self.factors]
+        self.mode = self._mode()
+        # The graph adds to gradients on its own stream. Autograd synchronises; this silences its warning.
+        if quiet := getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None):
+            quiet(False)
+        ids = torch.zeros(self.shape, dtype=torch.int64, device=backbone.device)
+        position = torch.zeros_like(ids)  # a model may have fewer positions than a row has tokens
+        pool = torch.cuda.graph_pool_handle()
+        with torch.cuda.device(backbone.device), usable_after(backbone.device, pool):
+            self.replay: Run = torch.cuda.make_graphed_callables(
+                Layers(backbone), (ids, position, sees(ids)), allow_unused_input=True, pool=pool
+            )
+
+    def __call__(self, ids: Tensor, position: Tensor | None, mask: Tensor) -> Tensor:
+        """Hidden states (B, T, C), overwritten by the next call."""
+        fits = position is not None and ids.shape == self.shape and torch.is_grad_enabled()
+        if not fits or self.mode != self._mode():
+            return self.plain(ids, position, mask)
+        self._keep_gradients_apart()
+        return self.replay(ids, position, mask)
+
+    def _mode(self) -> list[bool]:
+        """Which modules are in training mode: dropout is recorded as it was, on or off."""
+        return [module.training for module in self.plain.body.modules()]
+
+    def _keep_gradients_apart(self) -> None:
+        """Give every factor without a gradient zeros of its own to add to.
+
+        A replay leaves gradients where the last one left them. As a factor's first gradient such a tensor
+        would be kept, not copied, and the next piece would write over the sum.
+        """
+        without = [(p, total) for p, total in zip(self.factors, self.sums) if p.grad is None]
+        if without:
+            torch._foreach_zero_([total for _, total in without])
+            for p, total in without:
+                p.grad = total
+
+    def release(self) -> None:
+        """Give the recording's memory back; from then on every pass is plain."""
+        self.shape, self.replay, self.sums = None, None, []
+        gc.collect()  # a graph lies in reference cycles
+
+
+def recorded(backbone: Backbone, rows: int, length: int) -> RecordedLayers | None:
+    """The layers' pass for (rows, length), recorded; None without a GPU or, with a warning, if it fails."""
+    if backbone.device.type != "cuda":
+        return None
+    try:
+        return RecordedLayers(backbone, rows, length)
+    except Exception as problem:  # as many kinds as models have operations
+        first = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        warnings.warn(
+            f"{backbone.name}: its layers cannot be recorded and are launched one by one ({first})",
+            stacklevel=2,
+        )
+        return None

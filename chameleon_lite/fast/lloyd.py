@@ -1,10 +1,10 @@
 """k-means on any device, without a loop over clusters: what `cluster.py` uses for many vectors.
 
-    start (K, C): greedy k-means++ ─▶ [ label = argmax_k (x·c_k − ½‖c_k‖²) ─▶ c_k = mean of its rows ] until at rest
+    start (K, C): greedy k-means++ ─▶ [ label = argmax_k (x·c_k − ½‖c_k‖²) ─▶ c_k = mean of its rows ] to rest
 
-All products are in float32: bfloat16 would change the label of some rows. The rows of a cluster are summed in their
-order, never by atomics, so a GPU repeats itself bit for bit. Labels are computed in chunks of rows: memory is
-chunk × K whatever N is.
+All products are in float32: bfloat16 would change the label of some rows. The rows of a cluster are summed in
+their order, never by atomics, so a GPU repeats itself bit for bit. Labels are computed in chunks of rows:
+memory is chunk × K whatever N is.
 """
 
 import math
@@ -18,7 +18,7 @@ TOLERANCE = 1e-4  # of the mean variance of a column: scikit-learn's criterion o
 
 
 def kmeans(x: Tensor, k: int, *, seed: int) -> Tensor:
-    """Centroids (k, C) float32 of x (N, C) on its device, by at most 100 steps from a start drawn by the seed."""
+    """Centroids (k, C) float32 of x (N, C) on its device, by at most 100 steps from the seed's start."""
     x = x.detach().float()
     return lloyd(x, plus_plus(x, k, torch.Generator().manual_seed(seed)), steps=100)
 
@@ -26,10 +26,10 @@ def kmeans(x: Tensor, k: int, *, seed: int) -> Tensor:
 def lloyd(x: Tensor, start: Tensor, steps: int, tolerance: float = TOLERANCE) -> Tensor:
     """At most `steps` steps over x (N, C) from start (K, C): centroids (K, C).
 
-    Ends early when the centroids' total squared movement is within `tolerance`; never if that is negative. A cluster
-    that lost all its rows starts anew at one of the rows that lie farthest from their centroids.
+    Ends early when the centroids' total squared movement is within `tolerance`; never if that is negative. A
+    cluster that lost all its rows starts anew at one of the rows that lie farthest from their centroids.
     """
-    limit = tolerance * float(x.var(0, correction=0).mean()) if tolerance >= 0 else None
+    limit = tolerance * float(x.var(0, correction=0).mean())
     centroids, k = start.float(), len(start)
     short = torch.int16 if k < 1 << 15 else torch.int32  # 16-bit numbers are sorted in fewer rounds
     edges = torch.arange(-1, k, dtype=short, device=x.device)  # (K + 1,)
@@ -37,24 +37,17 @@ def lloyd(x: Tensor, start: Tensor, steps: int, tolerance: float = TOLERANCE) ->
         labels = closest(x, centroids)[1]
         before, (centroids, empty) = centroids, _means(x, labels, edges)
         # Both flags in one transfer: each transfer makes the host wait for a GPU.
-        flags = [empty.any()] if limit is None else [empty.any(), _movement(before, centroids) <= limit]
-        some_empty, *at_rest = torch.stack(flags).tolist()
+        some_empty, at_rest = torch.stack([empty.any(), _movement(before, centroids) <= limit]).tolist()
         if some_empty:
             centroids = torch.where(empty.unsqueeze(1), _farthest(x, labels, before, empty), centroids)
-            at_rest = [limit is not None and bool(_movement(before, centroids) <= limit)]
-        if any(at_rest):
+            at_rest = bool(_movement(before, centroids) <= limit)
+        if at_rest:
             break
     return centroids
 
 
-def assign(x: Tensor, centroids: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
-    """Nearest centroid of each row: labels (N,) and squared distances (N,); norms (N,) are ‖x‖²."""
-    closeness, labels = closest(x, centroids)
-    return labels, (norms - 2 * closeness).clamp_min(0)
-
-
 def closest(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    """For each row of x (N, C) the largest x·c − ½‖c‖² over centroids (K, C): value (N,) float32, label (N,)."""
+    """For each row of x (N, C) the largest x·c − ½‖c‖² over centroids (K, C): value, label (N,) each."""
     half = -0.5 * centroids.square().sum(1)  # (K,)
     rows = max(1, CHUNK_BYTES // (4 * len(centroids)))
     parts = [torch.addmm(half, part, centroids.T).max(1) for part in x.split(rows)]
@@ -66,7 +59,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 
 def _means(x: Tensor, labels: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean row of each cluster (K, C), zeros where it has none, and which have none (K,); edges are −1 … K − 1."""
+    """Mean row of each cluster (K, C), or zeros, and which have no rows (K,); edges are −1 … K − 1."""
     ordered, order = labels.to(edges.dtype).sort(stable=True)
     # searchsorted instead of bincount: bincount would make the host wait for a GPU.
     starts = torch.searchsorted(ordered, edges, right=True)  # (K + 1,)
@@ -79,7 +72,7 @@ def _movement(before: Tensor, after: Tensor) -> Tensor:
 
 
 def _farthest(x: Tensor, labels: Tensor, centroids: Tensor, empty: Tensor) -> Tensor:
-    """For the empty (K,) of the clusters the rows of x farthest from their centroids, the farthest first: (K, C)."""
+    """For the empty (K,) clusters the rows of x farthest from their centroids, the farthest first: (K, C)."""
     rows = max(1, CHUNK_BYTES // (4 * x.shape[1]))
     parts = zip(x.split(rows), labels.split(rows))
     distance = _joined([(part - centroids[label]).square().sum(1) for part, label in parts])  # (N,)

@@ -3,17 +3,23 @@
     h (B, T, C) ── frozen head ─▶ base (B, T, V)                   one product for all rows
     rows of one group ── (h downᵀ) upᵀ ─▶ added to their base       groups of equal size in one baddbmm
 
-Which rows belong together is worked out once; decoding then repeats nothing but the arithmetic. One condition per row
-and one for the whole batch are special cases.
+Which rows belong together is worked out once; decoding then repeats nothing but the arithmetic.
+
+The frozen head multiplies by a copy of its weight whose rows are padded to a multiple of 64: matrix units
+need aligned columns. GPT-2's 50,257 as such make a 16-bit product several times slower, also for the few rows
+of a decoding step, where nothing hides it. The copy costs V · C numbers of device memory. A vocabulary that
+is aligned, 32-bit weights, and CPUs gain nothing and get no copy.
 """
 
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..heads import HeadUpdate
-from .aligned_head import aligned
+from ..loss import ROW_MULTIPLE
 
 
 def update_logits(update: HeadUpdate, group: Tensor, rows: int | None = None) -> "MixedUpdate":
@@ -24,8 +30,8 @@ def update_logits(update: HeadUpdate, group: Tensor, rows: int | None = None) ->
 class MixedUpdate:
     """An update of G groups, ready for batches whose row b belongs to group `group[b]`, (B,) int64.
 
-    Rows that are repeated one after another (beams, several samples per prompt) need no new layout: a batch of
-    k · B rows is taken as k copies of each. Groups that own no row are left out.
+    Rows that are repeated one after another (beams, several samples per prompt) need no new layout: a batch
+    of k · B rows is taken as k copies of each. Groups that own no row are left out.
     """
 
     mix: Tensor | None = None  # (B, R) a row's weights of the shared slots, in the rows' order
@@ -37,24 +43,17 @@ class MixedUpdate:
         ids, local, sizes = torch.unique(group.cpu(), return_inverse=True, return_counts=True)
         by_size = torch.argsort(sizes, stable=True)  # (G',) groups of equal size side by side
         place = torch.argsort(torch.argsort(by_size)[local], stable=True)  # (B,) rows, group after group
-        counts, groups = torch.unique_consecutive(sizes[by_size], return_counts=True)
-        self.rows = len(group)
-        self.runs = list(zip(groups.tolist(), counts.tolist()))  # (groups, rows in each)
-        sorted_already = torch.equal(place, torch.arange(self.rows))
+        sizes, groups = torch.unique_consecutive(sizes[by_size], return_counts=True)
+        self.rows, self.place, self.back = len(group), None, None
         device = (update.down if update.down is not None else update.bias).device
-        self.place = None if sorted_already else place.to(device)
-        self.back = None if sorted_already else torch.argsort(place).to(device)
-        ids = ids[by_size].to(device)
+        if not torch.equal(place, torch.arange(self.rows)):
+            self.place, self.back = place.to(device), torch.argsort(place).to(device)
+        if len(ids) < update.groups or not torch.equal(by_size, torch.arange(len(ids))):
+            own = ids[by_size].to(device)
+            update = HeadUpdate(*(None if x is None else x[own] for x in update))
+        self.update, ends = update, groups.cumsum(0).tolist()
+        self.runs = list(zip(groups.tolist(), sizes.tolist(), ends))  # groups, rows in each, groups' end
         self._cast: dict[tuple, list[tuple]] = {}  # by the formats of states and logits
-        self.down, self.up, self.bias = (self._take(x, ids) for x in (update.down, update.up, update.bias))
-
-    @staticmethod
-    def _take(x: Tensor | None, ids: Tensor) -> Tensor | None:
-        """The groups `ids` of x (G, …), copied only where they are not x itself."""
-        if x is None:
-            return None
-        same = len(ids) == len(x) and torch.equal(ids, torch.arange(len(x), device=x.device))
-        return x if same else x[ids]
 
     def __call__(self, head: Callable[[Tensor], Tensor], h: Tensor, scale: float = 1.0) -> Tensor:
         """h (B, T, C) to the adapted logits (B, T, V); `head` gives the frozen ones, which are written into.
@@ -91,21 +90,67 @@ class MixedUpdate:
         return base if in_place else torch.cat(parts)
 
     def _factors(self, states: torch.dtype, logits: torch.dtype) -> list[tuple]:
-        """(groups, rows in each, down (g, C, R), up (g, R, V), bias (g, 1, V)) of each run, as the products take them.
+        """(groups, rows in each, down (g, C, R), up (g, R, V), bias (g, 1, V)) of each run.
 
-        Cached from token to token; not where gradients are recorded: the first backward pass uses up their graph.
+        Cached from token to token; not where gradients are recorded: one backward pass uses up their graph.
         """
         key = states, logits
         if key in self._cast and not torch.is_grad_enabled():
             return self._cast[key]
-        runs, first = [], 0
-        for groups, size in self.runs:
-            own = slice(first, first + groups)
-            first += groups
-            down = None if self.down is None else self.down[own].to(states).transpose(1, 2)
-            up = None if self.up is None else self.up[own].to(logits).transpose(1, 2)
-            bias = None if self.bias is None else self.bias[own].to(logits).unsqueeze(1)
-            runs.append((groups, size, down, up, bias))
+        runs = []
+        for groups, size, end in self.runs:
+            down, up, bias, _ = (None if x is None else x[end - groups : end] for x in self.update)
+            down = None if down is None else down.to(states).transpose(1, 2)
+            up = None if up is None else up.to(logits).transpose(1, 2)
+            runs.append((groups, size, down, up, None if bias is None else bias.to(logits).unsqueeze(1)))
         if not torch.is_grad_enabled():
             self._cast[key] = runs
         return runs
+
+
+_copies: "WeakKeyDictionary[nn.Linear, AlignedHead]" = WeakKeyDictionary()
+
+
+def aligned(head: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The head, or without gradients its padded copy where that is faster; it lives as long as its head."""
+    if not gains(head):
+        return head
+    if torch.is_grad_enabled():
+        _copies.pop(head, None)  # training needs the memory
+        return head
+    if head not in _copies or not _copies[head].serves(head):
+        _copies[head] = AlignedHead(head)
+    return _copies[head]
+
+
+def gains(head: Callable[[Tensor], Tensor]) -> bool:
+    """Whether a padded copy makes this head faster."""
+    if type(head) is not nn.Linear:  # another kind may do more than multiply
+        return False
+    weight = head.weight
+    return weight.is_cuda and weight.dtype.itemsize == 2 and len(weight) % ROW_MULTIPLE > 0
+
+
+class AlignedHead:
+    """A head's logits by way of the padded copy: the head's own but for the rounding of another summation."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        weight, bias = head.weight.detach(), head.bias
+        spare = -len(weight) % ROW_MULTIPLE
+        self.vocab, self.copied = len(weight), _identity(head)
+        self.weight = F.pad(weight, (0, 0, 0, spare))  # (Vp, C)
+        self.bias = None if bias is None else F.pad(bias.detach(), (0, spare))  # (Vp,)
+
+    def __call__(self, h: Tensor) -> Tensor:
+        """h (…, C) to logits (…, V), a view of the padded ones."""
+        return F.linear(h, self.weight, self.bias)[..., : self.vocab]
+
+    def serves(self, head: nn.Linear) -> bool:
+        """Whether the copy still is this head's: same storage, format and content."""
+        return self.copied == _identity(head)
+
+
+def _identity(head: nn.Linear) -> tuple:
+    """What changes when a weight is replaced or written to."""
+    parts = [x for x in (head.weight, head.bias) if x is not None]
+    return tuple((x.data_ptr(), 0 if x.is_inference() else x._version, x.dtype) for x in parts)

@@ -2,9 +2,9 @@
 
     conditions, states, targets, token count, dropout masks ─▶ recorder ─▶ step on one batch ─▶ nats (H,)
 
-A recording draws nothing at random, so masks of dropout are drawn beforehand; positions that count nothing fill up a
-step to one of few lengths. Recorded are steps of one process on states that were computed beforehand, in which every
-head has one update; any other step is taken plainly.
+A recording draws nothing at random, so masks of dropout are drawn beforehand; positions that count nothing
+fill up a step to one of few lengths. Recorded are steps of one process on states that were computed
+beforehand, in which every head has one update; any other step is taken plainly.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..conditions import conditions_of
-from ..heads import Condition, Head
+from ..heads import Condition, Head, own_dropout
 from ..states import ScoredStates
 from ..text import IGNORED
-from ..train import Member, own_dropout
+from ..train import Common, Given, Member
 from .recorder import Recorder
 
 _using: Recorder | None = None
@@ -27,7 +26,7 @@ _using: Recorder | None = None
 
 @contextmanager
 def using(recorder: Recorder) -> Iterator[None]:
-    """Steps of every training inside the block go through this recorder; Recorder(device, limit=0) records nothing."""
+    """Steps of trainings inside the block go through this recorder; Recorder(device, 0) records none."""
     global _using
     before, _using = _using, recorder
     try:
@@ -38,7 +37,7 @@ def using(recorder: Recorder) -> Iterator[None]:
 
 @contextmanager
 def replayed(step: Callable[..., Tensor]) -> Iterator[Callable[..., Tensor]]:
-    """`step` of train.py, recorded on a GPU and replayed; the block is one training, at whose end recordings go."""
+    """`step` of train.py, recorded on a GPU and replayed; recordings end with the block, one training."""
     run = Replayed(step, _using)
     try:
         yield run
@@ -48,7 +47,7 @@ def replayed(step: Callable[..., Tensor]) -> Iterator[Callable[..., Tensor]]:
 
 
 class Replayed:
-    """The steps of one training: the plain step where it cannot be recorded, and the same through the recorder."""
+    """The steps of one training: plain where a step cannot be recorded, else through the recorder."""
 
     def __init__(self, step: Callable[..., Tensor], recorder: Recorder | None) -> None:
         self.step, self.recorder = step, recorder
@@ -56,29 +55,27 @@ class Replayed:
         self.shapes: dict[nn.Dropout, torch.Size] = {}  # what each layer dropped from last
 
     def __call__(
-        self, live: Sequence[Member], arrangement, rows: Tensor, number: int, data, weight, settings, *rest
+        self, live: Sequence[Member], given: Sequence[Given], rows: Tensor, number: int, common: Common
     ) -> Tensor:
         """What `step` returns: nats (H,)."""
         if self.recorder is None:
-            self.recorder = Recorder(data.device)
+            self.recorder = Recorder(common.data.device)
         if self.living != (names := tuple(m.name for m in live)):
             self.recorder.forget()  # a head that stopped does not come back, and neither do steps with it
             self.living = names
-        given = conditions_of([m.condition for m in live], arrangement, rows)
-        live = with_conditions(live, given)
-        layers, processes = [layer for m in live for layer in dropping(m.head)], rest[-1]
+        layers = [layer for m in live for layer in dropping(m.head)]
         # States that are computed anew for every batch carry gradients on to the layers: a copy would not.
-        can = self.recorder.limit > 0 and processes.count == 1 and isinstance(data, ScoredStates)
-        can &= all(group is None for _, group in given) and all(map(maskable, layers))
+        can = self.recorder.limit > 0 and common.processes.count == 1
+        can &= isinstance(common.data, ScoredStates) and all(group is None for _, group in given)
+        can &= all(type(layer) is nn.Dropout and not layer.inplace for layer in layers)  # others may do more
         if not can or any(layer not in self.shapes for layer in layers):
             with self._noting(layers):
-                return self.step(live, arrangement, rows, number, data, weight, settings, *rest)
-        return self._recorded(live, given, arrangement, rows, number, data, weight, settings, *rest)
+                return self.step(live, given, rows, number, common)
+        return self._recorded(live, given, rows, number, common)
 
-    def _recorded(
-        self, live, given, arrangement, rows, number, data, weight, settings, optimisers, processes
-    ):
+    def _recorded(self, live, given, rows: Tensor, number: int, common: Common) -> Tensor:
         """The step through the recorder: everything that changes from step to step is an input."""
+        data = common.data
         masks = [mask for m, (c, _) in zip(live, given) for mask in self._masks(m, number, c, data.device)]
         distinct = list({id(c): c for c, _ in given if c is not None}.values())
         place = tuple(next((i for i, c in enumerate(distinct) if c is own), None) for own, _ in given)
@@ -90,14 +87,12 @@ class Replayed:
         def work(h: Tensor, target: Tensor, count: Tensor, *more: Tensor) -> Tensor:
             more = iter(more)
             known = [replace(c, **{name: next(more) for name in own}) for c, own in zip(distinct, names)]
-            heads = with_conditions(live, [(None if i is None else known[i], None) for i in place])
-            for optimiser in optimisers.values():
+            inputs = [(None if i is None else known[i], None) for i in place]
+            for optimiser in common.optimisers.values():
                 optimiser.zero_grad(set_to_none=True)  # a recording that failed may have left some
             with masked([m.head for m in live], more):
-                step_data = OneBatch(h, target, count, data.device)
-                return self.step(
-                    heads, arrangement, rows, number, step_data, weight, settings, optimisers, processes
-                )
+                batch = OneBatch(h, target, count, data.device)
+                return self.step(live, inputs, rows, number, common._replace(data=batch))
 
         return self.recorder((self.living, place, names), [*filled(h, target), count, *fields, *masks], work)
 
@@ -182,19 +177,8 @@ def dropping(module: nn.Module) -> dict[nn.Dropout, str]:
     return {layer: name for layer, name in layers.items() if layer.p > 0 and layer.training}
 
 
-def maskable(layer: nn.Dropout) -> bool:
-    """Whether all that a layer does is multiply by a mask."""
-    return type(layer) is nn.Dropout and not layer.inplace
-
-
-def with_conditions(members: Sequence[Member], given: Sequence[tuple]) -> list[Member]:
-    """Members whose condition sources return what is given for each: a condition and the group of each row."""
-    sources = {id(pair): lambda arrangement, rows, pair=pair: pair for pair in given}
-    return [replace(m, condition=sources[id(pair)]) for m, pair in zip(members, given)]
-
-
 def roomy(count: int) -> int:
-    """The number of positions that a step of `count` is filled up to: few different ones, and little added."""
+    """The positions that a step of `count` is filled up to: few different numbers, and little added."""
     step = 64 if count <= 1_024 else 256 if count <= 4_096 else 1_024
     return -(-count // step) * step
 

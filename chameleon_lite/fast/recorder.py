@@ -2,10 +2,10 @@
 
     first call of a key    the work as it is: kernels are compiled, tables made, optimisers get their state
     second call            recorded on buffers of its own, then replayed
-    from the third on      copy the inputs into the graph's buffers and launch it; one launch instead of hundreds
+    from the third on      inputs are copied into the graph's buffers; one launch instead of hundreds
 
-Recorded work must not wait for the device, must draw nothing at random, and must find its parameters and optimiser
-states where they were. Where a recording fails, nothing more is recorded and all new work is done plainly.
+Recorded work must not wait for the device, must draw nothing at random, and must find its parameters and
+optimiser states where they were. Where a recording fails, nothing more is recorded; new work is done plainly.
 """
 
 import warnings
@@ -21,7 +21,7 @@ LIMIT = 64  # recordings kept; work beyond them is done plainly
 
 @dataclass
 class Recording:
-    """One graph, the inputs it reads, the output it writes, and what else it reads from memory not its own."""
+    """One graph, the inputs it reads, the output it writes, and what else it reads from others' memory."""
 
     graph: "torch.cuda.CUDAGraph"
     inputs: list[Tensor]
@@ -40,7 +40,7 @@ def outliving(tables):
 
 
 class Recorder:
-    """Replays work by key on a CUDA device. All recordings use the same memory, since no two run at the same time."""
+    """Replays work by key on a CUDA device. All recordings use the same memory: no two run at one time."""
 
     def __init__(self, device: torch.device, limit: int = LIMIT) -> None:
         gpu = device.type == "cuda"
@@ -88,7 +88,7 @@ class Recorder:
         current = torch.cuda.current_stream(self.device)
         self.aside.wait_stream(current)
         with usable_after(self.device, self.pool, graph), torch.cuda.stream(self.aside):
-            # Not `torch.cuda.graph`: it empties the allocator's cache and waits for the device at each recording.
+            # Not `torch.cuda.graph`: it empties the allocator's cache and waits for the device each time.
             graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
             _outlived = outlived = []
             try:
@@ -116,10 +116,10 @@ _broken: list = []  # graphs whose recording failed: the allocator of pinned mem
 
 @contextmanager
 def usable_after(device: torch.device, pool, graph=None) -> Iterator[None]:
-    """Around a recording into a memory pool: where it fails, the error is raised and the GPU serves as before.
+    """Around a recording into a memory pool: where it fails, the error is raised and the GPU serves on.
 
-    The end of a recording that was broken off is itself an error, raised before PyTorch has put back anything: the
-    stream, the pool that memory comes from, and the default generator, which would refuse every number from then on.
+    The end of a recording that was broken off is itself an error, raised before PyTorch puts back anything:
+    the stream, the pool that memory comes from, and the default generator, which would refuse every number.
     """
     index = torch.cuda.current_device() if device.index is None else device.index
     generator, stream = torch.cuda.default_generators[index], torch.cuda.current_stream(index)
@@ -138,8 +138,6 @@ def usable_after(device: torch.device, pool, graph=None) -> Iterator[None]:
         fresh = torch.Generator(torch.device("cuda", index))
         generator.graphsafe_set_state(fresh.graphsafe_get_state())
         torch.cuda.synchronize(index)
-        torch.rand(
-            1, device=torch.device("cuda", index)
-        )  # raises where the generator is still being recorded
+        torch.rand(1, device=torch.device("cuda", index))  # raises where the generator still records
         generator.set_state(drawn)
         raise

@@ -1,15 +1,15 @@
 """Contrasts of regimes on a corpus from the stored runs, registered ones as one Holm family.
 
-results/honest-*.jsonl + .parquet ─▶ StoredRuns ─ contrast(corpus, first, second) ─▶ difference, intervals, p
+results/honest-*.jsonl + .parquet ─▶ StoredRuns ─ contrast(corpus, first, second) ─▶ intervals, p
                                           └ family(corpus) ─▶ every registered contrast with its verdict
 
-The bootstrap resamples documents or, where documents are pieces of one text, the text: rows of a WikiText article
-resemble each other, and drawing rows would make intervals too narrow. So an article's losses and tokens are summed
-before anything is drawn. In the mixed stream a row's group is its source; its article comes from the results of the
-corpus itself.
+The bootstrap resamples documents or, where documents are pieces of one text, the text: rows of a
+WikiText article resemble each other, and drawing rows would make intervals too narrow. So an article's
+losses and tokens are summed first. In the mixed stream a row's group is its source; its article comes
+from the results of the corpus itself.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ import yaml
 from chameleon_lite.errors import UserError
 
 from ..records import ARTICLES, FOREIGN, HONEST, TRANSFER, Record, load_records
+from ..stored import read_losses
 from .statistics import MARGIN, Contrast, holm, mean_interval, verdict
 
 REGISTERED = Path(__file__).resolve().parents[2] / "experiments" / "registered.yaml"
@@ -31,32 +32,22 @@ Losses = tuple[dict[int, np.ndarray], np.ndarray]  # nll sums (N,) by seed, toke
 class FamilyMember:
     """A registered contrast on one corpus."""
 
-    name: str
     contrast: Contrast
     adjusted_p: float
     verdict: str
 
 
-def registered(path: Path = REGISTERED) -> dict:
+def registered() -> dict:
     """The registered file: `contrasts` and `predictions` by name."""
-    if not path.is_file():
-        raise UserError(f"no registered contrasts at {path}: run from a clone of the project")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def by_corpus_and_regime(records: Iterable[Record], backbone: str) -> dict[tuple[str, str], list[Record]]:
-    """(corpus, regime) to its records of one backbone, by seed."""
-    out: dict[tuple[str, str], list[Record]] = {}
-    for r in sorted(records, key=lambda r: r.seed):
-        if r.backbone == backbone:
-            out.setdefault((r.corpus, r.regime), []).append(r)
-    return out
+    if not REGISTERED.is_file():
+        raise UserError(f"no registered contrasts at {REGISTERED}: run from a clone of the project")
+    return yaml.safe_load(REGISTERED.read_text(encoding="utf-8"))
 
 
 def by_unit(frame: pd.DataFrame, corpus: str, articles: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
-    """A reading's nll and tokens (units,), units in a fixed order; frame: document, group, nll, tokens, one row each.
+    """A reading's nll and tokens (units,), in a fixed order, from one row per document of a corpus.
 
-    corpus: whose documents they are; articles: for documents named `<corpus>/<document>` the article, if known.
+    articles: for documents named `<corpus>/<document>` the article, if known.
     """
     if corpus.startswith(ARTICLES):
         unit = frame["group"].astype(str)
@@ -71,7 +62,7 @@ def articles_of(folder: Path) -> dict[str, str]:
     out: dict[str, str] = {}
     for path in sorted(folder.glob(f"{HONEST}{ARTICLES}*.parquet")):
         corpus = path.stem.removeprefix(HONEST) + "/"
-        rows = pd.read_parquet(path, columns=["document", "group", "split"])
+        rows = read_losses(path)
         rows = rows[rows["split"] == "test"].drop_duplicates("document")
         out |= dict(zip(corpus + rows["document"].astype(str), corpus + rows["group"].astype(str)))
     return out
@@ -80,8 +71,7 @@ def articles_of(folder: Path) -> dict[str, str]:
 def judge(family: dict[str, Contrast], margin: float = MARGIN) -> dict[str, FamilyMember]:
     """Each contrast with its verdict, p values Holm-adjusted over the family."""
     adjusted = holm({name: c.p for name, c in family.items()})
-    p = adjusted.values()
-    return {n: FamilyMember(n, c, p, verdict(c, p, margin)) for (n, c), p in zip(family.items(), p)}
+    return {n: FamilyMember(c, adjusted[n], verdict(c, adjusted[n], margin)) for n, c in family.items()}
 
 
 def shared_seeds(parts: Sequence[dict[int, object]]) -> list[int]:
@@ -92,10 +82,9 @@ def shared_seeds(parts: Sequence[dict[int, object]]) -> list[int]:
 class StoredRuns:
     """The records and per-document losses of all honest experiments of one backbone in a results folder.
 
-    Experiments are picked by name: `honest-*`, nothing else. `four-regimes`, chapter 05's, has regimes and a corpus
-    in common with honest-docstrings; its runs stop by settings of their own (validations per epoch, patience), so a
-    contrast across both would compare settings, and alone it has few of the registered contrasts, with which the
-    Holm adjustment would shrink. So it decides no claim, also where no other record of its corpus is stored.
+    Experiments are picked by name: `honest-*`, nothing else. `four-regimes`, chapter 05's, shares regimes and
+    a corpus with honest-docstrings, but its runs stop by settings of their own: a contrast across both would
+    compare settings, and alone it has few of the contrasts that Holm adjusts for. So it decides no claim.
     experiments: how their names begin, if not `honest-`; see `with_foreign`.
     benchmarks: the folder of stored timings, by default `benchmarks/results` next to the results folder.
     """
@@ -103,10 +92,10 @@ class StoredRuns:
     def __init__(
         self,
         results: Path,
-        backbone: str = "smollm2",
-        draws: int = 10_000,
+        backbone="smollm2",
+        draws=10_000,
         benchmarks: Path | None = None,
-        experiments: str = HONEST,
+        experiments=HONEST,
     ) -> None:
         self.folder, self.backbone, self.draws, self.experiments = Path(results), backbone, draws, experiments
         self.benchmarks = Path(benchmarks or self.folder.parent / "benchmarks" / "results")
@@ -117,7 +106,19 @@ class StoredRuns:
     @cached_property
     def records(self) -> dict[tuple[str, str], list[Record]]:
         """(corpus, regime) to its records of this backbone, by seed."""
-        return by_corpus_and_regime(self.all_records, self.backbone)
+        out: dict[tuple[str, str], list[Record]] = {}
+        for r in sorted(self.all_records, key=lambda r: r.seed):
+            if r.backbone == self.backbone:
+                out.setdefault((r.corpus, r.regime), []).append(r)
+        return out
+
+    def runs(self, corpus: str, regime: str) -> list[Record]:
+        """A regime's records on a corpus, by seed; [] where there are none."""
+        return self.records.get((corpus, regime), [])
+
+    def documents(self) -> Iterator[pd.DataFrame]:
+        """The per-document losses of each experiment."""
+        return map(read_losses, sorted(self.folder.glob(f"{self.experiments}*.parquet")))
 
     @property
     def corpora(self) -> list[str]:
@@ -129,8 +130,7 @@ class StoredRuns:
         """(run, reading) to nll (N,) and tokens (N,) of the N units that intervals draw, see `by_unit`."""
         out, corpus_of = {}, {r.name: r.corpus for r in self.all_records}
         articles = articles_of(self.folder)
-        for path in sorted(self.folder.glob(f"{self.experiments}*.parquet")):
-            frame = pd.read_parquet(path)
+        for frame in self.documents():
             for (run, reading), rows in frame.groupby(["run", "split"], observed=True, sort=False):
                 other = reading.removeprefix(TRANSFER)
                 corpus = other if other != reading else corpus_of.get(run, "")
@@ -139,7 +139,7 @@ class StoredRuns:
 
     def nll(self, corpus: str, regime: str, reading: str = "test") -> Losses | None:
         """nll sums (N,) by seed and tokens (N,), or None where there is no such run or reading."""
-        runs = [r for r in self.records.get((corpus, regime), []) if (r.name, reading) in self.losses]
+        runs = [r for r in self.runs(corpus, regime) if (r.name, reading) in self.losses]
         if not runs:
             return None
         return {r.seed: self.losses[r.name, reading][0] for r in runs}, self.losses[runs[0].name, reading][1]
@@ -149,33 +149,30 @@ class StoredRuns:
         return StoredRuns(self.folder, self.backbone, self.draws, self.benchmarks, FOREIGN)
 
     def with_foreign(self, corpus: str) -> "StoredRuns":
-        """The stored runs that hold a corpus's readings with foreign rows: these, else the `foreign-*` experiments.
-
-        Those train the honest heads once more, at the rates of the honest sweep; they are read for this alone.
-        """
+        """The runs that hold a corpus's readings with foreign rows: these, or the `foreign-*` ones."""
         runs = {r.name for (where, _), of in self.records.items() if where == corpus for r in of}
         here = any(run in runs and reading.startswith(FOREIGN) for run, reading in self.losses)
         return self if here or self.experiments == FOREIGN else self._foreign
 
     def contrast(self, corpus: str, first: str, second: str, reading: str = "test") -> Contrast | None:
-        """first − second in nats per token over the seeds and documents both have; None where one is missing."""
+        """first − second in nats per token over shared seeds and documents; None where one is missing."""
         return self.sum_of([(corpus, first, reading, 1.0), (corpus, second, reading, -1.0)])
 
     def sum_of(self, terms: list[tuple[str, str, str, float]]) -> Contrast | None:
         """The weighted sum of (corpus, regime, reading, weight) over the same documents, seed by seed."""
-        parts = [(self.nll(corpus, regime, reading), w) for corpus, regime, reading, w in terms]
-        if any(part is None for part, _ in parts):
+        parts = [self.nll(corpus, regime, reading) for corpus, regime, reading, _ in terms]
+        if None in parts or len({len(tokens) for _, tokens in parts}) > 1:
             return None
-        seeds, tokens = shared_seeds([part[0] for part, _ in parts]), parts[0][0][1]
-        if not seeds or any(len(part[1]) != len(tokens) for part, _ in parts):
+        seeds, weights = shared_seeds([nll for nll, _ in parts]), [weight for *_, weight in terms]
+        if not seeds:
             return None
-        total = np.stack([sum(w * part[0][s] for part, w in parts) for s in seeds])  # (S, N)
-        return mean_interval(total, tokens, draws=self.draws)
+        total = np.stack([sum(w * nll[s] for w, (nll, _) in zip(weights, parts)) for s in seeds])  # (S, N)
+        return mean_interval(total, parts[0][1], draws=self.draws)
 
     def over_seeds(self, corpus: str, value, first: str, second: str) -> Contrast | None:
         """first − second of `value(record)`, one number per seed, with an interval over seeds alone."""
         a, b = (
-            {r.seed: v for r in self.records.get((corpus, regime), []) if (v := value(r)) is not None}
+            {r.seed: v for r in self.runs(corpus, regime) if (v := value(r)) is not None}
             for regime in (first, second)
         )
         if not (seeds := shared_seeds([a, b])):
@@ -193,13 +190,12 @@ class StoredRuns:
 
     def family_frame(self) -> pd.DataFrame:
         """One row per registered contrast and corpus, with n, interval, adjusted p and verdict."""
-        rows = [
-            {"corpus": corpus, "contrast": j.name, "registered": True}
-            | j.contrast.row()
-            | {"low90": j.contrast.low90, "high90": j.contrast.high90, "adjusted p": j.adjusted_p}
-            | {"n seeds": j.contrast.n, "documents": j.contrast.documents}
-            | {"interval by": j.contrast.decided_by, "verdict": j.verdict}
-            for corpus in self.corpora
-            for j in self.family(corpus).values()
-        ]
+        rows = []
+        for corpus in self.corpora:
+            for name, j in self.family(corpus).items():
+                c = j.contrast
+                row = {"corpus": corpus, "contrast": name, "registered": True} | c.row()
+                row |= {"low90": c.low90, "high90": c.high90, "adjusted p": j.adjusted_p, "n seeds": c.n}
+                row |= {"documents": c.documents, "interval by": c.decided_by, "verdict": j.verdict}
+                rows.append(row)
         return pd.DataFrame(rows)

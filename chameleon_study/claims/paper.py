@@ -1,4 +1,4 @@
-"""The paper's published numbers, read from the one file that holds them (`paper.json`, arXiv 2502.04315 v3)."""
+"""The paper's published numbers (arXiv 2502.04315 v3), read from the one file that holds them."""
 
 import json
 from functools import cache
@@ -15,20 +15,19 @@ def paper() -> dict:
 
 def table_rows(table: int) -> list[dict]:
     """Rows of the paper's table 1 or 2; losses in nats, `parameters` as `counted` says."""
-    tables = {str(t["table"]): t["rows"] for t in paper()["tables"]}
-    if str(table) not in tables:
-        raise unknown("table of the paper", str(table), tables)
-    return tables[str(table)]
+    return _named("table of the paper", str(table), {str(t["table"]): t["rows"] for t in paper()["tables"]})
 
 
 def published(table: int, regime: str, field: str) -> float:
-    """One published number, e.g. `published(1, "R4", "validation_loss")`."""
+    """One published number, e.g. published(1, "R4", "validation_loss"); UserError for a wrong name."""
     rows = {row["regime"]: row for row in table_rows(table)}
-    if regime not in rows:
-        raise unknown(f"regime in the paper's table {table}", regime, rows)
-    if field not in rows[regime]:
-        raise unknown("field", field, rows[regime])
-    return rows[regime][field]
+    return _named("field", field, _named(f"regime in the paper's table {table}", regime, rows))
+
+
+def _named(kind: str, name: str, items: dict):
+    if name not in items:
+        raise unknown(kind, name, items)
+    return items[name]
 
 
 def published_parameters() -> dict[str, int]:
@@ -38,5 +37,5 @@ def published_parameters() -> dict[str, int]:
 
 
 def claims() -> list[dict]:
-    """The ledger's questions: `claim` (number), `says` (our short form), `decided_by`."""
+    """The ledger's questions: `claim` (number), `says` (our short form), `confirmed_if`, `decided_by`."""
     return paper()["claims"]

@@ -1,8 +1,8 @@
-"""Intervals and verdicts over runs whose seeds and documents are crossed (the same documents under every seed).
+"""Intervals and verdicts over runs whose seeds and documents are crossed: the same documents everywhere.
 
-Statistic of a contrast: sum of nll differences / sum of tokens, in nats per token; below zero, the first regime
-has the lower loss. There are two intervals, and the wider decides: a bootstrap that draws seeds and documents
-independently and takes every pair, and a paired t over seeds.
+Statistic of a contrast: sum of nll differences / sum of tokens, in nats per token; below zero, the first
+regime has the lower loss. There are two intervals, and the wider decides: a bootstrap that draws seeds
+and documents independently and takes every pair, and a paired t over seeds.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,13 @@ import numpy as np
 from scipy import stats
 
 DRAWS_AT_ONCE = 2_000
+LEVELS = (0.95, 0.90)  # of the two intervals
 MARGIN = 0.01  # nats per token: smaller differences are of no use to anyone
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """A difference in nats per token with its 95 % and 90 % intervals and two-sided p; `n` seeds, `documents`."""
+    """A difference in nats per token, its 95 % and 90 % intervals, two-sided p, seeds, documents."""
 
     difference: float
     low: float
@@ -46,16 +47,12 @@ def interval_text(value: float, low: float, high: float, spec: str = ".4f") -> s
 def mean_and_span(values: np.ndarray) -> tuple[float, float]:
     """Mean of values (S,) over seeds and half the width of its 95 % t interval (0 for one seed)."""
     values = np.asarray(values, dtype=float)
-    if len(values) < 2:
-        return float(values.mean()), 0.0
-    return float(values.mean()), float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
+    span = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1) if len(values) > 1 else 0.0
+    return float(values.mean()), float(span)
 
 
 def crossed_bootstrap(difference: np.ndarray, tokens: np.ndarray, *, draws=10_000, seed=0) -> np.ndarray:
-    """Draws (draws,) of the statistic for difference (S, N) = nll_a − nll_b summed per document, tokens (N,).
-
-    With one seed only documents are drawn.
-    """
+    """Draws (draws,) of the statistic for nll sums (S, N) and tokens (N,); S = 1 draws documents alone."""
     seeds, documents = difference.shape
     of_seed = _picks(seeds, draws, seed + 1) / seeds  # (draws, S)
     sums = np.empty((draws, seeds + 1))
@@ -68,24 +65,38 @@ def crossed_bootstrap(difference: np.ndarray, tokens: np.ndarray, *, draws=10_00
 
 @lru_cache(maxsize=4)
 def _picks(items: int, draws: int, seed: int) -> np.ndarray:
-    """How often each of `items` is drawn, (draws, items); cached, as all contrasts of a corpus use the same draws."""
+    """How often each of `items` is drawn, (draws, items): the same for all contrasts of a corpus."""
     generator = np.random.default_rng(seed)
     return generator.multinomial(items, np.full(items, 1 / items), size=draws).astype(np.int16)
 
 
 def contrast(nll_a: np.ndarray, nll_b: np.ndarray, tokens: np.ndarray, *, draws=10_000, seed=0) -> Contrast:
-    """Contrast of two regimes from nll sums (S, N) each and tokens (N,); one without seeds is (1, N)."""
+    """Contrast of two regimes from nll sums (S, N) each and tokens (N,); one without seeds is (1, N).
+
+    The bootstrap's two-sided p is the share of draws beyond zero, never below one draw.
+    """
     difference = np.asarray(nll_a, dtype=float) - np.asarray(nll_b, dtype=float)  # (S, N)
     tokens = np.asarray(tokens, dtype=float)
     by_seed = difference.sum(1) / tokens.sum()  # (S,)
-    value = float(by_seed.mean())
     boot = crossed_bootstrap(difference, tokens, draws=draws, seed=seed)
-    intervals = {"bootstrap": (_quantiles(boot, 0.95), _quantiles(boot, 0.90), _bootstrap_p(boot))}
+    spans = [np.quantile(boot, [(1 - level) / 2, (1 + level) / 2]).tolist() for level in LEVELS]
+    beyond = min((boot <= 0).sum(), (boot >= 0).sum())
+    intervals = {"bootstrap": (*spans, float(min(1.0, 2 * (beyond + 1) / (len(boot) + 1))))}
     if len(by_seed) > 1:
         intervals["t"] = _paired_t(by_seed)
     wide = max(intervals, key=lambda name: intervals[name][0][1] - intervals[name][0][0])
     (low, high), (low90, high90), p = intervals[wide]
+    value = float(by_seed.mean())
     return Contrast(value, low, high, low90, high90, p, len(by_seed), len(tokens), wide)
+
+
+def _paired_t(by_seed: np.ndarray) -> tuple[tuple[float, float], tuple[float, float], float]:
+    mean, error, freedom = by_seed.mean(), stats.sem(by_seed), len(by_seed) - 1
+    if error == 0:  # the same number under every seed: no spread to estimate
+        return (mean, mean), (mean, mean), 1.0 if mean == 0 else 0.0
+    spans = [error * stats.t.ppf((1 + level) / 2, freedom) for level in LEVELS]
+    wide, narrow = ((float(mean - span), float(mean + span)) for span in spans)
+    return wide, narrow, float(2 * stats.t.sf(abs(mean / error), freedom))
 
 
 def mean_interval(nll: np.ndarray, tokens: np.ndarray, **options) -> Contrast:
@@ -105,7 +116,7 @@ def holm(p: dict[str, float]) -> dict[str, float]:
 def verdict(contrast: Contrast, adjusted_p: float, margin: float = MARGIN) -> str:
     """The verdict on "the first regime is lower", in the order the protocol fixes.
 
-    confirmed: adjusted p < 0.05 and the whole 95 % interval below −margin; equivalent: the 90 % interval inside
+    confirmed: adjusted p < 0.05 and the 95 % interval below −margin; equivalent: the 90 % interval inside
     ±margin; refuted: the 95 % interval excludes any gain beyond the margin; else not decidable here.
     """
     if adjusted_p < 0.05 and contrast.high < -margin:
@@ -113,23 +124,3 @@ def verdict(contrast: Contrast, adjusted_p: float, margin: float = MARGIN) -> st
     if -margin < contrast.low90 and contrast.high90 < margin:
         return "equivalent"
     return "refuted" if contrast.low > -margin else "not decidable here"
-
-
-def _quantiles(draws: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def _bootstrap_p(draws: np.ndarray) -> float:
-    """Two-sided p by the share of draws beyond zero; never below one draw."""
-    beyond = min((draws <= 0).sum(), (draws >= 0).sum())
-    return float(min(1.0, 2 * (beyond + 1) / (len(draws) + 1)))
-
-
-def _paired_t(by_seed: np.ndarray) -> tuple[tuple[float, float], tuple[float, float], float]:
-    mean, error, freedom = by_seed.mean(), stats.sem(by_seed), len(by_seed) - 1
-    if error == 0:  # the same number under every seed: no spread to estimate
-        return (mean, mean), (mean, mean), 1.0 if mean == 0 else 0.0
-    spans = [error * stats.t.ppf((1 + level) / 2, freedom) for level in (0.95, 0.90)]
-    wide, narrow = ((float(mean - span), float(mean + span)) for span in spans)
-    return wide, narrow, float(2 * stats.t.sf(abs(mean / error), freedom))

@@ -3,20 +3,20 @@
 import hashlib
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from chameleon_lite import files
 from chameleon_lite.app import corpus, own_texts
 from chameleon_lite.app.corpus import SPLITS, Corpus
 from chameleon_lite.app.own_texts import read_jsonl, write_jsonl
 from chameleon_lite.errors import DamagedFile, UserError, unknown
-from chameleon_lite.text import Document
 
 from ..provenance import installed
-from . import alpaca, docstrings, hub, prose, wikitext
-
-__all__ = ["NAMES", "SPLITS", "Corpus", "Document", "load_corpus", "read_jsonl", "write_jsonl"]
+from . import docstrings, hub, prose
 
 
 def load_corpus(name: str, *, data_dir: Path | str | None = None, seed: int = 0) -> Corpus:
@@ -27,14 +27,17 @@ def load_corpus(name: str, *, data_dir: Path | str | None = None, seed: int = 0)
     corpus (docstrings.jsonl), which is then read. `seed` deals out the splits.
     Raises UserError for what does not exist and Unreachable when only the hub has it and it cannot be reached.
     """
+    if data_dir is not None and not Path(data_dir).exists():
+        raise UserError(f"no folder at {data_dir}; correct --data-dir or leave it out")
     if name in NAMES:
-        if data_dir is not None and not Path(data_dir).exists():
-            raise UserError(f"no folder at {data_dir}; correct --data-dir or leave it out")
         return NAMES[name](data_dir=data_dir and Path(data_dir), seed=seed)
     if name.startswith("hub:"):
         return hub.load(name.removeprefix("hub:"), seed=seed)
-    if Path(name).exists() or "/" in name or Path(name).suffix:
-        return own_texts.load(name, seed=seed)
+    try:
+        if Path(name).exists() or "/" in name or Path(name).suffix:
+            return own_texts.load(name, seed=seed)
+    except OSError as error:
+        raise UserError(f"the corpus {name[:100]} cannot be read: {error.strerror or error}") from None
     raise unknown("corpus", name, [*NAMES, "hub:owner/name", "a path"])
 
 
@@ -47,14 +50,17 @@ def _docstrings(form: str, *, data_dir: Path | None = None, seed: int = 0) -> Co
     if data_dir is not None and (data_dir / f"{name}.jsonl").is_file():
         return read_jsonl(data_dir / f"{name}.jsonl")
     cached = files.home() / "corpora" / f"docstrings-{form}-{_docstrings_key(seed)}.jsonl"
+    seal = cached.with_suffix(".seal")
     with files.locked(cached):
-        if cached.is_file():
-            try:
-                return read_jsonl(cached)
-            except DamagedFile:
-                cached.unlink()
+        try:
+            return read_jsonl(files.verified(cached, files.read_sealed(seal)["sha256"]))
+        except FileNotFoundError:
+            pass
+        except DamagedFile as error:
+            print(f"{error}; it is made again", file=sys.stderr)
         corpus = docstrings.build(form, seed=seed)
         write_jsonl(corpus, cached)
+        files.write_sealed(seal, {"sha256": files.sha256(cached)})
     return corpus
 
 
@@ -65,10 +71,33 @@ def _docstrings_key(seed: int) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-WIKITEXT = ("wikitext-2", "wikitext-2-lite", "wikitext-2-lite-released")
+def _mixed(*, data_dir: Path | None = None, seed: int = 0) -> Corpus:
+    """Three kinds of text shuffled together, without a label at test (claim 14); `group` is the source.
+
+    Each split has the same number of characters of each source, in an order drawn by the seed.
+    """
+    parts = {name: load_corpus(name, data_dir=data_dir) for name in SOURCES}
+    splits, generator = {}, np.random.default_rng(seed)
+    for split in SPLITS:
+        limit, rows = min(sum(len(d.text) for d in part.splits[split]) for part in parts.values()), []
+        for name, part in parts.items():
+            documents = [part.splits[split][i] for i in generator.permutation(len(part.splits[split]))]
+            within = np.cumsum([len(d.text) for d in documents]) <= limit
+            rows += [
+                replace(d, id=f"{name}/{d.id}", group=name) for d, chosen in zip(documents, within) if chosen
+            ]
+        splits[split] = tuple(rows[i] for i in generator.permutation(len(rows)))
+    source = "; ".join(f"{name}: {part.source}" for name, part in parts.items())
+    return Corpus(
+        "mixed", splits, source, {name: {"hash": part.hash, **part.notes} for name, part in parts.items()}
+    )
+
+
+SOURCES = ("docstrings", "wikitext-2-lite", "alpaca")  # of the mixed stream
 NAMES: dict[str, Callable[..., Corpus]] = {
     "docstrings": partial(_docstrings, "paragraphs"),
     "docstrings-instructions": partial(_docstrings, "instructions"),
-    **{name: partial(wikitext.load, name) for name in WIKITEXT},
-    **{name: partial(alpaca.load, name) for name in alpaca.REPOSITORIES},
+    **{name: partial(hub.wikitext, name) for name in hub.NOTES},
+    **{name: partial(hub.alpaca, name) for name in hub.ALPACAS},
+    "mixed": _mixed,
 }

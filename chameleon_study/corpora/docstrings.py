@@ -23,14 +23,15 @@ from chameleon_lite.text import Document
 
 from .prose import prose
 
-LIBRARIES = {  # import name ▶ name to install
+# import name ▶ name to install
+LIBRARIES = {
     "numpy": "numpy",
     "pandas": "pandas",
     "scipy": "scipy",
     "sklearn": "scikit-learn",
     "torch": "torch",
-    "matplotlib": "matplotlib",
 }
+LIBRARIES["matplotlib"] = "matplotlib"
 SKIPPED = re.compile(
     r"(^|/)(tests?|_?testing|conftest|_vendor|vendor(ed)?|externals?|extern|third_party|__main__|benchmarks?"
     r"|_?array_api\w*|onnx|fx|ao)(/|\.py$)|(^|/)test_|_test\.py$|^torch/_\w+/|/_internal/"
@@ -48,7 +49,10 @@ def build(form: str = "paragraphs", *, libs: Sequence[str] = tuple(LIBRARIES), s
     "paragraphs": a document is one paragraph. "instructions": the prompt asks to explain a name and the
     document is the prose about it. Raises UserError, naming it, for a library that is not installed.
     """
-    documents = list({"paragraphs": _paragraphs, "instructions": _instructions}[form](_explained(libs)))
+    making = {"paragraphs": _paragraphs, "instructions": _instruction}[form]
+    documents = [
+        d for (library, name), texts in _explained(libs).items() for d in making(library, name, texts)
+    ]
     splits, notes = split_documents(documents, seed=seed)
     python = sys.version.split()[0]
     notes["versions"] = {lib: version(LIBRARIES.get(lib, lib)) for lib in libs} | {"python": python}
@@ -57,29 +61,27 @@ def build(form: str = "paragraphs", *, libs: Sequence[str] = tuple(LIBRARIES), s
     return Corpus(name, splits, source, notes)
 
 
-def _paragraphs(explained: Iterator[tuple[str, str, list[str]]]) -> Iterator[Document]:
-    for library, name, paragraphs in explained:
-        for i, text in enumerate(paragraphs):
-            yield Document(f"{name}#{i}", text, group=library)
+def _paragraphs(library: str, name: str, texts: list[str]) -> Iterator[Document]:
+    for i, text in enumerate(texts):
+        yield Document(f"{name}#{i}", text, group=library)
 
 
-def _instructions(explained: Iterator[tuple[str, str, list[str]]]) -> Iterator[Document]:
-    for library, name, paragraphs in explained:
-        request = f"Explain `{name}`."
-        if library == "python":
-            request = f"Explain `{name.removeprefix('python.')}` in Python."
-        text = paragraphs[0]
-        for more in paragraphs[1:]:
-            if len(text) + len(more) > LONGEST:
-                break
-            text += "\n\n" + more
-        yield Document(name, text, group=library, prompt=request + "\n\n", instruction=request)
+def _instruction(library: str, name: str, texts: list[str]) -> Iterator[Document]:
+    request = f"Explain `{name}`."
+    if library == "python":
+        request = f"Explain `{name.removeprefix('python.')}` in Python."
+    text = texts[0]
+    for more in texts[1:]:
+        if len(text) + len(more) > LONGEST:
+            break
+        text += "\n\n" + more
+    yield Document(name, text, group=library, prompt=request + "\n\n", instruction=request)
 
 
-def _explained(libs: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
-    """(library, name, paragraphs) of every public name; paragraphs equal but for names and digits appear once."""
+def _explained(libs: Sequence[str]) -> dict[tuple[str, str], list[str]]:
+    """(library, name) ▶ paragraphs, for every public name; paragraphs equal but for names and digits appear once."""
     seen: set[str] = set()
-    merged: dict[tuple[str, str], list[str]] = {}
+    explained: dict[tuple[str, str], list[str]] = {}
     collected = gc.isenabled()
     gc.disable()  # syntax trees are many small objects without cycles: the collector would double the time
     try:
@@ -88,20 +90,19 @@ def _explained(libs: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
                 mask = IDENTIFIER.sub("#", text).lower()
                 if mask not in seen:
                     seen.add(mask)
-                    merged.setdefault((library, name), []).append(text)
+                    explained.setdefault((library, name), []).append(text)
     finally:
         if collected:
             gc.enable()
-    yield from ((library, name, paragraphs) for (library, name), paragraphs in merged.items())
+    return explained
 
 
 def _docstrings(libs: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     for lib in libs:
-        root = _root(lib)
-        short = _exported(lib, root)
-        for path in _sources(lib, root):
-            module = _module(lib, root, path)
-            for names, docstring in _of_source(_text(path)):
+        sources = _sources(lib)
+        short = _exported(lib, sources)
+        for module, path in sources:
+            for names, docstring in _of_source(path.read_text(encoding="utf-8", errors="replace")):
                 if not any(name.startswith("_") for name in names[-2:]):
                     yield lib, _public_name(module, names, short), docstring
     from pydoc_data.topics import topics
@@ -110,7 +111,8 @@ def _docstrings(libs: Sequence[str]) -> Iterator[tuple[str, str, str]]:
         yield "python", f"python.{topic}", inspect.cleandoc(topics[topic])
 
 
-def _root(lib: str) -> Path:
+def _sources(lib: str) -> list[tuple[tuple[str, ...], Path]]:
+    """Module and .py file of a library in a fixed order, without tests, vendored code and internals."""
     spec = find_spec(lib)
     if spec is None or spec.origin is None:
         install = LIBRARIES.get(lib, lib)
@@ -118,38 +120,26 @@ def _root(lib: str) -> Path:
             f"the docstrings corpus reads {install}, which is not installed: pip install {install}, "
             "or give a corpus exported elsewhere (a .jsonl file) in its place"
         )
-    return Path(spec.origin).parent
+    root, found = Path(spec.origin).parent, []
+    for relative in sorted(f"{lib}/{path.relative_to(root).as_posix()}" for path in root.rglob("*.py")):
+        if not SKIPPED.search(relative):
+            parts = tuple(relative.removesuffix(".py").removesuffix("/__init__").split("/"))
+            found.append((parts, root.parent / relative))
+    return found
 
 
-def _sources(lib: str, root: Path) -> list[Path]:
-    """The .py files of a library in a fixed order, without tests, vendored code and internals."""
-    paths = ((f"{lib}/{p.relative_to(root).as_posix()}", p) for p in root.rglob("*.py"))
-    return [p for relative, p in sorted(paths) if not SKIPPED.search(relative)]
-
-
-def _module(lib: str, root: Path, path: Path) -> tuple[str, ...]:
-    parts = (lib, *path.relative_to(root).with_suffix("").parts)
-    return parts[:-1] if parts[-1] == "__init__" else parts
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace")
-
-
-def _parse(source: str) -> ast.Module | None:
+def _parse(source: str) -> ast.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # other people's invalid escapes
         try:
             return ast.parse(source)
         except (SyntaxError, ValueError):
-            return None  # a template, or for another Python
+            return ast.Module([], [])  # a template, or for another Python
 
 
 def _of_source(source: str) -> Iterator[tuple[tuple[str, ...], str]]:
     """(names inside the module, docstring) of the module, its classes, functions and methods."""
     tree = _parse(source)
-    if tree is None:
-        return
     yield from _of_node(tree, ())
     if any(call in source for call in (*ADDED_LATER, ADDED_TO_ARRAY)):
         for node in ast.walk(tree):
@@ -158,8 +148,7 @@ def _of_source(source: str) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def _of_node(node: ast.AST, names: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
-    docstring = ast.get_docstring(node)
-    if docstring:
+    if docstring := ast.get_docstring(node):
         yield names, docstring
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         return  # what is defined inside a function has no public name
@@ -196,17 +185,14 @@ def _name(argument: ast.expr) -> str | None:
     return value if isinstance(value, str) and value.isidentifier() else None
 
 
-def _exported(lib: str, root: Path) -> dict[str, list[tuple[str, ...]]]:
+def _exported(lib: str, sources: list[tuple[tuple[str, ...], Path]]) -> dict[str, list[tuple[str, ...]]]:
     """The packages that offer a name: `from ._core import mean` in numpy/__init__.py gives mean ▶ [("numpy",)]."""
     offers: dict[str, list[tuple[str, ...]]] = {}
-    for path in _sources(lib, root):
-        package = _module(lib, root, path)
+    for package, path in sources:
         if path.name != "__init__.py" or any(part.startswith("_") for part in package):
             continue
-        tree = _parse(_text(path))
-        imports = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)] if tree else []
-        for node in imports:
-            if node.level or (node.module or "").startswith(f"{lib}."):
+        for node in ast.walk(_parse(path.read_text(encoding="utf-8", errors="replace"))):
+            if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith(f"{lib}.")):
                 for alias in node.names:
                     offers.setdefault(alias.asname or alias.name, []).append(package)
     return offers

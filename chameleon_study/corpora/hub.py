@@ -1,17 +1,43 @@
-"""Corpora from the Hugging Face hub, and an answer within a second when it cannot be reached."""
+"""Published corpora: any data set of the Hugging Face hub, WikiText-2 and Alpaca, from there or from their files.
+
+WikiText-2   a document is a row, `group` is its article
+               ␣=␣Title␣=␣   a level-1 heading begins an article       ␣=␣=␣Section␣=␣=␣   does not
+Alpaca       the prompt is instruction and input, the output is scored; equal instructions and near-duplicates stay on
+             one side (released code: validation is a tenth of the rows that are also trained on)
+
+Without network and cache the answer comes within a second.
+"""
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from chameleon_lite.app import own_texts
-from chameleon_lite.app.corpus import Corpus
+from chameleon_lite.app.corpus import Corpus, overlaps
+from chameleon_lite.app.rows import flaw_of, parsed, read_rows
 from chameleon_lite.backbones.hub import reachable
 from chameleon_lite.errors import Unreachable, UserError
+from chameleon_lite.text import Document
 
-INSTEAD = "use a file (--corpus FILE.jsonl), or the corpus docstrings, which needs no network"
-NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}  # of splits
+ANY = "use a file (--corpus FILE.jsonl), or the corpus docstrings, which needs no network"
+SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
+WIKITEXT, WIKITEXT_CONFIG = "Salesforce/wikitext", "wikitext-2-raw-v1"
+WIKITEXT_INSTEAD = (
+    "give --data-dir FOLDER with train.txt, validation.txt and test.txt, or use the corpus docstrings"
+)
+ARTICLE = re.compile(r"\s*= [^=](.*[^=])? =\s*")
+LITE = "training is the official test rows, validation"
+NOTES = {
+    "wikitext-2": "official, by article",
+    "wikitext-2-lite": f"lite: {LITE} and test are the official validation rows, every other article each",
+    "wikitext-2-lite-released": f"lite, as released: {LITE} all official validation rows",
+}
+ALPACAS = {"alpaca": "tatsu-lab/alpaca", "alpaca-cleaned": "yahma/alpaca-cleaned"}
+ALPACA_INSTEAD = (
+    "give --data-dir FOLDER with Alpaca's .json or .jsonl, or use the corpus docstrings-instructions"
+)
 
 
 def load(repository: str, *, seed: int = 0) -> Corpus:
@@ -23,10 +49,10 @@ def load(repository: str, *, seed: int = 0) -> Corpus:
         raise UserError(f"hub:{repository} is not hub:owner/name")
     rows = [{**row, "split": split} for split, part in fetch(repository).items() for row in part]
     name, source = repository.split("/")[1], f"hub {repository}"
-    return own_texts.corpus(name, source, own_texts.parsed(rows), f"hub:{repository}", seed=seed)
+    return own_texts.corpus(name, source, parsed(rows), f"hub:{repository}", seed=seed)
 
 
-def fetch(repository: str, config: str | None = None, *, instead: str = INSTEAD) -> dict[str, list[dict]]:
+def fetch(repository: str, config: str | None = None, *, instead: str = ANY) -> dict[str, list[dict]]:
     """All rows by split; Unreachable, saying what to do `instead`, without network and cache."""
     online = reachable()
     if not online and not cached(repository):
@@ -42,7 +68,7 @@ def fetch(repository: str, config: str | None = None, *, instead: str = INSTEAD)
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().split("\n")[0][:160]
         raise Unreachable(f"cannot load {repository} from the hub ({first}): {instead}") from None
-    return {NAMES.get(str(split), str(split)): part.to_list() for split, part in loaded.items()}
+    return {SPLIT_NAMES.get(str(split), str(split)): part.to_list() for split, part in loaded.items()}
 
 
 def cached(repository: str) -> bool:
@@ -50,9 +76,8 @@ def cached(repository: str) -> bool:
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     hub = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub"))
     hub /= f"datasets--{repository.replace('/', '--')}"
-    datasets = Path(
-        os.environ.get("HF_DATASETS_CACHE") or Path(home, "datasets"), repository.replace("/", "___")
-    )
+    datasets = Path(os.environ.get("HF_DATASETS_CACHE") or Path(home, "datasets"))
+    datasets /= repository.replace("/", "___")
     return any(folder.expanduser().is_dir() for folder in (hub, datasets))
 
 
@@ -66,3 +91,92 @@ def _offline() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
+
+
+def wikitext(name: str, *, data_dir: Path | None = None, seed: int = 0) -> Corpus:
+    """One of the three corpora from WikiText-2's official splits; `seed` changes nothing, articles decide.
+
+    "wikitext-2": the official splits. "wikitext-2-lite": training = the official test rows, validation and
+    test = every other article of the official validation rows. "wikitext-2-lite-released": training = the
+    official test rows, validation = all official validation rows, as the released scripts use them; no test.
+    """
+    needed = ("train", "validation", "test") if name == "wikitext-2" else ("validation", "test")
+    rows, source = _wikitext_rows(needed, data_dir)
+    splits = {split: articles(rows[split], split) for split in needed}
+    if name != "wikitext-2":
+        held = splits["validation"]
+        validation, test = (held, ()) if name.endswith("released") else halve(held)
+        splits = {"train": splits["test"], "validation": validation, "test": test}
+    return Corpus(name, splits, source, {"split": NOTES[name]} | overlaps(splits))
+
+
+def articles(rows: Sequence[str], split: str) -> tuple[Document, ...]:
+    """Rows that are not blank as documents in order, headings included, each with its article as group."""
+    documents, article, title = [], 0, ""
+    for row, after in zip((row.rstrip("\n") for row in rows), (*rows[1:], "")):
+        if not row.strip():
+            continue
+        if ARTICLE.fullmatch(row) and not after.strip():  # a formula that looks like a heading has text below
+            article, title = article + 1, row.strip(" =") or title  # two articles may share a title
+        group = f"{split}-{article}: {title}"
+        documents.append(Document(f"{split}-{len(documents)}", row, group=group))
+    return tuple(documents)
+
+
+def halve(documents: Sequence[Document]) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
+    """Every other article to either half, in order."""
+    order = {group: i for i, group in enumerate(dict.fromkeys(d.group for d in documents))}
+    return tuple(tuple(d for d in documents if order[d.group] % 2 == side) for side in (0, 1))
+
+
+def _wikitext_rows(needed: Sequence[str], data_dir: Path | None) -> tuple[dict[str, list[str]], str]:
+    if data_dir is None:
+        fetched = fetch(WIKITEXT, WIKITEXT_CONFIG, instead=WIKITEXT_INSTEAD)
+        rows = {split: [row["text"] for row in fetched[split]] for split in needed}
+        return rows, f"hub {WIKITEXT} {WIKITEXT_CONFIG}"
+    folder = data_dir / "wikitext-2" if (data_dir / "wikitext-2").is_dir() else data_dir
+    missing = [f"{split}.txt" for split in needed if not (folder / f"{split}.txt").is_file()]
+    if missing == ["train.txt"]:
+        raise UserError(f"{folder} has no train.txt; add it, or use the corpus wikitext-2-lite")
+    if missing:
+        raise UserError(f"{folder} has no {' and '.join(missing)}; {WIKITEXT_INSTEAD}")
+    rows = {split: _lines(folder / f"{split}.txt") for split in needed}
+    return rows, f"folder {folder.name}: official files"
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    for number, line in enumerate(lines, start=1):
+        if flaw := flaw_of(line):
+            raise UserError(f"{path}, line {number} {flaw}")
+    return lines
+
+
+def alpaca(name: str, *, data_dir: Path | None = None, seed: int = 0) -> Corpus:
+    """The rows of the hub's data set, or of the JSON or JSONL file in `data_dir` or `data_dir`/alpaca."""
+    if data_dir is None:
+        fetched = fetch(ALPACAS[name], instead=ALPACA_INSTEAD)
+        rows = parsed(row for split in fetched.values() for row in split)
+        where = f"hub {ALPACAS[name]}"
+    else:
+        path = _alpaca_file(data_dir, name)
+        rows, where = read_rows(path), f"file {path.name}"
+    return own_texts.corpus(name, where, rows, where, seed=seed)
+
+
+def _alpaca_file(data_dir: Path, name: str) -> Path:
+    if data_dir.is_file():
+        return data_dir
+    names = (name, f"{name}-data", name.replace("-", "-data-"))
+    for folder in (data_dir / name, data_dir / "alpaca", data_dir):  # the most specific folder first
+        files = sorted([*folder.glob("*.jsonl"), *folder.glob("*.json")])
+        named = [f for f in files if f.stem.replace("_", "-") in names] or files
+        if len(named) == 1:
+            return named[0]
+        if files:
+            here = f"{folder} holds {len(files)} .json or .jsonl files"
+            raise UserError(f"{here}; keep one, or name it {name}.jsonl")
+    raise UserError(f"no .json or .jsonl in {data_dir}, nor in a folder alpaca in it; {ALPACA_INSTEAD}")

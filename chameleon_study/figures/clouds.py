@@ -1,4 +1,4 @@
-"""Vectors as points: maps coloured by group or number, a number against length; logit shifts as a heat map."""
+"""Vectors as points: maps by group or number, a number against length; shifts as a heat map."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,14 @@ def group_map(ax, xy, groups: Sequence[str]):
     """Points xy (N, 2), one colour and marker for each of the groups (N,); the map's axes carry no unit."""
     xy, groups = np.asarray(xy), np.asarray(groups)
     for index, name in enumerate(sorted(set(groups))):
-        _points(ax, *xy[groups == name].T, index, label=name, markersize=3.5, alpha=0.55)
+        ax.plot(*xy[groups == name].T, **_point(index), label=name, markersize=3.5, alpha=0.55)
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "columnspacing": 1, "handletextpad": 0.2}
     ax.legend(frameon=False, markerscale=2, ncols=3, fontsize=9, **below)
     return bare(ax)
 
 
-def _points(ax, x, y, index: int, **options) -> None:
-    style = look(index) | {"linestyle": "none", "markeredgewidth": 0}
-    ax.plot(x, y, **style, **options)
+def _point(index: int) -> dict:
+    return look(index) | {"linestyle": "none", "markeredgewidth": 0}
 
 
 def value_map(ax, xy, values, label: str):
@@ -39,9 +38,9 @@ def bare(ax):
     return ax
 
 
-def against_length(ax, lengths, values, index: int = 0, label: str = ""):
+def against_length(ax, lengths, values, index: int = 0):
     """One point per document: tokens (N,) on a logarithmic axis against any number (N,)."""
-    _points(ax, lengths, values, index, label=label, markersize=3, alpha=0.35)
+    ax.plot(lengths, values, **_point(index), markersize=3, alpha=0.35)
     ax.set_xscale("log", base=2)
     ax.set_xticks([16, 32, 64, 128, 256], ["16", "32", "64", "128", "256"])
     ax.minorticks_off()

@@ -10,13 +10,19 @@ LABEL_DECADES = 1.2  # labels of points nearer than this in bytes are separated 
 
 
 def _bars(ax, index: int, name: str, rows, x, y, error, **options) -> None:
-    """One series with error bars, labelled with the least number of seeds behind its rows."""
-    label = f"{name} (n = {int(rows['n seeds'].min())})"
-    ax.errorbar(x, y, yerr=error, label=label, **look(index), **options)
+    seeds = int(rows["n seeds"].min())
+    ax.errorbar(x, y, yerr=error, label=f"{name} (n = {seeds})", **look(index), **options)
+
+
+def _against_zero(ax, x: str, y: str):
+    ax.axhline(0, color="0.4", linewidth=1)
+    ax.set(xlabel=x, ylabel=y)
+    ax.legend(frameon=False)
+    return ax
 
 
 def group_sizes(ax, frame):
-    """Loss against the rows of a conditioning group, minus that of one row's rows prefix; ±0.01 nats are shaded."""
+    """Loss against the rows of a conditioning group, minus that of the own prefix; ±0.01 is shaded."""
     ax.axhspan(-MARGIN, MARGIN, color="0.92", zorder=0)
     for index, (kind, rows) in enumerate(frame.groupby("order", sort=True)):
         error = [rows["difference"] - rows["low"], rows["high"] - rows["difference"]]
@@ -30,7 +36,7 @@ def group_sizes(ax, frame):
 
 
 def pareto(ax, frame):
-    """Loss against stored bytes, every regime named beside its point; banks of 2 … 33 experts are joined."""
+    """Loss against stored bytes, each regime named at its point; banks of 2 … 33 experts are joined."""
     banks = frame[frame["regime"].str.fullmatch(r"R11(-K\d+)?")].sort_values("stored bytes")
     ax.plot(banks["stored bytes"], banks["nll"], color="0.6", linewidth=1, zorder=1)
     for index, row in enumerate(frame.to_dict("records")):
@@ -51,13 +57,10 @@ def pareto(ax, frame):
 
 
 def by_position(ax, frame):
-    """Loss by scored position in the text minus the frozen model's, one line per regime; below zero is a gain."""
+    """Loss by scored position minus the frozen model's, one line per regime; below zero is a gain."""
     for index, (name, rows) in enumerate(frame.groupby("regime", sort=False)):
         _bars(ax, index, name, rows, rows["position"], rows["difference"], rows["half"])
-    ax.axhline(0, color="0.4", linewidth=1)
-    ax.set(xlabel="scored tokens before (bins of 16)", ylabel="difference from R0 (nats per token)")
-    ax.legend(frameon=False)
-    return ax
+    return _against_zero(ax, "scored tokens before (bins of 16)", "difference from R0 (nats per token)")
 
 
 def foreign_rows(ax, frame):
@@ -66,16 +69,12 @@ def foreign_rows(ax, frame):
         share, cost = [0, *rows["foreign rows, %"]], [0.0, *rows["cost"]]
         error = [[0.0, *(rows["cost"] - rows["low"])], [0.0, *(rows["high"] - rows["cost"])]]
         _bars(ax, index, name, rows, share, cost, error, capsize=3)
-    ax.axhline(0, color="0.4", linewidth=1)
-    ax.set(xlabel="foreign rows in the conditioning (%)", ylabel="cost (nats per token), 95 % interval")
-    ax.legend(frameon=False)
-    return ax
+    return _against_zero(ax, "foreign rows in the conditioning (%)", "cost (nats per token), 95 % interval")
 
 
 def waiting(ax, frame):
-    """Seconds from arrival to result against batch size: a colour per way of batching, a line per quantile."""
-    for index, (name, rows) in enumerate(frame.groupby("batches", sort=True)):
-        rows = rows.sort_values("size")
+    """Seconds from arrival to result against batch size: a colour per way, a line per quantile."""
+    for index, (name, rows) in enumerate(frame.sort_values("size").groupby("batches", sort=True)):
         for place, quantile in enumerate(QUANTILES):
             style = look(index) | {"linestyle": look(place)["linestyle"]}
             ax.plot(rows["size"], rows[quantile], label=f"{name}, {quantile}", **style)

@@ -1,4 +1,4 @@
-"""One look for all figures: Okabe and Ito's colours, each with its own marker and line, never colour alone."""
+"""One look for all figures: Okabe and Ito's colours, each with its own marker and line."""
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")

@@ -1,1 +1,1 @@
-"""The paper's tables as its released scripts make them, the way from there to an honest protocol, and the audit."""
+"""The paper's tables as its scripts make them, the way to an honest protocol, and the audit."""

@@ -1,7 +1,4 @@
-"""The paper's text beside the released scripts, 48 rows in our own words (`audit.csv`), and how each row is decided.
-
-The scripts are those of the paper's repository, ChamaleonLLM, at commit f163587 unless a row names another commit.
-"""
+"""The paper's text beside its released scripts: 48 differences, and how each is decided."""
 
 from importlib.resources import files
 
@@ -11,10 +8,7 @@ from .proofs.store import COMMIT, Proof
 
 
 def audit_frame(proofs: list[Proof] = ()) -> pd.DataFrame:
-    """One row per difference: paper, released code, where (file and function), what decides it; `shown` = has a proof.
-
-    The rows that the given proofs decide are marked.
-    """
+    """One row per difference: paper, code, place, what decides it; `shown` where a given proof does."""
     frame = pd.read_csv(files(__package__) / "audit.csv").set_index("row")
     shown = {row for proof in proofs for row in proof.audit}
     frame["shown"] = ["yes" if row in shown else "" for row in frame.index]

@@ -1,53 +1,30 @@
 """What the released scripts score: each objective picks (state, target) pairs from a padded batch.
 
     ids (B, T), mask (B, T) ─ pick ─▶ row (M,), column (M,), target (M,)
-      hidden[row, column] (M, C) ─ losses ─▶ (nll_sum, n_tokens)
 
-    released_last   state and token of the final padded position          mode "last" of the released scripts
-    released_full   state and token of every position, padding included   their mode "full"
+    pick_last   state and token of the final padded position          mode "last" of the released scripts
+    pick_full   state and token of every position, padding included   their mode "full"
 
-`loss.next_token` is what this book measures with.
+Unshifted: the target is the token just read, or the pad token. This book scores `loss.next_token_pairs`.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from chameleon_lite.loss import Losses
-
+Losses = Callable[[Tensor, Tensor, Tensor], Tensor]  # states (M, C), targets (M,), rows (M,) ─▶ sums of nats
 Pick = tuple[Tensor, Tensor, Tensor]  # row (M,), column (M,) of the state, target (M,); rows ascending
 
 IGNORED_BY_RELEASED = 0  # their ignore id: an ordinary token of every vocabulary used here
 
 
-def released_last(
-    hidden: Tensor,
-    ids: Tensor,
-    losses: Losses,
-    mask: Tensor | None = None,
-    ignored: int | None = IGNORED_BY_RELEASED,
-) -> tuple[Tensor, int]:
-    """The released scripts' loss of mode "last" (compute_loss): at most one target per row, and mostly padding.
+def released_last(hidden: Tensor, ids: Tensor, losses: Losses) -> tuple[Tensor, int]:
+    """The scripts' loss of mode "last" (compute_loss): at most one target per row, and mostly padding.
 
-    hidden (B, T, C) under `released_mask`; ids (B, T) padded to one length. Unshifted: the target is the token just
-    read, the pad token in a padded row. Targets equal to `ignored` do not count; None ignores padding instead, by
-    `mask` (B, T). Returns (nll_sum, n_tokens).
+    hidden (B, T, C) under `released_mask`; ids (B, T) padded to one length. Returns (nll_sum, n_tokens).
     """
-    row, column, target = pick_last(ids, mask, ignored)
-    return losses(hidden[row, column], target, row), len(row)
-
-
-def released_full(
-    hidden: Tensor,
-    ids: Tensor,
-    losses: Losses,
-    mask: Tensor | None = None,
-    ignored: int | None = IGNORED_BY_RELEASED,
-) -> tuple[Tensor, int]:
-    """The released scripts' loss of mode "full": every position with its own token as target, padding included.
-
-    Arguments as for `released_last`. Returns (nll_sum, n_tokens), with n_tokens about B · T.
-    """
-    row, column, target = pick_full(ids, mask, ignored)
+    row, column, target = pick_last(ids)
     return losses(hidden[row, column], target, row), len(row)
 
 
@@ -59,20 +36,13 @@ def released_mask(ids: Tensor) -> Tensor:
     return ids != IGNORED_BY_RELEASED
 
 
-def pick_last(ids: Tensor, mask: Tensor | None = None, ignored: int | None = IGNORED_BY_RELEASED) -> Pick:
-    """Pairs of `released_last`."""
-    row = _counted(ids[:, -1:], mask if mask is None else mask[:, -1:], ignored)[0]
-    return row, torch.full_like(row, ids.shape[1] - 1), ids[row, -1]
-
-
-def pick_full(ids: Tensor, mask: Tensor | None = None, ignored: int | None = IGNORED_BY_RELEASED) -> Pick:
-    """Pairs of `released_full`."""
-    row, column = _counted(ids, mask, ignored)
+def pick_full(ids: Tensor, real: Tensor | None = None) -> Pick:
+    """Every position of ids (B, T) but those of the ignored id, or those of text by the mask `real`."""
+    row, column = (ids != IGNORED_BY_RELEASED if real is None else real).nonzero(as_tuple=True)
     return row, column, ids[row, column]
 
 
-def _counted(ids: Tensor, mask: Tensor | None, ignored: int | None) -> tuple[Tensor, ...]:
-    """Where a position counts as a target: not the ignored id, or, with None, not padding."""
-    if ignored is None and mask is None:
-        raise ValueError("ignored=None ignores padding: it needs the mask (B, T) of the real tokens")
-    return (mask.bool() if ignored is None else ids != ignored).nonzero(as_tuple=True)
+def pick_last(ids: Tensor, real: Tensor | None = None) -> Pick:
+    """Those of `pick_full` at the final position."""
+    row, column, target = pick_full(ids[:, -1:], None if real is None else real[:, -1:])
+    return row, torch.full_like(column, ids.shape[1] - 1), target

@@ -1,34 +1,33 @@
 """A corpus under a protocol: rows, states, vectors, clusters and batches, switch by switch.
 
-load_corpus ─ split ─ tokenise ─▶ TokenTable per split ─ padded_states or LivePaddedStates ─▶ scored pairs
-                                       └ span, with or without padding ─▶ vectors ─ k-means ─▶ batches per seed
+Corpus ─ split ─ tokenise ─▶ TokenTable per split ─ padded_states, LivePaddedStates ─▶ scored pairs
+                                 └ span, padded or not ─▶ vectors ─ k-means ─▶ batches per seed
 """
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from chameleon_lite.app.corpus import Corpus
-from chameleon_lite.backbone import Backbone
+from chameleon_lite.app.corpus import SPLITS, Corpus
+from chameleon_lite.backbone import Backbone, copied
 from chameleon_lite.backbones.formats import number_format
 from chameleon_lite.batches import Arrangement
 from chameleon_lite.cluster import fit_clusters, merge_small
 from chameleon_lite.embed import mean_embeddings, normalise
 from chameleon_lite.errors import UserError
+from chameleon_lite.lora import add_lora
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.text import TokenTable, tokenise
 
 from ..config import Experiment
-from ..prepare import check_batch, common_facts, corpus_by_name, timed
-from .backbone_dropout import live_dropout
+from ..prepare import check_batch, common_facts, timed
+from ..regimes import RANK
 from .clusters import cluster_batches, released_batches, released_clusters
-from .protocol import Protocol, needs_no_prompt, protocol_of
-from .states import LivePaddedStates, Scoring, full_rows, padded_states
+from .protocol import Protocol, protocol_of
+from .states import LivePaddedStates, Scoring, live_dropout, padded_states
 
 SCRIPT_SEED = 42  # the Alpaca script draws its validation rows with this seed
 
@@ -52,9 +51,9 @@ class ReleasedCorpus:
 
     def full(self, split: str) -> Tensor:
         """Which rows (N,) hold no padding."""
-        return full_rows(self.tables[split], self.settings.tokens.max_length)
+        return torch.from_numpy(self.tables[split].lengths >= self.settings.tokens.max_length)
 
-    def facts(self) -> dict:
+    def facts(self, seed: int) -> dict:
         """A record's `data`."""
         T = self.settings.tokens.max_length  # of a padded row
         return common_facts(self) | {
@@ -67,61 +66,36 @@ class ReleasedCorpus:
         }
 
 
-def _backbone_of(protocol: Protocol, backbone: Backbone) -> tuple[Backbone, dict | None]:
-    """The backbone as the protocol runs it, and what was found and set of its dropout where that is live."""
-    if protocol.backbone == "cached":
-        return backbone, None
-    backbone = copy.deepcopy(backbone)  # its layers will be changed, the caller's stay as they are
-    dropout = live_dropout(backbone.lm) if protocol.backbone == "live with dropout" else None
-    if protocol.layers:
-        from chameleon_lite.lora import add_lora
-
-        add_lora(backbone, rank=4)  # α / r = 1: the update as such, as in the paper
-    return backbone, dropout
-
-
 def prepare_released(
-    settings: Experiment,
-    backbone: Backbone,
-    corpus_name: str,
-    *,
-    data_dir: Path | Mapping[str, Corpus] | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    settings: Experiment, backbone: Backbone, corpus: Corpus, say: Callable[[str], None] = lambda text: None
 ) -> ReleasedCorpus:
     """A corpus's tables, states and vectors under the experiment's protocol; stages are timed."""
     protocol, seconds = protocol_of(settings.protocol), {}
-    corpus = timed(seconds, "corpus", lambda: corpus_by_name(corpus_name, data_dir))
     documents = documents_by_split(settings, protocol, corpus)
     tables = timed(seconds, "tokens", lambda: _tables(settings, protocol, backbone, documents))
-    device = backbone.head.weight.device
-    dtype = number_format(settings.train.feature_dtype, device)
-    scoring = scoring_of(settings, protocol)
-    backbone, dropout = _backbone_of(protocol, backbone)
+    dropout, scoring, train = None, scoring_of(settings, protocol), settings.train
+    feature, matmul = (number_format(x, backbone.device) for x in (train.feature_dtype, train.matmul_dtype))
+    if protocol.backbone != "cached":
+        backbone = copied(backbone)  # its layers will be changed, the caller's stay as they are
+        if protocol.backbone == "live with dropout":
+            dropout = live_dropout(backbone.lm)
+        if protocol.layers:
+            add_lora(backbone, rank=RANK)  # α / r = 1: the update as such, as in the paper
     say(f"{corpus.name}: {len(tables['train'])} training rows, {len(tables['validation'])} validation rows")
 
     def states(split: str):
         if protocol.backbone == "cached":
-            return padded_states(backbone, tables[split], scoring, dtype=dtype)
+            return padded_states(backbone, tables[split], scoring, dtype=feature)
         train_mode = dropout is not None and split == "train"
-        return LivePaddedStates(backbone, tables[split], scoring, dtype=dtype, train_mode=train_mode)
+        return LivePaddedStates(backbone, tables[split], scoring, dtype=feature, train_mode=train_mode)
 
     scored = timed(seconds, "features", lambda: {split: states(split) for split in tables})
     vectors = {split: _vectors(settings, protocol, backbone, t) for split, t in tables.items()}
-    matmul = number_format(settings.train.matmul_dtype, device)
+    clustered, conditions = ({split: pair[i] for split, pair in vectors.items()} for i in (0, 1))
     weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul)
+    read = (corpus, tables, scored, clustered, conditions)
     return ReleasedCorpus(
-        settings,
-        protocol,
-        backbone,
-        corpus,
-        tables,
-        scored,
-        {s: v[0] for s, v in vectors.items()},
-        {s: v[1] for s, v in vectors.items()},
-        weight,
-        str(dtype).removeprefix("torch."),
-        dropout,
-        seconds,
+        settings, protocol, backbone, *read, weight, str(feature).removeprefix("torch."), dropout, seconds
     )
 
 
@@ -134,9 +108,8 @@ def scoring_of(settings: Experiment, protocol: Protocol) -> Scoring:
 def documents_by_split(settings: Experiment, protocol: Protocol, corpus: Corpus) -> dict[str, tuple]:
     """The documents of each split that is not empty, as the protocol's `split` switch deals them."""
     prompts = any(d.prompt for part in corpus.splits.values() for d in part)
-    needs_no_prompt(protocol, corpus.name, prompts)
     if not (prompts and protocol.split == "script"):
-        splits = {split: part for split, part in corpus.splits.items() if part}
+        splits = {split: corpus.splits[split] for split in SPLITS if corpus.splits.get(split)}
     else:
         rows = tuple(d for part in corpus.splits.values() for d in part)
         held = np.random.RandomState(SCRIPT_SEED).permutation(len(rows))
@@ -151,7 +124,10 @@ def documents_by_split(settings: Experiment, protocol: Protocol, corpus: Corpus)
 
 
 def _tables(settings, protocol, backbone, documents) -> dict[str, TokenTable]:
-    """Tokens of each split; with reads: row every row stays, otherwise those long enough to have a prefix."""
+    """Tokens of each split, cut after a random order where the settings limit it.
+
+    With reads: row every row stays, otherwise those long enough to have a prefix.
+    """
     options = settings.tokens.model_dump()
     if protocol.reads == "row":
         options |= {"prefix_tokens": 1, "min_scored": 0}
@@ -159,38 +135,38 @@ def _tables(settings, protocol, backbone, documents) -> dict[str, TokenTable]:
     tables = {}
     for split, part in documents.items():
         limit = getattr(settings.data, "max_train_tokens" if split == "train" else f"max_{split}_documents")
-        tables[split] = _subset(part, backbone.tokenizer, options, limit, split == "train", generator)
+        if limit is not None:
+            part = [part[i] for i in generator.permutation(len(part))]
+        table = tables[split] = tokenise(part, backbone.tokenizer, **options)
+        if limit is not None:
+            used = np.cumsum(table.lengths) if split == "train" else np.arange(1, len(table) + 1)
+            tables[split] = table.take(np.arange(max(1, int((used <= limit).sum()))))
     return tables
-
-
-def _subset(part, tokenizer, options: dict, limit: int | None, by_tokens: bool, generator) -> TokenTable:
-    """The table of at most `limit` tokens or documents, drawn in a random order."""
-    if limit is None:
-        return tokenise(part, tokenizer, **options)
-    table = tokenise([part[i] for i in generator.permutation(len(part))], tokenizer, **options)
-    used = np.cumsum(table.lengths) if by_tokens else np.arange(1, len(table) + 1)
-    return table.take(np.arange(max(1, int((used <= limit).sum()))))
 
 
 def _vectors(settings, protocol, backbone, table: TokenTable) -> tuple[Tensor, Tensor]:
     """The vectors that are clustered and those that condition, (N, C) each, on the device.
 
-    Plain text reads the row or the prefix for both; prompt/response text clusters on the prompt and conditions on
+    Plain text reads the row or the prefix for both; instructions cluster on the prompt and condition on
     the span that `tokens.condition_on` names.
     """
-    device, weight = backbone.head.weight.device, backbone.embedding.detach().cpu()
+    weight = backbone.embedding.detach().cpu()
     length = settings.tokens.max_length if protocol.padding_in_mean else None
-    whole = np.stack([np.zeros_like(table.prefix), table.prefix], axis=1)
-    if (table.prefix > 1).any() or protocol.reads == "prefix":
-        spans = (whole, table.condition)
-    else:
-        spans = (np.stack([np.zeros_like(table.prefix), table.lengths], axis=1).astype(np.int32),) * 2
-    clustered, conditions = (span_vectors(replace(table, condition=span), weight, length) for span in spans)
-    return clustered.to(device), conditions.to(device)
+    stop, condition = table.prefix, table.condition
+    if protocol.reads == "row" and not (stop > 1).any():
+        stop = table.lengths
+        condition = from_the_start(stop)
+    tables = (replace(table, condition=span) for span in (from_the_start(stop), condition))
+    return tuple(span_vectors(t, weight, length).to(backbone.device) for t in tables)
+
+
+def from_the_start(stop: np.ndarray) -> np.ndarray:
+    """Spans (N, 2) of each document's first stop (N,) tokens."""
+    return np.stack([np.zeros_like(stop), stop], axis=1).astype(np.int32)
 
 
 def span_vectors(table: TokenTable, weight: Tensor, length: int | None) -> Tensor:
-    """Normalised mean embedding (N, C) of each document's condition span; with `length`, over the padded row."""
+    """Normalised mean embedding (N, C) of the condition spans; with `length`, over the padded row."""
     mean = mean_embeddings(table, weight, span="condition", normalised=False)  # (N, C)
     if length is not None:
         count = torch.from_numpy(table.condition[:, 1] - table.condition[:, 0]).unsqueeze(1).to(mean)
@@ -201,29 +177,23 @@ def span_vectors(table: TokenTable, weight: Tensor, length: int | None) -> Tenso
 def labels_of(material: ReleasedCorpus, seed: int) -> dict[str, Tensor]:
     """Cluster labels (N,) of every split for one seed."""
     rows, protocol = material.settings.clusters.batch_rows, material.protocol
-    x = material.cluster_vectors  # ten steps stay on the device; scikit-learn's k-means moves what it needs
-    train = _clusters(protocol, x["train"], rows, seed)
+    fit = released_clusters if protocol.kmeans == "ten steps" else fit_clusters
     out = {}
-    for split, vectors in x.items():
-        itself = split != "train" and protocol.validation_clusters == "itself"
-        fit = _clusters(protocol, vectors, rows, seed) if itself else train
-        labels = fit.labels if itself or split == "train" else fit.assign(vectors)[0]
+    for split, x in material.cluster_vectors.items():
+        if itself := split == "train" or protocol.validation_clusters == "itself":
+            check_batch(len(x), rows)
+            fitted = fit(x, len(x) // rows, seed=seed)
+        labels = fitted.labels if itself else fitted.assign(x)[0]
         if protocol.kmeans == "plusplus":
-            labels = merge_small(vectors, labels, fit.centroids, material.settings.clusters.minimum)
+            labels = merge_small(x, labels, fitted.centroids, material.settings.clusters.minimum)
         out[split] = labels.cpu()
     return out
 
 
-def _clusters(protocol: Protocol, vectors: Tensor, rows: int, seed: int):
-    check_batch(len(vectors), rows)
-    fit = released_clusters if protocol.kmeans == "ten steps" else fit_clusters
-    return fit(vectors, len(vectors) // rows, seed=seed)
-
-
 def order_of(material: ReleasedCorpus, split, labels: Tensor, seed: int, epoch: int | None) -> Arrangement:
     """An epoch's batches of one cluster with something scored (None: evaluation, always the fixed list)."""
-    size, protocol = material.settings.clusters.batch_rows, material.protocol
-    if epoch is None or protocol.batches == "fixed":
+    size = material.settings.clusters.batch_rows
+    if epoch is None or material.protocol.batches == "fixed":
         batches = released_batches(labels, size, seed=seed)
     else:
         batches = cluster_batches(labels, size, torch.Generator().manual_seed(seed * 100_003 + epoch))
@@ -231,5 +201,5 @@ def order_of(material: ReleasedCorpus, split, labels: Tensor, seed: int, epoch: 
 
 
 def scored_batches(batches: list[Tensor], counts: Tensor) -> list[Tensor]:
-    """The batches with at least one scored token by counts (N,): the others have no mean: NaN in the scripts."""
+    """The batches with a scored token by counts (N,); the others have no mean, NaN in the scripts."""
     return [b for b in batches if int(counts[b].sum())]

@@ -1,15 +1,14 @@
 """Tables 1 and 2 under any protocol: the heads of one seed trained side by side, measured, and taken apart.
 
     ReleasedCorpus ─ per seed: cluster, batch ─▶ train_heads (train.py) ─▶ losses per row
-      ─▶ validation loss as the protocol averages it · full and padded rows apart · training loss, running and re-read
+      ─▶ validation loss as averaged · full and padded rows apart · training loss, running and re-read
 
-Every record holds the decomposition L = f · L_full + (1 − f) · L_pad, with each row weighted as the average weights it.
+Every record holds L = f · L_full + (1 − f) · L_pad, with each row weighted as the average weights it.
 """
 
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import pandas as pd
@@ -18,17 +17,16 @@ from torch import Tensor, nn
 
 from chameleon_lite.backbone import Backbone
 from chameleon_lite.batches import Arrangement
-from chameleon_lite.conditions import Source
 from chameleon_lite.errors import UserError, unknown
 from chameleon_lite.heads import Head, HyperHead, LoraHead, matched_rank
 from chameleon_lite.lora import lora_parameters
 from chameleon_lite.processes import Processes
-from chameleon_lite.train import Member, average, evaluate, train_heads
+from chameleon_lite.train import Member, Source, average, evaluate, train_heads
 from chameleon_lite.train_layers import WithLayers
 
-from ..cohort import Context
 from ..config import Experiment
-from ..provenance import circumstances, reset_peak
+from ..evaluate import Context, Outcome, record_of
+from ..provenance import reset_peak
 from ..records import Record
 from ..regimes import RANK
 from ..sources import BatchMean, Constant
@@ -37,29 +35,19 @@ from .protocol import Protocol
 
 REGIMES = ("R0", "R1", "R2", "R3", "R4")
 HYPER_INIT = {"wikitext": "wikitext", "alpaca": "alpaca", "described": "wikitext", "no_op": None}
-
-
-@dataclass
-class Trained:
-    """One seed: the heads (None for the frozen model), and the batches they are read in."""
-
-    seed: int
-    members: dict[str, Member]
-    orders: dict[str, Arrangement]  # the fixed batches of each split
-    seconds: dict[str, float]
+Orders = dict[str, Arrangement]  # split to its fixed batches
+# regime, head (None for the frozen model), orders, seconds
+Trained = tuple[str, Member | None, Orders, float]
 
 
 def make_head(regime: str, width: int, vocab: int, protocol: Protocol, seed: int) -> Head:
-    """A regime's head as the protocol initialises it; the seed is of this head alone."""
-    if regime not in REGIMES[1:]:
-        raise unknown("regime with a head under this protocol", regime, REGIMES)
-    released_lora = protocol.initialisation in ("wikitext", "alpaca")
+    """The head of R1 … R4 as the protocol initialises it; the seed is of this head alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if regime in ("R1", "R2"):
-            rank = RANK if regime == "R1" else matched_rank(width, vocab, RANK)
-            return LoraHead(width, vocab, rank, released_init=released_lora)
-        return HyperHead(width, vocab, RANK, released_init=HYPER_INIT[protocol.initialisation])
+        if regime in ("R3", "R4"):
+            return HyperHead(width, vocab, RANK, released_init=HYPER_INIT[protocol.initialisation])
+        rank = RANK if regime == "R1" else matched_rank(width, vocab, RANK)
+        return LoraHead(width, vocab, rank, released_init=protocol.initialisation in ("wikitext", "alpaca"))
 
 
 def check_released(settings: Experiment) -> None:
@@ -69,39 +57,39 @@ def check_released(settings: Experiment) -> None:
             raise unknown(f"regime under protocol {settings.protocol.preset}", name, REGIMES)
     missing = [r for r in settings.regimes if r != "R0" and r not in settings.learning_rates]
     if missing:
-        released = "(released: 5.0e-4 on WikiText-2, 2.0e-4 on Alpaca)"
         sweeps = f"protocol {settings.protocol.preset} sweeps nothing: give learning_rates for"
-        raise UserError(f"{sweeps} {', '.join(missing)} {released}")
+        released = "released: 5.0e-4 on WikiText-2, 2.0e-4 on Alpaca"
+        raise UserError(f"{sweeps} {', '.join(missing)} ({released})")
 
 
 def measure_released(
-    context: Context, regimes: list[str], seed: int, corpus: str, names: list[str]
+    context: Context, regimes: list[str], seed: int, corpus: str
 ) -> Iterator[tuple[Record, pd.DataFrame]]:
-    """Train and measure regimes of one seed; yields each run's record, under its name, and its losses per row."""
+    """Train and measure regimes of one seed; yields each run's record and its losses per held-out row."""
     material = context.material
     reset_peak(material.backbone.device)
-    name_of = dict(zip(regimes, names, strict=True))
-    for regime, member, trained in train_released(material, regimes, seed, context.processes):
-        yield _record(material, regime, member, trained, name_of[regime], corpus, context.command)
+    for regime, member, orders, training in train_released(material, regimes, seed, context.processes):
+        started = time.perf_counter()
+        metrics, rows = measure(material, regime, member, orders)
+        seconds = {"training": training, "evaluation": time.perf_counter() - started}
+        yield record_of(context, regime, corpus, seed, Outcome(member=member, seconds=seconds), metrics), rows
 
 
 def train_released(
     material: ReleasedCorpus, regimes: list[str], seed: int, processes: Processes | None = None
-) -> Iterator[tuple[str, Member | None, Trained]]:
-    """Train one seed's heads and yield each with its Trained, ready to be measured (the layers are in that state then).
+) -> Iterator[Trained]:
+    """Train one seed's heads and yield each, ready to be measured: the layers below it are in its state then.
 
     Heads share every batch, unless the layers below them train too: then one after the other.
     """
-    processes = processes or Processes()
     labels = labels_of(material, seed)
     orders = {split: order_of(material, split, labels[split], seed, None) for split in labels}
     trained = [r for r in regimes if r != "R0"]
-    cohorts = [[r] for r in trained] if material.protocol.layers else [trained]
     if "R0" in regimes:
         if material.protocol.layers:
             _fresh_layers(material.backbone, seed)
-        yield "R0", None, Trained(seed, {}, orders, {"training": 0.0})
-    for cohort in filter(None, cohorts):
+        yield "R0", None, orders, 0.0
+    for cohort in [[r] for r in trained] if material.protocol.layers else filter(None, [trained]):
         started = time.perf_counter()
         members = {r: _member(material, r, seed) for r in cohort}
         train_heads(
@@ -112,12 +100,12 @@ def train_released(
             orders["validation"],
             material.weight,
             material.settings.train,
-            processes,
+            processes or Processes(),
             over=material.protocol.average,
         )
-        seconds = {"training": (time.perf_counter() - started) / len(cohort)}
-        for r in cohort:
-            yield r, members[r], Trained(seed, members, orders, seconds)
+        seconds = (time.perf_counter() - started) / len(cohort)
+        for r, member in members.items():
+            yield r, member, orders, seconds
 
 
 def _member(material: ReleasedCorpus, regime: str, seed: int) -> Member:
@@ -132,12 +120,10 @@ def _member(material: ReleasedCorpus, regime: str, seed: int) -> Member:
 
 
 def source_of(material: ReleasedCorpus, regime: str, split: str) -> Source | None:
-    """A regime's condition source in a split: none, a constant, or the mean of the batch's rows."""
-    if regime in ("R0", "R1", "R2"):
-        return None
+    """A regime's condition source in a split: a constant, the mean of the batch's rows, or none."""
     if regime == "R3":
         return Constant(material.condition_vectors["train"].mean(0))
-    return BatchMean(material.condition_vectors[split])
+    return BatchMean(material.condition_vectors[split]) if regime == "R4" else None
 
 
 def row_losses(material: ReleasedCorpus, regime: str, member: Member | None, split: str, order) -> Tensor:
@@ -150,9 +136,7 @@ def row_losses(material: ReleasedCorpus, regime: str, member: Member | None, spl
 def row_weights(counts: Tensor, batches: list[Tensor], over: str) -> Tensor:
     """What each row's nll sum (N,) is multiplied by in the average: rows in no batch get 0."""
     weight = torch.zeros(len(counts), dtype=torch.float64)
-    if over == "token":
-        weight[torch.cat(batches)] = 1 / float(counts.sum())
-        return weight
+    batches = [torch.cat(batches)] if over == "token" else batches
     for batch in batches:
         weight[batch] = 1 / (len(batches) * float(counts[batch].sum()))
     return weight
@@ -161,7 +145,7 @@ def row_weights(counts: Tensor, batches: list[Tensor], over: str) -> Tensor:
 def decomposition(nll: Tensor, counts: Tensor, full: Tensor, weight: Tensor) -> dict[str, float]:
     """f, L_full and L_pad of L = f · L_full + (1 − f) · L_pad; nll, counts, full and weight are (N,).
 
-    The share f and both means weight each row as the average does; `full_row_nll` and `padded_row_nll` are the plain
+    f and both means weight each row as the average does; `full_row_nll` and `padded_row_nll` are the plain
     means over tokens, no numbers for a kind without rows.
     """
     out = {"rows": float(len(nll)), "full_rows": float(full.sum()), "full_share": float(full.double().mean())}
@@ -173,65 +157,34 @@ def decomposition(nll: Tensor, counts: Tensor, full: Tensor, weight: Tensor) -> 
     return out
 
 
-def measure(material: ReleasedCorpus, regime: str, member, trained: Trained) -> tuple[dict, dict]:
-    """Metrics of one trained regime, and its losses per row by split."""
-    over, metrics, rows = material.protocol.average, {}, {}
-    for split in material.tables:
-        batches, counts = trained.orders[split].steps(), material.scored[split].counts
-        nll = rows[split] = row_losses(material, regime, member, split, trained.orders[split])
+def measure(
+    material: ReleasedCorpus, regime: str, member: Member | None, orders: Orders
+) -> tuple[dict[str, float], pd.DataFrame]:
+    """Metrics of one trained regime; scored tokens, nll and weight in the average of each held-out row."""
+    over, metrics, frames = material.protocol.average, {}, []
+    for split, order in orders.items():
+        batches, counts, full = order.steps(), material.scored[split].counts, material.full(split)
+        nll = row_losses(material, regime, member, split, order)
         key = "train_eval" if split == "train" else split
         metrics[f"{key}_nll"] = float(average(nll, counts, over, batches))
         metrics[f"{key}_token_nll"] = float(average(nll, counts))
-        if split == "validation":
-            metrics |= decomposition(nll, counts, material.full(split), row_weights(counts, batches, over))
-    if member is not None:
-        after = member.curve[1:]  # the first point is before training
-        best = min(after, key=lambda point: point["validation_nll"])
+        if split != "train":
+            table, weight = material.tables[split], row_weights(counts, batches, over)
+            columns = {"split": split, "document": table.names, "group": table.groups}
+            numbers = {"tokens": counts, "nll": nll, "full": full, "weight": weight}
+            frames.append(pd.DataFrame(columns | {name: x.numpy() for name, x in numbers.items()}))
+            metrics |= decomposition(nll, counts, full, weight) if split == "validation" else {}
+    if member is not None:  # the curve's first point is before training
+        best = min(member.curve[1:], key=lambda point: point["validation_nll"])
         metrics |= {"train_nll": best["train_nll"], "best_epoch": float(best["epoch"])}
         metrics["validation_last_epoch_nll"] = member.curve[-1]["validation_nll"]
     split = "test" if material.protocol.reported == "test" else "validation"
     metrics["reported_nll"] = metrics[f"{split}_nll"]
     metrics["reported_ppl"] = math.exp(min(metrics["reported_nll"], 700.0))
-    return metrics, rows
-
-
-def _record(material, regime, member, trained, name, corpus, command) -> tuple[Record, pd.DataFrame]:
-    settings, device = material.settings, material.backbone.device
-    started = time.perf_counter()
-    metrics, rows = measure(material, regime, member, trained)
-    seconds = {**material.seconds, **trained.seconds, "evaluation": time.perf_counter() - started}
-    head = member.head if member else None
-    record = Record(
-        **circumstances(settings, device, command),
-        name=name,
-        regime=regime,
-        corpus=corpus,
-        seed=trained.seed,
-        learning_rate=member.learning_rate if member else None,
-        metrics=metrics,
-        curve=member.curve if member else [],
-        trainable_parameters=head.trainable_parameters() if head else 0,
-        stored_bytes=head.stored_bytes() if head else 0,
-        seconds=seconds,
-        status="failed" if member and member.failure and not member.state else "done",
-        failure=member.failure if member else None,
-        data=material.facts(),
-    )
-    held_out = [_rows(material, split, nll, trained) for split, nll in rows.items() if split != "train"]
-    return record, pd.concat(held_out)
-
-
-def _rows(material: ReleasedCorpus, split: str, nll: Tensor, trained: Trained) -> pd.DataFrame:
-    """One row per held-out document: scored tokens, summed nll, whether it is full, its weight in the average."""
-    table, counts = material.tables[split], material.scored[split].counts
-    weight = row_weights(counts, trained.orders[split].steps(), material.protocol.average)
-    columns = {"split": split, "document": table.names, "group": table.groups, "tokens": counts.numpy()}
-    columns |= {"nll": nll.numpy(), "full": material.full(split).numpy(), "weight": weight.numpy()}
-    return pd.DataFrame(columns)
+    return metrics, pd.concat(frames)
 
 
 def _fresh_layers(backbone: Backbone, seed: int) -> list[nn.Parameter]:
-    """The layers' LoRA factors at their start: A as PEFT draws it, B zero."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         parameters = lora_parameters(backbone)

@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..claims.paper import published
+from ..claims.paper import table_rows
 from ..claims.statistics import mean_and_span
 from ..records import Record, load_records
-from .protocol import PRESETS, Protocol
+from .protocol import PRESETS
 
 NOT_MEASURED = "not measured yet"
-PUBLISHED = ("R0", "R1", "R4")  # the rows that the paper has
 
 
 def is_released(record: Record) -> bool:
@@ -21,10 +20,7 @@ def is_released(record: Record) -> bool:
 
 
 def released_frame(records: list[Record]) -> pd.DataFrame:
-    """One row per protocol, backbone, corpus, length and regime: parameters, losses with 95 % t intervals over seeds.
-
-    The published columns are filled where the paper has the row, whatever the backbone of the derived ones.
-    """
+    """One row per protocol, backbone, corpus, length and regime, the paper's numbers beside ours."""
     groups: dict[tuple, list[Record]] = {}
     for record in filter(is_released, records):
         length = record.settings["tokens"]["max_length"]
@@ -38,7 +34,7 @@ def protocol_label(record: Record) -> str:
     """The preset's name, and the switches that differ from it."""
     chosen = record.settings["protocol"]
     switches, base = record.data["protocol"], PRESETS[chosen["preset"]].model_dump()
-    changed = [f"{name}={switches[name]}" for name in Protocol.model_fields if switches[name] != base[name]]
+    changed = [f"{name}={switches[name]}" for name in base if switches[name] != base[name]]
     return " + ".join([chosen["preset"], *changed])
 
 
@@ -49,136 +45,31 @@ def table_of(record: Record) -> int:
 
 def _row(key: tuple, records: list[Record]) -> dict:
     protocol, backbone, corpus, length, regime = key
-    done = [r for r in records if r.status == "done"]
-    table, first = table_of(records[0]), records[0]
-
-    def paper(field: str) -> float | None:
-        return published(table, regime, field) if regime in PUBLISHED else None
-
-    parameters = first.trainable_parameters or first.data["backbone_parameters"]
-    perplexity = f"{math.exp(min(_values(done, 'reported_nll').mean(), 700)):,.4f}" if done else "–"
+    done, first = [r for r in records if r.status == "done"], records[0]
+    paper = {row["regime"]: row for row in table_rows(table_of(first))}.get(regime, {})
     return {
-        "table": table,
+        "table": table_of(first),
         "protocol": protocol,
         "backbone": backbone,
         "corpus": corpus,
         "length": length,
         "regime": regime,
         "n seeds": len(done),
-        "published parameters": paper("parameters"),
-        "parameters": parameters,
-        "published train loss": paper("train_loss"),
+        "published parameters": paper.get("parameters"),
+        "parameters": first.trainable_parameters or first.data["backbone_parameters"],
+        "published train loss": paper.get("train_loss"),
         "train loss": _text(done, "train_nll" if regime != "R0" else "train_eval_nll"),
-        "published loss": paper("validation_loss"),
+        "published loss": paper.get("validation_loss"),
         "loss": _text(done, "reported_nll"),
-        "perplexity": perplexity,
+        "perplexity": f"{math.exp(min(_values(done, 'reported_nll').mean(), 700)):,.4f}" if done else "–",
         "full rows": int(_values(done, "full_rows").mean()) if done else 0,
         "loss of full rows": _text(done, "full_nll", 2),
         "loss of padded rows": _text(done, "padded_nll"),
+        "training rows": first.data["documents"]["train"],
+        "validation rows": first.data["documents"]["validation"],
         "profile": first.profile,
         "command": first.provenance["command"],
     }
-
-
-def _records(results: Path, name: str) -> list[Record]:
-    """The records of a named experiment, [] where it was not run."""
-    path = Path(results) / f"{name}.jsonl"
-    return load_records(path) if path.is_file() else []
-
-
-def _shown(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with dashes for what is absent; a whole number stays one where another row has nothing."""
-    frame = frame.astype(object)
-    return frame.where(frame.notna(), "–")
-
-
-def stored_table(results: Path, names: list[str]) -> pd.DataFrame:
-    """The released tables of the named experiments in a results folder, with a row for what is missing.
-
-    An experiment that was not run keeps its place as one row of "not measured yet".
-    """
-    frames = []
-    for name in names:
-        records = _records(results, name)
-        frame = released_frame(records) if records else pd.DataFrame([{"loss": NOT_MEASURED}])
-        frame.insert(0, "experiment", name)
-        frames.append(frame.astype(object).dropna(axis=1, how="all"))
-    return _shown(pd.concat(frames, ignore_index=True))
-
-
-def circumstances(results: Path, names: list[str]) -> pd.DataFrame:
-    """One row per named experiment: protocol, backbone, corpus, length, rows of each split, seeds and command.
-
-    For an experiment that was not run the column `protocol` holds NOT_MEASURED, the others dashes.
-    """
-    rows = []
-    for name in names:
-        records = [r for r in _records(results, name) if is_released(r)]
-        row = {"experiment": name, "protocol": NOT_MEASURED}
-        if records:
-            r, count = records[0], records[0].data["documents"]
-            row |= {"protocol": protocol_label(r), "backbone": r.backbone, "corpus": r.corpus}
-            row |= {"length": r.settings["tokens"]["max_length"], "training rows": count["train"]}
-            row |= {"validation rows": count["validation"], "seeds": len({x.seed for x in records})}
-            row |= {"command": r.provenance["command"]}
-        rows.append(row)
-    return _shown(pd.DataFrame(rows, dtype=object))
-
-
-def controls_frame(results: Path, names: list[str]) -> pd.DataFrame:
-    """In the released loss, the hyper-network (R4) minus its controls, seed by seed: mean and 95 % t interval.
-
-    R1 and R2 are static, R3 reads a constant: what R4 does not have over them is not its batch's context. Columns:
-    experiment, difference, nats, low, high, n seeds, and what the interval shows of R4's loss.
-    """
-    rows = []
-    for name in names:
-        loss = {key: metrics["reported_nll"] for key, metrics in _metrics(results, name).items()}
-        for other in ("R1", "R2", "R3"):
-            seeds = sorted(s for regime, s in loss if regime == other and ("R4", s) in loss)
-            if len(seeds) > 1:
-                mean, span = mean_and_span(np.array([loss["R4", s] - loss[other, s] for s in seeds]))
-                low, high = mean - span, mean + span
-                order = "lower" if high < 0 else "higher" if low > 0 else "not told apart"
-                rows.append((name, f"R4 − {other}", mean, low, high, len(seeds), order))
-    columns = ["experiment", "difference", "nats", "low", "high", "n seeds", "R4's loss"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _metrics(results: Path, name: str) -> dict[tuple[str, int], dict[str, float]]:
-    """(regime, seed) to the metrics of a named experiment's complete runs."""
-    return {(r.regime, r.seed): r.metrics for r in _records(results, name) if r.status == "done"}
-
-
-def lengths_frame(results: Path, names: list[str]) -> pd.DataFrame:
-    """The same table at several padded lengths: one row per regime, and by length full rows, loss and its full part."""
-    table = stored_table(results, names)
-    if "length" not in table:
-        return table
-    table = table[table["loss"] != NOT_MEASURED].astype({"length": int})
-    columns = ["published loss", "full rows", "loss", "loss of full rows"]
-    wide = table.pivot(index="regime", columns="length", values=columns[1:])
-    wide.columns = [f"{what}, {length} tokens" for what, length in wide.columns]
-    wide.insert(0, columns[0], table.groupby("regime")[columns[0]].first())
-    return wide
-
-
-def dropout_frame(results: Path, cached: str, live: str) -> pd.DataFrame:
-    """The un-cached control beside the cached runs: one row per quantity, regime and seed that both have.
-
-    `change` is the control minus the cached run of the same seed; lowest and highest are over all cached seeds.
-    """
-    base, controls = (_metrics(results, name) for name in (cached, live))
-    rows = []
-    for what, key in (("validation loss", "reported_nll"), ("running training loss", "train_nll")):
-        for (regime, seed), control in controls.items():
-            if run := base.get((regime, seed)):
-                values = [m[key] for (r, _), m in base.items() if r == regime]
-                change, epochs = control[key] - run[key], [int(m["best_epoch"]) for m in (run, control)]
-                losses = (run[key], control[key], change, min(values), max(values))
-                rows.append((what, regime, seed, *losses, *epochs))
-    columns = ["what", "regime", "seed", "cached", "live", "change", "lowest cached", "highest cached"]
-    return pd.DataFrame(rows, columns=[*columns, "epoch, cached", "epoch, live"])
 
 
 def _values(records: list[Record], metric: str) -> np.ndarray:
@@ -191,4 +82,87 @@ def _text(records: list[Record], metric: str, digits: int = 4) -> str:
     if not len(values):
         return "–"
     texts = [f"{number:.{digits}f}" for number in mean_and_span(values)]
-    return " ± ".join(texts if len(values) > 1 else texts[:1])
+    return " ± ".join(texts[: len(values)])
+
+
+def _records(results: Path, name: str) -> list[Record]:
+    path = Path(results) / f"{name}.jsonl"
+    return load_records(path) if path.is_file() else []
+
+
+def _shown(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with dashes for what is absent; a whole number stays one where another row has nothing."""
+    frame = frame.astype(object)
+    return frame.where(frame.notna(), "–")
+
+
+def stored_table(results: Path, names: list[str]) -> pd.DataFrame:
+    """The released tables of named experiments; one that was not run is a row of NOT_MEASURED."""
+    frames = []
+    for name in names:
+        frame = released_frame(_records(results, name))
+        frame = frame if len(frame) else pd.DataFrame([{"loss": NOT_MEASURED}])
+        frame.insert(0, "experiment", name)
+        frames.append(frame.astype(object).dropna(axis=1, how="all"))
+    return _shown(pd.concat(frames, ignore_index=True))
+
+
+def circumstances(results: Path, names: list[str]) -> pd.DataFrame:
+    """One row per named experiment: its protocol or NOT_MEASURED, what was read, seeds and command."""
+    table = stored_table(results, names)
+    columns = "experiment protocol backbone corpus length".split()
+    columns += ["training rows", "validation rows", "n seeds", "command"]
+    frame = table.reindex(columns=columns).rename(columns={"n seeds": "seeds"})
+    frame.loc[table["loss"] == NOT_MEASURED, "protocol"] = NOT_MEASURED
+    return _shown(frame.drop_duplicates("experiment"))
+
+
+def controls_frame(results: Path, names: list[str]) -> pd.DataFrame:
+    """The hyper-network's (R4) released loss minus its controls', seed by seed: mean and 95 % t interval.
+
+    R1 and R2 are static, R3 reads a constant: what R4 does not have over them is not its batch's context.
+    """
+    rows = []
+    for name in names:
+        loss = _metrics(results, name, "reported_nll")
+        for other in ("R1", "R2", "R3"):
+            gaps = [loss["R4", s] - loss[other, s] for r, s in loss if r == other and ("R4", s) in loss]
+            if len(gaps) > 1:
+                mean, span = mean_and_span(gaps)
+                low, high = mean - span, mean + span
+                order = "lower" if high < 0 else "higher" if low > 0 else "not told apart"
+                rows.append((name, f"R4 − {other}", mean, low, high, len(gaps), order))
+    columns = ["experiment", "difference", "nats", "low", "high", "n seeds", "R4's loss"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _metrics(results: Path, name: str, metric: str) -> dict[tuple[str, int], float]:
+    done = [r for r in _records(results, name) if r.status == "done" and metric in r.metrics]
+    return {(r.regime, r.seed): r.metrics[metric] for r in done}
+
+
+def lengths_frame(results: Path, names: list[str]) -> pd.DataFrame:
+    """The table by padded length: one row per regime, with full rows, loss and its part on these."""
+    table = stored_table(results, names)
+    if "length" not in table:
+        return table
+    table = table[table["loss"] != NOT_MEASURED].astype({"length": int})
+    wide = table.pivot(index="regime", columns="length", values=["full rows", "loss", "loss of full rows"])
+    wide.columns = [f"{what}, {length} tokens" for what, length in wide.columns]
+    wide.insert(0, "published loss", table.groupby("regime")["published loss"].first())
+    return wide
+
+
+def dropout_frame(results: Path, cached: str, live: str) -> pd.DataFrame:
+    """The un-cached control beside the cached run of its seed; lowest and highest are over all seeds."""
+    rows = []
+    epochs = [_metrics(results, name, "best_epoch") for name in (cached, live)]
+    for what, metric in (("validation loss", "reported_nll"), ("running training loss", "train_nll")):
+        base, controls = (_metrics(results, name, metric) for name in (cached, live))
+        for (regime, seed), control in controls.items():
+            if (run := base.get((regime, seed))) is not None:
+                values = [loss for (r, _), loss in base.items() if r == regime]
+                losses = (run, control, control - run, min(values), max(values))
+                rows.append((what, regime, seed, *losses, *(int(of[regime, seed]) for of in epochs)))
+    columns = ["what", "regime", "seed", "cached", "live", "change", "lowest cached", "highest cached"]
+    return pd.DataFrame(rows, columns=[*columns, "epoch, cached", "epoch, live"])

@@ -1,10 +1,10 @@
-"""The path from the released to the honest procedure: its stops in order, and the effect of each mended switch.
+"""The path from the released to the honest procedure: its stops, and the effect of each mended switch.
 
-    waterfall-*.jsonl ─ walk_frame ─▶ one row per stop, regime and seed ─ steps_frame ─▶ one row per stop, with changes
+    waterfall-*.jsonl ─ walk_frame ─▶ a row per stop, regime and seed ─ steps_frame ─▶ a row per stop
 
-A stop is identified by its resolved protocol, so a switch that an experiment sets from the start and mends later (the
-initialisation on Alpaca) is a step like any other. Some switches change the yardstick: which positions are scored, or
-how they are averaged. Losses on the two sides of such a step are means over different things.
+A stop is identified by its resolved protocol, so a switch that is set from the start and mended later is
+a step like any other. Some switches change the yardstick: which positions are scored, or how they are
+averaged. Losses on the two sides of such a step are means over different things.
 """
 
 import pandas as pd
@@ -18,15 +18,23 @@ YARDSTICK = ("objective", "ignored", "average", "reads", "split", "reported")
 
 
 def walk_frame(records: list[Record]) -> pd.DataFrame:
-    """One row per stop, regime and seed, in order: step number, the switch just mended, loss and what was scored.
+    """One row per stop, regime and seed, in order: the switch just mended, loss and what was scored.
 
-    `scored` counts the positions, and `rows` the rows, of the split whose loss is reported; `full rows` those of the
-    validation split that have no padding.
+    `scored` counts positions and `rows` rows of the split whose loss is reported, `full rows` those of the
+    validation split without padding.
     """
-    rows = []
-    for step, (mended, of_stop) in enumerate(_stops([r for r in records if "protocol" in r.data])):
+    honest, stops = PRESETS["honest"].model_dump(), {}
+    for record in records:
+        if switches := record.data.get("protocol"):
+            # every step gives one more switch its honest value, so their number is a stop's place in the walk
+            place = sum(switches[name] == honest[name] for name in switches)
+            stops.setdefault(place, []).append(record)
+    rows, before = [], {}
+    for step, (_, of_stop) in enumerate(sorted(stops.items())):
+        now = of_stop[0].data["protocol"]
+        mended = next((name for name in before if now[name] != before[name]), "")
+        before, split = now, "test" if now.get("reported") == "test" else "validation"
         for record in of_stop:
-            split = "test" if record.data["protocol"].get("reported") == "test" else "validation"
             row = {"step": step, "mended": mended, "same yardstick": bool(mended) and mended not in YARDSTICK}
             row |= {"corpus": record.corpus, "backbone": record.backbone}
             row |= {"regime": record.regime, "seed": record.seed, "loss": record.metrics["reported_nll"]}
@@ -37,49 +45,26 @@ def walk_frame(records: list[Record]) -> pd.DataFrame:
     return frame.sort_values(["step", "regime", "seed"], ignore_index=True) if rows else frame
 
 
-def _stops(records: list[Record]) -> list[tuple[str, list[Record]]]:
-    """Records by stop, each with the switch that differs from the stop before ("" for the first).
-
-    Every step gives one more switch its honest value, so the number of those is a stop's place in the walk.
-    """
-    honest, groups = PRESETS["honest"].model_dump(), {}
-    for record in records:
-        switches = record.data["protocol"]
-        groups.setdefault(sum(switches[name] == honest[name] for name in switches), []).append(record)
-    out, before = [], None
-    for _, of_stop in sorted(groups.items()):
-        now = of_stop[0].data["protocol"]
-        out.append((next((n for n in now if before is not None and now[n] != before[n]), ""), of_stop))
-        before = now
-    return out
-
-
 def steps_frame(walk: pd.DataFrame, regimes: dict[str, str]) -> pd.DataFrame:
-    """One row per stop: what was scored, each regime's mean loss and its change, and the last regime minus the first.
-
-    Changes and the difference are taken seed by seed; with several seeds the lowest and highest are in brackets.
-    """
+    """One row per stop: each regime's mean loss and its change, the last regime minus the first."""
     index = ["step", "mended", "same yardstick", "rows", "scored"]
     table = walk.pivot(index=index, columns=["regime", "seed"], values="loss")
     frame = table.index.to_frame(index=False)
-    same = zip(frame["mended"], frame["same yardstick"])
-    frame["same yardstick"] = ["–" if not mended else "yes" if s else "no" for mended, s in same]
+    same = frame["same yardstick"].map({True: "yes", False: "no"})
+    frame["same yardstick"] = same.where(frame["mended"] != "", "–")
     for regime, name in regimes.items():
         frame[name] = table[regime].mean(axis=1).round(4).to_numpy()
-        frame[f"change of {name}"] = _texts(table[regime].diff())
+        frame[f"change of {name}"] = table[regime].diff().apply(_text, axis=1).to_numpy()
     first, *_, last = regimes
-    frame[f"{regimes[last]} − {regimes[first]}"] = _texts(table[last] - table[first])
+    gap = (table[last] - table[first]).apply(_text, axis=1)
+    frame[f"{regimes[last]} − {regimes[first]}"] = gap.to_numpy()
     frame["mended"] = frame["mended"].replace("", "(as released)")
     return frame.set_index("step")
 
 
-def _texts(values: pd.DataFrame) -> list[str]:
-    """Each row's mean over seeds with a sign, and [lowest, highest] where there are several; a dash for nothing."""
-
-    def text(row: pd.Series) -> str:
-        row = row.dropna()
-        if len(row) > 1:
-            return interval_text(row.mean(), row.min(), row.max(), "+.4f")
-        return f"{row.mean():+.4f}" if len(row) else "–"
-
-    return [text(row) for _, row in values.iterrows()]
+def _text(values: pd.Series) -> str:
+    """The mean over seeds with a sign, and [lowest, highest] where there are several; a dash for nothing."""
+    values = values.dropna()
+    if len(values) > 1:
+        return interval_text(values.mean(), values.min(), values.max(), "+.4f")
+    return f"{values.mean():+.4f}" if len(values) else "–"

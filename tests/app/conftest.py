@@ -1,5 +1,9 @@
 """A saved adapter and texts for every test of own texts."""
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -42,3 +46,58 @@ def two_kinds():
         return [" ".join(generator.choice(WORDS[("prose", "code")[i % 2]], size=12)) for i in range(n)]
 
     return make
+
+
+@pytest.fixture
+def model_folder(small_folder, tmp_path):
+    """A folder of a small model, to be changed by the test."""
+    return Path(shutil.copytree(small_folder("gpt2-tied"), tmp_path / "model"))
+
+
+@pytest.fixture
+def texts(two_kinds, tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in two_kinds(60)))
+    return path
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """command("fit", …) → (exit code, stdout, stderr), in an empty folder with an own cache."""
+    from chameleon_lite.app import cli
+
+    monkeypatch.setenv("CHAMELEON_LITE_HOME", str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def call(*words):
+        try:
+            cli.main([str(word) for word in words])
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def refused(command):
+    """refused("fit", …, says="…", code=2): the command fails with one line that says it, and no traceback."""
+
+    def call(*words, says: str, code: int = 2):
+        found, out, err = command(*words)
+        lines = [line for line in err.splitlines() if line.startswith("chameleon-lite: ")]
+        assert found == code and len(lines) == 1 and says in lines[0], (found, out, err)
+        assert "Traceback" not in err and "not foreseen" not in err
+        return lines[0]
+
+    return call
+
+
+@pytest.fixture
+def source(command, two_kinds):
+    """in.jsonl in the current folder, 60 texts."""
+    path = Path("in.jsonl")
+    path.write_text("\n".join(json.dumps({"text": text}) for text in two_kinds(60)) + "\n")
+    return path

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from chameleon_lite.app import cli
+from chameleon_lite.app.boundary import KEPT
 
 TWO = pytest.param(["--workers", "2"], id="two workers", marks=pytest.mark.slow)
 
@@ -31,7 +32,7 @@ def test_control_c_is_one_line_exit_code_130_and_a_run_that_can_be_resumed(
         os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to every process of the command
         errors = run.communicate()[1]
     assert run.returncode == 130
-    assert errors == "chameleon-lite: interrupted; complete runs are kept and --resume continues\n"
+    assert errors == f"chameleon-lite: interrupted; {KEPT['adapt']}\n"
     assert part.stat().st_size and not (tmp_path / "out.jsonl").exists()
 
 

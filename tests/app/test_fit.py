@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from chameleon_lite.app.fit import compared, corpus_of, fit
+from chameleon_lite.app.fit import Fitted, compared, corpus_of, fit
 from chameleon_lite.app.stream import adapt
 from chameleon_lite.errors import UserError
 from chameleon_lite.settings import ClusterSettings, FitSettings, TokenSettings, TrainSettings
@@ -50,7 +50,7 @@ def test_the_same_seed_gives_the_same_adapter(two_kinds):
 
 
 def test_says_so_when_it_does_not_help(two_kinds):
-    fitted = fit(two_kinds(90), backbone="tiny", settings=small(learning_rate=1e-12))
+    fitted = fit(two_kinds(120), backbone="tiny", settings=small(learning_rate=1e-12))
     assert not fitted.helped and abs(fitted.after - fitted.before) < 1e-3
     assert str(fitted).startswith("did not help") and "use the backbone as it is" in str(fitted)
 
@@ -80,7 +80,7 @@ def test_what_cannot_be_fitted_is_refused(texts, says):
 
 
 def test_texts_too_short_to_score_are_refused():
-    with pytest.raises(UserError, match="lower prefix_tokens"):
+    with pytest.raises(UserError, match="lower these numbers"):
         fit([f"short {i}" for i in range(40)], backbone="tiny", settings=small())
 
 
@@ -128,7 +128,7 @@ def test_command_line(tmp_path, two_kinds):
 @pytest.mark.parametrize(
     "wrong, says",
     [
-        (["adapt", "no.jsonl", "--model", "nowhere", "--out", "o.jsonl"], "no file at no.jsonl"),
+        (["adapt", "no.jsonl", "--model", "nowhere", "--out", "o.jsonl"], "no file or folder at no.jsonl"),
         (
             ["adapt", "no.jsonl", "--model", "m", "--out", "o", "--score", "--continue", "3"],
             "exclude each other",
@@ -182,3 +182,35 @@ def test_two_processes_fit_what_one_does(tmp_path, two_kinds):
         notes[0]["after"] == pytest.approx(notes[1]["after"], abs=1e-3)
         and notes[0]["after"] < notes[0]["before"]
     )
+
+
+def fitted(held_out: int, low: float, high: float, dropped: int = 0) -> Fitted:
+    numbers = {"before": 2.0, "after": 2.0 + (low + high) / 2, "low": low, "high": high}
+    return Fitted(None, **numbers, held_out=held_out, trained_on=9, seconds=1.0, curve=[], dropped=dropped)
+
+
+@pytest.mark.parametrize(
+    "held_out, low, high, verdict",
+    [
+        (1, -0.5, -0.5, "too few to tell"),
+        (9, -0.5, -0.4, "too few to tell"),
+        (9, 0.4, 0.5, "too few to tell"),
+        (10, -0.5, -0.4, "helped"),
+        (500, -0.5, 0.1, "did not help"),
+        (500, -4e-5, -1e-5, "did not help"),
+        (500, -0.0, -0.0, "did not help"),
+        (500, 1e-5, 4e-5, "did not help"),
+        (500, 0.1, 0.2, "made things worse"),
+    ],
+)
+def test_a_verdict_needs_texts_and_a_change_that_shows(held_out, low, high, verdict):
+    found = fitted(held_out, low, high)
+    assert str(found).startswith(f"{verdict}: ") and found.helped == (verdict == "helped")
+    assert "dropped" not in str(found) and "7 texts were dropped" in str(
+        fitted(held_out, low, high, dropped=7)
+    )
+
+
+def test_dropped_texts_are_counted(two_kinds):
+    found = fit([*two_kinds(120), "", "  ", "short", "also short"], backbone="tiny", settings=small())
+    assert found.dropped == 4 and "4 texts were dropped" in str(found)

@@ -17,13 +17,13 @@ from chameleon_lite.chameleon import ChameleonLiteForCausalLM
 from chameleon_lite.errors import RunFailed, UserError
 from chameleon_lite.fast import layers as fast_layers
 from chameleon_lite.heads import LoraHead
-from chameleon_lite.lora import add_lora, lora_names, lora_parameters
+from chameleon_lite.lora import adapted_layers, add_lora, lora_parameters
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.processes import Processes
 from chameleon_lite.settings import ClusterSettings, FitSettings, TokenSettings, TrainSettings
 from chameleon_lite.states import hidden_states
 from chameleon_lite.text import tokenise
-from chameleon_lite.train import Member, evaluate, step
+from chameleon_lite.train import Common, Member, evaluate, step
 from chameleon_lite.train_layers import LiveStates, WithLayers
 
 
@@ -117,7 +117,7 @@ def test_rank_zero_is_the_head_alone_as_ever(two_kinds):
         for s in (small(lora_rank=0), FitSettings(**small().model_dump(exclude={"lora_rank"})))
     )
     assert one.after == two.after and torch.equal(one.model.head.last.weight, two.model.head.last.weight)
-    assert not lora_names(one.model.backbone) and not [
+    assert not adapted_layers(one.model.backbone) and not [
         n for n in one.model.adapter_state() if n.startswith("lora.")
     ]
 
@@ -125,7 +125,7 @@ def test_rank_zero_is_the_head_alone_as_ever(two_kinds):
 def test_the_callers_backbone_stays_as_it_is_and_the_seed_decides(two_kinds):
     backbone = load_backbone("tiny")
     one, two = (fit(two_kinds(60), backbone=backbone, settings=small(dropout=0.5)) for _ in range(2))
-    assert lora_names(backbone) == [] and one.after == two.after != one.before
+    assert adapted_layers(backbone) == {} and one.after == two.after != one.before
     assert all(
         torch.equal(a, b)
         for a, b in zip(one.model.adapter_state().values(), two.model.adapter_state().values())
@@ -164,7 +164,8 @@ def test_pieces_change_neither_gradients_nor_readings(monkeypatch, two_kinds, na
         with engine.use(name):
             live, member = LiveStates(backbone, table), Member("both", both, None, None, 0.0)
             settings, rows = TrainSettings(scale=0.7), torch.arange(20)
-            step([member], order, rows, 1, live, weight, settings, {"both": optimiser}, Processes())
+            common = Common(live, weight, settings, Processes(), {"both": optimiser})
+            step([member], [(None, None)], rows, 1, common)
             nll = evaluate([(both, None)], live, order, weight, rows=20, scale=0.7)
             budgets.append(len(live.pieces(rows)))
         found.append((gradients[0], nll))

@@ -92,7 +92,7 @@ def test_errors_say_what_to_mend(written, name, content, message):
 
 
 def test_empty_folder_and_wrong_encoding(tmp_path):
-    with pytest.raises(UserError, match="no text in"):
+    with pytest.raises(UserError, match="has no text: 0 rows"):
         load_corpus(str(tmp_path))
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
     with pytest.raises(UserError, match="latin.txt is not UTF-8"):

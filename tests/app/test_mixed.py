@@ -59,14 +59,12 @@ def test_greedy_tokens_equal_clusters_apart_and_any_batch_size(adapter, some_tex
     prompts = prompts_of(adapter, some_texts(10))
     group = torch.tensor([2, 0, 1, 1, 2, 0, 0, 0, 2, 1])
     update = adapter.update_for(adapter.centroids)
-    options = {"max_new_tokens": 6, "do_sample": False}
-    together = continue_mixed(adapter, prompts, group, update, **options)
+    together = continue_mixed(adapter, prompts, group, update, 6)
     separate = apart(
-        lambda rows: continue_mixed(adapter, [prompts[i] for i in rows], group[rows], update, **options),
-        group,
+        lambda rows: continue_mixed(adapter, [prompts[i] for i in rows], group[rows], update, 6), group
     )
-    assert together == separate == continue_mixed(adapter, prompts, group, update, batch=3, **options)
-    other = continue_mixed(adapter, prompts, (group + 1) % 3, update, **options)
+    assert together == separate == continue_mixed(adapter, prompts, group, update, 6, batch=3)
+    other = continue_mixed(adapter, prompts, (group + 1) % 3, update, 6)
     assert other != together
 
 

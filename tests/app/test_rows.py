@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from chameleon_lite.app.own_texts import jsonl_rows, parse, parse_line, windows
+from chameleon_lite.app.rows import jsonl_rows, parse, parse_line
+from chameleon_lite.app.stream import windows
 from chameleon_lite.errors import UserError
 
 
@@ -55,21 +56,16 @@ def test_ids_are_kept_also_numbers_and_also_twice(tmp_path):
         + '\n\n\n"d"',
         encoding="utf-8-sig",
     )
-    rows = [row for row, _ in jsonl_rows(path)]
+    rows = list(jsonl_rows(path))
     assert [(r.number, r.id, r.text) for r in rows] == [
         (1, "0", "a"),
         (2, "x", "b"),
         (3, "x", "c"),
         (6, "6", "d"),
     ]
-    assert [row for row, _ in jsonl_rows(path, skip=2)] == rows[2:]
-    assert list(jsonl_rows(path))[-1][1] == path.stat().st_size
-
-
-def test_missing_file():
-    with pytest.raises(UserError, match="no file at"):
-        next(jsonl_rows("nowhere.jsonl"))
 
 
 def test_windows():
     assert list(windows(range(5), 2)) == [[0, 1], [2, 3], [4]] and list(windows([], 2)) == []
+    with pytest.raises(UserError, match="at least 1"):
+        next(windows([], 0))

@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 import torch
 
-from chameleon_lite.app import score, stream
+from chameleon_lite.app import score
 from chameleon_lite.app.stream import adapt, adapt_file
 from chameleon_lite.errors import UserError
 
@@ -146,7 +146,7 @@ def test_rows_that_fail_are_reported_and_kept(adapter, tmp_path):
         and not (errors[0] or errors[5] or errors[6])
     )
     assert results[0]["loss"] == results[5]["loss"]
-    assert summary.first_error == "line 2: no text to score" and "5 failed" in str(summary)
+    assert summary.first_error == "row 2: no text to score" and "5 failed" in str(summary)
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["   "], ["x"]])
@@ -200,26 +200,45 @@ def test_resumed_file_equals_the_unbroken_one(adapter, some_texts, tmp_path, mon
     adapt_file(adapter, source, tmp_path / "out.jsonl", window=8, resume=True)
     assert calls[14:] == [8, 8, 8, 2]  # 24 of 50 rows were answered
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    assert {p.name for p in tmp_path.iterdir()} == {"in.jsonl", "whole.jsonl", "out.jsonl"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "in.jsonl",
+        "whole.jsonl",
+        ".whole.jsonl.made",
+        "out.jsonl",
+        ".out.jsonl.made",
+    }
     adapt_file(adapter, source, tmp_path / "out.jsonl", window=8, resume=True)  # complete: left as it is
     assert calls[14:] == [8, 8, 8, 2]
 
 
+@pytest.mark.parametrize("left", ["part", "whole"])
 @pytest.mark.parametrize("change", ["settings", "input", "adapter"])
-def test_another_run_is_not_resumed(adapter, some_texts, tmp_path, monkeypatch, change):
+def test_another_run_is_not_resumed(adapter, some_texts, tmp_path, monkeypatch, change, left):
     source = write(tmp_path / "in.jsonl", some_texts(6))
     how = {"window": 2, "condition": "row"}
-    monkeypatch.setattr(stream, "_run", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
+    if left == "part":
+        original = score.Adapter.__call__
+        full = [2]  # windows until the interruption
+        monkeypatch.setattr(
+            score.Adapter,
+            "__call__",
+            lambda self, rows: full.pop() and original(self, rows) if full else 1 / 0,
+        )
+        with pytest.raises(ZeroDivisionError):
+            adapt_file(adapter, source, tmp_path / "out.jsonl", **how)
+        monkeypatch.setattr(score.Adapter, "__call__", original)
+    else:
         adapt_file(adapter, source, tmp_path / "out.jsonl", **how)
+    before = {p.name: p.read_bytes() for p in tmp_path.glob("*out*")}
     if change == "settings":
         how["condition"] = "centroid"
     if change == "input":
         write(source, some_texts(7))
     if change == "adapter":
         monkeypatch.setattr(adapter, "adapter_state", lambda: {"head": torch.ones(1)})
-    with pytest.raises(UserError, match="other settings, another adapter or another input"):
+    with pytest.raises(UserError, match="these settings, this adapter and this input"):
         adapt_file(adapter, source, tmp_path / "out.jsonl", resume=True, **how)
+    assert {p.name: p.read_bytes() for p in tmp_path.glob("*out*")} == before
 
 
 def test_memory_does_not_grow_with_the_rows(adapter, some_texts, tmp_path):

@@ -118,4 +118,4 @@ def test_windows_over_two_processes_are_the_file_of_one(adapter_folder, some_tex
         assert done.returncode == 0, done.stderr
         assert "51 rows, 1 failed" in done.stdout
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
-    assert {p.name for p in tmp_path.iterdir()} == {"in.jsonl", "one.jsonl", "two.jsonl"}
+    assert {p.name for p in tmp_path.glob("[!.]*")} == {"in.jsonl", "one.jsonl", "two.jsonl"}

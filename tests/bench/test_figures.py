@@ -4,7 +4,7 @@ import matplotlib
 import pytest
 
 from chameleon_bench import figures, tables
-from chameleon_bench.report import EXTRAS, ROWS
+from chameleon_bench.rows import EXTRAS, ROWS
 from chameleon_study import page
 
 matplotlib.use("Agg")
@@ -84,7 +84,7 @@ def test_growth_and_scaling_draw_what_there_is(axes):
 
 
 def test_a_results_folder_becomes_tables(tmp_path):
-    kept = {"machine": {"name": "m"}, "rows": {"B5": ROW, "growth": {"status": "shown", "curves": [CURVE]}}}
+    kept = {"machine": {"device": "m"}, "rows": {"B5": ROW, "growth": {"status": "shown", "curves": [CURVE]}}}
     (tmp_path / "m.json").write_text(json.dumps(kept))
     (tmp_path / "m-quick.json").write_text(json.dumps(kept))
     found = tables.load(tmp_path)
@@ -153,11 +153,3 @@ def test_stored_files_become_tables():
         if tables.usable(kept["rows"].get("tried")):
             assert tables.tried_frame(kept)["gain"].str.fullmatch(r"[\d.]+ ×").all()
     assert not (tables.missed_frame(found)["reason"] == "").any()
-
-
-def test_what_was_tried_is_timed_on_both_sides(small_bench):
-    entry = EXTRAS["tried"](small_bench)
-    assert len(entry["tried"]) >= 6 and all(
-        t["with"] > 0 and t["without"] > 0 and t["why"] for t in entry["tried"]
-    )
-    assert len(tables.tried_frame({"rows": {"tried": entry}})) == len(entry["tried"])

@@ -44,8 +44,8 @@ def test_labels_of_padded_rows_are_the_tables_targets():
 
 def test_kmeans_by_loop_keeps_the_centroid_of_an_empty_cluster():
     x = torch.tensor([[0.0], [1.0], [10.0]])
-    centroids, labels = baselines.kmeans_by_loop(x, torch.tensor([[0.0], [9.0], [100.0]]), 3)
-    assert centroids.tolist() == [[0.5], [10.0], [100.0]] and labels.tolist() == [0, 0, 1]
+    centroids = baselines.kmeans_by_loop(x, torch.tensor([[0.0], [9.0], [100.0]]), 3)
+    assert centroids.tolist() == [[0.5], [10.0], [100.0]]
 
 
 def test_the_concatenation_has_the_same_logits():

@@ -5,8 +5,10 @@ import json
 import pytest
 
 from chameleon_bench import rows_head
-from chameleon_bench.report import EXTRAS, ROWS, line, run_rows
+from chameleon_bench.report import run_rows, summary
+from chameleon_bench.rows import EXTRAS, ROWS
 from chameleon_bench.tables import many_texts_frame
+from chameleon_lite.app import boundary
 from chameleon_lite.errors import RunFailed, UserError
 
 HEAVY = {"B3", "B16"}  # the one's size does not follow the backbone's, the other starts processes
@@ -16,11 +18,12 @@ HEAVY = {"B3", "B16"}  # the one's size does not follow the backbone's, the othe
 @pytest.mark.filterwarnings("ignore")  # peers' own
 def test_a_row_runs_and_its_gates_hold(name, small_bench):
     row = ROWS[name](small_bench)
-    assert row.name == name and row.comparisons and row.limit
-    assert [gate for gate in row.gates if not gate.passed] == []
-    assert row.status == "shown"  # quick runs are held to no goal
-    entry = json.loads(json.dumps(row.as_json()))
-    assert entry["workload"] and line(entry | {"seconds": 1.0}).startswith(name)
+    assert row["comparisons"] and row["limit"] and row["workload"]
+    assert [gate for gate in row["gates"] if not gate["passed"]] == []
+    assert row["status"] == "shown"  # quick runs are held to no goal
+    assert json.loads(json.dumps(row)) == row
+    text = summary(row | {"name": name, "seconds": 1.0})
+    assert text.startswith(name) and all(c["peer"] in text for c in row["comparisons"])
 
 
 @pytest.mark.slow
@@ -30,18 +33,18 @@ def test_clusters_row():
     from chameleon_bench.workload import Bench
 
     row = ROWS["B3"](Bench(torch.device("cpu"), quick=True))
-    assert all(gate.passed for gate in row.gates)
+    assert all(gate["passed"] for gate in row["gates"])
 
 
 @pytest.mark.slow
 def test_adapting_many_short_texts_row(small_bench):
     row = ROWS["B16"](small_bench)
-    assert row.status == "shown" and [gate for gate in row.gates if not gate.passed] == []
-    work = row.workload
+    assert row["status"] == "shown" and [gate for gate in row["gates"] if not gate["passed"]] == []
+    work = row["workload"]
     assert work["rows"] == 200 and work["scored tokens"] > 200 and work["peak bytes"] >= 50e6
     # Two starts of the same program: what a handful of rows adds is small beside the libraries.
     assert work["peak bytes"] < 1.5 * work["peak bytes, one row"] and work["processor s"] > 0
-    entry = json.loads(json.dumps(row.as_json()))
+    entry = json.loads(json.dumps(row))
     assert entry["comparisons"][0]["ratio"] > 1
     (shown,) = many_texts_frame({"here": {"machine": {"device": "this"}, "rows": {"B16": entry}}}).to_dict(
         "records"
@@ -65,10 +68,10 @@ def test_short_texts_are_whole_pieces_of_equal_length():
 
 
 def test_a_command_that_fails_is_said_to():
-    from chameleon_bench.subprocess_usage import run
+    from chameleon_bench.rows_app import run
 
-    with pytest.raises(RunFailed, match="no file at nowhere.jsonl"):
-        run(["adapt", "nowhere.jsonl", "--model", "none", "--out", "none.jsonl", "--device", "cpu"], 1)
+    with pytest.raises(RunFailed, match="adapt ended with code 2.*nowhere.jsonl"):
+        run(["adapt", "nowhere.jsonl", "--model", "none", "--out", "none.jsonl", "--device", "cpu"])
 
 
 def test_ladder_goes_from_the_released_way_to_ours(small_bench):
@@ -129,3 +132,45 @@ def test_scaling_runs_as_two_processes_that_train_as_one(small_bench):
     found = EXTRAS["scaling"](small_bench)
     assert found["processes"] == {"1": 1, "2": 2} and found["status"] == "shown"
     assert found["gates"][0]["value"] < 1e-4
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "xpu", "cpu:x", "meta"])
+def test_a_device_that_is_not_there_is_named(device, tmp_path):
+    with pytest.raises(UserError, match=f"device '{device}'") as raised:
+        run_rows(["B14"], device=device, quick=True, out=tmp_path / "x.json")
+    assert raised.value.exit_code == 2 and not (tmp_path / "x.json").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"rows": {"B1"',
+        "",
+        "[]",
+        "3",
+        '{"a": 1}',
+        '{"rows": [], "machine": {}}',
+        '{"rows": {"B1": 3}, "machine": {}}',
+    ],
+)
+def test_a_file_that_holds_no_results_is_named_and_kept(content, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    with pytest.raises(RunFailed, match="x.json is no file of `chameleon-lite bench`") as raised:
+        run_rows(["B14"], device="cpu", quick=True, out=path)
+    assert "\n" not in str(raised.value) and path.read_text() == content
+
+
+@pytest.mark.parametrize("where", ["a file/x.json", "a folder", "a file/"])
+def test_a_place_that_cannot_be_written_is_known_before_anything_is_measured(where, tmp_path):
+    (tmp_path / "a file").write_text("")
+    (tmp_path / "a folder").mkdir()
+    said = []
+    with pytest.raises((OSError, RunFailed), match="a f") as raised:
+        run_rows(["B14"], device="cpu", quick=True, out=tmp_path / where, say=said.append)
+    assert boundary.report(raised.value)[1] == 1 and said == []
+
+
+def test_a_folder_that_is_not_there_is_made(tmp_path):
+    run_rows(["workers"], device="cpu", quick=True, out=tmp_path / "new" / "folder" / "x.json")
+    assert list(json.loads((tmp_path / "new" / "folder" / "x.json").read_text())["rows"]) == ["workers"]

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from chameleon_lite.errors import RunFailed, UserError
+from chameleon_lite.errors import RunFailed
 
 
 def written(path, *code, parameters='profile = "smoke"'):
@@ -81,20 +81,6 @@ def test_faults_name_what_is_unfit(book_tools, output, says):
     assert says in fault
     book.cells[0].outputs = [new_output("stream", name="stdout", text="fine")]
     assert book_tools["execute"].faults(book) == []
-
-
-def test_parameters_are_yaml_values_and_need_an_owner(book_tools, tmp_path):
-    build = book_tools["build"]
-    assert build.parse_parameters(["n=40", "seeds=[0, 1]", "s=a=b"]) == {"n": 40, "seeds": [0, 1], "s": "a=b"}
-    with pytest.raises(UserError, match="NAME=VALUE"):
-        build.parse_parameters(["n"])
-    one, two = (written(tmp_path / f"{n}.ipynb", parameters=f'profile = "smoke"\n{n} = 1') for n in "ab")
-    assert build.parameters_of([one, two], {"profile": "paper", "b": 2}) == {
-        one: {"profile": "paper"},
-        two: {"profile": "paper", "b": 2},
-    }
-    with pytest.raises(UserError, match="unknown notebook parameter 'profil': did you mean 'profile'"):
-        build.parameters_of([one, two], {"profil": "paper"})
 
 
 def test_api_page_names_every_module_with_code(book_tools, repository):

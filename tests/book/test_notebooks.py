@@ -92,7 +92,7 @@ def test_the_readme_uses_public_names_only(repository):
         "import chameleon_lite.heads",
         "from chameleon_lite.heads import HyperHead",
         "from chameleon_lite import heads",
-        "from chameleon_study.vectors import mean_cosine",
+        "from chameleon_study.sources import mean_cosine",
         "from chameleon_study.corpora import docstrings",
         "def f():\n    from chameleon_bench.report import run_rows",
     ],

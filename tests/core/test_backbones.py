@@ -22,7 +22,7 @@ def test_hidden_states_and_logits_equal_transformers(name):
     h = backbone.hidden(ids, mask)
     reference = backbone.lm(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
     assert torch.equal(h, reference.hidden_states[-1])
-    assert torch.equal(backbone.logits(h), reference.logits)
+    assert torch.equal(backbone.head(h), reference.logits)
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny-llama"])

@@ -143,7 +143,7 @@ def test_merged_model_is_plain_and_survives_saving(architecture, small_backbone,
     assert not torch.allclose(found, backbone.lm(ids, attention_mask=mask).logits, atol=0.1)
     before = backbone.head.weight.clone()
     plain.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=False).eval()
     assert torch.equal(again(ids, attention_mask=mask).logits, found)
     assert torch.equal(backbone.head.weight, before)
 

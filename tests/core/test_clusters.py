@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from chameleon_lite import cluster
 from chameleon_lite.cluster import Clustering, fit_clusters, merge_small
 from chameleon_lite.errors import UserError
 from chameleon_study.cluster_quality import cluster_quality
@@ -32,9 +33,10 @@ def test_same_seed_same_labels_bit_for_bit():
     assert torch.equal(one.assign(x)[0], one.labels)
 
 
-def test_a_sample_is_fitted_and_everything_assigned():
+def test_a_sample_is_fitted_and_everything_assigned(monkeypatch):
     x = torch.cat([torch.randn(200, 4), torch.randn(200, 4) + 50])
-    found = fit_clusters(x, 2, seed=0, sample=40)
+    monkeypatch.setattr(cluster, "FITTED", 40)
+    found = fit_clusters(x, 2, seed=0)
     assert found.sizes.tolist() == [200, 200] and len(found.labels) == 400
 
 

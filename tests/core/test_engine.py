@@ -194,7 +194,7 @@ def test_the_plain_losses_are_the_frozen_heads_cross_entropy_and_their_gradients
 def test_plain_memory_holds_a_chunk_of_logits_and_not_all(monkeypatch):
     """Tensors that autograd saves: with M × V numbers there would be one of that size for each head."""
     h, target, weight, updates, groups, _ = case(64, 4, 50, [(0, 2, False), (3, 2, False)], 0)
-    monkeypatch.setattr(loss, "ROWS", 8)
+    monkeypatch.setattr(loss, "CHUNK", 8)
     saved = []
     with (
         engine.use("plain"),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from chameleon_lite.batches import Arrangement, arrange
 from chameleon_lite.heads import Condition, HyperHead, LoraHead
-from chameleon_lite.loss import next_token
+from chameleon_lite.loss import next_token_pairs
 from chameleon_lite.processes import Processes
 from chameleon_lite.settings import TrainSettings
 from chameleon_lite.train import Member, average, evaluate, train_heads
@@ -113,15 +113,14 @@ def test_next_token_objective_counts_what_the_table_counts(tiny, tiny_table):
     ids, mask = tiny_table.padded(torch.arange(12).numpy())
     prefix = torch.from_numpy(tiny_table.prefix[:12].astype("int64"))
 
-    def losses(h, target, row):
-        return F.cross_entropy(tiny.head(h), target, reduction="sum")
+    def losses(ids, mask):
+        row, column, target = next_token_pairs(ids, mask, prefix)
+        with torch.no_grad():
+            h = tiny.hidden(ids, mask)[row, column]
+            return F.cross_entropy(tiny.head(h), target, reduction="sum"), len(row)
 
-    with torch.no_grad():
-        nll, count = next_token(tiny.hidden(ids, mask), ids, mask, prefix, losses)
-        wider_ids = F.pad(ids, (0, 9), value=5)  # more padding, and of another token
-        wider, again = next_token(
-            tiny.hidden(wider_ids, F.pad(mask, (0, 9))), wider_ids, F.pad(mask, (0, 9)), prefix, losses
-        )
+    nll, count = losses(ids, mask)
+    wider, again = losses(F.pad(ids, (0, 9), value=5), F.pad(mask, (0, 9)))  # more padding, of another token
     assert count == again == int(tiny_table.n_scored[:12].sum())
     assert float(nll) == pytest.approx(float(wider), rel=1e-5)
 
@@ -179,3 +178,16 @@ def test_the_order_a_condition_is_given_is_that_of_the_epoch(tiny_states, tiny_w
     assert len(seen) == len(steps)
     assert all(a is b and torch.equal(x, y) for (a, x), (b, y) in zip(seen, steps))
     assert {id(arrangement) for arrangement, _ in validation} == {id(AS_THEY_ARE)}
+
+
+def test_sums_for_apples_gpus_are_formed_on_the_host(tiny_states, tiny_weight):
+    class OfApple:
+        """States that say they lie on a device without float64."""
+
+        device, counts = torch.device("mps"), tiny_states.counts
+        pieces, batch = tiny_states.pieces, tiny_states.batch
+
+    heads = [(None, None), (hyper().head, batch_condition)]
+    found = evaluate(heads, OfApple, AS_THEY_ARE, tiny_weight, rows=16)
+    assert found.dtype == torch.float64 and found.device.type == "cpu"
+    assert torch.equal(found, evaluate(heads, tiny_states, AS_THEY_ARE, tiny_weight, rows=16))

@@ -6,15 +6,7 @@ from torch import nn
 
 from chameleon_lite import errors
 from chameleon_lite.backbone import load_backbone
-from chameleon_lite.lora import (
-    add_lora,
-    load_lora_state,
-    lora_names,
-    lora_parameters,
-    lora_state,
-    merge_lora,
-    without_lora,
-)
+from chameleon_lite.lora import adapted_layers, add_lora, lora_parameters, merge_lora, without_lora
 
 IDS = torch.arange(12).view(2, 6)
 
@@ -77,23 +69,12 @@ def test_off_is_exactly_the_frozen_model():
     assert torch.equal(backbone.hidden(IDS), adapted)
 
 
-def test_copied_factors_give_the_same_model():
-    backbone, other = trained(), load_backbone("tiny")
-    add_lora(other, rank=2, alpha=4)
-    load_lora_state(other, lora_state(backbone))
-    assert torch.equal(other.hidden(IDS), backbone.hidden(IDS))
-    wrong_rank = load_backbone("tiny")
-    add_lora(wrong_rank, rank=3)
-    with pytest.raises(errors.UserError, match="another model or rank"):
-        load_lora_state(wrong_rank, lora_state(backbone))
-
-
 @pytest.mark.parametrize("name", ["tiny", "tiny-llama"])
 def test_merged_factors_give_the_same_model_without_lora(name):
     backbone = trained(name)
     adapted = backbone.hidden(IDS)
     merge_lora(backbone.lm)
-    assert lora_names(backbone) == [] == list(lora_parameters(backbone))
+    assert adapted_layers(backbone) == {} == lora_parameters(backbone)
     torch.testing.assert_close(backbone.hidden(IDS), adapted)
 
 

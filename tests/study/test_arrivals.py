@@ -2,75 +2,37 @@ import numpy as np
 import pytest
 import torch
 
-from chameleon_lite.cluster import Clustering
 from chameleon_lite.errors import UserError
-from chameleon_study.arrivals import (
-    Arrivals,
-    Service,
-    arrivals,
-    evaluate_stream,
-    waiting_table,
-    waiting_times,
-)
+from chameleon_study.arrivals import Service, known_means, waiting_table, waiting_times
 
 NOTHING = Service(0.0, 0.0)
 
 
-def by_hand():
+def test_what_conditions_each_text():
     """Four texts on a line, two clusters; they arrive as 2, 0 | 1, 3."""
-    vectors = torch.tensor([[1.0], [3.0], [-2.0], [5.0]])
-    return Arrivals(
-        vectors, torch.tensor([1, 1, 0, 1]), torch.tensor([2, 0, 1, 3]), 2, rows=vectors * 10, clusters=2
-    )
-
-
-def test_what_each_text_is_told():
-    four = by_hand()
-    assert four.vector("current").flatten().tolist() == [1.0, 4.0, -2.0, 4.0]
-    assert four.vector("past").flatten().tolist() == [1.0, 3.0, -2.0, 3.0]
-    assert four.vector("offline").flatten().tolist() == [3.0, 3.0, -2.0, 3.0]
-    leak = four.vector("whole rows").flatten().tolist()
-    assert sorted(set(leak)) in ([-5.0, 40.0], [-20.0, 30.0]) and leak[1] == leak[3]
-    with pytest.raises(UserError, match="rows="):
-        Arrivals(four.vectors, four.labels, four.order, 2).vector("whole rows")
+    vectors, labels = torch.tensor([[1.0], [3.0], [-2.0], [5.0]]), torch.tensor([1, 1, 0, 1])
+    batches, own = torch.tensor([2, 0, 1, 3]).split(2), torch.tensor([5, 8, 5, 8])
+    found = {
+        k: v.flatten().tolist() for k, v in known_means(vectors, labels, vectors * 10, own, batches).items()
+    }
+    assert found == {
+        "current": [1.0, 4.0, -2.0, 4.0],
+        "past": [1.0, 3.0, -2.0, 3.0],
+        "offline": [3.0, 3.0, -2.0, 3.0],
+        "whole rows": [-5.0, 40.0, -5.0, 40.0],
+    }
 
 
 def test_the_future_changes_nothing_that_is_possible_in_a_stream():
-    torch.manual_seed(0)
-    vectors, centroids = torch.randn(40, 4), torch.randn(3, 4)
-    clustering = Clustering(centroids, torch.zeros(1).long(), torch.zeros(1), 0.0)
-    one = arrivals(vectors, clustering, batch=8, seed=0)
-    changed = vectors.clone()
-    changed[one.order[16:]] += 1.0
-    two = arrivals(changed, clustering, batch=8, seed=0)
-    seen = one.order[:16]
+    generator = torch.Generator().manual_seed(0)
+    vectors, labels = torch.randn(40, 4, generator=generator), torch.arange(40) % 3
+    batches = torch.randperm(40, generator=generator).split(8)
+    changed, seen = vectors.clone(), torch.cat(batches[:2])
+    changed[torch.cat(batches[2:])] += 1.0
+    one, two = (known_means(x, labels, x, labels, batches) for x in (vectors, changed))
     for known in ("current", "past"):
-        assert torch.equal(one.vector(known)[seen], two.vector(known)[seen])
-    assert not torch.equal(one.vector("offline")[seen], two.vector("offline")[seen])
-
-
-def test_stream_is_scored_on_the_same_positions_whatever_is_known(adapter, some_texts, tmp_path):
-    from chameleon_lite.embed import mean_embeddings
-    from chameleon_lite.loss import HeadWeight
-    from chameleon_lite.states import ScoredStates, hidden_states
-    from chameleon_lite.text import Document, tokenise
-
-    backbone = adapter.backbone
-    table = tokenise(
-        [Document(str(i), t) for i, t in enumerate(some_texts(30))], adapter.tokenizer, max_length=96
-    )
-    scored = ScoredStates(table, hidden_states(backbone, table, torch.float32, tmp_path, progress=False))
-    clustering = Clustering(adapter.centroids, torch.zeros(1).long(), torch.zeros(1), 0.0)
-    vectors, rows = (mean_embeddings(table, backbone.embedding, span=s) for s in ("condition", "row"))
-    weight = HeadWeight(backbone.head.weight, dtype=torch.float32)
-    stream = arrivals(vectors, clustering, batch=8, seed=0, rows=rows)
-    found = evaluate_stream(adapter.head, scored, stream, weight)
-    assert set(found) == {"frozen", "current", "past", "offline", "whole rows"}
-    assert all(len(nll) == 30 and torch.isfinite(nll).all() for nll in found.values())
-    assert torch.equal(
-        found["current"][stream.order[:8]], found["past"][stream.order[:8]]
-    )  # nothing came before
-    assert not torch.equal(found["past"], found["offline"])
+        assert torch.equal(one[known][seen], two[known][seen])
+    assert not torch.equal(one["offline"][seen], two["offline"][seen])
 
 
 def test_on_the_fly_is_a_table_of_what_may_be_known(adapter, some_texts, tmp_path, monkeypatch):
@@ -109,22 +71,15 @@ def test_a_batch_waits_for_its_last_row():
     assert mixed == pytest.approx([arrival[1] - arrival[0], 0, arrival[3] - arrival[2], 0])
 
 
-def test_patience_bounds_the_wait_and_a_busy_worker_makes_a_queue():
+def test_a_busy_worker_makes_a_queue():
     labels = np.random.default_rng(1).integers(20, size=2_000)
-    impatient = waiting_times(labels, rate=10, batch=32, service=NOTHING, seed=0, patience=1.0)
-    assert (
-        impatient.max()
-        <= 1.0 + 1e-9
-        < waiting_times(labels, rate=10, batch=32, service=NOTHING, seed=0).max()
-    )
     slow = waiting_times(labels, rate=10, batch=1, service=Service(0.2, 0.0), seed=0)
     assert slow[-100:].mean() > 100  # 2,000 texts at 5 a second, arriving at 10 a second
 
 
 def test_no_text_has_its_result_before_it_arrives():
     labels = np.random.default_rng(1).integers(5, size=300)
-    for patience in (None, 0.0, 0.3):
-        assert waiting_times(labels, rate=7, batch=4, service=NOTHING, seed=2, patience=patience).min() >= 0
+    assert waiting_times(labels, rate=7, batch=4, service=NOTHING, seed=2).min() >= 0
 
 
 def test_table_says_that_clusters_wait_longer_than_mixed_batches():
@@ -137,9 +92,7 @@ def test_table_says_that_clusters_wait_longer_than_mixed_batches():
     assert (table["p50"] <= table["p95"]).all() and (table["p95"] <= table["p99"]).all()
 
 
-@pytest.mark.parametrize("wrong", [{"rate": 0}, {"batch": 0}, {"patience": -1.0}])
+@pytest.mark.parametrize("wrong", [{"rate": 0}, {"batch": 0}])
 def test_nonsense_is_refused(wrong):
     with pytest.raises(UserError):
         waiting_times(np.zeros(3), **{"rate": 1.0, "batch": 1, "service": NOTHING, "seed": 0} | wrong)
-    with pytest.raises(UserError, match="between 1 and 2"):
-        arrivals(torch.zeros(2, 1), Clustering(torch.zeros(1, 1), torch.zeros(2), torch.zeros(2), 0.0), 3, 0)

@@ -1,12 +1,9 @@
 """What a user sees: every command explains itself, and a mistake is one line, the right exit code, no traceback."""
 
-import sys
 import time
 
 import pytest
 import yaml
-
-from chameleon_lite.app import cli
 
 COMMANDS = [
     "doctor",
@@ -22,25 +19,6 @@ COMMANDS = [
     "bench",
 ]
 WORDS = "sea salt tide boat gull wave net rope".split()
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """command("run", …) → (exit code, stdout, stderr), in an own cache, offline."""
-    monkeypatch.setenv("CHAMELEON_LITE_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["chameleon-lite", *map(str, words)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        found = capsys.readouterr()
-        return code, found.out, found.err
-
-    return call
 
 
 @pytest.fixture

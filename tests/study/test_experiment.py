@@ -8,11 +8,11 @@ from chameleon_lite.backbone import load_backbone
 from chameleon_lite.processes import Processes
 from chameleon_lite.train import evaluate
 from chameleon_study import run, sweep
-from chameleon_study.cohort import Context, Trial, source_of, train_seed
-from chameleon_study.evaluate import measure
+from chameleon_study.corpora import load_corpus
+from chameleon_study.evaluate import Context, measure, source_of, train_seed
 from chameleon_study.prepare import prepare, seed_material
 from chameleon_study.records import pack, read_run
-from chameleon_study.regimes import REGIMES, regime
+from chameleon_study.regimes import REGIMES
 from chameleon_study.run import expected_names, run_experiment
 
 FEW = ["R0", "R1", "R4", "R7", "R15"]
@@ -90,20 +90,20 @@ def test_readings_beyond_the_test_split_are_recorded(small, tmp_path, made_up, m
 
 
 def _context(settings):
-    material = prepare(settings, load_backbone("tiny"), settings.corpora[0])
-    return Context(settings, material, Processes(), "test", lambda text: None)
+    material = prepare(settings, load_backbone("tiny"), load_corpus(settings.corpora[0]))
+    return Context(settings, material, Processes(), "test")
 
 
 def test_constant_input_is_a_static_adapter(small, tmp_path):
     """R3 trained, then folded into a LoRA head: the same losses, since nothing it is told varies."""
     context = _context(small(["R3"]))
-    (trial,) = train_seed(context, [Trial(regime("R3"), 1e-2)], 0)
+    (member,) = train_seed(context, [(REGIMES["R3"], 1e-2)], 0)
     seeded = seed_material(context.settings, context.material, 0)
     order = seeded.epoch("test", "random", 0)
-    source = source_of(regime("R3"), context.material, seeded, "test")
-    folded = trial.member.head.fold(source(order, torch.arange(4))[0])
+    source = source_of(REGIMES["R3"], seeded, "test")
+    folded = member.head.fold(source(order, torch.arange(4))[0])
     scored, weight = context.material.scored["test"], context.material.weight
-    heads = [(trial.member.head, source), (folded, None), (None, None)]
+    heads = [(member.head, source), (folded, None), (None, None)]
     hyper, static, frozen = evaluate(heads, scored, order, weight, rows=16)
     assert hyper.sum() < frozen.sum()  # it learned something
     assert torch.allclose(hyper / scored.counts, static / scored.counts, atol=1e-5)
@@ -113,7 +113,8 @@ def test_every_regime_on_cached_states_is_measured(small, tmp_path):
     names = [n for n, r in REGIMES.items() if r.procedure is None]
     context = _context(small(names))
     trained = [r for r in REGIMES.values() if r.trained]
-    members = {t.regime.name: t.member for t in train_seed(context, [Trial(r, 1e-2) for r in trained], 0)}
+    members = train_seed(context, [(r, 1e-2) for r in trained], 0)
+    members = {r.name: member for r, member in zip(trained, members)}
     seeded = seed_material(context.settings, context.material, 0)
     found = measure(context, seeded, [REGIMES[n] for n in names], members)
     frozen = found["R0"].nll["test"].sum()

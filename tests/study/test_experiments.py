@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from chameleon_study.config import PROFILES, load_experiment
-from chameleon_study.jobs import is_honest
 from chameleon_study.regimes import REGIMES
 from chameleon_study.released.run import check_released
 from chameleon_study.run import expected_names, stops
@@ -47,7 +46,7 @@ TABLES = sorted(path for path in FOLDER.glob("*.yaml") if path.stem.startswith((
 @pytest.mark.parametrize("path", TABLES, ids=lambda p: p.stem)
 def test_tables_load_under_every_profile_and_their_protocols_hold(path, profile):
     settings = load_experiment(path, profile)
-    assert settings.name == path.stem and not is_honest(settings)
+    assert settings.name == path.stem and not settings.protocol.honest
     check_released(settings)
     names = expected_names(settings)
     assert len(names) == len(set(names)) == len(stops(settings)) * len(settings.regimes) * settings.seeds

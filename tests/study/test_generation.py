@@ -12,16 +12,16 @@ from chameleon_lite.backbone import load_backbone
 from chameleon_lite.errors import UserError
 from chameleon_lite.heads import LoraHead
 from chameleon_lite.processes import Processes
-from chameleon_study import jobs, write
+from chameleon_study import run, write
 from chameleon_study.claims.continuations import Generations, generation_frame
-from chameleon_study.cohort import Context, Trial, train_seed
 from chameleon_study.config import PROFILES, Experiment, load_experiment
-from chameleon_study.evaluate import head_and_source, measure
+from chameleon_study.corpora import load_corpus
+from chameleon_study.evaluate import Context, head_and_source, measure, train_seed
 from chameleon_study.prepare import prepare, seed_material
-from chameleon_study.records import load_records, pack
-from chameleon_study.regimes import REGIMES, regime
+from chameleon_study.records import SCORES, load_records, pack, write_run
+from chameleon_study.regimes import REGIMES
 from chameleon_study.run import expected_names, run_experiment
-from chameleon_study.text_scores import COLUMNS, distinct, document_scores, repeated, rouge_l
+from chameleon_study.write import distinct, document_scores, repeated, rouge_l
 
 ROOT = Path(__file__).parents[2]
 COHERENCE = ROOT / "experiments" / "coherence-alpaca.yaml"
@@ -38,16 +38,16 @@ def trained(small):
         settings = small(names, probes=PROBES)
         context = Context(
             settings,
-            prepare(settings, load_backbone("tiny"), settings.corpora[0]),
+            prepare(settings, load_backbone("tiny"), load_corpus(settings.corpora[0])),
             Processes(),
             "",
-            lambda _: None,
         )
-        trials = train_seed(context, [Trial(regime(n), 1e-2) for n in names if regime(n).trained], 0)
+        trained = [REGIMES[n] for n in names if REGIMES[n].trained]
+        members = train_seed(context, [(r, 1e-2) for r in trained], 0)
         return (
             context,
             seed_material(settings, context.material, 0),
-            {t.regime.name: t.member for t in trials},
+            {r.name: member for r, member in zip(trained, members)},
         )
 
     return make
@@ -55,8 +55,8 @@ def trained(small):
 
 def told_of(name, context, seeded, members):
     """(head, conditions) as `generated` makes them."""
-    r, material = REGIMES[name], context.material
-    head, source = head_and_source(r, members, material, seeded, "test")
+    r = REGIMES[name]
+    head, source = head_and_source(r, members, seeded, "test")
     order = seeded.epoch("test", r.order, 0)
     return head, write.conditions(source, order, context.settings.train.rows_per_step)
 
@@ -107,7 +107,7 @@ def test_what_a_head_writes_under_is_what_it_is_evaluated_under(trained):
         generator = torch.Generator().manual_seed(0)
         for p in member.head.parameters():
             p.data += 0.2 * torch.randn(p.shape, generator=generator)
-    measured = measure(context, seeded, [regime(n) for n in KINDS], members)
+    measured = measure(context, seeded, [REGIMES[n] for n in KINDS], members)
     table, model = context.material.tables["test"], write.writer(context.settings, context.material)
     rows = torch.arange(len(table))
     ids, mask = table.padded(rows)
@@ -141,7 +141,7 @@ def test_a_run_keeps_scores_and_no_text(small, tmp_path):
         frame = pd.read_parquet(tmp_path / record.name / "documents.parquet")
         written = frame[frame["rouge_l"].notna()]
         assert len(written) == 20 and set(written["split"]) == {"test"} and len(frame) == 48
-        for name in COLUMNS:
+        for name in SCORES:
             assert written[name].between(0, 1).all()
             assert record.metrics[f"generated_{name}"] == pytest.approx(written[name].mean())
         assert (
@@ -174,7 +174,7 @@ def pack_as(name, records, runs, results):
     """Pack records that say they are of another backbone, which the tiny one's must not be."""
     results.mkdir()
     for r in records:
-        (runs / r.name / "record.json").write_text(r.model_dump_json())
+        write_run(runs, r, pd.read_parquet(runs / r.name / "documents.parquet"))
     pack(name, [r.name for r in records], runs, results)
     assert len(load_records(results / f"{name}.jsonl")) == len(records)
 
@@ -244,7 +244,7 @@ def test_what_cannot_be_done_is_refused_in_words(small, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="R14 has no head"):
         run_experiment(small(["R0", "R14"], probes={"generate": {"regimes": ["R14"]}}), runs=tmp_path)
     with pytest.raises(UserError, match="512 positions"), monkeypatch.context() as patched:
-        patched.setattr(jobs, "train_seed", lambda *_: pytest.fail("trained, and only then refused"))
+        patched.setattr(run, "train_seed", lambda *_: pytest.fail("trained, and only then refused"))
         run_experiment(small(["R0", "R1"], probes={"generate": {"new_tokens": 510}}), runs=tmp_path)
     for probes, more in (
         ({"generate": {"regimes": ["R1"]}}, {}),

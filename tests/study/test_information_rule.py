@@ -15,10 +15,10 @@ from chameleon_lite.backbone import load_backbone
 from chameleon_lite.processes import Processes
 from chameleon_lite.train import Member, evaluate
 from chameleon_study import layers, write
-from chameleon_study.cohort import Context
-from chameleon_study.evaluate import head_and_source
-from chameleon_study.prepare import prepare, seed_material, split_view
-from chameleon_study.regimes import REGIMES, Parts
+from chameleon_study.corpora import load_corpus
+from chameleon_study.evaluate import Context, head_and_source
+from chameleon_study.prepare import prepare, seed_material
+from chameleon_study.regimes import REGIMES
 
 PREFIX, KEPT = 10, 3  # tokens, characters for the byte tokenizer
 CACHED = [n for n, r in REGIMES.items() if r.procedure is None and n != "R0"]
@@ -42,7 +42,7 @@ def contexts(small, two_worlds, **more):
     backbone = load_backbone("tiny")
     settings = small(["R4"], **more)
     return [
-        Context(settings, prepare(settings, backbone, name), Processes(), "", lambda _: None)
+        Context(settings, prepare(settings, backbone, load_corpus(name)), Processes(), "")
         for name in two_worlds
     ]
 
@@ -54,8 +54,7 @@ def head_of(r, context, seeded):
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        train = split_view(context.material, seeded, "train")
-        head = lender.head(Parts(backbone.width, backbone.vocab, backbone.head.weight, train))
+        head = lender.head(backbone, seeded.splits["train"])
     with torch.no_grad():
         for p in head.parameters():
             p += 0.2 * torch.randn(p.shape, generator=generator)
@@ -67,7 +66,7 @@ def first_losses(name, context):
     r, material = REGIMES[name], context.material
     seeded = seed_material(context.settings, material, 0)
     member = Member(r.weights_of or name, head_of(r, context, seeded), None, None, 0.0)
-    pair = head_and_source(r, {member.name: member}, material, seeded, "test")
+    pair = head_and_source(r, {member.name: member}, seeded, "test")
     found = torch.zeros(len(material.tables["test"]), KEPT)
 
     def watch(nll, document):
@@ -94,7 +93,7 @@ def written(name, context):
     r, material, settings = REGIMES[name], context.material, context.settings
     seeded = seed_material(settings, material, 0)
     member = Member(r.weights_of or name, head_of(r, context, seeded), None, None, 0.0)
-    head, source = head_and_source(r, {member.name: member}, material, seeded, "test")
+    head, source = head_and_source(r, {member.name: member}, seeded, "test")
     order = seeded.epoch("test", r.order, 0)
     told = write.conditions(source, order, settings.train.rows_per_step)
     table = material.tables["test"]
@@ -135,6 +134,6 @@ def test_other_rows_scored_text_changes_nothing_without_the_cache(
     losses = []
     for context in contexts(small, (made_up, str(tmp_path / "mixed.jsonl"))):
         seeded = seed_material(context.settings, context.material, 0)
-        losses.append(getattr(layers, REGIMES[name].procedure)(context, seeded, REGIMES[name]).nll["test"])
+        losses.append(layers.PROCEDURES[REGIMES[name].procedure](context, seeded, REGIMES[name]).nll["test"])
     assert float(losses[0][0]) == pytest.approx(float(losses[1][0]), rel=1e-5)
     assert not torch.allclose(losses[0][1:], losses[1][1:])

@@ -4,15 +4,7 @@ import pytest
 
 from chameleon_lite.errors import UserError
 from chameleon_study.config import ProtocolSettings
-from chameleon_study.released.protocol import (
-    PRESETS,
-    Protocol,
-    mended,
-    needs_no_prompt,
-    preset,
-    protocol_of,
-    voices,
-)
+from chameleon_study.released.protocol import PRESETS, Protocol, mended, preset, protocol_of, voices
 
 WALK = (
     "average",
@@ -50,12 +42,7 @@ def test_every_switch_speaks_in_three_voices():
         ("as_released", {"objective": "next_token"}, "scores real tokens only.*set ignored: padding"),
         ("as_released", {"reads": "prefix", "padding_in_mean": False}, "set objective: next_token"),
         ("honest", {"padding_in_mean": True}, "reads: prefix has no padding"),
-        (
-            "as_released",
-            {"objective": "full", "backbone": "live"},
-            "objective full is measured on cached states",
-        ),
-        ("as_released", {"objective": "lats"}, "objective: Input should be 'last', 'full' or 'next_token'"),
+        ("as_released", {"objective": "lats"}, "objective: Input should be 'last' or 'next_token'"),
         ("as_released", {"objectiv": "last"}, "unknown protocol switch 'objectiv': did you mean 'objective'"),
         ("released", {}, "unknown protocol 'released': did you mean 'as_released'"),
     ],
@@ -63,13 +50,6 @@ def test_every_switch_speaks_in_three_voices():
 def test_wrong_combinations_are_refused_with_the_reason(base, switches, reason):
     with pytest.raises(UserError, match=reason):
         preset(base, **switches)
-
-
-def test_full_with_id_0_cannot_run_on_prompts():
-    protocol = preset("as_released", objective="full")
-    needs_no_prompt(protocol, "wikitext-2", prompts=False)
-    with pytest.raises(UserError, match="-100.*cross-entropy fails"):
-        needs_no_prompt(protocol, "alpaca", prompts=True)
 
 
 def test_a_walk_ends_at_the_honest_protocol():

@@ -45,7 +45,7 @@ def test_as_released_on_plain_text(run):
 
 def test_a_second_run_finds_the_first(run, monkeypatch):
     settings, first, folder = run("plain", {"preset": "as_released"})
-    monkeypatch.setattr("chameleon_study.jobs.measure_released", None)
+    monkeypatch.setattr("chameleon_study.run.measure_released", None)
     again = run_experiment(settings, runs=folder / "runs", backbone=load_backbone("tiny"), command="test")
     assert [r.measured() for r in again] == [r.measured() for r in first]
 

@@ -4,12 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chameleon_study.claims.continuations import MARGIN, Generations, generation_frame
+from chameleon_study.claims.continuations import MARGIN, Generations, coherent_outputs, generation_frame
 from chameleon_study.claims.contrasts import StoredRuns
 from chameleon_study.claims.ledger import ledger, write_verdicts
-from chameleon_study.claims.rules_generation import coherent_outputs
-from chameleon_study.records import Record
-from chameleon_study.text_scores import COLUMNS
+from chameleon_study.records import SCORES, Record
 
 DOCUMENTS, SEEDS = 80, 5
 MADE_UP = {"command": "made up", "device_name": "none", "commit": "none", "source": "none"}
@@ -23,7 +21,7 @@ def write_coherence(folder, scores, corpus="alpaca", noise=0.01, backbone="smoll
         for seed in range(SEEDS):
             name = f"{regime}--{backbone}--{corpus}--00000000--seed{seed}"
             own = score + hard + generator.normal(0, noise, DOCUMENTS)
-            columns = {c: own if c == "rouge_l" else 0.5 + 0.1 * (regime == "R4") for c in COLUMNS}
+            columns = {c: own if c == "rouge_l" else 0.5 + 0.1 * (regime == "R4") for c in SCORES}
             frame = pd.DataFrame(
                 {
                     "split": "test",
@@ -37,7 +35,7 @@ def write_coherence(folder, scores, corpus="alpaca", noise=0.01, backbone="smoll
                 }
             )
             unwritten = frame.iloc[:5].assign(
-                document=lambda f: "x" + f["document"], **dict.fromkeys(COLUMNS, np.nan)
+                document=lambda f: "x" + f["document"], **dict.fromkeys(SCORES, np.nan)
             )
             frames += [frame, unwritten, unwritten.assign(split="foreign-50")]
             records.append(
@@ -99,7 +97,7 @@ def test_the_sign_says_that_r4_is_higher(tmp_path):
 
 def test_a_batchs_variety_is_drawn_over_seeds_alone(tmp_path):
     write_coherence(tmp_path, {"R1": 0.20, "R3": 0.18, "R4": 0.25})
-    found = Generations(tmp_path, draws=500).contrast("alpaca", "R4", "R1", "batch_distinct_2")
+    found = Generations(tmp_path, draws=500).gain("alpaca", "R4", "R1", "batch_distinct_2")
     assert found.documents == 1 and found.n == SEEDS and found.difference == pytest.approx(0.1)
 
 
@@ -112,8 +110,7 @@ def test_other_documents_are_never_paired(tmp_path):
     frame.to_parquet(path, index=False)
     generations = Generations(tmp_path, draws=500)
     assert (
-        generations.contrast("alpaca", "R4", "R3") is None
-        and generations.contrast("alpaca", "R4", "R1") is not None
+        generations.gain("alpaca", "R4", "R3") is None and generations.gain("alpaca", "R4", "R1") is not None
     )
     assert coherent_outputs(StoredRuns(tmp_path, draws=500)).verdict == "not tested"
 

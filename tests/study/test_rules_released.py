@@ -5,7 +5,7 @@ import pytest
 from chameleon_study.claims.contrasts import REGISTERED, StoredRuns
 from chameleon_study.claims.ledger import RULES
 from chameleon_study.claims.paper import paper, published
-from chameleon_study.claims.rules_released import RELEASED
+from chameleon_study.claims.rules_stored import RELEASED
 from chameleon_study.config import load_experiment
 from chameleon_study.records import Record
 from chameleon_study.released.proofs.store import Proof, store_proofs

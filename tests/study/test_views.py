@@ -5,10 +5,9 @@ import torch
 
 from chameleon_lite.backbone import load_backbone
 from chameleon_lite.embed import normalise
-from chameleon_lite.errors import UserError
 from chameleon_lite.states import hidden_states
 from chameleon_lite.text import Document, tokenise
-from chameleon_study.vectors import Replaced, Views, main_direction, mean_cosine
+from chameleon_study.sources import Views, main_direction, mean_cosine
 
 
 def test_mean_cosine_is_that_of_all_pairs():
@@ -33,11 +32,7 @@ def test_the_states_view_is_the_mean_state_over_the_condition_span(tmp_path):
     ]
     table = tokenise(documents, backbone.tokenizer, max_length=64, prefix_tokens=9, min_scored=4)
     states = hidden_states(backbone, table, torch.float32, tmp_path)
-    views = Views(table, states, backbone.embedding.detach(), torch.device("cpu"), 64)
-    other = Replaced(views, torch.zeros(7, backbone.width))
+    views = Views(backbone, table, states, 64)
     for n, (offset, (start, stop)) in enumerate(zip(table.offsets, table.condition)):
         mean = torch.tensor(states[offset + start : offset + stop]).float().mean(0)
         assert torch.allclose(views["states"][n], normalise(mean), atol=1e-6)
-    assert other["states"] is views["states"] and not other["prefix"].any() and views["prefix"].any()
-    with pytest.raises(UserError, match="unknown view 'state'.*did you mean 'states'"):
-        views["state"]

@@ -1,49 +1,42 @@
-"""The twelve experiments that show what the released tables measure, in the order a doubting reader would want them.
+"""The twelve experiments that show what the released tables measure, in a doubting reader's order.
 
-Subject (corpus, backbone, released procedure, one seed trained) ─ PROOFS ─▶ Proof: numbers, a sentence, audit rows
+Subject (corpus, backbone, one seed trained) ─ PROOFS ─▶ numbers, and words that are no numbers
+  ─ proofs.yaml: title, audit rows, a sentence ─▶ Proof
 """
 
 from collections.abc import Callable, Iterable
+from importlib.resources import files
+
+import yaml
 
 from chameleon_lite.errors import unknown
 
-from ...provenance import provenance
-from . import clustering, data_and_training, parameters, scoring
+from ...provenance import circumstances
+from . import clustering, scoring, training
 from .store import Proof
-from .subject import Subject
+from .subject import Shown, Subject
 
-PROOFS: dict[str, Callable[[Subject], Proof | None]] = {
-    "padding_share": scoring.padding_share,
-    "decomposition": scoring.decomposition,
-    "model_free": scoring.model_free,
-    "clustering_spread": clustering.clustering_spread,
-    "length_clusters": clustering.length_clusters,
-    "instruction_vectors": clustering.instruction_vectors,
-    "alpaca_overlap": data_and_training.alpaca_overlap,
-    "full_mode": scoring.full_mode,
-    "untouched_layers": parameters.untouched_layers,
-    "adapter_bank": parameters.adapter_bank,
-    "kmeans_start": clustering.kmeans_start,
-    "dropout_and_selection": data_and_training.dropout_and_selection,
+TEXTS = yaml.safe_load((files(__package__) / "proofs.yaml").read_text(encoding="utf-8"))
+PARTS = (scoring, clustering, training)
+# name ▶ what is measured; None where it does not apply to the subject's corpus
+PROOFS: dict[str, Callable[[Subject], Shown | None]] = {
+    name: next(getattr(part, name) for part in PARTS if hasattr(part, name)) for name in TEXTS
 }
 
 
 def prove_all(subject: Subject, command: str, names: Iterable[str] | None = None) -> list[Proof]:
-    """Run the named proofs (all by default) on a subject; those that do not apply to its corpus are left out."""
-    proofs = []
-    for name in names or PROOFS:
-        if name not in PROOFS:
-            raise unknown("proof", name, PROOFS)
+    """Run the named proofs (or all) on a subject; those that do not apply to its corpus are left out."""
+    proofs, names = [], list(names or PROOFS)
+    if odd := [name for name in names if name not in PROOFS]:
+        raise unknown("proof", odd[0], PROOFS)
+    for name in names:
         subject.say(f"proof {name}")
-        proof = PROOFS[name](subject)
-        if proof is not None:
-            circumstances = {
-                "backbone": subject.settings.backbone,
-                "corpus": subject.corpus,
-                "profile": subject.settings.profile,
-                "settings": subject.settings.model_dump(mode="json"),
-                "data": subject.material.facts(),
-                "provenance": provenance(str(subject.backbone.device), command),
-            }
-            proofs.append(proof.model_copy(update=circumstances))
+        if (shown := PROOFS[name](subject)) is None:
+            continue
+        numbers, words = shown
+        texts = TEXTS[name] | {"shows": TEXTS[name]["shows"].format(**numbers, **words)}
+        made = circumstances(subject.settings, subject.backbone.device, command)
+        made = {field: made[field] for field in ("backbone", "profile", "settings", "provenance")}
+        made |= {"corpus": subject.corpus, "data": subject.material.facts(subject.seed)}
+        proofs.append(Proof(proof=name, **texts, numbers=numbers, **made))
     return proofs

@@ -1,5 +1,6 @@
-"""Proofs about clusters: the metric under other clusterings, what clusters consist of, the start of k-means."""
+"""Proofs about clusters: the metric under other clusterings, what clusters hold, k-means' start."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -11,117 +12,104 @@ from chameleon_lite.train import average
 
 from ...claims.paper import published
 from ...cluster_quality import cluster_quality
-from ...vectors import main_direction, mean_cosine
+from ...sources import main_direction, mean_cosine
 from ..clusters import released_batches, released_clusters
-from ..prepare import scored_batches, span_vectors
-from .store import CLUSTERINGS, Proof, Shown, proof
-from .subject import REGIMES, Subject
+from ..prepare import from_the_start, scored_batches, span_vectors
+from .store import CLUSTERINGS, Proof
+from .subject import REGIMES, Shown, Subject
 
-EMBEDDING, TASK_EMBEDDING = "the embedding step before k-means", "the task embedding of the Alpaca script"
 SEEDS = 5  # of each start of k-means
 SMALL = 8  # rows
 
 
-@proof("The metric moves with the clustering alone", (7, 28, 35), "evaluate, train_lm")
 def clustering_spread(subject: Subject) -> Shown:
-    """The losses of the same heads, averaged over the batches of each of 20 clusterings of the validation rows."""
-    material, size = subject.material, subject.settings.clusters.batch_rows
-    vectors = material.cluster_vectors["validation"].cpu()
-    full, counts = material.full("validation"), material.scored["validation"].counts
-    values: dict[str, list[float]] = {name: [] for name in (*REGIMES, "f")}
-    smallest = []
+    """The losses of the same heads, averaged over the batches of each of 20 clusterings."""
+    full = subject.material.full("validation").double()
+    rows, smallest = [], []
     for seed in range(CLUSTERINGS):
-        _, batches = _clustered(released_clusters, vectors, size, seed, counts)
-        values["f"].append(float(torch.stack([full[b].double().mean() for b in batches]).mean()))
+        _, batches = _clustered(subject, released_clusters, seed)
+        rows.append({regime: _loss(subject, regime, batches) for regime in REGIMES})
+        rows[-1]["f"] = float(torch.stack([full[b].mean() for b in batches]).mean())
         smallest.append(min(len(b) for b in batches))
-        for regime in REGIMES:
-            nll = subject.validation_losses(regime, batches)
-            values[regime].append(float(average(nll, counts, "batch", batches)))
-    numbers = {"row_weighted_f": float(full.double().mean()), "largest_smallest_batch": float(max(smallest))}
-    for name, losses in values.items():
-        x = torch.tensor(losses, dtype=torch.float64)
+    numbers = {"row_weighted_f": float(full.mean()), "largest_smallest_batch": float(max(smallest))}
+    for name in rows[0]:
+        x = torch.tensor([row[name] for row in rows], dtype=torch.float64)
         for what, value in (("mean", x.mean()), ("sd", x.std()), ("min", x.min()), ("max", x.max())):
             numbers[f"{name}_{what}"] = float(value)
     expected = numbers["published_frozen"] = published(subject.table, "R0", "validation_loss")
-    if subject.is_gpt2:  # only for the paper's own backbone is the published number an expectation
+    if subject.settings.backbone in (
+        "gpt2",
+        "openai-community/gpt2",
+    ):  # only for the paper's own backbone is the published number an expectation
         numbers["published_frozen_inside_spread"] = float(numbers["R0_min"] <= expected <= numbers["R0_max"])
-    low, high = numbers["R1_min"], numbers["R1_max"]
-    return numbers, (
-        f"Over {CLUSTERINGS} clusterings of the same rows, the same LoRA head has a loss between "
-        f"{low:.4f} and {high:.4f} ({(high - low) / numbers['R1_mean']:.1%} of its mean)."
-    )
+    share = (numbers["R1_max"] - numbers["R1_min"]) / numbers["R1_mean"]
+    return numbers, {"clusterings": CLUSTERINGS, "share": share}
 
 
-def _clustered(fit, vectors: Tensor, size: int, seed: int, counts: Tensor) -> tuple[Clustering, list[Tensor]]:
-    """A clustering of vectors (N, C) with about `size` rows per cluster, and its batches with scored tokens."""
+def _clustered(subject: Subject, fit: Callable, seed: int) -> tuple[Clustering, list[Tensor]]:
+    """A clustering of the validation rows, a batch of rows per cluster, and its scored batches."""
+    size, vectors = subject.settings.clusters.batch_rows, subject.material.cluster_vectors["validation"].cpu()
     clustering = fit(vectors, max(1, len(vectors) // size), seed=seed)
-    return clustering, scored_batches(released_batches(clustering.labels, size, seed=seed), counts)
+    batches = released_batches(clustering.labels, size, seed=seed)
+    return clustering, scored_batches(batches, subject.material.scored["validation"].counts)
 
 
-@proof("Clusters of padded means are clusters of length", (19, 27), f"{EMBEDDING}, in both scripts")
+def _loss(subject: Subject, regime: str, batches: list[Tensor]) -> float:
+    nll = subject.validation_losses(regime, batches)
+    return float(average(nll, subject.material.scored["validation"].counts, "batch", batches))
+
+
 def length_clusters(subject: Subject) -> Shown:
-    """How much of the rows' length clusters explain, of validation vectors with and without padding in the mean."""
+    """How much of the rows' length clusters explain, with and without padding in the mean."""
     table, size = subject.material.tables["validation"], subject.settings.clusters.batch_rows
     stop = table.prefix if subject.prompts else table.lengths  # prompts are clustered by the prompt
-    table = replace(table, condition=np.stack([np.zeros_like(stop), stop], axis=1).astype(np.int32))
+    table, numbers = replace(table, condition=from_the_start(stop)), {}
     weight = subject.backbone.embedding.detach().cpu()
-    numbers: dict[str, float] = {}
     for name, length in (("padded", subject.settings.tokens.max_length), ("unpadded", None)):
         x = span_vectors(table, weight, length)
         clustering = released_clusters(x, max(1, len(x) // size), seed=subject.seed)
         quality = cluster_quality(clustering, groups=table.groups, lengths=stop)
-        numbers[f"{name}_length_variance_explained"] = quality["length_variance_explained"]
         share, correlation = first_component(x, stop)
+        numbers[f"{name}_length_variance_explained"] = quality["length_variance_explained"]
         numbers[f"{name}_first_component_share"] = share
         numbers[f"{name}_first_component_length_correlation"] = correlation
         if quality["adjusted_mutual_information"] is not None:
             numbers[f"{name}_group_mutual_information"] = quality["adjusted_mutual_information"]
-    shares = [f"{numbers[f'{name}_length_variance_explained']:.1%}" for name in ("padded", "unpadded")]
-    sentence = "Clusters explain {} of the variance of length with padding in the mean, {} without."
-    return numbers, sentence.format(*shares)
+    return numbers, {}
 
 
 def first_component(x: Tensor, values: np.ndarray) -> tuple[float, float]:
-    """Share of the variance of x (N, C) in its first principal component, and |Spearman| of it with values (N,)."""
+    """Share of x's (N, C) variance in its first component, and that one's |Spearman| with values (N,)."""
     from scipy.stats import spearmanr
 
     along, share = main_direction(x)
     return share, abs(float(spearmanr(along.numpy(), values).statistic))
 
 
-@proof("The condition on Alpaca is nearly a constant", (19, 25), f"{EMBEDDING}, {TASK_EMBEDDING}")
 def instruction_vectors(subject: Subject) -> Shown | None:
-    """Mean cosine of all pairs of instructions, with and without padding; None for a corpus without instructions."""
+    """Mean cosine of all pairs of instructions, with and without padding; None without any."""
     if not subject.prompts:
         return None
     table, length = subject.material.tables["train"], subject.settings.tokens.max_length
     weight = subject.backbone.embedding.detach().cpu()
     spans = table.condition[:, 1] - table.condition[:, 0]
     padded, unpadded = (mean_cosine(span_vectors(table, weight, n)) for n in (length, None))
-    numbers = {
+    return {
         "padded_mean_cosine": padded,
         "unpadded_mean_cosine": unpadded,
         "padding_share_of_the_mean": 1 - float(spans.mean()) / length,
         "rows": float(len(table)),
-    }
-    return numbers, (
-        f"Two instructions' vectors have a mean cosine of {padded:.5f} with padding in the mean and "
-        f"{unpadded:.2f} without."
-    )
+    }, {}
 
 
-@proof("What the k-means start is worth", (28, 29, 30), "the k-means function of both scripts")
 def kmeans_start(subject: Subject) -> Shown:
-    """Batch sizes, inertia and loss under ten steps and under k-means++, five seeds each, the same trained heads."""
-    material, size = subject.material, subject.settings.clusters.batch_rows
-    vectors, counts = material.cluster_vectors["validation"].cpu(), material.scored["validation"].counts
-    full = material.full("validation").double()
-    k = max(1, len(vectors) // size)
-    numbers: dict[str, float] = {"clusters": float(k)}
+    """Batch sizes, inertia and loss under ten steps and under k-means++, five seeds, the same heads."""
+    full, numbers = subject.material.full("validation").double(), {}
+    numbers["clusters"] = float(max(1, len(full) // subject.settings.clusters.batch_rows))
     for name, fit in (("ten_steps", released_clusters), ("plusplus", fit_clusters)):
         rows = []
         for seed in range(SEEDS):
-            clustering, batches = _clustered(fit, vectors, size, seed, counts)
+            clustering, batches = _clustered(subject, fit, seed)
             sizes = torch.tensor([len(b) for b in batches], dtype=torch.float64)
             row = {"inertia": clustering.inertia}
             row["singleton_clusters"] = float((clustering.sizes == 1).sum())
@@ -129,25 +117,14 @@ def kmeans_start(subject: Subject) -> Shown:
             row |= {"batches": float(len(batches)), "mean_batch": float(sizes.mean())}
             row["share_of_small_batches"] = float((sizes < SMALL).double().mean())
             row["full_share"] = sum(float(full[b].mean()) for b in batches) / len(batches)
-            for regime in ("R1", "R4"):
-                nll = subject.validation_losses(regime, batches)
-                row[f"{regime}_loss"] = float(average(nll, counts, "batch", batches))
+            row |= {f"{regime}_loss": _loss(subject, regime, batches) for regime in ("R1", "R4")}
             rows.append(row)
         numbers |= {f"{name}_{key}": sum(row[key] for row in rows) / SEEDS for key in rows[0]}
-    change = numbers["plusplus_R1_loss"] - numbers["ten_steps_R1_loss"]
-    return numbers, (
-        f"Batches hold {numbers['ten_steps_mean_batch']:.1f} rows on average, and "
-        f"{numbers['ten_steps_singleton_clusters']:.1f} of {k} clusters hold one row; with k-means++ the same "
-        f"LoRA head's loss changes by {change:+.4f}."
-    )
+    return numbers, {"change": numbers["plusplus_R1_loss"] - numbers["ten_steps_R1_loss"]}
 
 
 def implied_shares(stored: list[Proof]) -> dict[str, str]:
-    """By start, the share of full rows f = (L − L_pad) / (L_full − L_pad) that stored LoRA losses imply, by corpus.
-
-    L is that of `kmeans_start`; L_full and L_pad are those of `decomposition` with the same key. Newer proofs also
-    hold the share itself, `full_share`.
-    """
+    """By start, the shares (L − L_pad) / (L_full − L_pad) of full rows that stored LoRA losses imply."""
     parts = {p.key[1:]: p.numbers for p in stored if p.proof == "decomposition"}
     out: dict[str, list[str]] = {"ten_steps": [], "plusplus": []}
     for p in stored:

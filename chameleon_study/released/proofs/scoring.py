@@ -1,4 +1,4 @@
-"""Proofs about what is scored: padding, the loss taken apart, a predictor without a model, the other loss mode."""
+"""Proofs about what is scored: padding, the loss taken apart, no model at all, the other mode."""
 
 import torch
 import torch.nn.functional as F
@@ -9,14 +9,11 @@ from chameleon_lite.train import average
 
 from ...claims.paper import published
 from ..objectives import IGNORED_BY_RELEASED
-from .store import Shown, proof
-from .subject import REGIMES, Subject
+from .subject import REGIMES, Shown, Subject
 
 ADDED = 0.1  # count given to every token beforehand, so that unseen ones keep a probability
-LAST, FULL = "compute_loss (mode last)", "compute_loss (mode full) in main_alpaca.py and main_wikitext.py"
 
 
-@proof("What is scored is mostly padding", (1, 3, 4, 5, 9), f"{LAST}, collate_fn")
 def padding_share(subject: Subject) -> Shown:
     """Count positions, padding, full rows and tokens of the ignored id 0, in training and validation."""
     material, length = subject.material, subject.settings.tokens.max_length
@@ -30,16 +27,11 @@ def padding_share(subject: Subject) -> Shown:
             f"{split}_padding_share_of_positions": 1 - float(table.lengths.sum()) / (len(table) * length),
             f"{split}_tokens_of_ignored_id": float((torch.from_numpy(table.ids) == 0).sum()),
         }
-    return numbers, (
-        f"{1 - numbers['validation_full_share']:.1%} of the scored validation positions are padding; "
-        f"the loss rests on {int(numbers['validation_full_rows'])} tokens of text; "
-        f"the ignored id 0 occurs {int(numbers['validation_tokens_of_ignored_id'])} times in it."
-    )
+    return numbers, {"padding": 1 - numbers["validation_full_share"]}
 
 
-@proof("The loss is the share of full rows times their loss", (1, 2, 3, 46), f"{LAST}, evaluate")
 def decomposition(subject: Subject) -> Shown:
-    """L = f · L_full + (1 − f) · L_pad under the frozen model, LoRA and the hyper-network, on validation rows."""
+    """L = f · L_full + (1 − f) · L_pad under the frozen model, LoRA and the hyper-network."""
     numbers: dict[str, float] = {}
     worst = 0.0
     for regime in REGIMES:
@@ -53,24 +45,18 @@ def decomposition(subject: Subject) -> Shown:
             f"{regime}_padded_rows": padded,
             f"{regime}_share_of_loss_from_full_rows": f * full / loss if loss else 0.0,
         }
-    f, rows = subject.trained["R1"][2]["full_share_weighted"], m["full_rows"]
-    numbers |= {"f": f, "full_rows": rows, "largest_error_of_the_identity": worst}
-    return numbers, (
-        f"After training, full rows make {numbers['R1_share_of_loss_from_full_rows']:.1%} of the LoRA loss and "
-        f"{numbers['R4_share_of_loss_from_full_rows']:.1%} of the hyper-network's: f = {f:.4f} times "
-        f"{numbers['R1_full_rows']:.2f} and {numbers['R4_full_rows']:.2f} nats, on {int(rows)} rows."
-    )
+    numbers |= {"f": f, "full_rows": m["full_rows"], "largest_error_of_the_identity": worst}
+    return numbers, {}
 
 
 def unigram_nll(train_ids: Tensor, targets: Tensor, vocab: int, added: float = ADDED) -> Tensor:
-    """−log of the smoothed relative frequency in train_ids (L,) of each target (M,), to (M,) nats, float64."""
+    """−log of the smoothed share in train_ids (L,) of each target (M,): (M,) nats, float64."""
     counts = torch.bincount(train_ids.long(), minlength=vocab).double() + added  # (V,)
     return -(counts[targets.long()] / counts.sum()).log()
 
 
-@proof("A predictor without a language model", (1, 2, 8), LAST)
 def model_free(subject: Subject) -> Shown:
-    """Padding for padded rows, the corpus's token frequencies for the others: its loss on the same positions."""
+    """Padding for padded rows, the corpus's token frequencies for the others: the same positions' loss."""
     material = subject.material
     states, full = material.scored["validation"], material.full("validation")
     nll = torch.zeros(len(full), dtype=torch.float64)
@@ -78,39 +64,31 @@ def model_free(subject: Subject) -> Shown:
     target[states.counts.bool()] = states.target.cpu()  # one target per row that has one
     train = torch.from_numpy(material.tables["train"].ids)
     nll[full] = unigram_nll(train, target[full], subject.backbone.vocab)
-    batches = subject.trained["R1"][1].orders["validation"].steps()
+    batches = subject.trained["R1"][1]["validation"].steps()
     lora, hyper = (subject.trained[regime][2]["validation_nll"] for regime in ("R1", "R4"))
-    numbers = {
+    return {
         "model_free_loss": float(average(nll, states.counts, "batch", batches)),
         "model_free_loss_row_mean": float(nll.mean()),
         "unigram_nll_of_full_rows": float(nll[full].mean()) if full.any() else 0.0,
         "LoRA_loss": lora,
         "hyper_network_loss": hyper,
         "published_LoRA_loss": published(subject.table, "R1", "validation_loss"),
-    }
-    return numbers, (
-        f"Padding for padded rows and token frequencies for the others give {numbers['model_free_loss']:.4f}; "
-        f"the trained LoRA head gives {lora:.4f}, the hyper-network {hyper:.4f}."
-    )
+    }, {}
 
 
-def call_as_released(vocab: int = 8) -> str:
-    """Cross-entropy of a row whose prompt is labelled −100, with 0 as the ignored id: the error, "" if none."""
+def call_as_released() -> str:
+    """The error of cross-entropy with prompt labels of −100 and 0 as the ignored id, or ""."""
     target = torch.tensor([IGNORED, IGNORED, 3, 5])  # two prompt positions, two response tokens
     try:
-        F.cross_entropy(torch.zeros(len(target), vocab), target, ignore_index=IGNORED_BY_RELEASED)
+        F.cross_entropy(torch.zeros(len(target), 8), target, ignore_index=IGNORED_BY_RELEASED)
     except (IndexError, RuntimeError) as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0].rstrip('.')}"
     return ""
 
 
-@proof("The loss over all positions fails on Alpaca", (5, 6), FULL)
 def full_mode(subject: Subject) -> Shown:
     """The call with prompt labels, and how many of the positions that mode "full" averages over are text."""
     error = call_as_released()
     table = subject.material.tables["validation"]
     text = float(table.lengths.sum()) / (len(table) * subject.settings.tokens.max_length)
-    return {"fails": float(bool(error)), "text_share_of_positions": text}, (
-        f"With prompt labels of -100 and an ignored id of 0 the call ends in {error or 'no error'}; so Table 2 "
-        f"can only come from mode last. On this corpus mode full would average over {text:.1%} text."
-    )
+    return {"fails": float(bool(error)), "text_share_of_positions": text}, {"error": error or "no error"}

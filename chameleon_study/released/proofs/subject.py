@@ -1,7 +1,4 @@
-"""What the proofs examine: a corpus under the released procedure, and one seed of its heads, trained on first use.
-
-The heads are the released ones (LoRA and the hyper-network), trained by released/run.py like those of the tables.
-"""
+"""What proofs examine: a corpus under the released procedure, and one seed of its trained heads."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,10 +12,12 @@ from chameleon_lite.batches import Arrangement
 from chameleon_lite.errors import UserError
 
 from ...config import Experiment
+from ...corpora import load_corpus
 from ..prepare import ReleasedCorpus, prepare_released
 from ..run import measure, row_losses, train_released
 
 REGIMES = ("R0", "R1", "R4")
+Shown = tuple[dict[str, float], dict]  # a proof's numbers by name, and what else its sentence says
 
 
 @dataclass
@@ -40,16 +39,16 @@ class Subject:
         if protocol.preset != "as_released" or set(protocol.switches) - {"initialisation"} or protocol.mend:
             name = self.settings.name
             raise UserError(f"{name}: proofs are about the released procedure, protocol as_released")
-        options = {"data_dir": self.data_dir, "say": self.say}
-        return prepare_released(self.settings, self.backbone, self.corpus, **options)
+        corpus = load_corpus(self.corpus, data_dir=self.data_dir)
+        return prepare_released(self.settings, self.backbone, corpus, self.say)
 
     @cached_property
     def trained(self) -> dict[str, tuple]:
-        """(member or None, Trained, metrics) of each regime in REGIMES, one seed."""
+        """(member or None, fixed batches by split, metrics) of each regime in REGIMES, one seed."""
         self.say(f"training {', '.join(REGIMES[1:])} for the proofs, seed {self.seed}")
         return {
-            regime: (member, trained, measure(self.material, regime, member, trained)[0])
-            for regime, member, trained in train_released(self.material, list(REGIMES), self.seed)
+            regime: (member, orders, measure(self.material, regime, member, orders)[0])
+            for regime, member, orders, _ in train_released(self.material, list(REGIMES), self.seed)
         }
 
     @property
@@ -62,17 +61,12 @@ class Subject:
         """The number of the paper's table for this kind of corpus."""
         return 2 if self.prompts else 1
 
-    @property
-    def is_gpt2(self) -> bool:
-        """Whether published numbers are expected to come out of this backbone."""
-        return self.settings.backbone in ("gpt2", "openai-community/gpt2")
-
     def validation_losses(self, regime: str, batches: list[Tensor]) -> Tensor:
         """nll (N,) of the validation rows; heads without a condition are read once, whatever the batches."""
-        member = self.trained[regime][0]
+        member, orders, _ = self.trained[regime]
         if regime == "R4":
             return row_losses(self.material, regime, member, "validation", Arrangement.of(batches))
         if regime not in self._losses:
-            fixed = self.trained[regime][1].orders["validation"]
+            fixed = orders["validation"]
             self._losses[regime] = row_losses(self.material, regime, member, "validation", fixed)
         return self._losses[regime]

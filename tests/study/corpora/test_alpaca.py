@@ -47,3 +47,21 @@ def test_other_corpora_may_lie_beside_its_folder(tmp_path):
     (tmp_path / "docstrings.jsonl").write_text("{}\n")
     (tmp_path / "docstrings-instructions.jsonl").write_text("{}\n")
     assert load_corpus("alpaca", data_dir=tmp_path).source == "file alpaca.jsonl"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"instruction": "a", "output": "half \\ud83d"}',
+        '{"instruction": "a", "output": 1' + "0" * 5_000 + "}",
+        "[" * 60_000,
+        '{"instruction": "a", "output": "a\\u0000b"}',
+        '{"instruction": "a", "output": NaN}',
+        '{"instruction": {"a": 1}, "output": "b"}',
+    ],
+)
+def test_a_bad_row_is_named(tmp_path, line):
+    (tmp_path / "alpaca.jsonl").write_text("\n".join([*map(json.dumps, ROWS[:6]), line]))
+    with pytest.raises(UserError, match="row 7") as caught:
+        load_corpus("alpaca", data_dir=tmp_path)
+    assert len(str(caught.value)) < 400

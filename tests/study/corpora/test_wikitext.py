@@ -2,7 +2,7 @@ import pytest
 
 from chameleon_lite.errors import UserError
 from chameleon_study.corpora import load_corpus
-from chameleon_study.corpora.wikitext import articles
+from chameleon_study.corpora.hub import articles
 
 # Written for this test in the data set's manner.
 SAMPLE = """ \n = The Tin Lighthouse = \n \n The lighthouse was built of tin by a <unk> who disliked stone . \n
@@ -58,3 +58,24 @@ def test_missing_files_are_named(folder, tmp_path):
         load_corpus("wikitext-2-lite", data_dir=folder)
     with pytest.raises(UserError, match="no folder at"):
         load_corpus("wikitext-2-lite", data_dir=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"a\nb\nc\0d\n", "validation.txt, line 3 holds a NUL"),
+        (b"a\n\xff\n", "validation.txt is not UTF-8 .byte 2"),
+    ],
+)
+def test_a_file_that_is_no_text_is_named_with_its_line(folder, content, named):
+    (folder / "validation.txt").write_bytes(content)
+    with pytest.raises(UserError, match=named):
+        load_corpus("wikitext-2-lite", data_dir=folder)
+
+
+def test_a_byte_order_mark_is_no_text(folder):
+    before = load_corpus("wikitext-2-lite", data_dir=folder)
+    for split in ("validation", "test"):
+        path = folder / f"{split}.txt"
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert load_corpus("wikitext-2-lite", data_dir=folder).hash == before.hash

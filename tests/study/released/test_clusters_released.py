@@ -75,9 +75,3 @@ def test_each_epoch_is_shuffled_anew_and_repeats_with_the_seed():
     first, second = epochs(0)
     assert [first, second] == epochs(0) and first != epochs(1)[0]
     assert sorted(map(sorted, first)) != sorted(map(sorted, second))  # composition changes, not only order
-
-
-@pytest.mark.parametrize("size", [0, 11])
-def test_a_batch_that_does_not_fit(size):
-    with pytest.raises(UserError, match="between 1 and 10"):
-        cluster_batches(torch.zeros(10, dtype=torch.int64), size, seeded())

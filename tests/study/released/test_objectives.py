@@ -8,10 +8,10 @@ import torch
 from chameleon_lite.backbone import load_backbone
 from chameleon_lite.embed import mean_embeddings
 from chameleon_lite.heads import Condition, HyperHead, LoraHead
-from chameleon_lite.loss import HeadWeight, head_losses, next_token
+from chameleon_lite.loss import HeadWeight, head_losses, next_token_pairs
 from chameleon_lite.text import TokenTable
 from chameleon_lite.train import average
-from chameleon_study.released.objectives import released_full, released_last, released_mask
+from chameleon_study.released.objectives import pick_full, pick_last, released_last, released_mask
 
 LENGTH, PAD = 6, 256
 # by hand: a full row, a row with padding, rows with the ignored id 0 inside and at the scored position, one token
@@ -88,15 +88,15 @@ def test_released_objectives_agree_with_a_slow_loop(double_tiny, kind, mode):
     table, head = table_of(ROWS), head_of(kind, double_tiny)
     weight = HeadWeight(double_tiny.head.weight, dtype=torch.float64)
     vectors = mean_embeddings(table, double_tiny.embedding, span="padded", length=LENGTH).double()
-    objective = {"last": released_last, "full": released_full}[mode]
+    pick = {"last": pick_last, "full": pick_full}[mode]
     sums, counts = [], []
     for batch in BATCHES:
         ids, _ = table.padded(batch, LENGTH)
         hidden = double_tiny.hidden(ids, released_mask(ids).long())
         update = head.factors(Condition(vectors[batch].mean(0, keepdim=True)))
-        nll, n = objective(hidden, ids, lambda h, target, row, u=update: head_losses(h, target, weight, [u]))
-        sums.append(nll[0])
-        counts.append(n)
+        row, column, target = pick(ids)
+        sums.append(head_losses(hidden[row, column], target, weight, [update])[0])
+        counts.append(len(row))
     batches = [torch.tensor([i]) for i in range(len(BATCHES))]
     ours = float(average(torch.stack(sums), torch.tensor(counts), "batch", batches))
     assert ours == pytest.approx(slow_released_loss(double_tiny, head, mode), abs=1e-6)
@@ -119,20 +119,19 @@ def test_which_positions_count():
         1,
         1,
     ]  # padding counts, id 0 does not
-    assert released_last(hidden, ids, count, mask, None)[0].tolist() == [1, 0, 0, 1, 0, 1]  # full rows alone
-    assert released_full(hidden, ids, count)[0].tolist() == [6, 6, 4, 5, 6, 5]
-    assert released_full(hidden, ids, count, mask, None)[0].tolist() == [6, 3, 5, 6, 1, 6]
-    assert next_token(hidden, ids, mask, prefix, count)[0].tolist() == [4, 2, 4, 5, 0, 1]
+
+    def counted(pick, real=None):
+        return pick(ids, real)[0].bincount(minlength=len(ROWS)).tolist()
+
+    assert counted(pick_last, mask) == [1, 0, 0, 1, 0, 1]  # full rows alone
+    assert counted(pick_full) == [6, 6, 4, 5, 6, 5]
+    assert counted(pick_full, mask) == [6, 3, 5, 6, 1, 6]
+    assert pick_last(ids, mask)[1].tolist() == [LENGTH - 1] * 3
+    row, _, _ = next_token_pairs(ids, mask, prefix)
+    assert row.bincount(minlength=len(ROWS)).tolist() == [4, 2, 4, 5, 0, 1]
 
 
 def test_next_token_predicts_the_token_after_the_state():
     ids, mask = torch.tensor([[4, 5, 6, 256]]), torch.tensor([[True, True, True, False]])
-    hidden = torch.arange(4.0).view(1, 4, 1)
-    seen = {}
-    next_token(hidden, ids, mask, torch.tensor([1]), lambda h, t, r: seen.update(h=h, t=t) or torch.zeros(1))
-    assert seen["h"].flatten().tolist() == [0, 1] and seen["t"].tolist() == [5, 6]
-
-
-def test_ignoring_padding_needs_the_mask():
-    with pytest.raises(ValueError, match="needs the mask"):
-        released_last(torch.zeros(1, 2, 1), torch.zeros(1, 2, dtype=torch.int64), count, ignored=None)
+    _, column, target = next_token_pairs(ids, mask, torch.tensor([1]))
+    assert column.tolist() == [0, 1] and target.tolist() == [5, 6]

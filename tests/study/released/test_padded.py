@@ -5,10 +5,8 @@ import torch
 
 from chameleon_lite.backbone import copied
 from chameleon_lite.backbones import stored
-from chameleon_lite.errors import UserError
 from chameleon_lite.states import ScoredStates, hidden_states
-from chameleon_study.released.backbone_dropout import live_dropout
-from chameleon_study.released.states import LivePaddedStates, Scoring, full_rows, padded_states
+from chameleon_study.released.states import LivePaddedStates, Scoring, live_dropout, padded_states
 
 LENGTH = 64
 
@@ -18,7 +16,7 @@ def both(tiny, table, scoring, folder):
     return cached, LivePaddedStates(tiny, table, scoring, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("objective", ["last", "full", "next_token"])
+@pytest.mark.parametrize("objective", ["last", "next_token"])
 def test_cached_and_live_states_agree(tiny, tiny_table, tmp_path, objective):
     scoring = Scoring(
         objective, LENGTH if objective != "next_token" else 96, objective != "next_token", False
@@ -34,7 +32,7 @@ def test_last_position_is_the_pad_token_or_the_last_token(tiny, tiny_table, tmp_
     states = padded_states(
         tiny, tiny_table, Scoring("last", LENGTH, True, False), dtype=torch.float32, folder=tmp_path
     )
-    full = full_rows(tiny_table, LENGTH)
+    full = torch.from_numpy(tiny_table.lengths >= LENGTH)
     assert 0 < full.sum() < len(full) and (states.counts == 1).all()
     assert (states.target[~full] == tiny_table.pad_id).all()
     cut = [int(tiny_table.ids[tiny_table.offsets[n] + LENGTH - 1]) for n in full.nonzero().flatten()]
@@ -45,7 +43,7 @@ def test_ignoring_padding_scores_full_rows_alone(tiny, tiny_table, tmp_path):
     states = padded_states(
         tiny, tiny_table, Scoring("last", LENGTH, False, True), dtype=torch.float32, folder=tmp_path
     )
-    assert torch.equal(states.counts.bool(), full_rows(tiny_table, LENGTH))
+    assert states.counts.bool().tolist() == (tiny_table.lengths >= LENGTH).tolist()
 
 
 def test_next_token_pairs_are_those_of_all_hidden_states(tiny, tiny_table, tmp_path):
@@ -127,8 +125,3 @@ def test_dropout_is_set_where_the_architecture_has_it_at_zero():
     assert live_dropout(lm) == {"applies": True, "configured": 0.0, "set": 0.1, "sites": 2}
     assert all(layer.self_attn.attention_dropout == 0.1 for layer in lm.model.layers)
     assert live_dropout(torch.nn.Linear(2, 2))["applies"] is False
-
-
-def test_unknown_objective_is_named():
-    with pytest.raises(UserError, match="unknown objective 'lats'.*did you mean 'last'"):
-        Scoring("lats", 8, True, False)

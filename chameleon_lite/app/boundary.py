@@ -1,0 +1,55 @@
+"""What goes wrong, in one line and with an exit code: where the command line meets its user and the system.
+
+UserError: its own line and code · what the system says: the path and what to do, 1 · Ctrl-C: what is kept, 130
+"""
+
+import errno
+from collections.abc import Iterable
+
+from ..errors import UserError
+
+INTERRUPTED = 130
+KEPT = {  # command -> what Ctrl-C leaves
+    "adapt": "finished windows lie in OUT.part, and the same command with --resume goes on from there",
+    "bench": "finished rows are written",
+    "fetch": "whatever was fetched whole is kept, and the same command goes on",
+    "fit": "no adapter was saved; finished hidden states are kept, and the same command uses them",
+    "prove": "proofs of finished corpora are written where --results was given",
+    "run": "complete runs are kept, and the same command with --resume goes on after them",
+}
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+ADVICE = {  # number of a system's error -> what to do
+    errno.ENOSPC: "free some space, or choose another place",
+    errno.EDQUOT: "free some space, or choose another place",
+    errno.EFBIG: "this place takes no larger files: choose another",
+    errno.EACCES: "choose a place that you may read and write",
+    errno.EROFS: "choose a place that can be written",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EEXIST: "a file stands where a folder is needed",
+    errno.ENOTDIR: "a file stands where a folder is needed",
+}
+
+
+def report(error: BaseException, words: Iterable[str] = ()) -> tuple[str, int]:
+    """One line on what went wrong, and the exit code; `words` are the command line's."""
+    code = getattr(error, "exit_code", 1)
+    if isinstance(error, KeyboardInterrupt):
+        command = next((word for word in words if not word.startswith("-")), "")
+        line, code = f"interrupted; {KEPT.get(command, 'the same command starts again')}", INTERRUPTED
+    elif isinstance(error, UserError):
+        line = str(error)
+    elif hasattr(error, "format_message"):  # a usage error of the command line's library
+        line = f"{error.format_message().rstrip('.')}: see --help"
+    elif isinstance(error, MemoryError) or any(text in str(error).lower() for text in NO_MEMORY):
+        line = f"the memory does not suffice: choose a smaller model, fewer rows at once, or shorter texts ({error})"
+    elif isinstance(error, RecursionError):
+        line = "the input is nested too deeply to be read"
+    elif isinstance(error, UnicodeError):
+        line = f"the input is not UTF-8: save it as UTF-8 ({error})"
+    elif isinstance(error, OSError):
+        said = ": ".join(str(part) for part in (error.filename, error.strerror) if part) or str(error)
+        advice = ADVICE.get(error.errno, "")
+        line = f"{said}; {advice}" if advice else said
+    else:
+        line = f"{type(error).__name__}: {error} (not foreseen: --debug shows where; please report it)"
+    return " ".join(line.split())[:1_000], code

@@ -1,0 +1,144 @@
+"""Proofs about training and what is trained: rows read twice, dropout, the chosen epoch, parameters."""
+
+import copy
+
+import torch
+from torch import nn
+
+from chameleon_lite.batches import Arrangement
+from chameleon_lite.heads import Condition, HyperHead, LoraHead
+from chameleon_lite.train import average, evaluate
+
+from ...claims.paper import published
+from ...parameters import parameter_table
+from ..prepare import documents_by_split, scoring_of
+from ..protocol import preset
+from ..states import LivePaddedStates, live_dropout
+from .subject import Shown, Subject
+
+ROWS = {"cuda": 512, "cpu": 64}  # training rows read again with the backbone's dropout on
+CONDITIONS = 8  # of the bank that are rebuilt
+
+
+def alpaca_overlap(subject: Subject) -> Shown | None:
+    """Share of validation rows that are training rows, as released and disjoint; None for plain text."""
+    if not subject.prompts:
+        return None
+    numbers = {}
+    for name in ("as_released", "honest"):
+        splits = documents_by_split(subject.settings, preset(name), subject.material.corpus)
+        rows = {split: {(d.prompt, d.text) for d in part} for split, part in splits.items()}
+        prompts = {split: {d.prompt for d in part} for split, part in splits.items()}
+        shares = [len(x["train"] & x["validation"]) / len(x["validation"]) for x in (rows, prompts)]
+        numbers |= {
+            f"{name}_validation_rows": float(len(splits["validation"])),
+            f"{name}_rows_also_trained_on": shares[0],
+            f"{name}_prompts_also_trained_on": shares[1],
+        }
+    return numbers, {}
+
+
+def dropout_and_selection(subject: Subject) -> Shown:
+    """Running loss against the heads re-read; last epoch against the lowest; live against cached."""
+    numbers: dict[str, float] = {}
+    for regime in ("R1", "R4"):
+        m = subject.trained[regime][2]
+        numbers |= {
+            f"{regime}_running_training_loss": m["train_nll"],
+            f"{regime}_training_loss_re_read": m["train_eval_nll"],
+            f"{regime}_validation_loss": m["validation_nll"],
+            f"{regime}_lowest_minus_last_epoch": m["validation_nll"] - m["validation_last_epoch_nll"],
+        }
+    numbers |= _backbone_dropout(subject)
+    dropout = "this backbone has no dropout to switch on"
+    if numbers["backbone_dropout_applies"]:
+        change = numbers["R1_dropout_on"] - numbers["R1_dropout_off"]
+        dropout = f"the backbone's dropout changes the LoRA loss by {change:+.4f}"
+    running = numbers["R4_running_training_loss"] - numbers["R4_training_loss_re_read"]
+    return numbers, {"running": running, "dropout": dropout}
+
+
+def _backbone_dropout(subject: Subject) -> dict[str, float]:
+    """The LoRA head on some training rows, states computed anew: cached, live, and live with dropout on."""
+    material = subject.material
+    backbone = copy.deepcopy(subject.backbone)
+    switched = live_dropout(backbone.lm)
+    out = {
+        "backbone_dropout_applies": float(switched["applies"]),
+        "backbone_dropout_configured": switched["configured"],
+        "backbone_dropout_set": float(switched["set"] or switched["configured"]),
+    }
+    table = material.tables["train"]
+    rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(subject.seed))
+    rows = rows[: ROWS.get(backbone.device.type, ROWS["cpu"])].sort().values
+    table, order = table.take(rows), Arrangement(torch.arange(len(rows)))
+    head = [(subject.trained["R1"][0].head, None)]
+    scoring, dtype = scoring_of(material.settings, material.protocol), getattr(torch, material.feature_dtype)
+    for name, train_mode in (("R1_dropout_off", False), ("R1_dropout_on", True)):
+        states = LivePaddedStates(backbone, table, scoring, dtype=dtype, train_mode=train_mode)
+        with torch.random.fork_rng():
+            torch.manual_seed(subject.seed)
+            nll = evaluate(head, states, order, material.weight, rows=32)[0].cpu()
+        out[name] = float(average(nll, states.counts))
+    return out
+
+
+def rebuilt(head: HyperHead, condition: Condition) -> tuple[float, float]:
+    """Largest relative error of `down` and `up` rebuilt from the stored pairs and the gate (G conditions).
+
+    Also how far the update differs from the same blend of whole updates (ΔW = Σ u_k B_k A_k), on unit inputs:
+    blending factors has cross terms, so the bank is one by storage and not by function.
+    """
+    update, basis = head.factors(condition), head.basis()  # (G, …), (33, …)
+    code = head.code(condition)  # (G, 33)
+    down = torch.einsum("gk,krc->grc", code, basis.down)
+    up = torch.einsum("gk,kvr->gvr", code, basis.up)
+    error = max(float((a - b).norm() / b.norm()) for a, b in ((down, update.down), (up, update.up)))
+    x = torch.eye(head.width, device=down.device, dtype=down.dtype)[: min(16, head.width)]
+    blended = torch.einsum("gvr,grc,mc->gmv", update.up, update.down, x)
+    whole = torch.zeros_like(blended)
+    for k in range(code.shape[1]):
+        whole += code[:, k, None, None] * (x @ basis.down[k].T @ basis.up[k].T)
+    return error, float((blended - whole).norm() / blended.norm())
+
+
+@torch.no_grad()
+def adapter_bank(subject: Subject) -> Shown:
+    """Rebuild the trained hyper-network's factors from its stored adapters and count what is stored."""
+    head = subject.trained["R4"][0].head.eval()
+    vectors = subject.material.condition_vectors["validation"][:CONDITIONS]
+    error, cross = rebuilt(head.double(), Condition(vectors.double()))
+    head.float()
+    lora = LoraHead(head.width, head.vocab, head.rank).trainable_parameters()
+    last = sum(p.numel() for p in head.last.parameters())
+    return {
+        "stored_adapters": last / lora,
+        "last_layer_parameters": float(last),
+        "one_adapter_parameters": float(lora),
+        "gate_parameters": float(head.trainable_parameters() - last),
+        "relative_error": error,
+        "difference_to_blended_updates": cross,
+    }, {"rank": head.rank}
+
+
+def untouched_layers(subject: Subject) -> Shown:
+    """Layers that a search for nn.Linear adapts, in GPT-2's exact geometry and in this backbone."""
+    from transformers import AutoModelForCausalLM, GPT2Config
+    from transformers.pytorch_utils import Conv1D
+
+    def modules(body: nn.Module, kind: type) -> float:
+        return float(sum(isinstance(m, kind) for m in body.modules()))
+
+    with torch.device("meta"):
+        body = AutoModelForCausalLM.from_config(GPT2Config(), trust_remote_code=False).base_model
+    counts = parameter_table("random-gpt2")
+    return {
+        "gpt2_linear_modules": modules(body, nn.Linear),
+        "gpt2_conv1d_modules": modules(body, Conv1D),
+        "backbone_linear_modules": modules(subject.backbone.body, nn.Linear),
+        "head_LoRA_parameters": float(counts["lora_head"]),
+        "published_LoRA_parameters": published(1, "R1", "parameters"),
+        "layer_LoRA_parameters": float(counts["lora_layers"]),
+        "hyper_network_parameters": float(counts["hyper_head"]),
+        "published_hyper_network_parameters": published(1, "R4", "parameters"),
+    }, {}

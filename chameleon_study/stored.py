@@ -1,0 +1,98 @@
+"""Files of a results folder: stored whole with their checksum, compared with it whenever they are read.
+
+    results/SHA256SUMS    a line for each file, which `sha256sum --check` reads too
+
+A folder without that file, such as one of raw runs, is read as it is. Whatever cannot be read is a
+DamagedFile with its name, and no part of it is used.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+from pyarrow import ArrowException
+from pydantic import BaseModel
+
+from chameleon_lite import files
+from chameleon_lite.errors import DamagedFile
+
+SUMS = "SHA256SUMS"
+KEPT = (".jsonl", ".parquet", ".json")  # ends of files that hold results
+LOSSES = {"document", "group", "split", "tokens", "nll"}  # columns
+AGAIN = "restore it, or store it again"
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[Path]:
+    """Write a file under a temporary name, then put it and its checksum in place."""
+    sums = path.parent / SUMS
+    with files.locked(sums):
+        with files.atomic(path) as part:
+            yield part
+        known = checksums(path.parent)
+        if not known:  # the first of a folder's files to be listed brings the others with it
+            known = {p.name: files.sha256(p) for p in path.parent.iterdir() if p.suffix in KEPT}
+        known[path.name] = files.sha256(path)
+        with files.atomic(sums) as part:
+            part.write_text("".join(f"{known[name]}  {name}\n" for name in sorted(known)), encoding="utf-8")
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """File name to hex sha256, {} for a folder without checksums."""
+    path = folder / SUMS
+    if not path.is_file():
+        return {}
+    lines = [
+        line.split(maxsplit=1) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+    ]
+    if not lines or not all(len(line) == 2 and len(line[0]) == 64 for line in lines):
+        raise DamagedFile(f"{path} is damaged: not every line is a checksum and a name; {AGAIN}")
+    return {name: digest for digest, name in lines}
+
+
+def read(path: Path) -> bytes:
+    """A file's content; DamagedFile where it is not what its folder's checksums promise."""
+    content, sums = path.read_bytes(), checksums(path.parent)
+    if sums:
+        lost = [path.parent / name for name in sums if not (path.parent / name).is_file()]
+        if lost := [p for p in lost if p.suffix != ".json"]:  # verdicts can be written anew from the rest
+            raise DamagedFile(f"{lost[0]} is listed in {SUMS} and not there: restore it, or remove its line")
+        if path.name not in sums:
+            raise DamagedFile(f"{path} is not listed in {SUMS}, so nobody stored it there: take it away")
+        if hashlib.sha256(content).hexdigest() != sums[path.name]:
+            raise DamagedFile(f"{path} is damaged: its content is not what {SUMS} promises; {AGAIN}")
+    return content
+
+
+def read_lines(path: Path, kind: type[BaseModel]) -> list:
+    """The objects of a JSONL file; DamagedFile with the first line that is no object of this kind."""
+    out = []
+    for number, line in enumerate(read(path).splitlines(), 1):
+        try:
+            out.append(kind.model_validate_json(line))
+        except ValueError as error:
+            what = f"line {number} is no {kind.__name__.lower()}, {reason(error)}"
+            raise DamagedFile(f"{path} is damaged: {what}; {AGAIN}") from error
+    return out
+
+
+def read_losses(path: Path) -> pd.DataFrame:
+    """A table of losses per document; DamagedFile for anything else."""
+    content = read(path)
+    try:
+        frame = pd.read_parquet(io.BytesIO(content))
+    except (ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        raise DamagedFile(f"{path} is damaged: no parquet, {reason(error)}; {AGAIN}") from error
+    if missing := sorted(LOSSES - set(frame)):
+        raise DamagedFile(f"{path} holds no losses per document: there is no column {missing[0]!r}; {AGAIN}")
+    return frame
+
+
+def reason(error: Exception) -> str:
+    """What a reader of files says of a damaged one, in one short line."""
+    errors = getattr(error, "errors", list)()  # pydantic's say where and what
+    text = f"{'.'.join(map(str, errors[0]['loc']))} {errors[0]['msg']}" if errors else f"{error!r}"
+    return " ".join(text.split())[:160]
