@@ -73,9 +73,8 @@ def test_a_grid_that_is_killed_again_and_again_ends_with_the_same_records(start,
         time.sleep(chance.uniform(0, 0.05) if least else chance.uniform(0, 4))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    (results / "spans.jsonl").open("a").write(
-        '{"experiment": "sm'
-    )  # as a kill in the middle of a line leaves it
+    with open(results / "spans.jsonl", "a") as file:
+        file.write('{"experiment": "sm')  # as a kill in the middle of a line leaves it
     said = finished(start("killed"))
     assert "damaged" not in said and found(results) == found(tmp_path / "whole")
     assert len(found(results)["records"]) == 8
