@@ -46,14 +46,11 @@ class Corpus:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """For each split the number of documents, of scored characters and of groups."""
-        return {
-            split: {
-                "documents": len(documents),
-                "characters": sum(len(d.text) for d in documents),
-                "groups": len({d.group for d in documents}),
-            }
-            for split, documents in self.splits.items()
-        }
+        counts = {split: {"documents": len(documents)} for split, documents in self.splits.items()}
+        for split, documents in self.splits.items():
+            counts[split]["characters"] = sum(len(d.text) for d in documents)
+            counts[split]["groups"] = len({d.group for d in documents})
+        return counts
 
 
 def lines(corpus: Corpus) -> Iterator[str]:
@@ -77,10 +74,8 @@ def split_documents(
     side = _sides(component, [hashlib.sha256(text.encode()).hexdigest() for text in texts])
     splits = {name: tuple(d for d, s in zip(documents, side) if s == name) for name in SPLITS}
     if not all(splits.values()):
-        raise UserError(
-            f"too few distinct documents to split: {len(documents)} in {component.max(initial=-1) + 1} groups without "
-            "near-duplicates; give at least 3, better 1,000"
-        )
+        found = f"{len(documents)} in {component.max(initial=-1) + 1} groups without near-duplicates"
+        raise UserError(f"too few distinct documents to split: {found}; give at least 3, better 1,000")
     sizes = np.bincount(component)
     notes = {"linked_documents": int(sizes[sizes > 1].sum()), "largest_component": int(sizes.max())}
     return splits, notes | overlaps(splits)

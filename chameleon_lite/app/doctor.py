@@ -51,11 +51,9 @@ def _cached() -> list[str]:
     ready = any(home.glob("smollm2/**/*.safetensors"))
     size = sum(path.stat().st_size for path in home.glob("states/*.npy"))
     place = next(path for path in (home, *home.parents) if path.exists())
-    usable = place.is_dir() and os.access(place, os.W_OK)
-    free = shutil.disk_usage(place).free
+    usable, free = place.is_dir() and os.access(place, os.W_OK), shutil.disk_usage(place).free
     return [
-        f"cache: {home}"
-        + ("" if usable else " cannot be written: set CHAMELEON_LITE_HOME to another folder"),
+        f"cache: {home}" + ("" if usable else " cannot be written: set CHAMELEON_LITE_HOME elsewhere"),
         "  smollm2: ready" if ready else "  smollm2: absent; chameleon-lite fetch smollm2 (93 MB)",
         f"  hidden states: {size / 1e6:.0f} MB",
         f"  free disk: {free / 1e9:.1f} GB",

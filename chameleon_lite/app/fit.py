@@ -12,7 +12,7 @@ Held-out texts are conditioned as training texts are: by the mean prefix vector 
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -43,7 +43,7 @@ from ..train_layers import LiveStates, WithLayers
 from .corpus import SPLITS, Corpus, split_documents
 from .outputs import claimed, writing
 from .own_texts import EMPTY, load_corpus
-from .rows import flaw_of
+from .rows import parsed
 
 RESAMPLES = 2_000
 FEW = 10  # held-out texts below which an interval from resampling them says nothing
@@ -71,10 +71,8 @@ class Fitted:
         return self.held_out >= FEW and round(self.high, 4) < 0
 
     def __str__(self) -> str:
-        change = (
-            f"{self.before:.4f} nats per token before, {self.after:.4f} after ({self.after - self.before:+.4f}, "
-            f"95 % interval {self.low:+.4f} to {self.high:+.4f}) on {self.held_out} held-out texts"
-        )
+        change = f"{self.before:.4f} nats per token before, {self.after:.4f} after ({self.after - self.before:+.4f}, "
+        change += f"95 % interval {self.low:+.4f} to {self.high:+.4f}) on {self.held_out} held-out texts"
         if self.dropped:
             change += f"; {self.dropped:,} texts were dropped, empty or too short to score"
         if self.helped:
@@ -99,7 +97,7 @@ class Parts(NamedTuple):
 
 
 def fit(
-    texts: Sequence[str] | str | Path | Corpus,
+    texts: Iterable[str | dict] | str | Path | Corpus,
     *,
     backbone: Backbone | str = "smollm2",
     out: Path | str | None = None,
@@ -109,7 +107,7 @@ def fit(
     progress: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> Fitted:
-    """Train an adapter on texts (strings, a corpus's name, or a path) and save it to `out` if given.
+    """Train an adapter on texts (rows as in rows.py, a corpus's name, or a path) and save it to `out` if given.
 
     Losses are in nats per token. With several processes (torchrun, accelerate) every one calls this, the first writes.
     Raises UserError where there are too few texts to hold any out, and where `out` holds a model already, which is
@@ -143,31 +141,28 @@ def _saved(fitted: Fitted, out: Path) -> Fitted:
     try:
         fitted.model.save_pretrained(out)
     except (OSError, SafetensorError) as error:
-        kept = Path(tempfile.mkdtemp(prefix="chameleon-lite-"))
+        place = "the adapter is lost"
         with suppress(OSError, SafetensorError):
+            kept = tempfile.mkdtemp(prefix="chameleon-lite-")
             fitted.model.save_pretrained(kept)
-        place = f"the adapter is kept in {kept}" if (kept / "config.json").exists() else "the adapter is lost"
+            place = f"the adapter is kept in {kept}"
         raise RunFailed(f"cannot write {out}: {error}; {place}; {fitted}") from error
     return replace(fitted, folder=out)
 
 
-def corpus_of(texts: Sequence[str] | str | Path | Corpus, seed: int = 0) -> Corpus:
-    """A corpus from its name, a path, or strings, which are split 80/10/10 with near-duplicates on one side."""
+def corpus_of(texts: Iterable[str | dict] | str | Path | Corpus, seed: int = 0) -> Corpus:
+    """A corpus from its name, a path, or rows, which are split 80/10/10 with near-duplicates on one side."""
     if isinstance(texts, Corpus):
         return texts
     if isinstance(texts, str | os.PathLike):
         return load_corpus(str(texts), seed=seed)
-    texts = list(texts)
-    for number, text in enumerate(texts, start=1):
-        if not isinstance(text, str):
-            raise UserError(
-                f"texts must be strings, not {type(text).__name__}; objects go into a .jsonl file"
-            )
-        if flaw := flaw_of(text):
-            raise UserError(f"text {number} {flaw}")
-    documents = [Document(str(i), text) for i, text in enumerate(texts) if text.strip()]
+    rows = list(parsed(texts))
+    if bad := next((row for row in rows if row.error), None):
+        raise UserError(f"text {bad.number}: {bad.error}")
+    numbered = [(str(i), row) for i, row in enumerate(rows) if row.text.strip()]
+    documents = [Document(i, row.text, row.group, row.prompt, row.instruction) for i, row in numbered]
     splits, notes = split_documents(documents, seed=seed)
-    return Corpus("texts", splits, "a list of strings", notes | {EMPTY: len(texts) - len(documents)})
+    return Corpus("texts", splits, "a list of strings", notes | {EMPTY: len(rows) - len(documents)})
 
 
 def _parts(corpus: Corpus, backbone: Backbone, settings: FitSettings) -> tuple[Parts, Clustering]:
@@ -231,22 +226,16 @@ def _trained(
     size, vectors = settings.clusters.batch_rows, parts.vectors
     learn, valid, test = (GroupMean(vectors[split].to(backbone.device), size) for split in SPLITS)
     member = Member("adapter", head, learn, valid, settings.learning_rate, seed)
+    check = states["validation"], parts.order("validation", seed)
+
+    def orders(epoch: int) -> Arrangement:
+        return parts.order("train", seed * 100_003 + epoch)
+
     with closing(states["train"]) if settings.lora_rank else nullcontext():
-        train_heads(
-            [member],
-            states["train"],
-            lambda epoch: parts.order("train", seed * 100_003 + epoch),
-            states["validation"],
-            parts.order("validation", seed),
-            weight,
-            train,
-            processes,
-            progress,
-        )
+        train_heads([member], states["train"], orders, *check, weight, train, processes, progress)
     options = {"rows": train.rows_per_step, "scale": train.scale, "processes": processes}
-    read = partial(
-        evaluate, data=states["test"], arrangement=parts.order("test", seed), weight=weight, **options
-    )
+    options |= {"data": states["test"], "arrangement": parts.order("test", seed), "weight": weight}
+    read = partial(evaluate, **options)
     with without_lora(backbone):
         frozen = read([(None, None)])
     return member, torch.cat([frozen, read([(head, test)])]).cpu().numpy()

@@ -67,12 +67,10 @@ def writing(path: Path, kept: str = "") -> Iterator[None]:
 
 def _refusal(target: Path, inputs: Sequence[Path | str], own: bool, folder: bool, overwrite: bool) -> str:
     """Why what lies at `target` may not be replaced; "" where it may."""
-    if not (target.is_dir() if folder else target.is_file()):
-        return (
-            "is a file, and a folder is needed"
-            if folder
-            else "is no regular file, and nothing else is replaced"
-        )
+    if folder and not target.is_dir():
+        return "is a file, and a folder is needed"
+    if not folder and not target.is_file():
+        return "is no regular file, and nothing else is replaced"
     names = ("config.json", "generation_config.json", "model.safetensors") if folder else ()
     written = [path for path in (target, *(target / name for name in names)) if path.exists()]
     for source in (Path(name).expanduser() for name in inputs):

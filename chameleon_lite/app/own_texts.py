@@ -35,9 +35,7 @@ def load_corpus(name: str, *, data_dir: Path | str | None = None, seed: int = 0)
                 raise
             continue
         return by_name(name, data_dir=data_dir, seed=seed)
-    raise UserError(
-        f"no file or folder at {name}; give {KINDS} (corpora by name come with a clone of the repository)"
-    )
+    raise UserError(f"no file or folder at {name}; give {KINDS} (names come with a clone of the repository)")
 
 
 def load(path: Path | str, *, seed: int = 0) -> Corpus:
@@ -67,16 +65,15 @@ def corpus(
     documents, split_of, empty = [], [], 0
     for row in rows:
         if row.error:
-            raise UserError(f"{where}, row {row.number}: {row.error}")
+            row_is = row.id if by == "file" else f"row {row.number}"
+            raise UserError(f"{where}, {row_is}: {row.error}")
         if row.text.strip():
             documents.append(Document(row.id, row.text, row.group, row.prompt, row.instruction))
             split_of.append(row.split)
         else:
             empty += 1
     if not documents:
-        raise UserError(
-            f"{where} has no text: {empty} rows, all empty; give at least 3 that are not, as {KINDS}"
-        )
+        raise UserError(f"{where} has no text: {empty} rows, all empty; give at least 3 that are not")
     if set(split_of) == set(SPLITS):
         splits = {split: tuple(d for d, s in zip(documents, split_of) if s == split) for split in SPLITS}
         return Corpus(name, splits, source, {"split": "given by the rows", EMPTY: empty} | overlaps(splits))
@@ -132,9 +129,7 @@ def read_jsonl(path: Path | str) -> Corpus:
         if corpus.hash != hash:
             raise ValueError(f"content {corpus.hash[:12]}…, header {str(hash)[:12]}…")
         if not re.fullmatch(r"[^/\\\0-\x1f]{1,200}", name) or name in (".", ".."):
-            raise UserError(
-                f"{path}: the corpus's name {name[:40]!r} cannot be part of a file's name; change it"
-            )
+            raise UserError(f"{path}: its corpus's name {name[:40]!r} cannot be part of a file's: change it")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedFile(f"{path} is damaged ({type(error).__name__}: {error}); export it again") from None
     return corpus

@@ -145,21 +145,26 @@ def read_rows(path: Path, *, scored: bool = True) -> Iterator[Row]:
         return parsed(_paragraphs(path))
     if scored and kind not in (".jsonl", ".json", ".csv"):
         raise UserError(f"cannot read {path.name}: a corpus is {KINDS}")
-    with open(path, "rb") as file:
-        start = file.read(4)
-    if other := next((name for sign, name in OTHER_KINDS.items() if start.startswith(sign)), None):
-        raise UserError(f"{path.name} is {other}; save it as text in UTF-8, as {KINDS}")
+    _refuse_other_kinds(path)
     if kind in (".json", ".csv"):
         return parsed(_json(path) if kind == ".json" else _csv(path), scored=scored)
     return jsonl_rows(path, scored=scored)
 
 
 def parsed(values: Iterable, *, scored: bool = True) -> Iterator[Row]:
-    """Values to rows, of a corpus unless told otherwise, numbered from 1."""
+    """Values to rows, by default of a corpus, numbered from 1."""
     return (parse(value, number, scored=scored) for number, value in enumerate(values, start=1))
 
 
+def _refuse_other_kinds(path: Path) -> None:
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if other := next((name for sign, name in OTHER_KINDS.items() if start.startswith(sign)), None):
+        raise UserError(f"{path.name} is {other}; save it as text in UTF-8, as {KINDS}")
+
+
 def _text(path: Path) -> str:
+    _refuse_other_kinds(path)
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -169,10 +174,8 @@ def _text(path: Path) -> str:
 def _json(path: Path) -> list:
     try:
         content = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path.name}, line {error.lineno} is not JSON: {error.msg}") from None
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, thousands of brackets
-        raise UserError(f"{path.name} is no JSON that can be read: {error}") from None
+    except (ValueError, RecursionError) as error:  # ValueError alone for an integer of thousands of digits
+        raise UserError(f"{path.name} is not JSON: {error}") from None
     if not isinstance(content, list):
         raise UserError(f"{path.name} holds one {type(content).__name__}; it must be a list of rows")
     return content

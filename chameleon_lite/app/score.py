@@ -31,6 +31,7 @@ from ..states import BATCH_TOKENS
 from ..text import Document, TokenTable, by_length, cumulative, tokenise
 from .rows import Row
 
+Prompts = Sequence[Sequence[int]]  # lists of token ids
 LONGEST_TOKEN = 64  # characters: a text is cut to this many for every token that fits, before it is tokenised
 
 
@@ -92,12 +93,9 @@ class Adapter:
         losses = (self._nats(table, groups) / torch.from_numpy(table.n_scored)).T.tolist()
         for place, (name, facts) in enumerate(zip(table.names, _facts(groups))):
             row, (frozen, adapted) = rows[int(name)], losses[place]
-            facts |= {
-                "tokens": int(table.n_scored[place]),
-                "truncated": self._truncated(row, int(table.lengths[place])),
-                "loss": adapted,
-                "loss_frozen": frozen,
-            }
+            truncated = self._truncated(row, int(table.lengths[place]))
+            facts |= {"tokens": int(table.n_scored[place]), "truncated": truncated}
+            facts |= {"loss": adapted, "loss_frozen": frozen}
             results[int(name)] = facts if np.isfinite(adapted) else {"error": "loss is not finite"}
         return results
 
@@ -140,12 +138,15 @@ class Adapter:
     ) -> Tensor:
         """Nats (updates, B) of a batch's rows under the layers as they are now."""
         row, column, target = next_token_pairs(ids, mask, prefix)
-        h = self.model.backbone.hidden(ids, mask.long())[row, column]  # (M, C)
-        nll = mixed_losses(h, target, group[row], self.weight, updates, self.model.config.scale)
+        order = torch.argsort(group[row], stable=True)  # few groups meet in one chunk of the head's pass
+        h = self.model.backbone.hidden(ids, mask.long())[row, column][order]  # (M, C)
+        groups = [None if u is None or u.groups == 1 else group[row][order] for u in updates]
+        scale = self.model.config.scale
+        by_group = token_losses(h, target[order], self.weight, updates, groups=groups, scale=scale)
+        nll = torch.empty_like(by_group).index_copy_(1, order, by_group)  # (updates, M)
         nll, lengths = nll.to(sums_on(nll.device)), torch.bincount(row, minlength=len(ids))
-        return torch.segment_reduce(
-            nll.T.double().contiguous(), "sum", lengths=lengths.to(nll.device), axis=0
-        ).T
+        by_row = {"lengths": lengths.to(nll.device), "axis": 0}
+        return torch.segment_reduce(nll.T.double().contiguous(), "sum", **by_row).T
 
     def _continue(self, rows: Sequence[Row]) -> list[dict]:
         """Each row's prompt, or its text where it has none, continued."""
@@ -178,7 +179,7 @@ def _facts(groups: Grouped) -> list[dict]:
     return [dict(zip(columns, row)) for row in zip(*(column.tolist() for column in columns.values()))]
 
 
-def mean_of(prompts: Sequence[Sequence[int]], embedding: Tensor) -> Tensor:
+def mean_of(prompts: Prompts, embedding: Tensor) -> Tensor:
     """Lists of ids to their mean embeddings (N, C) float32 at length 1."""
     ids = torch.tensor([i for p in prompts for i in p], device=embedding.device)
     starts = torch.from_numpy(cumulative([len(p) for p in prompts])[:-1]).to(embedding.device)
@@ -186,33 +187,8 @@ def mean_of(prompts: Sequence[Sequence[int]], embedding: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def mixed_losses(
-    h: Tensor,
-    target: Tensor,
-    group: Tensor,
-    weight: HeadWeight,
-    updates: Sequence[HeadUpdate | None],
-    scale: float = 1.0,
-) -> Tensor:
-    """Next-token losses (heads, M) of states h (M, C) whose position m belongs to group[m] of each update.
-
-    An entry None is the frozen head, which shares the large product. Positions are sorted by group first, so that
-    few groups meet in one chunk of the head's pass.
-    """
-    order = torch.argsort(group, stable=True)
-    groups = [None if update is None or update.groups == 1 else group[order] for update in updates]
-    nll = token_losses(h[order], target[order], weight, updates, groups=groups, scale=scale)  # (heads, M)
-    return torch.empty_like(nll).index_copy_(1, order, nll)
-
-
-@torch.no_grad()
 def continue_mixed(
-    model,
-    prompts: Sequence[Sequence[int]],
-    group: Tensor,
-    update: HeadUpdate,
-    new_tokens: int,
-    batch: int = 32,
+    model, prompts: Prompts, group: Tensor, update: HeadUpdate, new_tokens: int, batch: int = 32
 ) -> list[list[int]]:
     """New tokens for each of the prompts (lists of ids), prompt i under update group[i]; `batch` rows at once.
 
@@ -231,7 +207,7 @@ def continue_mixed(
     return out
 
 
-def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+def left_padded(prompts: Prompts, pad_id: int) -> tuple[Tensor, Tensor]:
     """Lists of ids as ids and mask (B, T) int64, padded on the left: new tokens follow the last real one."""
     rows = [torch.tensor(list(prompt), dtype=torch.int64) for prompt in prompts]
     side = {"batch_first": True, "padding_side": "left"}

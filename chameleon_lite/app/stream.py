@@ -48,10 +48,8 @@ class Summary:
         text = f"{self.rows:,} rows, {self.failed:,} failed"
         text += f" (first: {self.first_error})" if self.first_error else ""
         if self.loss is not None:
-            text += (
-                f"; {self.tokens:,} scored tokens, {self.loss_frozen:.4f} nats per token frozen, "
-                f"{self.loss:.4f} adapted ({self.loss - self.loss_frozen:+.4f})"
-            )
+            text += f"; {self.tokens:,} scored tokens, {self.loss_frozen:.4f} nats per token frozen, "
+            text += f"{self.loss:.4f} adapted ({self.loss - self.loss_frozen:+.4f})"
         return text
 
 
@@ -154,9 +152,7 @@ def adapt_file(
 def _sent(model: Any, device: str | None, dtype: str | None, how: dict) -> Sent:
     """What other processes need; raises UserError for a model without a folder, or one GPU for all of them."""
     if not isinstance(model, str | os.PathLike):
-        raise UserError(
-            "workers need the adapter's folder: save the model with save_pretrained and give that"
-        )
+        raise UserError("workers need the adapter's folder: save the model and give its folder")
     from ..backbones.hub import adapter_folder
 
     check_device(device)
@@ -213,10 +209,8 @@ def _done(out: Path, part: Path, key: str) -> int | None:
     elif "sha256" in found:
         fits = fits and files.sha256(out) == found["sha256"]
     if not fits:
-        raise UserError(
-            f"{part if part.exists() else out} has no record that it was made with these settings, this adapter and "
-            "this input: give those again, or leave out --resume to start anew"
-        )
+        same = "with these settings, this adapter and this input: give those again, or leave out --resume"
+        raise UserError(f"{part if part.exists() else out} has no record that it was made {same}")
     if part.exists():
         os.truncate(part, found["bytes"])
         return found["rows"]

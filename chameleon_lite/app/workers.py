@@ -18,10 +18,7 @@ from typing import Any
 from ..errors import RunFailed, Unreachable, UserError
 
 LIVES = 3  # times in a row that processes may die before the jobs are given up
-LOST = (
-    "the workers keep dying, perhaps for want of memory, or their scheduler is gone; what was finished is kept: "
-    "run the same command again, with fewer workers"
-)
+LOST = "workers keep dying (out of memory?) or their scheduler is gone; results are kept: go on with fewer workers"
 CONNECT, WAIT = 10, 60  # seconds for a scheduler to answer, and for its first worker
 _common: Any = None  # in a process of this machine: what every job needs
 _alone = threading.Lock()  # a Dask worker may have several threads; random numbers are the process's
@@ -101,12 +98,9 @@ class Workers:
 
         self.fatal, self.sent, gpus = (), None, _gpus()
         threads = max(1, torch.get_num_threads() // self.count)
-        self.pool = ProcessPoolExecutor(
-            self.count,
-            initializer=_begin,
-            initargs=(self.common, gpus),
-            env={"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))},
-        )
+        begin = {"initializer": _begin, "initargs": (self.common, gpus)}
+        env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+        self.pool = ProcessPoolExecutor(self.count, env=env, **begin)
         self.open.callback(self.pool.shutdown, wait=True, kill_workers=True)
 
     def _connect(self, address: str) -> None:

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -17,6 +17,7 @@ from ..errors import DamagedFile, UserError
 from ..settings import Rank, TokenSettings, problem
 
 MODEL_TYPE = "chameleon-lite"
+Width = Annotated[int, Field(ge=1, le=1 << 16)]
 OTHER_FILES = {  # how a file begins that is no safetensors ─▶ what it is
     b"": "empty: fetch it again",
     b"version https://git-lfs": "a Git LFS pointer and not the weights: run git lfs pull, or fetch it again",
@@ -34,7 +35,7 @@ class AdapterSettings(BaseModel):
     rank: Rank = 4
     scale: float = Field(1.0, gt=0, le=1e6)  # α
     dropout: float = Field(0.5, ge=0, lt=1)  # inside the hyper-network
-    hidden: list[int] = Field([64, 32], min_length=2, max_length=2)  # its two inner widths
+    hidden: list[Width] = Field([64, 32], min_length=2, max_length=2)  # its two inner widths
     clusters: int = Field(0, ge=0, le=1 << 20)  # stored centroids, K
     condition: Literal["cluster", "centroid", "row"] = "cluster"  # how prompts are grouped, see conditions.py
     lora_rank: int = Field(0, ge=0, le=1 << 14)  # of LoRA in the layers; 0: none
@@ -48,13 +49,6 @@ class AdapterSettings(BaseModel):
     vocabulary: int = Field(0, ge=0, le=1 << 27)  # V
     prompts: dict = {}  # how texts were cut into tokens
     notes: dict = {}  # what the training measured
-
-    @field_validator("hidden")
-    @classmethod
-    def _widths(cls, value: list[int]) -> list[int]:
-        if not all(1 <= width <= 1 << 16 for width in value):
-            raise ValueError("widths lie between 1 and 65,536")
-        return value
 
     @field_validator("prompts")
     @classmethod

@@ -248,6 +248,7 @@ def test_any_configuration_and_any_damage_is_an_adapter_or_one_line(folder, chan
 
 def test_an_adapter_names_no_person_no_machine_and_no_place(two_kinds, tiny, tmp_path, monkeypatch):
     from chameleon_lite.app.fit import fit
+    from chameleon_lite.app.stream import adapt_file
 
     home = tmp_path / "home" / "somebody"
     monkeypatch.setenv("HOME", str(home))
@@ -259,7 +260,8 @@ def test_an_adapter_names_no_person_no_machine_and_no_place(two_kinds, tiny, tmp
         source.write_text("\n".join(map(json.dumps, two_kinds(60))))
         out = tmp_path / "shared" / f"for {place.parent.name}"
         fit(str(source), backbone=str(place), out=out)
-        for path in out.glob("*.json"):
+        adapt_file(out, source, out / "results.jsonl")
+        for path in [*out.glob("*.json*"), out / ".results.jsonl.made"]:
             for word in ("somebody", re.escape(str(tmp_path)), os.uname().nodename, "/home", "/root"):
                 assert not re.search(rf"(?<!\w){word}(?!\w)", path.read_text()), (path, word)
         loaded = ChameleonLiteForCausalLM.from_pretrained(out)

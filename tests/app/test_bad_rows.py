@@ -65,9 +65,9 @@ WHOLE = {  # file -> its content, what is said, exit codes of adapt and of corpu
     "packed.jsonl": (b"\x1f\x8b\x08\0rest", "is compressed", "is compressed", 2, 2),
     "table.jsonl": (b"PAR1\x15\x04", "is parquet", "is parquet", 2, 2),
     "latin.csv": ("text\né\n".encode("latin-1"), "is not UTF-8", "is not UTF-8", 2, 2),
-    "deep.json": (b"[" * 60_000, "no JSON that can be read", "no JSON that can be read", 2, 2),
+    "deep.json": (b"[" * 60_000, "deep.json is not JSON", "deep.json is not JSON", 2, 2),
     "long.json": (b"[1,\n" + b"9" * 5_000 + b"]", "Exceeds the limit", "Exceeds the limit", 2, 2),
-    "half.json": (b'[{"text": "a"},\n{"te', "line 2 is not JSON", "line 2 is not JSON", 2, 2),
+    "half.json": (b'[{"text": "a"},\n{"te', "half.json is not JSON", "half.json is not JSON", 2, 2),
     "one.json": (b'{"text": "a"}', "it must be a list", "it must be a list", 2, 2),
     "short.jsonl": (b'"x"\n"y"\n', "no row of", "too few distinct", 1, 2),
     "columns.csv": (b"Txt,n\nhello there,1\n", "no row of", "'Txt' looks like 'text'", 1, 2),
@@ -105,6 +105,16 @@ def test_adapt_reads_what_fit_reads(adapter_folder, command):
         "a.txt#0",
         "deep/b.txt#0",
     ]
+
+
+@pytest.mark.parametrize(
+    "content, says", [(b"a\0b", "b.txt#0: 'text' holds a NUL"), (b"\xff\xfea\0", "is UTF-16")]
+)
+def test_a_bad_file_of_a_folder_is_named(content, says, refused):
+    Path("folder").mkdir()
+    Path("folder/a.txt").write_text(GOOD["text"])
+    Path("folder/b.txt").write_bytes(content)
+    assert "b.txt" in refused("corpus", "folder", says=says)
 
 
 def test_conversations_are_prompts_and_answers():

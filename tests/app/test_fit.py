@@ -70,7 +70,7 @@ def test_held_out_numbers_are_the_models_own(two_kinds):
     [
         ([], "too few"),
         (["one text alone, long enough to score"], "too few"),
-        ([1, 2], "must be strings"),
+        ([1, 2], "text 1: a row is an object or a string, not int"),
         ("no-such-corpus", "unknown corpus"),
     ],
 )
@@ -82,6 +82,14 @@ def test_what_cannot_be_fitted_is_refused(texts, says):
 def test_texts_too_short_to_score_are_refused():
     with pytest.raises(UserError, match="lower these numbers"):
         fit([f"short {i}" for i in range(40)], backbone="tiny", settings=small())
+
+
+def test_objects_are_rows_too_and_a_bad_one_is_named(two_kinds):
+    rows = [{"prompt": "Say: ", "completion": text, "group": "g"} for text in two_kinds(30)]
+    assert {d.prompt for d in corpus_of(rows).splits["train"]} == {"Say: "}
+    assert corpus_of(two_kinds(30)).hash == corpus_of([{"text": text} for text in two_kinds(30)]).hash
+    with pytest.raises(UserError, match="text 2: 'text' holds half a character"):
+        corpus_of(["fine", "cut \ud83d", "fine"])
 
 
 def test_interval_of_the_difference():

@@ -81,7 +81,7 @@ def test_folder_of_text_files(written, tmp_path):
         ("a.jsonl", [{"text": ""}, {"text": None}], "2 rows, all empty"),
         ("a.jsonl", [{"text": "only one"}], "too few distinct documents"),
         ("a.json", '{"text": "x"}', "must be a list of rows"),
-        ("a.json", "[{]", "line 1 is not JSON"),
+        ("a.json", "[{]", "a.json is not JSON: .*line 1"),
         ("a.csv", "text\na,b\n", "more cells than the header"),
         ("a.parquet", "", "a corpus is .jsonl"),
     ],

@@ -175,7 +175,7 @@ def test_a_row_of_full_length_can_be_written(adapter, tmp_path):
 
 
 def test_only_a_finite_number_is_a_result(adapter, some_texts, monkeypatch):
-    monkeypatch.setattr(score, "mixed_losses", lambda h, *a: torch.full((2, len(h)), torch.nan))
+    monkeypatch.setattr(score, "token_losses", lambda h, *a, **b: torch.full((2, len(h)), torch.nan))
     assert {r["error"] for r in adapt(adapter, some_texts(3))} == {"loss is not finite"}
 
 
