@@ -93,10 +93,6 @@ class Memory:
             out[name] = HeadUpdate(down, up)
         return out
 
-    def head(self, slots: list[int]) -> HeadUpdate:
-        """The head's update (G = 1) of a row that reads these slots; without one, of rank 0."""
-        return self.factors(self.values[slots][None, :, : self.head_size], [HEAD])[HEAD]
-
     def read(self, data, weight: HeadWeight, rows: Tensor, slots: Tensor, learns: bool = True) -> Tensor:
         """Score documents rows (B,), which read slots (B, U), then learn from them: sums of nats (B,) float64.
 

@@ -18,7 +18,7 @@ from .material import Material, Part
 GROUPS = "hidden-16"
 BATCH, RANK = 32, 4
 TRAIN_RATES = (3e-4, 1e-3, 3e-3)
-UPDATE_RATES = (3e-6, 1e-5, 3e-5, 1e-4)
+UPDATE_RATES = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4)
 FIRST = 32  # rows that a cluster's mean over the training part counts for
 
 

@@ -22,7 +22,7 @@ from chameleon_lite.online import layer_shapes
 from .material import Material
 
 RANK = 4
-RATES = {"head": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), "layers": (1e-4, 3e-4, 1e-3, 3e-3)}
+RATES = {"head": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), "layers": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}
 WIDE_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)  # of heads with many parameters, or trained ones
 
 

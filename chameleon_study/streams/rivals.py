@@ -31,7 +31,7 @@ TEMPERATURES = (0.03, 0.1, 0.3, 1.0)  # τ, in units of the mean squared differe
 NEIGHBOURS = 64
 KEYS_AT_ONCE, QUERIES_AT_ONCE = 131_072, 2_048
 PAST_TOKENS = 96  # of the row put in front, at most
-ALL_RATES = (3e-6, 1e-5, 3e-5)
+ALL_RATES = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4)
 PIECE = 256  # documents
 
 
