@@ -1,13 +1,14 @@
 """Learning from what has passed: each document of a stream is scored first, and learned from afterwards.
 
-    rows of a batch ─ the slots that each row reads ─▶ factors ─▶ nats of every row ─ only then ─▶ a step of these slots
+    rows of a batch ─ slots that each row reads ─▶ factors ─▶ nats of every row ─ only then ─▶ a step
       one memory        slot 0, read by all rows
       one per cluster   slot k, read by the rows of cluster k; on top of a global one: slots 0 and 1 + k
 
-This is dynamic evaluation (Krause et al. 2018, 2019) of low-rank factors: the weights stay frozen, and a slot is a pair
-of factors of the head, or with `LayerStates` of every layer too. The P numbers of a slot lie side by side in one row of
-a matrix (S, P), so a step is a few operations whatever a slot is made of, and slots with other rates, or of other
-streams, go through the same pass. Nothing is kept of a row but its effect on the slots: memory is bounded.
+This is dynamic evaluation (Krause et al. 2018, 2019) of low-rank factors: the weights stay frozen, and a slot
+is a pair of factors of the head, or with `LayerStates` of every layer too. The P numbers of a slot lie side
+by side in one row of a matrix (S, P), so a step is a few operations whatever a slot is made of, and slots
+with other rates, or of other streams, go through the same pass. Nothing is kept of a row but its effect on
+the slots: memory is bounded.
 """
 
 import math
@@ -45,9 +46,9 @@ class LearnSettings(Settings):
 class Memory:
     """S slots of low-rank factors with the optimiser's state of each: what a stream has changed so far.
 
-    shapes: the factors of one slot; start (S, P) or (1, P) their first values, see `fresh_start`; rates (S,): the
-    learning rate of each slot. `skipped` counts steps of a slot whose gradient was not finite, `failed` documents whose
-    loss was not. Raises ValueError where these sizes do not fit.
+    shapes: the factors of one slot; start (S, P) or (1, P) their first values, see `fresh_start`; rates (S,):
+    the learning rate of each slot. `skipped` counts steps of a slot whose gradient was not finite, `failed`
+    documents whose loss was not. Raises ValueError where these sizes do not fit.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Memory:
         return self.values[0].numel() * self.values.element_size()
 
     def factors(self, flat: Tensor, names: Sequence[str]) -> dict[str, HeadUpdate]:
-        """flat (N, U, P), numbers of the named pairs in the U slots each reads, to an update per name, of rank U·R."""
+        """flat (N, U, P), numbers of the named pairs in U slots each, to an update per name, of rank U·R."""
         pairs = [self.shapes[name] for name in names]
         parts = iter(flat.split([rank * n for rank, *both in pairs for n in both], dim=-1))
         out = {}
@@ -94,10 +95,10 @@ class Memory:
         return out
 
     def read(self, data, weight: HeadWeight, rows: Tensor, slots: Tensor, learns: bool = True) -> Tensor:
-        """Score documents rows (B,), which read slots (B, U), then learn from them: sums of nats (B,) float64.
+        """Score documents rows (B,), which read slots (B, U), then learn: sums of nats (B,) float64.
 
-        data: `ScoredStates` or `LayerStates`; rows and slots on the host. A document whose loss is not finite is
-        counted and not learned from. Without `learns` they are scored only.
+        data: `ScoredStates` or `LayerStates`; rows and slots on the host. A document whose loss is not finite
+        is counted and not learned from. Without `learns` they are scored only.
         """
         learns &= self.settings.freeze_after is None or self.seen < self.settings.freeze_after
         slots, group = slots.unique(dim=0, return_inverse=True)  # (g, U), (B,)
@@ -144,7 +145,7 @@ class Memory:
 
     @torch.no_grad()
     def _step(self, at: Tensor, grad: Tensor, tokens: Tensor) -> None:
-        """A step of slots at (n,) along grad (n, P), sums over tokens (n,); one that is not finite changes nothing."""
+        """A step of slots at (n,) along grad (n, P), sums over tokens (n,), where all is finite."""
         s, rate = self.settings, self.rates[at, None]
         grad = grad / tokens[:, None].float()
         good = grad.isfinite().all(1, keepdim=True)  # not for a slot without tokens either
@@ -164,7 +165,7 @@ class Memory:
         self.counts[1] += (~good).sum()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that the next batch's numbers depend on, as copies; bounded, whatever number of rows has passed."""
+        """All that the next batch's numbers depend on, as copies; bounded, whatever has passed."""
         names = ("values", "mean", "square", "steps", "start", "rates", "counts")
         return {name: getattr(self, name).clone() for name in names}
 

@@ -1,6 +1,6 @@
-"""A stream that is learned from as it passes: online clusters, layers with factors of each row's own, and `learn`.
+"""Learning from a stream as it passes: online clusters, layers with factors of each row's own, `learn`.
 
-rows in order ─ batches ─ clusters of what is known before ─▶ slots ─ Memory.read: score, then step ─▶ nats (n,)
+rows in order ─ batches ─ clusters of what is known before ─▶ slots ─ Memory.read ─▶ nats (n,)
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ PIECE_TOKENS = {"cpu": 1_024, "cuda": 6_144}  # padded tokens whose activations 
 
 
 class OnlineClusters:
-    """k-means that takes vectors one after another (MacQueen 1967): K centroids, each the mean of what it was given.
+    """k-means that takes vectors as they come (MacQueen 1967): K centroids, each the mean of its vectors.
 
     The first K distinct vectors become the centroids, so a cluster exists from its first vector on.
     """
@@ -32,7 +32,7 @@ class OnlineClusters:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """Vectors x (B, C) to their clusters (B,), and only then the centroids move to the means with them."""
+        """Vectors x (B, C) to their clusters (B,); only then the centroids move to the new means."""
         x, used = x.to(self.centroids).nan_to_num(), int((self.sizes > 0).sum())
         for row in x:
             if used < len(self.sizes) and not (self.centroids[:used] == row).all(1).any():
@@ -72,7 +72,7 @@ class LayerStates(LiveStates):
         return [torch.from_numpy(p) for p in by_length(self.table.lengths[rows.numpy()], self.piece_tokens)]
 
     def batch(self, rows: Tensor, factors: dict[str, HeadUpdate] = {}) -> tuple[Tensor, Tensor, Tensor]:
-        """Documents rows (B,), each with factors of its own (B, R, ·), to states (M, C), targets (M,), rows (M,)."""
+        """Documents rows (B,), each with factors (B, R, ·), to states (M, C), targets (M,), rows (M,)."""
         ids, _, place, target, row = self.padded(rows)
         with self._added(factors):  # pads stand on the right, where no real token sees them: no mask
             return states_at(self.layers(ids, None, None), place), target, row
@@ -116,13 +116,13 @@ def learn(
     clusters: OnlineClusters | None = None,
     shared: bool = True,
 ) -> Tensor:
-    """Score documents rows (n,) in this order, learning from each batch once it is scored: sums of nats (n,) float64.
+    """Score documents rows (n,) in order, learning from each batch once scored: sums of nats (n,) float64.
 
-    data: `ScoredStates`, or `LayerStates` with a memory that has its shapes; weight: the frozen head's. One memory for
-    all rows, slot 0, or one per cluster as well: labels (N,) by document, or online `clusters` over vectors (N, C) of
-    what is known before a row is scored. Then slot 1 + k is cluster k's, on top of slot 0 where `shared`, else alone.
-    To go on later, keep the states of memory and clusters. Source: dynamic evaluation, Krause et al. 2018, 2019.
-    ValueError for labels or clusters that the memory has no slots for.
+    data: `ScoredStates`, or `LayerStates` with a memory that has its shapes; weight: the frozen head's. One
+    memory for all rows, slot 0, or one per cluster as well: labels (N,) by document, or online `clusters`
+    over vectors (N, C) of what is known before a row is scored. Then slot 1 + k is cluster k's, on top of
+    slot 0 where `shared`, else alone. To go on later, keep the states of memory and clusters. Source: dynamic
+    evaluation, Krause et al. 2018, 2019. ValueError for labels or clusters that the memory has no slots for.
     """
     out = []
     for batch in rows.cpu().split(memory.settings.batch_rows):

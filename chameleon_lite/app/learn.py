@@ -1,11 +1,12 @@
-"""Texts scored row after row by a model that learns as it goes: each row is scored first, and learned from afterwards.
+"""Texts scored by a model that learns as it goes: each row is scored first, and learned from afterwards.
 
-    JSONL ─ batches of rows ─ frozen states ─▶ loss frozen, loss learned ─▶ OUT.part ─ renamed when complete ─▶ OUT
-                                    └ the memory steps ─▶ STATE every so many batches, with how far OUT.part was then
+    JSONL ─ batches of rows ─ frozen states ─▶ loss frozen, learned ─▶ OUT.part ─ when complete ─▶ OUT
+                                   └ the memory steps ─▶ STATE, every so many batches
 
-No training set is needed, and the backbone stays as it is. Memory is one batch and the state, whatever the file holds.
-A run that was killed goes on from STATE and ends with the same file and the same state. A model that learns carries
-text from one row to the next: do not share one between people who must not read each other's texts.
+No training set is needed, and the backbone stays as it is. Memory is one batch and the state, whatever the
+file holds. A run that was killed goes on from STATE and ends with the same file and the same state. A model
+that learns carries text from one row to the next: do not share one between people who must not read each
+other's texts.
 """
 
 import hashlib
@@ -52,7 +53,7 @@ SUMS = (
 
 @dataclass(frozen=True)
 class LearnSummary:
-    """A file of results: losses in nats per token, learned minus frozen with its 95 % interval over rows, seconds."""
+    """A file of results: nats per token, learned minus frozen with its 95 % interval over rows, seconds."""
 
     rows: int
     failed: int
@@ -73,7 +74,7 @@ class LearnSummary:
 
 
 class LearningStream:
-    """A frozen backbone and what it has learned so far; called with a batch of rows it gives their results."""
+    """A frozen backbone and what it has learned so far; a call reads a batch of rows."""
 
     def __init__(
         self,
@@ -88,7 +89,7 @@ class LearningStream:
         settings: LearnSettings | None = None,
         prompts: dict | None = None,
     ) -> None:
-        """memory: "global", or "cluster" for one per online cluster on top of it; start: a trained head to begin as.
+        """memory: "global", or "cluster" for one per online cluster on top of it; start: a trained head.
 
         Raises UserError for another kind of memory, and for a trained head together with layers.
         """
@@ -113,7 +114,7 @@ class LearningStream:
         self.sums, self.seconds = dict.fromkeys(SUMS, 0.0), [0.0, 0.0]  # scored, learned
 
     def __call__(self, rows: Sequence[Row]) -> list[dict]:
-        """Results of a batch, in its order: tokens, loss, loss_frozen and cluster, or `error`; then it learns."""
+        """Results of a batch: tokens, loss, loss_frozen and cluster, or `error`; then it learns."""
         results = [
             {"row": row.number, "id": row.id, "error": row.error or "no text to score"} for row in rows
         ]
@@ -167,7 +168,7 @@ class LearningStream:
                 self.sums[key] += value
 
     def summary(self) -> LearnSummary:
-        """What learning gained over the rows so far, and what it cost; the interval takes rows as independent."""
+        """What learning gained over the rows so far, and what it cost; rows count as independent."""
         _, _, tokens, frozen, gap, gap2, cross, tokens2 = self.sums.values()
         gain = gap / tokens if tokens else 0.0
         spread = gap2 - 2 * gain * cross + gain**2 * tokens2  # of gap − gain · tokens, squared and summed
@@ -209,9 +210,10 @@ def learn_file(
 ) -> LearnSummary:
     """Score the rows of a JSONL file into another, learning from them as they pass, in bounded memory.
 
-    state: where what is learned is kept, by default OUT.state; one that is there, of a finished run, is where learning
-    begins; how: fields of `LearningStream`. With `resume` an interrupted run goes on, to the same file and state, bit
-    for bit. Raises UserError for a missing input and for a part written with other settings or another input.
+    state: where what is learned is kept, by default OUT.state; one that is there, of a finished run, is where
+    learning begins; how: fields of `LearningStream`. With `resume` an interrupted run goes on, to the same
+    file and state, bit for bit. Raises UserError for a missing input and for a part written with other
+    settings or another input.
     """
     source, out = Path(source), Path(out)
     if not source.is_file():

@@ -1,9 +1,9 @@
-"""The stream's documents: many sources, dealt into parts that share no near-duplicate, exported as one JSONL file.
+"""The stream's documents: many sources, dealt into parts that share no near-duplicate, in one JSONL file.
 
-    Alpaca · WikiText-2's articles · docstrings of LIBRARIES ─ components ─┬─ stream   what is scored and learned from
-                                                                           ├─ tuning   chooses every method's rate
+    Alpaca · WikiText-2's articles · docstrings of LIBRARIES ─ components ─┬─ stream   scored, learned from
+                                                                           ├─ tuning   chooses the rates
                                                                            └─ train    trains the static heads
-    docstrings of OTHERS, nothing near the documents above ────────────────── other    trains the shifted static heads
+    docstrings of OTHERS, nothing near the ones above ─────────────────────── other    trains shifted heads
 
 A document's group is its source. The stream's sources are all in training, none of them is in `other`.
 """
@@ -55,7 +55,7 @@ def stream_corpus(
 
 
 def _linked(documents: list[Document]) -> np.ndarray:
-    """The component (N,) of each document: an article is one, since headings repeat; the others are linked by text."""
+    """The component (N,) of each document: an article is one, since headings repeat; others by text."""
     rows = [d for d in documents if d.group != ARTICLES]
     linked = iter(components([f"{d.prompt} {d.text}" for d in rows]).tolist())
     articles: dict[str, int] = {}

@@ -3,10 +3,10 @@
     world ─ streams ─┬─ world.py ─▶ Bayes-optimal losses under four kinds of knowledge
                      └─ states are one-hot tokens, the frozen head is the mixture's ─▶ losses of the methods
 
-R3, R4, R6 are hyper-network heads trained on other streams of the same world: conditioned on a constant, the mean of
-the batch's prefixes, or the row's own prefix. S1 and S2 begin with nothing and learn from the stream: one memory, or
-one per online cluster of the rows' prefixes on top of it; with random clusters and with the true groups as controls.
-Every method has the best of as many rates, chosen on streams of their own.
+R3, R4, R6 are hyper-network heads trained on other streams of the same world: conditioned on a constant, the
+mean of the batch's prefixes, or the row's own prefix. S1 and S2 begin with nothing and learn from the stream:
+one memory, or one per online cluster of the rows' prefixes on top of it; with random clusters and with the
+true groups as controls. Every method has the best of as many rates, chosen on streams of their own.
 """
 
 from dataclasses import dataclass, replace
@@ -113,7 +113,7 @@ def _read(heads: dict, part: Rows, weight: HeadWeight, per_step: int) -> dict[tu
 def learning_losses(
     world: World, weight: HeadWeight, splits: dict[str, Rows], past: int
 ) -> dict[str, Tensor]:
-    """Sums of nats (N,) over the test streams' rows of S1 and S2, each at the rate best on the validation streams."""
+    """Sums of nats (N,) of the test rows under S1 and S2, each at the rate best on validation."""
     shapes, out = {HEAD: (RANK, world.vocab, world.vocab)}, {}
     for method in LEARNING:
         read = {
@@ -159,7 +159,7 @@ def _clustered(clusters: list[OnlineClusters], vectors: Tensor, batch: Tensor) -
 def point(
     world: World, past: int = PAST[-1], streams: int | None = None, steps: int = 400, device="cpu"
 ) -> dict[str, np.ndarray]:
-    """One point: nats per token (past,) of each batch of a stream, for the Bayes-optimal predictors and every method.
+    """One point: nats per token (past,) of each batch, for the Bayes-optimal predictors and every method.
 
     All are means over the same `streams` test streams of `past` batches.
     """

@@ -52,7 +52,7 @@ class Generator:
 
 
 def trained(material: Material) -> tuple[HyperHead, Tensor]:
-    """The hyper-network that is best on held-out documents over rates and epochs, and the training means (K, C)."""
+    """The hyper-network best on held-out documents over rates and epochs, and the training means (K, C)."""
     if "S4" in material.kept:
         return material.kept["S4"]
     here, check, model = material.parts["train"], material.parts["tuning"], material.backbone

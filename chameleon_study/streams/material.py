@@ -1,4 +1,4 @@
-"""What all methods of the stream study read: tables, frozen states, vectors known before a row is scored, orders.
+"""What all methods of the stream study read: tables, frozen states, vectors of prefixes, orders.
 
 corpus ─ tokens ─▶ parts: stream (+ foreign and garbage rows at its end), tuning, train, other
 frozen states of each part, computed once ─▶ vectors of the prefixes: hidden states, token embeddings
@@ -30,7 +30,7 @@ LIVE_TOKENS = {"cuda": 24_576}  # that go through the layers at once; on a GPU w
 
 
 class StreamSettings(Settings):
-    """The sizes of a run. `orders` random ones are crossed with the documents; the other kinds are read once."""
+    """The sizes of a run. `orders` are random ones, crossed with the documents."""
 
     documents: int = 20_480
     tuning: int = 8_192
@@ -81,9 +81,10 @@ class Material:
     kept: dict = field(default_factory=dict)  # clusterings by name, and what else is fitted once
 
     def labels(self, groups: str, part: str, order: Tensor, batch: int) -> tuple[Tensor, int]:
-        """Cluster (N,) of each document and the number of clusters, for "hidden-16", "online-16", "oracle" and so on.
+        """Cluster (N,) of each document and their number, for "hidden-16", "online-16", "oracle" and so on.
 
-        Clusters of hidden states or embeddings are fitted on the training part; online ones go along the order.
+        Clusters of hidden states or embeddings are fitted on the training part; online ones go along the
+        order.
         """
         kind, _, count = groups.partition("-")
         here = self.parts[part]
@@ -105,7 +106,7 @@ class Material:
 def prepare(
     settings: StreamSettings, backbone: Backbone, corpus: Corpus, say: Callable[[str], None] = print
 ) -> Material:
-    """Tokenise the parts, draw their documents, and compute frozen states and vectors, on the backbone's device."""
+    """Tokenise the parts, draw their documents, and compute frozen states and vectors."""
     seconds: dict[str, float] = {}
     sizes = {"stream": settings.documents, "tuning": settings.tuning}
     tables = {}
@@ -187,7 +188,7 @@ def prefix_means(table: TokenTable, states: np.ndarray) -> Tensor:
 
 
 def order_of(kind: str, source: Tensor, seed: int) -> Tensor:
-    """Documents of sources (M,) in the order of arrival (M,): "random", "bursty" (by source) or "drifting" (A, B, A).
+    """Documents of sources (M,) as they arrive (M,): "random", "bursty" (by source), "drifting" (A, B, A).
 
     A is every other source by number of documents, B the other ones.
     """
@@ -213,7 +214,7 @@ def order_of(kind: str, source: Tensor, seed: int) -> Tensor:
 
 
 def with_extra(order: Tensor, extra: Tensor, share: float, seed: int) -> Tensor:
-    """An order with rows of `extra` put in at random places, so that they are `share` of all; repeated where short."""
+    """An order with rows of `extra` put in at random places: `share` of all, repeated where short."""
     count = round(len(order) * share / (1 - share))
     numbers = np.random.default_rng([seed, 5])
     chosen = numbers.permutation(np.resize(extra.numpy(), count))

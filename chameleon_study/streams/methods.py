@@ -1,11 +1,11 @@
 """The methods that learn with a memory, as rows of a table, and streams read side by side.
 
     a lane: an order of documents, the slots that each reads, a rate ─┐
-    a lane: …                                                         ├─ one Memory, one pass ─▶ nats of every lane
+    a lane: …                                                         ├─ one Memory ─▶ nats of every lane
     a lane: …                                                         ┘
 
-Lanes share nothing but the pass: each has slots of its own. So the rates of a tuning stream go through side by side,
-and afterwards the orders of the stream.
+Lanes share nothing but the pass: each has slots of its own. So the rates of a tuning stream go through side
+by side, and afterwards the orders of the stream.
 """
 
 from collections.abc import Sequence
@@ -28,10 +28,10 @@ WIDE_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)  # of heads with many parameters, or
 
 @dataclass(frozen=True)
 class Method:
-    """One learning method. `groups`: "" for one memory, else whose labels (see `Material.labels`) choose a slot.
+    """One learning method. `groups`: "" for one memory, else the labels that choose a slot.
 
-    `shared`: on top of a global slot. `start`: the trained head that every slot begins as; `base`: the trained head
-    that stays below. A rank of 0 means the matched one.
+    `shared`: on top of a global slot. `start`: the trained head that every slot begins as; `base`: the
+    trained head that stays below. A rank of 0 means the matched one.
     """
 
     name: str
@@ -109,7 +109,7 @@ def shapes_of(material: Material, kind: str, rank: int) -> Shapes:
 def new_memory(
     material: Material, kind: str, rank: int, rates: Tensor, start: Tensor | None = None, **how
 ) -> Memory:
-    """A memory of len(rates) slots that begin as `start` (1, P), or with nothing; how: fields of LearnSettings."""
+    """A memory of a slot per rate that begins as `start` (1, P), or with nothing; how: LearnSettings."""
     shapes = shapes_of(material, kind, rank)
     start = fresh_start(shapes, torch.Generator().manual_seed(0)) if start is None else start
     return Memory(shapes, start.to(material.backbone.device), rates, LearnSettings(**how))
@@ -130,7 +130,7 @@ def lane_of(method: Method, material: Material, part: str, rows: Tensor, batch: 
 def read_lanes(
     memory: Memory, data, weight: HeadWeight, lanes: Sequence[Lane], batch: int, learns: bool = True
 ) -> list[Tensor]:
-    """Sums of nats (n,) float64 of every lane; all take a batch, then all learn, until the longest is through."""
+    """Sums of nats (n,) float64 of every lane; all take a batch, then learn, until all are through."""
     parts: list[list[Tensor]] = [[] for _ in lanes]
     for first in range(0, max(len(lane.rows) for lane in lanes), batch):
         at = slice(first, first + batch)

@@ -1,7 +1,8 @@
 """What else makes use of the texts that have passed, without a memory of factors, and one bound.
 
     cache     (1 − λ) model + λ frequencies of all tokens of earlier batches
-    knn       (1 − λ) model + λ softmax(−d²/τ) over the nearest earlier states (kNN-LM, Khandelwal et al. 2020), exactly
+    knn       (1 − λ) model + λ softmax(−d²/τ) over the nearest earlier states, exact search
+              (kNN-LM, Khandelwal et al. 2020)
     context   the earlier row with the nearest prefix is put in front of the row
     S4        a head generated from the mean of the cluster's rows so far (generated.py)
     S6        all weights of the layers are updated after each batch
@@ -36,7 +37,7 @@ PIECE = 256  # documents
 
 
 def token_nll(material: Material, part: Part, order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of documents (n,) in order: frozen losses (S,), targets (S,), both on the device, and scored tokens (n,)."""
+    """Of documents (n,) in order: frozen losses (S,) and targets (S,), and scored tokens (n,)."""
     pairs = [part.states.batch(rows)[:2] for rows in order.split(PIECE)]
     nll = torch.cat([token_losses(h, target, material.weight, [None])[0] for h, target in pairs])
     return nll.double(), torch.cat([target for _, target in pairs]), part.states.counts[order]
@@ -59,7 +60,7 @@ def _batch_ends(counts: Tensor, batch: int) -> list[int]:
 
 
 def cached(target: Tensor, counts: Tensor, batch: int, vocab: int) -> Tensor:
-    """Share (S,) of each target among the tokens of earlier batches, with one pseudo-token spread over all."""
+    """Share (S,) of each target among earlier batches' tokens, one pseudo-token spread over all."""
     target, ends = target.cpu().numpy(), _batch_ends(counts, batch)
     seen, out = np.zeros(vocab), np.empty(len(target))
     for low, high in zip(ends, ends[1:]):
@@ -77,7 +78,7 @@ def cache(material: Material, part: Part, order: Tensor, batch: int, settings=No
 
 
 def neighbours(states: Tensor, target: Tensor, ends: list[int], k: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
-    """Squared distances (S, k) of each state (S, C) to the nearest of earlier batches, and whether targets agree.
+    """Squared distances (S, k) of states (S, C) to the nearest of earlier batches, and whether targets agree.
 
     Exact; where fewer than k are there the distance is infinite.
     """
@@ -101,7 +102,7 @@ def neighbours(states: Tensor, target: Tensor, ends: list[int], k: int = NEIGHBO
 
 
 def knn(material: Material, part: Part, order: Tensor, batch: int, settings=None) -> dict[tuple, Tensor]:
-    """Sums of nats (n,) of kNN-LM for each (λ, τ), or for the given pair; states standardised on the training part."""
+    """Sums of nats (n,) of kNN-LM for each (λ, τ), or the given pair; states are standardised."""
     nll, target, counts = token_nll(material, part, order)
     some = (
         material.parts["train"]
@@ -123,7 +124,7 @@ def knn(material: Material, part: Part, order: Tensor, batch: int, settings=None
 
 
 def nearest_before(vectors: Tensor, order: Tensor, batch: int) -> Tensor:
-    """For documents (n,) in order the place of the nearest of earlier batches, or −1; vectors (N, C) of length 1."""
+    """For documents (n,) in order the place of the nearest of earlier batches, or −1; vectors (N, C)."""
     x, out = vectors[order], torch.full((len(order),), -1)
     for low in range(batch, len(order), batch):
         out[low : low + batch] = (x[low : low + batch] @ x[:low].T).argmax(1).cpu()

@@ -1,6 +1,6 @@
-"""The whole grid on one device: units in a fixed order, each kept as soon as it is done, so that a run can go on.
+"""The whole grid on one device: units in a fixed order, each kept as soon as it is done.
 
-OUT/records.jsonl      one line per unit: rates tried, nats per token by order, seconds, bytes, what was skipped
+OUT/records.jsonl      one line per unit: rates tried, nats per token by order, seconds, bytes
 OUT/documents.parquet  a row per document of the stream, a column of nats per method, order and batch size
 OUT/statics/           the static heads, 16-bit
 """
@@ -174,7 +174,7 @@ def run_streams(
     seconds: float | None = None,
     say: Callable[[str], None] = print,
 ) -> Store:
-    """Every unit that is not kept yet and matches one of the patterns `only`; none is begun after `seconds`."""
+    """Every unit that is not kept yet and matches a pattern of `only`; none is begun after `seconds`."""
     began = time.perf_counter()
     material = prepare(settings, backbone, corpus, say)
     part = material.parts["stream"]

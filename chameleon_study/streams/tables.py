@@ -22,7 +22,7 @@ def order_from(store: Store, name: str) -> np.ndarray:
 def running(
     store: Store, first: str, second: str, order: str = "random-0", window: int = 1_024
 ) -> pd.DataFrame:
-    """first − second along an order, in nats per token: over all documents so far, and over the last `window`."""
+    """first − second along an order, in nats per token: over all so far, and over the last `window`."""
     losses, at = store.losses(), order_from(store, order)
     gap = pd.Series((losses[first, order] - losses[second, order])[at])
     tokens = pd.Series(store.frame["tokens"].to_numpy(float)[at])
@@ -33,7 +33,7 @@ def running(
 
 
 def pays_from(store: Store, first: str, second: str, order: str = "random-0", margin: float = 0.0) -> float:
-    """The document from which `first` stays lower than `second` by the margin, over all so far; nan: it never does."""
+    """The document from which `first` stays lower than `second` by the margin, over all so far; or nan."""
     lower = running(store, first, second, order)["so far"] < -margin
     if not lower.iloc[-1]:
         return float("nan")
@@ -41,7 +41,7 @@ def pays_from(store: Store, first: str, second: str, order: str = "random-0", ma
 
 
 def method_frame(store: Store) -> pd.DataFrame:
-    """One row per method: nats per token over the random orders, gain over frozen, from where it pays, cost."""
+    """One row per method: nats per token over the random orders, gain, from where it pays, cost."""
     losses, tokens = store.losses(), store.frame["tokens"].to_numpy(float)
     frozen = next((v.sum() / tokens.sum() for (m, _), v in losses.items() if m == "frozen"), np.nan)
     rows = []

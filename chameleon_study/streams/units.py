@@ -1,4 +1,4 @@
-"""What one run of the stream study does: train a static head, tune and read a method, and the streams that try it."""
+"""What one unit of the stream study does: train a static head, tune and read a method, try it."""
 
 import time
 from collections.abc import Sequence
@@ -120,7 +120,7 @@ def streams_of(material: Material) -> dict[str, Tensor]:
 
 
 def robust_orders(material: Material) -> dict[str, Tensor]:
-    """Orders of the same clean documents with other rows put in between: none, foreign, garbage, one of garbage."""
+    """Orders of the same clean documents with rows in between: none, foreign, garbage, one of garbage."""
     part, extra = material.parts["stream"], material.settings.extra
     clean = part.order("random", 0)[: material.settings.robust]
     foreign, noise = (
@@ -137,7 +137,7 @@ def robust_orders(material: Material) -> dict[str, Tensor]:
 
 
 def robustness(material: Material, reading: Reading, rate: float) -> dict[str, float]:
-    """Nats per token over the same clean documents of each robust order; and the 100 rows after the poisoned one."""
+    """Nats per token over the clean documents of each robust order, and after the poisoned row."""
     orders, part = robust_orders(material), material.parts["stream"]
     nll, _ = reading.read("stream", [*orders.values()], [rate] * len(orders))
     out, counts = {}, part.states.counts

@@ -1,4 +1,4 @@
-"""The registered contrasts of the stream study, decided by the rules that `experiments/streams.yaml` states."""
+"""The registered contrasts of the stream study, decided by the rules of `experiments/streams.yaml`."""
 
 from pathlib import Path
 
@@ -26,7 +26,8 @@ def decided(rule: str, c: Contrast, adjusted_p: float, margin: float) -> str:
 def verdict_frame(losses: dict[tuple[str, str], np.ndarray], tokens: np.ndarray) -> pd.DataFrame:
     """One row per registered contrast that both methods are there for.
 
-    losses: (method, order) to sums of nats (N,) by document; tokens (N,). Orders that both methods have count.
+    losses: (method, order) to sums of nats (N,) by document; tokens (N,). Orders that both methods have
+    count.
     """
     plan = yaml.safe_load(REGISTERED.read_text(encoding="utf-8"))
     found: dict[str, Contrast] = {}

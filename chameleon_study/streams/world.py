@@ -1,14 +1,15 @@
-"""A world with a known answer: how much the context of a batch, and all that has passed, is worth, as exact numbers.
+"""A world with a known answer: what the context of a batch and all that has passed are worth, exactly.
 
     stream: one of W sets of sources, which nobody names          prior 1/W
       batch: a topic, the last batch's with probability `stay`    else one of G, all equally likely
         row: a group, the topic with probability `purity`         else one of the others
           tokens: the group's bigram source, P(next | token) ∝ base(next | token) · tilt(next)
 
-A predictor of a row's scored tokens has the token before (the frozen model's state, so to say) and one of four kinds of
-knowledge: none, the row's own prefix, the prefixes of its batch, or those and all rows of earlier batches. The
-Bayes-optimal prediction under each is a finite sum, computed here for whole streams; the difference of two losses is
-the gain that is available. With purity 1/G and stay 0 a batch says nothing that the row's own prefix does not.
+A predictor of a row's scored tokens has the token before (the frozen model's state, so to say) and one of
+four kinds of knowledge: none, the row's own prefix, the prefixes of its batch, or those and all rows of
+earlier batches. The Bayes-optimal prediction under each is a finite sum, computed here for whole streams; the
+difference of two losses is the gain that is available. With purity 1/G and stay 0 a batch says nothing that
+the row's own prefix does not.
 """
 
 from dataclasses import dataclass
@@ -141,7 +142,7 @@ class World:
             return logsumexp(of_groups[..., None, :] + np.log(self.group_given_topic), axis=-1)
 
     def _given_batch(self, prefix: np.ndarray, topics: np.ndarray) -> np.ndarray:
-        """log p(sources, a row's group | prefixes of its batch), (S, B, W, G), from log p(sources, topic) (S, W, G)."""
+        """log p(sources, a row's group | its batch's prefixes) (S, B, W, G), from topics' (S, W, G)."""
         of_topics = self._of_topics(prefix)  # (S, B, W, topics)
         others = topics[:, None] + of_topics.sum(1, keepdims=True) - of_topics  # all rows' but the row's own
         with np.errstate(divide="ignore"):
@@ -152,8 +153,8 @@ class World:
     def _loss(self, tokens: np.ndarray, weight: np.ndarray, blind: bool) -> np.ndarray:
         """−log p(token | the one before, what `weight` (S, B, W, G) holds), (S, B, scored).
 
-        The token before is evidence too: how likely each source is to be at it, tokens between it and the prefix
-        (or, `blind`, the row's start) being unknown.
+        The token before is evidence too: how likely each source is to be at it, tokens between it and the
+        prefix (or, `blind`, the row's start) being unknown.
         """
         out = np.zeros((*tokens.shape[:2], self.scored))
         reach = np.broadcast_to(

@@ -1,4 +1,4 @@
-"""Every method of the stream study: nothing ahead of its time, lanes that share nothing, rivals that are exact."""
+"""Every method of the stream study: nothing ahead of its time, lanes apart, rivals exact."""
 
 from dataclasses import replace
 

@@ -28,7 +28,7 @@ def joint(world, tokens, sources, topics, groups):
 
 
 def enumerated(world, stream, s, b, k, knowledge):
-    """−log p(token | knowledge) by summing the joint over every latent variable and every token that is not known."""
+    """−log p(token | knowledge): the joint summed over all latent variables and unknown tokens."""
     batches, rows, length = stream.tokens.shape
     t = world.prefix + k
     known = np.zeros((batches, rows, length), dtype=bool)
