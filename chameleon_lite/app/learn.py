@@ -216,8 +216,6 @@ def learn_file(
     settings or another input.
     """
     source, out = Path(source), Path(out)
-    if not source.is_file():
-        raise UserError(f"no file at {source}; give a .jsonl file with one object or string per line")
     state, part = Path(state or out.with_name(out.name + ".state")), out.with_name(out.name + ".part")
     stream, marker = LearningStream(backbone, **how), out.with_name(out.name + ".part.state")
     if resume and out.is_file() and state.is_file() and not part.is_file():  # it is complete
@@ -230,10 +228,10 @@ def learn_file(
             raise UserError(f"{part} is of other settings or another input: leave out resume to start anew")
         rows, size = kept["rows"], kept["size"]
         stream.load_state_dict(kept["state"])
-    else:
+    elif state.is_file():
+        stream.load_state_dict(_loaded(state) | {"sums": stream.sums})
+    if not size:
         marker.unlink(missing_ok=True)  # of a run that is given up: its rows would not be in the part
-        if state.is_file():
-            stream.load_state_dict(_loaded(state) | {"sums": stream.sums})
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(part, "r+b" if size else "wb") as file:
         file.truncate(size)
@@ -262,7 +260,9 @@ def _save(path: Path, value: dict) -> None:
 
 
 def _key(stream: LearningStream, source: Path, how: dict) -> str:
-    """Hex name of everything that a result depends on; of a trained head the first values stand for all."""
+    """Hex name of everything that a result depends on; UserError for a missing input."""
+    if not source.is_file():
+        raise UserError(f"no file at {source}; give a .jsonl file with one object or string per line")
     settings = {name: value for name, value in how.items() if name not in ("settings", "start")}
     settings |= {
         "prompts": stream.prompts,

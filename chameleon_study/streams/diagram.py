@@ -45,6 +45,11 @@ class Rows:
     batch: Tensor  # (N,) number of the row's batch
     group: Tensor  # (N,)
 
+    @property
+    def rows(self) -> int:
+        """The number of rows, N."""
+        return len(self.batch)
+
     @classmethod
     def of(cls, world: World, batches: int, streams: int, numbers: np.random.Generator, device) -> "Rows":
         """Rows of `streams` streams of `batches` batches."""
@@ -80,7 +85,7 @@ def trained_losses(
     groups = [{"params": head.parameters(), "lr": rate} for (_, rate), head in heads.items()]
     optimiser, train = torch.optim.Adam(groups), splits["train"]
     per_step = max(1, ROWS // world.batch) * world.batch
-    parts = [p for p in torch.arange(train.data.documents).split(per_step) if len(p) == per_step]
+    parts = [p for p in torch.arange(train.rows).split(per_step) if len(p) == per_step]
     for step in range(steps):
         rows = parts[step % len(parts)]
         h, target, row = train.data.batch(rows)
@@ -103,7 +108,7 @@ def _updates(heads: dict, part: Rows, rows: Tensor, row: Tensor) -> tuple[list, 
 @torch.no_grad()
 def _read(heads: dict, part: Rows, weight: HeadWeight, per_step: int) -> dict[tuple, Tensor]:
     out = []
-    for rows in torch.arange(part.data.documents).split(per_step):
+    for rows in torch.arange(part.rows).split(per_step):
         h, target, row = part.data.batch(rows)
         nll = token_losses(h, target, weight, *_updates(heads, part, rows, row))
         out.append(nll.unflatten(1, (len(rows), -1)).sum(2).cpu())
@@ -127,7 +132,7 @@ def learning_losses(
 
 def _learned(method: str, world: World, weight: HeadWeight, part: Rows, past: int, shapes: dict) -> Tensor:
     """Sums of nats (rates, N) of a method at every rate, the part's streams side by side."""
-    rows = torch.arange(part.data.documents).view(-1, past, world.batch)  # (streams, batches, B)
+    rows = torch.arange(part.rows).view(-1, past, world.batch)  # (streams, batches, B)
     streams, per_lane = len(rows), 1 + world.groups  # a global slot and one per cluster
     rates = torch.tensor(MEMORY_RATES).repeat_interleave(streams * per_lane)
     start = fresh_start(shapes, torch.Generator().manual_seed(world.seed)).to(part.data.device)
@@ -138,7 +143,7 @@ def _learned(method: str, world: World, weight: HeadWeight, part: Rows, past: in
     )
     labels = {"S2-random": random, "S2-oracle": part.group}.get(method)
     first = torch.arange(len(MEMORY_RATES) * streams)[:, None] * per_lane  # (lanes, 1), rate by rate
-    nll = torch.zeros(len(MEMORY_RATES), part.data.documents, dtype=torch.float64)
+    nll = torch.zeros(len(MEMORY_RATES), part.rows, dtype=torch.float64)
     for b in range(past):
         batch = rows[:, b]  # (streams, B)
         slots = [first.expand(-1, world.batch)]
@@ -175,7 +180,7 @@ def point(
     exact = [world.losses(stream) for stream in test.sampled]
     bayes = {f"bayes {name}": np.stack([losses[name] for losses in exact]).sum(3) for name in KNOWLEDGE}
     frozen = [token_losses(*test.data.batch(r)[:2], weight, [None])[0] for r in _all(test).split(1_024)]
-    nll = {"frozen": torch.cat(frozen).view(test.data.documents, -1).sum(1)}
+    nll = {"frozen": torch.cat(frozen).view(test.rows, -1).sum(1)}
     nll |= trained_losses(world, weight, splits, steps) | learning_losses(world, weight, splits, past)
     sums = bayes | {name: value.cpu().numpy() for name, value in nll.items()}
     shape = (streams, past, world.batch)
@@ -183,7 +188,7 @@ def point(
 
 
 def _all(part: Rows) -> Tensor:
-    return torch.arange(part.data.documents)
+    return torch.arange(part.rows)
 
 
 def diagram(base: World = BASE, axes: dict[str, tuple] = AXES, workers: int = 1, **how) -> list[dict]:
