@@ -28,10 +28,7 @@ from .methods import METHODS, STATICS
 from .rivals import RIVALS, tuned
 from .units import BATCH, Reading, robustness, static_nll, streams_of, train_static
 
-SMALL = {
-    8: ("S1", "S2-hidden-16", "S3"),
-    1: ("S1",),
-}  # batch sizes besides, and the methods that read in them
+SMALL = {8: ("S1", "S2-hidden-16", "S3"), 1: ("S1",)}  # other batch sizes, and what reads in them
 ROBUST = ("S1", "S2-hidden-16", "S3")
 ANY = "any"  # the order of a method that orders do not change
 FEW_ORDERS = {"knn": 3, "S4": 3, "S4-updated": 3, "S6": 1}  # one order after the other; S6 is a bound only
@@ -51,10 +48,15 @@ class Store:
 
     def keep(self, unit: str, record: dict, columns: dict[str, Tensor]) -> None:
         """Add a unit's record and columns (M,); the record last, so that a unit with one is whole."""
+        if not columns:
+            return self._record(unit, record)
         new = {name: np.round(nll.numpy(), 2).astype(np.float32) for name, nll in columns.items()}
         self.frame = pd.concat([self.frame.drop(columns=[*new], errors="ignore"), pd.DataFrame(new)], axis=1)
         with files.atomic(self.table) as part:
             self.frame.to_parquet(part, index=False, compression="zstd")
+        self._record(unit, record)
+
+    def _record(self, unit: str, record: dict) -> None:
         self.records[unit] = {"unit": unit, "key": self.key} | record
         with files.atomic(self.path) as part:
             part.write_text("".join(json.dumps(r) + "\n" for r in self.records.values()), encoding="utf-8")
@@ -101,12 +103,9 @@ class Run:
         if name not in self.statics:
             if not path.is_file():
                 start, record = train_static(self.material, name)
-                self.store.records[f"training {name}"] = {
-                    "unit": f"training {name}",
-                    "key": self.store.key,
-                } | record
                 with files.atomic(path) as part:
                     torch.save(start.cpu(), part)
+                self.store.keep(f"training {name}", record, {})
             self.statics[name] = torch.load(path, weights_only=True).to(self.material.backbone.device)
         return self.statics[name]
 
