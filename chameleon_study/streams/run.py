@@ -28,7 +28,7 @@ from .methods import METHODS, STATICS
 from .rivals import RIVALS, tuned
 from .units import BATCH, Reading, robustness, static_nll, streams_of, train_static
 
-SMALL = {8: ("S1", "S2-hidden-16", "S3"), 1: ("S1",)}  # other batch sizes, and what reads in them
+SMALL = ((8, "S1"), (8, "S2-hidden-16"), (1, "S1"), (8, "S3"))  # other batch sizes; the longest last
 ROBUST = ("S1", "S2-hidden-16", "S3")
 ANY = "any"  # the order of a method that orders do not change
 FEW_ORDERS = {"knn": 3, "S4": 3, "S4-updated": 3, "S6": 1}  # one order after the other; S6 is a bound only
@@ -92,10 +92,8 @@ class Run:
             yield f"stream {name}", partial(self._rival, name)
         for name in ROBUST:
             yield f"robust {name}", partial(self._robust, METHODS[name])
-        for batch, names in SMALL.items():
-            for name in names:
-                work = partial(self._method, METHODS[name], batch)
-                yield f"batches of {batch} {name}", work
+        for batch, name in SMALL:
+            yield f"batches of {batch} {name}", partial(self._method, METHODS[name], batch)
 
     def static(self, name: str) -> Tensor:
         """A trained static head (1, P), from the store's folder where it is there."""
