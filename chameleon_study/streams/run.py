@@ -137,7 +137,7 @@ class Run:
         settings, tried = tuned(self.material, name, BATCH)
         part, columns = self.material.parts["stream"], {}
         started = time.perf_counter()
-        count = FEW_ORDERS.get(name, self.material.settings.orders)
+        count = min(FEW_ORDERS.get(name, 99), self.material.settings.orders)
         for seed in range(count):
             order = part.order("random", seed)
             nll = RIVALS[name](self.material, part, order, BATCH, settings or None)[settings]
