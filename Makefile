@@ -36,7 +36,7 @@ help:
 	@echo "make reproduce  the paper's tables and the study (PROFILE=colab or paper) into results/, then the book"
 	@echo "make serve      show the built book at http://localhost:8000 (Ctrl-C ends it)"
 	@echo "make browser    open every page of the built book in Chromium and check it"
-	@echo "make lint       ruff's rules over packages, tests, notebooks and book, and its format over all but notebooks"
+	@echo "make lint       ruff's rules over packages, tests, notebooks and book, its format over all but notebooks, spelling"
 	@echo "make count      lines of Python by package, of the one sitting, longest file and function"
 	@echo "make clean-book | clean-runs | clean-venv | clean   remove _build | runs | .venv | all three"
 	@echo "variables: PYTHON=$(PYTHON)  PROFILE=smoke|colab|paper  ONLY=03  DATA_DIR=FOLDER (reproduce)"
@@ -107,7 +107,7 @@ serve:
 	@echo "http://localhost:8000 (Ctrl-C ends it)"; $(PYTHON) -m http.server --directory _build/site 8000
 
 lint: $(VENV)/.stamp-test
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell
 
 # Any Python 3.11 will do: nothing is installed for it.
 count:

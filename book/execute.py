@@ -88,11 +88,11 @@ def faults(book: nbformat.NotebookNode) -> list[str]:
 
 
 def presentable(book: nbformat.NotebookNode, parameters: dict, seconds: float) -> nbformat.NotebookNode:
-    """The executed notebook as the site shows it: no widgets, injected cell folded, its run time on top."""
+    """The executed notebook as the site shows it: no widget state, injected cell left out, its run time on top."""
     book.metadata.pop("widgets", None)  # its viewer would be loaded from another host
     for cell in book.cells:
         if "injected-parameters" in (tags := cell.metadata.get("tags", [])):  # papermill's cell
-            cell.metadata["tags"] = sorted({*tags, "hide-input"})
+            cell.metadata["tags"] = sorted({*tags, "remove-cell"})
     given = ", ".join(f"{name} = {value}" for name, value in parameters.items())
     book.cells[0].source += f"\n\n*This page was computed in {seconds:.0f} s ({given}).*"
     return book

@@ -1,18 +1,26 @@
 """ChameleonLLM, re-implemented small: text becomes groups of texts, a group a low-rank update of the LM head.
 
-The method, to be read in this order; one training step needs heads, loss, batches and train alone:
+The method, to be read in this order:
 
     text → embed → cluster → batches → backbone → lora → heads → loss → states → conditions → train
       → chameleon
 
-Axes, in every file:
+One training step; to follow it, four files are enough, train, loss, heads and batches:
 
-    N documents   B rows (documents) of a batch   G conditioning groups   T tokens of a row   C width   R rank
-    V vocabulary  M scored states of a batch      K clusters              H heads trained side by side
+    epoch's order ─▶ rows (B,) ─┬▶ source: condition (G, C), group (B,) ─ head.factors ─▶ update ─┐
+                                └▶ data: h (M, C), target (M,) ───────────────────────────────────┴▶ nats (H,)
+    nats / tokens of the step ─▶ backward ─▶ AdamW for each head
 
-The low-rank factors are `down` (R, C) and `up` (V, R), the paper's A and B. `fast/` holds faster forms of
-some functions, which `engine.py` chooses; `backbones/` where weights come from; `app/` the method for own
-texts. Public names are imported on first use: importing the package loads nothing heavy and prints nothing.
+Axes, unless a file says otherwise; a row is a document:
+
+    N documents   B rows of a batch   G conditioning groups   T tokens of a row   K clusters
+    L tokens of all documents, S scored ones, M those of a batch, n of a chunk of them
+    V vocabulary, Vp padded    C width   R rank               H heads trained side by side
+
+The low-rank factors are `down` (R, C) and `up` (V, R), the paper's A and B. The study, a separate package,
+compares heads; what is marked "the study's" can be skipped. `fast/` holds faster forms of some functions,
+which `engine.py` chooses; `backbones/` where weights come from; `app/` the method for own texts. Public names
+are imported on first use: importing the package loads nothing heavy and prints nothing.
 """
 
 from importlib import import_module

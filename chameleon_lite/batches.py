@@ -1,10 +1,11 @@
 """The order of documents in one epoch, and the conditioning groups cut from it.
 
-    labels (N,) or None ─ arrange ─▶ order (N,), clusters together ─ steps ─▶ 32 documents per optimiser step
-                                                             └ groups(g) ─▶ groups of about g documents
+    labels (N,) or None ─ arrange ─▶ order (N,), clusters together ─ steps(rows_per_step) ─▶ optimiser steps
+                                                                   └ groups(batch_rows) ─▶ conditioning groups
 
-Steps hold the same number of documents whatever the groups are, so that group sizes can be compared at equal
-steps; a group that straddles two steps has one condition in both.
+Both cut the order independently: steps hold the same number of documents whatever the groups are, so that
+group sizes can be compared at equal steps; a group that straddles two steps has one condition in both, the
+mean of all its documents.
 
 Released code: one list of batches, made before training, in the same order in every epoch.
 Here: an arrangement per epoch; composition and order both change with the generator, reproducibly.

@@ -5,8 +5,7 @@
       "centroid"  the stored centroid itself: a prompt's result does not depend on its neighbours
       "row"       the prompt's own vector
 
-In training a source is a pure function: source(arrangement, rows (B,)) gives the condition of G groups and
-the group of each row (B,), or None where all rows share one. Tokens that are scored are never read.
+`train.Source` states what a source of training gives. Tokens that are scored are never read.
 """
 
 from dataclasses import dataclass

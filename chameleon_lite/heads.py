@@ -3,8 +3,8 @@
     Condition (of a group, from before what is scored) ── head.factors ─▶ HeadUpdate ─▶ logits or loss
     logits = h Wᵀ + b + α (h downᵀ) upᵀ + bias          down and up are the paper's A and B (section 3.1)
 
-A group is a conditioning group: the rows of a batch that share one condition. There are G of them, 1 for a
-whole batch, B for per-sample conditioning. A static head ignores the condition.
+A group is a conditioning group: the rows (documents) of a batch that share one condition. There are G of
+them, 1 for a whole batch, B for per-sample conditioning. A static head ignores the condition.
 """
 
 import math
@@ -63,7 +63,7 @@ class HeadUpdate(NamedTuple):
 
 
 def apply_update(h: Tensor, update: HeadUpdate, scale: float = 1.0) -> Tensor:
-    """h (G, M, C) or (M, C) with G = 1, to the update's contribution to the logits (…, V)."""
+    """h (G, M, C) or (M, C) with G = 1, to what the update adds to the logits (…, V), without the logits."""
     down, up, bias, mix = (None if x is None else x.to(h.dtype) for x in update)
     x = h.unsqueeze(0) if h.dim() == 2 else h  # (G, M, C)
     out = x.new_zeros(*x.shape[:-1], 1)
@@ -180,14 +180,15 @@ class LoraHead(Head):
 class HyperHead(Head):
     """Hyper-network head: one low-rank update of the output weight per condition (the paper's section 3.1).
 
-        condition (G, C) ── net ─▶ code (G, 32) ── last ─▶ (G, R·C + V·R) ─▶ down (G, R, C), up (G, V, R)
+        condition (G, C) ── net ─▶ (G, 32) ── last ─▶ (G, R·C + V·R) ── split ─▶ down (G, R, C), up (G, V, R)
 
     Sizes C → 64 → 32 → R(C + V) are the released scripts'. At the start `up` is exactly zero, so the head
     equals the frozen one, and yet it learns: the weight of `last` is zero and only the `down` part of its
     bias is random (bias-HyperInit, Beck et al. 2023). With both factors zero neither would get a gradient.
-    The last layer is affine: `down` and `up` are one linear combination of 1 + 32 trained pairs, `basis()`,
-    with the coefficients `code()` = [1, net(vector)]. The study's released_init: "wikitext" for Xavier and a
-    last layer of N(0, 1e-3²), "alpaca" for PyTorch's default.
+    `net` gets its first gradient at step 2, when the weight of `last` is no longer zero. `last` is affine:
+    `down` and `up` are one linear combination of 1 + 32 pairs, `basis()`, trained and the same for all
+    conditions, with the coefficients `code()` = [1, net(vector)]. The study's released_init: "wikitext" for
+    Xavier and a last layer of N(0, 1e-3²), "alpaca" for PyTorch's default.
     """
 
     conditioned = True
@@ -227,12 +228,12 @@ class HyperHead(Head):
         return self._split(self.last(self.net(condition.vector)))
 
     def code(self, condition: Condition) -> Tensor:
-        """The mixture weights (G, 1 + 32) of `basis`; the first is the bias's, always 1."""
-        code = self.net(condition.vector)  # (G, 32)
-        return torch.cat([torch.ones_like(code[:, :1]), code], dim=1)
+        """The coefficients (G, 1 + 32) of `basis`; the first is the bias's, always 1."""
+        learned = self.net(condition.vector)  # (G, 32)
+        return torch.cat([torch.ones_like(learned[:, :1]), learned], dim=1)
 
     def basis(self) -> HeadUpdate:
-        """The 1 + 32 fixed pairs of factors: factors(c) is their sum, weighted with `code(c)`."""
+        """The 1 + 32 trained pairs, the same for all c: factors(c) is their sum, weighted by code(c)."""
         return self._split(torch.cat([self.last.bias.unsqueeze(0), self.last.weight.T]))
 
     def _split(self, flat: Tensor) -> HeadUpdate:

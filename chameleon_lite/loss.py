@@ -1,12 +1,15 @@
 """What is scored, and the cross-entropy of adapted heads on it.
 
-    ids (B, T), mask (B, T) ─ next_token_pairs ─▶ states (M, C), target (M,) ─ head_losses ─▶ nats (H,)
-    logits = h Wᵀ + b + α (h downᵀ) upᵀ + bias       loss = logsumexp(logits) − logits[target]       (M, V)
+    h (M, C), target (M,), update of each head, group (M,) of each state ─ head_losses ─▶ nats (H,)
+    logits = h Wᵀ + b + α (h downᵀ) upᵀ + bias   (M, V)      loss = logsumexp(logits) − logits[target]   (M,)
+    ids (B, T), mask (B, T) ─ next_token_pairs ─▶ row, column, target (M,) each, of a padded batch
 
-A row is a document of the batch; M counts the scored states of all its rows. The plain form below writes out
-the logits of a chunk of states and forgets them: gradients come from writing them out again
-(torch.utils.checkpoint), so that memory never holds M × V numbers. Losses are sums and counts until the last
-moment: a mean of means would depend on how the rows were batched.
+M counts the scored states of all documents of a batch; stored states lie without padding and shift on their
+own (states.py). By default engine.py replaces the two functions below by fast/head_loss.py, same results up
+to rounding; `_plain_losses` is the definition. It writes out the logits of a chunk of states and forgets
+them: gradients come from writing them out again (torch.utils.checkpoint), so that memory never holds M × V
+numbers. Losses are sums and counts until the last moment: a mean of means would depend on how the documents
+were batched.
 """
 
 from collections.abc import Sequence
@@ -24,7 +27,7 @@ from .heads import HeadUpdate, add_update
 from .text import IGNORED
 
 CHUNK = 256  # states whose logits exist at one time
-ROW_MULTIPLE = 64  # matrix units need aligned sizes: GPT-2's 50,257 rows take seven times as long as 50,304
+VOCAB_MULTIPLE = 64  # matrix units need aligned sizes: a vocabulary of 50,257 takes 7 times as long as 50,304
 Updates = Sequence[HeadUpdate | None]  # of H heads, None for the frozen one
 GroupOf = Sequence[Tensor | None] | None  # for each head the conditioning group of each state, (M,) int64
 
@@ -40,7 +43,7 @@ class HeadWeight:
         """weight (V, C), bias (V,) or None; dtype defaults to the `matmul_dtype` of the weight's device."""
         dtype = dtype or matmul_dtype(weight.device)
         self.vocab, self.width = weight.shape
-        self.padded = -(-self.vocab // ROW_MULTIPLE) * ROW_MULTIPLE
+        self.padded = -(-self.vocab // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
         exact = weight.detach()
         if dtype.itemsize == 2:
             exact = exact.float() - exact.float().mean(0)

@@ -1,9 +1,9 @@
-"""How a training step is shared over processes, on Accelerate; one process needs none of it.
+"""How a training step is shared over processes, on Accelerate; with one process both sums change nothing.
 
     torchrun --nproc_per_node 2 -m chameleon_lite fit …   process i of n takes documents i, i + n, … of a step
 
-Gradients are summed over processes and divided by the step's global token count, so the result is that of one
-process with the same steps, whatever the lengths of the documents of each.
+Every process divides its loss by the token count of the whole step before it forms gradients (train.step);
+here they are only added. So the result is that of one process, whatever the lengths of each one's documents.
 """
 
 import datetime

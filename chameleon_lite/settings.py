@@ -55,9 +55,11 @@ class TokenSettings(Settings):
 
 
 class ClusterSettings(Settings):
-    """Conditioning groups are formed from one clustering; the study's banks route by another."""
+    """Conditioning groups are cut from K = N // batch_rows clusters; the study's banks route by others."""
 
-    batch_rows: Count = Field(32, description="documents per conditioning group at most; K = N // batch_rows")
+    batch_rows: Count = Field(
+        32, description="documents whose mean is one condition; in random order a rest joins: up to half more"
+    )
     minimum: Count = Field(4, description="documents below which a cluster joins its nearest neighbour")
     routing_clusters: int = Field(
         33, ge=2, le=4_096, description="clusters of the study's routing clustering"
@@ -65,10 +67,12 @@ class ClusterSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """The optimiser's side."""
+    """The optimiser's side. A step usually holds several groups, and those at its ends may go beyond it."""
 
     epochs: Count = Field(5, description="passes over the training documents")
-    rows_per_step: Count = Field(32, description="documents per optimiser step, all processes together")
+    rows_per_step: Count = Field(
+        32, description="documents per optimiser step, all processes together; groups are cut independently"
+    )
     weight_decay: float = Field(0.01, ge=0, le=100, description="AdamW's decoupled weight decay")
     validations_per_epoch: Count = Field(1, description="validations per epoch, evenly spaced")
     patience: int = Field(1, ge=0, description="validations without improvement that do not stop training")
@@ -76,7 +80,9 @@ class TrainSettings(Settings):
     feature_dtype: Arithmetic = Field(
         "auto", description="of the pass that stores states; auto = the fast one"
     )
-    matmul_dtype: Arithmetic = Field("auto", description="arithmetic of the head's large products")
+    matmul_dtype: Arithmetic = Field(
+        "auto", description="of the head's large products (fast form; the plain form rounds only the weight)"
+    )
 
 
 class FitSettings(Settings):

@@ -1,11 +1,15 @@
 """Heads trained on hidden states, several at once on the same batches.
 
-    arrangement of an epoch ─▶ rows of a step ─▶ h, targets ─ each head's own update ─▶ nats ─ AdamW per head
+    epoch's order ─▶ rows (B,) ─┬▶ source: condition (G, C), group (B,) ─ head.factors ─▶ update ─┐
+                                └▶ data: h (M, C), target (M,) ───────────────────────────────────┴▶ nats (H,)
+    nats / tokens of the step ─▶ backward ─▶ AdamW for each head
 
-Heads that share batches form a cohort: states are read once per step for all of them (and the fast form of
-the loss computes h Wᵀ once). Nothing else is shared, so each head ends where it would have ended alone.
-Learning rate, early stop and best state are per head. Of several processes each takes a share of every
-step's documents; summed gradients are divided by the global token count: the result is that of one process.
+A row is a document. `step` needs heads, loss and batches; `Source` and `States` say what else it reads. Heads
+that share batches form a cohort: states are read once for all (and the fast form of the loss computes h Wᵀ
+once). With stored states nothing else is shared, so each head ends where it would have ended alone; with live
+states, whose layers are trained too, a cohort is one member. Learning rate, early stop and best state are per
+head. Of several processes each divides its share of a step's nats by the tokens of the whole step, before
+backward; gradients are only added: the result is that of one process.
 """
 
 import copy
@@ -23,51 +27,52 @@ from . import engine
 from .backbones.formats import sums_on
 from .batches import Arrangement
 from .errors import RunFailed
-from .heads import Condition, Head, HeadUpdate, own_dropout
-from .loss import HeadWeight, head_losses, token_losses
+from .heads import Condition, Head, own_dropout
+from .loss import HeadWeight, Updates, head_losses, token_losses
 from .processes import Processes
 from .settings import TrainSettings
 
 Orders = Callable[[int], Arrangement]  # epoch number ─▶ the order of that epoch's documents
-Given = tuple[
-    Condition | None, Tensor | None
-]  # G groups' condition, each row's group (B,); None: all rows share one
-Source = Callable[
-    [Arrangement, Tensor], Given
-]  # documents rows (B,) of an arrangement ─▶ theirs; see conditions.py
+# The condition of G groups, on the head's device, and the group (B,) int64 of each row, 0 … G - 1, on any
+# device; the group is None where all rows share one condition, G = 1, and both are None without a source.
+Conditioned = tuple[Condition | None, Tensor | None]
+# source(arrangement, rows (B,) int64 on the host) gives that from these two alone, never from scored tokens.
+# The paper's, conditions.GroupMean: arrangement.groups(size) holds each document's group, and the condition
+# is the mean vector of all documents of the group, those of neighbouring steps included.
+Source = Callable[[Arrangement, Tensor], Conditioned]
 
 
 class States(Protocol):
-    """What a step reads of N documents: stored states (states.py), or computed anew (train_layers.py)."""
+    """What a step reads of N documents: stored states (states.py), or live ones (train_layers.py)."""
 
     device: torch.device
     counts: Tensor  # (N,) scored tokens per document, on the host
 
     def tokens(self, rows: Tensor) -> int:
-        """Scored tokens of documents rows (B,)."""
+        """Scored tokens of documents rows (B,), int64 on the host."""
 
     def pieces(self, rows: Tensor) -> list[Tensor]:
-        """Places in rows (B,) of the documents that are read at one time: each place in one piece."""
+        """Places in rows, on the host, of the documents read at one time: each of 0 … B - 1 in one piece."""
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """States (M, C) and targets (M,) of the rows' M scored tokens, and each one's row (M,)."""
+        """States (M, C), targets (M,); on the host places in rows (M,), ascending without gradients."""
 
 
 @dataclass
 class Member:
     """One head in a cohort, and the course of its training; a head without a condition has no sources."""
 
-    name: str
+    name: str  # its own within the cohort
     head: Head
     source: Source | None  # of the conditions it is trained on
     validation_source: Source | None
     learning_rate: float
     seed: int = 0  # of the head's dropout, so that it does not depend on the rest of the cohort
-    live: bool = True
+    active: bool = True  # false once it was stopped
     best: float = math.inf  # nats per token on validation
     best_epoch: float = 0.0
     misses: int = 0
-    state: dict[str, Tensor] = field(default_factory=dict)
+    best_weights: dict[str, Tensor] = field(default_factory=dict)  # the head's state_dict at `best`
     curve: list[dict] = field(default_factory=list)  # one entry per validation
     failure: str | None = None
 
@@ -82,49 +87,49 @@ class Common(NamedTuple):
     optimisers: dict[str, torch.optim.Optimizer]  # by member's name
 
 
-def step(live: Sequence[Member], given: Sequence[Given], rows: Tensor, number: int, common: Common) -> Tensor:
-    """One optimiser step of the live members on documents rows (B,).
+def step(active: list[Member], given: list[Conditioned], rows: Tensor, number: int, common: Common) -> Tensor:
+    """One optimiser step of the active members on documents rows (B,).
 
     given: for each member the rows' condition and groups. `number` counts steps and seeds dropout. Returns
     nats (H,) summed over this process's tokens.
     """
     data, weight, settings, processes, optimisers = common
     updates = []
-    for member, (condition, _) in zip(live, given):
+    for member, (condition, _) in zip(active, given):
+        # Seeds s and s + 1 drop the same, one step apart: seeds that are compared must lie far apart.
         with own_dropout(member.head, member.seed + number, data.device):
             updates.append(member.head.factors(condition))  # down (G, R, C), up (G, V, R)
-    tokens, nats = data.tokens(rows), torch.zeros(len(live), device=data.device)
-    share = torch.arange(len(rows))[processes.index :: processes.count]
-    pieces = data.pieces(rows[share])
-    for places in pieces:
-        at, more = share[places], places is not pieces[-1]  # (b,) places in `rows`
-        h, target, row = data.batch(rows[at])  # (M, C), (M,), (M,)
-        groups = groups_of(given, updates, at[row])  # (M,) each
+    tokens, nats = data.tokens(rows), torch.zeros(len(active), device=data.device)  # tokens of all processes
+    own_places = torch.arange(len(rows))[processes.index :: processes.count]  # in rows: this process's share
+    pieces = data.pieces(rows[own_places])
+    for piece in pieces:
+        piece_places = own_places[piece]  # (b,) in rows
+        h, target, owner = data.batch(rows[piece_places])  # (M, C), (M,), (M,) places in the piece
+        groups = groups_of(given, updates, piece_places[owner])  # (M,) each
         nll = head_losses(h, target, weight, updates, groups, settings.scale)  # (H,)
-        (nll / tokens).sum().backward(retain_graph=more)  # heads share nothing; pieces share the updates
+        # The sum mixes no gradients. Pieces share the updates, whose graph is kept until the last of them.
+        (nll / tokens).sum().backward(retain_graph=piece is not pieces[-1])
         nats = nats + nll.detach()
         del h, nll  # and with them a piece's activations, before the next piece makes its own
-    processes.sum_gradients([p for m in live for p in m.head.parameters() if p.requires_grad])
-    for member in live:
+    processes.sum_gradients([p for m in active for p in m.head.parameters() if p.requires_grad])
+    for member in active:
         optimisers[member.name].step()
         optimisers[member.name].zero_grad(set_to_none=True)
     return nats
 
 
-def conditions_of(sources: Sequence[Source | None], arrangement: Arrangement, rows: Tensor) -> list[Given]:
+def conditions_of(sources: list[Source | None], arrangement: Arrangement, rows: Tensor) -> list[Conditioned]:
     """What each source gives for documents rows (B,); a source that heads share is called once."""
     given = {id(source): source and source(arrangement, rows) for source in sources}
     return [given[id(source)] or (None, None) for source in sources]
 
 
-def groups_of(
-    given: Sequence[Given], updates: Sequence[HeadUpdate | None], at: Tensor
-) -> list[Tensor | None]:
-    """For each head the group (M,) of states of rows `at` (M,) of the batch; None where it has one update.
+def groups_of(given: list[Conditioned], updates: Updates, places: Tensor) -> list[Tensor | None]:
+    """For each head the group (M,) of states whose documents lie at `places` (M,) in rows; None: one update.
 
     They stay on the host, where they make no step wait for a GPU; heads with one source share one tensor.
     """
-    spread = {id(group): group.cpu()[at] for _, group in given if group is not None}
+    spread = {id(group): group.cpu()[places] for _, group in given if group is not None}
     several = [update is not None and update.groups > 1 for update in updates]
     return [spread.get(id(group)) if many else None for (_, group), many in zip(given, several)]
 
@@ -144,20 +149,21 @@ def train_heads(
     """Train every member in place and leave each with its best validation state; curves hold nats per token.
 
     Each epoch's order is cut into steps of settings.rows_per_step documents, as the validation order is into
-    batches. A member whose loss becomes NaN or infinite is stopped, and its `failure` says at which epoch;
-    RunFailed where that leaves no member with a usable state. `over`, which only the study sets, is how
-    reported losses are averaged (ValueError as in `average`), so which state is best; no gradient changes.
+    batches. A member whose loss became NaN or infinite is stopped at the next validation, and its `failure`
+    says at which epoch; RunFailed where that leaves no member with a usable state. `over`, which only the
+    study sets, is how reported losses are averaged, so which state is best; no gradient changes. ValueError
+    as in `average`, and for members that share a name or trained parameters.
     """
-    optimisers = {m.name: _optimiser(m, settings) for m in members}
-    common = Common(train, weight, settings, processes or Processes(), optimisers)
+    common = Common(train, weight, settings, processes or Processes(), _optimisers(members, settings))
     for member in members:
         member.head.train()  # evaluation puts a head back into the mode it was in
     check = (common._replace(data=validation), validation_order, over)
     _validate(members, *check, 0.0, [None] * len(members))
     show = progress and not common.processes.index
     look = {"unit": "step", "leave": False, "disable": None if show else True}  # None: if no terminal
-    recorded, number = engine.fast("replayed", worth=train.device.type == "cuda") or nullcontext, 0
-    with recorded(step) as take_step:
+    recorded = engine.fast("replayed", worth=train.device.type == "cuda") or nullcontext
+    number = 0
+    with recorded(step) as take_step:  # plain: take_step is step
         for epoch in range(settings.epochs):
             arrangement = orders(epoch)
             batches = arrangement.steps(settings.rows_per_step)
@@ -165,29 +171,36 @@ def train_heads(
             total, tokens = 0.0, 0  # since the last validation, on the device: no step waits for it
             bar = tqdm(batches, f"epoch {epoch + 1}/{settings.epochs}", **look)
             for done, rows in enumerate(bar, start=1):
-                if not (live := [m for m in members if m.live]):
+                if not (active := [m for m in members if m.active]):
                     break
                 number += 1
-                given = conditions_of([m.source for m in live], arrangement, rows)
-                nats, count = take_step(live, given, rows, number, common), train.tokens(rows)
+                given = conditions_of([m.source for m in active], arrangement, rows)
+                nats, count = take_step(active, given, rows, number, common), train.tokens(rows)
                 if over == "batch":  # a batch counts once, as its mean
                     nats, count = nats / count, 1
                 total, tokens = total + nats, tokens + count
                 if done in stops:
                     means = [nats / tokens for nats in common.processes.sum(total).tolist()]
-                    _validate(live, *check, epoch + done / len(batches), means)
+                    _validate(active, *check, epoch + done / len(batches), means)
                     total, tokens = 0.0, 0
     _restore(members)
 
 
-def _optimiser(member: Member, settings: TrainSettings) -> torch.optim.Optimizer:
-    parameters = [p for p in member.head.parameters() if p.requires_grad]
-    for p in parameters:
-        p.grad = None
-    gpu = all(p.is_cuda for p in parameters)
-    return torch.optim.AdamW(
-        parameters, lr=member.learning_rate, weight_decay=settings.weight_decay, fused=gpu, capturable=gpu
-    )
+def _optimisers(members: Sequence[Member], settings: TrainSettings) -> dict[str, torch.optim.Optimizer]:
+    optimisers, owners = {}, {}  # owners: the name of the member that trains a parameter, by its id
+    for member in members:
+        if member.name in optimisers:
+            raise ValueError(f"two members are called {member.name!r}: give each a name of its own")
+        parameters = [p for p in member.head.parameters() if p.requires_grad]
+        for p in parameters:
+            if (owner := owners.setdefault(id(p), member.name)) != member.name:
+                raise ValueError(f"{owner!r} and {member.name!r} share parameters: train each on its own")
+            p.grad = None
+        gpu, decay = all(p.is_cuda for p in parameters), settings.weight_decay
+        optimisers[member.name] = torch.optim.AdamW(
+            parameters, lr=member.learning_rate, weight_decay=decay, fused=gpu, capturable=gpu
+        )
+    return optimisers
 
 
 def _validation_steps(steps: int, times: int) -> set[int]:
@@ -197,26 +210,26 @@ def _validation_steps(steps: int, times: int) -> set[int]:
 def _validate(members, common: Common, arrangement: Arrangement, over: str, epoch: float, train_nll) -> None:
     """Evaluate every member and keep its best state; stop it out of patience, or with a loss not finite."""
     data, weight, settings, processes, _ = common
-    heads, rows = [(m.head, m.validation_source) for m in members], settings.rows_per_step
-    nll = evaluate(heads, data, arrangement, weight, rows=rows, scale=settings.scale, processes=processes)
-    means = average(nll, data.counts, over, arrangement.steps(rows)).tolist()
+    heads, size = [(m.head, m.validation_source) for m in members], settings.rows_per_step
+    nll = evaluate(heads, data, arrangement, weight, rows=size, scale=settings.scale, processes=processes)
+    means = average(nll, data.counts, over, arrangement.steps(size)).tolist()
     for member, training, value in zip(members, train_nll, means):
         member.curve.append({"epoch": epoch, "train_nll": training, "validation_nll": value})
         if not math.isfinite(value) or (training is not None and not math.isfinite(training)):
-            member.live, member.failure = False, f"the loss was not finite at epoch {epoch:.2f}"
+            member.active, member.failure = False, f"the loss was not finite at epoch {epoch:.2f}"
         elif value < member.best:
             member.best, member.best_epoch, member.misses = value, epoch, 0
-            member.state = copy.deepcopy(member.head.state_dict())
+            member.best_weights = copy.deepcopy(member.head.state_dict())
         else:
             member.misses += 1
-            member.live = member.misses <= settings.patience
+            member.active = member.misses <= settings.patience
 
 
 def _restore(members: Sequence[Member]) -> None:
     for member in members:
-        if member.state:
-            member.head.load_state_dict(member.state)
-    failed = [m for m in members if m.failure and not m.state]
+        if member.best_weights:
+            member.head.load_state_dict(member.best_weights)
+    failed = [m for m in members if m.failure and not m.best_weights]
     if failed and len(failed) == len(members):
         raise RunFailed(f"{failed[0].name}: {failed[0].failure}; lower its learning rate")
 
@@ -247,12 +260,13 @@ def evaluate(
         for batch in arrangement.steps(rows)[processes.index :: processes.count]:
             given = conditions_of([source for _, source in heads], arrangement, batch)
             updates = [head and head.factors(condition) for (head, _), (condition, _) in zip(heads, given)]
-            for places in data.pieces(batch):
-                documents = batch[places]
-                h, target, row = data.batch(documents)
-                nll = token_losses(h, target, weight, updates, groups_of(given, updates, places[row]), scale)
+            for piece in data.pieces(batch):
+                documents = batch[piece]  # (b,)
+                h, target, owner = data.batch(documents)  # (M, C), (M,), (M,) in documents, ascending
+                groups = groups_of(given, updates, piece[owner])  # (M,) each
+                nll = token_losses(h, target, weight, updates, groups, scale)  # (H, M)
                 if watch is not None:
-                    watch(nll, documents[row].to(nll.device))
+                    watch(nll, documents[owner].to(nll.device))
                 # By segment, not by scattered additions: a GPU repeats itself. unsafe: a check would wait.
                 sums = {"lengths": data.counts[documents].to(out.device), "axis": 0, "unsafe": True}
                 nll = nll.to(out.device).double().T.contiguous()  # (M, H)

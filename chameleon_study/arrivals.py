@@ -1,13 +1,11 @@
 """Texts that arrive over time: what a condition may depend on by then, and how long a text waits for its batch.
 
-    on the fly   texts in random order, batches of B; a cluster's condition may read
-                   current      the prefixes in this batch                       ┐
-                   past         those and all that came before                   │ possible in a stream
-                   offline      prefixes of the whole evaluation set             ┘ not possible: it needs the future
-                   whole rows   all tokens of the whole set, clustered on itself   the released way, a leak
-    waiting      arrivals at a rate ─ a queue per cluster, full at B ─▶ one worker ─▶ seconds from arrival to result
-
-What offline gains over past is due to texts that had not arrived; what whole rows gain, to reading scored text.
+on the fly   texts in random order, batches of B; a cluster's condition may read
+               current      the prefixes in this batch                       ┐
+               past         those and all that came before                   │ possible in a stream
+               offline      prefixes of the whole evaluation set             ┘ not possible: it needs the future
+               whole rows   all tokens of the whole set, clustered on itself   the released way, a leak
+waiting      arrivals at a rate ─ a queue per cluster, full at B ─▶ one worker ─▶ seconds from arrival to result
 """
 
 from collections.abc import Sequence
@@ -22,7 +20,6 @@ from chameleon_lite.app.score import Adapter
 from chameleon_lite.backbones.formats import matmul_dtype
 from chameleon_lite.batches import Arrangement
 from chameleon_lite.cluster import fit_clusters, nearest_centroid
-from chameleon_lite.conditions import group_means
 from chameleon_lite.embed import mean_embeddings
 from chameleon_lite.errors import UserError
 from chameleon_lite.loss import HeadWeight
@@ -31,8 +28,6 @@ from chameleon_lite.text import Document, tokenise
 from chameleon_lite.train import evaluate
 
 from .sources import Own
-
-POSSIBLE = ("frozen", "current", "past")
 
 
 def known_means(
@@ -43,20 +38,16 @@ def known_means(
     vectors (N, C) of prefixes, labels (N,) their nearest train centroids; rows (N, C) of whole texts, own (N,) their
     clusters when the evaluation set is clustered on itself.
     """
+    everything = [torch.arange(len(labels))]
     return {
-        "current": _running_means(vectors, labels, batches, past=False),
-        "past": _running_means(vectors, labels, batches, past=True),
-        "offline": _means(vectors, labels),
-        "whole rows": _means(rows, own),
+        "current": _means(vectors, labels, batches),
+        "past": _means(vectors, labels, batches, past=True),
+        "offline": _means(vectors, labels, everything),
+        "whole rows": _means(rows, own, everything),
     }
 
 
-def _means(vectors: Tensor, labels: Tensor) -> Tensor:
-    group = torch.unique(labels, return_inverse=True)[1]
-    return group_means(vectors, group)[group]
-
-
-def _running_means(vectors: Tensor, labels: Tensor, batches: Sequence[Tensor], past: bool) -> Tensor:
+def _means(vectors: Tensor, labels: Tensor, batches: Sequence[Tensor], past: bool = False) -> Tensor:
     """Means over the same cluster in this batch, or in this and all batches before."""
     out, label = torch.empty_like(vectors), torch.unique(labels, return_inverse=True)[1]
     ones = torch.ones(len(label), 1, dtype=torch.float64)
@@ -71,36 +62,31 @@ def _running_means(vectors: Tensor, labels: Tensor, batches: Sequence[Tensor], p
     return out
 
 
-def on_the_fly(
-    model, documents: Sequence[Document], *, batch: int = 16, seed: int = 0, progress: bool = True
-) -> pd.DataFrame:
-    """An adapter on documents that arrive in batches: a DataFrame with one row for each state of knowledge.
+def on_the_fly(model, documents: Sequence[Document], *, batch: int = 16, seed: int = 0) -> pd.DataFrame:
+    """An adapter on documents that arrive in batches: one row for each state of knowledge.
 
-    Columns known, possible (in a stream), loss (nats per token), and against_frozen (the difference).
-    Raises UserError for an adapter with LoRA in its layers: the comparison reads stored states of the frozen ones.
+    Columns known, possible (in a stream), loss (nats per token), and against_frozen (the difference). UserError for
+    an adapter with LoRA in its layers: the comparison reads stored states of the frozen ones.
     """
     backbone = model.backbone
     table = tokenise(documents, model.tokenizer, **Adapter(model).prompts)
-    states = hidden_states(backbone, table, matmul_dtype(backbone.device), progress=progress)
+    states = hidden_states(backbone, table, matmul_dtype(backbone.device))
     embedding = backbone.embedding.detach().cpu()
     prefixes, rows = (mean_embeddings(table, embedding, span=span) for span in ("condition", "row"))
     own = fit_clusters(rows, max(1, len(table) // batch), seed=seed).labels
     order = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed))
     labels = nearest_centroid(prefixes, model.centroids.cpu())[0]
     means = known_means(prefixes, labels, rows, own, order.split(batch))
+    heads = [(None, None), *((model.head, Own(mean.to(backbone.device))) for mean in means.values())]
     scored = ScoredStates(table, states, backbone.device)
-    nll = evaluate(
-        [(None, None), *((model.head, Own(mean.to(backbone.device))) for mean in means.values())],
-        scored,
-        Arrangement(order),
-        HeadWeight(backbone.head.weight, backbone.head.bias),
-        rows=batch,
-        scale=model.config.scale,
-    )
+    weight = HeadWeight(backbone.head.weight, backbone.head.bias)
+    nll = evaluate(heads, scored, Arrangement(order), weight, rows=batch, scale=model.config.scale)
     loss = (nll.sum(1).cpu() / int(table.n_scored.sum())).numpy()
-    frame = pd.DataFrame({"known": ["frozen", *means], "loss": loss, "against_frozen": loss - loss[0]})
-    frame.insert(1, "possible", frame["known"].isin(POSSIBLE))
-    return frame
+    known = ["frozen", *means]
+    possible = [name in ("frozen", "current", "past") for name in known]
+    return pd.DataFrame(
+        {"known": known, "possible": possible, "loss": loss, "against_frozen": loss - loss[0]}
+    )
 
 
 @dataclass(frozen=True)
@@ -135,10 +121,7 @@ def waiting_times(labels: np.ndarray, *, rate: float, batch: int, service: Servi
 def waiting_table(
     labels: np.ndarray, *, rate: float, batches: Sequence[int], service: Service, seed: int = 0
 ) -> pd.DataFrame:
-    """p50, p95 and p99 of the waiting time (seconds) by batch size, by cluster and in mixed batches.
-
-    Columns batches ("by cluster" or "mixed"), size, p50, p95, p99.
-    """
+    """Quantiles p50, p95, p99 of the waiting time (seconds) by `batches` ("by cluster" or "mixed") and size."""
     rows = []
     for name, of in (("by cluster", np.asarray(labels)), ("mixed", np.zeros(len(labels), dtype=int))):
         for size in batches:

@@ -115,7 +115,8 @@ class Experiment(Settings):
         for name in (*self.regimes, *self.probes.foreign_regimes):
             if name not in REGIMES:
                 raise unknown("regime", name, REGIMES)
-        for setting, named in (("regimes", self.regimes), ("corpora", self.corpora)):
+        grid = [f"{rate:g}" for rate in self.sweep.grid]  # as the sweep's files and heads are named
+        for setting, named in (("regimes", self.regimes), ("corpora", self.corpora), ("sweep.grid", grid)):
             if len(set(named)) < len(named):
                 raise ValueError(f"{setting} names {max(named, key=named.count)!r} twice")
         if self.tokens.prefix_tokens + self.tokens.min_scored > self.tokens.max_length:

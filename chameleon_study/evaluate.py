@@ -3,10 +3,8 @@
 (regime, learning rate) ─ train_seed ─▶ members ─ one pass per order ─▶ nll (N,) by regime and split, and by position
   ─▶ Outcome ─▶ Record + documents.parquet
 
-Read are the test split, other corpora's, seen documents, and the test split with foreign rows. The table of documents
-holds what paired statistics need: test, other corpora's and foreign readings; validation and seen documents leave their
-means in the record only. Where test prompts were continued, the scores of the texts are further columns of the test
-rows (nan for documents that were not continued); no text is stored.
+Read are the test split, other corpora's, seen documents, and the test split with foreign rows. Scores of continued
+test prompts are further columns of the test rows (nan for documents that were not continued); no text is stored.
 """
 
 import math
@@ -19,18 +17,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from chameleon_lite.backbone import Backbone
-from chameleon_lite.heads import Head
 from chameleon_lite.processes import Processes
-from chameleon_lite.train import Member, Source, average, evaluate, train_heads
+from chameleon_lite.train import Member, Source, average
 
 from .config import Experiment
-from .prepare import SEEN, PreparedCorpus, SeedClusterings, seed_material
+from .prepare import SEEN, Material, PreparedCorpus, SeedClusterings, seed_material
 from .provenance import circumstances
 from .records import FOREIGN, SCORES, TRANSFER, Record, name_of
 from .regimes import CLUSTERED, REGIMES, Regime
 
 POSITIONS = 16  # scored positions per bin of "nll by position"
+Members = dict[str, Member]  # by regime, also of those that lend their heads
 UNPAIRED = ("validation", SEEN)  # splits whose documents no contrast pairs
 
 
@@ -39,7 +36,7 @@ class Context:
     """What the runs of one corpus share in the process that computes them."""
 
     settings: Experiment
-    material: PreparedCorpus  # or a ReleasedCorpus, where a protocol is followed
+    material: Material
     processes: Processes
     command: str
 
@@ -63,25 +60,18 @@ class Outcome:
 def train_seed(context: Context, trials: Sequence[tuple[Regime, float]], seed: int) -> list[Member]:
     """A head for each (regime, learning rate), in that order, trained with one seed."""
     settings, material = context.settings, context.material
-    seeded = seed_material(settings, material, seed)
-    members, sources = [], {}  # sources by regime: its learning rates share them
+    seeded, backbone = seed_material(settings, material, seed), material.backbone
+    regimes = {r.name: r for r, _ in trials}  # whose learning rates share sources
+    sources = {n: [source_of(r, seeded, s) for s in ("train", "validation")] for n, r in regimes.items()}
+    members, cohorts = [], {}
     for r, rate in trials:
-        if r.name not in sources:
-            sources[r.name] = [source_of(r, seeded, split) for split in ("train", "validation")]
-        head, name = _new_head(r, material.backbone, seeded), f"{r.name}@{rate:g}"
-        members.append(Member(name, head, *sources[r.name], rate, seed=seed * 1_000_003))
-    orders = [order_of(settings, r) for r, _ in trials]
-    for order in sorted(set(orders)):
-        train_heads(
-            [m for m, of_member in zip(members, orders) if of_member == order],
-            material.scored["train"],
-            partial(seeded.epoch, "train", order),
-            material.scored["validation"],
-            seeded.epoch("validation", order, 0),
-            material.weight,
-            settings.train,
-            context.processes,
-        )
+        with torch.random.fork_rng(devices=[]):  # the seed is of the head alone, whatever the cohort
+            torch.manual_seed(seed)
+            head = r.head(backbone, seeded.splits["train"]).to(backbone.device)
+        members.append(Member(f"{r.name}@{rate:g}", head, *sources[r.name], rate, seed=seed * 1_000_003))
+        cohorts.setdefault(order_of(settings, r), []).append(members[-1])
+    for order, cohort in sorted(cohorts.items()):
+        material.train(cohort, partial(seeded.epoch, order=order), settings.train, context.processes)
     return members
 
 
@@ -90,27 +80,16 @@ def order_of(settings: Experiment, r: Regime) -> str:
     return CLUSTERED if settings.shared_order else r.order
 
 
-def source_of(r: Regime, seeded: SeedClusterings, split: str, share: float = 0.0) -> Source | None:
-    """A regime's condition source for a split, None without one; `share` of its vectors are foreign ones."""
-    if r.source is None:
-        return None
-    return r.source(
-        seeded.with_foreign(split, share) if share else seeded.splits[split], seeded.splits["train"]
-    )
-
-
-def _new_head(r: Regime, backbone: Backbone, seeded: SeedClusterings) -> Head:
-    """A freshly initialised head on the device; the seed is of the head alone, whatever the cohort."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeded.seed)
-        return r.head(backbone, seeded.splits["train"]).to(backbone.device)
+def source_of(r: Regime, seeded: SeedClusterings, split: str) -> Source | None:
+    """A regime's condition source for a split, None without one."""
+    return r.source and r.source(seeded.splits[split], seeded.splits["train"])
 
 
 class PositionSums:
     """Sums of token losses (heads, bins) over bins of scored positions, on the device."""
 
     def __init__(self, bins: int) -> None:
-        self.bins, self.nll, self.count = bins, 0.0, 0.0
+        self.bins, self.sums = bins, 0.0  # (heads + 1, bins), the last row counts tokens
 
     def __call__(self, nll: Tensor, document: Tensor) -> None:
         """Add a batch: nll (heads, M) and document numbers (M,), each document's rows side by side."""
@@ -118,90 +97,76 @@ class PositionSums:
         start = (counts.cumsum(0) - counts).repeat_interleave(counts)
         within = torch.arange(len(document), device=document.device) - start  # (M,) position in its document
         of_bin = one_hot((within // POSITIONS).clamp_max(self.bins - 1), self.bins).double()  # (M, bins)
-        self.nll = self.nll + nll.double() @ of_bin
-        self.count = self.count + of_bin.sum(0)
+        self.sums = self.sums + torch.cat([nll, torch.ones_like(nll[:1])]).double() @ of_bin
 
     def rows(self) -> list[list[dict[str, float]]]:
         """For every head the bins as {position, nll, tokens}; position is the bin's first, nll its sum in nats."""
-        filled = [(i, count) for i, count in enumerate(self.count.tolist()) if count]
-        return [
-            [{"position": i * POSITIONS, "nll": nll[i], "tokens": count} for i, count in filled]
-            for nll in self.nll.tolist()
-        ]
+        *heads, counts = self.sums.tolist()
+        places = [(i, count) for i, count in enumerate(counts) if count]
+        return [[{"position": i * POSITIONS, "nll": nll[i], "tokens": n} for i, n in places] for nll in heads]
 
 
-def measure(
-    context: Context, seeded: SeedClusterings, regimes: list[Regime], members: dict[str, Member]
-) -> dict[str, Outcome]:
-    """Read every split and probe once for every regime whose head (or that of `weights_of`) is at hand."""
-    out = {r.name: Outcome() for r in regimes}
-    material, settings, probes = context.material, context.settings.train, context.settings.probes
-    readings = [(split, 0.0) for split in material.tables if split != "train"]
-    readings += [("test", share) for share in probes.foreign_shares if material.foreign is not None]
-    for split, share in readings:
-        name = f"{FOREIGN}{round(100 * share)}" if share else split
-        readers = [r for r in regimes if _reads(r, split, share, probes.foreign_regimes)]
-        for order in sorted({order_of(context.settings, r) for r in readers}):
-            cohort = [r for r in readers if order_of(context.settings, r) == order]
+def measure(context: Context, seeded: SeedClusterings, regimes: list[Regime], members: Members) -> dict:
+    """Read every split and probe once for every regime; returns each one's Outcome by name.
+
+    An oracle has labels of its own sources only; foreign rows are for the regimes named in the settings.
+    """
+    settings, material, out = context.settings, context.material, {r.name: Outcome() for r in regimes}
+    probes, train = settings.probes, settings.train
+    readings = [(split, split, seeded) for split in material.tables if split != "train"]
+    for share in probes.foreign_shares if material.foreign is not None else ():
+        readings.append((f"{FOREIGN}{round(100 * share)}", "test", seeded.with_foreign("test", share)))
+    for name, split, given in readings:
+        cohorts: dict[str, list[Regime]] = {}
+        for r in regimes:
+            blind = split.startswith(TRANSFER) and r.name.endswith("oracle")
+            if not blind and (name == split or r.name in probes.foreign_regimes):
+                cohorts.setdefault(order_of(settings, r), []).append(r)
+        for order, cohort in sorted(cohorts.items()):
             watch = PositionSums(probes.position_bins) if name == "test" and probes.position_bins else None
-            nll = evaluate(
-                [head_and_source(r, members, seeded, split, share) for r in cohort],
-                material.scored[split],
-                seeded.epoch(split, order, 0),
-                material.weight,
-                rows=settings.rows_per_step,
-                scale=settings.scale,
-                processes=context.processes,
-                watch=watch,
-            )
-            for r, values in zip(cohort, nll.cpu()):
+            heads = [head_and_source(r, members, given, split) for r in cohort]
+            how = {"rows": train.rows_per_step, "scale": train.scale, "processes": context.processes}
+            nll = material.nll(heads, split, seeded.epoch(split, order, 0), watch=watch, **how)
+            for r, values in zip(cohort, nll):
                 out[r.name].nll[name] = values
             for r, rows in zip(cohort, watch.rows() if watch else ()):
                 out[r.name].positions = rows
     return out
 
 
-def _reads(r: Regime, split: str, share: float, foreign_regimes) -> bool:
-    """An oracle has labels of its own sources only; foreign rows are for the regimes named in the settings."""
-    if split.startswith(TRANSFER) and r.name.endswith("oracle"):
-        return False
-    return not share or r.name in foreign_regimes
-
-
-def head_and_source(
-    r: Regime, members: dict[str, Member], seeded: SeedClusterings, split: str, share: float = 0.0
-) -> tuple[Head | None, Source | None]:
+def head_and_source(r: Regime, members: Members, seeded: SeedClusterings, split: str) -> tuple:
     """A regime's head, None for the frozen model, and its condition source for a split (see `source_of`)."""
     member = members.get(r.weights_of or r.name)
-    return member.head if member else None, source_of(r, seeded, split, share)
+    return member and member.head, source_of(r, seeded, split)
 
 
-def split_of(name: str) -> str:
-    """The split a reading's documents belong to: foreign rows surround those of the test split."""
-    return "test" if name.startswith(FOREIGN) else name
+def measured(material: PreparedCorpus, outcome: Outcome) -> tuple[dict[str, float], pd.DataFrame]:
+    """What is stored of an outcome's readings: means for the record, and one row per document for paired statistics.
 
-
-def metrics_of(material: PreparedCorpus, outcome: Outcome) -> dict[str, float]:
-    """`<reading>_nll` in nats per token, and what else a record says of the readings."""
-    metrics = {}
-    for name, values in outcome.nll.items():
-        counts = material.scored[split_of(name)].counts
-        metrics[f"{name}_nll"] = float(average(values, counts))
+    Metrics are `<reading>_nll` in nats per token and others by name; columns split, document, group, tokens (scored)
+    and nll (summed nats).
+    """
+    metrics, frames, scores = {}, [], outcome.generated
+    for name, nll in outcome.nll.items():
+        split = "test" if name.startswith(FOREIGN) else name  # foreign rows surround those of the test split
+        table, counts = material.tables[split], material.scored[split].counts
+        metrics[f"{name}_nll"] = float(average(nll, counts))
         if name in ("validation", "test"):
-            size = material.tables[name].scored_bytes.sum()
-            metrics[f"{name}_bits_per_byte"] = float(values.sum() / size) / math.log(2)
-            metrics[f"{name}_row_mean_nll"] = float((values / counts.clamp_min(1)).mean())
-    if outcome.generated is not None:
-        metrics |= {f"generated_{name}": float(outcome.generated[name].mean()) for name in SCORES}
-    return metrics
+            metrics[f"{name}_bits_per_byte"] = float(nll.sum() / table.scored_bytes.sum()) / math.log(2)
+            metrics[f"{name}_row_mean_nll"] = float((nll / counts.clamp_min(1)).mean())
+        if name not in UNPAIRED:
+            columns = {"split": name, "document": table.names, "group": table.groups}
+            frames.append(pd.DataFrame(columns | {"tokens": table.n_scored, "nll": nll.numpy()}))
+        if name == "test" and scores is not None:
+            frames[-1] = frames[-1].join(scores.set_index("row").reindex(range(len(table))))
+            metrics |= {f"generated_{column}": float(scores[column].mean()) for column in SCORES}
+    return metrics, pd.concat(frames, ignore_index=True)
 
 
-def record_of(
-    context: Context, regime: str, corpus: str, seed: int, outcome: Outcome, metrics: dict
-) -> Record:
+def record_of(context: Context, regime: str, corpus: str, seed: int, outcome: Outcome, metrics) -> Record:
     """The record of one run, under whichever protocol."""
     settings, material, member = context.settings, context.material, outcome.member
-    own = member is not None and not REGIMES[regime].weights_of
+    own = member and not REGIMES[regime].weights_of
     return Record(
         **circumstances(settings, material.backbone.device, context.command),
         name=name_of(settings, regime, corpus, seed),
@@ -219,17 +184,3 @@ def record_of(
         failure=member.failure if member else None,
         data=material.facts(seed),
     )
-
-
-def documents_frame(material: PreparedCorpus, outcome: Outcome) -> pd.DataFrame:
-    """One row per document and reading: its name, group, scored tokens and summed nll (nats)."""
-    frames = []
-    for name, values in outcome.nll.items():
-        if name in UNPAIRED:
-            continue
-        table = material.tables[split_of(name)]
-        columns = {"split": name, "document": table.names, "group": table.groups, "tokens": table.n_scored}
-        frames.append(pd.DataFrame({**columns, "nll": values.numpy()}))
-        if name == "test" and outcome.generated is not None:
-            frames[-1] = frames[-1].join(outcome.generated.set_index("row").reindex(range(len(table))))
-    return pd.concat(frames, ignore_index=True)

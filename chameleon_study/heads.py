@@ -6,7 +6,7 @@
     SvfBank         ΔW = (W Q) diag(Σ_k π_k m_k − 1) Qᵀ       singular values rescaled (Transformer²)
     UnigramBias     logits + β (log q_c − log q_0)            frequencies of the tokens in the condition's text
 
-A bank of 33 of rank 4 is about as large as the paper's hyper-network, whose last layer holds 33 pairs of factors too.
+A bank of 33 of rank 4 is about as large as the paper's hyper-network, which holds 33 pairs of factors too.
 """
 
 import math
@@ -62,7 +62,7 @@ class RoutedHead(BankHead):
     selects = False
 
     def weights(self, condition: Condition) -> Tensor:
-        """One-hot (G, K): the clustering decides which expert a text gets."""
+        """One-hot (G, K)."""
         return F.one_hot(condition.cluster, self.experts).to(self.down.dtype)
 
 
@@ -71,8 +71,7 @@ class SvfBank(Head):
 
         W = P diag(σ) Qᵀ      W' = P diag(σ ∘ Σ_k π_k m_k) Qᵀ      m_k = 2 sigmoid(a_k) in (0, 2), 1 at the start
 
-    An expert is C numbers, so storage is no argument against such a bank. W' − W is a fixed pair of factors of rank C
-    with a mixture of its slots.
+    An expert is C numbers. W' − W is a fixed pair of factors of rank C with a mixture of its slots.
     """
 
     conditioned = True
@@ -99,8 +98,7 @@ class UnigramBias(Head):
 
         q_c = (counts + μ q_0) / (n + μ)          logits = h Wᵀ + β (log q_c − log q_0)
 
-    q_0 is the training prefixes' smoothed distribution of tokens: background (V,) are their counts, plus one each. A
-    head that beats this one does more than count.
+    q_0 is the training prefixes' distribution of tokens: background (V,) are their counts, plus one each.
     """
 
     conditioned = True
@@ -114,7 +112,6 @@ class UnigramBias(Head):
 
     def factors(self, condition: Condition) -> HeadUpdate:
         """A bias (G, V) from the condition's counts (G, V)."""
-        mu = self.log_smoothing.exp()
-        counts = condition.counts
+        mu, counts = self.log_smoothing.exp(), condition.counts
         ratio = (counts / self.background + mu) / (counts.sum(1, keepdim=True) + mu)  # q_c / q_0, (G, V)
         return HeadUpdate(None, None, bias=self.beta * ratio.log())

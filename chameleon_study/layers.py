@@ -1,11 +1,8 @@
 """Regimes that cached hidden states cannot serve: the backbone runs anew for them (R14, R16, R17).
 
-    in_context     prefixes of up to 15 rows of the same cluster batch are put in front of the row; nothing is trained
-    layers_static  LoRA in every layer (PEFT) and on the head: the baseline that the paper describes
-    layers_hyper   LoRA in every layer, hyper-network on the head: the method that the paper describes
-
-The last two train on the same batches and steps as everything else (train_layers.py), at two learning rates of
-which the better one on validation counts.
+in_context     prefixes of up to 15 rows of the same cluster batch are put in front of the row; nothing is trained
+layers_static  LoRA in every layer (PEFT) and on the head: the baseline that the paper describes
+layers_hyper   LoRA in every layer, hyper-network on the head: the method that the paper describes
 """
 
 import time
@@ -26,11 +23,11 @@ from chameleon_lite.errors import RunFailed
 from chameleon_lite.heads import Head, HyperHead, LoraHead
 from chameleon_lite.lora import add_lora, lora_parameters
 from chameleon_lite.text import cumulative
-from chameleon_lite.train import Member, evaluate, train_heads
+from chameleon_lite.train import Member
 from chameleon_lite.train_layers import LiveStates, WithLayers
 
 from .evaluate import Context, Outcome
-from .prepare import PreparedCorpus, SeedClusterings
+from .prepare import SeedClusterings
 from .regimes import CLUSTERED, GROUP, RANK, Regime
 
 NEIGHBOURS = 15  # other rows whose prefixes are put in front
@@ -40,13 +37,19 @@ LEARNING_RATES = (3e-4, 1e-3)
 
 def in_context(context: Context, seeded: SeedClusterings, r: Regime) -> Outcome:
     """R14: the frozen model reads its cluster neighbours' prefixes before the row; the same positions are scored."""
-    started, material = time.perf_counter(), context.material
-    dtype = getattr(torch, material.feature_dtype)
-    nll = {}
-    with arithmetic(material.backbone, dtype):
+    started, material, nll = time.perf_counter(), context.material, {}
+    backbone = material.backbone
+    separator = backbone.tokenizer("\n", add_special_tokens=False)["input_ids"]
+    with arithmetic(backbone, material.feature_dtype):
         for split in ("validation", "test"):
+            table = material.tables[split]
             groups = seeded.epoch(split, CLUSTERED, 0).groups(NEIGHBOURS + 1).of
-            nll[split] = _in_context_nll(material, split, groups)
+            rows, front = neighbours_in_front(table, groups, separator)
+            offsets = cumulative(np.array([len(row) for row in rows]))
+            longer = replace(table, ids=np.concatenate(rows), offsets=offsets, prefix=front + table.prefix)
+            together = Arrangement(torch.arange(len(table)))
+            live = replace(material, scored={split: LiveStates(backbone, longer)})
+            nll[split] = live.nll([(None, None)], split, together, rows=len(table))[0]
     return Outcome(nll, seconds={"evaluation": time.perf_counter() - started})
 
 
@@ -64,17 +67,6 @@ def neighbours_in_front(table, groups: Tensor, separator: list[int]) -> tuple[li
     return rows, front
 
 
-def _in_context_nll(material: PreparedCorpus, split: str, groups: Tensor) -> Tensor:
-    table, backbone = material.tables[split], material.backbone
-    separator = backbone.tokenizer("\n", add_special_tokens=False)["input_ids"]
-    rows, front = neighbours_in_front(table, groups, separator)
-    offsets = cumulative(np.array([len(row) for row in rows]))
-    longer = replace(table, ids=np.concatenate(rows), offsets=offsets, prefix=front + table.prefix)
-    together = Arrangement(torch.arange(len(table)))
-    live = LiveStates(backbone, longer)
-    return evaluate([(None, None)], live, together, material.weight, rows=len(table))[0].cpu()
-
-
 def in_layers(head: type[Head], context: Context, seeded: SeedClusterings, r: Regime) -> Outcome:
     """R16, R17: LoRA of rank 4 in every layer, trained at every rate with a head; the better on validation counts."""
     started = time.perf_counter()
@@ -87,11 +79,11 @@ def in_layers(head: type[Head], context: Context, seeded: SeedClusterings, r: Re
 def _trained(head: type[Head], context: Context, seeded, r: Regime, rate: float) -> Outcome:
     material, settings = context.material, context.settings.train
     settings = settings.model_copy(update={"validations_per_epoch": 1})
-    adapted, orders = copied(material.backbone), partial(seeded.epoch, order=r.order)
-    live = {s: LiveStates(adapted, material.tables[s]) for s in ("train", "validation", "test")}
-    sources = {s: None for s in live}
-    if head is HyperHead:
-        sources = {s: GroupMean(seeded.splits[s].vectors, GROUP) for s in live}
+    adapted, live, sources = copied(material.backbone), {}, {}
+    for split in ("train", "validation", "test"):
+        live[split] = LiveStates(adapted, material.tables[split])
+        sources[split] = GroupMean(seeded.splits[split].vectors, GROUP) if head is HyperHead else None
+    material, orders = replace(material, scored=live), partial(seeded.epoch, order=r.order)
     with torch.random.fork_rng():
         torch.manual_seed(seeded.seed)
         add_lora(adapted, rank=RANK)
@@ -99,21 +91,10 @@ def _trained(head: type[Head], context: Context, seeded, r: Regime, rate: float)
         both = WithLayers(trained, lora_parameters(adapted).values())
     member = Member(r.name, both, sources["train"], sources["validation"], rate, seed=seeded.seed * 1_000_003)
     with closing(live["train"]), suppress(RunFailed):  # `failure` holds what went wrong
-        train_heads(
-            [member],
-            live["train"],
-            lambda epoch: orders("train", number=epoch),
-            live["validation"],
-            orders("validation", number=0),
-            material.weight,
-            settings,
-            progress=False,
-        )
-    read = {"rows": settings.rows_per_step, "scale": settings.scale}
-    nll = {
-        s: evaluate([(both, sources[s])], live[s], orders(s, number=0), material.weight, **read)[0].cpu()
-        for s in ("validation", "test")
-    }
+        material.train([member], orders, settings, progress=False)
+    nll, options = {}, {"rows": settings.rows_per_step, "scale": settings.scale}
+    for split in ("validation", "test"):
+        nll[split] = material.nll([(both, sources[split])], split, orders(split, number=0), **options)[0]
     return Outcome(nll, member=member)
 
 

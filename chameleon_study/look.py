@@ -2,8 +2,7 @@
 
     states h (M, C) of some texts ─ α (h downᵀ) upᵀ, mean over the states ─▶ shift (G, V) of the logits
 
-An update of a weight has no meaning by itself: it changes a token's logit by an amount that depends on
-the state it is applied to. So it is shown on states of real texts.
+An update of a weight has no meaning by itself: what it does to a token depends on the state it is applied to.
 """
 
 from collections.abc import Sequence
@@ -20,8 +19,7 @@ def text_states(model, texts: Sequence[str]) -> Tensor:
     limit = model.backbone.max_length
     rows = [row[:limit] for row in model.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if row]
     ids, mask = (x.to(model.device) for x in left_padded(rows, model.backbone.pad_id))
-    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
-    return model.body(**inputs, use_cache=False).last_hidden_state[mask.bool()]
+    return model.backbone.hidden(ids, mask, (mask.cumsum(1) - 1).clamp_min(0))[mask.bool()]
 
 
 @torch.no_grad()

@@ -1,15 +1,12 @@
-"""What every notebook needs beside its subject: where the project lies, and numbers that prose can quote.
-
-start(profile, seed)     ─ prints device and versions, seeds torch and numpy
-keep(loss=3.21)          ─ the book's text can say {glue:text}`…::loss` instead of typing the number again
-published(1, "R1", "…")  ─ a number of the paper's tables, from the one file that holds them
-csv_link(frame, "x")     ─ a link under a table that saves it as x.csv
-"""
+"""What every notebook needs beside its subject: where the project lies, and numbers that prose can quote."""
 
 import base64
+import warnings
 from html import escape
+from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from chameleon_lite.errors import UserError, unknown
@@ -30,11 +27,6 @@ def root() -> Path:
 
 def start(profile: str, seed: int = 0) -> str:
     """Check the profile, seed torch and numpy, print the machine; returns the device, cpu or cuda."""
-    import random
-    import warnings
-    from importlib.metadata import version
-
-    import numpy
     import torch
 
     from chameleon_lite.backbones.formats import device_of
@@ -42,8 +34,7 @@ def start(profile: str, seed: int = 0) -> str:
     if profile not in PROFILES:
         raise unknown("profile", profile, PROFILES)
     warnings.filterwarnings("ignore", message="IProgress not found")  # pages show no bars
-    random.seed(seed)
-    numpy.random.seed(seed)
+    np.random.seed(seed)
     torch.manual_seed(seed)
     device = str(device_of())
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
@@ -53,7 +44,7 @@ def start(profile: str, seed: int = 0) -> str:
 
 
 def keep(**values: float | int | str) -> None:
-    """Store values in the executed notebook for the text to quote; nothing happens without myst-nb."""
+    """Store values in the executed notebook, for text to quote as {glue:text}`…::name`; nothing without myst-nb."""
     try:
         from myst_nb import glue
     except ImportError:

@@ -1,7 +1,4 @@
-"""The parameter column of the paper's tables, counted on real modules rather than computed from formulas.
-
-Everything is built on PyTorch's meta device: modules with shapes and no numbers, so counting takes no memory.
-"""
+"""The parameter column of the paper's tables, counted on real modules of PyTorch's meta device: without weights."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,8 +19,7 @@ def parameter_table(backbone_name: str) -> dict[str, int]:
     """Parameter counts for a backbone, without its weights.
 
     total: the frozen model, a tied matrix once · lora_head, lora_layers, lora_everywhere: LoRA in the head,
-    all layers, both · hyper_head: the hyper-network · matched_rank: the LoRA head's rank that matches it ·
-    width C · vocab V · adapted_layers.
+    all layers, both · hyper_head: the hyper-network · matched_rank: the LoRA head's rank that matches it.
     """
     from transformers import AutoModelForCausalLM
 
@@ -52,14 +48,13 @@ def _config(name: str):
         return tiny.built_in_config(name)
     if name == "gpt2":
         return GPT2Config()  # the class's defaults are this very model
-    folder = Path(name).expanduser()
-    if "/" not in name and name not in SHORT_NAMES and not folder.is_dir():
+    folder = Path(name).is_dir()
+    if "/" not in name and name not in SHORT_NAMES and not folder:
         raise errors.unknown("backbone", name, [*BUILT_IN, *SHORT_NAMES])
-    source = str(folder) if folder.is_dir() else SHORT_NAMES.get(name, name)
-    local = folder.is_dir() or not reachable()
+    source = SHORT_NAMES.get(name, name)
     try:
-        with readable(f"the configuration of {source}") if folder.is_dir() else nullcontext():
-            return load_config(source, local_files_only=local)
+        with readable(f"the configuration of {source}") if folder else nullcontext():
+            return load_config(source, local_files_only=folder or not reachable())
     except (OSError, ValueError) as error:
         message = f"no configuration of {source!r} is at hand: use random-gpt2, smollm2 or a local folder"
         raise errors.Unreachable(f"{message}, or check the name, connect and try again") from error

@@ -9,7 +9,8 @@ arrangements belong to a seed. Besides train, validation and test there are prob
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
 
@@ -22,60 +23,60 @@ from chameleon_lite.backbone import Backbone
 from chameleon_lite.backbones.formats import number_format
 from chameleon_lite.batches import Arrangement, arrange
 from chameleon_lite.cluster import cluster_count, fit_clusters, merge_small
+from chameleon_lite.embed import mean_embeddings
 from chameleon_lite.errors import UserError
 from chameleon_lite.loss import HeadWeight
-from chameleon_lite.settings import ClusterSettings
 from chameleon_lite.states import ScoredStates, hidden_states
 from chameleon_lite.text import TokenTable, tokenise
+from chameleon_lite.train import Member, evaluate, train_heads
 
-from .cluster_quality import cluster_quality
 from .config import Experiment
 from .records import TRANSFER
-from .sources import Split, Views, with_foreign
+from .sources import Split, Views, cluster_quality
 
 SEEN = "seen"
 FOREIGN_DOCUMENTS = 2_000  # of each other corpus
 
+Say = Callable[[str], None]
+
 
 @dataclass
-class PreparedCorpus:
-    """What one corpus is under one backbone."""
+class Material:
+    """One corpus under one backbone, whatever the procedure."""
 
     backbone: Backbone
     corpus: Corpus
     tables: dict[str, TokenTable]
     scored: dict[str, ScoredStates]
-    views: dict[str, Views]
     weight: HeadWeight
-    feature_dtype: str
+    feature_dtype: torch.dtype
     seconds: dict[str, float]
-    transfers: dict[str, str]  # the hashes of other corpora whose documents are read
-    foreign: Tensor | None  # (F, C) vectors of other corpora's training documents (claim 7)
-    seeds: dict[int, "SeedClusterings"] = field(default_factory=dict)
+
+    def train(self, members: list[Member], orders: Callable[..., Arrangement], *how, **options) -> None:
+        """Train heads side by side in the order `orders(split, number=epoch)`; the rest as for `train_heads`."""
+        check = (self.scored["validation"], orders("validation", number=0))
+
+        def order(epoch: int) -> Arrangement:
+            return orders("train", number=epoch)
+
+        train_heads(members, self.scored["train"], order, *check, self.weight, *how, **options)
+
+    def nll(self, heads: list[tuple], split: str, order: Arrangement, **options) -> Tensor:
+        """The nll sums (H, N) of a split's documents, in nats on the host; see `train.evaluate`."""
+        return evaluate(heads, self.scored[split], order, self.weight, **options).cpu()
 
     def facts(self, seed: int) -> dict:
         """A record's `data`."""
-        return common_facts(self) | {
-            "transfers": self.transfers,
-            "clusters": self.seeds[seed].quality if seed in self.seeds else None,
-            "scored_tokens": {s: int(t.n_scored.sum()) for s, t in self.tables.items()},
-            "dropped": {s: t.dropped for s, t in self.tables.items()},
+        kinds = {"feature_dtype": self.feature_dtype, "matmul_dtype": self.weight.weight.dtype}
+        return {
+            "corpus": self.corpus.name,
+            **{name: getattr(self.corpus, name) for name in ("hash", "source", "notes")},
+            "backbone_hash": self.backbone.hash,
+            **{name: str(kind).removeprefix("torch.") for name, kind in kinds.items()},
+            "documents": {s: len(t) for s, t in self.tables.items()},
+            "tokens": {s: int(t.lengths.sum()) for s, t in self.tables.items()},
+            "scored_tokens": {s: int(x.counts.sum()) for s, x in self.scored.items()},
         }
-
-
-def common_facts(material) -> dict:
-    """What every record holds about its corpus, backbone and number formats, whatever the procedure."""
-    return {
-        "corpus": material.corpus.name,
-        "hash": material.corpus.hash,
-        "source": material.corpus.source,
-        "notes": material.corpus.notes,
-        "backbone_hash": material.backbone.hash,
-        "feature_dtype": material.feature_dtype,
-        "matmul_dtype": str(material.weight.weight.dtype).removeprefix("torch."),
-        "documents": {s: len(t) for s, t in material.tables.items()},
-        "tokens": {s: int(t.lengths.sum()) for s, t in material.tables.items()},
-    }
 
 
 @dataclass
@@ -85,7 +86,7 @@ class SeedClusterings:
     labels: dict[str, Tensor]  # (N,) batching clusters, small ones merged: decides the batches
     splits: dict[str, Split]  # what condition sources see
     foreign: Tensor | None
-    quality: dict  # of the batching clustering, see cluster_quality.py
+    quality: dict  # of the batching clustering, see `cluster_quality`
     seed: int
 
     def epoch(self, split: str, order: str, number: int) -> Arrangement:
@@ -94,12 +95,32 @@ class SeedClusterings:
         labels = self.labels[split]
         return arrange(len(labels), labels if order == "clustered" else None, generator)
 
-    def with_foreign(self, split: str, share: float) -> Split:
-        """A split with this share of its vectors replaced by foreign ones."""
-        view, generator = self.splits[split], torch.Generator().manual_seed(self.seed)
-        views = copy(view.views)
-        views["prefix"] = with_foreign(view.vectors, self.foreign, share, generator)
-        return replace(view, views=views)
+    def with_foreign(self, split: str, share: float) -> "SeedClusterings":
+        """The same with this share of a split's vectors replaced by foreign ones: outliers for conditions."""
+        views, generator = copy(self.splits[split].views), torch.Generator().manual_seed(self.seed)
+        vectors = views["prefix"].clone()  # (N, C)
+        count = round(share * len(vectors))
+        place = torch.randperm(len(vectors), generator=generator)[:count].to(vectors.device)
+        pick = torch.randint(len(self.foreign), (count,), generator=generator).to(vectors.device)
+        vectors[place] = self.foreign[pick]
+        views["prefix"] = vectors
+        return replace(self, splits=self.splits | {split: replace(self.splits[split], views=views)})
+
+
+@dataclass
+class PreparedCorpus(Material):
+    """A corpus under the honest procedure."""
+
+    views: dict[str, Views]
+    transfers: dict[str, str]  # the hashes of other corpora whose documents are read
+    foreign: Tensor | None  # (F, C) vectors of other corpora's training documents (claim 7)
+    seeds: dict[int, SeedClusterings] = field(default_factory=dict)
+
+    def facts(self, seed: int) -> dict:
+        """A record's `data`."""
+        dropped = {s: t.dropped for s, t in self.tables.items()}
+        own = {"transfers": self.transfers, "clusters": self.seeds[seed].quality, "dropped": dropped}
+        return super().facts(seed) | own
 
 
 def prepare(
@@ -107,7 +128,7 @@ def prepare(
     backbone: Backbone,
     corpus: Corpus,
     others: Mapping[str, Corpus] | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = lambda text: None,
 ) -> PreparedCorpus:
     """A corpus's tables, states and vectors on the backbone's device; stages are timed and logged through `say`.
 
@@ -115,41 +136,29 @@ def prepare(
     """
     seconds: dict[str, float] = {}
     say(f"{corpus.name}: {corpus.counts()['train']['documents']} training documents from {corpus.source}")
-    tables = timed(seconds, "tokens", lambda: tables_of(settings, backbone, corpus))
+    with timed(seconds, "tokens"):
+        tables = tables_of(settings, backbone, corpus)
     _check_room(settings, backbone, tables["test"])
     others = others or {}
     probes = {name: tables_of(settings, backbone, other) for name, other in others.items()}
     tables |= {TRANSFER + name: probe["test"] for name, probe in probes.items()}
     if settings.probes.seen_documents:
-        tables[SEEN] = _first(tables["train"], settings.probes.seen_documents)
-    device, length = backbone.device, settings.tokens.max_length
-    dtype = number_format(settings.train.feature_dtype, device)
-    feature_dtype = str(dtype).removeprefix("torch.")
-
-    def states_of(split: str) -> np.ndarray:
-        say(f"hidden states of {split}: {int(tables[split].lengths.sum()):,} tokens in {feature_dtype}")
-        return hidden_states(backbone, tables[split], dtype)
-
-    states = timed(seconds, "features", lambda: {split: states_of(split) for split in tables})
-    foreign = [_first(other["train"], FOREIGN_DOCUMENTS) for other in probes.values()]
-    foreign = [Views(backbone, table, None, length)["prefix"] for table in foreign]
-    matmul = number_format(settings.train.matmul_dtype, device)
-    return PreparedCorpus(
-        backbone,
-        corpus,
-        tables,
-        {s: ScoredStates(table, states[s], device) for s, table in tables.items()},
-        {s: Views(backbone, table, states[s], length) for s, table in tables.items()},
-        HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul),
-        feature_dtype,
-        seconds,
-        {name: other.hash for name, other in others.items()},
-        torch.cat(foreign) if foreign and settings.probes.foreign_shares else None,
-    )
-
-
-def _first(table: TokenTable, count: int) -> TokenTable:
-    return table.take(np.arange(min(count, len(table))))
+        tables[SEEN] = tables["train"].take(np.arange(len(tables["train"]))[: settings.probes.seen_documents])
+    device, states, train = backbone.device, {}, settings.train
+    feature, matmul = (number_format(name, device) for name in (train.feature_dtype, train.matmul_dtype))
+    with timed(seconds, "features"):
+        for split, table in tables.items():
+            say(f"hidden states of {split}: {int(table.lengths.sum()):,} tokens in {feature}")
+            states[split] = hidden_states(backbone, table, feature)
+    embedding = backbone.embedding.detach().cpu()
+    foreign = [mean_embeddings(p["train"], embedding)[:FOREIGN_DOCUMENTS] for p in probes.values()]
+    scored = {s: ScoredStates(table, states[s], device) for s, table in tables.items()}
+    views = {s: Views(backbone, table, states[s], settings.tokens.max_length) for s, table in tables.items()}
+    weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul)
+    foreign = torch.cat(foreign).to(device) if foreign and settings.probes.foreign_shares else None
+    transfers = {name: other.hash for name, other in others.items()}
+    shared = (backbone, corpus, tables, scored, weight, feature, seconds)
+    return PreparedCorpus(*shared, views, transfers, foreign)
 
 
 def _check_room(settings: Experiment, backbone: Backbone, table: TokenTable) -> None:
@@ -157,33 +166,47 @@ def _check_room(settings: Experiment, backbone: Backbone, table: TokenTable) -> 
     new = settings.probes.generate.new_tokens if settings.probes.generate else 0
     longest = int(table.prefix.max())
     if new and longest + new > backbone.max_length:
-        raise UserError(
-            f"prompts of up to {longest} tokens and {new} new ones exceed {backbone.name}'s "
-            f"{backbone.max_length} positions: lower probes.generate.new_tokens"
+        too_long = (
+            f"prompts of up to {longest} tokens and {new} new ones exceed {backbone.max_length} positions"
         )
+        raise UserError(f"{too_long}: lower probes.generate.new_tokens")
 
 
 def tables_of(settings: Experiment, backbone: Backbone, corpus: Corpus) -> dict[str, TokenTable]:
     """Tokenise each split and draw the subsets the settings ask for."""
-    options = settings.tokens.model_dump()
-    generator = np.random.default_rng(settings.data.subset_seed)
-    tables = {}
+    options, data, tables = settings.tokens.model_dump(), settings.data, {}
+    generator = np.random.default_rng(data.subset_seed)
     for split in SPLITS:
         table = tokenise(corpus.splits[split], backbone.tokenizer, **options)
         order = generator.permutation(len(table))
-        if split == "train" and settings.data.max_train_tokens is not None:
-            within = np.cumsum(table.lengths[order]) <= settings.data.max_train_tokens
+        if split != "train":
+            order = order[: getattr(data, f"max_{split}_documents")]
+        elif data.max_train_tokens is not None:
+            within = np.cumsum(table.lengths[order]) <= data.max_train_tokens
             order = order[: max(1, int(within.sum()))]
-        elif split != "train":
-            order = order[: getattr(settings.data, f"max_{split}_documents")]
         tables[split] = table.take(np.sort(order))
     return tables
 
 
 def seed_material(settings: Experiment, material: PreparedCorpus, seed: int) -> SeedClusterings:
     """Fit both clusterings on train with this seed and assign the other splits to their centroids; once per seed."""
-    if seed not in material.seeds:
-        material.seeds[seed] = _fit_seed(settings.clusters, material, seed)
+    if seed in material.seeds:
+        return material.seeds[seed]
+    table, rows = material.tables["train"], settings.clusters.batch_rows
+    train = material.views["train"]["prefix"].cpu()
+    check_batch(len(train), rows)
+    batching = fit_clusters(train, cluster_count(len(train), rows), seed=seed)
+    router = fit_clusters(train, min(settings.clusters.routing_clusters, len(train) // rows + 1), seed=seed)
+    number = {name: i for i, name in enumerate(sorted(set(table.groups)))}
+    centroids, labels, splits = batching.centroids.to(material.backbone.device), {}, {}
+    for split, views in material.views.items():
+        x = views["prefix"].cpu()
+        nearest, routing = (f.labels if split == "train" else f.assign(x)[0] for f in (batching, router))
+        labels[split] = merge_small(x, nearest, batching.centroids, minimum=settings.clusters.minimum)
+        domain = torch.tensor([number.get(group, 0) for group in material.tables[split].groups])
+        splits[split] = Split(views, nearest, centroids, routing, domain)
+    quality = cluster_quality(batching, groups=table.groups, lengths=table.lengths)
+    material.seeds[seed] = SeedClusterings(labels, splits, material.foreign, quality, seed)
     return material.seeds[seed]
 
 
@@ -193,28 +216,9 @@ def check_batch(count: int, rows: int) -> None:
         raise UserError(f"{count} documents, fewer than one batch of {rows}: lower clusters.batch_rows")
 
 
-def _fit_seed(settings: ClusterSettings, material: PreparedCorpus, seed: int) -> SeedClusterings:
-    table, rows = material.tables["train"], settings.batch_rows
-    train = material.views["train"]["prefix"].cpu()
-    check_batch(len(train), rows)
-    batching = fit_clusters(train, cluster_count(len(train), rows), seed=seed)
-    router = fit_clusters(train, min(settings.routing_clusters, len(train) // rows + 1), seed=seed)
-    number = {name: i for i, name in enumerate(sorted(set(table.groups)))}
-    centroids, labels, splits = batching.centroids.to(material.backbone.device), {}, {}
-    for split, views in material.views.items():
-        x = views["prefix"].cpu()
-        fits = (batching, router)
-        nearest, routing = (fit.labels if split == "train" else fit.assign(x)[0] for fit in fits)
-        labels[split] = merge_small(x, nearest, batching.centroids, minimum=settings.minimum)
-        domain = torch.tensor([number.get(group, 0) for group in material.tables[split].groups])
-        splits[split] = Split(views, nearest, centroids, routing, domain)
-    quality = cluster_quality(batching, groups=table.groups, lengths=table.lengths)
-    return SeedClusterings(labels, splits, material.foreign, quality, seed)
-
-
-def timed(seconds: dict[str, float], stage: str, work: Callable):
-    """The result of work(); its seconds are stored under the stage's name."""
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Store the seconds of the block under the stage's name."""
     started = time.perf_counter()
-    out = work()
+    yield
     seconds[stage] = time.perf_counter() - started
-    return out

@@ -1,7 +1,7 @@
 """The regimes by name: which head, in which order it is trained, and what conditions it.
 
 A regime is data, not a branch: adding one means adding a row to regimes.csv and, if its condition is new, a class in
-sources.py. Regimes that run the backbone anew (R14, R16, R17) name a procedure of layers.py instead of a head.
+sources.py.
 """
 
 import csv
@@ -20,8 +20,7 @@ from .sources import Constant, Counted, LeaveOneOut, OtherCluster, Own, Split, S
 RANK = 4  # the paper's, for every low-rank regime but the matched one
 GROUP = 32  # rows a conditioning batch holds at most (paper: batch 32 on WikiText-2)
 EXPERTS = 33  # pairs of factors that the paper's hyper-network stores
-GROUP_SIZES = (2, 4, 8, 16)  # besides 1 and GROUP, always 32 rows per optimiser step (claim 6)
-BANK_SIZES = (2, 4, 8, 16)  # besides EXPERTS (claim 10)
+SIZES = (2, 4, 8, 16)  # of groups, besides 1 and GROUP (claim 6), and of banks, besides EXPERTS (claim 10)
 CLUSTERED = "clustered"
 NewHead = Callable[[Backbone, Split], Head]  # from the backbone and the training split
 NewSource = Callable[[Split, Split], Source]  # from the split to condition and the training split
@@ -64,9 +63,7 @@ HEADS: dict[str, NewHead] = {
     "no dropout": lambda b, train: HyperHead(b.width, b.vocab, RANK, dropout=0.0),
     "lora": lambda b, train: LoraHead(b.width, b.vocab, RANK),
     "matched": lambda b, train: LoraHead(b.width, b.vocab, matched_rank(b.width, b.vocab, RANK)),
-    **{
-        f"bank {k}": lambda b, train, k=k: BankHead(b.width, b.vocab, k, RANK) for k in (*BANK_SIZES, EXPERTS)
-    },
+    **{f"bank {k}": lambda b, train, k=k: BankHead(b.width, b.vocab, k, RANK) for k in (*SIZES, EXPERTS)},
     "factors": lambda b, train: FactorBankHead(b.width, b.vocab, EXPERTS, RANK),
     "routed": lambda b, train: RoutedHead(b.width, b.vocab, int(train.routing.max()) + 1, RANK),
     "oracle": lambda b, train: RoutedHead(b.width, b.vocab, int(train.domain.max()) + 1, RANK),
@@ -74,7 +71,7 @@ HEADS: dict[str, NewHead] = {
     "unigram": _unigram,
 }
 SOURCES: dict[str, NewSource] = {
-    **{f"group {n}": lambda s, train, n=n: GroupMean(s.vectors, n) for n in (1, *GROUP_SIZES, GROUP)},
+    **{f"group {n}": lambda s, train, n=n: GroupMean(s.vectors, n) for n in (1, *SIZES, GROUP)},
     "length": lambda s, train: GroupMean(s.views["length"], GROUP),
     "row": lambda s, train: GroupMean(s.views["row"], GROUP),
     "padded": lambda s, train: GroupMean(s.views["padded"], GROUP),

@@ -9,7 +9,7 @@ run again unless asked.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -25,9 +25,9 @@ from chameleon_lite.processes import Processes
 
 from .config import Experiment
 from .corpora import load_corpus
-from .evaluate import Context, Outcome, documents_frame, measure, metrics_of, record_of, train_seed
+from .evaluate import Context, Outcome, measure, measured, record_of, train_seed
 from .layers import PROCEDURES
-from .prepare import prepare, seed_material
+from .prepare import Say, prepare, seed_material
 from .provenance import default_command, reset_peak
 from .records import Record, name_of, stored_runs, try_folder, write_run
 from .regimes import REGIMES, Regime
@@ -37,8 +37,6 @@ from .released.run import check_released, measure_released
 from .spans import Span, note, span_of
 from .sweep import Key, Losses, choose_rates, loss_file, store_loss, stored_losses, sweep_jobs
 from .write import generated, writing
-
-Say = Callable[[str], None]
 
 
 def run_experiment(
@@ -252,10 +250,10 @@ class SeedJob:
         seeded = seed_material(self.settings, material, self.seed)
         for r in regimes:
             outcome = outcomes.get(r.name) or PROCEDURES[r.procedure](context, seeded, r)
-            metrics = metrics_of(material, outcome)
+            metrics, documents = measured(material, outcome)
             record = record_of(context, r.name, self.corpus, self.seed, outcome, metrics)
             record.learning_rate_trials = self.trials.get(r.rate_of or r.name, {})
-            yield record, documents_frame(material, outcome)
+            yield record, documents
 
 
 def lenders(regimes: list[Regime]) -> list[Regime]:

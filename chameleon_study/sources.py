@@ -6,21 +6,23 @@ row     mean token embedding of the whole row                      R9, a declare
 length  the row's length and its share of padding, nothing else    R8, a declared leak
 states  mean final hidden state over the condition span            R13
 
-A source is built for one split. It is a pure function of the epoch's arrangement and the rows (B,) of a step, and
-returns the condition, one entry per group, and each row's group (B,), or None where all rows share one. Vectors come
-from the documents' condition spans (prefix or prompt), so nothing scored is read, except by the declared leaks.
-`GroupMean`, the paper's source, is in the method's own conditions.py.
+A source is built for one split and is called as `GroupMean` is, the paper's source, in the method's conditions.py.
+Vectors come from the documents' condition spans (prefix or prompt), so nothing scored is read, except by the declared
+leaks.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from chameleon_lite.backbone import Backbone
 from chameleon_lite.batches import Arrangement
+from chameleon_lite.cluster import Clustering
 from chameleon_lite.conditions import GroupMean, group_means
 from chameleon_lite.embed import mean_embeddings, normalise
 from chameleon_lite.heads import Condition
@@ -32,7 +34,7 @@ CHUNK = 4_096  # documents whose hidden states are averaged at once
 class Views(dict[str, Tensor]):
     """The vectors (N, C) of one split by name, each computed when first read and stored on the backbone's device."""
 
-    def __init__(self, backbone: Backbone, table: TokenTable, states: np.ndarray | None, length: int) -> None:
+    def __init__(self, backbone: Backbone, table: TokenTable, states: np.ndarray, length: int) -> None:
         """states (L, C) are those of the table's tokens; `length` is that of a padded row."""
         super().__init__()
         self.table, self.states, self.length = table, states, length
@@ -49,52 +51,34 @@ class Views(dict[str, Tensor]):
         return self.shared.cpu()
 
     def __missing__(self, name: str) -> Tensor:
-        self[name] = MAKERS[name](self).to(self.device)
+        table, weight = self.table, self.embedding
+        match name:
+            case "prefix":
+                x = mean_embeddings(table, weight)
+            case "padded":
+                x = span_vectors(table, weight, self.length)
+            case "row":
+                x = mean_embeddings(table, weight, span="row")
+            case "length":
+                share = torch.from_numpy(table.lengths / self.length).float()  # (N,) of a padded row: text
+                x = F.pad(torch.stack([share, 1 - share], dim=1), (0, weight.shape[1] - 2))
+            case "states":
+                x, chunks = [], range(CHUNK, len(table), CHUNK)
+                for start, count in zip(np.split(self.start, chunks), np.split(self.count, chunks)):
+                    states = torch.from_numpy(self.states[ragged(start, count)]).float()
+                    x.append(torch.segment_reduce(states, "mean", lengths=torch.from_numpy(count), axis=0))
+                x = normalise(torch.cat(x))
+        self[name] = x.to(self.device)
         return self[name]
 
 
-def with_foreign(vectors: Tensor, foreign: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """vectors (N, C) with round(share · N) rows replaced by rows of foreign (F, C): outliers for conditions."""
-    count = round(share * len(vectors))
-    place = torch.randperm(len(vectors), generator=generator)[:count].to(vectors.device)
-    out = vectors.clone()
-    pick = torch.randint(len(foreign), (count,), generator=generator).to(foreign.device)
-    out[place] = foreign[pick].to(out)
-    return out
-
-
-def _padded(views: Views) -> Tensor:
-    embedding = views.embedding
-    count = torch.from_numpy(views.count)[:, None].to(embedding)  # (N, 1)
-    total = mean_embeddings(views.table, embedding, normalised=False) * count
-    pads = (views.length - count).clamp_min(0)
-    return normalise(total + pads * embedding[views.table.pad_id].float())
-
-
-def _length(views: Views) -> Tensor:
-    share = torch.from_numpy(views.table.lengths / views.length).float()  # (N,) of a padded row that is text
-    out = torch.zeros(len(share), views.shared.shape[1])
-    out[:, 0], out[:, 1] = share, 1 - share
-    return out
-
-
-def _states(views: Views) -> Tensor:
-    parts = []
-    for low in range(0, len(views.count), CHUNK):
-        start, count = views.start[low : low + CHUNK], views.count[low : low + CHUNK]
-        states = torch.from_numpy(views.states[ragged(start, count)]).float()
-        lengths = torch.from_numpy(count)
-        parts.append(torch.segment_reduce(states, "mean", lengths=lengths, axis=0, unsafe=True))
-    return normalise(torch.cat(parts))
-
-
-MAKERS: dict[str, Callable[[Views], Tensor]] = {
-    "prefix": lambda views: mean_embeddings(views.table, views.embedding),
-    "padded": _padded,
-    "row": lambda views: mean_embeddings(views.table, views.embedding, span="row"),
-    "length": _length,
-    "states": _states,
-}
+def span_vectors(table: TokenTable, weight: Tensor, length: int | None) -> Tensor:
+    """Normalised mean embedding (N, C) of each document's condition span; with `length`, over the padded row."""
+    mean = mean_embeddings(table, weight, normalised=False)  # (N, C)
+    if length is not None:
+        count = torch.from_numpy(np.diff(table.condition)).to(mean)  # (N, 1)
+        mean = (mean * count + weight[table.pad_id].float() * (length - count)) / length
+    return normalise(mean)
 
 
 @dataclass(frozen=True)
@@ -118,13 +102,12 @@ class OtherCluster(GroupMean):
 
     def read(self, arrangement: Arrangement, group: Tensor) -> Tensor:
         """The groups (G,) far enough along the order to lie in another cluster."""
-        start = arrangement.groups(self.size).start
-        count = len(start) - 1
-        shift = count // 2
+        first = arrangement.groups(self.size).start[:-1]
+        shift = len(first) // 2
         if arrangement.cluster is not None:  # groups never span clusters
-            _, runs = torch.unique_consecutive(arrangement.cluster[start[:-1]], return_counts=True)
+            _, runs = torch.unique_consecutive(arrangement.cluster[first], return_counts=True)
             shift = min(int(runs.max()), shift)
-        return (group + shift) % count
+        return (group + shift) % len(first)
 
 
 class LeaveOneOut(GroupMean):
@@ -161,11 +144,10 @@ class Counted:
 
     def __call__(self, arrangement: Arrangement, rows: Tensor) -> tuple[Condition, Tensor]:
         rows = rows.to(self.views.device)
-        ids = self.views.tokens[rows]  # (B, P)
+        ids = self.views.tokens[rows]  # (B, P), padded with V
         counts = torch.zeros(len(rows), self.views.vocab + 1, device=ids.device)
         counts.scatter_add_(1, ids, torch.ones_like(ids, dtype=counts.dtype))
-        counts = counts[:, : self.views.vocab]
-        return Condition(self.views["prefix"][rows], counts=counts), torch.arange(len(rows))
+        return Condition(self.views["prefix"][rows], counts=counts[:, :-1]), torch.arange(len(rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,14 +186,14 @@ class BatchMean:
         return Condition(self.vectors[rows.to(self.vectors.device)].mean(0, keepdim=True)), None
 
 
+@dataclass(frozen=True, eq=False)
 class Constant:
     """The same vector (C,) for every group: the mean over the training documents (R3)."""
 
-    def __init__(self, vector: Tensor) -> None:
-        self.condition = Condition(vector[None])
+    vector: Tensor
 
     def __call__(self, arrangement: Arrangement, rows: Tensor) -> tuple[Condition, None]:
-        return self.condition, None
+        return Condition(self.vector[None]), None
 
 
 def mean_cosine(x: Tensor) -> float:
@@ -222,13 +204,33 @@ def mean_cosine(x: Tensor) -> float:
 
 
 def main_direction(x: Tensor) -> tuple[Tensor, float]:
-    """Place of each row (N,) along the direction of largest variance, and that direction's share of the variance.
-
-    The sign is arbitrary in principle; here the largest entry of the direction is positive.
-    """
+    """Place of each row (N,) along the direction of largest variance, and that direction's share of the variance."""
     centred = x.double() - x.double().mean(0)
     values, vectors = torch.linalg.eigh(centred.T @ centred)
     direction = vectors[:, -1]  # (C,)
-    direction = direction * direction[direction.abs().argmax()].sign()
+    direction = direction * direction[direction.abs().argmax()].sign()  # else its sign would be arbitrary
     total = float(values.clamp_min(0).sum())
     return (centred @ direction).float(), float(values[-1]) / total if total else 0.0
+
+
+def cluster_quality(clustering: Clustering, *, groups: Sequence[str], lengths: Sequence[int]) -> dict:
+    """Sizes of the clusters, and their agreement with the documents' origins, groups (N,), and lengths (N,) in tokens.
+
+    `adjusted_mutual_information` is 1 for clusters that are the groups, about 0 for chance, None with fewer than two
+    groups; `length_variance_explained` is η²: the share of the variance of length that lies between clusters.
+    """
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    sizes, labels = clustering.sizes, clustering.labels.cpu().numpy()
+    filled = sizes[sizes > 0].double()
+    length = pd.Series(np.asarray(lengths, float))
+    between, total = length.groupby(labels).transform("mean").var(ddof=0), length.var(ddof=0)
+    agreement = float(adjusted_mutual_info_score(list(groups), labels)) if len(set(groups)) > 1 else None
+    return {
+        "clusters": len(sizes),
+        "empty": int((sizes == 0).sum()),
+        "inertia": clustering.inertia,
+        "sizes": {"min": int(filled.min()), "median": float(filled.quantile(0.5)), "max": int(filled.max())},
+        "adjusted_mutual_information": agreement,
+        "length_variance_explained": float(between / total) if total else 0.0,
+    }

@@ -4,31 +4,13 @@ import numpy as np
 import pandas as pd
 
 from .claims.contrasts import StoredRuns
+from .claims.rules import SIZES
 from .claims.statistics import mean_and_span, mean_interval
 from .parameters import parameter_table
 from .records import FOREIGN
-from .regimes import GROUP, GROUP_SIZES, REGIMES
+from .regimes import REGIMES
 
-# how groups are formed ▶ regime ▶ rows per conditioning group
-GROUPS = {
-    "clustered": {"R6": 1, **{f"R4-g{g}": g for g in GROUP_SIZES}, "R4": GROUP},
-    "random": {**{f"R5-g{g}": g for g in (1, *GROUP_SIZES)}, "R5": GROUP},
-    "leave-one-out": {"R10": GROUP},
-}
 ACROSS = "R1 R2 R3 R4 R5 R6 R10 R11 R12 R13 R14 R15 R16 R17 R18 R20".split()
-# what R4's gain might come from, if not from its batch's context ▶ the contrast that would show it
-CONTROLS = {
-    "any low-rank update": "R4<R1",
-    "as many parameters": "R4<R2",
-    "the hyper-network's optimisation, told a constant": "R4<R3",
-    "the condition's mere presence: another cluster's at test": "R4<R7",
-    "another cluster's in training too": "R4<R7b",
-    "the rows' length": "R4<R8",
-    "any batch, not a cluster": "R4<R5",
-    "the row's own prefix, no batch": "R4<R6",
-    "the training cluster's centroid, batches random": "R4<R18",
-    "a bank of as many bytes": "R4<R11",
-}
 RARE = 0.005
 STORED = ("R1", "R2", "R4", "R11-K2", "R11-K4", "R11-K8", "R11-K16", "R11", "R11b", "R12", "R15", "R20")
 
@@ -63,30 +45,14 @@ def across_frame(evidence: StoredRuns) -> pd.DataFrame:
             f"{name}: {REGIMES[name].title}": c.text("+.3f") + ("" if c.n == seeds else f" (n = {c.n})")
             for name, c in contrasts.items()
         }
-    return pd.DataFrame(columns).rename_axis("regime less R0").fillna("–")
-
-
-def controls_frame(evidence: StoredRuns) -> pd.DataFrame:
-    """What else could explain R4's loss: its control, R4's loss minus the control's, and the verdict.
-
-    "confirmed" means that R4 is lower by more than 0.01 nats per token.
-    """
-    rows = []
-    for explanation, name in CONTROLS.items():
-        row = {"instead of the batch's context": explanation, "contrast": name}
-        for corpus in evidence.corpora:
-            member = evidence.family(corpus).get(name)
-            row[corpus] = f"{member.contrast.text()} {member.verdict}" if member else "–"
-        rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(columns).rename_axis("regime minus R0").fillna("–")
 
 
 def group_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
-    """Loss by order and size of the conditioning group, with its paired difference from R6."""
+    """Loss by size of the conditioning group, with its paired difference from R6, the own prefix."""
     rows = [
-        {"order": kind, "rows in a group": size} | _row(evidence, corpus, name) | contrast.row()
-        for kind, sizes in GROUPS.items()
-        for name, size in sizes.items()
+        {"order": "clustered", "rows in a group": 2**power} | _row(evidence, corpus, name) | contrast.row()
+        for power, name in enumerate(SIZES)
         if (contrast := evidence.contrast(corpus, name, "R6"))
     ]
     return pd.DataFrame(rows)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from chameleon_lite.errors import UserError
+from chameleon_lite.errors import DamagedFile, UserError
 
 from .claims.contrasts import articles_of, by_unit
 from .claims.paper import published_parameters
@@ -26,54 +26,45 @@ def parameter_frame(backbone: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["part", "derived", "paper"])
 
 
-def documents_of(records: list[Record], folder: Path) -> pd.DataFrame:
-    """Per-document losses of the given records: from `runs/<name>/` or from a packed parquet in `folder`."""
-    folder = Path(folder)
-    packed = [folder / f"{experiment}.parquet" for experiment in {r.experiment for r in records}]
+def losses_of(records: list[Record], folder: Path) -> dict[str, tuple]:
+    """Run to nll and tokens (N,) of its test units: from `runs/<name>/` or a packed parquet in `folder`."""
+    packed = {folder / f"{r.experiment}.parquet" for r in records}
     raw = {r.name: folder / r.name / "documents.parquet" for r in records}
     frames = [read_losses(path) for path in packed if path.is_file()]
     frames += [read_losses(path).assign(run=name) for name, path in raw.items() if path.is_file()]
     if not frames:
         raise UserError(f"no per-document losses in {folder}: run the experiment there first")
-    categories = {"run": "category", "split": "category"}  # compared once per record, not once per row
-    return pd.concat(frames, ignore_index=True).astype(categories)
-
-
-def loss_matrix(
-    records: list[Record], documents: pd.DataFrame, articles: dict[str, str] = {}
-) -> tuple[np.ndarray, np.ndarray]:
-    """nll sums (S, N) of one regime's records and tokens (N,), in the units of `contrasts.by_unit`."""
-    rows, tokens = [], None
-    for record in sorted(records, key=lambda r: r.seed):
-        of_run = documents[(documents["run"] == record.name) & (documents["split"] == "test")]
-        nll, tokens = by_unit(of_run, record.corpus, articles)
-        rows.append(nll)
-    return np.stack(rows), tokens
+    rows, articles = pd.concat(frames, ignore_index=True), articles_of(folder)
+    by_run = dict(iter(rows[rows["split"] == "test"].groupby("run", observed=True)))
+    if lost := [r.name for r in records if r.name not in by_run]:
+        raise DamagedFile(
+            f"{folder} has the record of {lost[0]} and not its losses: restore them, or run it again"
+        )
+    return {r.name: by_unit(by_run[r.name], r.corpus, articles) for r in records}
 
 
 def summary_frame(records: list[Record], folder: Path) -> pd.DataFrame:
     """One row per regime and corpus: n seeds, nats per token and the difference from R0, with intervals."""
-    documents, articles = documents_of(records, folder), articles_of(Path(folder))
-    groups: dict[tuple[str, str], dict[str, list[Record]]] = {}
-    for r in records:
-        groups.setdefault((r.corpus, r.backbone), {}).setdefault(r.regime, []).append(r)
-    rows = []
-    for (corpus, backbone), group in groups.items():
-        base = loss_matrix(group["R0"], documents, articles)[0] if group.get("R0") else None
-        for name, of_regime in group.items():
-            done = [r for r in of_regime if r.status == "done"]
-            if not done:
-                rows.append({"regime": name, "corpus": corpus, "n seeds": 0, "test nll": "diverged"})
-                continue
-            nll, tokens = loss_matrix(done, documents, articles)
-            against = None if base is None or name == "R0" else contrast(nll, base[: len(nll)], tokens)
-            mean, first = mean_interval(nll, tokens), done[0]
-            row = {"regime": name, "what": REGIMES[name].title if name in REGIMES else ""}
-            row |= {"backbone": backbone, "corpus": corpus, "n seeds": mean.n, "documents": mean.documents}
-            row |= {"parameters": first.trainable_parameters, "learning rate": first.learning_rate}
-            row |= {"test nll": mean.text(".4f")}
-            row |= {"difference from R0": against.text(".4f") if against else "–", "profile": first.profile}
-            rows.append(row)
+    runs: dict[tuple[str, str, str], list[Record]] = {}
+    for r in sorted(records, key=lambda r: r.seed):
+        runs.setdefault((r.corpus, r.backbone, r.regime), []).extend([r] * (r.status == "done"))
+    done, rows = [r for of_regime in runs.values() for r in of_regime], []
+    losses = losses_of(done, Path(folder)) if done else {}
+    for (corpus, backbone, name), of_regime in runs.items():
+        if not of_regime:
+            rows.append({"regime": name, "corpus": corpus, "n seeds": 0, "test nll": "diverged"})
+            continue
+        nll, tokens = np.stack([losses[r.name][0] for r in of_regime]), losses[of_regime[0].name][1]
+        mean, first, against = mean_interval(nll, tokens), of_regime[0], "–"
+        frozen = runs.get((corpus, backbone, "R0"), [])[: len(nll)]
+        if frozen and name != "R0":
+            base = np.stack([losses[r.name][0] for r in frozen])
+            against = contrast(nll, base, tokens).text(".4f")
+        row = {"regime": name, "what": REGIMES[name].title if name in REGIMES else ""}
+        row |= {"backbone": backbone, "corpus": corpus, "n seeds": mean.n, "documents": mean.documents}
+        row |= {"parameters": first.trainable_parameters, "learning rate": first.learning_rate}
+        row |= {"test nll": mean.text(".4f"), "difference from R0": against, "profile": first.profile}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -22,14 +22,13 @@ from chameleon_lite.batches import Arrangement
 from chameleon_lite.errors import UserError
 from chameleon_lite.heads import Condition, Head, update_logits
 from chameleon_lite.text import TokenTable
-from chameleon_lite.train import Member, Source
+from chameleon_lite.train import Source
 
 from .config import Experiment
-from .evaluate import Context, head_and_source, order_of
+from .evaluate import Context, Members, head_and_source, order_of
 from .prepare import PreparedCorpus, SeedClusterings
 from .regimes import CLUSTERED, GROUP, REGIMES, Regime
 
-SPLIT = "test"
 Conditions = tuple[Condition, Tensor] | None  # G conditions, and the number (N,) of each document's
 REPEATED = 4  # tokens of an n-gram that counts as repeated if it occurs earlier in the same text
 
@@ -39,34 +38,27 @@ def writing(settings: Experiment) -> list[str]:
     if settings.probes.generate is None:
         return []
     scorer()
-    cached = [name for name in settings.regimes if REGIMES[name].procedure is None]
-    names = list(settings.probes.generate.regimes) or cached
-    for name in names:
-        if REGIMES[name].procedure:
-            raise UserError(f"probes.generate: {name} has no head on cached states, so it cannot write")
-    return names
+    names, cannot = settings.probes.generate.regimes, [n for n in settings.regimes if REGIMES[n].procedure]
+    if odd := [name for name in names if name in cannot]:
+        raise UserError(f"probes.generate: {odd[0]} has no head on cached states, so it cannot write")
+    return [name for name in names or settings.regimes if name not in cannot]
 
 
-def generated(
-    context: Context, seeded: SeedClusterings, regimes: Sequence[Regime], members: dict[str, Member]
-) -> dict[str, pd.DataFrame]:
+def generated(context: Context, seeded: SeedClusterings, regimes: list[Regime], members: Members) -> dict:
     """Regime to its scores, one row per continued document with its `row` in the test table."""
-    settings, material = context.settings, context.material
-    names, out = writing(settings), {}
-    if not names:
+    settings, material, out = context.settings, context.material, {}
+    if not (names := writing(settings)):
         return out
-    table = material.tables[SPLIT]
+    table, model = material.tables["test"], writer(settings, material)
     rows = chosen(settings, table)
-    batch = seeded.epoch(SPLIT, CLUSTERED, 0).groups(GROUP).of[rows].numpy()
-    model = writer(settings, material)
-    for r in regimes:
-        if r.name in names:
-            head, source = head_and_source(r, members, seeded, SPLIT)
-            arrangement = seeded.epoch(SPLIT, order_of(settings, r), 0)
-            condition = conditions(source, arrangement, settings.train.rows_per_step)
-            tokens = write(model, head, condition, rows, table, settings)
-            frame = document_scores(tokens.numpy(), agreement(tokens, table, rows, model.tokenizer), batch)
-            out[r.name] = frame.assign(row=rows.numpy())
+    batch = seeded.epoch("test", CLUSTERED, 0).groups(GROUP).of[rows].numpy()
+    for r in (r for r in regimes if r.name in names):
+        head, source = head_and_source(r, members, seeded, "test")
+        arrangement = seeded.epoch("test", order_of(settings, r), 0)
+        condition = conditions(source, arrangement, settings.train.rows_per_step)
+        tokens = write(model, head, condition, rows, table, settings)
+        frame = document_scores(tokens.numpy(), agreement(tokens, table, rows, model.tokenizer), batch)
+        out[r.name] = frame.assign(row=rows.numpy())
     return out
 
 
@@ -81,8 +73,8 @@ def writer(settings: Experiment, material: PreparedCorpus):
     from chameleon_lite.chameleon import ChameleonLiteForCausalLM
 
     with torch.random.fork_rng(devices=[]):  # the model's head, never used, is drawn at random
-        make, scale = ChameleonLiteForCausalLM.from_backbone, settings.train.scale
-        return make(material.backbone, head="lora", rank=1, scale=scale)
+        options = {"head": "lora", "rank": 1, "scale": settings.train.scale}
+        return ChameleonLiteForCausalLM.from_backbone(material.backbone, **options)
 
 
 def conditions(source: Source | None, arrangement: Arrangement, size: int) -> Conditions:
@@ -95,7 +87,7 @@ def conditions(source: Source | None, arrangement: Arrangement, size: int) -> Co
     parts, group, count = [], torch.zeros_like(arrangement.order), 0
     for rows in arrangement.steps(size):
         condition, place = source(arrangement, rows)
-        group[rows] = count + (torch.zeros(len(rows), dtype=torch.int64) if place is None else place.cpu())
+        group[rows] = count if place is None else count + place.cpu()
         parts.append(condition)
         count += condition.groups
     names = [name for name, value in vars(parts[0]).items() if value is not None]
@@ -108,15 +100,14 @@ def write(
 ) -> Tensor:
     """New tokens (D, M) of documents rows (D,) on the host, greedy; with a head of None the backbone's own.
 
-    Prompts of like length are continued together, which saves padding; a document's condition stays its own.
+    `condition` is as `conditions` gives it. Prompts of like length are continued together, which saves padding.
     """
     probe, backbone = settings.probes.generate, model.backbone
     options = {"max_new_tokens": probe.new_tokens, "min_new_tokens": probe.new_tokens}
     options |= {"do_sample": False, "num_beams": 1, "pad_token_id": backbone.pad_id}
     by_length = torch.from_numpy(np.argsort(table.prefix[rows.numpy()], kind="stable"))
     out = torch.empty(len(rows), probe.new_tokens, dtype=torch.int64)
-    training = head is not None and head.training
-    if training:
+    if training := head is not None and head.training:
         head.eval()
     for part in by_length.split(probe.rows):
         ids, mask = (x.to(backbone.device) for x in prompts(table, rows[part]))  # (B, T)

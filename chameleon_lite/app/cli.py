@@ -32,9 +32,9 @@ CLONE = (
 FORMATS = ("auto", "float32", "bfloat16", "float16")
 
 
-def option(help: str, *names: str, least: float | None = None):
-    """A command's option; `names` where its name is not the parameter's, `least` where numbers have a bound."""
-    return typer.Option(*names, help=help, min=least)
+def option(help: str, *names: str, least: float | None = None, most: float | None = None):
+    """A command's option; `names` where its name is not the parameter's, `least`, `most`: bounds of numbers."""
+    return typer.Option(*names, help=help, min=least, max=most)
 
 
 Device = Annotated[str | None, option("cpu, cuda, cuda:1 …; default: what is there.")]
@@ -63,7 +63,7 @@ def fit(
         int, option("Rank of LoRA in the layers, 0: none; slow, no states are kept.", least=0)
     ] = 0,
     epochs: Annotated[int, option("Passes over the training texts.", least=1)] = 3,
-    learning_rate: Annotated[float, option("AdamW's learning rate.", least=0)] = 1e-3,
+    learning_rate: Annotated[float, option("AdamW's learning rate.", least=0, most=100)] = 1e-3,
     max_train_tokens: Annotated[int, option("Tokens of training texts at most.", least=1)] = 200_000,
     max_length: Annotated[int, option("Tokens a text is cut to.", least=2)] = 256,
     condition: Annotated[str, option("What conditions new texts: cluster, centroid or row.")] = "cluster",

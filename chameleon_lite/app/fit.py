@@ -6,7 +6,9 @@
 
 The backbone stays as it is, so an epoch costs the head alone. With `lora_rank` its layers carry LoRA, trained together
 with the head: hidden states then change at every step, none are kept, and every step runs the whole backbone.
-Held-out texts are conditioned as training texts are: by the mean prefix vector of at most 32 texts of their cluster.
+Held-out texts are conditioned as training texts are, and the effect is measured so: by the mean prefix vector
+of at most clusters.batch_rows texts of their cluster, small clusters merged. `adapt` conditions new texts as
+settings.condition says, by clusters that are not merged (conditions.grouped).
 """
 
 import os

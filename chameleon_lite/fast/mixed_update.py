@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..heads import HeadUpdate
-from ..loss import ROW_MULTIPLE
+from ..loss import VOCAB_MULTIPLE
 
 
 def update_logits(update: HeadUpdate, group: Tensor, rows: int | None = None) -> "MixedUpdate":
@@ -128,7 +128,7 @@ def gains(head: Callable[[Tensor], Tensor]) -> bool:
     if type(head) is not nn.Linear:  # another kind may do more than multiply
         return False
     weight = head.weight
-    return weight.is_cuda and weight.dtype.itemsize == 2 and len(weight) % ROW_MULTIPLE > 0
+    return weight.is_cuda and weight.dtype.itemsize == 2 and len(weight) % VOCAB_MULTIPLE > 0
 
 
 class AlignedHead:
@@ -136,7 +136,7 @@ class AlignedHead:
 
     def __init__(self, head: nn.Linear) -> None:
         weight, bias = head.weight.detach(), head.bias
-        spare = -len(weight) % ROW_MULTIPLE
+        spare = -len(weight) % VOCAB_MULTIPLE
         self.vocab, self.copied = len(weight), _identity(head)
         self.weight = F.pad(weight, (0, 0, 0, spare))  # (Vp, C)
         self.bias = None if bias is None else F.pad(bias.detach(), (0, spare))  # (Vp,)

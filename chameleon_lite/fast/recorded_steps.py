@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..heads import Condition, Head, own_dropout
 from ..states import ScoredStates
 from ..text import IGNORED
-from ..train import Common, Given, Member
+from ..train import Common, Conditioned, Member
 from .recorder import Recorder
 
 _using: Recorder | None = None
@@ -55,7 +55,7 @@ class Replayed:
         self.shapes: dict[nn.Dropout, torch.Size] = {}  # what each layer dropped from last
 
     def __call__(
-        self, live: Sequence[Member], given: Sequence[Given], rows: Tensor, number: int, common: Common
+        self, live: Sequence[Member], given: Sequence[Conditioned], rows: Tensor, number: int, common: Common
     ) -> Tensor:
         """What `step` returns: nats (H,)."""
         if self.recorder is None:

@@ -83,7 +83,7 @@ class Generations(StoredRuns):
 
 def generation_frame(generations: Generations) -> pd.DataFrame:
     """One row per corpus and regime: its scores' means, its loss, and R4's ROUGE-L minus its own."""
-    rows, gain = [], "R4's ROUGE-L less it"
+    rows, gain = [], "R4's ROUGE-L minus it"
     for corpus, regime in generations.records:
         mean = generations.gain(corpus, regime)
         if mean is None:

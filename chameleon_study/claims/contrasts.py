@@ -82,9 +82,9 @@ def shared_seeds(parts: Sequence[dict[int, object]]) -> list[int]:
 class StoredRuns:
     """The records and per-document losses of all honest experiments of one backbone in a results folder.
 
-    Experiments are picked by name: `honest-*`, nothing else. `four-regimes`, chapter 05's, shares regimes and
-    a corpus with honest-docstrings, but its runs stop by settings of their own: a contrast across both would
-    compare settings, and alone it has few of the contrasts that Holm adjusts for. So it decides no claim.
+    Experiments are picked by name: `honest-*`, nothing else. `four-regimes` shares regimes and a corpus with
+    honest-docstrings, but its runs stop by settings of their own: a contrast across both would compare
+    settings, and alone it has few of the contrasts that Holm adjusts for. So it decides no claim.
     experiments: how their names begin, if not `honest-`; see `with_foreign`.
     benchmarks: the folder of stored timings, by default `benchmarks/results` next to the results folder.
     """

@@ -5,7 +5,6 @@ results/verdicts.json ─▶ scoreboard, the first page of the book
 """
 
 import json
-import re
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +12,6 @@ import pandas as pd
 from chameleon_lite.errors import DamagedFile, RunFailed, UserError, unknown
 
 from ..records import load_results
-from ..regimes import REGIMES
 from ..released.proofs.store import load_proofs
 from ..stored import read, reason, storing
 from . import rules
@@ -116,21 +114,12 @@ def stored_verdicts(results: Path) -> dict[int, dict]:
 
 def scoreboard(results: Path) -> list[dict]:
     """One row per claim: `claim`, `says`, `status` (or OPEN), the deciding `number`, `decided by`."""
-    stored, unknown = stored_verdicts(results), {"status": OPEN, "deciding": "–"}
-    rows = []
+    stored, rows = stored_verdicts(results), []
     for c in claims():
-        v = stored.get(c["claim"], unknown)
+        v = stored.get(c["claim"], {"status": OPEN, "deciding": "–"})
         row = {"claim": c["claim"], "says": c["says"], "status": v["status"], "number": v["deciding"]}
         rows.append(row | {"decided by": c["decided_by"]})
     return rows
-
-
-def regimes_named(board: list[dict]) -> list[dict]:
-    """The regimes (or variants) that a board's `number` and `decided by` name: `regime`, `is`."""
-    texts = (row[key] for row in board for key in ("number", "decided by"))
-    words = {word for text in texts for word in re.findall(r"[\w-]+", text)}
-    words |= {name for name in REGIMES if name.split("-")[0] in words - set(REGIMES)}
-    return [{"regime": name, "is": regime.title} for name, regime in REGIMES.items() if name in words]
 
 
 def predictions(evidence: StoredRuns) -> pd.DataFrame:

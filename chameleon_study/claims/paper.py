@@ -13,14 +13,10 @@ def paper() -> dict:
     return json.loads((files(__package__) / "paper.json").read_text(encoding="utf-8"))
 
 
-def table_rows(table: int) -> list[dict]:
-    """Rows of the paper's table 1 or 2; losses in nats, `parameters` as `counted` says."""
-    return _named("table of the paper", str(table), {str(t["table"]): t["rows"] for t in paper()["tables"]})
-
-
 def published(table: int, regime: str, field: str) -> float:
     """One published number, e.g. published(1, "R4", "validation_loss"); UserError for a wrong name."""
-    rows = {row["regime"]: row for row in table_rows(table)}
+    tables = {str(t["table"]): t["rows"] for t in paper()["tables"]}
+    rows = {row["regime"]: row for row in _named("table of the paper", str(table), tables)}
     return _named("field", field, _named(f"regime in the paper's table {table}", regime, rows))
 
 

@@ -7,16 +7,6 @@ import numpy as np
 from .style import look
 
 
-def group_map(ax, xy, groups: Sequence[str]):
-    """Points xy (N, 2), one colour and marker for each of the groups (N,); the map's axes carry no unit."""
-    xy, groups = np.asarray(xy), np.asarray(groups)
-    for index, name in enumerate(sorted(set(groups))):
-        ax.plot(*xy[groups == name].T, **_point(index), label=name, markersize=3.5, alpha=0.55)
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "columnspacing": 1, "handletextpad": 0.2}
-    ax.legend(frameon=False, markerscale=2, ncols=3, fontsize=9, **below)
-    return bare(ax)
-
-
 def _point(index: int) -> dict:
     return look(index) | {"linestyle": "none", "markeredgewidth": 0}
 

@@ -2,12 +2,17 @@
 
 Corpus ─ split ─ tokenise ─▶ TokenTable per split ─ padded_states, LivePaddedStates ─▶ scored pairs
                                  └ span, padded or not ─▶ vectors ─ k-means ─▶ batches per seed
+
+Released k-means: no seed, ten steps from random rows, empty clusters keep their stale centroid, and the list
+of batches is made once. Here: the same with a seed; the method's cluster.py and batches.py hold what the
+study uses.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -15,39 +20,33 @@ from chameleon_lite.app.corpus import SPLITS, Corpus
 from chameleon_lite.backbone import Backbone, copied
 from chameleon_lite.backbones.formats import number_format
 from chameleon_lite.batches import Arrangement
-from chameleon_lite.cluster import fit_clusters, merge_small
-from chameleon_lite.embed import mean_embeddings, normalise
+from chameleon_lite.cluster import Clustering, fit_clusters, merge_small, nearest_centroid
 from chameleon_lite.errors import UserError
 from chameleon_lite.lora import add_lora
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.text import TokenTable, tokenise
 
 from ..config import Experiment
-from ..prepare import check_batch, common_facts, timed
+from ..prepare import Material, Say, check_batch, timed
 from ..regimes import RANK
-from .clusters import cluster_batches, released_batches, released_clusters
+from ..sources import span_vectors
 from .protocol import Protocol, protocol_of
 from .states import LivePaddedStates, Scoring, live_dropout, padded_states
 
+LLOYD_STEPS = 10
 SCRIPT_SEED = 42  # the Alpaca script draws its validation rows with this seed
 
 
 @dataclass
-class ReleasedCorpus:
-    """One corpus under one backbone and one protocol."""
+class ReleasedCorpus(Material):
+    """A corpus under a protocol; `scored` are LivePaddedStates where its backbone is live."""
 
     settings: Experiment
     protocol: Protocol
-    backbone: Backbone
-    corpus: Corpus
-    tables: dict[str, TokenTable]
-    scored: dict[str, object]  # ScoredStates or LivePaddedStates
+    scoring: Scoring
     cluster_vectors: dict[str, Tensor]  # (N, C) on the device
     condition_vectors: dict[str, Tensor]  # (N, C) on the device
-    weight: HeadWeight
-    feature_dtype: str
-    dropout: dict | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
+    dropout: dict | None  # of the live backbone
 
     def full(self, split: str) -> Tensor:
         """Which rows (N,) hold no padding."""
@@ -56,8 +55,7 @@ class ReleasedCorpus:
     def facts(self, seed: int) -> dict:
         """A record's `data`."""
         T = self.settings.tokens.max_length  # of a padded row
-        return common_facts(self) | {
-            "scored_tokens": {s: int(x.counts.sum()) for s, x in self.scored.items()},
+        return super().facts(seed) | {
             "full_rows": {s: int(self.full(s).sum()) for s in self.tables},
             "padding_share": {s: 1 - float(t.lengths.sum() / (len(t) * T)) for s, t in self.tables.items()},
             "backbone_dropout": self.dropout,
@@ -67,50 +65,39 @@ class ReleasedCorpus:
 
 
 def prepare_released(
-    settings: Experiment, backbone: Backbone, corpus: Corpus, say: Callable[[str], None] = lambda text: None
+    settings: Experiment, backbone: Backbone, corpus: Corpus, say: Say = lambda text: None
 ) -> ReleasedCorpus:
     """A corpus's tables, states and vectors under the experiment's protocol; stages are timed."""
-    protocol, seconds = protocol_of(settings.protocol), {}
-    documents = documents_by_split(settings, protocol, corpus)
-    tables = timed(seconds, "tokens", lambda: _tables(settings, protocol, backbone, documents))
-    dropout, scoring, train = None, scoring_of(settings, protocol), settings.train
-    feature, matmul = (number_format(x, backbone.device) for x in (train.feature_dtype, train.matmul_dtype))
-    if protocol.backbone != "cached":
+    protocol, seconds, scored, clusters, conditions = protocol_of(settings.protocol), {}, {}, {}, {}
+    with timed(seconds, "tokens"):
+        tables = _tables(settings, protocol, backbone, documents_by_split(settings, protocol, corpus))
+    live, dropout = protocol.backbone != "cached", None
+    if live:
         backbone = copied(backbone)  # its layers will be changed, the caller's stay as they are
         if protocol.backbone == "live with dropout":
             dropout = live_dropout(backbone.lm)
         if protocol.layers:
             add_lora(backbone, rank=RANK)  # α / r = 1: the update as such, as in the paper
     say(f"{corpus.name}: {len(tables['train'])} training rows, {len(tables['validation'])} validation rows")
-
-    def states(split: str):
-        if protocol.backbone == "cached":
-            return padded_states(backbone, tables[split], scoring, dtype=feature)
-        train_mode = dropout is not None and split == "train"
-        return LivePaddedStates(backbone, tables[split], scoring, dtype=feature, train_mode=train_mode)
-
-    scored = timed(seconds, "features", lambda: {split: states(split) for split in tables})
-    vectors = {split: _vectors(settings, protocol, backbone, t) for split, t in tables.items()}
-    clustered, conditions = ({split: pair[i] for split, pair in vectors.items()} for i in (0, 1))
+    train, zeros, skips = settings.train, protocol.attention == "id not 0", protocol.ignored == "padding"
+    scoring = Scoring(protocol.objective, settings.tokens.max_length, zeros, skips)
+    feature, matmul = (number_format(x, backbone.device) for x in (train.feature_dtype, train.matmul_dtype))
+    with timed(seconds, "features"):
+        for split, table in tables.items():
+            mode = {"train_mode": dropout is not None and split == "train"} if live else {}
+            states = LivePaddedStates if live else padded_states
+            scored[split] = states(backbone, table, scoring, dtype=feature, **mode)
+            clusters[split], conditions[split] = _vectors(settings, protocol, backbone, table)
     weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul)
-    read = (corpus, tables, scored, clustered, conditions)
-    return ReleasedCorpus(
-        settings, protocol, backbone, *read, weight, str(feature).removeprefix("torch."), dropout, seconds
-    )
-
-
-def scoring_of(settings: Experiment, protocol: Protocol) -> Scoring:
-    """What is scored of a padded row."""
-    masks_zero, skips_padding = protocol.attention == "id not 0", protocol.ignored == "padding"
-    return Scoring(protocol.objective, settings.tokens.max_length, masks_zero, skips_padding)
+    shared = (backbone, corpus, tables, scored, weight, feature, seconds)
+    return ReleasedCorpus(*shared, settings, protocol, scoring, clusters, conditions, dropout)
 
 
 def documents_by_split(settings: Experiment, protocol: Protocol, corpus: Corpus) -> dict[str, tuple]:
     """The documents of each split that is not empty, as the protocol's `split` switch deals them."""
     prompts = any(d.prompt for part in corpus.splits.values() for d in part)
-    if not (prompts and protocol.split == "script"):
-        splits = {split: corpus.splits[split] for split in SPLITS if corpus.splits.get(split)}
-    else:
+    splits = {split: corpus.splits[split] for split in SPLITS if corpus.splits.get(split)}
+    if prompts and protocol.split == "script":
         rows = tuple(d for part in corpus.splits.values() for d in part)
         held = np.random.RandomState(SCRIPT_SEED).permutation(len(rows))
         held = np.sort(held[: max(1, round(settings.protocol.held_out * len(rows)))])
@@ -131,8 +118,7 @@ def _tables(settings, protocol, backbone, documents) -> dict[str, TokenTable]:
     options = settings.tokens.model_dump()
     if protocol.reads == "row":
         options |= {"prefix_tokens": 1, "min_scored": 0}
-    generator = np.random.default_rng(settings.data.subset_seed)
-    tables = {}
+    generator, tables = np.random.default_rng(settings.data.subset_seed), {}
     for split, part in documents.items():
         limit = getattr(settings.data, "max_train_tokens" if split == "train" else f"max_{split}_documents")
         if limit is not None:
@@ -144,7 +130,7 @@ def _tables(settings, protocol, backbone, documents) -> dict[str, TokenTable]:
     return tables
 
 
-def _vectors(settings, protocol, backbone, table: TokenTable) -> tuple[Tensor, Tensor]:
+def _vectors(settings, protocol, backbone, table: TokenTable) -> list[Tensor]:
     """The vectors that are clustered and those that condition, (N, C) each, on the device.
 
     Plain text reads the row or the prefix for both; instructions cluster on the prompt and condition on
@@ -152,12 +138,11 @@ def _vectors(settings, protocol, backbone, table: TokenTable) -> tuple[Tensor, T
     """
     weight = backbone.embedding.detach().cpu()
     length = settings.tokens.max_length if protocol.padding_in_mean else None
-    stop, condition = table.prefix, table.condition
-    if protocol.reads == "row" and not (stop > 1).any():
-        stop = table.lengths
-        condition = from_the_start(stop)
-    tables = (replace(table, condition=span) for span in (from_the_start(stop), condition))
-    return tuple(span_vectors(t, weight, length).to(backbone.device) for t in tables)
+    spans = [from_the_start(table.prefix), table.condition]
+    if protocol.reads == "row" and not (table.prefix > 1).any():
+        spans = [from_the_start(table.lengths)] * 2
+    tables = [replace(table, condition=span) for span in spans]
+    return [span_vectors(table, weight, length).to(backbone.device) for table in tables]
 
 
 def from_the_start(stop: np.ndarray) -> np.ndarray:
@@ -165,41 +150,71 @@ def from_the_start(stop: np.ndarray) -> np.ndarray:
     return np.stack([np.zeros_like(stop), stop], axis=1).astype(np.int32)
 
 
-def span_vectors(table: TokenTable, weight: Tensor, length: int | None) -> Tensor:
-    """Normalised mean embedding (N, C) of the condition spans; with `length`, over the padded row."""
-    mean = mean_embeddings(table, weight, span="condition", normalised=False)  # (N, C)
-    if length is not None:
-        count = torch.from_numpy(table.condition[:, 1] - table.condition[:, 0]).unsqueeze(1).to(mean)
-        mean = (mean * count + weight[table.pad_id].float() * (length - count)) / length
-    return normalise(mean)
-
-
-def labels_of(material: ReleasedCorpus, seed: int) -> dict[str, Tensor]:
-    """Cluster labels (N,) of every split for one seed."""
-    rows, protocol = material.settings.clusters.batch_rows, material.protocol
-    fit = released_clusters if protocol.kmeans == "ten steps" else fit_clusters
-    out = {}
-    for split, x in material.cluster_vectors.items():
+def orders_of(material: ReleasedCorpus, seed: int) -> tuple[dict[str, Arrangement], Callable]:
+    """One seed's batches of one cluster each: every split's fixed list, and those that training takes in an epoch."""
+    settings, protocol, fixed = material.settings.clusters, material.protocol, {}
+    fit, size = released_clusters if protocol.kmeans == "ten steps" else fit_clusters, settings.batch_rows
+    labels: dict[str, Tensor] = {}
+    for split, x in material.cluster_vectors.items():  # scikit-learn's k-means moves what it needs
         if itself := split == "train" or protocol.validation_clusters == "itself":
-            check_batch(len(x), rows)
-            fitted = fit(x, len(x) // rows, seed=seed)
-        labels = fitted.labels if itself else fitted.assign(x)[0]
+            check_batch(len(x), size)
+            fitted = fit(x, len(x) // size, seed=seed)
+        nearest = fitted.labels if itself else fitted.assign(x)[0]
         if protocol.kmeans == "plusplus":
-            labels = merge_small(x, labels, fitted.centroids, material.settings.clusters.minimum)
-        out[split] = labels.cpu()
-    return out
+            nearest = merge_small(x, nearest, fitted.centroids, settings.minimum)
+        labels[split], counts = nearest.cpu(), material.scored[split].counts
+        batches = released_batches(labels[split], size, seed=seed)
+        fixed[split] = Arrangement.of(scored_batches(batches, counts))
 
+    def orders(split: str, number: int) -> Arrangement:
+        if split != "train" or protocol.batches == "fixed":
+            return fixed[split]
+        generator = torch.Generator().manual_seed(seed * 100_003 + number)
+        batches = cluster_batches(labels["train"], size, generator)
+        return Arrangement.of(scored_batches(batches, material.scored["train"].counts))
 
-def order_of(material: ReleasedCorpus, split, labels: Tensor, seed: int, epoch: int | None) -> Arrangement:
-    """An epoch's batches of one cluster with something scored (None: evaluation, always the fixed list)."""
-    size = material.settings.clusters.batch_rows
-    if epoch is None or material.protocol.batches == "fixed":
-        batches = released_batches(labels, size, seed=seed)
-    else:
-        batches = cluster_batches(labels, size, torch.Generator().manual_seed(seed * 100_003 + epoch))
-    return Arrangement.of(scored_batches(batches, material.scored[split].counts))
+    return fixed, orders
 
 
 def scored_batches(batches: list[Tensor], counts: Tensor) -> list[Tensor]:
     """The batches with a scored token by counts (N,); the others have no mean, NaN in the scripts."""
     return [b for b in batches if int(counts[b].sum())]
+
+
+def released_clusters(x: Tensor, k: int, *, seed: int) -> Clustering:
+    """k-means of x (N, C): k random rows, then ten Lloyd steps, once; UserError for k > N."""
+    if not 1 <= k <= len(x):
+        raise UserError(f"cannot make {k} clusters of {len(x)} documents; choose between 1 and {len(x)}")
+    rows = x.detach().float()
+    start = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:k]
+    centroids = rows[start.to(x.device)]  # (K, C)
+    for _ in range(LLOYD_STEPS):
+        labels, _ = nearest_centroid(rows, centroids)
+        sizes = torch.bincount(labels, minlength=k)[:, None]  # (K, 1)
+        # cluster by cluster in row order, so that a GPU repeats itself too
+        sums = torch.segment_reduce(rows[labels.argsort(stable=True)], "sum", lengths=sizes[:, 0], axis=0)
+        centroids = torch.where(sizes > 0, sums / sizes.clamp_min(1), centroids)  # an empty one keeps its own
+    labels, distance = nearest_centroid(rows, centroids)
+    return Clustering(centroids, labels, distance, float(distance.double().square().sum()))
+
+
+def released_batches(labels: Tensor, size: int, *, seed: int) -> list[Tensor]:
+    """Rows of labels (N,) as batches (≤ size,) of one cluster, clusters in order of first appearance.
+
+    The seed decides only which rows of a cluster larger than `size` share a batch; the list serves every epoch.
+    """
+    number = torch.from_numpy(pd.factorize(labels.cpu().numpy())[0])  # (N,) by first appearance
+    return _cut(number, size, torch.Generator().manual_seed(seed))
+
+
+def cluster_batches(labels: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
+    """Rows of labels (N,) as batches (≤ size,) int64, each of one cluster, in a random order."""
+    batches = _cut(labels.cpu(), size, generator)
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def _cut(labels: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
+    """Batches along the clusters' numbers, each cluster's rows in a random order."""
+    shuffled = torch.randperm(len(labels), generator=generator)
+    order = shuffled[labels[shuffled].argsort(stable=True)]
+    return [b for run in order.split(labels.bincount().tolist()) for b in run.split(size) if len(b)]

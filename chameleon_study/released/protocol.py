@@ -1,9 +1,8 @@
 """The released procedure, the described one and the honest one as settings of the same switches.
 
-    Protocol(objective=…, …)    one field per difference; switches.yaml has what each is about
-    preset("as_released")       what the released scripts do (ChameleonLLM's repository at f163587)
-    preset("as_described")      what the paper's text says
-    preset("honest")            what this book's study does
+    preset("as_released")    what the released scripts do (ChameleonLLM's repository at f163587)
+    preset("as_described")   what the paper's text says
+    preset("honest")         what this book's study does
 
 A switch can be turned alone, so that its worth can be measured; contradictions are refused with the reason.
 """
@@ -44,15 +43,14 @@ class Protocol(Settings):
     @model_validator(mode="after")
     def _contradictions(self) -> "Protocol":
         cached, next_token = self.backbone == "cached", self.objective == "next_token"
+        prefix, zero = self.reads == "prefix", self.ignored == "id 0"
         reasons = {
-            "layers: true changes the hidden states in every step, so backbone cannot be cached; "
-            "set backbone: live": self.layers and cached,
-            "objective next_token scores real tokens only; ignored: id 0 belongs to last: "
-            "set ignored: padding": next_token and self.ignored == "id 0",
-            f"reads: prefix leaves the prefix unscored, objective {self.objective} scores one position; "
-            "set objective: next_token": self.reads == "prefix" and not next_token,
-            "reads: prefix has no padding that padding_in_mean could average; "
-            "set padding_in_mean: false": self.reads == "prefix" and self.padding_in_mean,
+            "layers: true changes the hidden states in every step: set backbone: live": self.layers
+            and cached,
+            "objective next_token scores real tokens only: set ignored: padding": next_token and zero,
+            "reads: prefix leaves the prefix unscored: set objective: next_token": prefix and not next_token,
+            "reads: prefix has no padding to average: set padding_in_mean: false": prefix
+            and self.padding_in_mean,
         }
         for reason, clash in reasons.items():
             if clash:
@@ -89,20 +87,17 @@ def mended(settings: ProtocolSettings) -> list[tuple[str, ProtocolSettings]]:
 
     Each comes with the name of the switch just turned ("" for the start), and is checked.
     """
-    steps = [("", settings.model_copy(update={"mend": ()}))]
-    for switch in settings.mend:
-        if switch not in Protocol.model_fields:
-            raise unknown("protocol switch", switch, Protocol.model_fields)
-        turned = {**steps[-1][1].switches, switch: getattr(PRESETS["honest"], switch)}
-        steps.append((switch, steps[-1][1].model_copy(update={"switches": turned})))
-    for _, step in steps:
+    step, steps = settings.model_copy(update={"mend": ()}), []
+    for switch in ("", *settings.mend):
+        if switch:
+            turned = step.switches | {switch: getattr(PRESETS["honest"], switch, "")}
+            step = step.model_copy(update={"switches": turned})
         protocol_of(step)
+        steps.append((switch, step))
     return steps
 
 
 def voices() -> list[dict[str, str]]:
     """One row per switch: its name and what the paper, the released code and this study do."""
-    return [
-        {"switch": name} | {voice: row[voice] for voice in ("Paper", "Released code", "Here")}
-        for name, row in SWITCHES.items()
-    ]
+    names = ("Paper", "Released code", "Here")
+    return [{"switch": name} | {n: row[n] for n in names} for name, row in SWITCHES.items()]

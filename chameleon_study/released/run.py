@@ -1,15 +1,11 @@
 """Tables 1 and 2 under any protocol: the heads of one seed trained side by side, measured, and taken apart.
 
-    ReleasedCorpus ─ per seed: cluster, batch ─▶ train_heads (train.py) ─▶ losses per row
-      ─▶ validation loss as averaged · full and padded rows apart · training loss, running and re-read
-
 Every record holds L = f · L_full + (1 − f) · L_pad, with each row weighted as the average weights it.
 """
 
 import math
 import time
 from collections.abc import Iterator
-from functools import partial
 
 import pandas as pd
 import torch
@@ -21,33 +17,30 @@ from chameleon_lite.errors import UserError, unknown
 from chameleon_lite.heads import Head, HyperHead, LoraHead, matched_rank
 from chameleon_lite.lora import lora_parameters
 from chameleon_lite.processes import Processes
-from chameleon_lite.train import Member, Source, average, evaluate, train_heads
+from chameleon_lite.train import Member, Source, average
 from chameleon_lite.train_layers import WithLayers
 
 from ..config import Experiment
 from ..evaluate import Context, Outcome, record_of
 from ..provenance import reset_peak
-from ..records import Record
 from ..regimes import RANK
 from ..sources import BatchMean, Constant
-from .prepare import ReleasedCorpus, labels_of, order_of
+from .prepare import ReleasedCorpus, orders_of
 from .protocol import Protocol
 
 REGIMES = ("R0", "R1", "R2", "R3", "R4")
-HYPER_INIT = {"wikitext": "wikitext", "alpaca": "alpaca", "described": "wikitext", "no_op": None}
 Orders = dict[str, Arrangement]  # split to its fixed batches
-# regime, head (None for the frozen model), orders, seconds
-Trained = tuple[str, Member | None, Orders, float]
 
 
 def make_head(regime: str, width: int, vocab: int, protocol: Protocol, seed: int) -> Head:
     """The head of R1 … R4 as the protocol initialises it; the seed is of this head alone."""
+    start, rank = protocol.initialisation, matched_rank(width, vocab, RANK) if regime == "R2" else RANK
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if regime in ("R3", "R4"):
-            return HyperHead(width, vocab, RANK, released_init=HYPER_INIT[protocol.initialisation])
-        rank = RANK if regime == "R1" else matched_rank(width, vocab, RANK)
-        return LoraHead(width, vocab, rank, released_init=protocol.initialisation in ("wikitext", "alpaca"))
+        if regime in ("R1", "R2"):
+            return LoraHead(width, vocab, rank, released_init=start in ("wikitext", "alpaca"))
+        hyper = {"described": "wikitext", "no_op": None}.get(start, start)
+        return HyperHead(width, vocab, RANK, released_init=hyper)
 
 
 def check_released(settings: Experiment) -> None:
@@ -62,10 +55,8 @@ def check_released(settings: Experiment) -> None:
         raise UserError(f"{sweeps} {', '.join(missing)} ({released})")
 
 
-def measure_released(
-    context: Context, regimes: list[str], seed: int, corpus: str
-) -> Iterator[tuple[Record, pd.DataFrame]]:
-    """Train and measure regimes of one seed; yields each run's record and its losses per held-out row."""
+def measure_released(context: Context, regimes: list[str], seed: int, corpus: str) -> Iterator[tuple]:
+    """Train and measure regimes of one seed; yields each run's Record and its losses per held-out row."""
     material = context.material
     reset_peak(material.backbone.device)
     for regime, member, orders, training in train_released(material, regimes, seed, context.processes):
@@ -77,35 +68,26 @@ def measure_released(
 
 def train_released(
     material: ReleasedCorpus, regimes: list[str], seed: int, processes: Processes | None = None
-) -> Iterator[Trained]:
-    """Train one seed's heads and yield each, ready to be measured: the layers below it are in its state then.
+) -> Iterator[tuple[str, Member | None, Orders, float]]:
+    """Train one seed's heads; yields each regime, its head, None for the frozen model, the fixed orders and seconds.
 
-    Heads share every batch, unless the layers below them train too: then one after the other.
+    The layers below a head are in its state until the next one is asked for. Heads share every batch, unless these
+    layers train too: then one after the other.
     """
-    labels = labels_of(material, seed)
-    orders = {split: order_of(material, split, labels[split], seed, None) for split in labels}
-    trained = [r for r in regimes if r != "R0"]
+    fixed, orders = orders_of(material, seed)
+    layers, trained = material.protocol.layers, [r for r in regimes if r != "R0"]
     if "R0" in regimes:
-        if material.protocol.layers:
+        if layers:
             _fresh_layers(material.backbone, seed)
-        yield "R0", None, orders, 0.0
-    for cohort in [[r] for r in trained] if material.protocol.layers else filter(None, [trained]):
+        yield "R0", None, fixed, 0.0
+    for cohort in [[r] for r in trained] if layers else filter(None, [trained]):
         started = time.perf_counter()
-        members = {r: _member(material, r, seed) for r in cohort}
-        train_heads(
-            list(members.values()),
-            material.scored["train"],
-            partial(order_of, material, "train", labels["train"], seed),
-            material.scored["validation"],
-            orders["validation"],
-            material.weight,
-            material.settings.train,
-            processes or Processes(),
-            over=material.protocol.average,
-        )
+        members = [_member(material, r, seed) for r in cohort]
+        how = {"processes": processes, "over": material.protocol.average}
+        material.train(members, orders, material.settings.train, **how)
         seconds = (time.perf_counter() - started) / len(cohort)
-        for r, member in members.items():
-            yield r, member, orders, seconds
+        for member in members:
+            yield member.name, member, fixed, seconds
 
 
 def _member(material: ReleasedCorpus, regime: str, seed: int) -> Member:
@@ -113,10 +95,9 @@ def _member(material: ReleasedCorpus, regime: str, seed: int) -> Member:
     head = make_head(regime, backbone.width, backbone.vocab, material.protocol, seed)
     if material.protocol.layers:
         head = WithLayers(head, _fresh_layers(backbone, seed))
-    head.to(backbone.device)
     sources = [source_of(material, regime, split) for split in ("train", "validation")]
     rate = material.settings.learning_rates[regime]
-    return Member(regime, head, *sources, rate, seed=seed * 1_000_003)
+    return Member(regime, head.to(backbone.device), *sources, rate, seed=seed * 1_000_003)
 
 
 def source_of(material: ReleasedCorpus, regime: str, split: str) -> Source | None:
@@ -128,9 +109,8 @@ def source_of(material: ReleasedCorpus, regime: str, split: str) -> Source | Non
 
 def row_losses(material: ReleasedCorpus, regime: str, member: Member | None, split: str, order) -> Tensor:
     """nll sums (N,) of a split's rows under a trained regime, float64 on the host."""
-    head = member.head if member else None
-    pair, scale = (head, source_of(material, regime, split)), material.settings.train.scale
-    return evaluate([pair], material.scored[split], order, material.weight, scale=scale)[0].cpu()
+    pair = (member and member.head, source_of(material, regime, split))
+    return material.nll([pair], split, order, scale=material.settings.train.scale)[0]
 
 
 def row_weights(counts: Tensor, batches: list[Tensor], over: str) -> Tensor:
@@ -157,9 +137,7 @@ def decomposition(nll: Tensor, counts: Tensor, full: Tensor, weight: Tensor) -> 
     return out
 
 
-def measure(
-    material: ReleasedCorpus, regime: str, member: Member | None, orders: Orders
-) -> tuple[dict[str, float], pd.DataFrame]:
+def measure(material: ReleasedCorpus, regime: str, member: Member | None, orders: Orders) -> tuple:
     """Metrics of one trained regime; scored tokens, nll and weight in the average of each held-out row."""
     over, metrics, frames = material.protocol.average, {}, []
     for split, order in orders.items():
@@ -178,19 +156,21 @@ def measure(
         best = min(member.curve[1:], key=lambda point: point["validation_nll"])
         metrics |= {"train_nll": best["train_nll"], "best_epoch": float(best["epoch"])}
         metrics["validation_last_epoch_nll"] = member.curve[-1]["validation_nll"]
-    split = "test" if material.protocol.reported == "test" else "validation"
-    metrics["reported_nll"] = metrics[f"{split}_nll"]
+    metrics["reported_nll"] = metrics[
+        "test_nll" if material.protocol.reported == "test" else "validation_nll"
+    ]
     metrics["reported_ppl"] = math.exp(min(metrics["reported_nll"], 700.0))
     return metrics, pd.concat(frames)
 
 
 def _fresh_layers(backbone: Backbone, seed: int) -> list[nn.Parameter]:
+    """The LoRA factors of a backbone's layers, as at the start of training; the seed is of these alone."""
+    factors = lora_parameters(backbone)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        parameters = lora_parameters(backbone)
-        for name, parameter in parameters.items():
+        for name, parameter in factors.items():
             start = torch.zeros(parameter.shape)
             if ".lora_A." in name:
                 nn.init.kaiming_uniform_(start, a=math.sqrt(5))
             parameter.copy_(start)
-    return list(parameters.values())
+    return list(factors.values())

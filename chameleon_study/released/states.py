@@ -1,13 +1,14 @@
-"""States and targets of rows padded to one length: what the released objectives score.
+"""What the released scripts score of rows padded to one length, in their mode "last", and the states it needs.
 
     TokenTable ─ rows padded, mask by the protocol ─ backbone ─ pick ─▶ h (S, C), target (S,)
       cached: one pass, its scored positions stored on disk, then `ScoredStates`        `padded_states`
       live:   a pass per batch, for layers that train or a backbone with dropout on   `LivePaddedStates`
 
-The pass computes padded positions where the mask lets them be attended; nothing else gives their states.
+Mode "last" is unshifted: state and token of the final position, the pad token on padding. Objective
+next_token is what this book scores.
 """
 
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,9 +24,34 @@ from chameleon_lite.states import BATCH_TOKENS, ScoredStates, fetched, place_of
 from chameleon_lite.text import by_length, cumulative
 from chameleon_lite.train_layers import LiveStates
 
-from .objectives import Pick, pick_last, released_mask
+Pick = tuple[Tensor, Tensor, Tensor]  # row (M,), column (M,) of the state, target (M,); rows ascending
 
+IGNORED_BY_RELEASED = 0  # their ignore id: an ordinary token of every vocabulary used here
 GPT2_DROPOUT = 0.1  # what the released scripts had live, by GPT-2's own configuration
+
+
+def released_last(hidden: Tensor, ids: Tensor, losses: Callable) -> tuple[Tensor, int]:
+    """The released scripts' loss of mode "last" (compute_loss): its sum and the number of targets.
+
+    hidden (B, T, C) under `released_mask`; ids (B, T) padded to one length; losses(states (M, C), targets (M,), rows
+    (M,)) gives sums of nats.
+    """
+    row, column, target = pick_last(ids)
+    return losses(hidden[row, column], target, row), len(row)
+
+
+def released_mask(ids: Tensor) -> Tensor:
+    """The released scripts' attention mask (B, T): every id but 0, so padding is attended and token 0 is not.
+
+    Paper: padding masked / released code: collate_fn compares ids with 0 / here: a mask of the real tokens.
+    """
+    return ids != IGNORED_BY_RELEASED
+
+
+def pick_last(ids: Tensor, real: Tensor | None = None) -> Pick:
+    """The final position of rows (B, T) whose id there is not the ignored one; with the mask `real`, of full rows."""
+    row = (ids[:, -1] != IGNORED_BY_RELEASED if real is None else real[:, -1]).nonzero().squeeze(1)
+    return row, torch.full_like(row, ids.shape[1] - 1), ids[row, -1]
 
 
 @dataclass(frozen=True)
@@ -50,45 +76,41 @@ class Scoring:
         return ids, mask.long(), pick_last(ids, real if self.ignore_padding else None)
 
 
-def padded_states(
-    backbone, table, scoring: Scoring, *, dtype: torch.dtype, folder: Path | None = None
-) -> ScoredStates:
-    """The scored pairs of a table on the backbone's device; states are stored on disk."""
-    device = backbone.head.weight.device
+def _passed(backbone, table, scoring: Scoring, rows) -> tuple[Tensor, Tensor, Tensor]:
+    """States (M, C), targets (M,) and, on the host, row numbers (M,) of documents rows (B,), by one pass."""
+    ids, mask, (row, column, target) = scoring.batch(table, rows)
+    device = backbone.device
+    hidden = backbone.hidden(ids.to(device), mask.to(device))  # (B, T, C)
+    return hidden[row.to(device), column.to(device)], target.to(device), row
+
+
+def padded_states(backbone, table, scoring: Scoring, *, dtype, folder: Path | None = None) -> ScoredStates:
+    """The scored pairs of a table on the backbone's device; states come from disk where they were computed before."""
     target, counts = _targets(table, scoring)
 
     @torch.inference_mode()
     def compute(rows: np.ndarray) -> np.ndarray:
-        ids, mask, (row, column, _) = scoring.batch(table, rows)
-        hidden = backbone.hidden(ids.to(device), mask.to(device))  # (B, T, C)
-        return fetched(hidden[row.to(device), column.to(device)].to(torch.float16), backbone.name)  # (M, C)
+        return fetched(_passed(backbone, table, scoring, rows)[0].to(torch.float16), backbone.name)
 
     order = np.argsort(table.lengths, kind="stable")
     lengths = table.lengths[order]
     if scoring.objective != "next_token":
         lengths = np.full_like(lengths, scoring.length)
-    budget = BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
-    states = stored(
-        place_of(backbone, table, dtype, f"{scoring} padded with {table.pad_id}", folder),
-        cumulative(counts),
-        backbone.width,
-        [order[part] for part in by_length(lengths, budget)],
-        compute,
-        arithmetic(backbone, dtype),
-    )
-    return ScoredStates.of_pairs(states, target, counts, device)
+    budget = BATCH_TOKENS.get(backbone.device.type, BATCH_TOKENS["cpu"])
+    pieces = [order[part] for part in by_length(lengths, budget)]
+    path = place_of(backbone, table, dtype, f"{scoring} padded with {table.pad_id}", folder)
+    numbers = arithmetic(backbone, dtype)
+    states = stored(path, cumulative(counts), backbone.width, pieces, compute, numbers)
+    return ScoredStates.of_pairs(states, target, counts, backbone.device)
 
 
 class LivePaddedStates(LiveStates):
     """The same pairs computed anew for every batch; `train_mode`: with the backbone's own dropout."""
 
-    def __init__(
-        self, backbone, table, scoring: Scoring, *, dtype: torch.dtype, train_mode: bool = False
-    ) -> None:
+    def __init__(self, backbone, table, scoring: Scoring, *, dtype, train_mode: bool = False) -> None:
         super().__init__(backbone, table)
         self.scoring, self.train_mode, self.dtype = scoring, train_mode, dtype
         self.counts = torch.from_numpy(_targets(table, scoring)[1])
-        self.trains = any(p.requires_grad for p in backbone.lm.parameters())
 
     def pieces(self, rows: Tensor) -> list[Tensor]:
         """Places in rows (B,): all at once, as the released scripts do."""
@@ -96,15 +118,14 @@ class LivePaddedStates(LiveStates):
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Documents rows (B,) to their states (M, C), targets (M,), and row numbers (M,) on the host."""
-        ids, mask, (row, column, target) = self.scoring.batch(self.table, rows.cpu())
-        mode, grad = self.backbone.lm.training, nullcontext() if self.trains else torch.no_grad()
-        self.backbone.lm.train(self.train_mode)
+        lm, mode = self.backbone.lm, self.backbone.lm.training
+        lm.train(self.train_mode)
         try:
-            with grad, torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                hidden = self.backbone.hidden(ids.to(self.device), mask.to(self.device))
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                h, target, row = _passed(self.backbone, self.table, self.scoring, rows.cpu())
         finally:
-            self.backbone.lm.train(mode)
-        return hidden[row.to(self.device), column.to(self.device)].float(), target.to(self.device), row
+            lm.train(mode)
+        return h.float(), target, row
 
 
 def _targets(table, scoring: Scoring) -> tuple[np.ndarray, np.ndarray]:

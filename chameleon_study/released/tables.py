@@ -1,4 +1,8 @@
-"""Tables 1 and 2: published rows beside re-derived ones, and the controls beside them."""
+"""Tables 1 and 2, published rows beside re-derived ones, their controls, and the walk to the honest procedure.
+
+A stop of the walk is identified by its resolved protocol, so a switch that an experiment sets from the start and mends
+later (the initialisation on Alpaca) is a step like any other.
+"""
 
 import math
 from pathlib import Path
@@ -6,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..claims.paper import table_rows
-from ..claims.statistics import mean_and_span
+from ..claims.paper import paper
+from ..claims.statistics import interval_text, mean_and_span
 from ..records import Record, load_records
 from .protocol import PRESETS
 
 NOT_MEASURED = "not measured yet"
+# these switches change what is averaged, so the losses before and after are not comparable
+YARDSTICK = ("objective", "ignored", "average", "reads", "split", "reported")
 
 
 def is_released(record: Record) -> bool:
@@ -44,22 +50,17 @@ def table_of(record: Record) -> int:
 
 
 def _row(key: tuple, records: list[Record]) -> dict:
-    protocol, backbone, corpus, length, regime = key
-    done, first = [r for r in records if r.status == "done"], records[0]
-    paper = {row["regime"]: row for row in table_rows(table_of(first))}.get(regime, {})
-    return {
-        "table": table_of(first),
-        "protocol": protocol,
-        "backbone": backbone,
-        "corpus": corpus,
-        "length": length,
-        "regime": regime,
+    done, first, table = [r for r in records if r.status == "done"], records[0], table_of(records[0])
+    published = next(t["rows"] for t in paper()["tables"] if t["table"] == table)
+    published = {row["regime"]: row for row in published}.get(first.regime, {})
+    names = ("protocol", "backbone", "corpus", "length", "regime")
+    return {"table": table, **dict(zip(names, key))} | {
         "n seeds": len(done),
-        "published parameters": paper.get("parameters"),
+        "published parameters": published.get("parameters"),
         "parameters": first.trainable_parameters or first.data["backbone_parameters"],
-        "published train loss": paper.get("train_loss"),
-        "train loss": _text(done, "train_nll" if regime != "R0" else "train_eval_nll"),
-        "published loss": paper.get("validation_loss"),
+        "published train loss": published.get("train_loss"),
+        "train loss": _text(done, "train_nll" if first.regime != "R0" else "train_eval_nll"),
+        "published loss": published.get("validation_loss"),
         "loss": _text(done, "reported_nll"),
         "perplexity": f"{math.exp(min(_values(done, 'reported_nll').mean(), 700)):,.4f}" if done else "–",
         "full rows": int(_values(done, "full_rows").mean()) if done else 0,
@@ -78,11 +79,9 @@ def _values(records: list[Record], metric: str) -> np.ndarray:
 
 def _text(records: list[Record], metric: str, digits: int = 4) -> str:
     """Mean ± half of the 95 % t interval over seeds; the mean alone for one seed, a dash for none."""
-    values = _values(records, metric)
-    if not len(values):
+    if not len(values := _values(records, metric)):
         return "–"
-    texts = [f"{number:.{digits}f}" for number in mean_and_span(values)]
-    return " ± ".join(texts[: len(values)])
+    return " ± ".join([f"{number:.{digits}f}" for number in mean_and_span(values)][: len(values)])
 
 
 def _records(results: Path, name: str) -> list[Record]:
@@ -166,3 +165,55 @@ def dropout_frame(results: Path, cached: str, live: str) -> pd.DataFrame:
                 rows.append((what, regime, seed, *losses, *(int(of[regime, seed]) for of in epochs)))
     columns = ["what", "regime", "seed", "cached", "live", "change", "lowest cached", "highest cached"]
     return pd.DataFrame(rows, columns=[*columns, "epoch, cached", "epoch, live"])
+
+
+def walk_frame(records: list[Record]) -> pd.DataFrame:
+    """One row per stop, regime and seed, in order: step number, the switch just mended, loss and what was scored.
+
+    `scored` counts the positions, and `rows` the rows, of the split whose loss is reported; `full rows` those of the
+    validation split that have no padding.
+    """
+    honest, stops = PRESETS["honest"].model_dump(), {}
+    for record in records:
+        if switches := record.data.get("protocol"):
+            # every step gives one more switch its honest value, so their number is a stop's place in the walk
+            place = sum(switches[name] == honest[name] for name in switches)
+            stops.setdefault(place, []).append(record)
+    rows, before = [], {}
+    for step, (_, of_stop) in enumerate(sorted(stops.items())):
+        now = of_stop[0].data["protocol"]
+        mended = next((name for name in before if now[name] != before[name]), "")
+        before, split = now, "test" if now.get("reported") == "test" else "validation"
+        for record in of_stop:
+            row = {"step": step, "mended": mended, "same yardstick": bool(mended) and mended not in YARDSTICK}
+            row |= {"corpus": record.corpus, "backbone": record.backbone}
+            row |= {"regime": record.regime, "seed": record.seed, "loss": record.metrics["reported_nll"]}
+            row |= {"scored": record.data["scored_tokens"][split], "rows": record.data["documents"][split]}
+            rows.append(row | {"full rows": record.data["full_rows"]["validation"]})
+    frame = pd.DataFrame(rows)
+    return frame.sort_values(["step", "regime", "seed"], ignore_index=True) if rows else frame
+
+
+def steps_frame(walk: pd.DataFrame, regimes: dict[str, str]) -> pd.DataFrame:
+    """One row per stop: each regime's mean loss and its change, the last regime minus the first."""
+    index = ["step", "mended", "same yardstick", "rows", "scored"]
+    table = walk.pivot(index=index, columns=["regime", "seed"], values="loss")
+    frame = table.index.to_frame(index=False)
+    same = frame["same yardstick"].map({True: "yes", False: "no"})
+    frame["same yardstick"] = same.where(frame["mended"] != "", "–")
+    for regime, name in regimes.items():
+        frame[name] = table[regime].mean(axis=1).round(4).to_numpy()
+        frame[f"change of {name}"] = table[regime].diff().apply(_change, axis=1).to_numpy()
+    first, *_, last = regimes
+    gap = (table[last] - table[first]).apply(_change, axis=1)
+    frame[f"{regimes[last]} − {regimes[first]}"] = gap.to_numpy()
+    frame["mended"] = frame["mended"].replace("", "(as released)")
+    return frame.set_index("step")
+
+
+def _change(values: pd.Series) -> str:
+    """The mean over seeds with a sign, and [lowest, highest] where there are several; a dash for nothing."""
+    values = values.dropna()
+    if len(values) > 1:
+        return interval_text(values.mean(), values.min(), values.max(), "+.4f")
+    return f"{values.mean():+.4f}" if len(values) else "–"

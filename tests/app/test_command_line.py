@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from functools import partial
 
 import pytest
 
@@ -23,13 +25,17 @@ def test_control_c_is_one_line_exit_code_130_and_a_run_that_can_be_resumed(
     command = [sys.executable, "-m", "chameleon_lite", "adapt", "in.jsonl", "--model", str(adapter_folder)]
     command += ["--out", "out.jsonl", "--window", "16", "--device", "cpu", *more]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as run:
+    options = {"cwd": tmp_path, "env": environment, "stderr": subprocess.PIPE, "text": True}
+    # a background job of a shell ignores the signal, and so would what it starts
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, **options, start_new_session=True, preexec_fn=heard) as run:
         part = tmp_path / "out.jsonl.part"
         while run.poll() is None and not (part.is_file() and part.stat().st_size):
             time.sleep(0.05)
-        os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to every process of the command
+        while run.poll() is None:  # Python drops what arrives inside a finaliser: then one presses again
+            os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to every process of the command
+            with suppress(subprocess.TimeoutExpired):
+                run.wait(timeout=10)
         errors = run.communicate()[1]
     assert run.returncode == 130
     assert errors == f"chameleon-lite: interrupted; {KEPT['adapt']}\n"

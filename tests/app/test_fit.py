@@ -80,7 +80,7 @@ def test_what_cannot_be_fitted_is_refused(texts, says):
 
 
 def test_texts_too_short_to_score_are_refused():
-    with pytest.raises(UserError, match="lower these numbers"):
+    with pytest.raises(UserError, match="lower prefix_tokens or min_scored"):
         fit([f"short {i}" for i in range(40)], backbone="tiny", settings=small())
 
 

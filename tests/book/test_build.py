@@ -42,7 +42,7 @@ def test_a_good_run_is_published_with_its_parameters(run, book_tools, tmp_path):
         "run on": "",
     }
     (injected,) = [c for c in book.cells if "injected-parameters" in c.metadata.get("tags", [])]
-    assert "hide-input" in injected.metadata.tags
+    assert "remove-cell" in injected.metadata.tags
     assert "profile = paper" in book.cells[0].source
     assert not (tmp_path / "failed" / "x.ipynb").exists()
 

@@ -8,6 +8,7 @@ import functools
 import http.server
 import importlib.util
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -34,7 +35,15 @@ FACTS = """() => ({
   math: document.querySelectorAll('.math').length, set: document.querySelectorAll('mjx-container').length,
   merror: document.querySelectorAll('mjx-merror').length, theme: document.documentElement.dataset.theme,
   traceback: [...document.querySelectorAll('.cell_output')].some(o => o.innerText.includes('Traceback (most recent')),
+  cut: [...document.querySelectorAll('.cell_input pre')].filter(p => p.scrollWidth > p.clientWidth + 1)
+    .map(p => p.innerText.slice(0, 60)),
+  unreachable: [...document.querySelectorAll('.bd-article *')].filter(e => e.scrollWidth > e.clientWidth + 1
+    && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX) && e.offsetParent && e.tabIndex < 0)
+    .map(e => `${e.tagName}.${e.className}: ${e.innerText.slice(0, 40)}`),
+  nameless: [...document.querySelectorAll('.bd-article th')].filter(c => !c.innerText.trim()).length,
+  height: document.querySelector('.bd-article').scrollHeight,
 })"""
+TALLEST = 10_000  # px of a chapter at 1280; appendices are tables and may be longer
 
 
 def missing(what: str):
@@ -132,6 +141,10 @@ def test_page_is_whole(visit, name, width, theme):
         )
     assert facts["merror"] == 0 and facts["set"] >= facts["math"]
     assert not facts["traceback"]
+    assert facts["unreachable"] == [] and facts["nameless"] == 0
+    if width == max(WIDTHS):
+        assert facts["cut"] == []
+        assert facts["height"] <= TALLEST or not re.search(r"/\d\d_", name)
 
 
 def test_links_lead_somewhere(address):
@@ -166,6 +179,19 @@ def test_colab_button_opens_this_notebook(visit, name):
     assert len(links) >= 2 and set(links) == {path}  # the badge and the launch button
 
 
+def test_old_addresses_lead_on(visit):
+    page, _ = visit("notebooks/00_map.html")
+    page.wait_for_url("**/notebooks/00_answer.html")
+
+
+def test_a_wide_table_is_reached_and_scrolled_by_the_keyboard(visit):
+    page, _ = visit("notebooks/a1_regimes.html", 360)
+    frame = page.locator(".table-frame[tabindex='0']").first
+    frame.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.activeElement.scrollLeft > 0")
+
+
 def test_theme_button_changes_the_theme(visit):
     page, _ = visit("book/index.html")
     seen = set()
@@ -177,7 +203,7 @@ def test_theme_button_changes_the_theme(visit):
 
 def test_sidebar_opens_on_a_phone(visit):
     page, _ = visit("book/index.html", 360)
-    chapter = page.locator(".bd-sidebar-primary a[href$='00_map.html'], dialog a[href$='00_map.html']")
+    chapter = page.locator(".bd-sidebar-primary a[href$='00_answer.html'], dialog a[href$='00_answer.html']")
     assert not any(item.is_visible() for item in chapter.all())
     page.locator("button.primary-toggle:visible").first.click()
     page.wait_for_timeout(500)

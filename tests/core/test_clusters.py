@@ -5,7 +5,7 @@ import torch
 from chameleon_lite import cluster
 from chameleon_lite.cluster import Clustering, fit_clusters, merge_small
 from chameleon_lite.errors import UserError
-from chameleon_study.cluster_quality import cluster_quality
+from chameleon_study.sources import cluster_quality
 
 # Three pairs in the plane: the centroids are (0, 1), (10, 1) and (5, 9), every distance is 1.
 SIX = torch.tensor([[0.0, 0.0], [0.0, 2.0], [10.0, 0.0], [10.0, 2.0], [4.0, 9.0], [6.0, 9.0]])

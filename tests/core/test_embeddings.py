@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chameleon_lite.embed import masked_mean, mean_embeddings, normalise
@@ -29,6 +29,7 @@ def test_by_hand():
     assert padded.tolist() == [[0.75, 1.0]]  # (2 · 3, 2 · 4) over 8 positions, four of them the zero pad
 
 
+@settings(deadline=None)
 @given(TEXTS, st.integers(0, 9))
 def test_padding_never_changes_the_masked_mean(texts, more):
     table = letter_table(texts)
@@ -37,6 +38,7 @@ def test_padding_never_changes_the_masked_mean(texts, more):
     assert torch.allclose(mean_embeddings(table, WEIGHT, span="row"), expected, atol=1e-5)
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_neither_do_the_other_documents_nor_what_is_scored(texts):
     together = mean_embeddings(letter_table(texts), WEIGHT)
@@ -44,6 +46,7 @@ def test_neither_do_the_other_documents_nor_what_is_scored(texts):
     assert torch.allclose(together, alone, atol=1e-6)
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_padded_is_the_mean_of_all_positions(texts):
     table = letter_table(texts)

@@ -84,8 +84,19 @@ def test_a_loss_that_is_not_finite_is_said_and_the_other_head_goes_on(tiny_state
     with torch.no_grad():
         broken.head.down.fill_(float("inf"))
     train([broken, good], tiny_states, tiny_weight)
-    assert "not finite" in broken.failure and not broken.live
+    assert "not finite" in broken.failure and not broken.active
     assert good.failure is None and good.best < good.curve[0]["validation_nll"]
+
+
+def test_members_that_share_a_name_or_parameters_are_refused(tiny_states, tiny_weight):
+    with pytest.raises(ValueError, match="two members are called 'lora'"):
+        train([lora(), lora()], tiny_states, tiny_weight)
+    one, other = lora("one"), lora("other")
+    other.head.up = one.head.up
+    with pytest.raises(ValueError, match="'one' and 'other' share parameters"):
+        train([one, other], tiny_states, tiny_weight)
+    other.head.up.requires_grad_(False)  # what nobody trains may be shared
+    train([one, other], tiny_states, tiny_weight)
 
 
 def test_evaluation_does_not_depend_on_the_batching_for_a_static_head(tiny_states, tiny_weight):

@@ -144,7 +144,9 @@ def test_a_killed_pass_goes_on_where_it_was(tiny, tiny_table, tmp_path, slow_pas
     assert 0 < done < len(tiny_table)
     small_pieces.clear()
     found = hidden_states(tiny, tiny_table, torch.float32, tmp_path, progress=False)
-    assert pieces > 5 and sum(small_pieces) == len(tiny_table) - done
+    # of a piece that the kill found half written, all documents are computed again: no other is
+    again = sum(small_pieces) - (len(tiny_table) - done)
+    assert pieces > 5 and 0 <= again < 5
     assert np.array_equal(found, whole)
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from chameleon_lite.fast.mixed_update import AlignedHead, MixedUpdate, aligned, gains
 from chameleon_lite.heads import HeadUpdate
-from chameleon_lite.loss import ROW_MULTIPLE
+from chameleon_lite.loss import VOCAB_MULTIPLE
 
 
 def head_of(vocab: int, bias: bool, dtype=torch.float64) -> nn.Linear:
@@ -20,7 +20,7 @@ def test_the_padded_copy_gives_the_heads_logits(vocab, bias):
     head, h = head_of(vocab, bias), torch.randn(3, 2, 16, dtype=torch.float64)
     found = AlignedHead(head)(h)
     assert found.shape == (3, 2, vocab)
-    assert found.stride(-2) % ROW_MULTIPLE == 0  # what the copy is for
+    assert found.stride(-2) % VOCAB_MULTIPLE == 0  # what the copy is for
     torch.testing.assert_close(found, head(h), rtol=1e-12, atol=1e-12)
 
 
@@ -72,7 +72,7 @@ def test_adapted_logits_on_a_gpu_are_the_plain_heads_but_for_rounding():
         ).logits.float()
     head = model.get_output_embeddings()
     with torch.no_grad():
-        assert isinstance(aligned(head), AlignedHead) == (backbone.vocab % ROW_MULTIPLE > 0)
+        assert isinstance(aligned(head), AlignedHead) == (backbone.vocab % VOCAB_MULTIPLE > 0)
         assert aligned(head) is aligned(head)
     assert aligned(head) is head  # training gets the head itself, and its memory
     assert float((found - expected).abs().max()) <= 2**-7 * float(expected.abs().max())

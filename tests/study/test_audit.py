@@ -1,8 +1,7 @@
 """The audit's table: every difference once, with a place and a decision; proofs point at existing rows."""
 
-from chameleon_study.released.audit import audit_frame
 from chameleon_study.released.proofs import PROOFS
-from chameleon_study.released.proofs.store import Proof
+from chameleon_study.released.proofs.store import Proof, audit_frame
 
 
 def test_every_row_says_where_and_what_decides_it():

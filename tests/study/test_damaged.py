@@ -286,7 +286,7 @@ def test_markup_in_names_is_shown_as_text(results):
     assert evidence.corpora == [name]
     for frame in (
         study_tables.across_frame(evidence),
-        study_tables.controls_frame(evidence),
+        evidence.family_frame(),
         summary_frame(load_records(path), results),
     ):
         shown = frame._repr_html_()

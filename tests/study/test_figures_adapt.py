@@ -1,6 +1,5 @@
 import matplotlib
 import numpy as np
-import pandas as pd
 import pytest
 
 matplotlib.use("Agg")
@@ -13,16 +12,6 @@ def ax():
     figure, ax = plt.subplots()
     yield ax
     plt.close(figure)
-
-
-def test_waiting_has_a_line_for_every_way_and_quantile(ax):
-    from chameleon_study.figures.study import waiting
-
-    ways = [(b, n) for b in ("by cluster", "mixed") for n in (1, 8)]
-    rows = [{"batches": b, "size": n, "p50": n, "p95": 2 * n, "p99": 3 * n} for b, n in ways]
-    assert len(waiting(ax, pd.DataFrame(rows)).lines) == 6
-    assert [t.get_text() for t in ax.get_xticklabels()] == ["1", "8"]
-    assert list(ax.lines[2].get_ydata()) == [3, 24]
 
 
 def test_shifts_are_centred_on_no_change(ax):

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from chameleon_study import page, study_tables
-from chameleon_study.claims.contrasts import StoredRuns, registered
+from chameleon_study.claims.contrasts import StoredRuns
 from chameleon_study.claims.rules import slopes
 from chameleon_study.config import load_experiment
 from chameleon_study.figures import study as figures
@@ -44,13 +44,7 @@ def test_group_sizes_are_read_against_the_rows_own_prefix(evidence):
     )
 
 
-def test_every_control_is_a_registered_contrast_and_is_judged_on_every_corpus(evidence):
-    assert set(study_tables.CONTROLS.values()) <= set(registered()["contrasts"])
-    frame = study_tables.controls_frame(evidence).set_index("contrast")
-    for corpus in evidence.corpora:
-        for name, judged in evidence.family(corpus).items():
-            if name in frame.index:
-                assert frame.loc[name, corpus].endswith(judged.verdict)
+def test_every_corpus_has_a_column_and_the_regimes_are_named(evidence):
     across = study_tables.across_frame(evidence)
     assert len(across.columns) == len(evidence.corpora) and across.index[0].startswith("R1: ")
 
@@ -110,13 +104,7 @@ def test_matched_rank_and_its_difference():
 
 
 @pytest.mark.parametrize(
-    ("draw", "frame"),
-    [
-        ("group_sizes", "group_frame"),
-        ("pareto", "pareto_frame"),
-        ("by_position", "position_frame"),
-        ("foreign_rows", "foreign_frame"),
-    ],
+    ("draw", "frame"), [("by_position", "position_frame"), ("foreign_rows", "foreign_frame")]
 )
 def test_pictures_draw_their_frame_and_name_their_axes(draw, frame, evidence):
     import matplotlib.pyplot as plt

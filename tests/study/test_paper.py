@@ -7,13 +7,17 @@ import pytest
 
 from chameleon_lite.errors import DamagedFile, UserError
 from chameleon_study import page
-from chameleon_study.claims.ledger import OPEN, regimes_named, scoreboard
-from chameleon_study.claims.paper import claims, paper, published, published_parameters, table_rows
+from chameleon_study.claims.ledger import OPEN, scoreboard
+from chameleon_study.claims.paper import claims, paper, published, published_parameters
+
+
+def rows(table):
+    return next(t["rows"] for t in paper()["tables"] if t["table"] == table)
 
 
 @pytest.mark.parametrize("table", [1, 2])
 def test_perplexity_is_exp_of_loss(table):
-    for row in table_rows(table):  # four decimals are printed, so a small loss fixes exp(loss) to 4 digits
+    for row in rows(table):  # four decimals are printed, so a small loss fixes exp(loss) to 4 digits
         assert math.exp(row["validation_loss"]) == pytest.approx(row["validation_perplexity"], rel=2e-4)
 
 
@@ -29,7 +33,7 @@ def test_parameter_columns_are_what_the_package_counts():
     counted = parameter_table("random-gpt2")
     assert published_parameters() == {part: counted[part] for part in published_parameters()}
     assert paper()["source"]["vocabulary"] == counted["vocab"]
-    assert [r["parameters"] for r in table_rows(1)] == [r["parameters"] for r in table_rows(2)]
+    assert [r["parameters"] for r in rows(1)] == [r["parameters"] for r in rows(2)]
 
 
 @pytest.mark.parametrize("wrong", [(3, "R0", "train_loss"), (1, "R2", "train_loss"), (1, "R0", "train_los")])
@@ -56,13 +60,6 @@ def test_scoreboard_shows_stored_verdicts_and_refuses_a_damaged_file(tmp_path):
     path.write_text('[{"claim": 3}]')
     with pytest.raises(DamagedFile, match="verdicts.json"):
         scoreboard(tmp_path)
-
-
-def test_the_regimes_that_a_board_names_are_explained():
-    rows = regimes_named([{"number": "mixed: R4-stream<R1 +0.01", "decided by": "R7b, R19"}])
-    assert [row["regime"] for row in rows] == ["R1", "R7b", "R19-R1", "R19-R2", "R4-stream"] and all(
-        row["is"] for row in rows
-    )
 
 
 def test_start_seeds_torch_and_numpy_and_refuses_unknown_profiles(capsys):

@@ -10,8 +10,7 @@ from chameleon_lite.backbone import load_backbone
 from chameleon_lite.errors import UserError
 from chameleon_study.released.protocol import preset
 from chameleon_study.released.run import decomposition, make_head, row_weights
-from chameleon_study.released.tables import protocol_label, released_frame
-from chameleon_study.released.waterfall import walk_frame
+from chameleon_study.released.tables import protocol_label, released_frame, walk_frame
 from chameleon_study.run import expected_names, run_experiment
 
 

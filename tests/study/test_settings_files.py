@@ -74,6 +74,7 @@ BAD = {
     "no corpus": (GOOD.replace("[made.jsonl]", "[]"), "corpora"),
     "a corpus twice": (GOOD.replace("[made.jsonl]", "[a, b, a]"), "'a' twice"),
     "a regime twice": (GOOD.replace("R4", "R1"), "'R1' twice"),
+    "a rate twice": (GOOD + "sweep: {grid: [1.0e-3, 1.0000001e-3]}\n", "sweep.grid names '0.001' twice"),
     "an unknown regime": (GOOD.replace("R4", "R44"), "did you mean 'R4'"),
     "an unknown regime of a probe": (GOOD + "probes: {foreign_regimes: [R99]}", "R99"),
     "a long name": (GOOD.replace("small", "s" * 300), "name"),

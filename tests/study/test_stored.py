@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chameleon_study.claims.contrasts import StoredRuns
 from chameleon_study.claims.ledger import ledger
 from chameleon_study.claims.rules import UNTESTED
-from chameleon_study.claims.statistics import contrast
 from chameleon_study.records import NOT_RECORDS, REFUSED_BACKBONES, load_records
 from chameleon_study.regimes import REGIMES
-from chameleon_study.tables import documents_of, loss_matrix
+from chameleon_study.tables import losses_of
 
 RESULTS = Path(__file__).parents[2] / "results"
 STORED = sorted(p for p in RESULTS.glob("*.jsonl") if p.stem not in NOT_RECORDS)
@@ -37,19 +37,16 @@ def test_a_table_never_mixes_arithmetic():
 
 
 def test_rank_four_lora_is_below_the_frozen_model_on_docstrings():
-    records = [r for r in load_records(RESULTS / "four-regimes.jsonl") if r.corpus == "docstrings"]
-    documents = documents_of(records, RESULTS)
-    nll = {name: loss_matrix([r for r in records if r.regime == name], documents) for name in ("R0", "R1")}
-    found = contrast(nll["R1"][0], nll["R0"][0], nll["R0"][1])
+    found = StoredRuns(RESULTS, experiments="four-regimes").contrast("docstrings", "R1", "R0")
     assert found.n == 5 and found.documents > 300
     assert found.high < 0  # the whole 95 % interval, over seeds and documents
 
 
 def test_per_document_losses_add_up_to_the_recorded_mean():
     records = load_records(RESULTS / "four-regimes.jsonl")
-    documents = documents_of(records, RESULTS)
+    losses = losses_of(records, RESULTS)
     for record in records:
-        nll, tokens = loss_matrix([record], documents)
+        nll, tokens = losses[record.name]
         assert nll.sum() / tokens.sum() == pytest.approx(record.metrics["test_nll"], abs=1e-5)
 
 

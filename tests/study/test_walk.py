@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from chameleon_study.config import load_experiment
+from chameleon_study.figures.study import LABELS, waterfall
 from chameleon_study.figures.style import figure
-from chameleon_study.figures.waterfall import LABELS, waterfall
 from chameleon_study.records import load_records
 from chameleon_study.released.protocol import PRESETS, Protocol, mended, protocol_of
-from chameleon_study.released.waterfall import YARDSTICK, steps_frame, walk_frame
+from chameleon_study.released.tables import YARDSTICK, steps_frame, walk_frame
 
 ROOT = Path(__file__).parents[2]
 WALKS = ("waterfall-lite", "waterfall-alpaca-lite")

@@ -17,11 +17,9 @@ from .store import Proof
 from .subject import Shown, Subject
 
 TEXTS = yaml.safe_load((files(__package__) / "proofs.yaml").read_text(encoding="utf-8"))
-PARTS = (scoring, clustering, training)
-# name ▶ what is measured; None where it does not apply to the subject's corpus
-PROOFS: dict[str, Callable[[Subject], Shown | None]] = {
-    name: next(getattr(part, name) for part in PARTS if hasattr(part, name)) for name in TEXTS
-}
+_PARTS = vars(scoring) | vars(clustering) | vars(training)
+# name ▶ numbers, and words for its sentence that are no numbers; None where it does not apply to the corpus
+PROOFS: dict[str, Callable[[Subject], Shown | None]] = {name: _PARTS[name] for name in TEXTS}
 
 
 def prove_all(subject: Subject, command: str, names: Iterable[str] | None = None) -> list[Proof]:
@@ -31,12 +29,11 @@ def prove_all(subject: Subject, command: str, names: Iterable[str] | None = None
         raise unknown("proof", odd[0], PROOFS)
     for name in names:
         subject.say(f"proof {name}")
-        if (shown := PROOFS[name](subject)) is None:
-            continue
-        numbers, words = shown
-        texts = TEXTS[name] | {"shows": TEXTS[name]["shows"].format(**numbers, **words)}
-        made = circumstances(subject.settings, subject.backbone.device, command)
-        made = {field: made[field] for field in ("backbone", "profile", "settings", "provenance")}
-        made |= {"corpus": subject.corpus, "data": subject.material.facts(subject.seed)}
-        proofs.append(Proof(proof=name, **texts, numbers=numbers, **made))
+        if shown := PROOFS[name](subject):
+            numbers, words = shown
+            texts = TEXTS[name] | {"shows": TEXTS[name]["shows"].format(**numbers, **words)}
+            made = circumstances(subject.settings, subject.backbone.device, command)
+            made = {field: made[field] for field in ("backbone", "profile", "settings", "provenance")}
+            made |= {"corpus": subject.corpus, "data": subject.material.facts(subject.seed)}
+            proofs.append(Proof(proof=name, **texts, numbers=numbers, **made))
     return proofs

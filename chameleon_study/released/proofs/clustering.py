@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -11,52 +12,47 @@ from chameleon_lite.cluster import Clustering, fit_clusters
 from chameleon_lite.train import average
 
 from ...claims.paper import published
-from ...cluster_quality import cluster_quality
-from ...sources import main_direction, mean_cosine
-from ..clusters import released_batches, released_clusters
-from ..prepare import from_the_start, scored_batches, span_vectors
+from ...sources import cluster_quality, main_direction, mean_cosine, span_vectors
+from ..prepare import from_the_start, released_batches, released_clusters, scored_batches
 from .store import CLUSTERINGS, Proof
 from .subject import REGIMES, Shown, Subject
 
 SEEDS = 5  # of each start of k-means
 SMALL = 8  # rows
+GPT2 = ("gpt2", "openai-community/gpt2")
 
 
 def clustering_spread(subject: Subject) -> Shown:
     """The losses of the same heads, averaged over the batches of each of 20 clusterings."""
+    rows = [_batched(subject, released_clusters, seed) for seed in range(CLUSTERINGS)]
     full = subject.material.full("validation").double()
-    rows, smallest = [], []
-    for seed in range(CLUSTERINGS):
-        _, batches = _clustered(subject, released_clusters, seed)
-        rows.append({regime: _loss(subject, regime, batches) for regime in REGIMES})
-        rows[-1]["f"] = float(torch.stack([full[b].mean() for b in batches]).mean())
-        smallest.append(min(len(b) for b in batches))
-    numbers = {"row_weighted_f": float(full.mean()), "largest_smallest_batch": float(max(smallest))}
-    for name in rows[0]:
-        x = torch.tensor([row[name] for row in rows], dtype=torch.float64)
-        for what, value in (("mean", x.mean()), ("sd", x.std()), ("min", x.min()), ("max", x.max())):
-            numbers[f"{name}_{what}"] = float(value)
+    numbers = {"row_weighted_f": float(full.mean())}
+    numbers["largest_smallest_batch"] = max(float(row["sizes"].min()) for row in rows)
+    spread = pd.DataFrame(rows)[[*REGIMES, "f"]].agg(["mean", "std", "min", "max"]).rename({"std": "sd"})
+    numbers |= {f"{name}_{what}": float(value) for (name, what), value in spread.unstack().items()}
     expected = numbers["published_frozen"] = published(subject.table, "R0", "validation_loss")
-    if subject.settings.backbone in (
-        "gpt2",
-        "openai-community/gpt2",
-    ):  # only for the paper's own backbone is the published number an expectation
+    if subject.settings.backbone in GPT2:  # only for the paper's own is the published number an expectation
         numbers["published_frozen_inside_spread"] = float(numbers["R0_min"] <= expected <= numbers["R0_max"])
     share = (numbers["R1_max"] - numbers["R1_min"]) / numbers["R1_mean"]
     return numbers, {"clusterings": CLUSTERINGS, "share": share}
 
 
-def _clustered(subject: Subject, fit: Callable, seed: int) -> tuple[Clustering, list[Tensor]]:
-    """A clustering of the validation rows, a batch of rows per cluster, and its scored batches."""
+def _batched(subject: Subject, fit: Callable, seed: int) -> dict:
+    """A clustering of the validation rows, a batch of rows per cluster: its batches' sizes, f and losses."""
     size, vectors = subject.settings.clusters.batch_rows, subject.material.cluster_vectors["validation"].cpu()
-    clustering = fit(vectors, max(1, len(vectors) // size), seed=seed)
-    batches = released_batches(clustering.labels, size, seed=seed)
-    return clustering, scored_batches(batches, subject.material.scored["validation"].counts)
-
-
-def _loss(subject: Subject, regime: str, batches: list[Tensor]) -> float:
-    nll = subject.validation_losses(regime, batches)
-    return float(average(nll, subject.material.scored["validation"].counts, "batch", batches))
+    clustering: Clustering = fit(vectors, max(1, len(vectors) // size), seed=seed)
+    counts, full = subject.material.scored["validation"].counts, subject.material.full("validation").double()
+    batches = scored_batches(released_batches(clustering.labels, size, seed=seed), counts)
+    sizes = torch.tensor([len(b) for b in batches], dtype=torch.float64)
+    out = {
+        "clustering": clustering,
+        "sizes": sizes,
+        "f": float(torch.stack([full[b].mean() for b in batches]).mean()),
+    }
+    for regime in REGIMES:
+        nll = subject.validation_losses(regime, batches)
+        out[regime] = float(average(nll, counts, "batch", batches))
+    return out
 
 
 def length_clusters(subject: Subject) -> Shown:
@@ -91,35 +87,28 @@ def instruction_vectors(subject: Subject) -> Shown | None:
     if not subject.prompts:
         return None
     table, length = subject.material.tables["train"], subject.settings.tokens.max_length
-    weight = subject.backbone.embedding.detach().cpu()
-    spans = table.condition[:, 1] - table.condition[:, 0]
+    weight, spans = subject.backbone.embedding.detach().cpu(), np.diff(table.condition)
     padded, unpadded = (mean_cosine(span_vectors(table, weight, n)) for n in (length, None))
-    return {
-        "padded_mean_cosine": padded,
-        "unpadded_mean_cosine": unpadded,
-        "padding_share_of_the_mean": 1 - float(spans.mean()) / length,
-        "rows": float(len(table)),
-    }, {}
+    numbers = {"padded_mean_cosine": padded, "unpadded_mean_cosine": unpadded, "rows": float(len(table))}
+    return numbers | {"padding_share_of_the_mean": 1 - float(spans.mean()) / length}, {}
 
 
 def kmeans_start(subject: Subject) -> Shown:
     """Batch sizes, inertia and loss under ten steps and under k-means++, five seeds, the same heads."""
-    full, numbers = subject.material.full("validation").double(), {}
-    numbers["clusters"] = float(max(1, len(full) // subject.settings.clusters.batch_rows))
+    rows = len(subject.material.tables["validation"])
+    numbers = {"clusters": float(max(1, rows // subject.settings.clusters.batch_rows))}
     for name, fit in (("ten_steps", released_clusters), ("plusplus", fit_clusters)):
-        rows = []
+        seeds = []
         for seed in range(SEEDS):
-            clustering, batches = _clustered(subject, fit, seed)
-            sizes = torch.tensor([len(b) for b in batches], dtype=torch.float64)
-            row = {"inertia": clustering.inertia}
-            row["singleton_clusters"] = float((clustering.sizes == 1).sum())
-            row["empty_clusters"] = float((clustering.sizes == 0).sum())
-            row |= {"batches": float(len(batches)), "mean_batch": float(sizes.mean())}
-            row["share_of_small_batches"] = float((sizes < SMALL).double().mean())
-            row["full_share"] = sum(float(full[b].mean()) for b in batches) / len(batches)
-            row |= {f"{regime}_loss": _loss(subject, regime, batches) for regime in ("R1", "R4")}
-            rows.append(row)
-        numbers |= {f"{name}_{key}": sum(row[key] for row in rows) / SEEDS for key in rows[0]}
+            row = _batched(subject, fit, seed)
+            clustering, sizes = row["clustering"], row["sizes"]
+            found = {"inertia": clustering.inertia, "full_share": row["f"]}
+            found |= {"singleton_clusters": float((clustering.sizes == 1).sum())}
+            found |= {"empty_clusters": float((clustering.sizes == 0).sum())}
+            found |= {"batches": float(len(sizes)), "mean_batch": float(sizes.mean())}
+            found |= {"share_of_small_batches": float((sizes < SMALL).double().mean())}
+            seeds.append(found | {f"{regime}_loss": row[regime] for regime in ("R1", "R4")})
+        numbers |= {f"{name}_{key}": float(mean) for key, mean in pd.DataFrame(seeds).mean().items()}
     return numbers, {"change": numbers["plusplus_R1_loss"] - numbers["ten_steps_R1_loss"]}
 
 

@@ -8,7 +8,7 @@ from chameleon_lite.text import IGNORED
 from chameleon_lite.train import average
 
 from ...claims.paper import published
-from ..objectives import IGNORED_BY_RELEASED
+from ..states import IGNORED_BY_RELEASED
 from .subject import REGIMES, Shown, Subject
 
 ADDED = 0.1  # count given to every token beforehand, so that unseen ones keep a probability
@@ -32,8 +32,7 @@ def padding_share(subject: Subject) -> Shown:
 
 def decomposition(subject: Subject) -> Shown:
     """L = f · L_full + (1 − f) · L_pad under the frozen model, LoRA and the hyper-network."""
-    numbers: dict[str, float] = {}
-    worst = 0.0
+    numbers, worst = {}, 0.0
     for regime in REGIMES:
         m = subject.trained[regime][2]
         f, loss = m["full_share_weighted"], m["validation_nll"]
@@ -65,13 +64,12 @@ def model_free(subject: Subject) -> Shown:
     train = torch.from_numpy(material.tables["train"].ids)
     nll[full] = unigram_nll(train, target[full], subject.backbone.vocab)
     batches = subject.trained["R1"][1]["validation"].steps()
-    lora, hyper = (subject.trained[regime][2]["validation_nll"] for regime in ("R1", "R4"))
     return {
         "model_free_loss": float(average(nll, states.counts, "batch", batches)),
         "model_free_loss_row_mean": float(nll.mean()),
         "unigram_nll_of_full_rows": float(nll[full].mean()) if full.any() else 0.0,
-        "LoRA_loss": lora,
-        "hyper_network_loss": hyper,
+        "LoRA_loss": subject.trained["R1"][2]["validation_nll"],
+        "hyper_network_loss": subject.trained["R4"][2]["validation_nll"],
         "published_LoRA_loss": published(subject.table, "R1", "validation_loss"),
     }, {}
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,9 @@ def store_proofs(proofs: list[Proof], results: Path) -> Path:
             raise UserError(f"proof {p.proof}: {bad[0]} is not finite")
     stored = {p.key: p for p in [*load_proofs(results), *proofs]}
     path = Path(results) / "proofs.jsonl"
+    lines = [stored[key].model_dump_json() + "\n" for key in sorted(stored)]
     with storing(path) as part:
-        part.write_text(
-            "".join(stored[key].model_dump_json() + "\n" for key in sorted(stored)), encoding="utf-8"
-        )
+        part.write_text("".join(lines), encoding="utf-8")
     return path
 
 
@@ -75,6 +75,15 @@ def stored_sentences(stored: list[Proof], names: Iterable[str]) -> dict[str, str
         sentences = (f"({'; '.join(where)}) {shows}" for shows, where in corpora.items())
         out[name] = " ".join(sentences) or "not measured yet."
     return out
+
+
+def audit_frame(proofs: Iterable[Proof] = ()) -> pd.DataFrame:
+    """The paper's text beside its released scripts, 48 rows (`audit.csv`); `shown` where a given proof decides one."""
+    frame = pd.read_csv(files("chameleon_study.released") / "audit.csv").set_index("row")
+    shown = {row for proof in proofs for row in proof.audit}
+    frame["shown"] = ["yes" if row in shown else "" for row in frame.index]
+    frame.attrs["commit"] = COMMIT
+    return frame
 
 
 def early_checks(proofs: dict[str, Proof], vocab: int) -> dict[str, float]:

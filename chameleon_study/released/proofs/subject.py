@@ -1,10 +1,10 @@
 """What proofs examine: a corpus under the released procedure, and one seed of its trained heads."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from chameleon_lite.backbone import Backbone
@@ -13,6 +13,7 @@ from chameleon_lite.errors import UserError
 
 from ...config import Experiment
 from ...corpora import load_corpus
+from ...prepare import Say
 from ..prepare import ReleasedCorpus, prepare_released
 from ..run import measure, row_losses, train_released
 
@@ -29,8 +30,7 @@ class Subject:
     corpus: str
     data_dir: Path | None = None
     seed: int = 0
-    say: Callable[[str], None] = lambda text: None
-    _losses: dict[str, Tensor] = field(default_factory=dict)
+    say: Say = lambda text: None
 
     @cached_property
     def material(self) -> ReleasedCorpus:
@@ -44,10 +44,10 @@ class Subject:
 
     @cached_property
     def trained(self) -> dict[str, tuple]:
-        """(member or None, fixed batches by split, metrics) of each regime in REGIMES, one seed."""
+        """(member or None, fixed batches by split, metrics, rows) of each regime, one seed; see `measure`."""
         self.say(f"training {', '.join(REGIMES[1:])} for the proofs, seed {self.seed}")
         return {
-            regime: (member, orders, measure(self.material, regime, member, orders)[0])
+            regime: (member, orders, *measure(self.material, regime, member, orders))
             for regime, member, orders, _ in train_released(self.material, list(REGIMES), self.seed)
         }
 
@@ -62,11 +62,8 @@ class Subject:
         return 2 if self.prompts else 1
 
     def validation_losses(self, regime: str, batches: list[Tensor]) -> Tensor:
-        """nll (N,) of the validation rows; heads without a condition are read once, whatever the batches."""
-        member, orders, _ = self.trained[regime]
+        """nll (N,) of the validation rows; those of heads without a condition are the same under any batches."""
+        member, _, _, rows = self.trained[regime]
         if regime == "R4":
             return row_losses(self.material, regime, member, "validation", Arrangement.of(batches))
-        if regime not in self._losses:
-            fixed = orders["validation"]
-            self._losses[regime] = row_losses(self.material, regime, member, "validation", fixed)
-        return self._losses[regime]
+        return torch.tensor(rows.loc[rows["split"] == "validation", "nll"].to_numpy())

@@ -1,23 +1,22 @@
 """Proofs about training and what is trained: rows read twice, dropout, the chosen epoch, parameters."""
 
-import copy
-
 import torch
 from torch import nn
 
+from chameleon_lite.backbone import copied
 from chameleon_lite.batches import Arrangement
 from chameleon_lite.heads import Condition, HyperHead, LoraHead
 from chameleon_lite.train import average, evaluate
 
 from ...claims.paper import published
 from ...parameters import parameter_table
-from ..prepare import documents_by_split, scoring_of
+from ..prepare import documents_by_split
 from ..protocol import preset
 from ..states import LivePaddedStates, live_dropout
 from .subject import Shown, Subject
 
+CONDITIONS = 8
 ROWS = {"cuda": 512, "cpu": 64}  # training rows read again with the backbone's dropout on
-CONDITIONS = 8  # of the bank that are rebuilt
 
 
 def alpaca_overlap(subject: Subject) -> Shown | None:
@@ -27,14 +26,10 @@ def alpaca_overlap(subject: Subject) -> Shown | None:
     numbers = {}
     for name in ("as_released", "honest"):
         splits = documents_by_split(subject.settings, preset(name), subject.material.corpus)
-        rows = {split: {(d.prompt, d.text) for d in part} for split, part in splits.items()}
-        prompts = {split: {d.prompt for d in part} for split, part in splits.items()}
-        shares = [len(x["train"] & x["validation"]) / len(x["validation"]) for x in (rows, prompts)]
-        numbers |= {
-            f"{name}_validation_rows": float(len(splits["validation"])),
-            f"{name}_rows_also_trained_on": shares[0],
-            f"{name}_prompts_also_trained_on": shares[1],
-        }
+        numbers[f"{name}_validation_rows"] = float(len(splits["validation"]))
+        for what, key in (("rows", lambda d: (d.prompt, d.text)), ("prompts", lambda d: d.prompt)):
+            train, validation = (set(map(key, splits[split])) for split in ("train", "validation"))
+            numbers[f"{name}_{what}_also_trained_on"] = len(train & validation) / len(validation)
     return numbers, {}
 
 
@@ -59,9 +54,8 @@ def dropout_and_selection(subject: Subject) -> Shown:
 
 
 def _backbone_dropout(subject: Subject) -> dict[str, float]:
-    """The LoRA head on some training rows, states computed anew: cached, live, and live with dropout on."""
-    material = subject.material
-    backbone = copy.deepcopy(subject.backbone)
+    """The LoRA head on some training rows, states computed anew: without and with the backbone's dropout."""
+    material, backbone = subject.material, copied(subject.backbone)
     switched = live_dropout(backbone.lm)
     out = {
         "backbone_dropout_applies": float(switched["applies"]),
@@ -70,12 +64,11 @@ def _backbone_dropout(subject: Subject) -> dict[str, float]:
     }
     table = material.tables["train"]
     rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(subject.seed))
-    rows = rows[: ROWS.get(backbone.device.type, ROWS["cpu"])].sort().values
-    table, order = table.take(rows), Arrangement(torch.arange(len(rows)))
-    head = [(subject.trained["R1"][0].head, None)]
-    scoring, dtype = scoring_of(material.settings, material.protocol), getattr(torch, material.feature_dtype)
+    table = table.take(rows[: ROWS.get(backbone.device.type, ROWS["cpu"])].sort().values)
+    head, order = [(subject.trained["R1"][0].head, None)], Arrangement(torch.arange(len(table)))
     for name, train_mode in (("R1_dropout_off", False), ("R1_dropout_on", True)):
-        states = LivePaddedStates(backbone, table, scoring, dtype=dtype, train_mode=train_mode)
+        options = {"dtype": material.feature_dtype, "train_mode": train_mode}
+        states = LivePaddedStates(backbone, table, material.scoring, **options)
         with torch.random.fork_rng():
             torch.manual_seed(subject.seed)
             nll = evaluate(head, states, order, material.weight, rows=32)[0].cpu()
@@ -96,9 +89,8 @@ def rebuilt(head: HyperHead, condition: Condition) -> tuple[float, float]:
     error = max(float((a - b).norm() / b.norm()) for a, b in ((down, update.down), (up, update.up)))
     x = torch.eye(head.width, device=down.device, dtype=down.dtype)[: min(16, head.width)]
     blended = torch.einsum("gvr,grc,mc->gmv", update.up, update.down, x)
-    whole = torch.zeros_like(blended)
-    for k in range(code.shape[1]):
-        whole += code[:, k, None, None] * (x @ basis.down[k].T @ basis.up[k].T)
+    through = torch.einsum("mc,krc,gk->gmkr", x, basis.down, code)
+    whole = torch.einsum("gmkr,kvr->gmv", through, basis.up)
     return error, float((blended - whole).norm() / blended.norm())
 
 

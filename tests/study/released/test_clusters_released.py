@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chameleon_lite.errors import UserError
-from chameleon_study.released.clusters import cluster_batches, released_batches, released_clusters
+from chameleon_study.released.prepare import cluster_batches, released_batches, released_clusters
 
 
 def slow_lloyd(x, start, steps):
@@ -55,6 +55,7 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.data())
 def test_cluster_batches_hold_each_row_once_and_one_cluster_each(labels, data):
     size = data.draw(st.integers(1, len(labels)))

@@ -11,7 +11,7 @@ from chameleon_lite.heads import Condition, HyperHead, LoraHead
 from chameleon_lite.loss import HeadWeight, head_losses, next_token_pairs
 from chameleon_lite.text import TokenTable
 from chameleon_lite.train import average
-from chameleon_study.released.objectives import pick_full, pick_last, released_last, released_mask
+from chameleon_study.released.states import pick_last, released_last, released_mask
 
 LENGTH, PAD = 6, 256
 # by hand: a full row, a row with padding, rows with the ignored id 0 inside and at the scored position, one token
@@ -55,7 +55,7 @@ def head_of(kind, backbone):
     return HyperHead(backbone.width, backbone.vocab, 2, released_init="alpaca").double().eval()
 
 
-def slow_released_loss(backbone, head, mode):
+def slow_released_loss(backbone, head):
     """Batch after batch, row after row, position after position; logits from the whole model's own forward pass."""
     E = backbone.embedding.double()
     batch_means = []
@@ -74,32 +74,29 @@ def slow_released_loss(backbone, head, mode):
             mask = torch.tensor([[int(i != 0) for i in row]])
             out = backbone.lm(input_ids=torch.tensor([row]), attention_mask=mask, output_hidden_states=True)
             logits = out.logits[0] + out.hidden_states[-1][0] @ delta.T  # (T, V)
-            for t in [LENGTH - 1] if mode == "last" else range(LENGTH):
-                if row[t] != 0:  # the target is the token at the same position
-                    losses.append(float(torch.logsumexp(logits[t], 0) - logits[t, row[t]]))
+            if row[-1] != 0:  # the target is the token at the same position
+                losses.append(float(torch.logsumexp(logits[-1], 0) - logits[-1, row[-1]]))
         batch_means.append(sum(losses) / len(losses))
     return sum(batch_means) / len(batch_means)
 
 
 @pytest.mark.parametrize("kind", ["lora", "hyper"])
-@pytest.mark.parametrize("mode", ["last", "full"])
 @torch.no_grad()
-def test_released_objectives_agree_with_a_slow_loop(double_tiny, kind, mode):
+def test_the_released_objective_agrees_with_a_slow_loop(double_tiny, kind):
     table, head = table_of(ROWS), head_of(kind, double_tiny)
     weight = HeadWeight(double_tiny.head.weight, dtype=torch.float64)
     vectors = mean_embeddings(table, double_tiny.embedding, span="padded", length=LENGTH).double()
-    pick = {"last": pick_last, "full": pick_full}[mode]
     sums, counts = [], []
     for batch in BATCHES:
         ids, _ = table.padded(batch, LENGTH)
         hidden = double_tiny.hidden(ids, released_mask(ids).long())
         update = head.factors(Condition(vectors[batch].mean(0, keepdim=True)))
-        row, column, target = pick(ids)
+        row, column, target = pick_last(ids)
         sums.append(head_losses(hidden[row, column], target, weight, [update])[0])
         counts.append(len(row))
     batches = [torch.tensor([i]) for i in range(len(BATCHES))]
     ours = float(average(torch.stack(sums), torch.tensor(counts), "batch", batches))
-    assert ours == pytest.approx(slow_released_loss(double_tiny, head, mode), abs=1e-6)
+    assert ours == pytest.approx(slow_released_loss(double_tiny, head), abs=1e-6)
 
 
 def count(hidden, target, row):
@@ -120,12 +117,7 @@ def test_which_positions_count():
         1,
     ]  # padding counts, id 0 does not
 
-    def counted(pick, real=None):
-        return pick(ids, real)[0].bincount(minlength=len(ROWS)).tolist()
-
-    assert counted(pick_last, mask) == [1, 0, 0, 1, 0, 1]  # full rows alone
-    assert counted(pick_full) == [6, 6, 4, 5, 6, 5]
-    assert counted(pick_full, mask) == [6, 3, 5, 6, 1, 6]
+    assert pick_last(ids, mask)[0].tolist() == [0, 3, 5]  # full rows alone
     assert pick_last(ids, mask)[1].tolist() == [LENGTH - 1] * 3
     row, _, _ = next_token_pairs(ids, mask, prefix)
     assert row.bincount(minlength=len(ROWS)).tolist() == [4, 2, 4, 5, 0, 1]
