@@ -28,9 +28,9 @@ from ..backbone import Backbone
 from ..errors import UserError
 from ..heads import LoraHead
 from ..loss import HeadWeight, token_losses
-from ..memory import HEAD, LearnSettings, Memory, fresh_start, start_of
-from ..online import LayerStates, OnlineClusters, layer_shapes
 from ..states import ScoredStates, hidden_rows
+from ..streams.memory import HEAD, LearnSettings, Memory, fresh_start, start_of
+from ..streams.online import LayerStates, OnlineClusters, layer_shapes
 from ..text import Document, TokenTable, cumulative, ragged, tokenise
 from .rows import Row, jsonl_rows
 from .stream import windows

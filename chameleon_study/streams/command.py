@@ -24,6 +24,9 @@ def stream(
         bool, typer.Option("--export", help="Build the corpus from --data-dir, and stop.")
     ] = False,
     data_dir: DataDir = None,
+    results: Annotated[
+        Path | None, typer.Option("--results", help="Also store the results in this folder.")
+    ] = None,
     world: Annotated[bool, typer.Option("--world", help="The phase diagram of the world instead.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes of the phase diagram.")] = 1,
 ) -> None:
@@ -37,6 +40,10 @@ def stream(
         _diagram(profile, out, workers)
     elif not export:
         _study(corpus, profile, backbone, out, only or None, seconds, device)
+        if results is not None:
+            from .run import pack
+
+            pack(out, results)
     elif data_dir is None:
         raise UserError("--export reads WikiText's and Alpaca's files: give --data-dir FOLDER")
     else:

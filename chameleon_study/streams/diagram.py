@@ -20,9 +20,9 @@ from chameleon_lite.conditions import group_means
 from chameleon_lite.embed import normalise
 from chameleon_lite.heads import Condition, HyperHead
 from chameleon_lite.loss import HeadWeight, head_losses, token_losses
-from chameleon_lite.memory import HEAD, LearnSettings, Memory, fresh_start
-from chameleon_lite.online import OnlineClusters
 from chameleon_lite.states import ScoredStates
+from chameleon_lite.streams.memory import HEAD, LearnSettings, Memory, fresh_start
+from chameleon_lite.streams.online import OnlineClusters
 
 from .world import KNOWLEDGE, Stream, World
 

@@ -17,9 +17,9 @@ from chameleon_lite.backbones.formats import number_format
 from chameleon_lite.cluster import fit_clusters
 from chameleon_lite.embed import mean_embeddings, normalise
 from chameleon_lite.loss import HeadWeight
-from chameleon_lite.online import LayerStates, OnlineClusters
 from chameleon_lite.settings import Settings, TokenSettings
 from chameleon_lite.states import ScoredStates, hidden_states
+from chameleon_lite.streams.online import LayerStates, OnlineClusters
 from chameleon_lite.text import TokenTable, cumulative, ragged, tokenise
 
 from ..prepare import timed
@@ -126,7 +126,8 @@ def prepare(
         say(
             f"{name}: {scored[name]:,} documents, {int(table.n_scored[: scored[name]].sum()):,} scored tokens"
         )
-        raw = timed(seconds, f"states {name}", lambda: hidden_states(backbone, table, dtype))
+        with timed(seconds, f"states {name}"):
+            raw = hidden_states(backbone, table, dtype)
         hidden = prefix_means(table, raw)
         scale = scale or (hidden.mean(0), hidden.std(0).clamp_min(1e-6))
         number = {source: i for i, source in enumerate(names)}

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from chameleon_lite.heads import matched_rank
 from chameleon_lite.loss import HeadWeight
-from chameleon_lite.memory import HEAD, LearnSettings, Memory, Shapes, fresh_start
-from chameleon_lite.online import layer_shapes
+from chameleon_lite.streams.memory import HEAD, LearnSettings, Memory, Shapes, fresh_start
+from chameleon_lite.streams.online import layer_shapes
 
 from .material import Material
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from chameleon_lite.backbone import copied
 from chameleon_lite.loss import head_losses, token_losses
-from chameleon_lite.memory import Memory
-from chameleon_lite.online import LayerStates
+from chameleon_lite.streams.memory import Memory
+from chameleon_lite.streams.online import LayerStates
 from chameleon_lite.text import cumulative
 
 from .generated import generated, updated

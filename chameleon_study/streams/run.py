@@ -3,10 +3,12 @@
 OUT/records.jsonl      one line per unit: rates tried, nats per token by order, seconds, bytes
 OUT/documents.parquet  a row per document of the stream, a column of nats per method, order and batch size
 OUT/statics/           the static heads, 16-bit
+results/streams/       what `pack` stores: records, documents and, where it was made, diagram.csv
 """
 
 import fnmatch
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,7 +25,9 @@ from chameleon_lite.backbone import Backbone
 from chameleon_lite.errors import UserError
 
 from ..provenance import default_command, peak_memory, provenance, reset_peak
-from .material import Material, StreamSettings, prepare
+from ..records import REFUSED_BACKBONES
+from ..stored import read, read_losses, storing
+from .material import PROFILES, Material, StreamSettings, prepare
 from .methods import METHODS, STATICS
 from .rivals import RIVALS, tuned
 from .units import BATCH, Reading, robustness, static_nll, streams_of, train_static
@@ -31,20 +35,24 @@ from .units import BATCH, Reading, robustness, static_nll, streams_of, train_sta
 SMALL = ((8, "S1"), (8, "S2-hidden-16"), (1, "S1"), (8, "S3"))  # other batch sizes; the longest last
 ROBUST = ("S1", "S2-hidden-16", "S3")
 ANY = "any"  # the order of a method that orders do not change
+COLUMNS = {"document", "source", "tokens"}
 FEW_ORDERS = {"knn": 3, "S4": 3, "S4-updated": 3, "S6": 1}  # one order after the other; S6 is a bound only
 
 
 class Store:
-    """A folder of results; what was kept under another key (settings, corpus, backbone) is refused."""
+    """A folder of results; what was kept under another key (settings, corpus, backbone) is refused.
 
-    def __init__(self, folder: Path, key: str, documents: pd.DataFrame | None) -> None:
+    Without a key it is there to be read. DamagedFile where a folder with checksums holds other content.
+    """
+
+    def __init__(self, folder: Path, key: str = "", documents: pd.DataFrame | None = None) -> None:
         self.folder, self.key = folder, key
         self.path, self.table = folder / "records.jsonl", folder / "documents.parquet"
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        lines = read(self.path).splitlines() if self.path.is_file() else []
         self.records = {r["unit"]: r for r in map(json.loads, lines)}
-        if other := {r["key"] for r in self.records.values()} - {key}:
+        if key and (other := {r["key"] for r in self.records.values()} - {key}):
             raise UserError(f"{folder} holds another run ({min(other)}, not {key}): give another --out")
-        self.frame = pd.read_parquet(self.table) if self.table.is_file() else documents
+        self.frame = read_losses(self.table, COLUMNS) if self.table.is_file() else documents
 
     def keep(self, unit: str, record: dict, columns: dict[str, Tensor]) -> None:
         """Add a unit's record and columns (M,); the record last, so that a unit with one is whole."""
@@ -203,3 +211,19 @@ def run_streams(
         store.keep(unit, record | {"nats_per_token": nats} | took | origin, columns)
         say(f"{took['seconds']:7.1f} s  {unit}  " + " ".join(f"{o} {v:.4f}" for o, v in nats.items()))
     return store
+
+
+def pack(folder: Path, results: Path) -> None:
+    """Store a finished run's files in `results` with their checksums.
+
+    UserError for what pages may not show: the smoke profile, and backbones of random weights.
+    """
+    facts = [r["data"] for r in Store(folder).records.values() if "data" in r]
+    smoke = PROFILES["smoke"].model_dump(mode="json")
+    if any(f["settings"] == smoke or f["backbone"].startswith(REFUSED_BACKBONES) for f in facts):
+        raise UserError(f"{folder} is of the smoke profile or a random backbone: no result to be stored")
+    results.mkdir(parents=True, exist_ok=True)
+    for name in ("records.jsonl", "documents.parquet", "diagram.csv"):
+        if (folder / name).is_file():
+            with storing(results / name) as part:
+                shutil.copyfile(folder / name, part)

@@ -10,7 +10,7 @@ from chameleon_lite.app import learn as learning
 from chameleon_lite.app.learn import LearningStream, learn_file
 from chameleon_lite.errors import UserError
 from chameleon_lite.heads import LoraHead
-from chameleon_lite.memory import LearnSettings
+from chameleon_lite.streams.memory import LearnSettings
 
 FOUR = LearnSettings(batch_rows=4)
 

@@ -10,9 +10,9 @@ from chameleon_lite import engine
 from chameleon_lite.errors import UserError
 from chameleon_lite.heads import LoraHead
 from chameleon_lite.loss import HeadWeight, token_losses
-from chameleon_lite.memory import HEAD, LearnSettings, Memory, fresh_start, start_of
-from chameleon_lite.online import OnlineClusters, learn
 from chameleon_lite.states import ScoredStates
+from chameleon_lite.streams.memory import HEAD, LearnSettings, Memory, fresh_start, start_of
+from chameleon_lite.streams.online import OnlineClusters, learn
 
 WIDTH, VOCAB, ROWS = 6, 11, 24
 METHODS = ("global", "cluster", "on top", "online", "momentum 0", "frozen")

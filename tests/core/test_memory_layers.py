@@ -10,8 +10,8 @@ from chameleon_lite.backbone import copied, load_backbone
 from chameleon_lite.heads import HeadUpdate
 from chameleon_lite.lora import add_lora, lora_parameters
 from chameleon_lite.loss import HeadWeight
-from chameleon_lite.memory import HEAD, LearnSettings, Memory, fresh_start
-from chameleon_lite.online import LayerStates, layer_shapes, learn
+from chameleon_lite.streams.memory import HEAD, LearnSettings, Memory, fresh_start
+from chameleon_lite.streams.online import LayerStates, layer_shapes, learn
 
 
 def fresh(shapes, slots, rate):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from chameleon_lite.heads import Condition, LoraHead
 from chameleon_lite.loss import HeadWeight, token_losses
-from chameleon_lite.memory import start_of
+from chameleon_lite.streams.memory import start_of
 from chameleon_study.streams import rivals
 from chameleon_study.streams.generated import FIRST, Generator, trained
 from chameleon_study.streams.material import prepare, with_extra

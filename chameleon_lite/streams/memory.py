@@ -18,11 +18,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from .errors import UserError
-from .heads import HeadUpdate, LoraHead
-from .loss import HeadWeight, head_losses, token_losses
-from .settings import Settings
-from .text import IGNORED
+from ..errors import UserError
+from ..heads import HeadUpdate, LoraHead
+from ..loss import HeadWeight, head_losses, token_losses
+from ..settings import Settings
+from ..text import IGNORED
 
 HEAD = "head"
 Shapes = dict[str, tuple[int, int, int]]  # of each pair of factors: its name, (rank, inputs, outputs)

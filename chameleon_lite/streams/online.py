@@ -9,13 +9,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .backbone import Backbone
-from .cluster import nearest_centroid
-from .heads import HeadUpdate
-from .loss import HeadWeight
+from ..backbone import Backbone
+from ..cluster import nearest_centroid
+from ..heads import HeadUpdate
+from ..loss import HeadWeight
+from ..text import TokenTable, by_length
+from ..train_layers import LiveStates, states_at
 from .memory import Memory, Shapes
-from .text import TokenTable, by_length
-from .train_layers import LiveStates, states_at
 
 PIECE_TOKENS = {"cpu": 1_024, "cuda": 6_144}  # padded tokens whose activations are kept for the way back
 
