@@ -112,14 +112,21 @@ def adapt(
     device: Device = None,
     workers: Processes = None,
     dask: Dask = None,
+    learn: Annotated[bool, option("Learn from each batch of rows once it is scored.", "--learn")] = False,
+    memory: Annotated[str | None, option("Learn in one memory, global, or one per cluster.")] = None,
+    rate: Annotated[float | None, option("How fast it learns.", least=0, most=100)] = None,
+    freeze_after: Annotated[int | None, option("Rows after which nothing is learned.", least=0)] = None,
+    save: Annotated[Path | None, option("Keep what was learned: a --model for more rows.")] = None,
 ) -> None:
     """Score or continue the rows of a file, each under the update of its cluster.
 
     A row is a string, {"text": …}, {"prompt": …, "response": …}, {"instruction": …, "output": …} or {"messages": …},
-    with an optional id. A row that fails is kept, with the reason.
+    with an optional id. A row that fails is kept, with the reason. With --learn the model may also be a backbone, or
+    what --save kept; text is carried from row to row.
 
     Example: chameleon-lite adapt prompts.jsonl --model my-adapter --out results.jsonl --continue 40
     """
+    from .learned import learn_file
     from .stream import adapt_file
 
     if score and new_tokens:
@@ -127,11 +134,26 @@ def adapt(
     if dtype is not None and dtype not in FORMATS:
         raise unknown("dtype", dtype, FORMATS)
     how = {"new_tokens": new_tokens, "condition": condition, "clusters": clusters, "batch": batch}
-    machine = {"dtype": dtype, "device": device, "workers": workers, "dask": dask, "overwrite": overwrite}
-    summary = adapt_file(model, source, out, window=window, resume=resume, **machine, **how)
+    machine = {"dtype": dtype, "device": device, "overwrite": overwrite}
+    learning = {"memory": memory, "rate": rate, "freeze_after": freeze_after, "save": save}
+    shared = {"workers": workers, "dask": dask}
+    if learn:
+        refuse(
+            shared | {"continue": new_tokens or None, "condition": condition, "clusters": clusters}, "without"
+        )
+        summary = learn_file(model, source, out, resume=resume, **machine, **learning)
+    else:
+        refuse(learning, "with")
+        summary = adapt_file(model, source, out, window=window, resume=resume, **machine, **shared, **how)
     if summary.failed == summary.rows:
         raise RunFailed(f"no row of {source} could be used: {summary}; reasons are in {out}")
     typer.echo(f"{summary}; written to {out}")
+
+
+def refuse(options: dict, how: str) -> None:
+    """UserError where one of the options was given, which go with or without --learn only."""
+    if given := [name for name, value in options.items() if value is not None]:
+        raise UserError(f"--{given[0].replace('_', '-')} goes {how} --learn only: leave one out")
 
 
 @app.command()

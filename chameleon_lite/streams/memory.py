@@ -94,14 +94,26 @@ class Memory:
             out[name] = HeadUpdate(down, up)
         return out
 
-    def read(self, data, weight: HeadWeight, rows: Tensor, slots: Tensor, learns: bool = True) -> Tensor:
+    def read(
+        self,
+        data,
+        weight: HeadWeight,
+        rows: Tensor,
+        slots: Tensor,
+        learns: bool = True,
+        below: tuple[HeadUpdate, Tensor] | None = None,
+    ) -> Tensor:
         """Score documents rows (B,), which read slots (B, U), then learn: sums of nats (B,) float64.
 
-        data: `ScoredStates` or `LayerStates`; rows and slots on the host. A document whose loss is not finite
-        is counted and not learned from. Without `learns` they are scored only.
+        data: `ScoredStates` or `LayerStates`; rows and slots on the host; below: an update of G groups that stays
+        as it is, and each row's group (B,). A document whose loss is not finite is counted and not learned from.
+        Without `learns` they are scored only.
         """
         learns &= self.settings.freeze_after is None or self.seen < self.settings.freeze_after
-        slots, group = slots.unique(dim=0, return_inverse=True)  # (g, U), (B,)
+        stays = torch.zeros(len(rows), dtype=torch.int64) if below is None else below[1].cpu()
+        keys, group = torch.cat([slots, stays[:, None]], 1).unique(dim=0, return_inverse=True)  # (g, U + 1)
+        slots = keys[:, :-1]
+        fixed = below and _of_groups(below[0], keys[:, -1])
         order = group.argsort(stable=True)  # rows that read the same slots side by side
         present, place = slots.unique(return_inverse=True)  # (n,), (g, U)
         leaf = self.values[present.to(self.values.device)].requires_grad_(learns)  # (n, P)
@@ -110,7 +122,7 @@ class Memory:
         with torch.set_grad_enabled(learns):
             for piece in data.pieces(rows[order]):
                 at = order[piece]  # (b,)
-                sums, counts = self._piece(data, weight, rows[at], group[at], place, leaf)
+                sums, counts = self._piece(data, weight, rows[at], group[at], place, leaf, fixed)
                 nll[at.to(nll.device)] = sums
                 read = place[group[at]].to(tokens.device)  # (b, U)
                 tokens.index_add_(0, read.flatten(), counts.repeat_interleave(read.shape[1]))
@@ -120,7 +132,7 @@ class Memory:
         self.counts[0] += len(rows)
         return nll
 
-    def _piece(self, data, weight, rows, group, place, leaf) -> tuple[Tensor, Tensor]:
+    def _piece(self, data, weight, rows, group, place, leaf, fixed) -> tuple[Tensor, Tensor]:
         """Sums of nats (b,) of a piece and the tokens (b,) learned from; gradients go to leaf (n, P)."""
         layers = [name for name in self.shapes if name != HEAD]
         if layers:
@@ -128,10 +140,11 @@ class Memory:
             h, target, row = data.batch(rows, self.factors(of_rows, layers))
         else:
             h, target, row = data.batch(rows)  # (M, C), (M,), (M,) on the host
-        update, own = None, None
+        update = fixed
         if self.head_size:
             update = self.factors(leaf[:, : self.head_size][place.to(leaf.device)], [HEAD])[HEAD]
-            own = group[row] if len(place) > 1 else None
+            update = update if fixed is None else joined(fixed, update)
+        own = None if update is None or len(place) == 1 else group[row]
         lengths = data.counts[rows].to(h.device)
         each = token_losses(h, target, weight, [update], [own])[0]  # (M,)
         sums = torch.segment_reduce(each.double(), "sum", lengths=lengths, axis=0, unsafe=True)  # (b,)
@@ -157,8 +170,9 @@ class Memory:
             move = move + s.decay * (old - self.start.expand_as(self.values)[at])
         rms = move.square().mean(1, keepdim=True).sqrt()  # (n, 1), in units of the rate
         move = move * (s.cap / rms.clamp_min(1e-30)).clamp_max(1.0)
-        good = good & (move.isfinite() & square.isfinite()).all(1, keepdim=True)
-        new = {"values": old - rate * move, "mean": mean, "square": square, "steps": steps}
+        moved = old - rate * move
+        good = good & (moved.isfinite() & square.isfinite()).all(1, keepdim=True)
+        new = {"values": moved, "mean": mean, "square": square, "steps": steps}
         for name, value in new.items():
             kept = getattr(self, name)
             kept[at] = torch.where(good, value, kept[at])
@@ -179,6 +193,17 @@ class Memory:
                 )
             setattr(self, name, value.to(mine.device, copy=True))
         self.seen = int(self.counts[0])
+
+
+def _of_groups(update: HeadUpdate, group: Tensor) -> HeadUpdate:
+    group = group.to(update.down.device)
+    return HeadUpdate(update.down.detach()[group], update.up.detach()[group])
+
+
+def joined(first: HeadUpdate, second: HeadUpdate) -> HeadUpdate:
+    """The sum of two low-rank updates of G groups each, as one of both ranks together."""
+    up = torch.cat([first.up.to(second.up), second.up], 2)
+    return HeadUpdate(torch.cat([first.down.to(second.down), second.down], 1), up)  # (G, R + R', C)
 
 
 def fresh_start(shapes: Shapes, generator: torch.Generator) -> Tensor:

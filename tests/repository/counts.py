@@ -15,7 +15,8 @@ CORE = ROOT / "chameleon_lite"
 STEPS = ("text", "embed", "cluster", "batches", "backbone", "lora")
 STEPS += ("heads", "loss", "states", "conditions", "train", "chameleon")
 ONE_SITTING = tuple(CORE / f"{step}.py" for step in STEPS)  # what a newcomer reads, in this order
-STREAMS = (CORE / "streams", CORE / "app" / "learn.py", ROOT / "chameleon_study" / "streams")
+STREAMS = (CORE / "streams", CORE / "app" / "learn.py", CORE / "app" / "learned.py")
+STREAMS += (ROOT / "chameleon_study" / "streams",)
 
 
 class Piece(NamedTuple):
