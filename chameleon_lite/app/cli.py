@@ -126,34 +126,25 @@ def adapt(
 
     Example: chameleon-lite adapt prompts.jsonl --model my-adapter --out results.jsonl --continue 40
     """
-    from .learned import learn_file
+    from .learned import learn_file, refuse
     from .stream import adapt_file
 
     if score and new_tokens:
         raise UserError("--score and --continue exclude each other: choose one")
     if dtype is not None and dtype not in FORMATS:
         raise unknown("dtype", dtype, FORMATS)
-    how = {"new_tokens": new_tokens, "condition": condition, "clusters": clusters, "batch": batch}
-    machine = {"dtype": dtype, "device": device, "overwrite": overwrite}
+    how = {"resume": resume, "dtype": dtype, "device": device, "overwrite": overwrite}
     learning = {"memory": memory, "rate": rate, "freeze_after": freeze_after, "save": save}
-    shared = {"workers": workers, "dask": dask}
+    still = {"condition": condition, "clusters": clusters, "workers": workers, "dask": dask}
+    refuse(learn, learning, still | {"continue": new_tokens or None})
     if learn:
-        refuse(
-            shared | {"continue": new_tokens or None, "condition": condition, "clusters": clusters}, "without"
-        )
-        summary = learn_file(model, source, out, resume=resume, **machine, **learning)
+        summary = learn_file(model, source, out, **how, **learning)
     else:
-        refuse(learning, "with")
-        summary = adapt_file(model, source, out, window=window, resume=resume, **machine, **shared, **how)
+        still |= {"new_tokens": new_tokens, "batch": batch, "window": window}
+        summary = adapt_file(model, source, out, **how, **still)
     if summary.failed == summary.rows:
         raise RunFailed(f"no row of {source} could be used: {summary}; reasons are in {out}")
     typer.echo(f"{summary}; written to {out}")
-
-
-def refuse(options: dict, how: str) -> None:
-    """UserError where one of the options was given, which go with or without --learn only."""
-    if given := [name for name, value in options.items() if value is not None]:
-        raise UserError(f"--{given[0].replace('_', '-')} goes {how} --learn only: leave one out")
 
 
 @app.command()

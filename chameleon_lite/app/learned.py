@@ -127,6 +127,13 @@ def opened(
     return stream, facts["model"]
 
 
+def refuse(learn: bool, learning: dict, still: dict) -> None:
+    """UserError where an option was given that goes with --learn only, or one that does not go with it."""
+    options, how = (still, "without") if learn else (learning, "with")
+    if given := [name for name, value in options.items() if value is not None]:
+        raise UserError(f"--{given[0].replace('_', '-')} goes {how} --learn only: leave one out")
+
+
 def _model(name: str, device: str | None, dtype: str | None):
     """The adapter in a folder, else the backbone of that name."""
     config = Path(name).expanduser() / "config.json"
