@@ -68,9 +68,9 @@ class LearnSummary:
         first = f" (first: {self.first_error})" if self.first_error else ""
         text = f"{self.rows:,} rows, {self.failed:,} failed{first}; {self.tokens:,} scored tokens, "
         text += f"{self.loss_without:.4f} nats per token without learning, {self.loss_without + self.gain:.4f} with it "
-        text += f"({self.gain:+.4f}, 95 % interval {self.low:+.4f} to {self.high:+.4f}); "
-        both = self.seconds_scored + self.seconds_learned
-        text += f"{both:.1f} s, {both / max(self.seconds_scored, 1e-9):.1f} times as long as scoring alone"
+        text += f"({self.gain:+.4f}, 95 % interval {self.low:+.4f} to {self.high:+.4f})"
+        if both := self.seconds_scored + self.seconds_learned:  # none where nothing was left to do
+            text += f"; {both:.1f} s, {both / self.seconds_scored:.1f} times as long as scoring alone"
         return text + (f"; {self.skipped:,} steps that were not finite are skipped" if self.skipped else "")
 
 

@@ -71,9 +71,8 @@ def learn_file(
             if not done["rows"]:
                 part.unlink(missing_ok=True)
                 marker.unlink(missing_ok=True)
-            bar = tqdm(desc="learning", unit="row", total=total, initial=done["rows"], leave=False)
-            bar.disable = bar.disable or not progress
-            with bar:
+            shown = {"desc": "learning", "unit": "row", "disable": None if progress else True}
+            with tqdm(total=total, initial=done["rows"], leave=False, **shown) as bar:
                 _run(stream, source, part, marker, {"key": key} | done, bar)
             os.replace(part, place)
         if kept is not None:
