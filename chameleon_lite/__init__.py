@@ -38,6 +38,8 @@ _NAMES = {  # file -> the public names that live in it
     "loss": "HeadWeight head_losses token_losses",
     "states": "ScoredStates hidden_states",
     "train": "Member average evaluate train_heads",
+    "streams.memory": "LearnSettings Memory",
+    "streams.online": "LayerStates OnlineClusters learn",
     "chameleon": "ChameleonLiteForCausalLM",
     "chameleon_config": "ChameleonLiteConfig",
     "app.fit": "fit",

@@ -83,15 +83,18 @@ class LiveStates:
         trains = torch.is_grad_enabled()
         if fast := self.training_pass if trains else self.reading_pass:
             return fast.batch(rows)
-        ids, mask = self.table.padded(rows)
-        row, column, target = next_token_pairs(
-            ids, mask, torch.from_numpy(self.table.prefix[rows.numpy()]).long()
-        )
-        place, target = sent(torch.stack([row * ids.shape[1] + column, target]), self.device)
-        ids, mask = sent(ids, self.device), sent(mask, self.device)
+        ids, mask, place, target, row = self.padded(rows)
         if trains:
             return states_at(self.layers(ids, None, mask), place), target, row
         return self.backbone.hidden(ids, mask).half().flatten(0, 1).index_select(0, place), target, row
+
+    def padded(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Documents rows (B,) to ids, mask (B, T), flat place, target (M,) on the device, row (M,) on the host."""
+        ids, mask = self.table.padded(rows)
+        prefix = torch.from_numpy(self.table.prefix[rows.numpy()]).long()
+        row, column, target = next_token_pairs(ids, mask, prefix)
+        place, target = sent(torch.stack([row * ids.shape[1] + column, target]), self.device)
+        return sent(ids, self.device), sent(mask, self.device), place, target, row
 
     def close(self) -> None:
         """Give back the memory that a recorded pass holds."""

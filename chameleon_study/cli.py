@@ -14,7 +14,10 @@ from chameleon_lite.app.cli import Dask, DataDir, Device, Processes
 from chameleon_lite.app.outputs import claimed
 from chameleon_lite.errors import UserError
 
+from .streams.command import stream
+
 app = typer.Typer()
+app.command()(stream)
 Results = Annotated[Path, typer.Option("--results", help="Folder of packed records.")]
 Into = Annotated[Path | None, typer.Option("--results", help="Also pack the results into this folder.")]
 Csv = Annotated[Path | None, typer.Option("--csv", help="Write the table to this CSV file.")]

@@ -78,14 +78,14 @@ def read_lines(path: Path, kind: type[BaseModel]) -> list:
     return out
 
 
-def read_losses(path: Path) -> pd.DataFrame:
-    """A table of losses per document; DamagedFile for anything else."""
+def read_losses(path: Path, columns: set[str] = LOSSES) -> pd.DataFrame:
+    """A table of losses per document, with `columns`; DamagedFile for anything else."""
     content = read(path)
     try:
         frame = pd.read_parquet(io.BytesIO(content))
     except (ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         raise DamagedFile(f"{path} is damaged: no parquet, {reason(error)}; {AGAIN}") from error
-    if missing := sorted(LOSSES - set(frame)):
+    if missing := sorted(columns - set(frame)):
         raise DamagedFile(f"{path} holds no losses per document: there is no column {missing[0]!r}; {AGAIN}")
     return frame
 

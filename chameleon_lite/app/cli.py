@@ -104,23 +104,36 @@ def adapt(
     device: Device = None,
     workers: Processes = None,
     dask: Dask = None,
+    learn: Annotated[bool, option("Learn from each batch of rows once it is scored.", "--learn")] = False,
+    memory: Annotated[str | None, option("Learn in one memory, global, or one per cluster.")] = None,
+    rate: Annotated[float | None, option("How fast it learns.", least=0, most=100)] = None,
+    freeze_after: Annotated[int | None, option("Rows after which nothing is learned.", least=0)] = None,
+    save: Annotated[Path | None, option("Keep what was learned: a --model for more rows.")] = None,
 ) -> None:
     """Score or continue the rows of a file, each under the update of its cluster.
 
     A row is a string, {"text": …}, {"prompt": …, "response": …}, {"instruction": …, "output": …} or {"messages": …},
-    with an optional id. A row that fails is kept, with the reason.
+    with an optional id. A row that fails is kept, with the reason. With --learn the model may also be a backbone, or
+    what --save kept; text is carried from row to row.
 
     Example: chameleon-lite adapt prompts.jsonl --model my-adapter --out results.jsonl --continue 40
     """
+    from .learned import learn_file, refuse
     from .stream import adapt_file
 
     if score and new_tokens:
         raise UserError("--score and --continue exclude each other: choose one")
     if dtype is not None and dtype not in FORMATS:
         raise unknown("dtype", dtype, FORMATS)
-    how = {"new_tokens": new_tokens, "condition": condition, "clusters": clusters, "batch": batch}
-    machine = {"dtype": dtype, "device": device, "workers": workers, "dask": dask, "overwrite": overwrite}
-    summary = adapt_file(model, source, out, window=window, resume=resume, **machine, **how)
+    how = {"resume": resume, "dtype": dtype, "device": device, "overwrite": overwrite}
+    learning = {"memory": memory, "rate": rate, "freeze_after": freeze_after, "save": save}
+    still = {"condition": condition, "clusters": clusters, "workers": workers, "dask": dask}
+    refuse(learn, learning, still | {"continue": new_tokens or None})
+    if learn:
+        summary = learn_file(model, source, out, **how, **learning)
+    else:
+        still |= {"new_tokens": new_tokens, "batch": batch, "window": window}
+        summary = adapt_file(model, source, out, **how, **still)
     if summary.failed == summary.rows:
         raise RunFailed(f"no row of {source} could be used: {summary}; reasons are in {out}")
     typer.echo(f"{summary}; written to {out}")

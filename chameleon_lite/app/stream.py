@@ -222,11 +222,16 @@ def _key(adapter: Adapter, how: dict, source: Path, window: int) -> str:
     for name, value in sorted(adapter.model.adapter_state().items()):
         digest.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
     settings = [adapter.model.backbone.hash, adapter.prompts, how, window, str(adapter.model.lm.dtype)]
-    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    for path in sorted(source.rglob("*.txt")) if source.is_dir() else [source]:
-        if path.is_file():
-            digest.update(f"{path.suffix.lower()} {path.relative_to(source)} {files.sha256(path)}\n".encode())
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode() + contents(source).encode())
     return digest.hexdigest()
+
+
+def contents(source: Path) -> str:
+    """Ends, names and checksums of the files that an input consists of, one line each."""
+    paths = (
+        [path for path in sorted(source.rglob("*.txt")) if path.is_file()] if source.is_dir() else [source]
+    )
+    return "".join(f"{p.suffix.lower()} {p.relative_to(source)} {files.sha256(p)}\n" for p in paths)
 
 
 def _summary(path: Path) -> Summary:

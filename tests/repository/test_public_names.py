@@ -24,7 +24,7 @@ TRANSFORMERS_OWN = ("get_", "set_")  # accessors that transformers defines
 GIVEN_BY_TRANSFORMERS = set(
     "input_ids attention_mask position_ids inputs_embeds logits_to_keep inputs labels".split()
 )
-NATS = {"average", "head_losses", "token_losses", "evaluate", "adapt", "train_heads", "fit"}
+NATS = {"average", "head_losses", "token_losses", "evaluate", "adapt", "train_heads", "fit", "learn"}
 NATS |= {"ChameleonLiteForCausalLM.forward"}
 SOURCES = {  # a published idea and the words that name where it is from, in its docstring or at the top of its file
     "mean_embeddings": ["Paper", "Released code"],
@@ -36,6 +36,8 @@ SOURCES = {  # a published idea and the words that name where it is from, in its
     "HeadUpdate": [r"the paper's A and B \(section 3\.1\)"],
     "apply_update": [r"the paper's A and B \(section 3\.1\)"],
     "average": ["released scripts"],
+    "learn": [r"Krause et al\. 2018, 2019"],
+    "OnlineClusters": ["MacQueen 1967"],
     "ChameleonLiteConfig": ["the paper's"],
 }
 
