@@ -106,6 +106,12 @@ def shared_seeds(parts: Sequence[dict[int, object]]) -> list[int]:
 OF_A_RECORD = {"gap": gap, "area": area}
 
 
+def _cost(r: Record) -> float | None:
+    """What half foreign rows add to a record's loss on the rows that stay clean."""
+    foreign, clean = (r.metrics.get(f"{name}50_nll") for name in (FOREIGN, "clean-"))
+    return None if foreign is None or clean is None else foreign - clean
+
+
 class StoredRuns:
     """The records and per-document losses of all honest experiments of one backbone in a results folder.
 
@@ -176,16 +182,6 @@ class StoredRuns:
         """The runs of experiments of another name, or of another backbone, in the same folder."""
         return StoredRuns(self.folder, backbone or self.backbone, self.draws, self.benchmarks, experiments)
 
-    @cached_property
-    def _foreign(self) -> "StoredRuns":
-        return self.beside(FOREIGN)
-
-    def with_foreign(self, corpus: str) -> "StoredRuns":
-        """The runs that hold a corpus's readings with foreign rows: these, or the `foreign-*` ones."""
-        runs = {r.name for (where, _), of in self.records.items() if where == corpus for r in of}
-        here = any(run in runs and reading.startswith(FOREIGN) for run, reading in self.losses)
-        return self if here or self.experiments == FOREIGN else self._foreign
-
     def contrast(self, corpus: str, first: str, second: str, reading: str = "test") -> Contrast | None:
         """first − second in nats per token over shared seeds and documents; None where one is missing."""
         return self.sum_of([(corpus, first, reading, 1.0), (corpus, second, reading, -1.0)])
@@ -230,10 +226,15 @@ class StoredRuns:
         return {name: c for name, c in out.items() if c is not None}
 
     def foreign_cost(self, corpus: str, *regimes: str) -> Contrast | None:
-        """What 50 % foreign rows cost a regime on the clean rows, or the first minus the second of two."""
-        signs = {(r, f"{FOREIGN}50"): w for r, w in zip(regimes, (1.0, -1.0))}
-        signs |= {(r, "clean-50"): -w for (r, _), w in signs.items()}
-        return self.with_foreign(corpus).sum_of([(corpus, *what, sign) for what, sign in signs.items()])
+        """What 50 % foreign rows cost a regime on the clean rows, or the first minus the second of two.
+
+        Each seed draws clean rows of its own, so the interval is over seeds, which hold the draw of documents too.
+        """
+        costs = [{r.seed: c for r in self.runs(corpus, name) if (c := _cost(r)) is not None} for name in regimes]
+        if not (seeds := shared_seeds(costs)):
+            return None
+        values = [[costs[0][s] - sum(of[s] for of in costs[1:])] for s in seeds]  # (S, 1)
+        return mean_interval(np.array(values), np.ones(1), draws=min(self.draws, 2_000))
 
     def family(self, corpus: str) -> dict[str, FamilyMember]:
         """Every registered contrast that is possible on a corpus, Holm-adjusted within its family."""
