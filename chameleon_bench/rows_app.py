@@ -18,8 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from chameleon_lite.app.corpus import SPLITS, Corpus
-from chameleon_lite.app.fit import fit
-from chameleon_lite.settings import FitSettings
+from chameleon_lite.app.fit import FitSettings, fit
 from chameleon_study.corpora import load_corpus
 
 from .bench import Bench, run

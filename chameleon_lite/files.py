@@ -1,9 +1,8 @@
 """Where files live, and how they get there whole.
 
 `home` is the cache folder, `atomic` writes under a temporary name and renames, `locked` keeps two processes
-off one file, `sha256` and `verified` compare a checksum, `write_sealed` puts it into a JSON file itself, `once`
-refuses a key that stands there twice. A file under its final name is complete; what a killed process leaves
-has a `.part-` name and is ignored.
+off one file, `sha256` and `verified` compare a checksum, `write_sealed` puts it into a JSON file itself. A
+file under its final name is complete; what a killed process leaves has a `.part-` name and is ignored.
 """
 
 import hashlib
@@ -14,7 +13,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -93,11 +91,3 @@ def seal(content: dict) -> str:
     """The checksum of a JSON object, as it will be read: keys are texts, tuples are lists."""
     content = json.loads(json.dumps(content))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def once(pairs: list[tuple[str, Any]]) -> dict:
-    """The object of a JSON text (`object_pairs_hook`); ValueError for a key named twice, whose last would win."""
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        raise ValueError(f"the key {max(names, key=names.count)[:40]!r} stands there twice")
-    return dict(pairs)

@@ -53,11 +53,8 @@ def validated(kind: type[BaseModel], fields: Mapping[str, Any], where: str = "")
         return kind(**fields)
     except ValidationError as error:
         first = error.errors()[0]
-        name, what = (
-            ".".join(map(str, first["loc"])) or "settings",
-            first["msg"].removeprefix("Value error, "),
-        )
-        raise UserError(f"{where}{name}: {what}") from None
+        name = ".".join(map(str, first["loc"])) or "settings"
+        raise UserError(f"{where}{name}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 class TokenSettings(Settings):
@@ -104,22 +101,3 @@ class TrainSettings(Settings):
     masks: Literal["group", "row"] = Field(
         "row", description="a step drops anew for each row, or (released) once for each group"
     )
-
-
-class FitSettings(Settings):
-    """How an adapter is fitted on texts of one's own."""
-
-    rank: Rank = Field(4, description="rank of the head's update")
-    lora_rank: int = Field(0, ge=0, le=1 << 14, description="rank of LoRA in the layers, 0 = none; slow")
-    record_layers: bool = Field(True, description="on a GPU: replay the layers' pass; needs memory")
-    dropout: float = Field(0.5, ge=0, lt=1, description="dropout inside the hyper-network, as released")
-    condition: Literal["cluster", "centroid", "row"] = Field(
-        "cluster", description="what conditions new texts, see conditions.py; training uses groups"
-    )
-    learning_rate: Rate = Field(1e-3, description="AdamW's learning rate")
-    max_train_tokens: Count | None = Field(200_000, description="tokens of training texts; none = all")
-    max_held_out: Count | None = Field(500, description="texts of validation and of test each; none = all")
-    seed: Seed = Field(0, description="of initialisation, order, clusters and choice of texts")
-    tokens: TokenSettings = TokenSettings()
-    clusters: ClusterSettings = ClusterSettings()
-    train: TrainSettings = TrainSettings(epochs=3)

@@ -4,8 +4,7 @@
                  plain text: the first m tokens are the prefix · prompt and response: the prompt is the prefix
 
 No padding is stored; `padded` makes it for the rows of one batch, with a mask, so that a pad token is never
-confused with an ordinary token of the same id. No token is added but the one that a tokenizer itself puts
-before a text, as a part of the prefix.
+confused with an ordinary token of the same id. None is added but a tokenizer's own first one.
 """
 
 import hashlib
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .backbones.formats import opening
 from .errors import UserError
 
 IGNORED = -100  # the label of a position that is not scored
@@ -155,9 +155,7 @@ def tokenise(
     for start in range(0, len(documents), CHUNK):
         for e in _encoded(documents[start : start + CHUNK], tokenizer, condition_on):
             own = 0 if e.prompt else prefix_tokens  # of the text, that are its prefix
-            cut = max(
-                0, len(begin) + len(e.prompt) + min_scored - max_length
-            )  # prompt tokens lost on the left
+            cut = max(0, len(begin + e.prompt) + min_scored - max_length)  # prompt tokens lost on the left
             prompt = begin + e.prompt[cut:]
             n_text = min(len(e.text), max_length - len(prompt))
             if n_text - own < min_scored:
@@ -189,12 +187,6 @@ def pad_id(tokenizer: Callable) -> int:
     """The tokenizer's padding token, its end-of-text token where it has none, else 0."""
     ids = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
     return next((int(i) for i in ids if i is not None), 0)
-
-
-def opening(tokenizer: Callable) -> list[int]:
-    """The token that a tokenizer puts before every text, which its model was trained with; [] where it puts none."""
-    token = getattr(tokenizer, "bos_token_id", None)
-    return [token] if token is not None and tokenizer("")["input_ids"][:1] == [token] else []
 
 
 def _check(max_length: int, prefix_tokens: int, min_scored: int, condition_on: str) -> None:

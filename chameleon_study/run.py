@@ -36,10 +36,8 @@ from .released.prepare import prepare_released
 from .released.protocol import mended
 from .released.run import check_released, measure_released
 from .spans import Span, note, span_of
-from .sweep import Key, Losses, choose, loss_file, store_loss, stored_losses, sweep_jobs
+from .sweep import Key, Losses, choose, lenders, loss_file, split_up, store_loss, stored_losses, sweep_jobs
 from .write import generated, writing
-
-PART = 12  # regimes of a job where work is shared: enough to share h·Wᵀ, few enough to keep all workers busy
 
 
 def run_experiment(
@@ -265,25 +263,6 @@ class SeedJob:
             record = record_of(context, r.name, self.corpus, self.seed, outcome, metrics)
             record.learning_rate_trials = self.trials.get(r.rate_of or r.name, {})
             yield record, documents
-
-
-def split_up(regimes: list[Regime]) -> list[list[Regime]]:
-    """Parts of about PART regimes, each with those that borrow its heads: for several workers."""
-    families: dict[str, list[Regime]] = {}
-    for r in regimes:
-        families.setdefault(r.weights_of or r.name, []).append(r)
-    parts: list[list[Regime]] = [[]]
-    for family in families.values():
-        if len(parts[-1]) >= PART:
-            parts.append([])
-        parts[-1] += family
-    return parts
-
-
-def lenders(regimes: list[Regime]) -> list[Regime]:
-    """The regimes, not among these, whose trained heads these borrow."""
-    borrowed = {r.weights_of for r in regimes if r.weights_of} - {r.name for r in regimes}
-    return [REGIMES[name] for name in sorted(borrowed)]
 
 
 def _cached_outcomes(context: Context, regimes: list[Regime], chosen: dict, seed: int) -> dict[str, Outcome]:

@@ -26,6 +26,8 @@ SWEEP_SEEDS_FROM = 1_000
 # heads side by side in a sweep: large enough to share the product h·Wᵀ, small enough to distribute over processes
 COHORT = 12
 
+PART = 12  # regimes of a job where work is shared: enough to share h·Wᵀ, few enough to keep all workers busy
+
 Key = tuple[str, Choice, int]  # regime, choice, sweep seed
 Losses = dict[Key, float]  # best validation loss, nats per token
 
@@ -67,8 +69,8 @@ def choose(
     """
     chosen = {name: Choice(rate) for name, rate in settings.learning_rates.items()}
     seeds = range(SWEEP_SEEDS_FROM, SWEEP_SEEDS_FROM + settings.sweep.seeds)
-    lenders = dict.fromkeys(r.rate_of or r.name for r in regimes if r.name not in chosen)
-    tried: dict[str, dict[Choice, dict[str, float]]] = {name: {} for name in lenders if name not in chosen}
+    owners = dict.fromkeys(r.rate_of or r.name for r in regimes if r.name not in chosen)
+    tried: dict[str, dict[Choice, dict[str, float]]] = {name: {} for name in owners if name not in chosen}
     pending = {name: first_choices(settings.sweep, REGIMES[name]) for name in tried}
     for _ in range(settings.sweep.extend + 1):
         wanted = [(name, choice, seed) for name, more in pending.items() for choice in more for seed in seeds]
@@ -146,3 +148,22 @@ def _beyond_edge(tried: dict[Choice, dict[str, float]]) -> list[Choice]:
 def _best(tried: dict[Choice, dict[str, float]]) -> Choice:
     """The choice with the lowest loss, a mean over sweep seeds."""
     return min(tried, key=lambda choice: sum(tried[choice].values()) / len(tried[choice]))
+
+
+def split_up(regimes: list[Regime]) -> list[list[Regime]]:
+    """Parts of about PART regimes, each with those that borrow its heads: for several workers."""
+    families: dict[str, list[Regime]] = {}
+    for r in regimes:
+        families.setdefault(r.weights_of or r.name, []).append(r)
+    parts: list[list[Regime]] = [[]]
+    for family in families.values():
+        if len(parts[-1]) >= PART:
+            parts.append([])
+        parts[-1] += family
+    return parts
+
+
+def lenders(regimes: list[Regime]) -> list[Regime]:
+    """The regimes, not among these, whose trained heads these borrow."""
+    borrowed = {r.weights_of for r in regimes if r.weights_of} - {r.name for r in regimes}
+    return [REGIMES[name] for name in sorted(borrowed)]

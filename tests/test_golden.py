@@ -24,10 +24,9 @@ import pytest
 import torch
 
 from chameleon_lite.app.corpus import Corpus
-from chameleon_lite.app.fit import fit
+from chameleon_lite.app.fit import FitSettings, fit
 from chameleon_lite.app.own_texts import write_jsonl
 from chameleon_lite.app.stream import adapt
-from chameleon_lite.settings import FitSettings
 from chameleon_lite.text import Document
 from chameleon_study.config import experiment_from
 from chameleon_study.run import run_experiment

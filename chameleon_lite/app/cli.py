@@ -75,7 +75,8 @@ def fit(
 
     Example: chameleon-lite fit texts.jsonl --backbone smollm2 --out my-adapter
     """
-    from ..settings import FitSettings, validated
+    from ..settings import validated
+    from .fit import FitSettings
     from .fit import fit as run
 
     given = {"rank": rank, "lora_rank": lora_rank, "learning_rate": learning_rate, "condition": condition}

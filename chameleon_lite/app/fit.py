@@ -19,10 +19,11 @@ from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -37,7 +38,7 @@ from ..errors import RunFailed
 from ..lora import lora_parameters, without_lora
 from ..loss import HeadWeight
 from ..processes import Processes
-from ..settings import FitSettings
+from ..settings import ClusterSettings, Count, Rank, Rate, Seed, Settings, TokenSettings, TrainSettings
 from ..states import ScoredStates, hidden_states
 from ..text import SHORT, TokenTable, tokenise
 from ..train import Member, evaluate, train_heads
@@ -49,6 +50,25 @@ from .rows import parsed
 
 RESAMPLES = 2_000
 FEW = 10  # held-out texts below which an interval from resampling them says nothing
+
+
+class FitSettings(Settings):
+    """How an adapter is fitted on texts of one's own."""
+
+    rank: Rank = Field(4, description="rank of the head's update")
+    lora_rank: int = Field(0, ge=0, le=1 << 14, description="rank of LoRA in the layers, 0 = none; slow")
+    record_layers: bool = Field(True, description="on a GPU: replay the layers' pass; needs memory")
+    dropout: float = Field(0.5, ge=0, lt=1, description="dropout inside the hyper-network, as released")
+    condition: Literal["cluster", "centroid", "row"] = Field(
+        "cluster", description="what conditions new texts, see conditions.py; training uses groups"
+    )
+    learning_rate: Rate = Field(1e-3, description="AdamW's learning rate")
+    max_train_tokens: Count | None = Field(200_000, description="tokens of training texts; none = all")
+    max_held_out: Count | None = Field(500, description="texts of validation and of test each; none = all")
+    seed: Seed = Field(0, description="of initialisation, order, clusters and choice of texts")
+    tokens: TokenSettings = TokenSettings()
+    clusters: ClusterSettings = ClusterSettings()
+    train: TrainSettings = TrainSettings(epochs=3)
 
 
 @dataclass(frozen=True)

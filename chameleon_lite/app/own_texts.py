@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from .. import files
+from ..backbones.formats import once
 from ..errors import DamagedFile, UserError
 from ..text import Document
 from .corpus import SPLITS, Corpus, lines, overlaps, split_documents
@@ -111,7 +112,7 @@ def read_jsonl(path: Path | str) -> Corpus:
     documents: dict[str, list[Document]] = {split: [] for split in SPLITS}
     try:
         with open(path, encoding="utf-8", newline="\n") as file:
-            header = json.loads(file.readline(), object_pairs_hook=files.once)
+            header = json.loads(file.readline(), object_pairs_hook=once)
             for line in file:
                 row = json.loads(line)
                 if not all(isinstance(value, str) for value in row.values()):

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..backbones.formats import once
 from ..errors import UserError
-from ..files import once
 
 # Columns of a row; the last one is scored.
 ANSWERS = [("prompt", name) for name in ("response", "text", "completion")]

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..backbones.formats import sums_on
+from ..backbones.formats import opening, sums_on
 from ..cluster import fit_clusters
 from ..conditions import Grouped, grouped
 from ..embed import mean_embeddings, normalise
@@ -28,7 +28,7 @@ from ..lora import without_lora
 from ..loss import HeadWeight, next_token_pairs, token_losses
 from ..settings import TokenSettings
 from ..states import BATCH_TOKENS
-from ..text import Document, TokenTable, by_length, cumulative, opening, tokenise
+from ..text import Document, TokenTable, by_length, cumulative, tokenise
 from .rows import Row
 
 Prompts = Sequence[Sequence[int]]  # lists of token ids

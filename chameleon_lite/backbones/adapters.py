@@ -13,9 +13,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from .. import files
 from ..errors import DamagedFile, UserError
 from ..settings import Rank, TokenSettings, validated
+from .formats import once
 
 MODEL_TYPE = "chameleon-lite"
 Width = Annotated[int, Field(ge=1, le=1 << 16)]
@@ -70,7 +70,7 @@ def read_settings(folder: Path) -> dict:
     """
     path = folder / "config.json"
     try:
-        content = json.loads(path.read_bytes(), object_pairs_hook=files.once)
+        content = json.loads(path.read_bytes(), object_pairs_hook=once)
         kind = content.get("model_type")
     except (ValueError, RecursionError, AttributeError) as error:
         raise DamagedFile(f"{path} is damaged: no JSON object ({error}); save or fetch it again") from None

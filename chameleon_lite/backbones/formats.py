@@ -1,9 +1,10 @@
-"""Number formats: what a machine multiplies fast, and a model held in one of them during a pass."""
+"""Formats: of numbers (what a machine multiplies fast, a model held in one), of a text's first token, of JSON."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -113,3 +114,17 @@ def fused_activations(lm: nn.Module) -> Iterator[None]:
     finally:
         for module, name, child in slow:
             setattr(module, name, child)
+
+
+def opening(tokenizer: Callable) -> list[int]:
+    """The token that a tokenizer puts before every text, which its model was trained with; [] where it puts none."""
+    token = getattr(tokenizer, "bos_token_id", None)
+    return [token] if token is not None and tokenizer("")["input_ids"][:1] == [token] else []
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict:
+    """The object of a JSON text (`object_pairs_hook`); ValueError for a key named twice, whose last would win."""
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the key {max(names, key=names.count)[:40]!r} stands there twice")
+    return dict(pairs)

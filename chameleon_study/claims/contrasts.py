@@ -230,7 +230,9 @@ class StoredRuns:
 
         Each seed draws clean rows of its own, so the interval is over seeds, which hold the draw of documents too.
         """
-        costs = [{r.seed: c for r in self.runs(corpus, name) if (c := _cost(r)) is not None} for name in regimes]
+        costs = [
+            {r.seed: c for r in self.runs(corpus, name) if (c := _cost(r)) is not None} for name in regimes
+        ]
         if not (seeds := shared_seeds(costs)):
             return None
         values = [[costs[0][s] - sum(of[s] for of in costs[1:])] for s in seeds]  # (S, 1)

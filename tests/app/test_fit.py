@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from chameleon_lite.app.fit import Fitted, compared, corpus_of, fit
+from chameleon_lite.app.fit import FitSettings, Fitted, compared, corpus_of, fit
 from chameleon_lite.app.stream import adapt
 from chameleon_lite.errors import UserError
-from chameleon_lite.settings import ClusterSettings, FitSettings, TokenSettings, TrainSettings
+from chameleon_lite.settings import ClusterSettings, TokenSettings, TrainSettings
 
 
 def small(**changes) -> FitSettings:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from chameleon_lite import engine, train_layers
-from chameleon_lite.app.fit import corpus_of, fit
+from chameleon_lite.app.fit import FitSettings, corpus_of, fit
 from chameleon_lite.app.stream import adapt
 from chameleon_lite.backbone import copied, load_backbone
 from chameleon_lite.batches import Arrangement
@@ -20,7 +20,7 @@ from chameleon_lite.heads import LoraHead
 from chameleon_lite.lora import adapted_layers, add_lora, lora_parameters
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.processes import Processes
-from chameleon_lite.settings import ClusterSettings, FitSettings, TokenSettings, TrainSettings
+from chameleon_lite.settings import ClusterSettings, TokenSettings, TrainSettings
 from chameleon_lite.states import hidden_states
 from chameleon_lite.text import tokenise
 from chameleon_lite.train import Common, Member, evaluate, step

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from chameleon_lite.app.fit import fit
+from chameleon_lite.app.fit import FitSettings, fit
 from chameleon_lite.app.outputs import claimed
 from chameleon_lite.app.stream import adapt_file
 from chameleon_lite.errors import RunFailed, UserError
-from chameleon_lite.settings import ClusterSettings, FitSettings, TokenSettings, TrainSettings
+from chameleon_lite.settings import ClusterSettings, TokenSettings, TrainSettings
 
 SMALL = FitSettings(
     tokens=TokenSettings(max_length=64),

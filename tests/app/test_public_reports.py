@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 
 from chameleon_lite import adapt
-from chameleon_lite.app.fit import _parts, corpus_of
+from chameleon_lite.app.fit import FitSettings, _parts, corpus_of
 from chameleon_lite.backbone import load_backbone
+from chameleon_lite.backbones.formats import opening
 from chameleon_lite.backbones.tiny import byte_tokenizer
 from chameleon_lite.chameleon import ChameleonLiteForCausalLM
-from chameleon_lite.settings import FitSettings
-from chameleon_lite.text import Document, opening, tokenise
+from chameleon_lite.text import Document, tokenise
 
 ROOT = Path(__file__).parents[2]
 TEXT = "a text that is long enough to be scored, and more"

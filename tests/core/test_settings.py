@@ -2,8 +2,9 @@
 
 import pytest
 
+from chameleon_lite.app.fit import FitSettings
 from chameleon_lite.errors import UserError
-from chameleon_lite.settings import FitSettings, validated
+from chameleon_lite.settings import validated
 from chameleon_study.config import Experiment, experiment_from
 
 NAN, INF = float("nan"), float("inf")
