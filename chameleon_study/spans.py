@@ -18,7 +18,6 @@ from .provenance import device_name
 from .stored import read, storing
 
 FILE = "spans.jsonl"
-EARLY_RATES = 2  # learning rates in an early run with LoRA in the layers
 
 
 class Span(BaseModel, extra="forbid"):
