@@ -21,7 +21,7 @@ import yaml
 
 from chameleon_lite.errors import UserError
 
-from ..records import ARTICLES, FOREIGN, HONEST, TRANSFER, Record, load_records
+from ..records import ARTICLES, CLEAN, FOREIGN, HONEST, TRANSFER, Record, load_records
 from ..stored import read_losses
 from .statistics import MARGIN, Contrast, holm, mean_interval, verdict
 
@@ -106,19 +106,13 @@ def shared_seeds(parts: Sequence[dict[int, object]]) -> list[int]:
 OF_A_RECORD = {"gap": gap, "area": area}
 
 
-def _cost(r: Record) -> float | None:
-    """What half foreign rows add to a record's loss on the rows that stay clean."""
-    foreign, clean = (r.metrics.get(f"{name}50_nll") for name in (FOREIGN, "clean-"))
-    return None if foreign is None or clean is None else foreign - clean
-
-
 class StoredRuns:
     """The records and per-document losses of all honest experiments of one backbone in a results folder.
 
     Experiments are picked by name: `honest-*`, nothing else. `four-regimes` shares regimes and a corpus with
     honest-docstrings, but its runs stop by settings of their own: a contrast across both would compare
     settings, and alone it has few of the contrasts that Holm adjusts for. So it decides no claim.
-    experiments: how their names begin, if not `honest-`; see `with_foreign`.
+    experiments: how their names begin, if not `honest-`.
     benchmarks: the folder of stored timings, by default `benchmarks/results` next to the results folder.
     """
 
@@ -230,9 +224,13 @@ class StoredRuns:
 
         Each seed draws clean rows of its own, so the interval is over seeds, which hold the draw of documents too.
         """
-        costs = [
-            {r.seed: c for r in self.runs(corpus, name) if (c := _cost(r)) is not None} for name in regimes
-        ]
+        costs, readings = [], (f"{FOREIGN}50", f"{CLEAN}50")
+        for regime in regimes:
+            read = {
+                r.seed: [self.losses.get((r.name, x)) for x in readings] for r in self.runs(corpus, regime)
+            }
+            whole = {seed: pair for seed, pair in read.items() if None not in pair}
+            costs.append({s: float((a - b).sum() / n.sum()) for s, ((a, n), (b, _)) in whole.items()})
         if not (seeds := shared_seeds(costs)):
             return None
         values = [[costs[0][s] - sum(of[s] for of in costs[1:])] for s in seeds]  # (S, 1)

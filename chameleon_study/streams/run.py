@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from chameleon_lite import files
@@ -105,14 +106,14 @@ class Run:
 
     def static(self, name: str) -> Tensor:
         """A trained static head (1, P), from the store's folder where it is there."""
-        path = self.store.folder / "statics" / f"{name}.pt"
+        path = self.store.folder / "statics" / f"{name}.safetensors"
         if name not in self.statics:
             if not path.is_file():
                 start, record = train_static(self.material, name)
                 with files.atomic(path) as part:
-                    torch.save(start.cpu(), part)
+                    save_file({"head": start.cpu().contiguous()}, part)
                 self.store.keep(f"training {name}", record, {})
-            self.statics[name] = torch.load(path, weights_only=True).to(self.material.backbone.device)
+            self.statics[name] = load_file(path)["head"].to(self.material.backbone.device)
         return self.statics[name]
 
     def _static(self, name: str) -> tuple[dict, dict]:

@@ -1,14 +1,10 @@
-import shutil
 from pathlib import Path
 
 import matplotlib
-import pandas as pd
 import pytest
 
 from chameleon_study import page, study_tables
 from chameleon_study.claims.contrasts import StoredRuns
-from chameleon_study.claims.rules import robustness
-from chameleon_study.config import load_experiment
 from chameleon_study.figures import study as figures
 
 matplotlib.use("Agg")
@@ -51,50 +47,6 @@ def test_every_corpus_has_a_column_and_the_regimes_are_named(evidence):
 def test_foreign_rows_cost_what_was_put_in(evidence):
     frame = study_tables.foreign_frame(evidence, "docstrings").set_index("regime")["cost"]
     assert frame["R4"] == pytest.approx(0.02, abs=1e-6) and frame["R6"] == pytest.approx(0.2, abs=1e-6)
-
-
-def test_a_corpus_without_foreign_readings_has_them_from_an_experiment_made_for_it(tmp_path, study_of):
-    study_of(tmp_path, "docstrings")
-    study_of(tmp_path, "mixed")
-    parquet = tmp_path / "honest-mixed-smollm2.parquet"
-    frame = pd.read_parquet(parquet)
-    for kind in ("jsonl", "parquet"):
-        shutil.copy(tmp_path / f"honest-mixed-smollm2.{kind}", tmp_path / f"foreign-mixed.{kind}")
-    frame[frame["split"] == "test"].to_parquet(parquet, index=False)
-    evidence = StoredRuns(tmp_path, draws=300)
-    assert evidence.with_foreign("docstrings") is evidence and evidence.with_foreign("mixed") is not evidence
-    assert (
-        len(evidence.records["mixed", "R4"]) == 5
-    )  # the second training of the same heads counts nowhere else
-    assert study_tables.foreign_frame(evidence, "mixed").set_index("regime")["cost"]["R6"] == pytest.approx(
-        0.2, abs=1e-6
-    )
-    assert {c: cell.verdict for c, cell in robustness(evidence).items()} == {
-        "docstrings": "supported",
-        "mixed": "supported",
-    }
-    (tmp_path / "foreign-mixed.jsonl").unlink()
-    assert "mixed" not in robustness(StoredRuns(tmp_path, draws=300))
-
-
-def test_the_foreign_experiments_heads_are_those_of_the_honest_study():
-    own, first = (
-        load_experiment(EXPERIMENTS / f"{name}.yaml", "paper") for name in ("foreign-mixed", "honest-mixed")
-    )
-    for part in (
-        "backbone",
-        "corpora",
-        "seeds",
-        "tokens",
-        "data",
-        "clusters",
-        "train",
-        "sweep",
-        "learning_rates",
-        "protocol",
-        "shared_order",
-    ):
-        assert getattr(own, part) == getattr(first, part), part
 
 
 def test_matched_rank_and_its_difference():

@@ -50,9 +50,6 @@ def test_the_regimes_of_a_contrast_differ_in_what_it_names(name):
     assert differences(plan["first"], plan["second"]) == set(plan["differs"])
 
 
-@pytest.mark.xfail(
-    strict=True, reason="rows of regimes.csv that other branches bring: remove this mark with them"
-)
 def test_every_registered_regime_has_a_row_and_is_run():
     assert all(map(present, CONTRASTS))
     paths = [*REGISTERED.parent.glob("honest-*.yaml"), REGISTERED.parent / "planted.yaml"]

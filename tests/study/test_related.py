@@ -199,6 +199,7 @@ def test_a_prompt_at_the_head_shifts_the_state():
 
 
 def test_sparse_factors_hold_a_lora_heads_numbers_at_four_times_its_rank():
+    torch.manual_seed(0)
     head = stirred(SparseHead(C, V, R))
     update = head.factors()
     assert update.down.shape == (1, 4 * R, C) and update.up.shape == (1, V, 4 * R)
