@@ -1,4 +1,4 @@
-"""B16: the command `adapt` on many short texts, within a limit of memory.
+"""B16: the command `adapt` on many short texts, within a limit of memory; and what checksums cost a `fit`.
 
     docstrings ─ fit, small ─▶ adapter ┐
                ─ 24 words each ─▶ JSONL ┴─ chameleon-lite adapt, in a subprocess ─▶ peak, seconds
@@ -7,12 +7,15 @@ Memory is that of the whole process, libraries included: what a machine must hav
 same command on one row shows what starting and loading take.
 """
 
+import cProfile
 import itertools
 import json
+import pstats
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -28,6 +31,7 @@ WORDS = 24  # per text: at least a token each, which are the 16 of a prefix and 
 LIMIT = 4e9  # bytes
 THREADS = 1  # rows per second of one core: other work on the machine changes that least
 # A small process between us and the command: the system hands the peak of whoever starts a program on to it.
+DIGESTS = ("crc32", "openssl_sha256", "_hashlib.HASH")  # in names of functions
 WATCH = """import resource, subprocess, sys
 code = subprocess.call(sys.argv[1:])
 used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -84,3 +88,30 @@ def _adapted(bench: Bench, folder: Path, texts: list[str]) -> tuple[dict, list[d
     processor, peak = printed.split()[-2:]
     used = {"s": time.perf_counter() - started, "processor s": float(processor), "peak bytes": int(peak)}
     return used, [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def checksums(bench: Bench, fitted_tokens: int) -> dict:
+    """Seconds that a warm `fit` (its states are stored) spends on checksums, beside 3 % of all its seconds.
+
+    Counted are the reading and digesting of whole files, and every other digest; files digested count twice in part.
+    """
+    backbone, corpus = "tiny" if bench.quick else "smollm2", load_corpus("docstrings")
+    settings = FitSettings(max_train_tokens=fitted_tokens, max_held_out=100, train={"epochs": 2})
+    watched = cProfile.Profile()
+    with tempfile.TemporaryDirectory() as name:
+        for number, call in enumerate((fit, partial(watched.runcall, fit))):
+            where = {"out": Path(name, str(number)), "device": str(bench.device), "progress": False}
+            started = time.perf_counter()
+            call(corpus, backbone=backbone, settings=settings, **where)
+            seconds = time.perf_counter() - started
+    found = pstats.Stats(
+        watched
+    ).stats.items()  # (file, line, function) ▶ calls, calls, own s, s with callees, …
+    spent = sum(s[3] for (_, _, function), s in found if function == "file_digest")
+    spent += sum(s[2] for (_, _, function), s in found if any(part in function for part in DIGESTS))
+    sizes = {"ours": spent, "3 % of a fit": 0.03 * seconds}
+    return {
+        "samples": {"time": pd.DataFrame([sizes])},
+        "gates": [gate("digests that were not seen", float(not spent), 0)],
+        "workload": {"backbone": backbone, "fit, s": seconds, "share": spent / seconds},
+    }
