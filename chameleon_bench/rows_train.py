@@ -50,7 +50,7 @@ def trained(
     source, geometry = BatchMean(vectors), (vectors.shape[1], weight.vocab, data.device)
     members = [Member(r, new_head(r, *geometry, dropout), source, source, LEARNING_RATE) for r in regimes]
     order, check = Arrangement(torch.arange(len(data.counts))), Arrangement(torch.arange(held_out))
-    settings = TrainSettings(patience=99, **sizes)
+    settings = TrainSettings(patience=99, masks="group", **sizes)  # as the stored rows were measured
     train_heads(members, data, lambda _: order, data, check, weight, settings, processes, progress=False)
     return members
 

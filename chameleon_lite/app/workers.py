@@ -44,7 +44,11 @@ class Workers:
             self._start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, *_) -> None:
+        if (
+            kind is not None
+        ):  # broken off: loky's own thread may trip over jobs that are gone, and would print it
+            threading.excepthook = _but_loky(threading.excepthook)
         self.open.close()
 
     def share(
@@ -118,6 +122,16 @@ class Workers:
         self.fatal, self.pool = (KilledWorker, CancelledError), self.client.get_executor()
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "10GB"}):
             self.sent = self.client.submit(copy.copy, self.common, pure=False)
+
+
+def _but_loky(hook: Callable) -> Callable:
+    """The hook for threads that end in an error, but for the thread in which loky gives out work."""
+
+    def report(error: Any) -> None:
+        if error.thread is None or error.thread.name != "ExecutorManagerThread":
+            hook(error)
+
+    return report
 
 
 def check_device(device: str | None) -> None:

@@ -171,7 +171,7 @@ from pathlib import Path
 warnings.simplefilter("ignore")
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
 from execute import run_notebook
-run_notebook(Path({source!r}), Path("."), {{"profile": "smoke"}}, 60)
+run_notebook(Path({source!r}), Path("."), "smoke", 60)
 """
 KILLS = {"fetch": 3, "states": 3, "run": 5, "fit": 3, "adapt": 4, "book": 2}  # 20 in all
 
