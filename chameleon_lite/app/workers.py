@@ -45,11 +45,13 @@ class Workers:
         return self
 
     def __exit__(self, kind, *_) -> None:
-        if (
-            kind is not None
-        ):  # broken off: loky's own thread may trip over jobs that are gone, and would print it
-            threading.excepthook = _but_loky(threading.excepthook)
-        self.open.close()
+        hook = threading.excepthook
+        if kind is not None:  # broken off: loky's own thread may trip over jobs that are gone
+            threading.excepthook = _but_loky(hook)
+        try:
+            self.open.close()  # waits for that thread
+        finally:
+            threading.excepthook = hook
 
     def share(
         self, function: Callable[[Any, Any], Iterable], jobs: Iterable, ordered: bool = False

@@ -29,6 +29,7 @@ def found(made_up_results):
     [
         ("1c", "contradicted on both corpora"),  # below R19-R1, yet not below R19-R2
         ("2c", "not tested"),
+        # of 500 draws the smallest p, adjusted in its family, is above 0.05 where the bootstrap decides
         ("4b", "supported on 1 of 2 corpora, 1 not decidable here"),
         ("5b", "supported on both corpora"),
         ("6a", "supported on both corpora"),
