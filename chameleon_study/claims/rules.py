@@ -32,9 +32,9 @@ GAINED = 0.8  # of the known gain, from which a head can read its condition
 CHANCE = 0.05  # p of the permutation test below which clusters are more homogeneous than chance
 FEW, MANY = 0.01, 0.05  # shares of the rows (claim 18)
 # measures in which clusters made again must agree with a run's to be taken for them, and how closely: another
-# processor's rounding may move a row or two
+# processor's rounding may move a few rows
 SAME = ("clusters", "empty", "inertia", "adjusted_mutual_information", "length_variance_explained")
-CLOSE = 1e-3
+CLOSE = 1e-2
 
 
 class Cell(NamedTuple):

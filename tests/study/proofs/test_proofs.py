@@ -51,7 +51,12 @@ def test_all_but_one_on_instructions(proofs_of):
 
 def test_plain_text_leaves_out_what_needs_instructions(proofs_of):
     found = proofs_of("plain")
-    assert set(PROOFS) - set(found) == {"instruction_vectors", "alpaca_overlap", "paper_tokens", "study_clusters"}
+    assert set(PROOFS) - set(found) == {
+        "instruction_vectors",
+        "alpaca_overlap",
+        "paper_tokens",
+        "study_clusters",
+    }
     numbers = found["length_clusters"].numbers
     assert numbers["padded_length_variance_explained"] > numbers["unpadded_length_variance_explained"]
     spread = found["clustering_spread"].numbers
