@@ -43,9 +43,11 @@ def shifts(ax, values: np.ndarray, clusters: Sequence[str], tokens: Sequence[str
     values = np.asarray(values)
     limit = float(np.abs(values).max()) or 1.0
     picture = ax.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-    names = [token.replace("$", r"\$") for token in tokens]  # two dollars would be a formula
-    ax.set_xticks(range(len(tokens)), names, rotation=90, family="monospace")
-    ax.set_yticks(range(len(clusters)), clusters)
+    columns, rows = (
+        [name.replace("$", r"\$") for name in part] for part in (tokens, clusters)
+    )  # no formulas
+    ax.set_xticks(range(len(tokens)), columns, rotation=90, family="monospace")
+    ax.set_yticks(range(len(clusters)), rows)
     ax.grid(False)
     ax.figure.colorbar(picture, ax=ax, label="shift of the logit")
     return ax
