@@ -69,6 +69,8 @@ def service(tmp_path_factory):
     folder = tmp_path_factory.mktemp("service")
     subprocess.run([sys.executable, "-m", "venv", folder / "env"], check=True)
     python = folder / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    pip = [python, "-m", "pip", "--disable-pip-version-check"]
+    subprocess.run([*pip, "uninstall", "-qq", "-y", "setuptools"], check=True)  # the shipped one shows then
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
     own = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
     (Path(own) / "shipped.pth").write_text(sysconfig.get_path("purelib"))
@@ -88,7 +90,9 @@ def run_cell(python, place: Path, service: str):
     before = "import sys, types\n"
     if service == "colab":
         before += "sys.modules['google.colab'] = types.ModuleType('google.colab')\n"
-    after = "\nimport os, chameleon_lite\nprint('in', os.getcwd(), chameleon_lite.__file__)\n"
+    after = "\nprint('in', os.getcwd())\n"
+    if service in ("colab", "kaggle"):
+        after += "import chameleon_lite\nprint('from', chameleon_lite.__file__)\n"
     (place / "cell.ipy").write_text(before + source + after)
     rewrite = {"GIT_CONFIG_COUNT": "2", "GIT_CONFIG_KEY_0": f"url.{ROOT.as_uri()}.insteadOf"}
     rewrite |= {"GIT_CONFIG_VALUE_0": URL, "GIT_CONFIG_KEY_1": "safe.directory", "GIT_CONFIG_VALUE_1": "*"}
@@ -110,8 +114,8 @@ def test_the_cell_installs_without_a_network_and_changes_no_version(service, tmp
     for _ in range(2):  # the cell may be run again
         run = run_cell(service, tmp_path / name, name)
         assert run.returncode == 0 and "ERROR" not in run.stdout + run.stderr, run.stdout + run.stderr
-        clone = str(tmp_path / name / "chameleon-lite")
-        assert f"in {clone} {clone}" in run.stdout
+        clone = tmp_path / name / "chameleon-lite"
+        assert f"in {clone}\nfrom {clone}" in run.stdout
     assert versions(service) == before
 
 
@@ -120,7 +124,7 @@ def test_the_cell_installs_without_a_network_and_changes_no_version(service, tmp
 def test_elsewhere_the_cell_does_nothing(service, tmp_path, name):
     pytest.importorskip("IPython")
     run = run_cell(service, tmp_path / "place", name)
-    assert f"in {tmp_path / 'place'} " in run.stdout, run.stdout + run.stderr
+    assert f"in {tmp_path / 'place'}\n" in run.stdout, run.stdout + run.stderr
     assert {p.name for p in (tmp_path / "place").iterdir()} <= {"cell.ipy", "ipython"}
 
 
