@@ -2,7 +2,7 @@
 
 results/tables.json ─ {"evidence": key, "rows": [one per regime and experiment, the released tables' first]}
 
-The key covers every stored record and loss, as that of verdicts.json does; a change of the code needs `--write`.
+The key covers every stored record and loss; a change of the code needs `--write`.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from chameleon_lite.errors import DamagedFile
 
-from .stored import TABLES, evidence_of, read, reason, records_and_losses, storing
+from .stored import NOT_RECORDS, TABLES, evidence_of, read, reason, records_and_losses, storing
 
 WIDTH = 80  # columns
 NONE = "–"
@@ -48,7 +48,7 @@ def stored_rows(results: Path) -> list[dict]:
     try:
         stored = json.loads(read(path))
         rows = [dict(row) for row in stored["rows"]]
-        return rows if stored["evidence"] == evidence_of(records_and_losses(results)) else []
+        return rows if stored["evidence"] == _evidence(results) else []
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"holds no tables, {reason(error)}"
         raise DamagedFile(f"{path} {what}: restore it, or remove it and write it again") from error
@@ -56,10 +56,14 @@ def stored_rows(results: Path) -> list[dict]:
 
 def write_rows(rows: list[dict], results: Path) -> Path:
     """Store the rows beside their records."""
-    content = {"evidence": evidence_of(records_and_losses(results)), "rows": rows}
+    content = {"evidence": _evidence(results), "rows": rows}
     with storing(results / TABLES) as part:
         part.write_text(json.dumps(content, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
     return results / TABLES
+
+
+def _evidence(results: Path) -> str:
+    return evidence_of([path for path in records_and_losses(results) if path.stem not in NOT_RECORDS])
 
 
 def as_text(rows: list[dict]) -> str:

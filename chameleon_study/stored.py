@@ -21,6 +21,7 @@ from chameleon_lite.errors import DamagedFile
 
 SUMS = "SHA256SUMS"
 VERDICTS, TABLES = "verdicts.json", "tables.json"  # made from the other files there
+NOT_RECORDS = ("proofs", "spans")
 KEPT = (".jsonl", ".parquet", ".json")  # ends of files that hold results
 LOSSES = {"document", "group", "split", "tokens", "nll"}  # columns
 AGAIN = "restore it, or store it again"
