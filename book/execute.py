@@ -18,9 +18,7 @@ import nbformat
 from chameleon_lite import files
 from chameleon_lite.errors import RunFailed
 
-ERROR = re.compile(
-    r"^[\w.]*(?:Error|Interrupt): .+", re.M
-)  # in papermill's messages the last says what it was
+ERROR = re.compile(r"^[\w.]*(?:Error|Interrupt): .+", re.M)  # in papermill's messages the last is the reason
 
 
 def run_notebook(source: Path, out: Path, profile: str, timeout: int) -> float:

@@ -18,13 +18,11 @@ import torch.nn.functional as F
 from scipy.stats import bootstrap
 from torch import Tensor
 
-from chameleon_lite import engine
+from chameleon_lite import Condition, HeadUpdate, HyperHead, engine, token_losses
 from chameleon_lite.backbones.formats import backbone_dtype, set_format
 from chameleon_lite.cluster import fit_clusters, nearest_centroid
 from chameleon_lite.conditions import prompt_vectors
 from chameleon_lite.embed import normalise
-from chameleon_lite.heads import Condition, HeadUpdate, HyperHead
-from chameleon_lite.loss import token_losses
 from chameleon_study.arrivals import Service, waiting_table
 
 from .bench import Bench
@@ -92,17 +90,14 @@ def overhead(bench: Bench, batches: int, longest: int, centroids: int, texts: in
     whole, g = {name: quantiles(values) for name, values in seconds.items()}, torch.Generator().manual_seed(1)
     x = normalise(torch.randn(texts, bench.backbone.width, generator=g)).to(bench.device)
     fitting = min(bench.seconds(lambda: fit_clusters(x, texts // ROWS, seed=0)) for _ in range(2))
+    # as released, on the texts to be read themselves; and the share of 32 of them
+    clusters = {"texts": texts, "seconds": fitting, "seconds a batch": fitting / (texts // ROWS)}
     return {
         "gates": gates,
         "batches": len(seconds["plain"]),
         "whole": whole,
         "ratios": ratios(seconds["adapted"], seconds["plain"]),
-        # as released, on the texts to be read themselves; and the share of 32 of them
-        "fitting clusters": {
-            "texts": texts,
-            "seconds": fitting,
-            "seconds a batch": fitting / (texts // ROWS),
-        },
+        "fitting clusters": clusters,
         "waiting": _waiting(bench, whole["adapted"]["p50"], float(np.median(alone)), centroids),
         "workload": {"backbone": bench.model, "prefix tokens": PREFIX},
     }

@@ -22,8 +22,7 @@ from chameleon_lite.errors import RunFailed, UserError, unknown
 from chameleon_study.provenance import default_command, device_name, provenance
 
 from .bench import Bench
-from .measure import row
-from .rows import EXTRAS, ROWS, USUAL, measured
+from .measure import EXTRAS, ROWS, USUAL, measured, row
 from .tables import goals_frame, stored_file
 from .workload import short
 

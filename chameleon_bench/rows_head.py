@@ -9,12 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chameleon_lite.batches import Arrangement
+from chameleon_lite import Arrangement, HeadUpdate, HeadWeight, LoraHead, ScoredStates, evaluate, head_losses
 from chameleon_lite.fast.recorder import Recorder
-from chameleon_lite.heads import HeadUpdate, LoraHead
-from chameleon_lite.loss import HeadWeight, head_losses
-from chameleon_lite.states import ScoredStates
-from chameleon_lite.train import evaluate
 
 from . import baselines
 from .bench import Bench

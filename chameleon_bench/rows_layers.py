@@ -13,12 +13,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from chameleon_lite.backbone import load_backbone
+from chameleon_lite import HeadWeight, LoraHead, load_backbone
 from chameleon_lite.fast.head_loss_torch import forget_buffers
 from chameleon_lite.fast.layers import RecordedLayers, layer_pass
-from chameleon_lite.heads import LoraHead
 from chameleon_lite.lora import add_lora, lora_parameters
-from chameleon_lite.loss import HeadWeight
 from chameleon_lite.processes import Processes
 from chameleon_lite.settings import TrainSettings
 from chameleon_lite.train import Common, Member, step

@@ -17,14 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chameleon_lite.backbone import Backbone
+from chameleon_lite import Arrangement, Backbone, TokenTable, evaluate, head_losses
 from chameleon_lite.backbones.formats import arithmetic
-from chameleon_lite.batches import Arrangement
 from chameleon_lite.fast.lloyd import closest
-from chameleon_lite.loss import head_losses
 from chameleon_lite.states import ScoredStates, hidden_rows, hidden_states
-from chameleon_lite.text import TokenTable
-from chameleon_lite.train import evaluate
 
 from . import baselines
 from .bench import Bench

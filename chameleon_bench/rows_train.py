@@ -9,15 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from chameleon_lite.batches import Arrangement
-from chameleon_lite.embed import mean_embeddings
+from chameleon_lite import Arrangement, HeadWeight, Member, mean_embeddings, train_heads
 from chameleon_lite.fast.recorded_steps import using
 from chameleon_lite.fast.recorder import LIMIT, Recorder
 from chameleon_lite.heads import Condition, Head, HyperHead, LoraHead
-from chameleon_lite.loss import HeadWeight
 from chameleon_lite.settings import TrainSettings
 from chameleon_lite.states import ScoredStates, hidden_states
-from chameleon_lite.train import Member, train_heads
 from chameleon_study.sources import BatchMean
 
 from . import baselines

@@ -11,10 +11,8 @@ from itertools import product
 
 from torch import Tensor, nn
 
-from chameleon_lite.backbone import Backbone
+from chameleon_lite import Backbone, Head, HyperHead, Member
 from chameleon_lite.errors import unknown
-from chameleon_lite.heads import Head, HyperHead
-from chameleon_lite.train import Member
 
 from .regimes import RANK, Regime
 from .sources import Split
@@ -36,15 +34,9 @@ class Choice:
 
     rate: float  # AdamW's
     dropout: float | None = None  # of the hyper-network; None: the head's own
-    start: str = (
-        ""  # the no-op; "released": Xavier, last layer N(0, 1e-3²); "normal": no-op, last.weight N(0, 1e-3²)
-    )
-    view: str = (
-        "prefix"  # the vectors: mean token embeddings, or the mean final hidden "states" of the same span
-    )
-    transform: str = (
-        ""  # of the vectors by their mean (and deviation) over train: "centred" or "standardised"
-    )
+    start: str = ""  # the no-op; "released": Xavier, last layer N(0, 1e-3²); "normal": only last.weight so
+    view: str = "prefix"  # the vectors: mean token embeddings, or mean final hidden "states" of the span
+    transform: str = ""  # of the vectors by their mean (and deviation) over train: "centred", "standardised"
     schedule: str = "constant"  # or "cosine": the rate falls to zero, where training ends
 
     def __post_init__(self) -> None:

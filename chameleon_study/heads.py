@@ -2,7 +2,6 @@
 
     BankHead        ΔW = Σ_k π_k up_k down_k                  π (G, K) a softmax of the condition (claim 10's rival)
     FactorBankHead  ΔW = (Σ_k π_k up_k) (Σ_k π_k down_k)      blended in factor space, as the hyper-network does
-    RoutedHead      ΔW = up_k down_k                          of the condition's cluster k (modular LoRA libraries)
     SvfBank         ΔW = (W Q) diag(Σ_k π_k m_k − 1) Qᵀ       singular values rescaled (Transformer²)
     UnigramBias     logits + β (log q_c − log q_0)            frequencies of the tokens in the condition's text
 
@@ -12,7 +11,6 @@ A bank of 33 of rank 4 is about as large as the paper's hyper-network, which hol
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chameleon_lite.heads import Condition, Head, HeadUpdate
@@ -54,16 +52,6 @@ class FactorBankHead(BankHead):
         down = torch.einsum("gk,krc->grc", weights, self.down.unflatten(0, (self.experts, self.rank)))
         up = torch.einsum("gk,vkr->gvr", weights, self.up.unflatten(1, (self.experts, self.rank)))
         return HeadUpdate(down, up)
-
-
-class RoutedHead(BankHead):
-    """The same factors; a group uses the R slots of its cluster's expert: nothing selects with parameters."""
-
-    selects = False
-
-    def weights(self, condition: Condition) -> Tensor:
-        """One-hot (G, K)."""
-        return F.one_hot(condition.cluster, self.experts).to(self.down.dtype)
 
 
 class SvfBank(Head):

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import torch
 
-from chameleon_lite import errors
+from chameleon_lite import HyperHead, LoraHead, errors, matched_rank
 from chameleon_lite.backbone import BUILT_IN, SHORT_NAMES
 from chameleon_lite.backbones import smollm2, tiny
 from chameleon_lite.backbones.hub import load_config, reachable, readable
-from chameleon_lite.heads import HyperHead, LoraHead, matched_rank
 from chameleon_lite.lora import add_lora, lora_parameters
 
 from .regimes import RANK

@@ -19,16 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chameleon_lite import Arrangement, Backbone, HeadWeight, TokenTable, arrange, mean_embeddings, tokenise
 from chameleon_lite.app.corpus import SPLITS, Corpus
-from chameleon_lite.backbone import Backbone
 from chameleon_lite.backbones.formats import number_format
-from chameleon_lite.batches import Arrangement, arrange
 from chameleon_lite.cluster import cluster_count, fit_clusters, merge_small
-from chameleon_lite.embed import mean_embeddings
 from chameleon_lite.errors import UserError
-from chameleon_lite.loss import HeadWeight
 from chameleon_lite.states import ScoredStates, hidden_states
-from chameleon_lite.text import TokenTable, tokenise
 from chameleon_lite.train import Member, evaluate, train_heads
 
 from .config import Experiment
@@ -175,10 +171,8 @@ def _check_room(settings: Experiment, backbone: Backbone, table: TokenTable) -> 
     new = settings.probes.generate.new_tokens if settings.probes.generate else 0
     longest = int(table.prefix.max())
     if new and longest + new > backbone.max_length:
-        too_long = (
-            f"prompts of up to {longest} tokens and {new} new ones exceed {backbone.max_length} positions"
-        )
-        raise UserError(f"{too_long}: lower probes.generate.new_tokens")
+        too_long = f"prompts of up to {longest} tokens and {new} new ones exceed {backbone.max_length}"
+        raise UserError(f"{too_long} positions: lower probes.generate.new_tokens")
 
 
 def tables_of(settings: Experiment, backbone: Backbone, corpus: Corpus) -> dict[str, TokenTable]:

@@ -9,24 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 
-from chameleon_lite.backbone import Backbone
+from chameleon_lite import Backbone, Head, HyperHead, LoraHead, matched_rank
 from chameleon_lite.conditions import GroupMean
-from chameleon_lite.heads import Head, HyperHead, LoraHead, matched_rank
 from chameleon_lite.train import Source
 
-from .heads import BankHead, FactorBankHead, RoutedHead, SvfBank, UnigramBias
-from .related import CodeHead, ConstrainedHead, LibraryHead, PromptHead, SparseHead, WeightMadeHead, blended
-from .sources import (
-    Constant,
-    Counted,
-    LeaveOneOut,
-    OtherCluster,
-    Own,
-    RandomMean,
-    Split,
-    StreamMean,
-    TrainCentroid,
-)
+from . import related, sources
+from .heads import BankHead, FactorBankHead, SvfBank, UnigramBias
+from .sources import Own, Split
 
 RANK = 4  # the paper's, for every low-rank regime but the matched one
 GROUP = 32  # rows a conditioning batch holds at most (paper: batch 32 on WikiText-2)
@@ -83,35 +72,35 @@ HEADS: dict[str, NewHead] = {
     "matched": lambda b, train: LoraHead(b.width, b.vocab, matched_rank(b.width, b.vocab, RANK)),
     **{f"bank {k}": lambda b, train, k=k: BankHead(b.width, b.vocab, k, RANK) for k in (*SIZES, EXPERTS)},
     "factors": lambda b, train: FactorBankHead(b.width, b.vocab, EXPERTS, RANK),
-    "routed": lambda b, train: LibraryHead(b.width, b.vocab, int(train.routing.max()) + 1, RANK),
-    "oracle": lambda b, train: RoutedHead(b.width, b.vocab, int(train.domain.max()) + 1, RANK),
+    "routed": lambda b, train: related.LibraryHead(b.width, b.vocab, int(train.routing.max()) + 1, RANK),
+    "oracle": lambda b, train: related.LibraryHead(b.width, b.vocab, int(train.domain.max()) + 1, RANK),
     "svf": lambda b, train: SvfBank(b.head.weight, EXPERTS),
     "unigram": _unigram,
-    "codes": lambda b, train: CodeHead(b.width, b.vocab, int(train.routing.max()) + 1, RANK),
-    "weight-made": lambda b, train: WeightMadeHead(b.head.weight, RANK),
-    "constrained": lambda b, train: ConstrainedHead(b.width, b.vocab, RANK),
-    "prompt": lambda b, train: PromptHead(b.head.weight, RANK),
-    "sparse": lambda b, train: SparseHead(b.width, b.vocab, RANK),
+    "codes": lambda b, train: related.CodeHead(b.width, b.vocab, int(train.routing.max()) + 1, RANK),
+    "weight-made": lambda b, train: related.WeightMadeHead(b.head.weight, RANK),
+    "constrained": lambda b, train: related.ConstrainedHead(b.width, b.vocab, RANK),
+    "prompt": lambda b, train: related.PromptHead(b.head.weight, RANK),
+    "sparse": lambda b, train: related.SparseHead(b.width, b.vocab, RANK),
 }
 DROPPING = ("hyper", "codes")  # heads with dropout that is tuned
 SOURCES: dict[str, NewSource] = {
     **{f"group {n}": lambda s, train, n=n: GroupMean(s.vectors, n) for n in (1, *SIZES, GROUP)},
     "length": lambda s, train: GroupMean(s.views["length"], GROUP),
-    "random group": lambda s, train: RandomMean(s.vectors, GROUP),
+    "random group": lambda s, train: sources.RandomMean(s.vectors, GROUP),
     "prompt": lambda s, train: GroupMean(s.views["prompt"], GROUP),
     "row": lambda s, train: GroupMean(s.views["row"], GROUP),
     "padded": lambda s, train: GroupMean(s.views["padded"], GROUP),
-    "others": lambda s, train: LeaveOneOut(s.vectors, GROUP),
-    "cluster": lambda s, train: OtherCluster(s.vectors, GROUP),
+    "others": lambda s, train: sources.LeaveOneOut(s.vectors, GROUP),
+    "cluster": lambda s, train: sources.OtherCluster(s.vectors, GROUP),
     "own": lambda s, train: Own(s.vectors),
     "states": lambda s, train: Own(s.views["states"]),
     "routing": lambda s, train: Own(s.vectors, s.routing),
     "domain": lambda s, train: Own(s.vectors, s.domain),
-    "constant": lambda s, train: Constant(train.vectors.mean(0)),
-    "centroid": lambda s, train: TrainCentroid(s.centroids, s.cluster),
-    "counts": lambda s, train: Counted(s.views),
-    "stream": lambda s, train: StreamMean(s.vectors, s.cluster),
-    "blend": blended,
+    "constant": lambda s, train: sources.Constant(train.vectors.mean(0)),
+    "centroid": lambda s, train: sources.TrainCentroid(s.centroids, s.cluster),
+    "counts": lambda s, train: sources.Counted(s.views),
+    "stream": lambda s, train: sources.StreamMean(s.vectors, s.cluster),
+    "blend": related.blended,
 }
 
 

@@ -1,6 +1,6 @@
 """Systems that the paper cites, as far as a head on cached states can express them (the book's page Related work).
 
-    LibraryHead      R12's experts: one of them, Arrow's choice (R21), or a blend by distance (R27)
+    LibraryHead      ΔW = up_k down_k of the cluster's expert k (R12), Arrow's choice (R21), a blend by distance (R27)
     CodeHead         the paper's hyper-network from a learned code of the cluster       HyperFormer, HyperLoader
     WeightMadeHead   static factors, linear maps of the frozen weight itself            CondLoRA
     ConstrainedHead  a static LoRA and a small part that a network scales               HyperLoRA (Lv et al.)
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from chameleon_lite.heads import Condition, Head, HeadUpdate, HyperHead
 
-from .heads import RoutedHead
+from .heads import BankHead
 from .sources import Own, Split
 
 CHOSEN = 4  # experts that Arrow blends
 SPREAD = 4  # slots that share the parameters of one: a quarter of a sparse factor is not zero
 
 
-class LibraryHead(RoutedHead):
+class LibraryHead(BankHead):
     """K experts, each trained on the documents of its own cluster alone, read in one of three ways.
 
         label (G,)       that cluster's expert                                                    R12
@@ -38,13 +38,14 @@ class LibraryHead(RoutedHead):
     AdamW's steps, so that one moves on a little in steps without its cluster; else they are trained apart.
     """
 
+    selects = False
+
     def weights(self, condition: Condition) -> Tensor:
         """The blend π (G, K)."""
         if condition.cluster is None:
             return self.arrow(condition.vector)
-        if condition.cluster.dim() == 2:
-            return condition.cluster.to(self.down.dtype)
-        return super().weights(condition)
+        label = condition.cluster
+        return (label if label.dim() == 2 else F.one_hot(label, self.experts)).to(self.down.dtype)
 
     @torch.no_grad()
     def arrow(self, states: Tensor) -> Tensor:
@@ -74,9 +75,8 @@ def blended(split: Split, train: Split) -> Own:
     members = F.one_hot(train.routing).to(train.vectors)  # (N, K)
     size = members.sum(0)  # (K,)
     means = members.T @ train.vectors / size.clamp_min(1).unsqueeze(1)  # (K, C)
-    near, own = (
-        torch.cdist(x, means).masked_fill(size == 0, math.inf) for x in (train.vectors, split.vectors)
-    )
+    both = (train.vectors, split.vectors)
+    near, own = (torch.cdist(x, means).masked_fill(size == 0, math.inf) for x in both)
     gap = near.sort(dim=1).values.diff(dim=1)[:, :1].sum() / len(near)
     return Own(split.vectors, (-own / gap.clamp_min(1e-6)).softmax(1))
 
@@ -92,9 +92,7 @@ class CodeHead(Head):
 
     def __init__(self, width: int, vocab: int, clusters: int, rank: int = 4) -> None:
         super().__init__()
-        self.codes = nn.Parameter(
-            torch.randn(clusters, width) / math.sqrt(width)
-        )  # of length 1, as means are
+        self.codes = nn.Parameter(torch.randn(clusters, width) / math.sqrt(width))  # of length 1, like means
         self.hyper = HyperHead(width, vocab, rank)
 
     def factors(self, condition: Condition) -> HeadUpdate:
@@ -197,18 +195,14 @@ class SparseHead(Head):
         super().__init__()
         self.slots = SPREAD * rank
         for name, count in (("of_vocab", vocab), ("of_width", width)):
-            place = torch.rand(count, self.slots).argsort(1)[
-                :, :rank
-            ]  # (count, R) different slots of each row
-            self.register_buffer(name, place.contiguous())
+            place = torch.rand(count, self.slots).argsort(1)  # (count, R of them) each row's slots
+            self.register_buffer(name, place[:, :rank].contiguous())
         self.down = nn.Parameter(torch.empty(width, rank))
         self.up = nn.Parameter(torch.zeros(vocab, rank))
         nn.init.uniform_(self.down, -1 / math.sqrt(width), 1 / math.sqrt(width))
 
     def factors(self, condition: Condition | None = None) -> HeadUpdate:
         """`down` (1, 4 R, C) and `up` (1, V, 4 R), whatever the condition."""
-        down, up = (
-            values.new_zeros(len(values), self.slots).scatter(1, place, values)
-            for values, place in ((self.down, self.of_width), (self.up, self.of_vocab))
-        )
+        down = self.down.new_zeros(len(self.down), self.slots).scatter(1, self.of_width, self.down)
+        up = self.up.new_zeros(len(self.up), self.slots).scatter(1, self.of_vocab, self.up)
         return HeadUpdate(down.T.unsqueeze(0), up.unsqueeze(0))

@@ -21,12 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chameleon_lite.backbone import Backbone
-from chameleon_lite.batches import Arrangement, arrange
-from chameleon_lite.cluster import Clustering
+from chameleon_lite import Arrangement, Backbone, Clustering, Condition, arrange
 from chameleon_lite.conditions import GroupMean, group_means
 from chameleon_lite.embed import mean_embeddings, normalise
-from chameleon_lite.heads import Condition
 from chameleon_lite.text import TokenTable, ragged
 
 SMALL = (4, 8)  # rows: clusters below hold too few for a mean
@@ -277,10 +274,8 @@ def homogeneity_of(labels: np.ndarray, groups: np.ndarray) -> dict[str, float]:
         within = -(table * np.log(inside / np.where(cluster > 0, cluster, 1.0))).sum()
         return float(1 + within / (group * np.log(group)).sum())
 
-    found, chance = (
-        value(labels, groups),
-        [value(labels, generator.permutation(groups)) for _ in range(DRAWS)],
-    )
+    found = value(labels, groups)
+    chance = [value(labels, generator.permutation(groups)) for _ in range(DRAWS)]
     return {
         "homogeneity": found,
         "homogeneity_by_chance": float(np.mean(chance)),

@@ -25,9 +25,8 @@ def byte_tokenizer(model_max_length: int = TINY_LENGTH):
     core = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token=WORD_END, model_max_length=model_max_length
-    )
+    options = {"eos_token": WORD_END, "model_max_length": model_max_length}
+    return PreTrainedTokenizerFast(tokenizer_object=core, **options)
 
 
 def _byte_symbols() -> list[str]:

@@ -156,9 +156,7 @@ class Mask(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x with its dropped numbers at zero; ValueError for a mask of another shape."""
         if self.mask.shape != x.shape:
-            raise ValueError(
-                f"a mask of {tuple(self.mask.shape)} does not fit {tuple(x.shape)}: draw it anew"
-            )
+            raise ValueError(f"a mask of {[*self.mask.shape]} does not fit {[*x.shape]}: draw it anew")
         return x * self.mask
 
 

@@ -80,15 +80,12 @@ def _mixed(*, data_dir: Path | None = None, seed: int = 0) -> Corpus:
         limit, rows = min(sum(len(d.text) for d in part.splits[split]) for part in parts.values()), []
         for name, part in parts.items():
             documents = [part.splits[split][i] for i in generator.permutation(len(part.splits[split]))]
-            within = np.cumsum([len(d.text) for d in documents]) <= limit
-            rows += [
-                replace(d, id=f"{name}/{d.id}", group=name) for d, chosen in zip(documents, within) if chosen
-            ]
+            count = int((np.cumsum([len(d.text) for d in documents]) <= limit).sum())
+            rows += [replace(d, id=f"{name}/{d.id}", group=name) for d in documents[:count]]
         splits[split] = tuple(rows[i] for i in generator.permutation(len(rows)))
     source = "; ".join(f"{name}: {part.source}" for name, part in parts.items())
-    return Corpus(
-        "mixed", splits, source, {name: {"hash": part.hash, **part.notes} for name, part in parts.items()}
-    )
+    notes = {name: {"hash": part.hash, **part.notes} for name, part in parts.items()}
+    return Corpus("mixed", splits, source, notes)
 
 
 SOURCES = ("docstrings", "wikitext-2-lite", "alpaca")  # of the mixed stream

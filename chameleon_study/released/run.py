@@ -11,10 +11,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from chameleon_lite.backbone import Backbone
-from chameleon_lite.batches import Arrangement
+from chameleon_lite import Arrangement, Backbone, Head, HyperHead, LoraHead, matched_rank
 from chameleon_lite.errors import UserError, unknown
-from chameleon_lite.heads import Head, HyperHead, LoraHead, matched_rank
 from chameleon_lite.lora import lora_parameters
 from chameleon_lite.processes import Processes
 from chameleon_lite.train import Member, Source, average
@@ -156,9 +154,8 @@ def measure(material: ReleasedCorpus, regime: str, member: Member | None, orders
         best = min(member.curve[1:], key=lambda point: point["validation_nll"])
         metrics |= {"train_nll": best["train_nll"], "best_epoch": float(best["epoch"])}
         metrics["validation_last_epoch_nll"] = member.curve[-1]["validation_nll"]
-    metrics["reported_nll"] = metrics[
-        "test_nll" if material.protocol.reported == "test" else "validation_nll"
-    ]
+    reported = "test" if material.protocol.reported == "test" else "validation"
+    metrics["reported_nll"] = metrics[f"{reported}_nll"]
     metrics["reported_ppl"] = math.exp(min(metrics["reported_nll"], 700.0))
     return metrics, pd.concat(frames)
 

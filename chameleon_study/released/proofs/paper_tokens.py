@@ -12,19 +12,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from chameleon_lite import Document, TokenTable, average, tokenise
 from chameleon_lite.backbones import gpt2_tokenizer
-from chameleon_lite.text import Document, TokenTable, tokenise
-from chameleon_lite.train import average
 
 from ...claims.paper import published
-from ..prepare import (
-    documents_by_split,
-    released_batches,
-    released_clusters,
-    row_tables,
-    row_vectors,
-    scored_batches,
-)
+from .. import prepare
 from ..protocol import protocol_of
 from ..states import IGNORED_BY_RELEASED
 from .scoring import unigram_nll
@@ -46,9 +38,9 @@ def paper_tokens(subject: Subject) -> Shown | None:
         subject.say("left out without GPT-2's tokenizer: chameleon-lite fetch gpt2-tokenizer")
         return None
     settings, protocol = subject.settings, protocol_of(subject.settings.protocol)
-    documents = documents_by_split(settings, protocol, subject.texts)
-    own = row_tables(settings, protocol, subject.backbone.tokenizer, documents)["validation"]
-    x = row_vectors(settings, protocol, subject.backbone, own)[0]
+    documents = prepare.documents_by_split(settings, protocol, subject.texts)
+    own = prepare.row_tables(settings, protocol, subject.backbone.tokenizer, documents)["validation"]
+    x = prepare.row_vectors(settings, protocol, subject.backbone, own)[0]
     by_name = {d.id: d for d in documents["validation"]}
     parts = {"train": documents["train"], "validation": [by_name[name] for name in own.names]}
     tokenizer, length = gpt2_tokenizer.load_gpt2_tokenizer(), settings.tokens.max_length
@@ -93,9 +85,7 @@ def script_row(document: Document) -> Document:
     return Document(document.id, prompt + document.text if prompt else document.text + "\n")
 
 
-def without_weights(
-    table: TokenTable, length: int, train: Tensor, vocab: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def without_weights(table: TokenTable, length: int, train: Tensor, vocab: int) -> tuple[Tensor, ...]:
     """Of rows padded to `length`: which are scored (N,), which of them are full (N,), and nll (N,) without a model.
 
     A padded row's final position is padding, predicted at no cost; a full row's is a token, predicted by its smoothed
@@ -114,7 +104,8 @@ def over_clusterings(values: dict[str, Tensor], x: Tensor, scored: Tensor, setti
     """The released metric's average of each of `values` (N,), a row per clustering of the vectors x (N, C)."""
     rows, size = [], settings.clusters.batch_rows
     for seed in range(SEEDS):
-        clustering = released_clusters(x, max(1, len(x) // size), seed=seed)
-        batches = scored_batches(released_batches(clustering.labels, size, seed=seed), scored)
+        clustering = prepare.released_clusters(x, max(1, len(x) // size), seed=seed)
+        batches = prepare.released_batches(clustering.labels, size, seed=seed)
+        batches = prepare.scored_batches(batches, scored)
         rows.append({name: float(average(v, scored, "batch", batches)) for name, v in values.items()})
     return pd.DataFrame(rows)

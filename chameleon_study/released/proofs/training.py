@@ -3,10 +3,8 @@
 import torch
 from torch import nn
 
+from chameleon_lite import Arrangement, Condition, HyperHead, LoraHead, average, evaluate
 from chameleon_lite.backbone import copied
-from chameleon_lite.batches import Arrangement
-from chameleon_lite.heads import Condition, HyperHead, LoraHead
-from chameleon_lite.train import average, evaluate
 
 from ...claims.paper import published
 from ...parameters import parameter_table
