@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -77,15 +76,11 @@ def agreement(ours: tuple, expected: tuple, limits: tuple[float, float], label: 
     """Gates of one step's outcome against another's; limits of the gradient's relative error, of the loss."""
     (loss, gradient), (expected_loss, expected_gradient) = ours, expected
     error = relative_error(gradient, expected_gradient)
-    return [
-        gate(f"gradient, relative{label}", error, limits[0]),
-        gate(f"mean loss, nats{label}", abs(loss - expected_loss), limits[1]),
-    ]
+    of_gradient = gate(f"gradient, relative{label}", error, limits[0])
+    return [of_gradient, gate(f"mean loss, nats{label}", abs(loss - expected_loss), limits[1])]
 
 
-def row(
-    what: str, comparisons=(), gates=(), limit="", workload=None, profile=None, unavailable="", **more
-) -> dict[str, Any]:
+def row(what, comparisons=(), gates=(), limit="", workload=None, profile=None, unavailable="", **more):
     """One row of the benchmark, complete enough to be judged without its code, and what more it shows.
 
     limit: what nothing could beat; profile: seconds by stage of ours; unavailable: why it did not run.

@@ -39,12 +39,10 @@ def lora_step(bench: Bench, rows: int) -> dict:
     times = bench.race({"ours": work.ours, PLAIN: work.plain}, 5 if bench.gpu else 3)
     body = bench.seconds(work.layers_alone)
     peaks = {"ours": work.our_peak(), PLAIN: bench.peak(work.plain)}
-    return {
-        "samples": {"time": times, "memory": pd.DataFrame([peaks])},
-        "gates": gates,
-        "workload": {"real tokens": int(work.table.lengths.sum()), "recorded": work.recorded},
-        "profile": split(times, "the layers, forward and backward", body, "the head"),
-    }
+    samples = {"time": times, "memory": pd.DataFrame([peaks])}
+    workload = {"real tokens": int(work.table.lengths.sum()), "recorded": work.recorded}
+    profile = split(times, "the layers, forward and backward", body, "the head")
+    return {"samples": samples, "gates": gates, "workload": workload, "profile": profile}
 
 
 class LoraStep:

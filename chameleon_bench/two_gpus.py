@@ -51,14 +51,12 @@ def scaling(bench: Bench, **sizes: int) -> dict:
         for a, b in zip(curve, two["curves"][name], strict=True)
         for key in ("train_nll", "validation_nll")
     )
-    workload = sizes | {"heads": len(REGIMES), "documents a step": STEP}
-    return {
-        "gates": [gate("losses of two processes against one's, nats per token", gap, SAME)],
-        "backend": "nccl" if gpus > 1 else "gloo",
-        "gpus": gpus,
-        "processes": {"1": one["processes"], "2": two["processes"]},
-        "steps": _speed_up(one["seconds"], two["seconds"], workload),
-    }
+    gates = [gate("losses of two processes against one's, nats per token", gap, SAME)]
+    steps = _speed_up(
+        one["seconds"], two["seconds"], sizes | {"heads": len(REGIMES), "documents a step": STEP}
+    )
+    found = {"gates": gates, "steps": steps, "processes": {"1": one["processes"], "2": two["processes"]}}
+    return found | {"backend": "nccl" if gpus > 1 else "gloo", "gpus": gpus}
 
 
 def _run(bench: Bench, *words, **environment: str) -> None:

@@ -33,9 +33,8 @@ def known_means(vectors: Tensor, labels: Tensor, rows: Tensor, own: Tensor, batc
     clusters when the evaluation set is clustered on itself.
     """
     everything = [torch.arange(len(labels))]
-    return {
-        "current": _means(vectors, labels, batches),
-        "past": _means(vectors, labels, batches, past=True),
+    means = {"current": _means(vectors, labels, batches), "past": _means(vectors, labels, batches, past=True)}
+    return means | {
         "offline": _means(vectors, labels, everything),
         "whole rows": _means(rows, own, everything),
     }
@@ -111,9 +110,7 @@ def waiting_times(labels: np.ndarray, *, rate: float, batch: int, service: Servi
     return latency
 
 
-def waiting_table(
-    labels: np.ndarray, *, rate: float, batches: Sequence[int], service: Service, seed: int = 0
-) -> pd.DataFrame:
+def waiting_table(labels: np.ndarray, *, rate: float, batches, service: Service, seed=0) -> pd.DataFrame:
     """Quantiles p50, p95, p99 of the waiting time (seconds) by `batches` ("by cluster" or "mixed") and size."""
     rows = []
     for name, of in (("by cluster", np.asarray(labels)), ("mixed", np.zeros(len(labels), dtype=int))):

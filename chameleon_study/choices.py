@@ -19,13 +19,8 @@ from .sources import Split
 
 COSINE_EPOCHS = 5  # over which a cosine falls to zero, or over all there are
 RATES = tuple(float(f"{3e-4 * 10 ** (i / 4):.2g}") for i in range(9))  # 3e-4 … 3e-2
-OPTIONS = {
-    "dropout": (0.0, 0.1, 0.5),
-    "start": ("", "released", "normal"),
-    "view": ("prefix", "states"),
-    "transform": ("", "centred", "standardised"),
-    "schedule": ("constant", "cosine"),
-}
+OPTIONS = {"dropout": (0.0, 0.1, 0.5), "start": ("", "released", "normal"), "view": ("prefix", "states")}
+OPTIONS |= {"transform": ("", "centred", "standardised"), "schedule": ("constant", "cosine")}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ test documents).
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -52,12 +52,9 @@ class Material:
 
     def train(self, members: list[Member], orders: Callable[..., Arrangement], *how, **options) -> None:
         """Train heads side by side in the order `orders(split, number=epoch)`; the rest as for `train_heads`."""
+        train = (self.scored["train"], lambda epoch: orders("train", number=epoch))
         check = (self.scored["validation"], orders("validation", number=0))
-
-        def order(epoch: int) -> Arrangement:
-            return orders("train", number=epoch)
-
-        train_heads(members, self.scored["train"], order, *check, self.weight, *how, **options)
+        train_heads(members, *train, *check, self.weight, *how, **options)
 
     def nll(self, heads: list[tuple], split: str, order: Arrangement, **options) -> Tensor:
         """The nll sums (H, N) of a split's documents, in nats on the host; see `train.evaluate`."""
@@ -86,7 +83,9 @@ class SeedClusterings:
     foreign: Tensor | None
     quality: dict  # of the batching clustering, see `cluster_quality`
     seed: int
-    clean: Tensor | None = None  # rows (N',) of a split with foreign vectors that keep their own
+    clean: Tensor | None = (
+        None  # rows (N',) that keep their own vectors: what foreign ones cost is read off them
+    )
 
     def epoch(self, split: str, order: str, number: int) -> Arrangement:
         """The arrangement of a split in an epoch; evaluation uses epoch 0 throughout."""
@@ -95,10 +94,7 @@ class SeedClusterings:
         return arrange(len(labels), labels if order == "clustered" else None, generator)
 
     def with_foreign(self, split: str, share: float) -> "SeedClusterings":
-        """The same with this share of a split's vectors, never all, replaced by foreign ones: outliers for conditions.
-
-        `clean` are the rows that keep their own: what outliers cost is read off them.
-        """
+        """The same with this share of a split's vectors, never all, replaced by foreign ones, as outliers."""
         views, generator = copy(self.splits[split].views), torch.Generator().manual_seed(self.seed)
         vectors = views["prefix"].clone()  # (N, C)
         count = min(round(share * len(vectors)), len(vectors) - 1)
@@ -128,16 +124,9 @@ class PreparedCorpus(Material):
 
 
 def prepare(
-    settings: Experiment,
-    backbone: Backbone,
-    corpus: Corpus,
-    others: Mapping[str, Corpus] | None = None,
-    say: Say = lambda text: None,
+    settings: Experiment, backbone: Backbone, corpus: Corpus, others=None, say: Say = lambda text: None
 ) -> PreparedCorpus:
-    """A corpus's tables, states and vectors on the backbone's device; stages are timed and logged through `say`.
-
-    The test documents of `others` are read too, and their training documents are the foreign rows of claim 7.
-    """
+    """A corpus's tables, states and vectors on the backbone's device, with what is read of `others`; timed."""
     seconds: dict[str, float] = {}
     say(f"{corpus.name}: {corpus.counts()['train']['documents']} training documents from {corpus.source}")
     with timed(seconds, "tokens"):

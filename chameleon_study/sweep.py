@@ -57,9 +57,7 @@ class SweepJob:
         yield from zip(self.keys, (member.best for member in members))
 
 
-def choose(
-    settings: Experiment, regimes: list[Regime], measured: Callable[[list[Key]], Losses]
-) -> tuple[dict[str, Choice], dict[str, dict]]:
+def choose(settings: Experiment, regimes: list[Regime], measured: Callable) -> tuple[dict, dict]:
     """A choice for each regime, the given rate or the best of the sweep (mean over its seeds), and all losses.
 
     A regime with `rate_of` takes the other's, which is swept for it where it is not among `regimes`. `measured`

@@ -210,10 +210,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def torch_step(task: HeadTask, chunk: Chunk, base: Tensor, gh: Tensor | None, reuse: bool) -> Tensor:
-    """Losses (n,) of one head on one chunk; adds its gradients to the task's and writes gh (n, C) if given.
-
-    base (n, Vp) is overwritten only if `reuse`.
-    """
+    """Losses (n,) of one head on a chunk; gradients go to task and gh (n, C); `reuse`: base is overwritten."""
     weight, part, n = task.weight, task.factors(chunk.rows), len(chunk.h)
     if reuse and base.dtype == weight.accumulate:
         logits = base

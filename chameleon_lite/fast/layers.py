@@ -47,10 +47,7 @@ class Packed:
 
 
 def first_fit(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
-    """Lengths (N,) to rows of document numbers: the longest first, each into the first row with room for it.
-
-    Raises ValueError for a document longer than `capacity`.
-    """
+    """Lengths (N,) to rows of numbers: longest first, into the first row with room; ValueError for none."""
     lengths = np.asarray(lengths)
     if lengths.max(initial=0) > capacity:
         raise ValueError(f"a document of {lengths.max()} tokens has no room in rows of {capacity}")
@@ -63,10 +60,7 @@ def first_fit(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
 
 
 def packed(table: TokenTable, rows: Sequence[np.ndarray], length: int, n_rows: int | None = None) -> Packed:
-    """Rows of document numbers, of `first_fit`, to B rows of T = `length`; B is `n_rows` where given.
-
-    Rows beyond those that documents fill are padding.
-    """
+    """Rows of document numbers, of `first_fit`, to B rows of T = `length`; B is `n_rows`, if given."""
     sizes = np.array([len(row) for row in rows])
     order = np.concatenate(rows)  # (D,)
     lengths = table.lengths[order]
@@ -158,10 +152,7 @@ class PackedPass:
         return packed(self.table, in_rows, length, n_rows), torch.from_numpy(np.concatenate(fitted))
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Documents rows (B,) of a piece to states (M, C), targets (M,), and row numbers (M,) on the host.
-
-        These ascend without gradients.
-        """
+        """Documents rows (B,) of a piece to states (M, C), targets (M,), and rows (M,), in a reading ascending."""
         piece, place = self.packed(rows)
         owner, order = place[piece.owner], slice(None)  # (M,)
         if not torch.is_grad_enabled():

@@ -42,10 +42,7 @@ def load_corpus(name: str, *, data_dir: Path | str | None = None, seed: int = 0)
 
 
 def _docstrings(form: str, *, data_dir: Path | None = None, seed: int = 0) -> Corpus:
-    """The embedded corpus: an export in `data_dir`, else read from this machine's libraries and cached.
-
-    The export lets a machine with other library versions run on the very same text.
-    """
+    """The embedded corpus: another machine's export in `data_dir`, else of this one's libraries, cached."""
     name = "docstrings" if form == "paragraphs" else f"docstrings-{form}"
     if data_dir is not None and (data_dir / f"{name}.jsonl").is_file():
         return read_jsonl(data_dir / f"{name}.jsonl")
@@ -70,10 +67,7 @@ def _docstrings_key(form: str, seed: int) -> str:
 
 
 def _mixed(*, data_dir: Path | None = None, seed: int = 0) -> Corpus:
-    """Three kinds of text shuffled together, without a label at test (claim 14); `group` is the source.
-
-    Each split has the same number of characters of each source, in an order drawn by the seed.
-    """
+    """Three kinds of text shuffled, as many characters of each per split; `group` is the source (claim 14)."""
     parts = {name: load_corpus(name, data_dir=data_dir) for name in SOURCES}
     splits, generator = {}, np.random.default_rng(seed)
     for split in SPLITS:

@@ -154,10 +154,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def alpaca(name: str, *, data_dir: Path | None = None, seed: int = 0) -> Corpus:
-    """The rows of the hub's data set, or of the .jsonl, .json or .json.xz file in `data_dir` or `data_dir`/alpaca.
-
-    The whole data set is alpaca_data.json(.xz), 52,002 records: half a minute to read and to split.
-    """
+    """The hub's data set, or the .jsonl, .json or .json.xz file in `data_dir` or `data_dir`/alpaca."""
     if data_dir is None:
         fetched = fetch(ALPACAS[name], instead=ALPACA_INSTEAD)
         rows = parsed(row for split in fetched.values() for row in split)

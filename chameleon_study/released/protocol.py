@@ -77,10 +77,7 @@ def protocol_of(settings: ProtocolSettings) -> Protocol:
 
 
 def mended(settings: ProtocolSettings) -> list[tuple[str, ProtocolSettings]]:
-    """The protocols of a walk: the start, then one after each switch of `mend` became honest, cumulatively.
-
-    Each comes with the name of the switch just turned ("" for the start), and is checked.
-    """
+    """The protocols of a walk, checked, each with the switch that was mended for it: "" for the start."""
     step, steps = settings.model_copy(update={"mend": ()}), []
     for switch in ("", *settings.mend):
         if switch:

@@ -5,8 +5,7 @@ import torch.nn.functional as F
 from chameleon_lite import engine
 from chameleon_lite.heads import Condition, HeadUpdate, HyperHead, apply_update
 from chameleon_lite.loss import HeadWeight, head_losses, token_losses
-from chameleon_study.heads import BankHead, FactorBankHead, SvfBank, UnigramBias
-from chameleon_study.related import LibraryHead
+from chameleon_study.heads import BankHead, FactorBankHead, LibraryHead, SvfBank, UnigramBias
 
 C, V, G, M = 16, 101, 5, 60
 
