@@ -75,9 +75,7 @@ def read_settings(folder: Path) -> dict:
     except (ValueError, RecursionError, AttributeError) as error:
         raise DamagedFile(f"{path} is damaged: no JSON object ({error}); save or fetch it again") from None
     if kind != MODEL_TYPE:
-        raise UserError(
-            f"{folder} is no saved adapter but of type {kind!r}: make one with chameleon-lite fit"
-        )
+        raise UserError(f"{folder} is no adapter but of type {kind!r}: make one with chameleon-lite fit")
     fields = checked(content, str(path))
     if absent := [name for name in ("backbone_name", "width", "vocabulary") if not fields[name]]:
         raise DamagedFile(f"{path} is damaged: it lacks {absent[0]}; save or fetch it again")
