@@ -19,7 +19,7 @@ from joblib import cpu_count
 from chameleon_lite import files
 from chameleon_lite.backbones.formats import CPU_FLAGS, cpu_flags, device_of
 from chameleon_lite.errors import RunFailed, UserError, unknown
-from chameleon_study.provenance import default_command, device_name, provenance
+from chameleon_study.provenance import default_command, device_name, message_from_here, provenance
 
 from .bench import Bench
 from .measure import EXTRAS, ROWS, USUAL, measured, row
@@ -64,10 +64,11 @@ def _run(name: str, bench: Bench) -> dict:
     try:
         entry = measured(name, bench)
     except (ImportError, UserError) as error:  # something this machine lacks
-        entry = row("", unavailable=f"not available: {error}")
+        entry = row("", unavailable=message_from_here(f"not available: {error}"))
     except Exception as error:
-        entry = row("", unavailable=f"{type(error).__name__}: {error}")
-        entry |= {"status": "failed", "traceback": traceback.format_exc().splitlines()[-12:]}
+        entry = row("", unavailable=message_from_here(f"{type(error).__name__}: {error}"))
+        lines = message_from_here(traceback.format_exc()).splitlines()[-12:]
+        entry |= {"status": "failed", "traceback": lines}
     seconds = time.perf_counter() - started
     return entry | {"name": name, "seconds": seconds, "conditions": conditions(bench.quick)}
 

@@ -24,7 +24,7 @@ from chameleon_lite.train import Member, Source, average
 from .choices import COSINE_EPOCHS, Choice, Chosen, new_head, seen
 from .config import Experiment
 from .prepare import SEEN, Material, PreparedCorpus, SeedClusterings, seed_material
-from .provenance import circumstances
+from .provenance import circumstances, placeless
 from .records import CLEAN, FOREIGN, SCORES, TRANSFER, Record, name_of
 from .regimes import CLUSTERED, REGIMES, Regime
 
@@ -197,7 +197,7 @@ def record_of(context: Context, regime: str, corpus: str, seed: int, outcome: Ou
         **circumstances(settings, material.backbone.device, context.command),
         name=name_of(settings, regime, corpus, seed),
         regime=regime,
-        corpus=corpus,
+        corpus=placeless(corpus),
         seed=seed,
         learning_rate=member.learning_rate if member else None,
         choice=member.choice.others if isinstance(member, Chosen) else {},

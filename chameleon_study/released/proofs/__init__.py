@@ -11,7 +11,7 @@ import yaml
 
 from chameleon_lite.errors import unknown
 
-from ...provenance import circumstances
+from ...provenance import circumstances, placeless
 from . import clustering, scoring, training
 from .store import Proof
 from .subject import Shown, Subject
@@ -36,6 +36,6 @@ def prove_all(subject: Subject, command: str, names: Iterable[str] | None = None
             made = circumstances(subject.settings, subject.backbone.device, command)
             made = {field: made[field] for field in ("backbone", "profile", "settings", "provenance")}
             data = subject.facts() if name in BARE else subject.material.facts(subject.seed)
-            made |= {"corpus": subject.corpus, "data": data}
+            made |= {"corpus": placeless(subject.corpus), "data": data}
             proofs.append(Proof(proof=name, **texts, numbers=numbers, **made))
     return proofs
