@@ -11,7 +11,6 @@ of at most clusters.batch_rows texts of their cluster, small clusters merged. `a
 settings.condition says, by clusters that are not merged (conditions.grouped).
 """
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -19,56 +18,34 @@ from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from safetensors import SafetensorError
-from torch import Tensor
 
 from .. import files
 from ..backbone import Backbone, copied, load_backbone
 from ..backbones.formats import device_of, number_format
-from ..batches import Arrangement, arrange
-from ..cluster import Clustering, cluster_count, fit_clusters, merge_small
+from ..batches import Arrangement
+from ..cluster import Clustering
 from ..conditions import GroupMean
-from ..embed import mean_embeddings
 from ..errors import RunFailed
 from ..lora import lora_parameters, without_lora
 from ..loss import HeadWeight
 from ..processes import Processes
-from ..settings import ClusterSettings, Count, Rank, Rate, Seed, Settings, TokenSettings, TrainSettings
 from ..states import ScoredStates, hidden_states
-from ..text import SHORT, TokenTable, tokenise
+from ..text import SHORT
 from ..train import Member, evaluate, train_heads
 from ..train_layers import LiveStates, WithLayers
 from . import own_texts
 from .corpus import SPLITS, Corpus
+from .fit_settings import FitSettings
 from .outputs import claimed, writing
-from .rows import parsed
+from .parts import Parts, corpus_of, parts_of
 
 RESAMPLES = 2_000
 FEW = 10  # held-out texts below which an interval from resampling them says nothing
-
-
-class FitSettings(Settings):
-    """How an adapter is fitted on texts of one's own."""
-
-    rank: Rank = Field(4, description="rank of the head's update")
-    lora_rank: int = Field(0, ge=0, le=1 << 14, description="rank of LoRA in the layers, 0 = none; slow")
-    record_layers: bool = Field(True, description="on a GPU: replay the layers' pass; needs memory")
-    dropout: float = Field(0.5, ge=0, lt=1, description="dropout inside the hyper-network, as released")
-    condition: Literal["cluster", "centroid", "row"] = Field(
-        "cluster", description="what conditions new texts, see conditions.py; training uses groups"
-    )
-    learning_rate: Rate = Field(1e-3, description="AdamW's learning rate")
-    max_train_tokens: Count | None = Field(200_000, description="tokens of training texts; none = all")
-    max_held_out: Count | None = Field(500, description="texts of validation and of test each; none = all")
-    seed: Seed = Field(0, description="of initialisation, order, clusters and choice of texts")
-    tokens: TokenSettings = TokenSettings()
-    clusters: ClusterSettings = ClusterSettings()
-    train: TrainSettings = TrainSettings(epochs=3)
 
 
 @dataclass(frozen=True)
@@ -105,19 +82,6 @@ class Fitted:
         return f"{word}: {change}; use the backbone as it is, or fit on more texts of the kind you have"
 
 
-class Parts(NamedTuple):
-    """For each split N documents, their vectors (N, C) on the host, and their clusters (N,), small ones merged."""
-
-    tables: dict[str, TokenTable]
-    vectors: dict[str, Tensor]
-    labels: dict[str, Tensor]
-
-    def order(self, split: str, seed: int) -> Arrangement:
-        """An order of a split's documents, clusters kept together."""
-        labels = self.labels[split]
-        return arrange(len(labels), labels, torch.Generator().manual_seed(seed))
-
-
 def fit(
     texts: Iterable[str | dict] | str | Path | Corpus,
     *,
@@ -146,7 +110,7 @@ def fit(
         elif settings.lora_rank:
             backbone = copied(backbone)  # LoRA is put into the model itself, and this one is the caller's
         say(f"{sum(len(d) for d in corpus.splits.values()):,} texts from {corpus.source}")
-        parts, clustering = _parts(corpus, backbone, settings)
+        parts, clustering = parts_of(corpus, backbone, settings)
         model = _new_model(backbone, clustering, settings)
         member, nll = _trained(model, parts, settings, processes, progress)
         numbers = compared(nll, parts.tables["test"].n_scored, settings.seed)
@@ -171,42 +135,6 @@ def _saved(fitted: Fitted, out: Path) -> Fitted:
             place = f"the adapter is kept in {kept}"
         raise RunFailed(f"cannot write {out}: {error}; {place}; {fitted}") from error
     return replace(fitted, folder=out)
-
-
-def corpus_of(texts: Iterable[str | dict] | str | Path | Corpus, seed: int = 0) -> Corpus:
-    """A corpus from its name, a path, or rows, which are split 80/10/10 with near-duplicates on one side."""
-    if isinstance(texts, Corpus):
-        return texts
-    if isinstance(texts, str | os.PathLike):
-        return own_texts.load_corpus(str(texts), seed=seed)
-    rows = (replace(row, id=str(row.number - 1)) for row in parsed(texts))
-    return own_texts.corpus("texts", "a list of strings", rows, "the list of texts", seed=seed)
-
-
-def _parts(corpus: Corpus, backbone: Backbone, settings: FitSettings) -> tuple[Parts, Clustering]:
-    """Each split tokenised, cut to the limits, and assigned to clusters of the training part."""
-    generator, parts = np.random.default_rng(settings.seed), Parts({}, {}, {})
-    limits = settings.tokens.model_dump()
-    limits["max_length"] = min(limits["max_length"], backbone.max_length)
-    for split in SPLITS:
-        # responses are learnt with their end, and compared without it, which alone would seem to help
-        end = (backbone.tokenizer.eos_token or "") if split == "train" else ""
-        documents = [replace(d, text=d.text + end) if d.prompt else d for d in corpus.splits[split]]
-        table = tokenise(documents, backbone.tokenizer, **limits)
-        order = generator.permutation(len(table))
-        if split != "train":
-            order = order[: settings.max_held_out]
-        elif settings.max_train_tokens is not None:
-            most = max(settings.max_train_tokens, table.lengths[order[0]])
-            order = order[np.cumsum(table.lengths[order]) <= most]
-        parts.tables[split] = table.take(np.sort(order))
-        parts.vectors[split] = mean_embeddings(parts.tables[split], backbone.embedding.detach().cpu())
-    x, clusters = parts.vectors["train"], settings.clusters
-    clustering = fit_clusters(x, cluster_count(len(x), clusters.batch_rows), seed=settings.seed)
-    for split, x in parts.vectors.items():
-        labels = clustering.labels if split == "train" else clustering.assign(x)[0]
-        parts.labels[split] = merge_small(x, labels, clustering.centroids, minimum=clusters.minimum)
-    return parts, clustering
 
 
 def _states(backbone: Backbone, parts: Parts, settings: FitSettings, progress: bool) -> dict:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from chameleon_lite.app.fit import FitSettings, Fitted, compared, corpus_of, fit
+from chameleon_lite.app.fit import FitSettings, Fitted, compared, fit
+from chameleon_lite.app.parts import corpus_of
 from chameleon_lite.app.stream import adapt
 from chameleon_lite.errors import UserError
 from chameleon_lite.settings import ClusterSettings, TokenSettings, TrainSettings

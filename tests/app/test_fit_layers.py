@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from chameleon_lite import engine, train_layers
-from chameleon_lite.app.fit import FitSettings, corpus_of, fit
+from chameleon_lite.app.fit import FitSettings, fit
+from chameleon_lite.app.parts import corpus_of
 from chameleon_lite.app.stream import adapt
 from chameleon_lite.backbone import copied, load_backbone
 from chameleon_lite.batches import Arrangement
