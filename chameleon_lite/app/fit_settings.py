@@ -1,6 +1,6 @@
 """How an adapter is fitted on texts of one's own: the settings of `fit`."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,8 +10,15 @@ from ..settings import ClusterSettings, Count, Rank, Rate, Seed, Settings, Token
 class FitSettings(Settings):
     """How an adapter is fitted on texts of one's own."""
 
+    unwritten: ClassVar = {"head": "hyper", "layers": None}
+    head: Literal["auto", "lora", "hyper", "layers"] = Field(
+        "auto", description="a static LoRA, the hyper-network, LoRA in the layers too; auto: the best of them"
+    )
+    layers: bool | None = Field(None, description="auto tries LoRA in the layers; none: not on a CPU")
     rank: Rank = Field(4, description="rank of the head's update")
-    lora_rank: int = Field(0, ge=0, le=1 << 14, description="rank of LoRA in the layers, 0 = none; slow")
+    lora_rank: int = Field(
+        0, ge=0, le=1 << 14, description="rank of LoRA in the layers; 0: none, or the head's rank; slow"
+    )
     record_layers: bool = Field(True, description="on a GPU: replay the layers' pass; needs memory")
     dropout: float = Field(0.5, ge=0, lt=1, description="dropout inside the hyper-network, as released")
     condition: Literal["cluster", "centroid", "row"] = Field(

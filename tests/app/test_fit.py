@@ -15,6 +15,7 @@ from chameleon_lite.settings import ClusterSettings, TokenSettings, TrainSetting
 
 def small(**changes) -> FitSettings:
     values = {
+        "head": "hyper",
         "learning_rate": 1e-2,
         "dropout": 0.0,
         "tokens": TokenSettings(max_length=96),
