@@ -21,7 +21,7 @@ def byte_tokenizer(model_max_length: int = TINY_LENGTH):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocab = {symbol: value for value, symbol in enumerate(_byte_symbols())} | {WORD_END: 256}
+    vocab = {symbol: value for value, symbol in enumerate(byte_symbols())} | {WORD_END: 256}
     core = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
@@ -30,7 +30,7 @@ def byte_tokenizer(model_max_length: int = TINY_LENGTH):
     )
 
 
-def _byte_symbols() -> list[str]:
+def byte_symbols() -> list[str]:
     """The printable character that stands for each byte in byte-level tokenizers, by byte value.
 
     Printable Latin-1 bytes stand for themselves; the others take the code points from 256 on, in order.
