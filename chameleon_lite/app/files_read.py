@@ -131,12 +131,14 @@ def jsonl_rows(path: Path, *, scored: bool = False, encoding: str = UTF8) -> Ite
     Read as bytes, line by line: a bad line is one bad row, and no more than one line is in memory. Where an encoding's
     ends of lines are more than one byte, one bad byte is an error of the whole file.
     """
-    with _opened(path, encoding) as file:
-        lines: Iterator[bytes] = iter(file)
-        if encoding != UTF8 and LINE.encode(encoding) != LINE.encode():
-            lines = (line.encode() for line in io.TextIOWrapper(file, encoding, newline=LINE))
-            encoding = UTF8
+    wide = encoding != UTF8 and LINE.encode(encoding) != LINE.encode()
+    with (
+        _opened(path, encoding) as file,
+        io.TextIOWrapper(file, encoding, newline=LINE) if wide else nullcontext(file) as lines,
+    ):
+        encoding = UTF8 if wide else encoding
         for number, line in enumerate(lines, start=1):
+            line = line.encode() if wide else line
             header = number == 1 and line.startswith(f'{{"{MARK}"'.encode())
             if line.removeprefix(b"\xef\xbb\xbf").strip() and not header:
                 yield parse_line(line, number, scored=scored, encoding=encoding)
