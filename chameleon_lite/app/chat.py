@@ -153,7 +153,7 @@ def template_of(tokenizer) -> str | None:
     template = getattr(tokenizer, "chat_template", None)
     if isinstance(template, dict) and template:
         if "default" not in template:
-            names = ", ".join(template)
+            names = ", ".join(sorted(template))
             raise UserError(
                 f"the model has several chat templates ({names}) and no default: choose --chat off"
             )
