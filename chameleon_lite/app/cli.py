@@ -147,11 +147,10 @@ def adapt(
     still = {"condition": condition, "clusters": clusters, "workers": workers, "dask": dask}
     refuse(learn, learning, still | {"continue": new_tokens or None})
     still |= {"new_tokens": new_tokens, "batch": batch, "window": window}
+    say = partial(typer.echo, err=True)
+    run, more = (learn_file, learning) if learn else (partial(adapt_file, say=say), still)
     with given(source) as path:
-        if learn:
-            summary = learn_file(model, path, out, **how, **learning)
-        else:
-            summary = adapt_file(model, path, out, say=partial(typer.echo, err=True), **how, **still)
+        summary = run(model, path, out, **how, **more)
     if summary.failed == summary.rows:
         raise RunFailed(f"no row of {source} could be used: {summary}; reasons are in {out}")
     typer.echo(f"{summary}; written to {out}")

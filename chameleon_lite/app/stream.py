@@ -125,11 +125,10 @@ def adapt_file(
 ) -> Summary:
     """`adapt` from a file of rows (see files_read.py) to a JSONL file; JSONL is read in bounded memory.
 
-    `say` gets a line on settings of the backbone's that continuations do without. `workers` processes of this machine
-    or the workers of the Dask scheduler at `dask` share the windows; `model` is an adapter's folder then. Raises
-    UserError for a missing input, an `out` that holds other things than results (unless `overwrite`), and where
-    `resume` finds results, complete or not, of other settings, another adapter or another input. RunFailed, saying what
-    is kept, where nothing more can be written.
+    `workers` processes of this machine or the workers of the Dask scheduler at `dask` share the windows; `model` is
+    an adapter's folder then. Raises UserError for a missing input, an `out` that holds other things than results
+    (unless `overwrite`), and where `resume` finds results, complete or not, of other settings, adapters or inputs.
+    RunFailed, saying what is kept, where nothing more can be written.
     """
     source = Path(source)
     if not source.is_file() and not source.is_dir():
@@ -141,12 +140,12 @@ def adapt_file(
     with claimed(out, inputs, own=resume or _record(Path(out)).is_file(), overwrite=overwrite) as place:
         sent = _sent(model, device, dtype, how) if workers or dask else None
         adapter = Adapter(open_model(model, "cpu" if sent else device, dtype), **how)
-        if sent and Path(adapter.model.backbone.name).is_dir():
-            sent.backbone = adapter.model.backbone.name
+        if sent and Path(name := adapter.model.backbone.name).is_dir():
+            sent.backbone = name
         if adapter.new_tokens and (unused := unused_settings(adapter.model.lm)):
             say(f"the model's own settings of generation are not used, continuations are greedy: {unused}")
-        part, contained = place.with_name(place.name + ".part"), contents(source, encoding)
-        key = _key(adapter, how, contained, window)
+        part = place.with_name(place.name + ".part")
+        key = _key(adapter, how, contents(source, encoding), window)
         if (done := _done(place, part, key) if resume else 0) is None:
             return _summary(place)
         made, record = {"key": key, "rows": done, "bytes": part.stat().st_size if done else 0}, _record(place)

@@ -1,4 +1,4 @@
-"""Chat templates, first tokens and special tokens: what is written, what is learnt, and where continuations end."""
+"""Chat templates and special tokens: what is written, what is learnt, and what is refused."""
 
 import json
 import shutil
@@ -7,62 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from chameleon_lite import adapt, fit
-from chameleon_lite.app.chat import (
-    Dialogue,
-    Writer,
-    tail,
-    template_of,
-    turns_of,
-    unused_settings,
-    whole_characters,
-)
+from chameleon_lite.app.chat import Dialogue, Writer, tail, template_of, turns_of
 from chameleon_lite.app.fit_settings import FitSettings
 from chameleon_lite.app.learn import LearningStream
 from chameleon_lite.app.parts import corpus_of, parts_of
 from chameleon_lite.app.rows import parse
 from chameleon_lite.app.score import Adapter, document_of
-from chameleon_lite.app.writing import decided, gain_of
+from chameleon_lite.app.writing import decided
 from chameleon_lite.backbone import load_backbone
 from chameleon_lite.backbones.adapters import Writing
-from chameleon_lite.backbones.tiny import byte_tokenizer
 from chameleon_lite.chameleon import ChameleonLiteForCausalLM
-from chameleon_lite.errors import DamagedFile, UserError
-from chameleon_lite.settings import TokenSettings
 from chameleon_lite.text import Document, tokenise
 
+from .templates import TEMPLATE
+
 START, END = "<|im_start|>", "<|im_end|>"
-TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('No tools\nhere') }}{% endif %}"
-    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 QUICK = {"head": "lora", "bos": "off", "train": {"epochs": 1}, "tokens": {"max_length": 128}}
-
-
-@pytest.fixture(scope="module")
-def chat_folder(tmp_path_factory):
-    """A small model of the byte tokenizer's 257 tokens and two of a chat, which its template writes."""
-    folder = tmp_path_factory.mktemp("chat")
-    config = GPT2Config(
-        vocab_size=259, n_positions=256, n_embd=16, n_layer=1, n_head=2, initializer_range=0.2
-    )
-    config.bos_token_id = config.eos_token_id = 256
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        GPT2LMHeadModel(config).save_pretrained(folder)
-    tokenizer = byte_tokenizer(256)
-    tokenizer.add_special_tokens({"additional_special_tokens": [START, END]})
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def chatty(chat_folder):
-    return load_backbone(str(chat_folder))
 
 
 def ids_of(writer: Writer, *texts: str) -> list[list[int]]:
@@ -302,124 +264,3 @@ def test_a_template_that_writes_the_first_token_does_not_write_it_twice(chatty):
         document = writer.document(Document("1", "an answer of some length", prompt="p"))
         table = tokenise([document], writer)
         assert writer.first == first and table.ids.tolist().count(256) == 1 and table.ids[0] == 256
-
-
-# first tokens
-
-
-@pytest.fixture
-def needy(chatty):
-    """A model that predicts worse by far unless its text begins with the end-of-text token."""
-    end = torch.tensor(256)
-    body = chatty.lm.transformer
-    forward = body.forward
-
-    def worse(input_ids=None, **how):
-        out = forward(input_ids=input_ids, **how)
-        h, missing = out.last_hidden_state, input_ids[:, 0] != end
-        out.last_hidden_state = torch.where(missing[:, None, None], -h, h)
-        return out
-
-    body.forward = worse
-    yield chatty
-    del body.forward
-
-
-def test_a_first_token_that_the_loss_needs_is_measured_used_stored_and_said(needy, two_kinds):
-    texts, heard = two_kinds(60), []
-    corpus = corpus_of(texts)
-    writer = Writer(needy.tokenizer, Writing(special=False, bos=""))
-    gain, error = gain_of(
-        "<|endoftext|>", corpus.splits["train"], needy, writer, TokenSettings(max_length=128)
-    )
-    assert abs(gain) > 2 * error
-    better = gain > 0
-    settings = FitSettings(**QUICK | {"bos": "auto"})
-    fitted = fit(texts, backbone=needy, settings=settings, progress=False, say=heard.append)
-    mark = "<|endoftext|>" if better else ""
-    assert fitted.model.config.prompts["bos"] == mark
-    assert any(f"begins with {mark!r}, which saves {gain:.4f} nats" in line for line in heard) == better
-    forced = {}
-    for bos in ("on", "off"):
-        found = fit(texts, backbone=needy, settings=FitSettings(**QUICK | {"bos": bos}), progress=False)
-        forced[bos] = found.before
-        rows = adapt(found.model, texts, progress=False)
-        assert found.model.config.prompts["bos"] == {"on": "<|endoftext|>", "off": ""}[bos]
-        assert len(rows) == 60 and all("loss" in row for row in rows)
-    # what the token saves lies in both numbers of a fit, so that it is no gain of the adapter
-    assert (forced["off"] - forced["on"] > 0.002) == better
-    assert fitted.before == pytest.approx(forced["on" if better else "off"], abs=1e-6)
-
-
-def test_the_first_token_of_an_adapter_is_there_again_when_texts_are_scored_and_continued(chatty, two_kinds):
-    texts = two_kinds(2)
-    model = ChameleonLiteForCausalLM.from_backbone(chatty, prompts={"bos": END})
-    plain = ChameleonLiteForCausalLM.from_backbone(chatty, prompts={"bos": ""})
-    a, b = (adapt(m, texts, progress=False) for m in (model, plain))
-    assert all(x["loss_frozen"] != y["loss_frozen"] and x["tokens"] == y["tokens"] for x, y in zip(a, b))
-    ids = [258, *texts[0].encode()]
-    logits = chatty.lm(torch.tensor([ids])).logits[0, 16:-1]  # the first token, and 16 of the prefix
-    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[17:]))
-    assert a[0]["loss_frozen"] == pytest.approx(loss.item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("how, says", [({"bos": "<s>"}, "first token '<s>' is none"), ({"bos": 3}, "bos")])
-def test_a_first_token_that_the_tokenizer_lacks_is_refused(how, says, chatty):
-    with pytest.raises((DamagedFile, UserError), match=says):
-        Adapter(ChameleonLiteForCausalLM.from_backbone(chatty, prompts=how)).writer  # noqa: B018
-
-
-@pytest.mark.parametrize("word", ["chat", "bos"])
-def test_a_choice_that_is_none_is_one_line(word, refused, texts):
-    refused(
-        "fit",
-        texts,
-        "--backbone",
-        "tiny",
-        f"--{word}",
-        "maybe",
-        "--out",
-        "a",
-        says=f"{word}: Input should be",
-    )
-
-
-# generation
-
-
-def test_a_continuation_never_ends_inside_a_character(tiny):
-    tokenizer = tiny.tokenizer
-    ids = tokenizer("ab 😀é")["input_ids"]
-    found = [whole_characters(tokenizer, ids[:n]) for n in range(2, len(ids) + 1)]
-    assert found == ["ab", "ab ", "ab ", "ab ", "ab ", "ab 😀", "ab 😀", "ab 😀é"]
-    assert whole_characters(tokenizer, [97, 0x80]) == "a\ufffd"  # no character is begun there
-    assert whole_characters(tokenizer, tokenizer("\ufffd")["input_ids"]) == "\ufffd"
-    assert whole_characters(tokenizer, []) == ""
-
-
-def test_spelled_out_bytes_of_a_character_are_whole_or_cut():
-    from tokenizers import Tokenizer, decoders, models
-    from transformers import PreTrainedTokenizerFast
-
-    vocab = {f"<0x{b:02X}>": b for b in range(256)} | {"a": 256}
-    core = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True))
-    core.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
-    ids = [256, *"😀".encode()]
-    assert [whole_characters(tokenizer, ids[:n]) for n in (1, 2, 3, 4, 5)] == ["a", "a", "a", "a", "a😀"]
-
-
-def test_settings_of_generation_that_are_not_used_are_shown(command, model_folder, adapter, tmp_path):
-    settings = {"repetition_penalty": 1.3, "num_beams": 3, "num_return_sequences": 2, "bad_words_ids": [[5]]}
-    path = model_folder / "generation_config.json"
-    path.write_text(json.dumps(settings | {"eos_token_id": 256}))
-    model = ChameleonLiteForCausalLM.from_backbone(load_backbone(str(model_folder)))
-    assert unused_settings(adapter.lm) == ""
-    shown = unused_settings(model.lm)
-    assert shown == "num_beams 3, num_return_sequences 2, repetition_penalty 1.3, bad_words_ids [[5]]"
-    model.save_pretrained(tmp_path / "a")
-    Path("in.jsonl").write_text('"a prompt to continue, and long enough to be scored"')
-    words = ("adapt", "in.jsonl", "--model", tmp_path / "a", "--out", "o.jsonl")
-    _, _, err = command(*words, "--continue", "3")
-    assert f"continuations are greedy: {shown}" in err
-    assert "greedy" not in command(*words)[2]
