@@ -27,6 +27,17 @@ OTHER_FILES = {  # how a file begins that is no safetensors ─▶ what it is
 }
 
 
+class Writing(TokenSettings):
+    """How texts become tokens (app/chat.py); what adapters of before these fields lack is what was done then."""
+
+    unwritten = {"chat": False, "bos": None, "special": True}
+    chat: bool = False  # prompts and answers by the tokenizer's chat template
+    bos: str | None = Field(
+        None, max_length=100
+    )  # what every text begins with, "": nothing; None: as the tokenizer has it
+    special: bool = True  # what looks like a special token in a text is that token; false: it is text
+
+
 class AdapterSettings(BaseModel):
     """The fields of an adapter's configuration; what is no field of it is left alone."""
 
@@ -54,7 +65,7 @@ class AdapterSettings(BaseModel):
     @field_validator("prompts")
     @classmethod
     def _cuts(cls, value: dict) -> dict:
-        TokenSettings.model_validate(value)
+        Writing.model_validate(value)
         return value
 
 
