@@ -67,9 +67,8 @@ def load_hub(name: str, dtype: torch.dtype, revision: str):
                     "--backbone smollm2 (from the package index), a local folder, or connect and try again"
                 ) from None
             lm, tokenizer = load_checkpoint(name, dtype, **wanted)
-    commit = getattr(lm.config, "_commit_hash", None) or revision
-    config = try_to_load_from_cache(name, "config.json", revision=commit or None)
-    return lm, tokenizer, commit, f"{folder_hash(Path(config).parent)}:{commit}"
+    folder = Path(try_to_load_from_cache(name, "config.json", **wanted)).parent  # named by its commit
+    return lm, tokenizer, folder.name, f"{folder_hash(folder)}:"
 
 
 def load_folder(folder: Path, dtype: torch.dtype):

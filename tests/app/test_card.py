@@ -147,7 +147,9 @@ def test_a_backbone_of_the_hub_is_named_by_its_id_and_revision(small_folder, tmp
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     model = ChameleonLiteForCausalLM.from_backbone(load_backbone("them/small"), head="lora")
+    assert model.backbone.hash == load_backbone("them/small", revision=revision).hash
     model.save_pretrained(tmp_path / "out")
+    assert ChameleonLiteForCausalLM.from_pretrained(tmp_path / "out").backbone.revision == revision
     header, text = card_of(tmp_path / "out")
     assert header["base_model"] == "them/small"
     size = f"{model.backbone.parameters:,} parameters"
