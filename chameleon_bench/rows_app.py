@@ -46,7 +46,7 @@ def short_texts_adapted(bench: Bench, rows: int, fitted_tokens: int) -> dict:
         folder = Path(name)
         # fitted in a minute or two: its quality does not matter here
         sizes = {"max_train_tokens": fitted_tokens, "max_held_out": 100}
-        settings = FitSettings(tokens={"max_length": 96}, train={"epochs": 2}, **sizes)
+        settings = FitSettings(head="hyper", tokens={"max_length": 96}, train={"epochs": 2}, **sizes)
         where = {"out": folder / "adapter", "device": str(bench.device), "progress": False}
         fit(corpus, backbone=backbone, settings=settings, **where)
         texts = list(itertools.islice(itertools.cycle(short_texts(corpus)), rows))
@@ -96,7 +96,9 @@ def checksums(bench: Bench, fitted_tokens: int) -> dict:
     Counted are the reading and digesting of whole files, and every other digest and CRC.
     """
     backbone, corpus = "tiny" if bench.quick else "smollm2", load_corpus("docstrings")
-    settings = FitSettings(max_train_tokens=fitted_tokens, max_held_out=100, train={"epochs": 2})
+    settings = FitSettings(
+        head="hyper", max_train_tokens=fitted_tokens, max_held_out=100, train={"epochs": 2}
+    )
     watched = cProfile.Profile()
     with tempfile.TemporaryDirectory() as name:
         for number, call in enumerate((fit, partial(watched.runcall, fit))):

@@ -162,7 +162,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         return grouped(vectors, self.centroids, mode or self.config.condition)
 
     def update_for(self, condition: Condition | Tensor | int) -> HeadUpdate:
-        """The head's update for conditions (G, C) or (C,), or a stored cluster's number; else UserError."""
+        """Update for conditions (G, C), (C,) or a cluster's number, else UserError; a static head has one."""
         if isinstance(condition, int):
             if not 0 <= condition < len(self.centroids):
                 raise UserError(f"no cluster {condition}: this adapter has {len(self.centroids)}")
@@ -175,7 +175,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         self, condition: Condition | Tensor | int, group: Tensor | None = None, rows: int | None = None
     ) -> Callable[..., Tensor]:
         """Conditions (G, C) of a batch of groups (B,) as the `head_update` of `forward` and `generate`."""
-        return update_logits(self.update_for(condition), group, rows)
+        return update_logits(self.update_for(condition), group if self.head.conditioned else None, rows)
 
     def body(self, **inputs):
         """The model below its head; inputs that are None or that it does not take are left out."""

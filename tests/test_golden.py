@@ -90,6 +90,7 @@ TABLES = {
     "described": {"corpora": ["questions.jsonl"], "protocol": {"preset": "as_described"}},
 }
 FITTED = {
+    "head": "hyper",
     "learning_rate": 1e-2,
     "tokens": {"max_length": 96},
     "clusters": {"batch_rows": 16},

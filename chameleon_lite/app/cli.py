@@ -30,6 +30,7 @@ CLONE = (
     "run, prove, tables, claims, params, bench come with a clone of the repository: pip install -e . in it"
 )
 FORMATS = ("auto", "float32", "bfloat16", "float16")
+HEADS = ("auto", "lora", "hyper", "layers")
 
 
 def option(help: str, *names: str, least: float | None = None, most: float | None = None):
@@ -58,6 +59,10 @@ def fit(
     texts: Annotated[str, typer.Argument(help=f"{FILES}, or a corpus's name.")],
     out: Annotated[Path, option("Folder the adapter is saved to.", "--out")],
     backbone: Annotated[str, option("A built-in name, hub id or local folder.")] = "smollm2",
+    head: Annotated[str, option(f"{', '.join(HEADS)}; auto keeps the best on validation texts.")] = "auto",
+    layers: Annotated[
+        bool | None, option("auto: try LoRA in the layers too; default: on a GPU.", "--layers/--no-layers")
+    ] = None,
     rank: Annotated[int, option("Rank of the head's update.", least=1)] = 4,
     lora_rank: Annotated[
         int, option("Rank of LoRA in the layers, 0: none; slow, no states are kept.", least=0)
@@ -71,7 +76,7 @@ def fit(
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train an adapter on your own texts, and measure on texts held out whether it helped.
+    """Train adapters on your own texts, keep the best, and measure on texts held out whether it helped.
 
     Example: chameleon-lite fit texts.jsonl --backbone smollm2 --out my-adapter
     """
@@ -79,12 +84,14 @@ def fit(
     from .fit import FitSettings
     from .fit import fit as run
 
-    given = {"rank": rank, "lora_rank": lora_rank, "learning_rate": learning_rate, "condition": condition}
-    given |= {"max_train_tokens": max_train_tokens, "seed": seed}
+    if head not in HEADS:
+        raise unknown("head", head, HEADS)
+    given = {"head": head, "layers": layers, "rank": rank, "lora_rank": lora_rank, "condition": condition}
+    given |= {"learning_rate": learning_rate, "max_train_tokens": max_train_tokens, "seed": seed}
     given |= {"tokens": {"max_length": max_length}, "train": {"epochs": epochs}}
     how = {"settings": validated(FitSettings, given), "device": device, "overwrite": overwrite}
     fitted = run(texts, backbone=backbone, out=out, say=partial(typer.echo, err=True), **how)
-    typer.echo(fitted)
+    typer.echo(fitted.report)
     typer.echo(f"{fitted.trained_on:,} training texts, {fitted.seconds:.0f} s; saved to {out}")
 
 

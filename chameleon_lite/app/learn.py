@@ -199,7 +199,8 @@ class LearningStream:
         vectors, mode = mean_embeddings(table, self.backbone.embedding), "centroid"
         groups = grouped(vectors, self.adapter.centroids, mode if len(self.adapter.centroids) else "row")
         update = self.adapter.update_for(groups.condition)
-        return HeadUpdate(update.down, update.up * self.adapter.config.scale), groups.group
+        group = groups.group if update.groups > 1 else torch.zeros_like(groups.group)
+        return HeadUpdate(update.down, update.up * self.adapter.config.scale), group
 
     def summary(self) -> LearnSummary:
         """What learning gained over the rows so far, in nats per token, and what it cost in seconds of this process."""

@@ -196,7 +196,8 @@ def continue_mixed(
     Prompts of similar length share a batch, so that little is padded; the end token and what follows it are cut.
     """
     out: list[list[int]] = [[] for _ in prompts]
-    lengths, group = torch.tensor([len(p) for p in prompts]), group.cpu()
+    lengths = torch.tensor([len(p) for p in prompts])
+    group = group.cpu() if update.groups > 1 else torch.zeros_like(lengths)  # a static head has one update
     for rows in torch.argsort(lengths, stable=True).split(batch):
         rows = rows[torch.argsort(group[rows], stable=True)]  # groups together: no step reorders its rows
         padded = left_padded([prompts[i] for i in rows], model.backbone.pad_id)

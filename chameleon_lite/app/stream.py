@@ -91,7 +91,8 @@ def adapt(
 
     model: a ChameleonLiteForCausalLM or a saved adapter's folder. how: fields of `score.Adapter`, such as
     new_tokens=20 to continue prompts. Results hold row, id, cluster, distance to its centroid, rows in its group,
-    tokens, truncated, and loss and loss_frozen (nats per token) or continuation; a failed row holds `error`.
+    tokens, truncated, and loss and loss_frozen (nats per token) or continuation; a failed row holds `error`. Under a
+    static head cluster, distance and rows are still the text's, and change nothing.
     Raises UserError for a folder without an adapter and for a window below 1.
     """
     texts = [texts] if isinstance(texts, str) else texts

@@ -34,7 +34,7 @@ class AdapterSettings(BaseModel):
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
-    head: Literal["hyper", "lora"] = "hyper"  # the paper's hyper-network, or one static pair
+    head: Literal["hyper", "lora"] = "hyper"  # the paper's hyper-network, or one pair whatever the condition
     rank: Rank = 4
     scale: float = Field(1.0, gt=0, le=1e6)  # α
     dropout: float = Field(0.5, ge=0, lt=1)  # inside the hyper-network

@@ -1,0 +1,70 @@
+"""Texts of one's own as `fit` needs them: three parts, each tokenised, cut to its limit, and assigned to clusters."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..backbone import Backbone
+from ..batches import Arrangement, arrange
+from ..cluster import Clustering, cluster_count, fit_clusters, merge_small
+from ..embed import mean_embeddings
+from ..text import TokenTable, tokenise
+from . import own_texts
+from .corpus import SPLITS, Corpus
+from .fit_settings import FitSettings
+from .rows import parsed
+
+
+class Parts(NamedTuple):
+    """For each split N documents, their vectors (N, C) on the host, and their clusters (N,), small ones merged."""
+
+    tables: dict[str, TokenTable]
+    vectors: dict[str, Tensor]
+    labels: dict[str, Tensor]
+
+    def order(self, split: str, seed: int) -> Arrangement:
+        """An order of a split's documents, clusters kept together."""
+        labels = self.labels[split]
+        return arrange(len(labels), labels, torch.Generator().manual_seed(seed))
+
+
+def corpus_of(texts: Iterable[str | dict] | str | Path | Corpus, seed: int = 0) -> Corpus:
+    """A corpus from its name, a path, or rows, which are split 80/10/10 with near-duplicates on one side."""
+    if isinstance(texts, Corpus):
+        return texts
+    if isinstance(texts, str | os.PathLike):
+        return own_texts.load_corpus(str(texts), seed=seed)
+    rows = (replace(row, id=str(row.number - 1)) for row in parsed(texts))
+    return own_texts.corpus("texts", "a list of strings", rows, "the list of texts", seed=seed)
+
+
+def parts_of(corpus: Corpus, backbone: Backbone, settings: FitSettings) -> tuple[Parts, Clustering]:
+    """Each split tokenised, cut to the limits, and assigned to clusters of the training part."""
+    generator, parts = np.random.default_rng(settings.seed), Parts({}, {}, {})
+    limits = settings.tokens.model_dump()
+    limits["max_length"] = min(limits["max_length"], backbone.max_length)
+    for split in SPLITS:
+        # responses are learnt with their end, and compared without it, which alone would seem to help
+        end = (backbone.tokenizer.eos_token or "") if split == "train" else ""
+        documents = [replace(d, text=d.text + end) if d.prompt else d for d in corpus.splits[split]]
+        table = tokenise(documents, backbone.tokenizer, **limits)
+        order = generator.permutation(len(table))
+        if split != "train":
+            order = order[: settings.max_held_out]
+        elif settings.max_train_tokens is not None:
+            most = max(settings.max_train_tokens, table.lengths[order[0]])
+            order = order[np.cumsum(table.lengths[order]) <= most]
+        parts.tables[split] = table.take(np.sort(order))
+        parts.vectors[split] = mean_embeddings(parts.tables[split], backbone.embedding.detach().cpu())
+    x, clusters = parts.vectors["train"], settings.clusters
+    clustering = fit_clusters(x, cluster_count(len(x), clusters.batch_rows), seed=settings.seed)
+    for split, x in parts.vectors.items():
+        labels = clustering.labels if split == "train" else clustering.assign(x)[0]
+        parts.labels[split] = merge_small(x, labels, clustering.centroids, minimum=clusters.minimum)
+    return parts, clustering
