@@ -240,5 +240,16 @@ def _measured(notes: Mapping, one_of_many: bool) -> str:
         if one_of_many:
             text += " That is with an update for each group of texts, as `chameleon-lite adapt` makes them; the one"
             text += " kept here was not measured by itself."
-        return text
+        return text + _tried(notes.get("candidates", ()))
     return "Nothing: this adapter was not made by `fit`."
+
+
+def _tried(candidates: Sequence[Mapping]) -> str:
+    """A table of what `fit` chose from; "" where there was no choice."""
+    if len(candidates) < 2:
+        return ""
+    rows = ["\n\nChosen on validation texts, from:\n", "| candidate | nats per token | parameters |", "|---|---|---|"]
+    for one in candidates:
+        name = re.sub(r"[^\w.,+-]+", " ", str(one["candidate"]))[:80]
+        rows.append(f"| {name}{' (kept)' * bool(one['kept'])} | {one['after']:.4f} | {one['parameters']:,} |")
+    return "\n".join(rows)

@@ -30,7 +30,7 @@ def fitted(two_kinds, tmp_path_factory):
     backbone.tokenizer.save_pretrained(home / "models" / "small")
     (home / "models" / "small" / "README.md").write_text("---\nlicense: mit\n---\n# Small\n")
     (home / "letters.csv").write_text("text\n" + "\n".join(f"confidential {t}" for t in two_kinds(120)))
-    settings = FitSettings(tokens=TokenSettings(max_length=96), train=TrainSettings(epochs=1))
+    settings = FitSettings(head="hyper", tokens=TokenSettings(max_length=96), train=TrainSettings(epochs=1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CHAMELEON_LITE_HOME", str(home / "cache"))
         how = {"backbone": str(home / "models" / "small"), "settings": settings, "device": "cpu"}
@@ -97,9 +97,21 @@ def test_each_kind_of_export_says_which_update_it_holds_and_what_was_not_measure
     assert f"{fitted[0].after:.4f} with the adapter" in text
 
 
+def test_what_was_chosen_from_is_in_it(fitted):
+    model = fitted[0].model
+    rows = [{"candidate": "LoRA head, rank 4", "after": 2.5, "parameters": 3_000, "kept": True}]
+    rows += [{"candidate": "hyper | network", "after": 2.75, "parameters": 90_000, "kept": False}]
+    given = model.config.notes
+    model.config.notes = given | {"candidates": rows}
+    text = card(model)
+    model.config.notes = given
+    assert "| LoRA head, rank 4 (kept) | 2.5000 | 3,000 |\n| hyper network | 2.7500 | 90,000 |\n" in text
+    assert "Chosen on" not in card(model)
+
+
 def test_without_notes_and_with_odd_ones_it_says_that_nothing_is_known(tiny):
     model = ChameleonLiteForCausalLM.from_backbone(tiny)
-    odd = {"before": "x", "after": None, "corpus": 3, "settings": []}
+    odd = {"before": "x", "after": None, "corpus": 3, "settings": [], "candidates": 7}
     for notes in (
         {},
         odd,
