@@ -219,6 +219,8 @@ def _merged(model, target: Path, condition: Tensor | int, what: str) -> None:
 
     _update(model, condition)
     plain = model.merge_for(condition)
+    kind = str(plain.dtype).removeprefix("torch.")
+    rounded = [f"The update is rounded to {kind}, as the weights are."] if plain.dtype.itemsize < 4 else []
     try:
         plain.generation_config.validate(strict=True)
     except ValueError:  # as many a checkpoint's, which transformers reads and then refuses to write
@@ -228,7 +230,7 @@ def _merged(model, target: Path, condition: Tensor | int, what: str) -> None:
     with placed(target) as part:
         plain.save_pretrained(part)
         model.tokenizer.save_pretrained(part)
-        write_card(model, part, target, "merged", what=what)
+        write_card(model, part, target, "merged", what=what, limits=rounded)
         _clear(target)
 
 

@@ -224,6 +224,15 @@ def test_in_training_mode_the_update_is_without_dropout(small_folder, tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_a_merged_model_in_16_bits_says_that_it_is_rounded(small_folder, tmp_path):
+    for dtype, says in ((torch.bfloat16, True), (torch.float32, False)):
+        backbone = load_backbone(str(small_folder("llama-untied")), dtype=dtype)
+        model = ChameleonLiteForCausalLM.from_backbone(backbone, head="lora")
+        folder = export(model, tmp_path / str(dtype), format="merged")
+        assert ("rounded to bfloat16" in (folder / "README.md").read_text()) == says
+        assert load_backbone(str(folder), dtype=dtype).head.weight.dtype == dtype
+
+
 def test_a_checkpoints_odd_generation_settings_do_not_stop_it(small_folder, tmp_path):
     model = model_on(small_folder("llama-untied"))
     model.lm.generation_config.temperature = 0.6  # without do_sample, as some well-known ones have it
