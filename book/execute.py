@@ -76,5 +76,5 @@ def presentable(book: nbformat.NotebookNode, profile: str, seconds: float) -> nb
     for cell in book.cells:
         if "injected-parameters" in (tags := cell.metadata.get("tags", [])):
             cell.metadata["tags"] = sorted({*tags, "remove-cell"})
-    book.cells[0].source += f"\n\n*This page was computed in {seconds:.0f} s (profile = {profile}).*"
+    book.cells[0].source += f" *This page was computed in {seconds:.0f} s (profile = {profile}).*"
     return book

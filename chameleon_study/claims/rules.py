@@ -6,11 +6,13 @@ A rule never makes one verdict of several corpora: the headline counts them. Wha
 is left out, and a part without any cell is "not tested".
 """
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from ..released.proofs.store import load_proofs
 from .contrasts import FamilyMember, StoredRuns, judge
 from .statistics import (
     CONTRADICTED,
@@ -29,6 +31,10 @@ PLANTED = "planted"  # experiments on texts whose gain is known, and the first o
 GAINED = 0.8  # of the known gain, from which a head can read its condition
 CHANCE = 0.05  # p of the permutation test below which clusters are more homogeneous than chance
 FEW, MANY = 0.01, 0.05  # shares of the rows (claim 18)
+# measures in which clusters made again must agree with a run's to be taken for them, and how closely: another
+# processor's rounding may move a few rows
+SAME = ("clusters", "empty", "inertia", "adjusted_mutual_information", "length_variance_explained")
+CLOSE = 1e-2
 
 
 class Cell(NamedTuple):
@@ -128,9 +134,22 @@ def half_way(evidence: StoredRuns, regime: str, base: str) -> Cells:
 
 
 def _clusterings(evidence: StoredRuns, key: str) -> dict[str, list[dict]]:
-    """Corpus to the quality of its batching clusterings, one for each seed, where all have `key`."""
-    found = {c: [r.data.get("clusters") or {} for r in evidence.runs(c, "R4")] for c in evidence.corpora}
-    return {c: of for c, of in found.items() if of and all(q.get(key) is not None for q in of)}
+    """Corpus to the quality of its batching clusterings, one for each seed, where all have `key`.
+
+    Records that came before a measure take it from the proof that made the same clusters again (`study_clusters`).
+    """
+    found: dict[str, list[dict]] = {}
+    again = {p.corpus: p.numbers for p in load_proofs(evidence.folder) if p.proof == "study_clusters"}
+    for corpus in evidence.corpora:
+        for record in evidence.runs(corpus, "R4"):
+            quality, place = record.data.get("clusters") or {}, f"seed{record.seed}_"
+            numbers = again.get(corpus, {}).items()
+            made = {name.removeprefix(place): x for name, x in numbers if name.startswith(place)}
+            same = [name for name in SAME if name in quality and quality[name] is not None]
+            if made and all(math.isclose(quality[n], made.get(n, math.nan), rel_tol=CLOSE) for n in same):
+                quality = made | quality
+            found.setdefault(corpus, []).append(quality)
+    return {c: of for c, of in found.items() if all(q.get(key) is not None for q in of)}
 
 
 def _in_every_seed(holds: Sequence[bool], fails: Sequence[bool]) -> str:

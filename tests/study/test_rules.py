@@ -6,6 +6,7 @@ from chameleon_study.claims.contrasts import StoredRuns, registered
 from chameleon_study.claims.ledger import decided
 from chameleon_study.claims.paper import parts
 from chameleon_study.claims.rules import SIZES
+from chameleon_study.released.proofs.store import Proof, store_proofs
 
 S, E, C, U = "supported", "equivalent", "contradicted", "not decidable here"
 PARTS = {p["part"]: p for p in parts()}
@@ -127,6 +128,21 @@ def test_homogeneity_against_chance(tmp_path, study_of, values, word):
 def test_rows_in_small_clusters(tmp_path, study_of, below, values, word):
     study_of(tmp_path, "alpaca", {"R4": 3.5}, change=qualities(f"share_below_{below}", values))
     assert verdicts(tmp_path, {4: "18a", 8: "18b"}[below]) == ({"alpaca": word} if word else {})
+
+
+@pytest.mark.parametrize(("moved", "words"), [(1.0, {"alpaca": S}), (1.5, {})])
+def test_records_from_before_a_measure_take_it_from_the_same_clusters_only(tmp_path, study_of, moved, words):
+    def change(record):
+        del record.data["clusters"]["share_below_4"]
+        record.data["clusters"]["inertia"] = 40.0 * moved
+
+    study_of(tmp_path, "alpaca", {"R4": 3.5}, change=change)
+    numbers = {"inertia": 40.0, "adjusted_mutual_information": 0.4, "length_variance_explained": 0.1}
+    numbers = {f"seed{k}_{n}": x for k in range(5) for n, x in (numbers | {"share_below_4": 0.0}).items()}
+    own = {"title": "", "audit": (), "where": "", "shows": "", "corpus": "alpaca"}
+    proof = Proof(proof="study_clusters", numbers=numbers, backbone="smollm2", profile="paper", **own)
+    store_proofs([proof], tmp_path)
+    assert verdicts(tmp_path, "18a") == words
 
 
 @pytest.mark.parametrize("word", [S, E, C])

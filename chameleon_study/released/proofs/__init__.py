@@ -20,7 +20,7 @@ TEXTS = yaml.safe_load((files(__package__) / "proofs.yaml").read_text(encoding="
 _PARTS = vars(scoring) | vars(clustering) | vars(training) | vars(paper_tokens)
 # name ▶ numbers, and words for its sentence that are no numbers; None where it does not apply to the corpus
 PROOFS: dict[str, Callable[[Subject], Shown | None]] = {name: _PARTS[name] for name in TEXTS}
-BARE = ("paper_tokens",)  # proofs that need no hidden states
+BARE = ("paper_tokens", "study_clusters")  # proofs that need no hidden states
 
 
 def prove_all(subject: Subject, command: str, names: Iterable[str] | None = None) -> list[Proof]:

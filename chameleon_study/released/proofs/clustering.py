@@ -8,10 +8,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from chameleon_lite.cluster import Clustering, fit_clusters
+from chameleon_lite.cluster import Clustering, cluster_count, fit_clusters
+from chameleon_lite.embed import mean_embeddings
 from chameleon_lite.train import average
 
 from ...claims.paper import published
+from ...prepare import tables_of
 from ...sources import cluster_quality, main_direction, mean_cosine, span_vectors
 from ..prepare import from_the_start, released_batches, released_clusters, scored_batches
 from .store import CLUSTERINGS, Proof
@@ -110,6 +112,25 @@ def kmeans_start(subject: Subject) -> Shown:
             seeds.append(found | {f"{regime}_loss": row[regime] for regime in ("R1", "R4")})
         numbers |= {f"{name}_{key}": float(mean) for key, mean in pd.DataFrame(seeds).mean().items()}
     return numbers, {"change": numbers["plusplus_R1_loss"] - numbers["ten_steps_R1_loss"]}
+
+
+def study_clusters(subject: Subject) -> Shown | None:
+    """What the honest study's batching clusters hold, for each of its seeds; None for the released procedure.
+
+    They are made of tokens and embeddings alone, so they are those of the stored runs without any hidden state.
+    """
+    if not subject.settings.protocol.honest:
+        return None
+    table = tables_of(subject.settings, subject.backbone, subject.texts)["train"]
+    x, numbers = mean_embeddings(table, subject.backbone.embedding.detach().cpu()), {}
+    for seed in range(subject.settings.seeds):
+        subject.say(f"clusters of seed {seed}")
+        clusters = fit_clusters(x, cluster_count(len(x), subject.settings.clusters.batch_rows), seed=seed)
+        quality = cluster_quality(clusters, groups=table.groups, lengths=table.lengths)
+        quality["median"] = quality.pop("sizes")["median"]
+        numbers |= {f"seed{seed}_{name}": float(q) for name, q in quality.items() if q is not None}
+    small = [numbers[f"seed{seed}_share_below_4"] for seed in range(subject.settings.seeds)]
+    return numbers, {"rows": len(x), "smallest": min(small), "largest": max(small)}
 
 
 def implied_shares(stored: list[Proof]) -> dict[str, str]:
