@@ -248,7 +248,11 @@ def _tried(candidates: Sequence[Mapping]) -> str:
     """A table of what `fit` chose from; "" where there was no choice."""
     if len(candidates) < 2:
         return ""
-    rows = ["\n\nChosen on validation texts, from:\n", "| candidate | nats per token | parameters |", "|---|---|---|"]
+    rows = [
+        "\n\nChosen on validation texts, from:\n",
+        "| candidate | nats per token | parameters |",
+        "|---|---|---|",
+    ]
     for one in candidates:
         name = re.sub(r"[^\w.,+-]+", " ", str(one["candidate"]))[:80]
         rows.append(f"| {name}{' (kept)' * bool(one['kept'])} | {one['after']:.4f} | {one['parameters']:,} |")
