@@ -48,9 +48,7 @@ class Outcome:
     """What came of one regime under one seed."""
 
     nll: dict[str, Tensor] = field(default_factory=dict)  # reading ▶ (N,) nats per document, on the host
-    rows: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # reading ▶ (N,) its documents, where it has not all
+    rows: dict[str, Tensor] = field(default_factory=dict)  # reading ▶ (N,) its documents, if it has not all
     positions: list[dict[str, float]] = field(default_factory=list)
     member: Member | None = None  # the trained head, perhaps another regime's
     seconds: dict[str, float] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from chameleon_lite.errors import DamagedFile, UserError
 
 from .config import Experiment
 from .provenance import placeless, without_places
-from .stored import read_lines, storing
+from .stored import NOT_RECORDS, read_lines, storing
 
 HONEST = "honest-"  # files of results that the honest study's experiments are packed into
 FOREIGN = "foreign-"  # readings of clean rows among foreign ones, and experiments that supply them
@@ -29,7 +29,6 @@ TRANSFER = "transfer:"  # readings of another corpus's test documents
 ARTICLES = "wikitext"  # corpora of that name: their rows' `group` is the article
 # scores of continued prompts
 SCORES = ("rouge_l", "distinct_1", "distinct_2", "repeated", "batch_distinct_1", "batch_distinct_2")
-NOT_RECORDS = ("proofs", "spans")
 KEPT = "complete runs are kept, and the same command goes on after them"
 LONGEST = 90  # bytes of a backbone's or corpus's name in a file's, which file systems end at 255
 REFUSED_BACKBONES = ("tiny", "random-gpt2")

@@ -101,7 +101,7 @@ def test_pages_style_tables_by_that_function_alone(repository):
 
 
 def test_figures_show_texts(tmp_path):
-    from chameleon_study.figures.clouds import shifts
+    from chameleon_study.figures.study import shifts
 
     names = [*EVIL, "a $ b $ c", r"\frac{", "$x^$"]
     fig, ax = plt.subplots()
