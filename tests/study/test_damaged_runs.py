@@ -1,7 +1,6 @@
 """Files of runs and sweeps that are not what was written, and runs of other texts or another backbone."""
 
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
