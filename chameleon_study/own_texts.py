@@ -85,6 +85,7 @@ def tested(choice: Choice, parts: Parts, seed: int) -> list[dict[str, float]]:
 
 def main(data: str, backbone: str = "smollm2", results: Path = ROOT / "results") -> None:
     """Measure all tasks and store them in `results`."""
+    facts = provenance("cpu", "python -m chameleon_study.own_texts DATA")  # of the code that begins
     loaded, tasks = load_backbone(backbone), {}
     with tempfile.TemporaryDirectory() as folder:
         for name, path in write_tasks(Path(data), Path(folder)).items():
@@ -99,7 +100,7 @@ def main(data: str, backbone: str = "smollm2", results: Path = ROOT / "results")
         "settings": SETTINGS.model_dump(mode="json"),
         "tasks": tasks,
     }
-    record |= provenance("cpu", "python -m chameleon_study.own_texts DATA")
+    record |= facts
     with storing(results / NAME) as part:
         part.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
