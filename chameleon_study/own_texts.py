@@ -1,6 +1,6 @@
 """Does `fit --head auto` keep the right adapter? Three tasks of people's own texts, every candidate read on test.
 
-    python -m chameleon_study.own_texts DATA    DATA holds alpaca/alpaca.jsonl, wikitext-2/test.txt
+    python -m chameleon_study.own_texts DATA [TASK …]    DATA holds alpaca/alpaca.jsonl, wikitext-2/test.txt
 
     1,200 instructions with answers (.jsonl) · a folder of documentation (.txt) · rows of WikiText-2 (.jsonl)
       ─ choose, heads alone ─▶ validation and test nats of each candidate ─▶ results/own-texts.json
@@ -27,13 +27,13 @@ from chameleon_lite.processes import Processes
 
 from .corpora import load_corpus
 from .provenance import ROOT, provenance
-from .stored import storing
+from .stored import read, storing
 
 NAME = "own-texts.json"
 WITHIN = 0.002  # nats per token: how far the kept candidate's test loss may be from the best one's
 ALPACA_ROWS = 1_200
 PARAGRAPHS = 20  # of a file of documentation
-SETTINGS = FitSettings(layers=False, max_train_tokens=30_000, max_held_out=200)
+SETTINGS = FitSettings(layers=False, max_train_tokens=30_000, max_held_out=150)
 
 
 def write_tasks(data: Path, folder: Path) -> dict[str, Path]:
@@ -83,26 +83,21 @@ def tested(choice: Choice, parts: Parts, seed: int) -> list[dict[str, float]]:
     return found
 
 
-def main(data: str, backbone: str = "smollm2", results: Path = ROOT / "results") -> None:
-    """Measure all tasks and store them in `results`."""
+def main(data: str, *names: str, backbone: str = "smollm2", results: Path = ROOT / "results") -> None:
+    """Measure the tasks of these names, or all, and store each in the record of `results` as it is finished."""
     facts = provenance("cpu", "python -m chameleon_study.own_texts DATA")  # of the code that begins
-    loaded, tasks = load_backbone(backbone), {}
+    facts |= {"backbone": backbone, "goal": WITHIN, "settings": SETTINGS.model_dump(mode="json")}
+    loaded = load_backbone(backbone)
     with tempfile.TemporaryDirectory() as folder:
         for name, path in write_tasks(Path(data), Path(folder)).items():
-            tasks[name] = measured(path, loaded)
-            print(
-                f"{name}: {tasks[name]['why']}; test gap {tasks[name]['test gap to the best']:.4f}",
-                flush=True,
-            )
-    record = {
-        "backbone": backbone,
-        "goal": WITHIN,
-        "settings": SETTINGS.model_dump(mode="json"),
-        "tasks": tasks,
-    }
-    record |= facts
-    with storing(results / NAME) as part:
-        part.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            if name not in (names or [name]):
+                continue
+            task = measured(path, loaded) | facts
+            print(f"{name}: {task['why']}; test gap {task['test gap to the best']:.4f}", flush=True)
+            kept = json.loads(read(results / NAME)) if (results / NAME).is_file() else {}
+            with storing(results / NAME) as part:
+                text = json.dumps(kept | {name: task}, indent=1, allow_nan=False)
+                part.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
