@@ -16,7 +16,6 @@ from functools import cached_property
 
 from ..backbones.adapters import Writing
 from ..backbones.formats import opening
-from ..backbones.tiny import byte_symbols
 from ..errors import DamagedFile, UserError
 from ..text import Document
 
@@ -177,7 +176,9 @@ def whole_characters(tokenizer, tokens: Sequence[int]) -> str:
     text, last = tokenizer.decode(tokens, skip_special_tokens=True), b""
     if not text.endswith(UNKNOWN):
         return text
-    values = {symbol: value for value, symbol in enumerate(byte_symbols())}
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    values = {symbol: value for value, symbol in bytes_to_unicode().items()}
     for name in tokenizer.convert_ids_to_tokens(
         list(tokens[-4:])
     ):  # bytes by symbols, or spelled out: <0xF0>

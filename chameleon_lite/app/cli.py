@@ -157,6 +157,28 @@ def adapt(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="An adapter's folder, written by `fit`, or its hub id.")],
+    out: Annotated[Path, option("Folder that is written.", "--out")],
+    cluster: Annotated[
+        int | None, option("One cluster's update; default: that of their mean.", least=0)
+    ] = None,
+    every: Annotated[bool, option("A folder for each cluster, and a table for routing.", "--all")] = False,
+    format: Annotated[str, option("peft, or merged: a whole model.")] = "peft",
+    overwrite: Overwrite = False,
+) -> None:
+    """Write an adapter as PEFT, vLLM and others load it, or a plain model with its update merged in.
+
+    Example: chameleon-lite export my-adapter --out for-peft
+    """
+    from .export import export as run
+
+    how = {"format": format, "cluster": cluster, "every": every, "overwrite": overwrite}
+    run(model, out, say=partial(typer.echo, err=True), **how)
+    typer.echo(f"written to {out}")
+
+
+@app.command()
 def corpus(
     name: Annotated[str, typer.Argument(help="A corpus's name, a path, or hub:owner/name.")],
     data_dir: DataDir = None,

@@ -7,7 +7,9 @@ A rank or a number of clusters is compared with the tensors that lie there befor
 
 import json
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -86,9 +88,7 @@ def read_settings(folder: Path) -> dict:
     except (ValueError, RecursionError, AttributeError) as error:
         raise DamagedFile(f"{path} is damaged: no JSON object ({error}); save or fetch it again") from None
     if kind != MODEL_TYPE:
-        raise UserError(
-            f"{folder} is no saved adapter but of type {kind!r}: make one with chameleon-lite fit"
-        )
+        raise UserError(f"{folder} is no adapter but of type {kind!r}: make one with chameleon-lite fit")
     fields = checked(content, str(path))
     if absent := [name for name in ("backbone_name", "width", "vocabulary") if not fields[name]]:
         raise DamagedFile(f"{path} is damaged: it lacks {absent[0]}; save or fetch it again")
@@ -104,6 +104,16 @@ def portable(name: str, folder: Path) -> str:
     if place.is_relative_to(home):
         return f"~/{place.relative_to(home).as_posix()}"
     return f"./{Path(os.path.relpath(place, folder.resolve())).as_posix()}"
+
+
+@contextmanager
+def placed(target: Path, last: str = "config.json") -> Iterator[Path]:
+    """Yield a folder for files, all of which go to the folder `target` when the block ends well, `last` last."""
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target, prefix=".part-") as part:
+        yield Path(part)
+        for path in sorted(Path(part).iterdir(), key=lambda path: path.name == last):
+            path.replace(target / path.name)
 
 
 def check_tensors(path: Path, settings: Mapping, head: Mapping[str, tuple[int, ...]]) -> None:
