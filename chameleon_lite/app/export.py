@@ -132,6 +132,7 @@ def _every(model, target: Path) -> None:
     with placed(target, last=ROUTING) as part:
         save_file({"centroids": model.centroids.float().cpu().contiguous()}, part / "centroids.safetensors")
         table = {"clusters": names, "centroids": "centroids.safetensors", "how": HOW}
+        table |= {"prompts": model.config.prompts}  # how texts were cut and written
         (part / ROUTING).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
         what = f"Here are {len(names)} of them, one for each cluster of texts, in a folder each."
         write_card(model, part, target, "peft", what=what, limits=_limits(model), use="clusters")

@@ -29,6 +29,17 @@ OTHER_FILES = {  # how a file begins that is no safetensors ─▶ what it is
 }
 
 
+class Writing(TokenSettings):
+    """How texts become tokens (app/chat.py); what adapters of before these fields lack is what was done then."""
+
+    unwritten = {"chat": False, "bos": None, "special": True}
+    chat: bool = False  # prompts and answers by the tokenizer's chat template
+    bos: str | None = Field(
+        None, max_length=100
+    )  # what every text begins with, "": nothing; None: as the tokenizer has it
+    special: bool = True  # what looks like a special token in a text is that token; false: it is text
+
+
 class AdapterSettings(BaseModel):
     """The fields of an adapter's configuration; what is no field of it is left alone."""
 
@@ -56,7 +67,7 @@ class AdapterSettings(BaseModel):
     @field_validator("prompts")
     @classmethod
     def _cuts(cls, value: dict) -> dict:
-        TokenSettings.model_validate(value)
+        Writing.model_validate(value)
         return value
 
 
@@ -77,9 +88,7 @@ def read_settings(folder: Path) -> dict:
     except (ValueError, RecursionError, AttributeError) as error:
         raise DamagedFile(f"{path} is damaged: no JSON object ({error}); save or fetch it again") from None
     if kind != MODEL_TYPE:
-        raise UserError(
-            f"{folder} is no saved adapter but of type {kind!r}: make one with chameleon-lite fit"
-        )
+        raise UserError(f"{folder} is no adapter but of type {kind!r}: make one with chameleon-lite fit")
     fields = checked(content, str(path))
     if absent := [name for name in ("backbone_name", "width", "vocabulary") if not fields[name]]:
         raise DamagedFile(f"{path} is damaged: it lacks {absent[0]}; save or fetch it again")

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import yaml
 
+from .formats import opening
+
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SETTINGS = ("head", "rank", "scale", "clusters", "condition", "lora_rank", "lora_alpha", "prompts")
 MARK = "\n- chameleon-lite\n"  # a tag of every card of ours
@@ -45,6 +47,7 @@ def card(model, kind: str = "adapter", *, what: str = "", limits: Sequence[str] 
     with suppress(KeyError, AttributeError):  # of an adapter that was not made by `fit`
         settings |= {f"fit.{name}": value for name, value in config.notes["settings"].items()}
     first = text["limits"]["large" if kind == "merged" else "weights"].format(hash=backbone.hash[:12])
+    written = () if kind == "adapter" else _written(config.prompts)
     fields = {
         "header": (f"base_model: {base}\n" if base else "") + f"library_name: {text['libraries'][kind]}",
         "title": f"{'A model from' if kind == 'merged' else 'An adapter for'} {_name(backbone)}",
@@ -54,8 +57,8 @@ def card(model, kind: str = "adapter", *, what: str = "", limits: Sequence[str] 
         "data": _data(config.notes),
         "measured": _measured(config.notes, bool(what) and model.head.conditioned),
         "settings": "\n".join(f"{n}: {json.dumps(x)}" for n, x in settings.items()).replace("`", "'"),
-        "limits": "\n".join(f"- {limit}" for limit in [first, text["limits"]["kind"], *limits]),
-        "use": text["use"][use or kind].format(**_place(backbone)),
+        "limits": "\n".join(f"- {limit}" for limit in [first, text["limits"]["kind"], *written, *limits]),
+        "use": text["use"][use or kind].format(**_place(backbone), **_cut(model)),
     }
     return text["card"].format(**fields)
 
@@ -131,6 +134,21 @@ def _place(backbone) -> dict[str, str]:
         "that `chameleon-lite fetch smollm2` prints" if backbone.name == "smollm2" else "of the backbone"
     )
     return {"base": '"BACKBONE"', "where": f"BACKBONE is the folder {printed}."}
+
+
+def _written(prompts: Mapping) -> list[str]:
+    """How texts were written for the model, which whoever loads this elsewhere has to do alike."""
+    limits, first = words()["limits"], prompts.get("bos")
+    lines = [limits["chat"]] if prompts.get("chat") else []
+    return lines if first is None else [*lines, limits["bos" if first else "no_bos"].format(bos=first)]
+
+
+def _cut(model) -> dict[str, str]:
+    """The same in code: a text's first token, and the line that makes a chat of it."""
+    first, line = model.config.prompts.get("bos"), words()["chat"]
+    if first is None:
+        first = "".join(model.tokenizer.convert_ids_to_tokens(opening(model.tokenizer)))
+    return {"bos": json.dumps(first), "chat": line * bool(model.config.prompts.get("chat"))}
 
 
 def _backbone(backbone) -> str:

@@ -130,9 +130,8 @@ def load_checkpoint(source: str, dtype: torch.dtype, **options):
     options |= {"dtype": dtype, "use_safetensors": None if gguf else True, "output_loading_info": True}
     lm, info = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **options)
     if missing := info["missing_keys"]:
-        raise DamagedFile(
-            f"{source} lacks weights for {len(missing)} tensors, for example {min(missing)}: fetch it again"
-        )
+        lacks = f"lacks weights for {len(missing)} tensors, for example {min(missing)}"
+        raise DamagedFile(f"{source} {lacks}: fetch it again")
     if gguf:  # a model read from a quantised file cannot be saved; one built from its configuration can
         vars(lm.config).pop("quantization_config", None)
         plain = AutoModelForCausalLM.from_config(lm.config, dtype=dtype, trust_remote_code=False)
@@ -151,9 +150,8 @@ def remove_tokens_beyond(tokenizer, rows: int, source: str) -> None:
     if not beyond:
         return
     if tokenizer.vocab_size > rows:
-        raise UserError(
-            f"{source}: its tokenizer has {len(tokenizer)} tokens and the model {rows}: resize it"
-        )
+        sizes = f"its tokenizer has {len(tokenizer)} tokens and the model {rows}"
+        raise UserError(f"{source}: {sizes}: resize it")
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < rows]
     tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(content))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import warnings
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from chameleon_lite import export
+from chameleon_lite import adapt, export
 from chameleon_lite.backbone import load_backbone
 from chameleon_lite.chameleon import ChameleonLiteForCausalLM
 from chameleon_lite.errors import RunFailed, UserError
@@ -150,24 +151,34 @@ def test_a_tool_that_reads_one_scale_for_all_modules_is_right_too(small_folder, 
     assert config["lora_alpha"] / 3 == pytest.approx(1.7) == config["alpha_pattern"]["lm_head"] / 2
 
 
-def test_all_clusters_and_the_cards_own_code_routes_as_adapt_does(small_folder, tmp_path, some_texts):
-    place = small_folder("llama-untied")
-    backbone, texts = load_backbone(str(place)), some_texts(12)
-    vectors = [backbone.embedding[backbone.tokenizer(t)["input_ids"]].mean(0) for t in texts[:3]]
-    model = model_on(place)
+CHAT = "{% for turn in messages %}<|endoftext|>{{ turn.role }}: {{ turn.content }}{% endfor %}"
+CHAT += "{% if add_generation_prompt %}<|endoftext|>assistant:{% endif %}"
+
+
+@pytest.mark.parametrize("prompts", [{}, {"bos": "<|endoftext|>"}, {"bos": "", "chat": True}])
+def test_all_clusters_and_the_cards_own_code_routes_as_adapt_does(
+    small_folder, tmp_path, some_texts, prompts
+):
+    place, texts = Path(shutil.copytree(small_folder("llama-untied"), tmp_path / "model")), some_texts(12)
+    (place / "chat_template.jinja").write_text(CHAT)
+    model = model_on(place, prompts=prompts)
+    vectors = [model.backbone.embedding[model.tokenizer(t)["input_ids"]].mean(0) for t in texts[:3]]
     model.centroids.copy_(torch.nn.functional.normalize(torch.stack(vectors), dim=1))
     folder = export(model, tmp_path / "all", every=True)
     names = json.loads((folder / "routing.json").read_text())["clusters"]
     assert names == {str(k): f"cluster-{k}" for k in range(3)}
-    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)[1]
-    code, space = code.replace("FOLDER", str(folder)).replace("BACKBONE", str(place)), {}
+    text = (folder / "README.md").read_text()
+    code, space = re.search(r"```python\n(.*?)```", text, re.S)[1].replace("FOLDER", str(folder)), {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        exec(compile(code, "card", "exec"), space)
-    for text in texts:
-        ids = torch.tensor([backbone.tokenizer(text)["input_ids"]])
-        assert space["route"](text) == f"cluster-{int(model.conditions(ids).cluster)}"
-    assert len({space["route"](text) for text in texts}) == 3
+        exec(compile(code.replace("BACKBONE", str(place)), "card", "exec"), space)
+    ours_too = adapt(model, [{"prompt": t} for t in texts], new_tokens=1, condition="centroid")
+    assert [space["route"](t) for t in texts] == [f"cluster-{row['cluster']}" for row in ours_too]
+    assert len({row["cluster"] for row in ours_too}) > 1
+    assert ("chat template" in text, "begin with the token" in text) == (
+        "chat" in prompts,
+        bool(prompts.get("bos")),
+    )
     for k in range(3):
         space["model"].set_adapter(f"cluster-{k}")
         with torch.no_grad():
