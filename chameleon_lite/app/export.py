@@ -53,7 +53,8 @@ def export(
 
     model: a ChameleonLiteForCausalLM, or a saved adapter's folder or hub id; format: "peft" or "merged"; cluster: a
     stored cluster's number; every: all of them; condition (C,): any other; default: the mean of the centroids. A static
-    head needs none. `say` is given what to mind. Raises UserError for what a format cannot hold, with what can.
+    head needs none. `say` is given what to mind. Raises UserError for what a format cannot hold, with what can, and for
+    an `out` that may not be replaced; RunFailed where it cannot be written.
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)

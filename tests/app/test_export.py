@@ -23,7 +23,7 @@ USUAL = "is_gradient_checkpointing|PydanticDeprecated"  # what the libraries say
 
 
 def model_on(place, head="hyper", lora_rank=0, scale=1.7, **more):
-    """An adapter whose update, layers included, is far from zero; four rank settings, all different."""
+    """An adapter whose update, layers included, is far from zero."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         backbone = load_backbone(str(place))
@@ -92,8 +92,7 @@ def test_a_merged_model_is_a_plain_one_with_our_logits(small_folder, architectur
         assert (plain(IDS).logits - ours(model, model.centroids[2:3])).abs().max() < 1e-5
     assert type(plain) is type(model.lm) and plain.config.tie_word_embeddings is False
     assert plain.get_output_embeddings().weight is not plain.get_input_embeddings().weight
-    before = load_backbone(str(small_folder(architecture))).embedding
-    assert torch.equal(plain.get_input_embeddings().weight, before)
+    assert torch.equal(plain.get_input_embeddings().weight, model.get_input_embeddings().weight)
     assert AutoTokenizer.from_pretrained(folder, trust_remote_code=False)("ü x")["input_ids"]
     assert not list(folder.glob("adapter_*"))
 
@@ -279,7 +278,7 @@ def test_a_backbones_folder_and_other_files_stay(small_folder, tmp_path):
             export(given, small_folder("llama-untied"), overwrite=True)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "README.md").write_text("# mine")
-    (tmp_path / "notes" / "thesis.txt").write_text("all of it")
+    (tmp_path / "notes" / "thesis.txt").touch()
     folder = export(model, tmp_path / "notes")
     assert (folder / "README.md").read_text() == "# mine" and (folder / "thesis.txt").is_file()
 
@@ -294,9 +293,8 @@ def test_no_export_names_a_place_on_this_machine(small_folder, tmp_path):
                 assert word.encode() not in content, (path.name, word)
 
 
-def test_a_full_disk_is_one_line(small_folder, tmp_path):
-    model = model_on(small_folder("llama-untied"))
+def test_what_the_system_refuses_is_one_line(small_folder, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "cluster-0").write_text("a file where a folder is needed")
     with pytest.raises(RunFailed, match="cannot write"):
-        export(model, tmp_path / "out", every=True)
+        export(model_on(small_folder("llama-untied")), tmp_path / "out", every=True)
