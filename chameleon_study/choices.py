@@ -11,23 +11,16 @@ from itertools import product
 
 from torch import Tensor, nn
 
-from chameleon_lite.backbone import Backbone
+from chameleon_lite import Backbone, Head, HyperHead, Member
 from chameleon_lite.errors import unknown
-from chameleon_lite.heads import Head, HyperHead
-from chameleon_lite.train import Member
 
 from .regimes import RANK, Regime
 from .sources import Split
 
 COSINE_EPOCHS = 5  # over which a cosine falls to zero, or over all there are
 RATES = tuple(float(f"{3e-4 * 10 ** (i / 4):.2g}") for i in range(9))  # 3e-4 … 3e-2
-OPTIONS = {
-    "dropout": (0.0, 0.1, 0.5),
-    "start": ("", "released", "normal"),
-    "view": ("prefix", "states"),
-    "transform": ("", "centred", "standardised"),
-    "schedule": ("constant", "cosine"),
-}
+OPTIONS = {"dropout": (0.0, 0.1, 0.5), "start": ("", "released", "normal"), "view": ("prefix", "states")}
+OPTIONS |= {"transform": ("", "centred", "standardised"), "schedule": ("constant", "cosine")}
 
 
 @dataclass(frozen=True)
@@ -36,15 +29,9 @@ class Choice:
 
     rate: float  # AdamW's
     dropout: float | None = None  # of the hyper-network; None: the head's own
-    start: str = (
-        ""  # the no-op; "released": Xavier, last layer N(0, 1e-3²); "normal": no-op, last.weight N(0, 1e-3²)
-    )
-    view: str = (
-        "prefix"  # the vectors: mean token embeddings, or the mean final hidden "states" of the same span
-    )
-    transform: str = (
-        ""  # of the vectors by their mean (and deviation) over train: "centred" or "standardised"
-    )
+    start: str = ""  # the no-op; "released": Xavier, last layer N(0, 1e-3²); "normal": only last.weight so
+    view: str = "prefix"  # the vectors: mean token embeddings, or mean final hidden "states" of the span
+    transform: str = ""  # of the vectors by their mean (and deviation) over train: "centred", "standardised"
     schedule: str = "constant"  # or "cosine": the rate falls to zero, where training ends
 
     def __post_init__(self) -> None:

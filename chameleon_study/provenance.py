@@ -74,6 +74,7 @@ def device_name(device: str) -> str:
 
 def circumstances(settings, device: torch.device, command: str) -> dict[str, Any]:
     """The fields of a record that do not depend on what was trained, from its Experiment, device and command."""
+    settings = without_places(settings)
     return {
         "experiment": settings.name,
         "backbone": settings.backbone,
@@ -101,6 +102,36 @@ def peak_memory(device: torch.device) -> dict[str, int]:
 
 
 def default_command() -> str:
-    """The command line as typed (`CHAMELEON_LITE_COMMAND` in notebooks), absolute paths from here or from home."""
-    words = os.environ.get("CHAMELEON_LITE_COMMAND") or " ".join(["chameleon-lite", *sys.argv[1:]])
-    return re.sub(r"(?<![^\s=])/\S+", lambda path: portable(path[0], Path()), words)
+    """The command line as typed (`CHAMELEON_LITE_COMMAND` in notebooks), absolute paths as `from_here` has them."""
+    given = os.environ.get("CHAMELEON_LITE_COMMAND")
+    words = given.split(" ") if given else ["chameleon-lite", *sys.argv[1:]]
+    return " ".join(re.sub(r"(?<![^=,])/[^,]+|(?<=://).+", lambda part: from_here(part[0]), w) for w in words)
+
+
+def from_here(path: str) -> str:
+    """An absolute path from home or from here, one that is in neither as `placeless`; of an address only `…`."""
+    if not path.startswith("/"):
+        return "…"
+    name = portable(path, Path())
+    return placeless(path) if name.startswith("./..") else name
+
+
+def message_from_here(text: str) -> str:
+    """A message with the absolute paths in it as `from_here` has them."""
+    return re.sub(r"(?<![\w.~])/[^\s/\"':;,)]+/[^\s\"':;,)]+", lambda part: from_here(part[0]), text)
+
+
+def placeless(name: str) -> str:
+    """A corpus's or backbone's name in records: of an absolute path its last part and a hash of the whole."""
+    path = os.path.normpath(os.path.expanduser(name))
+    if not os.path.isabs(path):
+        return name
+    return f"local:{os.path.basename(path)}-{sha256(path.encode()).hexdigest()[:8]}"
+
+
+def without_places(settings):
+    """An Experiment whose corpora and backbone have the names of records; itself where no name is a path."""
+    corpora, probes = (tuple(map(placeless, part.corpora)) for part in (settings, settings.probes))
+    probes = settings.probes.model_copy(update={"corpora": probes})
+    names = {"corpora": corpora, "backbone": placeless(settings.backbone), "probes": probes}
+    return settings.model_copy(update=names)

@@ -19,6 +19,7 @@ from chameleon_lite.app.outputs import writing
 from chameleon_lite.errors import DamagedFile, UserError
 
 from .config import Experiment
+from .provenance import placeless, without_places
 from .stored import NOT_RECORDS, read_lines, storing
 
 HONEST = "honest-"  # files of results that the honest study's experiments are packed into
@@ -73,6 +74,7 @@ def name_of(settings: Experiment, regime: str, corpus: str, seed: int) -> str:
 
     The hex digits cover what changes the run's numbers, not which other runs the file lists.
     """
+    settings, corpus = without_places(settings), placeless(corpus)
     rates = {k: v for k, v in settings.learning_rates.items() if k == regime}
     alone = {"regimes": (regime,), "corpora": (corpus,), "seeds": 1, "name": "run", "what": ""}
     key = settings.model_copy(update=alone | {"learning_rates": rates}).key()
@@ -127,7 +129,7 @@ def read_run(folder: Path, name: str) -> Record | None:
 
 def stored_runs(folder: Path, names: list[str], hashes: dict[str, tuple], say) -> dict[str, Record]:
     """The runs that are there, undamaged, and of texts and a backbone as they are now, by their `hashes` per corpus."""
-    records, changed = {}, []
+    records, changed, hashes = {}, [], {placeless(corpus): found for corpus, found in hashes.items()}
     for name in names:
         try:
             record = read_run(folder, name)

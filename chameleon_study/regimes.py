@@ -9,29 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 
-from chameleon_lite.backbone import Backbone
+from chameleon_lite import Backbone, Head, HyperHead, LoraHead, matched_rank
 from chameleon_lite.conditions import GroupMean
-from chameleon_lite.heads import Head, HyperHead, LoraHead, matched_rank
 from chameleon_lite.train import Source
 
-from .heads import BankHead, FactorBankHead, RoutedHead, SvfBank, UnigramBias
-from .related import CodeHead, ConstrainedHead, LibraryHead, PromptHead, SparseHead, WeightMadeHead, blended
-from .sources import (
-    Constant,
-    Counted,
-    LeaveOneOut,
-    OtherCluster,
-    Own,
-    RandomMean,
-    Split,
-    StreamMean,
-    TrainCentroid,
-)
+from . import heads, sources
+from .sources import Own, Split
 
 RANK = 4  # the paper's, for every low-rank regime but the matched one
 GROUP = 32  # rows a conditioning batch holds at most (paper: batch 32 on WikiText-2)
 EXPERTS = 33  # pairs of factors that the paper's hyper-network stores
-SIZES = (2, 4, 8, 16)  # of groups, besides 1 and GROUP (claim 6), and of banks, besides EXPERTS (claim 10)
+SIZES = (2, 4, 8, 16)  # of groups, besides 1 and GROUP (claim 6)
+BANKS = (*SIZES, EXPERTS)  # experts of a bank (claim 10)
 CLUSTERED = "clustered"
 NewHead = Callable[[Backbone, Split], Head]  # from the backbone and the training split
 NewSource = Callable[[Split, Split], Source]  # from the split to condition and the training split
@@ -73,7 +62,7 @@ class Regime:
 
 def _unigram(backbone: Backbone, train: Split) -> Head:
     counts = train.views.tokens.flatten().cpu().bincount(minlength=backbone.vocab + 1)
-    return UnigramBias(counts[: backbone.vocab].float())
+    return heads.UnigramBias(counts[: backbone.vocab].float())
 
 
 HEADS: dict[str, NewHead] = {
@@ -81,37 +70,37 @@ HEADS: dict[str, NewHead] = {
     "no dropout": lambda b, train: HyperHead(b.width, b.vocab, RANK, dropout=0.0),
     "lora": lambda b, train: LoraHead(b.width, b.vocab, RANK),
     "matched": lambda b, train: LoraHead(b.width, b.vocab, matched_rank(b.width, b.vocab, RANK)),
-    **{f"bank {k}": lambda b, train, k=k: BankHead(b.width, b.vocab, k, RANK) for k in (*SIZES, EXPERTS)},
-    "factors": lambda b, train: FactorBankHead(b.width, b.vocab, EXPERTS, RANK),
-    "routed": lambda b, train: LibraryHead(b.width, b.vocab, int(train.routing.max()) + 1, RANK),
-    "oracle": lambda b, train: RoutedHead(b.width, b.vocab, int(train.domain.max()) + 1, RANK),
-    "svf": lambda b, train: SvfBank(b.head.weight, EXPERTS),
+    **{f"bank {k}": lambda b, train, k=k: heads.BankHead(b.width, b.vocab, k, RANK) for k in BANKS},
+    "factors": lambda b, train: heads.FactorBankHead(b.width, b.vocab, EXPERTS, RANK),
+    "routed": lambda b, train: heads.LibraryHead(b.width, b.vocab, int(train.routing.max()) + 1, RANK),
+    "oracle": lambda b, train: heads.LibraryHead(b.width, b.vocab, int(train.domain.max()) + 1, RANK),
+    "svf": lambda b, train: heads.SvfBank(b.head.weight, EXPERTS),
     "unigram": _unigram,
-    "codes": lambda b, train: CodeHead(b.width, b.vocab, int(train.routing.max()) + 1, RANK),
-    "weight-made": lambda b, train: WeightMadeHead(b.head.weight, RANK),
-    "constrained": lambda b, train: ConstrainedHead(b.width, b.vocab, RANK),
-    "prompt": lambda b, train: PromptHead(b.head.weight, RANK),
-    "sparse": lambda b, train: SparseHead(b.width, b.vocab, RANK),
+    "codes": lambda b, train: heads.CodeHead(b.width, b.vocab, int(train.routing.max()) + 1, RANK),
+    "weight-made": lambda b, train: heads.WeightMadeHead(b.head.weight, RANK),
+    "constrained": lambda b, train: heads.ConstrainedHead(b.width, b.vocab, RANK),
+    "prompt": lambda b, train: heads.PromptHead(b.head.weight, RANK),
+    "sparse": lambda b, train: heads.SparseHead(b.width, b.vocab, RANK),
 }
 DROPPING = ("hyper", "codes")  # heads with dropout that is tuned
 SOURCES: dict[str, NewSource] = {
     **{f"group {n}": lambda s, train, n=n: GroupMean(s.vectors, n) for n in (1, *SIZES, GROUP)},
     "length": lambda s, train: GroupMean(s.views["length"], GROUP),
-    "random group": lambda s, train: RandomMean(s.vectors, GROUP),
+    "random group": lambda s, train: sources.RandomMean(s.vectors, GROUP),
     "prompt": lambda s, train: GroupMean(s.views["prompt"], GROUP),
     "row": lambda s, train: GroupMean(s.views["row"], GROUP),
     "padded": lambda s, train: GroupMean(s.views["padded"], GROUP),
-    "others": lambda s, train: LeaveOneOut(s.vectors, GROUP),
-    "cluster": lambda s, train: OtherCluster(s.vectors, GROUP),
+    "others": lambda s, train: sources.LeaveOneOut(s.vectors, GROUP),
+    "cluster": lambda s, train: sources.OtherCluster(s.vectors, GROUP),
     "own": lambda s, train: Own(s.vectors),
     "states": lambda s, train: Own(s.views["states"]),
     "routing": lambda s, train: Own(s.vectors, s.routing),
     "domain": lambda s, train: Own(s.vectors, s.domain),
-    "constant": lambda s, train: Constant(train.vectors.mean(0)),
-    "centroid": lambda s, train: TrainCentroid(s.centroids, s.cluster),
-    "counts": lambda s, train: Counted(s.views),
-    "stream": lambda s, train: StreamMean(s.vectors, s.cluster),
-    "blend": blended,
+    "constant": lambda s, train: sources.constant(train.vectors.mean(0)),
+    "centroid": lambda s, train: sources.train_centroid(s.centroids, s.cluster),
+    "counts": lambda s, train: sources.counted(s.views),
+    "stream": lambda s, train: sources.stream_mean(s.vectors, s.cluster),
+    "blend": heads.blended,
 }
 
 

@@ -29,7 +29,7 @@ from .corpora import load_corpus
 from .evaluate import Context, Outcome, measure, measured, record_of, train_seed
 from .layers import PROCEDURES
 from .prepare import Say, prepare, seed_material
-from .provenance import default_command, reset_peak
+from .provenance import default_command, placeless, reset_peak
 from .records import Record, name_of, stored_runs, try_folder, write_run
 from .regimes import REGIMES, Regime
 from .released.prepare import prepare_released
@@ -68,6 +68,7 @@ def run_experiment(
         _check_shared(processes, device, backbone)
     names = expected_names(settings)
     needed = dict.fromkeys([*settings.corpora, *settings.probes.corpora])
+    # also where all runs are there: whether they are of these texts is known by their hash
     corpora = {name: load_corpus(name, data_dir=data_dir) for name in needed}
     where = "cpu" if shared else device or str(processes.device)
     backbone = backbone or load_backbone(settings.backbone, device=where)
@@ -182,9 +183,9 @@ class _Grid:
 
 
 def others(settings: Experiment, corpus: str, corpora: dict[str, Corpus]) -> dict[str, Corpus]:
-    """The corpora whose test documents are read beside one's own."""
+    """The corpora whose test documents are read beside one's own, by their names in records."""
     names = settings.probes.corpora if settings.protocol.honest else ()
-    return {name: corpora[name] for name in names if name != corpus}
+    return {placeless(name): corpora[name] for name in names if name != corpus}
 
 
 def _hashes(settings: Experiment, corpus: str, corpora: dict[str, Corpus], backbone: Backbone) -> tuple:
@@ -229,7 +230,7 @@ def work(common: Common, job) -> Iterator:
     context = common.context(job.settings, job.corpus)
     common.say(str(job))
     yield from job.run(context)
-    yield span_of(job.settings.name, job.corpus, started, context.material.backbone.device)
+    yield span_of(job.settings.name, placeless(job.corpus), started, context.material.backbone.device)
 
 
 @dataclass(frozen=True)

@@ -76,9 +76,8 @@ def device_minutes(spans: list[Span]) -> pd.DataFrame:
         some = [s for s in spans if name in (s.experiment, "all of them")]
         devices = {s.device for s in some}
         minutes = sum(_covered([s for s in some if s.device == device]) for device in devices) / 60
-        rows.append(
-            (name, len(some), len(devices), ", ".join(sorted({s.device_name for s in some})), minutes)
-        )
+        kinds = ", ".join(sorted({s.device_name for s in some}))
+        rows.append((name, len(some), len(devices), kinds, minutes))
     return pd.DataFrame(rows, columns=["experiment", "spans", "devices", "device", "device minutes"])
 
 

@@ -5,6 +5,7 @@ page's console. Docstrings: ours are plain text with drawings, not reStructuredT
 """
 
 import re
+from itertools import compress
 
 from sphinx.directives.code import LiteralInclude
 
@@ -31,9 +32,8 @@ def drop_repeated_scripts(app, pagename, templatename, context, doctree) -> None
     """Keep the first of equal inline scripts."""
     scripts = context.get("script_files", [])
     bodies = [getattr(script, "attributes", {}).get("body") for script in scripts]
-    context["script_files"] = [
-        s for i, s in enumerate(scripts) if not bodies[i] or bodies[i] not in bodies[:i]
-    ]
+    kept = [not body or body not in bodies[:i] for i, body in enumerate(bodies)]
+    context["script_files"] = list(compress(scripts, kept))
 
 
 def plain_docstring(app, what, name, obj, options, lines: list[str]) -> None:
@@ -46,9 +46,8 @@ def plain_docstring(app, what, name, obj, options, lines: list[str]) -> None:
         else:
             out += [*(escaped(row) for row in rows), ""]
     for field, info in (getattr(obj, "model_fields", None) or {}).items() if what == "class" else ():
-        start = (
-            "required" if info.is_required() else f"default {info.get_default(call_default_factory=True)!r}"
-        )
+        default = f"default {info.get_default(call_default_factory=True)!r}"
+        start = "required" if info.is_required() else default
         out.append(f"- ``{field}``: {escaped(info.description or '')} ({escaped(start)})")
     lines[:] = [*out, ""]
 

@@ -59,8 +59,10 @@ def worst(verdicts: Collection[str]) -> str:
 
 
 def conjunction(members: dict[str, FamilyMember]) -> Cell:
-    """The cell of contrasts that must all hold."""
-    number = ", ".join(f"{name} {m.contrast.text()}" for name, m in members.items())
+    """The cell of contrasts that must all hold; each with its own word where they differ."""
+    differ = len({m.verdict for m in members.values()}) > 1
+    words = {name: f" ({m.verdict})" if differ else "" for name, m in members.items()}
+    number = ", ".join(f"{name} {m.contrast.text()}{words[name]}" for name, m in members.items())
     detectable = max(m.contrast.detectable() for m in members.values())
     return Cell(worst([m.verdict for m in members.values()]), number, detectable)
 
@@ -92,13 +94,18 @@ def any_size(evidence: StoredRuns) -> Cells:
 
 
 def robustness(evidence: StoredRuns) -> Cells:
-    """Half foreign rows cost R4 less than R6; undecided where R6's cost shows that it ignores its condition."""
-    cells = contrasts(evidence, ["foreign R4<R6"])
-    for corpus, cell in cells.items():
-        cost = evidence.foreign_cost(corpus, "R6")
-        number = f"{cell.number}, of R6's {cost.text()}"
-        ignored = cost.high90 < MARGIN
-        cells[corpus] = Cell(UNDECIDED if ignored else cell.verdict, number)
+    """Half foreign rows cost the clean rows of R4 nothing; undecided where it ignores its condition.
+
+    A row's own condition (R6) and LoRA (R19-R1) read no other row, so their cost is zero by construction. R4
+    ignores its condition where even another cluster's (R7) costs less than the margin.
+    """
+    cells = {}
+    for corpus in evidence.corpora:
+        cost, wrong = evidence.foreign_cost(corpus, "R4"), evidence.contrast(corpus, "R7", "R4")
+        if cost and wrong:
+            word = UNDECIDED if wrong.high90 < MARGIN else judge({"cost": cost})["cost"].verdict
+            number = f"cost {cost.text()}, of another cluster's vector {wrong.text()}"
+            cells[corpus] = Cell(word, number, cost.detectable())
     return cells
 
 
@@ -117,7 +124,11 @@ def assay(evidence: StoredRuns) -> Cells:
             loss = mean_interval(np.stack(list(nll[0].values())), nll[1], draws=planted.draws)
             value, high, low = ((top - x) / (top - bottom) for x in (loss.difference, loss.low, loss.high))
             verdict = SUPPORTED if low >= GAINED else CONTRADICTED if high < GAINED else UNDECIDED
-            cells[corpus] = Cell(verdict, f"{interval_text(value, low, high, '.1%')} of the known gain")
+            number = f"{interval_text(value, low, high, '.1%')} of the known gain"
+            for control in (c for c in ("R3-best", "R2") if planted.runs(corpus, c)):
+                loss = np.mean([r.metrics["test_nll"] for r in planted.runs(corpus, control)])
+                number += f", {control} without a condition {(top - loss) / (top - bottom):.1%}"
+            cells[corpus] = Cell(verdict, number)
     return cells
 
 

@@ -8,9 +8,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from chameleon_lite.cluster import Clustering, cluster_count, fit_clusters
-from chameleon_lite.embed import mean_embeddings
-from chameleon_lite.train import average
+from chameleon_lite import Clustering, average, fit_clusters, mean_embeddings
+from chameleon_lite.cluster import cluster_count
 
 from ...claims.paper import published
 from ...prepare import tables_of
@@ -46,11 +45,8 @@ def _batched(subject: Subject, fit: Callable, seed: int) -> dict:
     counts, full = subject.material.scored["validation"].counts, subject.material.full("validation").double()
     batches = scored_batches(released_batches(clustering.labels, size, seed=seed), counts)
     sizes = torch.tensor([len(b) for b in batches], dtype=torch.float64)
-    out = {
-        "clustering": clustering,
-        "sizes": sizes,
-        "f": float(torch.stack([full[b].mean() for b in batches]).mean()),
-    }
+    f = float(torch.stack([full[b].mean() for b in batches]).mean())
+    out = {"clustering": clustering, "sizes": sizes, "f": f}
     for regime in REGIMES:
         nll = subject.validation_losses(regime, batches)
         out[regime] = float(average(nll, counts, "batch", batches))
