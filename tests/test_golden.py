@@ -91,6 +91,7 @@ TABLES = {
 }
 FITTED = {
     "head": "hyper",
+    "bos": "off",
     "learning_rate": 1e-2,
     "tokens": {"max_length": 96},
     "clusters": {"batch_rows": 16},

@@ -42,6 +42,7 @@ def fit(
     settings: FitSettings | None = None,
     overwrite: bool = False,
     device: str | None = None,
+    encoding: str | None = None,
     progress: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> Fitted:
@@ -56,11 +57,13 @@ def fit(
     inputs = [name for name in (texts, backbone) if isinstance(name, str | Path)]
     writes = out is not None and processes.index == 0
     with claimed(out, inputs, folder=True, overwrite=overwrite) if writes else nullcontext() as folder:
-        corpus = corpus_of(texts, settings.seed)  # first, so that a wrong name is refused before a download
+        corpus = corpus_of(
+            texts, settings.seed, encoding
+        )  # first, so that a wrong name is refused before a download
         keep = isinstance(backbone, Backbone)  # the caller's, while LoRA is put into the model itself
         backbone = backbone if keep else load_backbone(backbone, device=device)
         say(f"{sum(len(d) for d in corpus.splits.values()):,} texts from {corpus.source}")
-        parts, clustering = parts_of(corpus, backbone, settings)
+        parts, clustering = parts_of(corpus, backbone, settings, say)
         shown = {"progress": progress, "say": say}
         choice = choose(settings, backbone, parts, clustering, processes, keep=keep, **shown)
         kept = choice.kept
@@ -70,7 +73,7 @@ def fit(
         own, table = {"head": kept.settings.head} | kept.settings.model_dump(mode="json"), choice.table
         about = {"corpus": corpus.name, "corpus_hash": corpus.hash, "best_epoch": kept.member.best_epoch}
         about |= {"settings": own, "candidates": table.drop(columns="seconds").dropna().to_dict("records")}
-        kept.model.eval().config.notes = numbers | about
+        kept.model.eval().config.notes, kept.model.config.prompts = numbers | about, parts.prompts
         short = sum(table.dropped[SHORT] for table in parts.tables.values())
         numbers["dropped"] = corpus.notes.get(own_texts.EMPTY, 0) + short
         numbers |= {"table": table, "why": choice.why, "offer": choice.offer, "curve": kept.member.curve}

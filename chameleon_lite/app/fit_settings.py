@@ -6,11 +6,13 @@ from pydantic import Field
 
 from ..settings import ClusterSettings, Count, Rank, Rate, Seed, Settings, TokenSettings, TrainSettings
 
+Choice = Literal["auto", "on", "off"]
+
 
 class FitSettings(Settings):
     """How an adapter is fitted on texts of one's own."""
 
-    unwritten: ClassVar = {"head": "hyper", "layers": None}
+    unwritten: ClassVar = {"head": "hyper", "layers": None, "chat": "auto", "bos": "auto", "special": False}
     head: Literal["auto", "lora", "hyper", "layers"] = Field(
         "auto", description="a static LoRA, the hyper-network, LoRA in the layers too; auto: the best of them"
     )
@@ -28,6 +30,9 @@ class FitSettings(Settings):
     max_train_tokens: Count | None = Field(200_000, description="tokens of training texts; none = all")
     max_held_out: Count | None = Field(500, description="texts of validation and of test each; none = all")
     seed: Seed = Field(0, description="of initialisation, order, clusters and choice of texts")
+    chat: Choice = Field("auto", description="prompts by the model's chat template; auto: where it has one")
+    bos: Choice = Field("auto", description="a first token; auto: as the tokenizer has it, or the loss says")
+    special: bool = Field(False, description="what looks like a special token in a text is one, not text")
     tokens: TokenSettings = TokenSettings()
     clusters: ClusterSettings = ClusterSettings()
     train: TrainSettings = TrainSettings(epochs=3)

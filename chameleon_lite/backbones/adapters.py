@@ -7,7 +7,9 @@ A rank or a number of clusters is compared with the tensors that lie there befor
 
 import json
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,6 +27,17 @@ OTHER_FILES = {  # how a file begins that is no safetensors ─▶ what it is
     b"\x80": "a pickle, which could run code when it is read: only safetensors are",
     b"PK\x03\x04": "a PyTorch file or a zip, which could run code when it is read: only safetensors are",
 }
+
+
+class Writing(TokenSettings):
+    """How texts become tokens (app/chat.py); what adapters of before these fields lack is what was done then."""
+
+    unwritten = {"chat": False, "bos": None, "special": True}
+    chat: bool = False  # prompts and answers by the tokenizer's chat template
+    bos: str | None = Field(
+        None, max_length=100
+    )  # what every text begins with, "": nothing; None: as the tokenizer has it
+    special: bool = True  # what looks like a special token in a text is that token; false: it is text
 
 
 class AdapterSettings(BaseModel):
@@ -54,7 +67,7 @@ class AdapterSettings(BaseModel):
     @field_validator("prompts")
     @classmethod
     def _cuts(cls, value: dict) -> dict:
-        TokenSettings.model_validate(value)
+        Writing.model_validate(value)
         return value
 
 
@@ -91,6 +104,16 @@ def portable(name: str, folder: Path) -> str:
     if place.is_relative_to(home):
         return f"~/{place.relative_to(home).as_posix()}"
     return f"./{Path(os.path.relpath(place, folder.resolve())).as_posix()}"
+
+
+@contextmanager
+def placed(target: Path, last: str = "config.json") -> Iterator[Path]:
+    """Yield a folder for files, all of which go to the folder `target` when the block ends well, `last` last."""
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target, prefix=".part-") as part:
+        yield Path(part)
+        for path in sorted(Path(part).iterdir(), key=lambda path: path.name == last):
+            path.replace(target / path.name)
 
 
 def check_tensors(path: Path, settings: Mapping, head: Mapping[str, tuple[int, ...]]) -> None:

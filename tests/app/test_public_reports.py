@@ -114,9 +114,13 @@ def test_a_row_of_a_group_without_an_update_is_refused(adapter, group):
 
 
 FORMATS = {  # name -> content, what is said
-    "rows.parquet": (b"PAR1\0", "cannot read rows.parquet", "is parquet"),
-    "rows.tsv": (b"id\ttext\n1\thello\n", "cannot read rows.tsv", "no row of"),
-    "rows.jsonl.gz": (b"\x1f\x8b\x08\0rest", "cannot read rows.jsonl.gz", "is compressed"),
+    "rows.parquet": (b"PAR1\0", "rows.parquet is no whole .parquet", "rows.parquet is no whole .parquet"),
+    "rows.jsonl.gz": (
+        b"\x1f\x8b\x08\0rest",
+        "rows.jsonl.gz is a damaged .gz",
+        "rows.jsonl.gz is a damaged .gz",
+    ),
+    "rows.jsonl": (b"PAR1\0", "is parquet: let its name end in .parquet", "is parquet"),
     "rows.arrow": (b"ARROW1\0\0", "cannot read rows.arrow", "no row of"),
     "rows.xlsx": (b"PK\x03\x04", "cannot read rows.xlsx", "no row of"),
     "rows": (b"hello\n", "cannot read rows", "no row of"),
