@@ -106,9 +106,8 @@ def bare(ax):
 
 def against_length(ax, lengths, values, index: int = 0):
     """One point per document: tokens (N,) on a logarithmic axis against any number (N,)."""
-    ax.plot(
-        lengths, values, **look(index) | {"linestyle": "none", "markeredgewidth": 0}, markersize=3, alpha=0.35
-    )
+    points = {"linestyle": "none", "markeredgewidth": 0, "markersize": 3, "alpha": 0.35}
+    ax.plot(lengths, values, **look(index) | points)
     ax.set_xscale("log", base=2)
     ax.set_xticks([16, 32, 64, 128, 256], ["16", "32", "64", "128", "256"])
     ax.minorticks_off()
