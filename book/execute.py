@@ -20,7 +20,7 @@ from chameleon_lite.errors import RunFailed
 
 ERROR = re.compile(
     r"^[\w.]*(?:Error|Interrupt): .+", re.M
-)  # in papermill's messages the last says what it was
+)  # of those in papermill's messages the last counts
 
 
 def run_notebook(source: Path, out: Path, profile: str, timeout: int) -> float:
@@ -65,7 +65,7 @@ def faults(book: nbformat.NotebookNode) -> list[str]:
                 lines.append(f"cell {number} shows an error")
             elif output.get("name") == "stderr":
                 lines.append(f"cell {number} writes to stderr: {text.strip()[:160]!r}")
-            if "image/png" in data and not alt:
+            if {"image/png", "image/svg+xml"} & set(data) and not alt:
                 lines.append(f"cell {number} draws a figure without metadata mystnb.image.alt")
     return lines
 

@@ -8,14 +8,14 @@ from .style import look
 
 
 def _point(index: int) -> dict:
-    return look(index) | {"linestyle": "none", "markeredgewidth": 0}
+    return look(index) | {"linestyle": "none", "markeredgewidth": 0, "rasterized": True}
 
 
 def value_map(ax, xy, values, label: str):
     """Points xy (N, 2) coloured by a number (N,), with its scale beside the map."""
     xy, values = np.asarray(xy), np.asarray(values)
     order = np.argsort(values)  # large values on top, so that a few of them are not hidden
-    points = ax.scatter(*xy[order].T, c=values[order], s=9, cmap="cividis", linewidths=0)
+    points = ax.scatter(*xy[order].T, c=values[order], s=9, cmap="cividis", linewidths=0, rasterized=True)
     ax.figure.colorbar(points, ax=ax, label=label, shrink=0.8)
     return bare(ax)
 
