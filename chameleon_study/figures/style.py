@@ -1,6 +1,6 @@
-"""One look for all figures: Okabe and Ito's colours, each with its own marker and line; a head keeps its own."""
+"""One look for all figures: colours after Okabe and Ito with markers and lines; a head keeps its own."""
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#332288")  # no yellow
 COLOURS += ("#8C8C8C", "#882255", "#999933", "#44AA99", "#661100", "#AA4499")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")
