@@ -1,7 +1,7 @@
 """One look for all figures: colours after Okabe and Ito with markers and lines; a head keeps its own."""
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#332288")  # no yellow
-COLOURS += ("#8C8C8C", "#882255", "#999933", "#44AA99", "#661100", "#AA4499")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#332288")
+COLOURS += ("#8C8C8C", "#882255", "#999933", "#44AA99", "#661100", "#AA4499")  # no yellow
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")
 # Whose colour each of them is, by the regime's code, and the names that figures print for some.
