@@ -1,6 +1,7 @@
 """What every notebook needs beside its subject: where the project lies, and numbers that prose can quote."""
 
 import base64
+import json
 import warnings
 from html import escape
 from importlib.metadata import version
@@ -14,7 +15,7 @@ from chameleon_lite.errors import UserError, unknown
 from .claims.paper import published
 from .config import PROFILES
 
-__all__ = ["csv_link", "keep", "published", "root", "start", "table"]
+__all__ = ["csv_link", "keep", "piece", "published", "root", "start", "table"]
 
 
 def root() -> Path:
@@ -70,3 +71,12 @@ def csv_link(frame: pd.DataFrame, name: str):
 
     data = base64.b64encode(frame.to_csv(index=False).encode()).decode()
     return HTML(f'<a download="{escape(name)}.csv" href="data:text/csv;base64,{data}">Download as CSV</a>')
+
+
+def piece(name: str, fallback: str = "", instead: str = "", **data):
+    """An interactive piece of book.js with its data, in place of the figure `instead`; without scripts `fallback`."""
+    from IPython.display import HTML
+
+    text = json.dumps(data).replace("<", "\\u003c")  # no text of a corpus can end the script
+    script = f'<script type="application/json">{text}</script>'
+    return HTML(f'<div data-piece="{name}" data-instead="{instead}">{script}{fallback}</div>')
