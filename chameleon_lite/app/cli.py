@@ -46,9 +46,9 @@ Dask = Annotated[str | None, option("A Dask scheduler whose workers share the wo
 DataDir = Annotated[Path | None, option("Folder that holds the corpus's files.", "--data-dir")]
 Overwrite = Annotated[bool, option("Replace what is there, unless it is the input.", "--overwrite")]
 Encoding = Annotated[str | None, option("Of a file that is not UTF-8.", "--encoding")]
-note = partial(typer.echo, err=True)  # a line beside the results
 FILES = "A .jsonl, .json, .csv, .tsv or .parquet file, a folder of .txt, or - for standard input"
 
+say = partial(typer.echo, err=True)  # notes beside the results
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -98,7 +98,7 @@ def fit(
     given |= {"chat": chat, "bos": bos, "special": special}
     how = {"device": device, "overwrite": overwrite, "encoding": encoding}
     how["settings"] = validated(FitSettings, given)
-    fitted = run(texts, backbone=backbone, out=out, say=note, **how)
+    fitted = run(texts, backbone=backbone, out=out, say=say, **how)
     typer.echo(fitted.report)
     typer.echo(f"{fitted.trained_on:,} training texts, {fitted.seconds:.0f} s; saved to {out}")
 
@@ -129,9 +129,9 @@ def adapt(
 ) -> None:
     """Score or continue the rows of a file, each under the update of its cluster.
 
-    A row is a string or has text, prompt and response, instruction and output, messages or conversations, and an id
-    if you like. A row that fails is kept, with the reason. With --learn the model may also be a backbone, or what
-    --save kept; text is carried from row to row.
+    A row is a string, {"text": …}, {"prompt": …, "response": …}, {"instruction": …, "output": …}, {"messages": …} or
+    {"conversations": …}, with an optional id. A row that fails is kept, with the reason. With --learn the model may
+    also be a backbone, or what --save kept; text is carried from row to row.
 
     Example: chameleon-lite adapt prompts.jsonl --model my-adapter --out results.jsonl --continue 40
     """
@@ -148,7 +148,7 @@ def adapt(
     still = {"condition": condition, "clusters": clusters, "workers": workers, "dask": dask}
     refuse(learn, learning, still | {"continue": new_tokens or None})
     still |= {"new_tokens": new_tokens, "batch": batch, "window": window}
-    run, more = (learn_file, learning) if learn else (partial(adapt_file, say=note), still)
+    run, more = (learn_file, learning) if learn else (partial(adapt_file, say=say), still)
     with given(source) as path:
         summary = run(model, path, out, **how, **more)
     if summary.failed == summary.rows:
@@ -174,7 +174,7 @@ def export(
     from .export import export as run
 
     how = {"format": format, "cluster": cluster, "every": every, "overwrite": overwrite}
-    run(model, out, say=note, **how)
+    run(model, out, say=say, **how)
     typer.echo(f"written to {out}")
 
 
