@@ -87,7 +87,7 @@ triton: $(VENV)/.stamp-test
 
 browser: $(VENV)/.stamp-test
 	@echo "[browser] every page at two widths and two themes (about a minute)"
-	@$(BIN)/python -m pytest -m browser tests/book/test_site.py $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m browser tests/book $(PYTEST_ARGS)
 
 # A run whose record is already there is skipped, so an interrupted reproduction continues where it stopped.
 # gpt2, WikiText-2 and Alpaca come from the model hub; with DATA_DIR=FOLDER holding wikitext-2/ and alpaca/ the
