@@ -321,3 +321,17 @@ window.addEventListener("load", () => {
   }
   document.querySelectorAll(".citation-list[role]").forEach((list) => list.removeAttribute("role"));
 });
+
+// On paper nothing is folded.
+window.addEventListener("beforeprint", () => {
+  document.querySelectorAll("details:not([open])").forEach((folded) => {
+    folded.open = true;
+    folded.dataset.printed = "";
+  });
+});
+window.addEventListener("afterprint", () => {
+  document.querySelectorAll("details[data-printed]").forEach((folded) => {
+    folded.removeAttribute("open");
+    delete folded.dataset.printed;
+  });
+});
