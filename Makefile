@@ -20,13 +20,15 @@ PROVED_LITE ?= table1-released-lite table2-released-lite table2-released-lite-51
 
 VENV := .venv
 BIN  := $(VENV)/bin
-PIP  := $(BIN)/python -m pip install --disable-pip-version-check -qq $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt
+# The versions that were tried: constraints-3.12.txt for Python 3.12, and so on; constraints.txt for 3.11.
+PINS  = $(firstword $(wildcard constraints-$(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null).txt) constraints.txt)
+PIP   = $(BIN)/python -m pip install --disable-pip-version-check -qq $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c $(PINS)
 
 export HF_HUB_DISABLE_PROGRESS_BARS ?= 1
 export TRANSFORMERS_VERBOSITY ?= error
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-plain triton reproduce browser serve lint count install clean-book clean-runs clean-venv clean
+.PHONY: help book test test-plain triton reproduce browser serve lint types count install clean-book clean-runs clean-venv clean
 
 help:
 	@echo "make book       install if needed, run every notebook (PROFILE=$(PROFILE)), build the book into _build/site"
@@ -37,6 +39,7 @@ help:
 	@echo "make serve      show the built book at http://localhost:8000 (Ctrl-C ends it)"
 	@echo "make browser    open every page of the built book in Chromium and check it"
 	@echo "make lint       ruff's rules over packages, tests, notebooks and book, its format over all but notebooks, spelling"
+	@echo "make types      what a type checker sees of the public names (mypy)"
 	@echo "make count      lines of Python by package, of the one sitting, longest file and function"
 	@echo "make clean-book | clean-runs | clean-venv | clean   remove _build | runs | .venv | all three"
 	@echo "variables: PYTHON=$(PYTHON)  PROFILE=smoke|colab|paper  ONLY=03  DATA_DIR=FOLDER (reproduce)"
@@ -51,12 +54,12 @@ $(VENV)/.stamp-venv:
 	  { echo "python's venv module does not work here; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@touch $@
 
-$(VENV)/.stamp-book: $(VENV)/.stamp-venv pyproject.toml constraints.txt
+$(VENV)/.stamp-book: $(VENV)/.stamp-venv pyproject.toml $(wildcard constraints*.txt)
 	@echo "[install] the package and the book's tools; the first time takes 1-10 minutes, most of it PyTorch's download"
 	@start=$$(date +%s); $(PIP) -e '.[book]' && echo "[install] done in $$(( $$(date +%s) - start )) s"
 	@touch $@
 
-$(VENV)/.stamp-test: $(VENV)/.stamp-venv pyproject.toml constraints.txt
+$(VENV)/.stamp-test: $(VENV)/.stamp-venv pyproject.toml $(wildcard constraints*.txt)
 	@echo "[install] the package, the book's tools and the test tools; the first time takes 1-10 minutes, most of it PyTorch's download"
 	@start=$$(date +%s); $(PIP) -e '.[book,dev]' && echo "[install] done in $$(( $$(date +%s) - start )) s"
 	@touch $@ $(VENV)/.stamp-book
@@ -98,7 +101,7 @@ reproduce: $(VENV)/.stamp-book
 	@for name in $(PROVED) $(if $(DATA_DIR),$(PROVED_LITE)); do \
 	  $(BIN)/chameleon-lite prove experiments/$$name.yaml $(RUN_ON) || exit 1; \
 	done
-	@$(BIN)/chameleon-lite tables --results results
+	@$(BIN)/chameleon-lite tables --results results --write
 	@$(BIN)/chameleon-lite claims --results results --write
 	@$(BIN)/python book/build.py --profile $(PROFILE)
 
@@ -109,7 +112,10 @@ serve:
 lint: $(VENV)/.stamp-test
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell
 
-# Any Python 3.11 will do: nothing is installed for it.
+types: $(VENV)/.stamp-test
+	@$(BIN)/python -m mypy
+
+# Any Python from 3.11 on will do: nothing is installed for it.
 count:
 	@$(PYTHON) tests/repository/counts.py
 

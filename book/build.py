@@ -1,18 +1,22 @@
 """Build the book: run every notebook, stage a copy of the sources with the executed ones, build it strictly.
 
     _config.yml _toc.yml book/ results/ ───────────────────────▶ _build/stage ─ jupyter-book -W ─▶ _build/site
-    notebooks/*.ipynb ─ execute.py (papermill) ─▶ _build/executed ─▲
+    notebooks/*.ipynb ─ papermill ─ checks ─▶ _build/executed ──────▲
+                                     └───▶ _build/failed             (the copy of a failed run)
 
 Sources stay free of outputs, and a staged page keeps its path in the repository, so its Colab link is right.
+papermill writes failed notebooks to the same place as good ones; only a page fit to be read is published.
 Run it as `make book`, or `python book/build.py --help`.
 """
 
 import argparse
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import date
 from functools import partial
@@ -23,7 +27,6 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import yaml
-from execute import run_notebook
 
 from chameleon_lite import files
 from chameleon_lite.errors import RunFailed, UserError, unknown
@@ -48,6 +51,7 @@ SHOWN_VERSIONS = """torch transformers peft accelerate numpy scikit-learn umap-l
 papermill jupyter-book myst-nb sphinx""".split()
 MODULE = "### {0}\n\n```{{eval-rst}}\n.. automodule:: {0}\n   :members:\n"
 MODULE += "   :exclude-members: model_config\n   :ignore-module-all:\n```\n"
+ERROR = re.compile(r"^[\w.]*(?:Error|Interrupt): .+", re.M)  # in papermill's messages the last is the reason
 log = partial(print, flush=True)  # at once also when stdout is a pipe
 
 
@@ -84,6 +88,63 @@ def execute_all(args: argparse.Namespace) -> None:
         failures = list(filter(None, pool.map(run, todo, chunksize=1)))
     if failures:
         raise RunFailed("\n".join(failures))
+
+
+def run_notebook(source: Path, out: Path, profile: str, timeout: int) -> float:
+    """Run `source`, at most `timeout` seconds per cell; its seconds. RunFailed for a page unfit to publish.
+
+    The executed copy goes to `out`/executed or, of a failed run, to `out`/failed; what papermill and the
+    kernel write to stderr goes to `out`/logs.
+    """
+    done, failed, log = (out / folder / source.name for folder in ("executed", "failed", "logs"))
+    for path in (done, failed, log := log.with_suffix(".log")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # an old copy must not be taken for this run's
+    with tempfile.TemporaryDirectory(dir=failed.parent) as folder:
+        part = Path(folder) / source.name
+        command = [sys.executable, "-m", "papermill", source, part, "--cwd", source.parent]
+        command += ["--kernel", "python3", "--no-progress-bar", "--execution-timeout", str(timeout)]
+        with open(log, "w") as messages:
+            run = subprocess.run([*command, "-r", "profile", profile], stderr=messages)
+        book = nbformat.read(part, as_version=4)
+        problems = faults(book)
+        if run.returncode:
+            problems += re.findall(ERROR, log.read_text())[-1:] or [f"papermill ended with {run.returncode}"]
+        if problems:
+            os.replace(part, failed)
+            where = f"executed copy: {failed}; the kernel's messages: {log}"
+            raise RunFailed(f"{source.name}: {'; '.join(problems)} ({where})")
+    seconds = float(book.metadata.papermill.duration)
+    with files.atomic(done) as temporary:
+        nbformat.write(presentable(book, profile, seconds), temporary)
+    return seconds
+
+
+def faults(book: nbformat.NotebookNode) -> list[str]:
+    """What makes an executed notebook unfit to publish, one line each; an empty list means fit."""
+    lines = []
+    for number, cell in enumerate(book.cells):
+        alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt")
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            text = "".join(output.get("text") or data.get("text/plain") or "")
+            if output.output_type == "error" or "Traceback (most recent call last)" in text:
+                lines.append(f"cell {number} shows an error")
+            elif output.get("name") == "stderr":
+                lines.append(f"cell {number} writes to stderr: {text.strip()[:160]!r}")
+            if {"image/png", "image/svg+xml"} & set(data) and not alt:
+                lines.append(f"cell {number} draws a figure without metadata mystnb.image.alt")
+    return lines
+
+
+def presentable(book: nbformat.NotebookNode, profile: str, seconds: float) -> nbformat.NotebookNode:
+    """The notebook as the site shows it: no widget state, papermill's cell left out, its run time on top."""
+    book.metadata.pop("widgets", None)  # its viewer would be loaded from another host
+    for cell in book.cells:
+        if "injected-parameters" in (tags := cell.metadata.get("tags", [])):
+            cell.metadata["tags"] = sorted({*tags, "remove-cell"})
+    book.cells[0].source += f" *This page was computed in {seconds:.0f} s (profile = {profile}).*"
+    return book
 
 
 def machine() -> pd.DataFrame:

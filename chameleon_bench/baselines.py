@@ -6,7 +6,6 @@ epoch and for every regime, and form all logits. Where their objective differs f
 """
 
 import warnings
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,9 +18,7 @@ from torch import Tensor
 from chameleon_lite.text import IGNORED, TokenTable
 
 
-def prepare_one_by_one(
-    texts: Sequence[str], tokenizer, embedding: Tensor, positions: Tensor, length: int
-) -> tuple[Tensor, Tensor]:
+def prepare_one_by_one(texts, tokenizer, embedding: Tensor, positions: Tensor, length: int) -> tuple:
     """Each text by itself: padded ids (N, T), and the normalised mean embedding (N, C) over all T positions.
 
     Token plus position embeddings (T, C) are kept for every row, as in the scripts, unused (audit, row 20).

@@ -21,11 +21,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from chameleon_lite.backbone import Backbone, load_backbone
+from chameleon_lite import Backbone, HeadWeight, TokenTable, load_backbone
 from chameleon_lite.backbones.formats import matmul_dtype
 from chameleon_lite.errors import RunFailed
-from chameleon_lite.loss import HeadWeight
-from chameleon_lite.text import TokenTable
 
 from .workload import random_table, row_lengths
 

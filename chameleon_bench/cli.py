@@ -10,16 +10,10 @@ app = typer.Typer()
 
 @app.command()
 def bench(
-    rows: Annotated[
-        list[str] | None, typer.Argument(help="B1 … B16, ladder, roofline, growth, overhead …")
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Small workloads: about two minutes on two cores.")
-    ] = False,
+    rows: Annotated[list[str] | None, typer.Argument(help="B1 … B16, ladder, roofline, growth …")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small workloads: two minutes in all.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: what is there.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Default: benchmarks/results/<machine>.json.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: benchmarks/results/<machine>.json.")] = None,
 ) -> None:
     """Time our way against what one would otherwise run, on this machine; each row is written as it finishes.
 

@@ -10,11 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from chameleon_lite.backbone import load_backbone
-from chameleon_lite.batches import arrange
-from chameleon_lite.cluster import fit_clusters
-from chameleon_lite.embed import mean_embeddings
-from chameleon_lite.heads import HeadUpdate
+from chameleon_lite import HeadUpdate, arrange, fit_clusters, load_backbone, mean_embeddings
 from chameleon_lite.loss import HeadWeight, head_losses
 from chameleon_lite.states import ScoredStates, hidden_states
 from chameleon_lite.text import Document, tokenise

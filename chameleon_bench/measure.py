@@ -1,4 +1,6 @@
-"""How a row is judged: the median counts, each peer has a goal, and a row with wrong outputs has failed.
+"""How a row of rows.yaml is measured and judged: the median counts, each peer has a goal, wrong outputs fail it.
+
+    name ─ its function ─▶ samples by quantity, gates, workload, profile ─ its goals ─▶ row
 
 All that is measured has its stored form from the start, a dict:
     sample      {median, low, high, repetitions, unit}
@@ -9,11 +11,20 @@ All that is measured has its stored form from the start, a dict:
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from importlib import import_module
+from pathlib import Path
 
 import pandas as pd
 import torch
+import yaml
 from torch import Tensor
+
+from .bench import Bench
+from .workload import short
+
+TABLE: dict[str, dict] = yaml.safe_load(Path(__file__).with_name("rows.yaml").read_text(encoding="utf-8"))
+ROWS, EXTRAS = TABLE["rows"], TABLE["extras"] | TABLE["on request"]  # compared with peers; shown
+USUAL = [*ROWS, *TABLE["extras"]]  # what is measured when nothing is named
 
 
 def sample(values: pd.Series, unit: str = "s") -> dict:
@@ -65,15 +76,11 @@ def agreement(ours: tuple, expected: tuple, limits: tuple[float, float], label: 
     """Gates of one step's outcome against another's; limits of the gradient's relative error, of the loss."""
     (loss, gradient), (expected_loss, expected_gradient) = ours, expected
     error = relative_error(gradient, expected_gradient)
-    return [
-        gate(f"gradient, relative{label}", error, limits[0]),
-        gate(f"mean loss, nats{label}", abs(loss - expected_loss), limits[1]),
-    ]
+    of_gradient = gate(f"gradient, relative{label}", error, limits[0])
+    return [of_gradient, gate(f"mean loss, nats{label}", abs(loss - expected_loss), limits[1])]
 
 
-def row(
-    what: str, comparisons=(), gates=(), limit="", workload=None, profile=None, unavailable="", **more
-) -> dict[str, Any]:
+def row(what, comparisons=(), gates=(), limit="", workload=None, profile=None, unavailable="", **more):
     """One row of the benchmark, complete enough to be judged without its code, and what more it shows.
 
     limit: what nothing could beat; profile: seconds by stage of ours; unavailable: why it did not run.
@@ -90,3 +97,22 @@ def row(
     judged = {"what": what, "status": status, "comparisons": list(comparisons), "gates": list(gates)}
     why = {"limit": limit, "workload": workload or {}, "profile": profile}
     return judged | why | {"reason": reason, "unavailable": unavailable} | more
+
+
+def measured(name: str, bench: Bench) -> dict:
+    """The row of that name; raises what its function raises."""
+    about = (ROWS | EXTRAS)[name]
+    file, function = about["run"].split(".")
+    module = import_module(f".{file}", __package__)  # the other rows' files are not loaded
+    sizes = {size: bench.size(*values) for size, values in about.get("sizes", {}).items()}
+    found = getattr(module, function)(bench, **sizes, **about.get("options", {}))
+    workload = {size.replace("_", " "): value for size, value in sizes.items()} | found.pop("workload", {})
+    samples, comparisons = found.pop("samples", {}), []
+    peers_of = {q.format(fast=short(bench.fast)): peers for q, peers in about.get("goals", {}).items()}
+    for quantity, peers in peers_of.items():
+        # quick runs are too small for any goal
+        goals = {peer: None if bench.quick else pair[bench.gpu] for peer, pair in peers.items()}
+        comparisons += compared(samples[quantity], goals, quantity)
+        beside = samples[quantity].drop(columns=["ours", *peers], errors="ignore").median()
+        workload |= {f"s, {contender}": seconds for contender, seconds in beside.items()}
+    return row(about["what"], comparisons, limit=about.get("limit", ""), workload=workload, **found)

@@ -18,13 +18,12 @@ import torch.nn.functional as F
 from scipy.stats import bootstrap
 from torch import Tensor
 
-from chameleon_lite import engine
+from chameleon_lite import Condition, HeadUpdate, HyperHead, engine, token_losses
 from chameleon_lite.backbones.formats import backbone_dtype, set_format
 from chameleon_lite.cluster import fit_clusters, nearest_centroid
 from chameleon_lite.conditions import prompt_vectors
 from chameleon_lite.embed import normalise
-from chameleon_lite.heads import Condition, HeadUpdate, HyperHead
-from chameleon_lite.loss import token_losses
+from chameleon_lite.loss import next_token_pairs
 from chameleon_study.arrivals import Service, waiting_table
 
 from .bench import Bench
@@ -56,10 +55,8 @@ class Batches:
     def batch(self, number: int, rows: int = ROWS) -> dict[str, Tensor]:
         """One batch: ids (B, T); `where` (M,) the states that predict a token are; target (M,)."""
         ids, mask = self.table.padded(torch.arange(number * ROWS, number * ROWS + rows))
-        predicts = mask[:, 1:].clone()  # (B, T − 1)
-        predicts[:, : PREFIX - 1] = False
-        at = predicts.nonzero()  # (M, 2)
-        batch = {"ids": ids, "where": at[:, 0] * ids.shape[1] + at[:, 1], "target": ids[:, 1:][predicts]}
+        row, column, target = next_token_pairs(ids, mask, torch.full((rows,), PREFIX))
+        batch = {"ids": ids, "where": row * ids.shape[1] + column, "target": target}
         return {name: x.to(self.bench.device) for name, x in batch.items()}
 
     def assigned(self, b: dict) -> tuple[HeadUpdate, Tensor, Tensor]:
@@ -92,20 +89,12 @@ def overhead(bench: Bench, batches: int, longest: int, centroids: int, texts: in
     whole, g = {name: quantiles(values) for name, values in seconds.items()}, torch.Generator().manual_seed(1)
     x = normalise(torch.randn(texts, bench.backbone.width, generator=g)).to(bench.device)
     fitting = min(bench.seconds(lambda: fit_clusters(x, texts // ROWS, seed=0)) for _ in range(2))
-    return {
-        "gates": gates,
-        "batches": len(seconds["plain"]),
-        "whole": whole,
-        "ratios": ratios(seconds["adapted"], seconds["plain"]),
-        # as released, on the texts to be read themselves; and the share of 32 of them
-        "fitting clusters": {
-            "texts": texts,
-            "seconds": fitting,
-            "seconds a batch": fitting / (texts // ROWS),
-        },
-        "waiting": _waiting(bench, whole["adapted"]["p50"], float(np.median(alone)), centroids),
-        "workload": {"backbone": bench.model, "prefix tokens": PREFIX},
-    }
+    # as released, on the texts to be read themselves; and the share of 32 of them
+    clusters = {"texts": texts, "seconds": fitting, "seconds a batch": fitting / (texts // ROWS)}
+    found = {"gates": gates, "batches": len(seconds["plain"]), "whole": whole, "fitting clusters": clusters}
+    found["ratios"] = ratios(seconds["adapted"], seconds["plain"])
+    found["waiting"] = _waiting(bench, whole["adapted"]["p50"], float(np.median(alone)), centroids)
+    return found | {"workload": {"backbone": bench.model, "prefix tokens": PREFIX}}
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
@@ -114,10 +103,7 @@ def quantiles(seconds: list[float]) -> dict[str, float]:
 
 
 def ratios(adapted: list[float], plain: list[float]) -> dict[str, dict[str, float]]:
-    """Adapted over plain seconds of the same batches (n,) at p50 and at p95, each with its 95 % interval.
-
-    The interval is a bootstrap's over batches; both times of a batch are drawn together.
-    """
+    """Adapted over plain seconds of the same batches (n,), with a paired bootstrap's 95 % intervals."""
     both, out = (np.asarray(adapted), np.asarray(plain)), {}
     for name, at in QUANTILES.items():
 

@@ -10,7 +10,7 @@ import platform
 import re
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,24 +19,16 @@ from joblib import cpu_count
 from chameleon_lite import files
 from chameleon_lite.backbones.formats import CPU_FLAGS, cpu_flags, device_of
 from chameleon_lite.errors import RunFailed, UserError, unknown
-from chameleon_study.provenance import default_command, device_name, provenance
+from chameleon_study.provenance import default_command, device_name, message_from_here, provenance
 
 from .bench import Bench
-from .measure import row
-from .rows import EXTRAS, ROWS, USUAL, measured
+from .measure import EXTRAS, ROWS, USUAL, measured, row
 from .tables import goals_frame, stored_file
 from .workload import short
 
 
-def run_rows(
-    names: Sequence[str],
-    *,
-    device: str | None = None,
-    quick: bool = False,
-    out: Path | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> dict:
-    """Run the named rows (all when empty) on a device; returns what the file then holds.
+def run_rows(names: Sequence[str], *, device=None, quick=False, out=None, say=lambda text: None) -> dict:
+    """Run the named rows (all when empty) on a device; returns what the file, at the path `out`, then holds.
 
     A row that breaks is recorded with its error and the others go on; RunFailed at the end names those.
     """
@@ -72,10 +64,11 @@ def _run(name: str, bench: Bench) -> dict:
     try:
         entry = measured(name, bench)
     except (ImportError, UserError) as error:  # something this machine lacks
-        entry = row("", unavailable=f"not available: {error}")
+        entry = row("", unavailable=message_from_here(f"not available: {error}"))
     except Exception as error:
-        entry = row("", unavailable=f"{type(error).__name__}: {error}")
-        entry |= {"status": "failed", "traceback": traceback.format_exc().splitlines()[-12:]}
+        entry = row("", unavailable=message_from_here(f"{type(error).__name__}: {error}"))
+        lines = message_from_here(traceback.format_exc()).splitlines()[-12:]
+        entry |= {"status": "failed", "traceback": lines}
     seconds = time.perf_counter() - started
     return entry | {"name": name, "seconds": seconds, "conditions": conditions(bench.quick)}
 
@@ -90,15 +83,9 @@ def machine(bench: Bench) -> dict:
         device = device_name(str(bench.device))
         name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
         name += f"-x{torch.cuda.device_count()}" if torch.cuda.device_count() > 1 else ""
-    return {
-        "name": name,
-        "device": device,
-        "cores": cores,
-        "threads": torch.get_num_threads(),
-        "large products in": short(bench.fast),
-        "cpu 16-bit units": sorted(CPU_FLAGS & cpu_flags()),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
+    facts = {"name": name, "device": device, "cores": cores, "threads": torch.get_num_threads()}
+    facts |= {"large products in": short(bench.fast), "cpu 16-bit units": sorted(CPU_FLAGS & cpu_flags())}
+    return facts | {"system": f"{platform.system()} {platform.machine()}"}
 
 
 def conditions(quick: bool) -> dict:

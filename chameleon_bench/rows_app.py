@@ -46,26 +46,22 @@ def short_texts_adapted(bench: Bench, rows: int, fitted_tokens: int) -> dict:
         folder = Path(name)
         # fitted in a minute or two: its quality does not matter here
         sizes = {"max_train_tokens": fitted_tokens, "max_held_out": 100}
-        settings = FitSettings(tokens={"max_length": 96}, train={"epochs": 2}, **sizes)
+        settings = FitSettings(head="hyper", tokens={"max_length": 96}, train={"epochs": 2}, **sizes)
         where = {"out": folder / "adapter", "device": str(bench.device), "progress": False}
         fit(corpus, backbone=backbone, settings=settings, **where)
         texts = list(itertools.islice(itertools.cycle(short_texts(corpus)), rows))
         few, _ = _adapted(bench, folder, texts[:1])
         used, results = _adapted(bench, folder, texts)
-    sizes = {"ours": used["peak bytes"], "the limit set": LIMIT}
+    samples = {"memory": pd.DataFrame([{"ours": used["peak bytes"], "the limit set": LIMIT}])}
     workload = {"distinct rows": len(set(texts)), "words a row": WORDS}
     workload |= {"scored tokens": sum(result.get("tokens", 0) for result in results)}
     workload |= {"backbone": backbone, "threads": THREADS, "rows/s": rows / used["s"]}
+    workload |= used | {f"{name}, one row": few[name] for name in ("s", "peak bytes")}
+    gates = [gate("rows that were not answered", rows - len(results), 0)]
     failed = sum("error" in result for result in results)
-    return {
-        "samples": {"memory": pd.DataFrame([sizes])},
-        "gates": [
-            gate("rows that were not answered", rows - len(results), 0),
-            gate("share of rows without a number", failed / rows, 0.0),
-        ],
-        "workload": workload | used | {f"{name}, one row": few[name] for name in ("s", "peak bytes")},
-        "profile": {"start and load": few["s"], "rows": max(0.0, used["s"] - few["s"])},
-    }
+    gates.append(gate("share of rows without a number", failed / rows, 0.0))
+    profile = {"start and load": few["s"], "rows": max(0.0, used["s"] - few["s"])}
+    return {"samples": samples, "gates": gates, "workload": workload, "profile": profile}
 
 
 def short_texts(corpus: Corpus) -> Iterator[str]:
@@ -96,7 +92,8 @@ def checksums(bench: Bench, fitted_tokens: int) -> dict:
     Counted are the reading and digesting of whole files, and every other digest and CRC.
     """
     backbone, corpus = "tiny" if bench.quick else "smollm2", load_corpus("docstrings")
-    settings = FitSettings(max_train_tokens=fitted_tokens, max_held_out=100, train={"epochs": 2})
+    sizes = {"max_train_tokens": fitted_tokens, "max_held_out": 100}
+    settings = FitSettings(head="hyper", train={"epochs": 2}, **sizes)
     watched = cProfile.Profile()
     with tempfile.TemporaryDirectory() as name:
         for number, call in enumerate((fit, partial(watched.runcall, fit))):
@@ -110,9 +107,7 @@ def checksums(bench: Bench, fitted_tokens: int) -> dict:
             spent += whole
         elif any(part in function for part in DIGESTS):  # but for what file_digest has counted
             spent += own - sum(s[2] for (*_, caller), s in callers.items() if caller == "file_digest")
-    sizes = {"ours": spent, "3 % of a fit": 0.03 * seconds}
-    return {
-        "samples": {"time": pd.DataFrame([sizes])},
-        "gates": [gate("digests that were not seen", float(not spent), 0)],
-        "workload": {"backbone": backbone, "fit, s": seconds, "share": spent / seconds},
-    }
+    samples = {"time": pd.DataFrame([{"ours": spent, "3 % of a fit": 0.03 * seconds}])}
+    gates = [gate("digests that were not seen", float(not spent), 0)]
+    workload = {"backbone": backbone, "fit, s": seconds, "share": spent / seconds}
+    return {"samples": samples, "gates": gates, "workload": workload}

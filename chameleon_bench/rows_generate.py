@@ -4,9 +4,11 @@ import copy
 import warnings
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from chameleon_lite.app.score import left_padded
 from chameleon_lite.backbones.formats import set_format
 from chameleon_lite.heads import HeadUpdate, update_logits
 
@@ -22,13 +24,10 @@ class Prompts:
 
     def __init__(self, bench: Bench, count: int, new: int) -> None:
         self.bench, self.new = bench, new
-        g = torch.Generator().manual_seed(0)
-        lengths = torch.randint(8, 41, (count,), generator=g)
-        width = int(lengths.max())
-        ids = torch.randint(0, bench.backbone.vocab - 1, (count, width), generator=g)
-        mask = torch.arange(width)[None] >= (width - lengths)[:, None]  # (B, T)
-        self.mask = mask.long().to(bench.device)
-        self.ids = torch.where(self.mask.bool(), ids.to(bench.device), bench.backbone.pad_id)
+        draw = np.random.default_rng(0).integers
+        prompts = [draw(bench.backbone.vocab - 1, size=length) for length in draw(8, 41, count)]
+        padded = left_padded(prompts, bench.backbone.pad_id)
+        self.ids, self.mask = (x.to(bench.device) for x in padded)  # (B, T)
 
     def one_by_one(self, model, **extra) -> Tensor:
         """New tokens (B, new), each prompt unpadded and alone."""
@@ -97,13 +96,9 @@ def mixed_clusters(bench: Bench, clusters: int, new_tokens: int) -> dict:
         plain = partial(prompts.batched, bench.backbone.lm)
         times = bench.race({"ours": ours, peer: _peft(bench, factors, prompts), "plain": plain})
     same = prompts.gate(model, update, ours(), _peft(bench, factors, prompts)())  # in float32
-    over = float(times["ours"].median() / times["plain"].median()) - 1
-    return {
-        "samples": {"time": times},
-        "gates": [same],
-        "workload": {"over the plain model": over},
-        "profile": split(times, "the plain model", times["plain"].median(), "the updates"),
-    }
+    workload = {"over the plain model": float(times["ours"].median() / times["plain"].median()) - 1}
+    profile = split(times, "the plain model", times["plain"].median(), "the updates")
+    return {"samples": {"time": times}, "gates": [same], "workload": workload, "profile": profile}
 
 
 def _adapted(bench: Bench, groups: int):

@@ -9,12 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chameleon_lite.batches import Arrangement
+from chameleon_lite import Arrangement, HeadUpdate, HeadWeight, LoraHead, ScoredStates, evaluate, head_losses
 from chameleon_lite.fast.recorder import Recorder
-from chameleon_lite.heads import HeadUpdate, LoraHead
-from chameleon_lite.loss import HeadWeight, head_losses
-from chameleon_lite.states import ScoredStates
-from chameleon_lite.train import evaluate
 
 from . import baselines
 from .bench import Bench
@@ -97,24 +93,17 @@ def head_time(bench: Bench, tokens: int) -> dict:
     work = HeadWork(bench, tokens)
     replayed, ours = work.replayed() if bench.gpu else None, work.step(work.ours)
     gates = work.gates(replayed)
-    contenders = {
-        "ours": ours,
-        "released way": work.step(work.released),
-        "released way, bfloat16 autocast": work.step(work.autocast),
-        PRODUCT: work.product,
-    }
+    contenders = {"ours": ours, "released way": work.step(work.released)}
+    contenders |= {"released way, bfloat16 autocast": work.step(work.autocast), PRODUCT: work.product}
     if bench.gpu:
         contenders |= {"ours": replayed, "ours, launch by launch": ours}
         compiled = torch.compile(baselines.plain_head_loss)
         contenders["torch.compile"] = work.step(partial(work.autocast, compiled))
     times = bench.race(contenders, optional={"torch.compile"} & contenders.keys())
-    sizes = {"width": work.weight.width, "vocabulary": work.weight.vocab, "rank": RANK}
-    return {
-        "samples": {"time": times},
-        "gates": gates,
-        "workload": sizes | {"arithmetic": str(bench.fast)},
-        "profile": split(times, PRODUCT, times[PRODUCT].median(), REST),
-    }
+    workload = {"width": work.weight.width, "vocabulary": work.weight.vocab, "rank": RANK}
+    workload |= {"arithmetic": str(bench.fast)}
+    profile = split(times, PRODUCT, times[PRODUCT].median(), REST)
+    return {"samples": {"time": times}, "gates": gates, "workload": workload, "profile": profile}
 
 
 def head_memory(bench: Bench, tokens: int) -> dict:
@@ -125,11 +114,8 @@ def head_memory(bench: Bench, tokens: int) -> dict:
         if bench.gpu:
             step()  # so that memory allocated once is not counted; on a CPU the buffers that stay are
         peaks[name] = bench.peak(step)
-    return {
-        "samples": {"memory": pd.DataFrame([peaks])},
-        "gates": work.gates(),
-        "workload": {"vocabulary": work.weight.vocab},
-    }
+    samples, workload = {"memory": pd.DataFrame([peaks])}, {"vocabulary": work.weight.vocab}
+    return {"samples": samples, "gates": work.gates(), "workload": workload}
 
 
 def head_kernels(bench: Bench, tokens: int) -> dict:
@@ -150,12 +136,9 @@ def head_kernels(bench: Bench, tokens: int) -> dict:
     losses = {"ours": work.ours, "Liger": liger, "F.linear_cross_entropy": of_torch}
     contenders = {name: work.step(loss) for name, loss in losses.items()}
     times = bench.race(contenders, optional=["Liger", "F.linear_cross_entropy"])
-    return {
-        "samples": {"time": times},
-        "gates": work.gates(),
-        "workload": {"arithmetic": str(bench.fast)},
-        "profile": split(times, PRODUCT, bench.seconds(work.product), REST),
-    }
+    gates, workload = work.gates(), {"arithmetic": str(bench.fast)}
+    profile = split(times, PRODUCT, bench.seconds(work.product), REST)
+    return {"samples": {"time": times}, "gates": gates, "workload": workload, "profile": profile}
 
 
 def shared_pass(bench: Bench, documents: int) -> dict:
@@ -180,9 +163,7 @@ def shared_pass(bench: Bench, documents: int) -> dict:
     times = bench.race({"ours": together, "a pass each": apart})
     part = scored.batch(order.steps(32)[0])[0].to(bench.fast)
     product = bench.seconds(lambda: part @ weight.weight.T, 3) * scored.total / len(part)
-    return {
-        "samples": {"time": times},
-        "gates": [gate("mean loss between the two, nats", gap, 5e-4)],
-        "workload": {"tokens": scored.total, "heads": len(heads), "arithmetic": str(bench.fast)},
-        "profile": split(times, "the shared product h·Wᵀ", product, "updates, softmax and the rest"),
-    }
+    gates = [gate("mean loss between the two, nats", gap, 5e-4)]
+    workload = {"tokens": scored.total, "heads": len(heads), "arithmetic": str(bench.fast)}
+    profile = split(times, "the shared product h·Wᵀ", product, "updates, softmax and the rest")
+    return {"samples": {"time": times}, "gates": gates, "workload": workload, "profile": profile}

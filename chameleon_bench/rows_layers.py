@@ -13,12 +13,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from chameleon_lite.backbone import load_backbone
+from chameleon_lite import HeadWeight, LoraHead, load_backbone
 from chameleon_lite.fast.head_loss_torch import forget_buffers
 from chameleon_lite.fast.layers import RecordedLayers, layer_pass
-from chameleon_lite.heads import LoraHead
 from chameleon_lite.lora import add_lora, lora_parameters
-from chameleon_lite.loss import HeadWeight
 from chameleon_lite.processes import Processes
 from chameleon_lite.settings import TrainSettings
 from chameleon_lite.train import Common, Member, step
@@ -41,12 +39,10 @@ def lora_step(bench: Bench, rows: int) -> dict:
     times = bench.race({"ours": work.ours, PLAIN: work.plain}, 5 if bench.gpu else 3)
     body = bench.seconds(work.layers_alone)
     peaks = {"ours": work.our_peak(), PLAIN: bench.peak(work.plain)}
-    return {
-        "samples": {"time": times, "memory": pd.DataFrame([peaks])},
-        "gates": gates,
-        "workload": {"real tokens": int(work.table.lengths.sum()), "recorded": work.recorded},
-        "profile": split(times, "the layers, forward and backward", body, "the head"),
-    }
+    samples = {"time": times, "memory": pd.DataFrame([peaks])}
+    workload = {"real tokens": int(work.table.lengths.sum()), "recorded": work.recorded}
+    profile = split(times, "the layers, forward and backward", body, "the head")
+    return {"samples": samples, "gates": gates, "workload": workload, "profile": profile}
 
 
 class LoraStep:

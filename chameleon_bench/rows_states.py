@@ -1,4 +1,4 @@
-"""B4, B15 and the roofline: hidden states of real tokens against padded ones, and stages against the machine.
+"""B1, B3, B4, B15 and the roofline: text to vectors, clusters and hidden states, and stages against the machine.
 
     roof = min(product rate, bandwidth × intensity)      both measured here, in the stage's number format
 
@@ -17,22 +17,77 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chameleon_lite.backbone import Backbone
+from chameleon_lite import Arrangement, Backbone, Document, TokenTable, evaluate, head_losses, tokenise
 from chameleon_lite.backbones.formats import arithmetic
-from chameleon_lite.batches import Arrangement
-from chameleon_lite.fast.lloyd import closest
-from chameleon_lite.loss import head_losses
+from chameleon_lite.cluster import nearest_centroid
+from chameleon_lite.embed import mean_embeddings, normalise
+from chameleon_lite.fast.lloyd import closest, lloyd
 from chameleon_lite.states import ScoredStates, hidden_rows, hidden_states
-from chameleon_lite.text import TokenTable
-from chameleon_lite.train import evaluate
 
 from . import baselines
 from .bench import Bench
-from .measure import gate, split
+from .measure import gate, relative_error, split
 from .rows_head import HeadWork
-from .workload import LENGTH, short
+from .workload import LENGTH, short, texts, trained_tokenizer
 
+RELEASED, SKLEARN = "released way", "scikit-learn on the host"
 PADDED_ROWS = 32  # rows per padded batch, as released
+
+
+def prepare(bench: Bench, rows: int) -> dict:
+    """B1: tokenising and mean embeddings, batched and flat, against one row at a time."""
+    words, tokenizer = texts(rows), trained_tokenizer()
+    documents = [Document(str(i), text) for i, text in enumerate(words)]
+    g = torch.Generator().manual_seed(0)
+    embedding = torch.randn(len(tokenizer), 768, generator=g).to(bench.device)
+    positions = torch.randn(1_024, 768, generator=g).to(bench.device)
+
+    def tokens():
+        return tokenise(documents, tokenizer, max_length=LENGTH, prefix_tokens=1, min_scored=1)
+
+    def vectors(table):
+        return mean_embeddings(table, embedding, span="padded", length=LENGTH)
+
+    def released():
+        return baselines.prepare_one_by_one(words, tokenizer, embedding, positions, LENGTH)[1]
+
+    contenders = {
+        "ours": lambda: vectors(tokens()),
+        RELEASED: released,
+        "tokenizer called": lambda: tokenizer(words, add_special_tokens=False)["input_ids"],
+        "tokenizer alone": lambda: tokenizer.backend_tokenizer.encode_batch(words, add_special_tokens=False),
+    }
+    error = relative_error(contenders["ours"](), released())
+    times, table = bench.race(contenders), tokens()
+    gates, workload = [gate("mean embeddings, relative", error, 1e-5)], {"tokens": int(table.lengths.sum())}
+    stages = {"tokenise": tokens, "mean embedding": lambda: vectors(table)}
+    profile = {name: bench.seconds(stage) for name, stage in stages.items()}
+    return {"samples": {"time": times}, "gates": gates, "workload": workload, "profile": profile}
+
+
+def clusters(bench: Bench, rows: int, clusters: int, steps: int) -> dict:
+    """B3: Lloyd steps from the same start, against the released loop and scikit-learn on the host."""
+    g = torch.Generator().manual_seed(0)
+    centres = torch.randn(clusters, 768, generator=g)[torch.randint(clusters, (rows,), generator=g)]
+    on_host = normalise(torch.randn(rows, 768, generator=g) + 0.6 * centres)
+    start_on_host = on_host[torch.randperm(rows, generator=g)[:clusters]]
+    x, start = on_host.to(bench.device), start_on_host.to(bench.device)
+    contenders = {
+        "ours": lambda: lloyd(x, start, steps, tolerance=-1.0),
+        RELEASED: lambda: baselines.kmeans_by_loop(x, start, steps),
+        SKLEARN: lambda: baselines.kmeans_by_scikit_learn(on_host, start_on_host, steps),
+    }
+
+    def inertia(name: str) -> float:
+        return float(nearest_centroid(x, contenders[name]().to(x))[1].double().square().sum())
+
+    apart = {peer: abs(inertia("ours") / inertia(peer) - 1) for peer in (RELEASED, SKLEARN)}
+    gates = [gate(f"inertia against the {peer}, relative", gap, 1e-3) for peer, gap in apart.items()]
+    times = bench.race(contenders, warm_up=False)
+    step, nearest = float(times["ours"].median()) / steps, bench.median(lambda: closest(x, start))
+    workload = {"width": 768, "s/step": step}
+    profile = {"nearest centroids": nearest, "means and the host": max(0.0, step - nearest)}
+    return {"samples": {"time": times}, "gates": gates, "workload": workload, "profile": profile}
 
 
 def feature_pass(bench: Bench, rows: int) -> dict:
@@ -43,19 +98,17 @@ def feature_pass(bench: Bench, rows: int) -> dict:
         folders = (Path(folder) / str(i) for i in itertools.count())
         contenders = {
             "ours": lambda: hidden_states(backbone, table, dtype, next(folders), progress=False),
-            "released way": lambda: [backbone.hidden(part) for part in ids.split(PADDED_ROWS)],
+            RELEASED: lambda: [backbone.hidden(part) for part in ids.split(PADDED_ROWS)],
         }
-        gap = _loss_gap(bench, table, contenders["ours"](), contenders["released way"](), labels)
+        gap = _loss_gap(bench, table, contenders["ours"](), contenders[RELEASED](), labels)
         times = bench.race(contenders, warm_up=bench.gpu)
     with arithmetic(backbone, dtype):
         alone = bench.seconds(lambda: hidden_rows(backbone, table, np.argsort(table.lengths)))
-    return {
-        "samples": {"time": times},
-        # The states are stored in 16 bits whatever the arithmetic, so the 16-bit limit holds.
-        "gates": [gate("mean loss against float32, nats", gap, 2e-3)],
-        "workload": {"real tokens": int(table.lengths.sum()), "arithmetic": str(dtype)},
-        "profile": split(times, "backbone", alone, "storing and the rest"),
-    }
+    # The states are stored in 16 bits whatever the arithmetic, so the 16-bit limit holds.
+    gates = [gate("mean loss against float32, nats", gap, 2e-3)]
+    workload = {"real tokens": int(table.lengths.sum()), "arithmetic": str(dtype)}
+    profile = split(times, "backbone", alone, "storing and the rest")
+    return {"samples": {"time": times}, "gates": gates, "workload": workload, "profile": profile}
 
 
 def _loss_gap(bench: Bench, table: TokenTable, states, padded: list[Tensor], labels: Tensor) -> float:
@@ -79,11 +132,8 @@ def share_of_products(bench: Bench, rows: int, product_rows: int) -> dict:
     pair = times[["ours"]].assign(**{peer: times["product"] * work / operations})
     sizes = {"tokens": int(table.lengths.sum()), "arithmetic": str(dtype)}
     rates = {"TFLOP/s pass": work / float(times["ours"].median()) / 1e12, "TFLOP/s product": rate / 1e12}
-    return {
-        "samples": {"time": pair},
-        "workload": sizes | rates,
-        "profile": split(times, "products", work / rate, "attention, norms, activations, copies"),
-    }
+    profile = split(times, "products", work / rate, "attention, norms, activations, copies")
+    return {"samples": {"time": pair}, "workload": sizes | rates, "profile": profile}
 
 
 def _product(bench: Bench, rows: int, dtype: torch.dtype) -> tuple[Callable[[], Tensor], float]:
@@ -114,9 +164,7 @@ def roofline(bench: Bench, copied: int, product_rows: int, **sizes: int) -> dict
     return {"rates": rates, "points": [dict(zip(columns, point)) for point in _points(bench, **sizes)]}
 
 
-def _points(
-    bench: Bench, rows: int, tokens: int, embedded: int, vectors: int, centroids: int, prompts: int
-) -> Iterator[tuple[str, float, float, float, str]]:
+def _points(bench: Bench, rows, tokens, embedded, vectors, centroids, prompts: int) -> Iterator[tuple]:
     """Each stage with its operations, the bytes it cannot avoid, seconds and number format."""
     model, exact, fast, item = bench.backbone, "float32", short(bench.fast), bench.fast.itemsize
     width, vocab, layers = model.width, model.vocab, model.lm.config.num_hidden_layers

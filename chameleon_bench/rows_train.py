@@ -9,16 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from chameleon_lite.batches import Arrangement
-from chameleon_lite.embed import mean_embeddings
+from chameleon_lite import Arrangement, HeadWeight, Member, mean_embeddings, train_heads
 from chameleon_lite.fast.recorded_steps import using
 from chameleon_lite.fast.recorder import LIMIT, Recorder
 from chameleon_lite.heads import Condition, Head, HyperHead, LoraHead
-from chameleon_lite.loss import HeadWeight
 from chameleon_lite.settings import TrainSettings
 from chameleon_lite.states import ScoredStates, hidden_states
-from chameleon_lite.train import Member, train_heads
-from chameleon_study.sources import BatchMean
+from chameleon_study.sources import batch_mean
 
 from . import baselines
 from .bench import Bench
@@ -40,14 +37,9 @@ def new_head(regime: str, width: int, vocab: int, device: torch.device, dropout:
         return HyperHead(width, vocab, RANK, dropout=dropout).to(device)
 
 
-def trained(
-    regimes, vectors, data, weight, *, held_out=1, dropout=0.0, processes=None, **sizes
-) -> list[Member]:
-    """New heads, trained on all documents in order and validated on the first `held_out`.
-
-    Their condition is the mean of a step's vectors, of (N, C); `sizes` are of TrainSettings.
-    """
-    source, geometry = BatchMean(vectors), (vectors.shape[1], weight.vocab, data.device)
+def trained(regimes, vectors, data, weight, *, held_out=1, dropout=0.0, processes=None, **sizes) -> list:
+    """New heads under the mean of a step's vectors (N, C), validated on the first `held_out` documents."""
+    source, geometry = batch_mean(vectors), (vectors.shape[1], weight.vocab, data.device)
     members = [Member(r, new_head(r, *geometry, dropout), source, source, LEARNING_RATE) for r in regimes]
     order, check = Arrangement(torch.arange(len(data.counts))), Arrangement(torch.arange(held_out))
     settings = TrainSettings(patience=99, masks="group", **sizes)  # as the stored rows were measured
@@ -97,10 +89,7 @@ class Training:
             yield h.float(), target, self.vectors[rows]
 
     def plainly(self, regime: str, batches: Callable, epochs: int = 1, dtype=torch.float32) -> float:
-        """One regime trained as released, on all logits of an epoch's batches(); its loss of the first epoch.
-
-        `dtype`: what products are formed in, under autocast.
-        """
+        """One regime trained on all logits of batches(), with products in `dtype`; its loss of epoch one."""
         head = new_head(regime, self.backbone.width, self.backbone.vocab, self.bench.device)
         optimiser, losses = torch.optim.AdamW(head.parameters(), lr=LEARNING_RATE), []
         for _ in range(epochs):
@@ -142,13 +131,11 @@ def end_to_end(bench: Bench, rows: int, rows_per_step: int, last: bool) -> dict:
     times = bench.race(contenders, 1 if bench.quick else 3, warm_up=False)
     times[PEER] *= EPOCHS / released_epochs
     count = int(work.table.n_scored.sum())
-    sizes = {"tokens": int(work.table.lengths.sum()), "scored": count, "epochs": EPOCHS}
-    return {
-        "samples": {f"wall, {n}": times[[n, PEER]].rename(columns={n: "ours"}) for n in map(short, formats)},
-        "gates": [g for d in formats for g in _loss_gates(losses[d], losses[PEER], short(d), count)],
-        "workload": sizes | {"released epochs run": released_epochs},
-        "profile": stages[bench.fast],
-    }
+    samples = {f"wall, {n}": times[[n, PEER]].rename(columns={n: "ours"}) for n in map(short, formats)}
+    gates = [g for d in formats for g in _loss_gates(losses[d], losses[PEER], short(d), count)]
+    workload = {"tokens": int(work.table.lengths.sum()), "scored": count, "epochs": EPOCHS}
+    workload |= {"released epochs run": released_epochs}
+    return {"samples": samples, "gates": gates, "workload": workload, "profile": stages[bench.fast]}
 
 
 def _loss_gates(ours: dict, released: dict, label: str, tokens: int) -> list[dict]:

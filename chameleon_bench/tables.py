@@ -11,7 +11,7 @@ import pandas as pd
 from chameleon_lite.errors import RunFailed
 from chameleon_study.claims.statistics import interval_text
 
-from .rows import ROWS, USUAL
+from .measure import ROWS, USUAL
 
 SUMMARY = {"met": "goal met", "missed": "goal missed", "gate failed": "not correct"}
 SUMMARY |= {"shown": "shown, without a goal"}

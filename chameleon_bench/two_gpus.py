@@ -18,11 +18,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from chameleon_lite import HeadWeight, Member, ScoredStates
 from chameleon_lite.errors import UserError
-from chameleon_lite.loss import HeadWeight
 from chameleon_lite.processes import Processes, leave
-from chameleon_lite.states import ScoredStates
-from chameleon_lite.train import Member
 
 from .bench import Bench, run
 from .measure import gate
@@ -53,14 +51,11 @@ def scaling(bench: Bench, **sizes: int) -> dict:
         for a, b in zip(curve, two["curves"][name], strict=True)
         for key in ("train_nll", "validation_nll")
     )
+    gates = [gate("losses of two processes against one's, nats per token", gap, SAME)]
     workload = sizes | {"heads": len(REGIMES), "documents a step": STEP}
-    return {
-        "gates": [gate("losses of two processes against one's, nats per token", gap, SAME)],
-        "backend": "nccl" if gpus > 1 else "gloo",
-        "gpus": gpus,
-        "processes": {"1": one["processes"], "2": two["processes"]},
-        "steps": _speed_up(one["seconds"], two["seconds"], workload),
-    }
+    steps = _speed_up(one["seconds"], two["seconds"], workload)
+    found = {"gates": gates, "steps": steps, "processes": {"1": one["processes"], "2": two["processes"]}}
+    return found | {"backend": "nccl" if gpus > 1 else "gloo", "gpus": gpus}
 
 
 def _run(bench: Bench, *words, **environment: str) -> None:
@@ -87,12 +82,9 @@ def work(out: Path, documents: int, each: int, width: int, vocabulary: int, epoc
         matrix = torch.randn(vocabulary, width, generator=g) * 0.02
         vectors = torch.randn(documents, width, generator=g).to(bench.device)
         weight = HeadWeight(matrix.to(bench.device), dtype=dtype)
-        sizes = {
-            "rows_per_step": min(STEP, documents // 4),
-            "held_out": min(STEP, documents),
-            "epochs": epochs,
-        }
-        return trained(REGIMES, vectors, data, weight, dropout=0.5, processes=processes, **sizes)
+        sizes = {"rows_per_step": min(STEP, documents // 4), "held_out": min(STEP, documents)}
+        how = {"epochs": epochs, "dropout": 0.5, "processes": processes}
+        return trained(REGIMES, vectors, data, weight, **how, **sizes)
 
     exact = fit(documents // 4, torch.float32, epochs)
     fit(documents, bench.fast, 1)

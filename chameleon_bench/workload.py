@@ -76,9 +76,7 @@ def trained_tokenizer(entries: int = 16_000):
     return PreTrainedTokenizerFast(tokenizer_object=core._tokenizer, eos_token=end, pad_token=end)
 
 
-def random_inputs(
-    device: torch.device, tokens: int, width: int, vocab: int, rank: int = RANK
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def random_inputs(device, tokens: int, width: int, vocab: int, rank: int = RANK) -> tuple[Tensor, ...]:
     """Random states h (M, C) like a layer norm's output, targets (M,), and factors down (R, C), up (V, R)."""
     g = torch.Generator().manual_seed(0)
     h = torch.randn(tokens, width, generator=g).to(device)

@@ -42,6 +42,7 @@ _NAMES = {  # file -> the public names that live in it
     "streams.online": "LayerStates OnlineClusters learn",
     "chameleon": "ChameleonLiteForCausalLM",
     "chameleon_config": "ChameleonLiteConfig",
+    "app.export": "export",
     "app.fit": "fit",
     "app.stream": "adapt",
 }

@@ -9,7 +9,6 @@ condition and without an update `forward` is the backbone itself (with its LoRA,
 
 import copy
 import inspect
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Gen
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .backbone import BUILT_IN, Backbone, load_backbone
-from .backbones.adapters import check_tensors, portable, read_settings
+from .backbones.adapters import check_tensors, placed, portable, read_settings
+from .backbones.card import push_to_hub, write_card
 from .backbones.formats import set_format
 from .backbones.hub import adapter_folder
 from .chameleon_config import ChameleonLiteConfig, check_backbone, identity
@@ -89,7 +89,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if options.get("trust_remote_code"):
             raise UserError("trust_remote_code is never needed here: an adapter is data, without code")
-        folder = adapter_folder(path)
+        folder = adapter_folder(path, **options)
         fields = read_settings(folder)
         with torch.device("meta"):  # sizes alone: nothing is allocated before they fit the file
             head = new_head(ChameleonLiteConfig(**fields)).state_dict()
@@ -113,25 +113,24 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         return {**state, "centroids": self.centroids} if len(self.centroids) else state
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs) -> None:
-        """Write configuration and adapter (safetensors) to a folder; config.json is put there last.
-
-        A folder without config.json is therefore an interrupted save, and is refused when loaded.
-        """
+        """Write configuration, adapter and card to a folder; without config.json it is an interrupted save."""
         if not is_main_process:
             return
-        target = Path(save_directory)
-        target.mkdir(parents=True, exist_ok=True)
+        target, push = Path(save_directory), kwargs.pop("push_to_hub", False)
         self.config.clusters, name = len(self.centroids), self.config.backbone_name
-        kwargs["state_dict"] = {name: value.contiguous() for name, value in self.adapter_state().items()}
-        with tempfile.TemporaryDirectory(dir=target, prefix=".part-") as part:
+        state = {name: value.contiguous() for name, value in self.adapter_state().items()}
+        with placed(target) as part:
             if name not in BUILT_IN and Path(name).expanduser().is_dir():
                 self.config.backbone_name = portable(name, target)
             try:
-                super().save_pretrained(part, **kwargs)
+                super().save_pretrained(part, **kwargs | {"state_dict": state})
             finally:
                 self.config.backbone_name = name
-            for path in sorted(Path(part).iterdir(), key=lambda path: path.name == "config.json"):
-                path.replace(target / path.name)
+            write_card(self, part, target)
+        if push:
+            self.push_to_hub(**{"repo_id": target.name} | kwargs)
+
+    push_to_hub = push_to_hub
 
     def _load_adapter(self, path: Path) -> None:
         from safetensors.torch import load_file
@@ -163,7 +162,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         return grouped(vectors, self.centroids, mode or self.config.condition)
 
     def update_for(self, condition: Condition | Tensor | int) -> HeadUpdate:
-        """The head's update for conditions (G, C) or (C,), or a stored cluster's number; else UserError."""
+        """Update for conditions (G, C), (C,) or a cluster's number, else UserError; a static head has one."""
         if isinstance(condition, int):
             if not 0 <= condition < len(self.centroids):
                 raise UserError(f"no cluster {condition}: this adapter has {len(self.centroids)}")
@@ -176,7 +175,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         self, condition: Condition | Tensor | int, group: Tensor | None = None, rows: int | None = None
     ) -> Callable[..., Tensor]:
         """Conditions (G, C) of a batch of groups (B,) as the `head_update` of `forward` and `generate`."""
-        return update_logits(self.update_for(condition), group, rows)
+        return update_logits(self.update_for(condition), group if self.head.conditioned else None, rows)
 
     def body(self, **inputs):
         """The model below its head; inputs that are None or that it does not take are left out."""

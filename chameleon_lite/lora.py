@@ -54,7 +54,7 @@ def lora_parameters(model) -> dict[str, nn.Parameter]:
 @contextmanager
 def without_lora(model) -> Iterator[None]:
     """Exactly the frozen model inside the block, and no gradient to the factors; the adapted one after it."""
-    layers = adapted_layers(model).values()
+    layers = [x for x in adapted_layers(model).values() if not x.disable_adapters]  # blocks may nest
     for layer in layers:
         layer.enable_adapters(False)
     try:

@@ -16,35 +16,26 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from chameleon_lite import Arrangement, Document, HeadWeight, evaluate, mean_embeddings, tokenise
 from chameleon_lite.app.score import Adapter
 from chameleon_lite.backbones.formats import matmul_dtype
-from chameleon_lite.batches import Arrangement
 from chameleon_lite.cluster import fit_clusters, nearest_centroid
-from chameleon_lite.embed import mean_embeddings
 from chameleon_lite.errors import UserError
-from chameleon_lite.loss import HeadWeight
 from chameleon_lite.states import ScoredStates, hidden_states
-from chameleon_lite.text import Document, tokenise
-from chameleon_lite.train import evaluate
 
 from .sources import Own
 
 
-def known_means(
-    vectors: Tensor, labels: Tensor, rows: Tensor, own: Tensor, batches: Sequence[Tensor]
-) -> dict:
+def known_means(vectors: Tensor, labels: Tensor, rows: Tensor, own: Tensor, batches: list[Tensor]) -> dict:
     """What may be known ▶ the mean (N, C) that conditions each text, for N texts that arrive in batches of numbers.
 
     vectors (N, C) of prefixes, labels (N,) their nearest train centroids; rows (N, C) of whole texts, own (N,) their
     clusters when the evaluation set is clustered on itself.
     """
     everything = [torch.arange(len(labels))]
-    return {
-        "current": _means(vectors, labels, batches),
-        "past": _means(vectors, labels, batches, past=True),
-        "offline": _means(vectors, labels, everything),
-        "whole rows": _means(rows, own, everything),
-    }
+    means = {"current": _means(vectors, labels, batches), "past": _means(vectors, labels, batches, past=True)}
+    means["offline"] = _means(vectors, labels, everything)
+    return means | {"whole rows": _means(rows, own, everything)}
 
 
 def _means(vectors: Tensor, labels: Tensor, batches: Sequence[Tensor], past: bool = False) -> Tensor:
@@ -84,9 +75,8 @@ def on_the_fly(model, documents: Sequence[Document], *, batch: int = 16, seed: i
     loss = (nll.sum(1).cpu() / int(table.n_scored.sum())).numpy()
     known = ["frozen", *means]
     possible = [name in ("frozen", "current", "past") for name in known]
-    return pd.DataFrame(
-        {"known": known, "possible": possible, "loss": loss, "against_frozen": loss - loss[0]}
-    )
+    columns = {"known": known, "possible": possible, "loss": loss, "against_frozen": loss - loss[0]}
+    return pd.DataFrame(columns)
 
 
 @dataclass(frozen=True)
@@ -118,9 +108,7 @@ def waiting_times(labels: np.ndarray, *, rate: float, batch: int, service: Servi
     return latency
 
 
-def waiting_table(
-    labels: np.ndarray, *, rate: float, batches: Sequence[int], service: Service, seed: int = 0
-) -> pd.DataFrame:
+def waiting_table(labels: np.ndarray, *, rate: float, batches, service: Service, seed=0) -> pd.DataFrame:
     """Quantiles p50, p95, p99 of the waiting time (seconds) by `batches` ("by cluster" or "mixed") and size."""
     rows = []
     for name, of in (("by cluster", np.asarray(labels)), ("mixed", np.zeros(len(labels), dtype=int))):

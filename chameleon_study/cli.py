@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ app.command()(stream)
 Results = Annotated[Path, typer.Option("--results", help="Folder of packed records.")]
 Into = Annotated[Path | None, typer.Option("--results", help="Also pack the results into this folder.")]
 Csv = Annotated[Path | None, typer.Option("--csv", help="Write the table to this CSV file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="All of it as JSON.")]
+Recompute = Annotated[bool, typer.Option("--recompute", help="From the records, whatever is stored.")]
 File = Annotated[Path, typer.Argument(help="An experiment's YAML file.")]
 Profile = Annotated[str, typer.Option(help="smoke, colab or paper.")]
 Backbone = Annotated[str | None, typer.Option(help="Use this backbone instead of the file's.")]
@@ -59,10 +62,10 @@ def run(
     from chameleon_lite.processes import leave
 
     from .config import load_experiment
+    from .provenance import pack_spans
     from .records import pack
     from .released.tables import is_released, released_frame
     from .run import expected_names, run_experiment
-    from .spans import pack_spans
     from .tables import summary_frame
 
     settings = load_experiment(experiment, profile, backbone=backbone, corpora=corpus or None, seeds=seeds)
@@ -119,24 +122,39 @@ def prove(
 
 
 @app.command()
-def tables(results: Results = Path("results"), csv: Csv = None) -> None:
+def tables(
+    results: Results = Path("results"),
+    csv: Csv = None,
+    wide: Annotated[bool, typer.Option("--wide", help="Every column, in as many characters.")] = False,
+    as_json: AsJson = False,
+    recompute: Recompute = False,
+    write: Annotated[bool, typer.Option("--write", help="Also write tables.json there.")] = False,
+) -> None:
     """Paper value, our value with its interval, protocol, model, data, seeds and command.
+
+    Stored tables are shown while records and losses are those they were made from.
 
     Example: chameleon-lite tables --results results
     """
     import pandas as pd
 
-    from .records import load_results
-    from .released.tables import released_frame
-    from .tables import results_frame
+    from .screen import as_text, table_rows, write_rows
 
     with _csv(csv, results) as save:
-        frames = [f for f in (released_frame(load_results(results)), results_frame(results)) if not f.empty]
-        if not frames:
+        rows = table_rows(results, recompute or write)
+        if not rows:
             raise UserError(f"no records in {results}/: run an experiment with --results {results}")
-        for frame in frames:
-            typer.echo(frame.to_string(index=False) + "\n")
-        save(pd.concat(frames, ignore_index=True))
+        save(pd.DataFrame(rows, dtype=object))
+        if write:
+            write_rows(rows, results)
+        if as_json:
+            _show(json.dumps(rows, ensure_ascii=False))
+        elif wide:
+            kinds = [[r for r in rows if ("protocol" in r) == released] for released in (True, False)]
+            frames = [pd.DataFrame(of_kind, dtype=object).fillna("–") for of_kind in kinds if of_kind]
+            _show("\n".join(frame.to_string(index=False) + "\n" for frame in frames))
+        else:
+            _show(as_text(rows))
 
 
 @app.command()
@@ -150,7 +168,8 @@ def claims(
     contrasts: Annotated[Path | None, typer.Option(help="Write all contrasts to this CSV file.")] = None,
     write: Annotated[bool, typer.Option("--write", help="Also write verdicts.json there.")] = False,
     wide: Annotated[bool, typer.Option("--wide", help="Also the numbers of each corpus.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
+    as_json: AsJson = False,
+    recompute: Recompute = False,
 ) -> None:
     """The ledger: what the paper claims, part by part, with the verdicts that the records lead to.
 
@@ -163,13 +182,13 @@ def claims(
     with _csv(csv, results) as save, _csv(contrasts, results) as save_contrasts:
         timings = benchmarks or results.parent / "benchmarks" / "results"
         key = evidence_key(results, timings, backbone, str(benchmarks))
-        rows = {} if write else stored_verdicts(results, key)
+        rows = {} if write or recompute else stored_verdicts(results, key)
         if not rows:
             from .claims.ledger import checked, ledger
 
             checked(results, backbone, benchmarks)
             rows = ledger(results, backbone, benchmarks=benchmarks)
-        typer.echo(json.dumps([*rows.values()], ensure_ascii=False) if as_json else as_text(rows, wide))
+        _show(json.dumps([*rows.values()], ensure_ascii=False) if as_json else as_text(rows, wide))
         save(ledger_frame(rows))
         if contrasts is not None:
             from .claims.contrasts import StoredRuns
@@ -177,6 +196,15 @@ def claims(
             save_contrasts(StoredRuns(results, backbone).family_frame())
         if write:
             write_verdicts(rows, results, key)
+
+
+def _show(text: str) -> None:
+    """Print what a command found; a reader that leaves early, as `head` does, has what it wanted."""
+    try:
+        typer.echo(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

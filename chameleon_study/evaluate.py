@@ -21,12 +21,11 @@ from torch.nn.functional import one_hot
 from chameleon_lite.processes import Processes
 from chameleon_lite.train import Member, Source, average
 
-from .choices import COSINE_EPOCHS, Choice, Chosen, new_head, seen
 from .config import Experiment
 from .prepare import SEEN, Material, PreparedCorpus, SeedClusterings, seed_material
-from .provenance import circumstances
+from .provenance import circumstances, placeless
 from .records import CLEAN, FOREIGN, SCORES, TRANSFER, Record, name_of
-from .regimes import CLUSTERED, REGIMES, Regime
+from .regimes import CLUSTERED, COSINE_EPOCHS, REGIMES, Choice, Chosen, Regime, new_head, seen
 
 POSITIONS = 16  # scored positions per bin of "nll by position"
 Members = dict[str, Member]  # by regime, also of those that lend their heads
@@ -48,9 +47,7 @@ class Outcome:
     """What came of one regime under one seed."""
 
     nll: dict[str, Tensor] = field(default_factory=dict)  # reading ▶ (N,) nats per document, on the host
-    rows: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # reading ▶ (N,) its documents, where it has not all
+    rows: dict[str, Tensor] = field(default_factory=dict)  # reading ▶ (N,) its documents, if it has not all
     positions: list[dict[str, float]] = field(default_factory=list)
     member: Member | None = None  # the trained head, perhaps another regime's
     seconds: dict[str, float] = field(default_factory=dict)
@@ -199,7 +196,7 @@ def record_of(context: Context, regime: str, corpus: str, seed: int, outcome: Ou
         **circumstances(settings, material.backbone.device, context.command),
         name=name_of(settings, regime, corpus, seed),
         regime=regime,
-        corpus=corpus,
+        corpus=placeless(corpus),
         seed=seed,
         learning_rate=member.learning_rate if member else None,
         choice=member.choice.others if isinstance(member, Chosen) else {},

@@ -6,7 +6,6 @@ layers      LoRA in every layer (PEFT) below the regime's head, trained together
 """
 
 import time
-from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
@@ -15,19 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chameleon_lite import Arrangement, Member
 from chameleon_lite.backbone import copied
 from chameleon_lite.backbones.formats import arithmetic
-from chameleon_lite.batches import Arrangement
 from chameleon_lite.errors import RunFailed
 from chameleon_lite.lora import add_lora, lora_parameters
 from chameleon_lite.text import cumulative
-from chameleon_lite.train import Member
 from chameleon_lite.train_layers import LiveStates, WithLayers
 
-from .choices import Choice
 from .evaluate import Context, Outcome, new_members, order_of, source_of
 from .prepare import Material, SeedClusterings
-from .regimes import CLUSTERED, RANK, Regime
+from .regimes import CLUSTERED, RANK, Choice, Regime
 
 NEIGHBOURS = 15  # other rows whose prefixes are put in front
 NEIGHBOUR_TOKENS = 32  # of each prefix at most: a plain text's whole prefix, the start of a long prompt
@@ -78,27 +75,20 @@ def in_layers(context: Context, seeded: SeedClusterings, r: Regime, choice: Choi
     return Outcome(nll, member=member, seconds=seconds)
 
 
-def trained_with_layers(
-    context: Context, seeded: SeedClusterings, r: Regime, choice: Choice
-) -> tuple[Member, Material]:
+def trained_with_layers(context, seeded: SeedClusterings, r: Regime, choice) -> tuple[Member, Material]:
     """The head with LoRA of rank 4 in every layer of a copied backbone, and the corpus as that backbone reads it."""
-    material, (member,) = context.material, new_members(context, seeded, [(r, choice)])
+    settings, material = context.settings, context.material
+    (member,) = new_members(context, seeded, [(r, choice)])
     adapted = copied(material.backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeded.seed)
         add_lora(adapted, rank=RANK)
     member.head = WithLayers(member.head, lora_parameters(adapted).values())
     live = {s: LiveStates(adapted, material.tables[s]) for s in ("train", "validation", "test")}
-    material, orders = (
-        replace(material, scored=live),
-        partial(seeded.epoch, order=order_of(context.settings, r)),
-    )
+    material, orders = replace(material, scored=live), partial(seeded.epoch, order=order_of(settings, r))
     with closing(live["train"]), suppress(RunFailed):  # `failure` holds what went wrong
-        material.train([member], orders, context.settings.train, context.processes, progress=False)
+        material.train([member], orders, settings.train, context.processes, progress=False)
     return member, material
 
 
-PROCEDURES: dict[str, Callable[[Context, SeedClusterings, Regime, Choice | None], Outcome]] = {
-    "in_context": in_context,
-    "layers": in_layers,
-}
+PROCEDURES = {"in_context": in_context, "layers": in_layers}

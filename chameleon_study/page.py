@@ -15,7 +15,7 @@ from chameleon_lite.errors import UserError, unknown
 from .claims.paper import published
 from .config import PROFILES
 
-__all__ = ["csv_link", "keep", "piece", "published", "root", "start"]
+__all__ = ["csv_link", "keep", "piece", "published", "root", "start", "table"]
 
 
 def root() -> Path:
@@ -52,6 +52,17 @@ def keep(**values: float | int | str) -> None:
         return
     for name, value in values.items():
         glue(name, getattr(value, "item", lambda: value)(), display=False)  # numpy's and torch's scalars too
+
+
+def table(frame: pd.DataFrame, caption: str = "", *, index: bool = False, **how):
+    """A table as pages show it, its texts as text and never as HTML; `how` goes to pandas' Styler.format."""
+    names = {axis: frame.axes[axis].map(_as_text).rename(_as_text(frame.axes[axis].name)) for axis in (0, 1)}
+    shown = frame.set_axis(names[0]).set_axis(names[1], axis=1).style.format(escape="html", **how)
+    return (shown if index else shown.hide(axis="index")).set_caption(escape(caption))
+
+
+def _as_text(name):
+    return escape(name) if isinstance(name, str) else name
 
 
 def csv_link(frame: pd.DataFrame, name: str):

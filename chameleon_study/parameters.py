@@ -5,11 +5,10 @@ from pathlib import Path
 
 import torch
 
-from chameleon_lite import errors
+from chameleon_lite import HyperHead, LoraHead, errors, matched_rank
 from chameleon_lite.backbone import BUILT_IN, SHORT_NAMES
 from chameleon_lite.backbones import smollm2, tiny
 from chameleon_lite.backbones.hub import load_config, reachable, readable
-from chameleon_lite.heads import HyperHead, LoraHead, matched_rank
 from chameleon_lite.lora import add_lora, lora_parameters
 
 from .regimes import RANK
@@ -40,14 +39,10 @@ def parameter_table(backbone_name: str) -> dict[str, int]:
 
 
 def _config(name: str):
-    from transformers import GPT2Config
-
     if name == "smollm2":
         return smollm2.geometry()
-    if name in BUILT_IN:
-        return tiny.built_in_config(name)
-    if name == "gpt2":
-        return GPT2Config()  # the class's defaults are this very model
+    if name in (*BUILT_IN, "gpt2"):  # of which random-gpt2 has the geometry
+        return tiny.built_in_config("random-gpt2" if name == "gpt2" else name)
     folder = Path(name).is_dir()
     if "/" not in name and name not in SHORT_NAMES and not folder:
         raise errors.unknown("backbone", name, [*BUILT_IN, *SHORT_NAMES])

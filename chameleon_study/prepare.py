@@ -10,7 +10,7 @@ test documents).
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -19,16 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chameleon_lite import Arrangement, Backbone, HeadWeight, TokenTable, arrange, mean_embeddings, tokenise
 from chameleon_lite.app.corpus import SPLITS, Corpus
-from chameleon_lite.backbone import Backbone
 from chameleon_lite.backbones.formats import number_format
-from chameleon_lite.batches import Arrangement, arrange
 from chameleon_lite.cluster import cluster_count, fit_clusters, merge_small
-from chameleon_lite.embed import mean_embeddings
 from chameleon_lite.errors import UserError
-from chameleon_lite.loss import HeadWeight
 from chameleon_lite.states import ScoredStates, hidden_states
-from chameleon_lite.text import TokenTable, tokenise
 from chameleon_lite.train import Member, evaluate, train_heads
 
 from .config import Experiment
@@ -56,12 +52,9 @@ class Material:
 
     def train(self, members: list[Member], orders: Callable[..., Arrangement], *how, **options) -> None:
         """Train heads side by side in the order `orders(split, number=epoch)`; the rest as for `train_heads`."""
+        train = (self.scored["train"], lambda epoch: orders("train", number=epoch))
         check = (self.scored["validation"], orders("validation", number=0))
-
-        def order(epoch: int) -> Arrangement:
-            return orders("train", number=epoch)
-
-        train_heads(members, self.scored["train"], order, *check, self.weight, *how, **options)
+        train_heads(members, *train, *check, self.weight, *how, **options)
 
     def nll(self, heads: list[tuple], split: str, order: Arrangement, **options) -> Tensor:
         """The nll sums (H, N) of a split's documents, in nats on the host; see `train.evaluate`."""
@@ -90,7 +83,7 @@ class SeedClusterings:
     foreign: Tensor | None
     quality: dict  # of the batching clustering, see `cluster_quality`
     seed: int
-    clean: Tensor | None = None  # rows (N',) of a split with foreign vectors that keep their own
+    clean: Tensor | None = None  # rows (N',) that keep their own vectors: what foreign ones cost
 
     def epoch(self, split: str, order: str, number: int) -> Arrangement:
         """The arrangement of a split in an epoch; evaluation uses epoch 0 throughout."""
@@ -99,10 +92,7 @@ class SeedClusterings:
         return arrange(len(labels), labels if order == "clustered" else None, generator)
 
     def with_foreign(self, split: str, share: float) -> "SeedClusterings":
-        """The same with this share of a split's vectors, never all, replaced by foreign ones: outliers for conditions.
-
-        `clean` are the rows that keep their own: what outliers cost is read off them.
-        """
+        """The same with this share of a split's vectors, never all, replaced by foreign ones, as outliers."""
         views, generator = copy(self.splits[split].views), torch.Generator().manual_seed(self.seed)
         vectors = views["prefix"].clone()  # (N, C)
         count = min(round(share * len(vectors)), len(vectors) - 1)
@@ -132,16 +122,9 @@ class PreparedCorpus(Material):
 
 
 def prepare(
-    settings: Experiment,
-    backbone: Backbone,
-    corpus: Corpus,
-    others: Mapping[str, Corpus] | None = None,
-    say: Say = lambda text: None,
+    settings: Experiment, backbone: Backbone, corpus: Corpus, others=None, say: Say = lambda text: None
 ) -> PreparedCorpus:
-    """A corpus's tables, states and vectors on the backbone's device; stages are timed and logged through `say`.
-
-    The test documents of `others` are read too, and their training documents are the foreign rows of claim 7.
-    """
+    """A corpus's tables, states and vectors on the backbone's device, with what is read of `others`; timed."""
     seconds: dict[str, float] = {}
     say(f"{corpus.name}: {corpus.counts()['train']['documents']} training documents from {corpus.source}")
     with timed(seconds, "tokens"):
@@ -175,10 +158,8 @@ def _check_room(settings: Experiment, backbone: Backbone, table: TokenTable) -> 
     new = settings.probes.generate.new_tokens if settings.probes.generate else 0
     longest = int(table.prefix.max())
     if new and longest + new > backbone.max_length:
-        too_long = (
-            f"prompts of up to {longest} tokens and {new} new ones exceed {backbone.max_length} positions"
-        )
-        raise UserError(f"{too_long}: lower probes.generate.new_tokens")
+        too_long = f"prompts of up to {longest} tokens and {new} new ones exceed {backbone.max_length}"
+        raise UserError(f"{too_long} positions: lower probes.generate.new_tokens")
 
 
 def tables_of(settings: Experiment, backbone: Backbone, corpus: Corpus) -> dict[str, TokenTable]:

@@ -19,7 +19,8 @@ from chameleon_lite.app.outputs import writing
 from chameleon_lite.errors import DamagedFile, UserError
 
 from .config import Experiment
-from .stored import read_lines, storing
+from .provenance import placeless, without_places
+from .stored import NOT_RECORDS, read_lines, storing
 
 HONEST = "honest-"  # files of results that the honest study's experiments are packed into
 FOREIGN = "foreign-"  # readings of clean rows among foreign ones, and experiments that supply them
@@ -28,7 +29,6 @@ TRANSFER = "transfer:"  # readings of another corpus's test documents
 ARTICLES = "wikitext"  # corpora of that name: their rows' `group` is the article
 # scores of continued prompts
 SCORES = ("rouge_l", "distinct_1", "distinct_2", "repeated", "batch_distinct_1", "batch_distinct_2")
-NOT_RECORDS = ("proofs", "spans")
 KEPT = "complete runs are kept, and the same command goes on after them"
 LONGEST = 90  # bytes of a backbone's or corpus's name in a file's, which file systems end at 255
 REFUSED_BACKBONES = ("tiny", "random-gpt2")
@@ -48,9 +48,7 @@ class Record(BaseModel):
     profile: str
     settings: dict[str, Any]
     learning_rate: float | None
-    choice: dict[
-        str, float | str
-    ] = {}  # what else was tuned, where it is not the regime's own: see choices.py
+    choice: dict[str, float | str] = {}  # what else was tuned, where it is not the regime's own
     learning_rate_trials: dict[str, dict[str, float]] = {}  # choice ▶ sweep seed ▶ nats per token
     metrics: dict[str, float]
     curve: list[dict[str, float | None]] = []
@@ -74,6 +72,7 @@ def name_of(settings: Experiment, regime: str, corpus: str, seed: int) -> str:
 
     The hex digits cover what changes the run's numbers, not which other runs the file lists.
     """
+    settings, corpus = without_places(settings), placeless(corpus)
     rates = {k: v for k, v in settings.learning_rates.items() if k == regime}
     alone = {"regimes": (regime,), "corpora": (corpus,), "seeds": 1, "name": "run", "what": ""}
     key = settings.model_copy(update=alone | {"learning_rates": rates}).key()
@@ -128,7 +127,7 @@ def read_run(folder: Path, name: str) -> Record | None:
 
 def stored_runs(folder: Path, names: list[str], hashes: dict[str, tuple], say) -> dict[str, Record]:
     """The runs that are there, undamaged, and of texts and a backbone as they are now, by their `hashes` per corpus."""
-    records, changed = {}, []
+    records, changed, hashes = {}, [], {placeless(corpus): found for corpus, found in hashes.items()}
     for name in names:
         try:
             record = read_run(folder, name)

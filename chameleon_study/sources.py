@@ -12,7 +12,7 @@ Vectors come from the documents' condition spans (prefix or prompt), so nothing 
 leaks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,13 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chameleon_lite.backbone import Backbone
-from chameleon_lite.batches import Arrangement, arrange
-from chameleon_lite.cluster import Clustering
+from chameleon_lite import Arrangement, Backbone, Clustering, Condition, arrange
 from chameleon_lite.conditions import GroupMean, group_means
 from chameleon_lite.embed import mean_embeddings, normalise
-from chameleon_lite.heads import Condition
 from chameleon_lite.text import TokenTable, ragged
+from chameleon_lite.train import Source
 
 SMALL = (4, 8)  # rows: clusters below hold too few for a mean
 DRAWS = 199  # permutations of the groups
@@ -158,64 +156,47 @@ class Own:
         return Condition(self.vectors[place], cluster=label), torch.arange(len(rows))
 
 
-@dataclass(frozen=True, eq=False)
-class Counted:
+def counted(views: Views) -> Source:
     """Each row's vector and the counts (B, V) of the tokens in its condition span (R15)."""
 
-    views: Views
-
-    def __call__(self, arrangement: Arrangement, rows: Tensor) -> tuple[Condition, Tensor]:
-        rows = rows.to(self.views.device)
-        ids = self.views.tokens[rows]  # (B, P), padded with V
-        counts = torch.zeros(len(rows), self.views.vocab + 1, device=ids.device)
+    def source(arrangement: Arrangement, rows: Tensor) -> tuple[Condition, Tensor]:
+        rows = rows.to(views.device)
+        ids = views.tokens[rows]  # (B, P), padded with V
+        counts = torch.zeros(len(rows), views.vocab + 1, device=ids.device)
         counts.scatter_add_(1, ids, torch.ones_like(ids, dtype=counts.dtype))
-        return Condition(self.views["prefix"][rows], counts=counts[:, :-1]), torch.arange(len(rows))
+        return Condition(views["prefix"][rows], counts=counts[:, :-1]), torch.arange(len(rows))
+
+    return source
 
 
-@dataclass(frozen=True, eq=False)
-class StreamMean:
+def by_cluster(cluster: Tensor, vectors: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Source:
+    """One condition per cluster of a step's rows: vectors(clusters (G,), rows (B,), group (B,)) are (G, C)."""
+
+    def source(arrangement: Arrangement, rows: Tensor) -> tuple[Condition, Tensor | None]:
+        present, group = torch.unique(cluster[rows], return_inverse=True)  # (G,), (B,)
+        return Condition(vectors(present, rows, group)), group if len(present) > 1 else None
+
+    return source
+
+
+def stream_mean(vectors: Tensor, cluster: Tensor) -> Source:
     """The mean over the step's rows of the same cluster (N,): nothing is waited for (claim 15)."""
-
-    vectors: Tensor
-    cluster: Tensor
-
-    def __call__(self, arrangement: Arrangement, rows: Tensor) -> tuple[Condition, Tensor | None]:
-        cluster, group = torch.unique(self.cluster[rows], return_inverse=True)  # (G,), (B,)
-        means = group_means(self.vectors[rows.to(self.vectors.device)], group)
-        return Condition(means), group if len(cluster) > 1 else None
+    return by_cluster(cluster, lambda _, rows, group: group_means(vectors[rows.to(vectors.device)], group))
 
 
-@dataclass(frozen=True, eq=False)
-class TrainCentroid:
+def train_centroid(centroids: Tensor, cluster: Tensor) -> Source:
     """The centroid (K, C) of the row's training cluster (N,): its information without its batch (R18)."""
-
-    centroids: Tensor
-    cluster: Tensor
-
-    def __call__(self, arrangement: Arrangement, rows: Tensor) -> tuple[Condition, Tensor | None]:
-        cluster, group = torch.unique(self.cluster[rows], return_inverse=True)
-        vectors = self.centroids[cluster.to(self.centroids.device)]
-        return Condition(vectors), group if len(cluster) > 1 else None
+    return by_cluster(cluster, lambda present, *_: centroids[present.to(centroids.device)])
 
 
-@dataclass(frozen=True, eq=False)
-class BatchMean:
+def batch_mean(vectors: Tensor) -> Source:
     """The plain mean of vectors (N, C) over the rows of a step: the whole batch is one conditioning group."""
-
-    vectors: Tensor
-
-    def __call__(self, arrangement: Arrangement, rows: Tensor) -> tuple[Condition, None]:
-        return Condition(self.vectors[rows.to(self.vectors.device)].mean(0, keepdim=True)), None
+    return lambda _, rows: (Condition(vectors[rows.to(vectors.device)].mean(0, keepdim=True)), None)
 
 
-@dataclass(frozen=True, eq=False)
-class Constant:
+def constant(vector: Tensor) -> Source:
     """The same vector (C,) for every group: the mean over the training documents (R3)."""
-
-    vector: Tensor
-
-    def __call__(self, arrangement: Arrangement, rows: Tensor) -> tuple[Condition, None]:
-        return Condition(self.vector[None]), None
+    return lambda *_: (Condition(vector[None]), None)
 
 
 def mean_cosine(x: Tensor) -> float:
@@ -277,13 +258,8 @@ def homogeneity_of(labels: np.ndarray, groups: np.ndarray) -> dict[str, float]:
         within = -(table * np.log(inside / np.where(cluster > 0, cluster, 1.0))).sum()
         return float(1 + within / (group * np.log(group)).sum())
 
-    found, chance = (
-        value(labels, groups),
-        [value(labels, generator.permutation(groups)) for _ in range(DRAWS)],
-    )
-    return {
-        "homogeneity": found,
-        "homogeneity_by_chance": float(np.mean(chance)),
-        "homogeneity_attainable": value(np.sort(labels), np.sort(groups)),
-        "homogeneity_p": (1 + sum(x >= found for x in chance)) / (1 + DRAWS),
-    }
+    found = value(labels, groups)
+    chance = [value(labels, generator.permutation(groups)) for _ in range(DRAWS)]
+    out = {"homogeneity": found, "homogeneity_by_chance": float(np.mean(chance))}
+    out["homogeneity_attainable"] = value(np.sort(labels), np.sort(groups))
+    return out | {"homogeneity_p": (1 + sum(x >= found for x in chance)) / (1 + DRAWS)}

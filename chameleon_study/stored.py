@@ -20,6 +20,8 @@ from chameleon_lite import files
 from chameleon_lite.errors import DamagedFile
 
 SUMS = "SHA256SUMS"
+VERDICTS, TABLES = "verdicts.json", "tables.json"  # made from the other files there
+NOT_RECORDS = ("proofs", "spans")
 KEPT = (".jsonl", ".parquet", ".json")  # ends of files that hold results
 LOSSES = {"document", "group", "split", "tokens", "nll"}  # columns
 AGAIN = "restore it, or store it again"
@@ -64,6 +66,20 @@ def read(path: Path) -> bytes:
         if hashlib.sha256(content).hexdigest() != sums[path.name]:
             raise DamagedFile(f"{path} is damaged: its content is not what {SUMS} promises; {AGAIN}")
     return content
+
+
+def evidence_of(paths: list[Path], *circumstances: str) -> str:
+    """Hex sha256 of files and circumstances; DamagedFile where a stored file is not what was stored."""
+    digest = hashlib.sha256(repr(circumstances).encode())
+    for path in paths:
+        digest.update(path.name.encode() + hashlib.sha256(read(path)).digest())
+    return digest.hexdigest()
+
+
+def records_and_losses(results: Path) -> list[Path]:
+    """The files of a results folder that are not made from others there."""
+    found = sorted(Path(results).glob("*"))
+    return [path for path in found if path.suffix in KEPT and path.name not in (VERDICTS, TABLES)]
 
 
 def read_lines(path: Path, kind: type[BaseModel]) -> list:

@@ -14,19 +14,16 @@ from chameleon_lite import files
 from chameleon_lite.app.outputs import writing
 from chameleon_lite.errors import DamagedFile
 
-from .choices import Choice, trials
 from .config import Experiment, SweepSettings
 from .evaluate import Context, order_of, train_seed
 from .layers import trained_with_layers
 from .prepare import seed_material
 from .records import KEPT, file_part
-from .regimes import REGIMES, Regime
+from .regimes import REGIMES, Choice, Regime, trials
 
 SWEEP_SEEDS_FROM = 1_000
-# heads side by side in a sweep: large enough to share the product h·Wᵀ, small enough to distribute over processes
-COHORT = 12
-
-PART = 12  # regimes of a job where work is shared: enough to share h·Wᵀ, few enough to keep all workers busy
+# heads side by side in a sweep, and regimes of a job: enough to share h·Wᵀ, few enough to distribute over workers
+COHORT = PART = 12
 
 Key = tuple[str, Choice, int]  # regime, choice, sweep seed
 Losses = dict[Key, float]  # best validation loss, nats per token
@@ -59,9 +56,7 @@ class SweepJob:
         yield from zip(self.keys, (member.best for member in members))
 
 
-def choose(
-    settings: Experiment, regimes: list[Regime], measured: Callable[[list[Key]], Losses]
-) -> tuple[dict[str, Choice], dict[str, dict]]:
+def choose(settings: Experiment, regimes: list[Regime], measured: Callable) -> tuple[dict, dict]:
     """A choice for each regime, the given rate or the best of the sweep (mean over its seeds), and all losses.
 
     A regime with `rate_of` takes the other's, which is swept for it where it is not among `regimes`. `measured`
@@ -100,9 +95,8 @@ def sweep_jobs(settings: Experiment, corpus: str, keys: Iterable[Key]) -> list[S
     for key in keys:
         alone = str(key) if REGIMES[key[0]].procedure else ""
         groups.setdefault((order_of(settings, REGIMES[key[0]]), key[2], alone), []).append(key)
-    cohorts = [
-        group[i : i + COHORT] for _, group in sorted(groups.items()) for i in range(0, len(group), COHORT)
-    ]
+    in_order = [group for _, group in sorted(groups.items())]
+    cohorts = [group[i : i + COHORT] for group in in_order for i in range(0, len(group), COHORT)]
     return [SweepJob(settings, corpus, tuple(cohort)) for cohort in cohorts]
 
 

@@ -1,5 +1,6 @@
 """Records to tables: every mean with its n and interval, every row with its circumstances."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from .claims.contrasts import articles_of, by_unit
 from .claims.paper import published_parameters
 from .claims.statistics import contrast, mean_interval
 from .parameters import parameter_table
-from .records import Record, load_records, record_files
+from .records import Record, load_records, load_results, record_files
 from .regimes import REGIMES
+from .released.tables import released_frame
 from .stored import read_losses
 
 
@@ -85,6 +87,15 @@ def results_frame(results: Path) -> pd.DataFrame:
         frame["command"] = records[0].provenance["command"]
         frames.append(frame)
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def all_rows(results: Path) -> list[dict]:
+    """Rows of the released tables, then of the honest study, by column; what a row lacks is left out."""
+    rows = []
+    for frame in (released_frame(load_results(results)), results_frame(results)):
+        plain = json.loads(frame.to_json(orient="records", double_precision=15))
+        rows += [{name: value for name, value in row.items() if value is not None} for row in plain]
+    return rows
 
 
 def curve_frame(records: list[Record]) -> pd.DataFrame:

@@ -90,6 +90,8 @@ TABLES = {
     "described": {"corpora": ["questions.jsonl"], "protocol": {"preset": "as_described"}},
 }
 FITTED = {
+    "head": "hyper",
+    "bos": "off",
     "learning_rate": 1e-2,
     "tokens": {"max_length": 96},
     "clusters": {"batch_rows": 16},

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from html import escape
+from itertools import compress
 from pathlib import Path
 
 from docutils import nodes
@@ -39,9 +40,8 @@ def drop_repeated_scripts(app, pagename, templatename, context, doctree) -> None
     """Keep the first of equal inline scripts."""
     scripts = context.get("script_files", [])
     bodies = [getattr(script, "attributes", {}).get("body") for script in scripts]
-    context["script_files"] = [
-        s for i, s in enumerate(scripts) if not bodies[i] or bodies[i] not in bodies[:i]
-    ]
+    kept = [not body or body not in bodies[:i] for i, body in enumerate(bodies)]
+    context["script_files"] = list(compress(scripts, kept))
 
 
 def describe(app, pagename, templatename, context, doctree) -> None:
@@ -83,9 +83,8 @@ def plain_docstring(app, what, name, obj, options, lines: list[str]) -> None:
         else:
             out += [*(escaped(row) for row in rows), ""]
     for field, info in (getattr(obj, "model_fields", None) or {}).items() if what == "class" else ():
-        start = (
-            "required" if info.is_required() else f"default {info.get_default(call_default_factory=True)!r}"
-        )
+        default = f"default {info.get_default(call_default_factory=True)!r}"
+        start = "required" if info.is_required() else default
         out.append(f"- ``{field}``: {escaped(info.description or '')} ({escaped(start)})")
     lines[:] = [*out, ""]
 

@@ -30,6 +30,7 @@ CLONE = (
     "run, prove, tables, claims, params, bench come with a clone of the repository: pip install -e . in it"
 )
 FORMATS = ("auto", "float32", "bfloat16", "float16")
+HEADS = ("auto", "lora", "hyper", "layers")
 
 
 def option(help: str, *names: str, least: float | None = None, most: float | None = None):
@@ -44,8 +45,10 @@ Processes = Annotated[
 Dask = Annotated[str | None, option("A Dask scheduler whose workers share the work.", "--dask")]
 DataDir = Annotated[Path | None, option("Folder that holds the corpus's files.", "--data-dir")]
 Overwrite = Annotated[bool, option("Replace what is there, unless it is the input.", "--overwrite")]
-FILES = "A .jsonl, .json or .csv file, or a folder of .txt"
+Encoding = Annotated[str | None, option("Of a file that is not UTF-8.", "--encoding")]
+FILES = "A .jsonl, .json, .csv, .tsv or .parquet file, a folder of .txt, or - for standard input"
 
+say = partial(typer.echo, err=True)  # notes beside the results
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -58,6 +61,10 @@ def fit(
     texts: Annotated[str, typer.Argument(help=f"{FILES}, or a corpus's name.")],
     out: Annotated[Path, option("Folder the adapter is saved to.", "--out")],
     backbone: Annotated[str, option("A built-in name, hub id or local folder.")] = "smollm2",
+    head: Annotated[str, option(f"{', '.join(HEADS)}; auto keeps the best on validation texts.")] = "auto",
+    layers: Annotated[
+        bool | None, option("auto: try LoRA in the layers too; default: on a GPU.", "--layers/--no-layers")
+    ] = None,
     rank: Annotated[int, option("Rank of the head's update.", least=1)] = 4,
     lora_rank: Annotated[
         int, option("Rank of LoRA in the layers, 0: none; slow, no states are kept.", least=0)
@@ -68,10 +75,14 @@ def fit(
     max_length: Annotated[int, option("Tokens a text is cut to.", least=2)] = 256,
     condition: Annotated[str, option("What conditions new texts: cluster, centroid or row.")] = "cluster",
     seed: Annotated[int, option("Of initialisation, order and clustering.", least=0)] = 0,
+    chat: Annotated[str, option("Prompts by the model's chat template: auto, on or off.")] = "auto",
+    bos: Annotated[str, option("A first token, auto: where the loss needs it; on or off.")] = "auto",
+    special: Annotated[bool, option("Take special tokens in a text for tokens.", "--special")] = False,
+    encoding: Encoding = None,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train an adapter on your own texts, and measure on texts held out whether it helped.
+    """Train adapters on your own texts, keep the best, and measure on texts held out whether it helped.
 
     Example: chameleon-lite fit texts.jsonl --backbone smollm2 --out my-adapter
     """
@@ -79,12 +90,16 @@ def fit(
     from .fit import FitSettings
     from .fit import fit as run
 
-    given = {"rank": rank, "lora_rank": lora_rank, "learning_rate": learning_rate, "condition": condition}
-    given |= {"max_train_tokens": max_train_tokens, "seed": seed}
+    if head not in HEADS:
+        raise unknown("head", head, HEADS)
+    given = {"head": head, "layers": layers, "rank": rank, "lora_rank": lora_rank, "condition": condition}
+    given |= {"learning_rate": learning_rate, "max_train_tokens": max_train_tokens, "seed": seed}
     given |= {"tokens": {"max_length": max_length}, "train": {"epochs": epochs}}
-    how = {"settings": validated(FitSettings, given), "device": device, "overwrite": overwrite}
-    fitted = run(texts, backbone=backbone, out=out, say=partial(typer.echo, err=True), **how)
-    typer.echo(fitted)
+    given |= {"chat": chat, "bos": bos, "special": special}
+    how = {"device": device, "overwrite": overwrite, "encoding": encoding}
+    how["settings"] = validated(FitSettings, given)
+    fitted = run(texts, backbone=backbone, out=out, say=say, **how)
+    typer.echo(fitted.report)
     typer.echo(f"{fitted.trained_on:,} training texts, {fitted.seconds:.0f} s; saved to {out}")
 
 
@@ -102,6 +117,7 @@ def adapt(
     resume: Annotated[bool, option("Go on where an interrupted run stopped.", "--resume")] = False,
     overwrite: Overwrite = False,
     dtype: Annotated[str | None, option(f"One of {', '.join(FORMATS)}; default: as fitted.")] = None,
+    encoding: Encoding = None,
     device: Device = None,
     workers: Processes = None,
     dask: Dask = None,
@@ -113,12 +129,13 @@ def adapt(
 ) -> None:
     """Score or continue the rows of a file, each under the update of its cluster.
 
-    A row is a string, {"text": …}, {"prompt": …, "response": …}, {"instruction": …, "output": …} or {"messages": …},
-    with an optional id. A row that fails is kept, with the reason. With --learn the model may also be a backbone, or
-    what --save kept; text is carried from row to row.
+    A row is a string, {"text": …}, {"prompt": …, "response": …}, {"instruction": …, "output": …}, {"messages": …} or
+    {"conversations": …}, with an optional id. A row that fails is kept, with the reason. With --learn the model may
+    also be a backbone, or what --save kept; text is carried from row to row.
 
     Example: chameleon-lite adapt prompts.jsonl --model my-adapter --out results.jsonl --continue 40
     """
+    from .files_read import given
     from .learned import learn_file, refuse
     from .stream import adapt_file
 
@@ -126,24 +143,46 @@ def adapt(
         raise UserError("--score and --continue exclude each other: choose one")
     if dtype is not None and dtype not in FORMATS:
         raise unknown("dtype", dtype, FORMATS)
-    how = {"resume": resume, "dtype": dtype, "device": device, "overwrite": overwrite}
+    how = {"resume": resume, "dtype": dtype, "device": device, "overwrite": overwrite, "encoding": encoding}
     learning = {"memory": memory, "rate": rate, "freeze_after": freeze_after, "save": save}
     still = {"condition": condition, "clusters": clusters, "workers": workers, "dask": dask}
     refuse(learn, learning, still | {"continue": new_tokens or None})
-    if learn:
-        summary = learn_file(model, source, out, **how, **learning)
-    else:
-        still |= {"new_tokens": new_tokens, "batch": batch, "window": window}
-        summary = adapt_file(model, source, out, **how, **still)
+    still |= {"new_tokens": new_tokens, "batch": batch, "window": window}
+    run, more = (learn_file, learning) if learn else (partial(adapt_file, say=say), still)
+    with given(source) as path:
+        summary = run(model, path, out, **how, **more)
     if summary.failed == summary.rows:
         raise RunFailed(f"no row of {source} could be used: {summary}; reasons are in {out}")
     typer.echo(f"{summary}; written to {out}")
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="An adapter's folder, written by `fit`, or its hub id.")],
+    out: Annotated[Path, option("Folder that is written.", "--out")],
+    cluster: Annotated[
+        int | None, option("One cluster's update; default: that of their mean.", least=0)
+    ] = None,
+    every: Annotated[bool, option("A folder for each cluster, and a table for routing.", "--all")] = False,
+    format: Annotated[str, option("peft, or merged: a whole model.")] = "peft",
+    overwrite: Overwrite = False,
+) -> None:
+    """Write an adapter as PEFT, vLLM and others load it, or a plain model with its update merged in.
+
+    Example: chameleon-lite export my-adapter --out for-peft
+    """
+    from .export import export as run
+
+    how = {"format": format, "cluster": cluster, "every": every, "overwrite": overwrite}
+    run(model, out, say=say, **how)
+    typer.echo(f"written to {out}")
+
+
+@app.command()
 def corpus(
     name: Annotated[str, typer.Argument(help="A corpus's name, a path, or hub:owner/name.")],
     data_dir: DataDir = None,
+    encoding: Encoding = None,
     out: Annotated[Path | None, option("Write the corpus to this JSONL file.", "--out")] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -157,7 +196,7 @@ def corpus(
     inputs = [path for path in (name, data_dir) if path]
     own = bool(out and out.is_file() and is_exported(out))
     with claimed(out, inputs, own=own, overwrite=overwrite) if out else nullcontext() as place:
-        texts = load_corpus(name, data_dir=data_dir)
+        texts = load_corpus(name, data_dir=data_dir, encoding=encoding)
         typer.echo(f"{texts.name}: {texts.source}")
         for split, counts in texts.counts().items():
             typer.echo(f"  {split:<11}" + "  ".join(f"{count:,} {what}" for what, count in counts.items()))

@@ -1,121 +1,37 @@
 """fit: an adapter trained on texts of one's own, and an honest answer to whether it helped.
 
     texts ─ 80/10/10, near-duplicates on one side ─ tokens ─ hidden states (once) ─ clusters of the training prefixes
-      ─ the hyper-network on cluster groups, best state on the validation tenth ─▶ ChameleonLiteForCausalLM
+      ─ candidates (choose.py), each in its best state on the validation tenth, and the best of them there
       ─ the test tenth, not used before: nats per token frozen and adapted, with an interval ─▶ Fitted
 
-The backbone stays as it is, so an epoch costs the head alone. With `lora_rank` its layers carry LoRA, trained together
-with the head: hidden states then change at every step, none are kept, and every step runs the whole backbone.
+Heads leave the backbone as it is, so an epoch costs the head alone. A candidate whose layers carry LoRA trains them
+together with its head: hidden states then change at every step, none are kept, and every step runs the whole backbone.
 Held-out texts are conditioned as training texts are, and the effect is measured so: by the mean prefix vector
 of at most clusters.batch_rows texts of their cluster, small clusters merged. `adapt` conditions new texts as
 settings.condition says, by clusters that are not merged (conditions.grouped).
 """
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from contextlib import closing, nullcontext, suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
 
-import numpy as np
-import torch
-from pydantic import Field
 from safetensors import SafetensorError
-from torch import Tensor
 
-from .. import files
-from ..backbone import Backbone, copied, load_backbone
-from ..backbones.formats import device_of, number_format
-from ..batches import Arrangement, arrange
-from ..cluster import Clustering, cluster_count, fit_clusters, merge_small
-from ..conditions import GroupMean
-from ..embed import mean_embeddings
+from ..backbone import Backbone, load_backbone
+from ..backbones.formats import device_of
 from ..errors import RunFailed
-from ..lora import lora_parameters, without_lora
-from ..loss import HeadWeight
 from ..processes import Processes
-from ..settings import ClusterSettings, Count, Rank, Rate, Seed, Settings, TokenSettings, TrainSettings
-from ..states import ScoredStates, hidden_states
-from ..text import SHORT, TokenTable, tokenise
-from ..train import Member, evaluate, train_heads
-from ..train_layers import LiveStates, WithLayers
+from ..text import SHORT
 from . import own_texts
-from .corpus import SPLITS, Corpus
-from .outputs import claimed, writing
-from .rows import parsed
-
-RESAMPLES = 2_000
-FEW = 10  # held-out texts below which an interval from resampling them says nothing
-
-
-class FitSettings(Settings):
-    """How an adapter is fitted on texts of one's own."""
-
-    rank: Rank = Field(4, description="rank of the head's update")
-    lora_rank: int = Field(0, ge=0, le=1 << 14, description="rank of LoRA in the layers, 0 = none; slow")
-    record_layers: bool = Field(True, description="on a GPU: replay the layers' pass; needs memory")
-    dropout: float = Field(0.5, ge=0, lt=1, description="dropout inside the hyper-network, as released")
-    condition: Literal["cluster", "centroid", "row"] = Field(
-        "cluster", description="what conditions new texts, see conditions.py; training uses groups"
-    )
-    learning_rate: Rate = Field(1e-3, description="AdamW's learning rate")
-    max_train_tokens: Count | None = Field(200_000, description="tokens of training texts; none = all")
-    max_held_out: Count | None = Field(500, description="texts of validation and of test each; none = all")
-    seed: Seed = Field(0, description="of initialisation, order, clusters and choice of texts")
-    tokens: TokenSettings = TokenSettings()
-    clusters: ClusterSettings = ClusterSettings()
-    train: TrainSettings = TrainSettings(epochs=3)
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A fitted adapter and its effect on held-out texts, in nats per token; `curve` has one entry per validation."""
-
-    model: Any
-    before: float  # nats per token, frozen
-    after: float  # adapted
-    low: float  # of the 95 % interval of after - before, by resampling the held-out texts
-    high: float
-    held_out: int  # texts
-    trained_on: int
-    seconds: float
-    curve: list[dict]
-    dropped: int = 0  # texts that were empty or too short to score
-    folder: Path | None = None
-
-    @property
-    def helped(self) -> bool:
-        """Whether the whole interval of the difference, as it is printed, lies below zero, on enough texts."""
-        return self.held_out >= FEW and round(self.high, 4) < 0
-
-    def __str__(self) -> str:
-        change = f"{self.before:.4f} nats per token before, {self.after:.4f} after ({self.after - self.before:+.4f}, "
-        change += f"95 % interval {self.low:+.4f} to {self.high:+.4f}) on {self.held_out} held-out texts"
-        if self.dropped:
-            change += f"; {self.dropped:,} texts were dropped, empty or too short to score"
-        if self.helped:
-            return f"helped: {change}"
-        if self.held_out < FEW:
-            return f"too few to tell: {change}; a verdict needs {FEW}: fit on about {10 * FEW} texts or more"
-        word = "made things worse" if round(self.low, 4) > 0 else "did not help"
-        return f"{word}: {change}; use the backbone as it is, or fit on more texts of the kind you have"
-
-
-class Parts(NamedTuple):
-    """For each split N documents, their vectors (N, C) on the host, and their clusters (N,), small ones merged."""
-
-    tables: dict[str, TokenTable]
-    vectors: dict[str, Tensor]
-    labels: dict[str, Tensor]
-
-    def order(self, split: str, seed: int) -> Arrangement:
-        """An order of a split's documents, clusters kept together."""
-        labels = self.labels[split]
-        return arrange(len(labels), labels, torch.Generator().manual_seed(seed))
+from .choose import choose
+from .corpus import Corpus
+from .fit_settings import FitSettings
+from .fitted import Fitted, compared
+from .outputs import claimed
+from .parts import corpus_of, parts_of
 
 
 def fit(
@@ -126,6 +42,7 @@ def fit(
     settings: FitSettings | None = None,
     overwrite: bool = False,
     device: str | None = None,
+    encoding: str | None = None,
     progress: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> Fitted:
@@ -140,22 +57,25 @@ def fit(
     inputs = [name for name in (texts, backbone) if isinstance(name, str | Path)]
     writes = out is not None and processes.index == 0
     with claimed(out, inputs, folder=True, overwrite=overwrite) if writes else nullcontext() as folder:
-        corpus = corpus_of(texts, settings.seed)  # first, so that a wrong name is refused before a download
-        if isinstance(backbone, str):
-            backbone = load_backbone(backbone, device=device)
-        elif settings.lora_rank:
-            backbone = copied(backbone)  # LoRA is put into the model itself, and this one is the caller's
+        corpus = corpus_of(texts, settings.seed, encoding)  # before a download: a wrong name is refused
+        keep = isinstance(backbone, Backbone)  # the caller's, while LoRA is put into the model itself
+        backbone = backbone if keep else load_backbone(backbone, device=device)
         say(f"{sum(len(d) for d in corpus.splits.values()):,} texts from {corpus.source}")
-        parts, clustering = _parts(corpus, backbone, settings)
-        model = _new_model(backbone, clustering, settings)
-        member, nll = _trained(model, parts, settings, processes, progress)
+        parts, clustering = parts_of(corpus, backbone, settings, say)
+        shown = {"progress": progress, "say": say}
+        choice = choose(settings, backbone, parts, clustering, processes, keep=keep, **shown)
+        kept = choice.kept
+        nll = kept.cohort.nats("test", [kept.member])  # of the others the test part stays unread
         numbers = compared(nll, parts.tables["test"].n_scored, settings.seed)
         numbers |= {"held_out": len(parts.tables["test"]), "trained_on": len(parts.tables["train"])}
-        about = {"corpus": corpus.name, "corpus_hash": corpus.hash, "best_epoch": member.best_epoch}
-        model.eval().config.notes = numbers | about | {"settings": settings.model_dump(mode="json")}
+        own, table = {"head": kept.settings.head} | kept.settings.model_dump(mode="json"), choice.table
+        about = {"corpus": corpus.name, "corpus_hash": corpus.hash, "best_epoch": kept.member.best_epoch}
+        about |= {"settings": own, "candidates": table.drop(columns="seconds").dropna().to_dict("records")}
+        kept.model.eval().config.notes, kept.model.config.prompts = numbers | about, parts.prompts
         short = sum(table.dropped[SHORT] for table in parts.tables.values())
         numbers["dropped"] = corpus.notes.get(own_texts.EMPTY, 0) + short
-        fitted = Fitted(model, **numbers, seconds=time.perf_counter() - started, curve=member.curve)
+        numbers |= {"table": table, "why": choice.why, "offer": choice.offer, "curve": kept.member.curve}
+        fitted = Fitted(kept.model, **numbers, seconds=time.perf_counter() - started)
         return fitted if folder is None else _saved(fitted, folder)
 
 
@@ -171,103 +91,3 @@ def _saved(fitted: Fitted, out: Path) -> Fitted:
             place = f"the adapter is kept in {kept}"
         raise RunFailed(f"cannot write {out}: {error}; {place}; {fitted}") from error
     return replace(fitted, folder=out)
-
-
-def corpus_of(texts: Iterable[str | dict] | str | Path | Corpus, seed: int = 0) -> Corpus:
-    """A corpus from its name, a path, or rows, which are split 80/10/10 with near-duplicates on one side."""
-    if isinstance(texts, Corpus):
-        return texts
-    if isinstance(texts, str | os.PathLike):
-        return own_texts.load_corpus(str(texts), seed=seed)
-    rows = (replace(row, id=str(row.number - 1)) for row in parsed(texts))
-    return own_texts.corpus("texts", "a list of strings", rows, "the list of texts", seed=seed)
-
-
-def _parts(corpus: Corpus, backbone: Backbone, settings: FitSettings) -> tuple[Parts, Clustering]:
-    """Each split tokenised, cut to the limits, and assigned to clusters of the training part."""
-    generator, parts = np.random.default_rng(settings.seed), Parts({}, {}, {})
-    limits = settings.tokens.model_dump()
-    limits["max_length"] = min(limits["max_length"], backbone.max_length)
-    for split in SPLITS:
-        # responses are learnt with their end, and compared without it, which alone would seem to help
-        end = (backbone.tokenizer.eos_token or "") if split == "train" else ""
-        documents = [replace(d, text=d.text + end) if d.prompt else d for d in corpus.splits[split]]
-        table = tokenise(documents, backbone.tokenizer, **limits)
-        order = generator.permutation(len(table))
-        if split != "train":
-            order = order[: settings.max_held_out]
-        elif settings.max_train_tokens is not None:
-            most = max(settings.max_train_tokens, table.lengths[order[0]])
-            order = order[np.cumsum(table.lengths[order]) <= most]
-        parts.tables[split] = table.take(np.sort(order))
-        parts.vectors[split] = mean_embeddings(parts.tables[split], backbone.embedding.detach().cpu())
-    x, clusters = parts.vectors["train"], settings.clusters
-    clustering = fit_clusters(x, cluster_count(len(x), clusters.batch_rows), seed=settings.seed)
-    for split, x in parts.vectors.items():
-        labels = clustering.labels if split == "train" else clustering.assign(x)[0]
-        parts.labels[split] = merge_small(x, labels, clustering.centroids, minimum=clusters.minimum)
-    return parts, clustering
-
-
-def _states(backbone: Backbone, parts: Parts, settings: FitSettings, progress: bool) -> dict:
-    """What is trained on and measured with: states of the frozen backbone, kept, or with LoRA those of each step."""
-    if settings.lora_rank:
-        live = partial(LiveStates, backbone, record=settings.record_layers)
-        return {split: live(table) for split, table in parts.tables.items()}
-    dtype = number_format(settings.train.feature_dtype, backbone.device)
-    with writing(files.home(), "finished hidden states are kept, and the same command goes on from there"):
-        states = {s: hidden_states(backbone, t, dtype, progress=progress) for s, t in parts.tables.items()}
-    return {split: ScoredStates(parts.tables[split], x, backbone.device) for split, x in states.items()}
-
-
-def _new_model(backbone: Backbone, clustering: Clustering, settings: FitSettings):
-    from ..chameleon import ChameleonLiteForCausalLM
-
-    same = settings.model_dump(include={"rank", "dropout", "condition", "lora_rank"})
-    same |= {"scale": settings.train.scale, "prompts": settings.tokens.model_dump()}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        return ChameleonLiteForCausalLM.from_backbone(backbone, centroids=clustering.centroids, **same)
-
-
-def _trained(
-    model, parts: Parts, settings: FitSettings, processes: Processes, progress: bool
-) -> tuple[Member, np.ndarray]:
-    """The head, and LoRA in the layers if any, trained in place and left in the best state on the validation part.
-
-    Returns the course of the training, and sums of nats (2, N) of the held-out texts, frozen and adapted.
-    """
-    backbone, head, train, seed = model.backbone, model.head, settings.train, settings.seed
-    states = _states(backbone, parts, settings, progress)
-    if settings.lora_rank:
-        head = WithLayers(head, lora_parameters(backbone).values())
-        train = train.model_copy(update={"validations_per_epoch": 1})  # each runs the whole backbone
-    dtype = number_format(train.matmul_dtype, backbone.device)
-    weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=dtype)
-    size, vectors = settings.clusters.batch_rows, parts.vectors
-    learn, valid, test = (GroupMean(vectors[split].to(backbone.device), size) for split in SPLITS)
-    member = Member("adapter", head, learn, valid, settings.learning_rate, seed)
-    check = states["validation"], parts.order("validation", seed)
-
-    def orders(epoch: int) -> Arrangement:
-        return parts.order("train", seed * 100_003 + epoch)
-
-    with closing(states["train"]) if settings.lora_rank else nullcontext():
-        train_heads([member], states["train"], orders, *check, weight, train, processes, progress)
-    options = {"rows": train.rows_per_step, "scale": train.scale, "processes": processes}
-    options |= {"data": states["test"], "arrangement": parts.order("test", seed), "weight": weight}
-    read = partial(evaluate, **options)
-    with without_lora(backbone):
-        frozen = read([(None, None)])
-    return member, torch.cat([frozen, read([(head, test)])]).cpu().numpy()
-
-
-def compared(nll: np.ndarray, counts: np.ndarray, seed: int) -> dict[str, float]:
-    """From nats (2, N), frozen and adapted, and tokens (N,) of texts: `Fitted`'s before, after, low and high."""
-    before, after = (nll.sum(1) / counts.sum()).tolist()
-    generator, difference, draws = np.random.default_rng(seed), nll[1] - nll[0], []
-    for _ in range(RESAMPLES):
-        texts = generator.integers(len(counts), size=len(counts))
-        draws.append(difference[texts].sum() / counts[texts].sum())
-    low, high = np.quantile(draws, [0.025, 0.975]).tolist()
-    return {"before": before, "after": after, "low": low, "high": high}

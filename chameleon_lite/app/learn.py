@@ -11,12 +11,13 @@ other's texts.
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..backbones.adapters import Writing
 from ..conditions import grouped
 from ..embed import mean_embeddings, normalise
 from ..errors import RunFailed, UserError, unknown
@@ -26,9 +27,10 @@ from ..settings import TokenSettings
 from ..states import ScoredStates, hidden_rows
 from ..streams.memory import HEAD, LearnSettings, Memory, fresh_start
 from ..streams.online import LayerStates, OnlineClusters, layer_shapes
-from ..text import Document, TokenTable, cumulative, ragged, tokenise
+from ..text import TokenTable, cumulative, ragged, tokenise
+from .chat import Writer, tail
 from .rows import Row
-from .score import LONGEST_TOKEN
+from .score import LONGEST_TOKEN, cuts_of, document_of
 
 KINDS = ("global", "cluster")
 RATES = {False: 3e-3, True: 1e-3}  # of a head alone, and with layers: the best of a tuning stream
@@ -97,7 +99,9 @@ class LearningStream:
         self.adapter, self.backbone = (model, model.backbone) if hasattr(model, "backbone") else (None, model)
         self.settings = settings or LearnSettings()
         self.how = {"memory": memory, "clusters": clusters, "layers": layers, "rank": rank}
-        cuts = TokenSettings(**self.adapter.config.prompts) if self.adapter else TokenSettings()
+        prompts = self.adapter.config.prompts if self.adapter else {}
+        self.writer = Writer(self.backbone.tokenizer, Writing(**prompts))
+        cuts = TokenSettings(**cuts_of(prompts))
         longest = min(cuts.max_length, self.backbone.max_length)
         self.prompts = cuts.model_dump() | {"max_length": longest}
         head = self.backbone.head
@@ -117,11 +121,16 @@ class LearningStream:
         for i, row in enumerate(rows):
             errors[i] = row.error or "no text to score"
             if not row.error and row.text.strip():
-                documents.append(Document(str(i), row.text[:limit], prompt=row.prompt[-limit:]))
+                try:
+                    d = self.writer.document(document_of(row, str(i)))
+                except UserError as error:  # of the chat template
+                    errors[i] = str(error)
+                    continue
+                documents.append(replace(d, text=d.text[:limit], prompt=tail(d.prompt, limit)))
                 errors[i] = f"too short: fewer than {self.prompts['min_scored']} scored tokens are left"
         scored: dict[int, dict] = {}
         try:
-            table = tokenise(documents, self.backbone.tokenizer, **self.prompts) if documents else None
+            table = tokenise(documents, self.writer, **self.prompts) if documents else None
         except UserError:  # none is long enough
             table = None
         if table is not None:
@@ -199,7 +208,8 @@ class LearningStream:
         vectors, mode = mean_embeddings(table, self.backbone.embedding), "centroid"
         groups = grouped(vectors, self.adapter.centroids, mode if len(self.adapter.centroids) else "row")
         update = self.adapter.update_for(groups.condition)
-        return HeadUpdate(update.down, update.up * self.adapter.config.scale), groups.group
+        group = groups.group if update.groups > 1 else torch.zeros_like(groups.group)
+        return HeadUpdate(update.down, update.up * self.adapter.config.scale), group
 
     def summary(self) -> LearnSummary:
         """What learning gained over the rows so far, in nats per token, and what it cost in seconds of this process."""

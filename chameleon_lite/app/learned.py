@@ -9,7 +9,9 @@ Both files of a memory are safetensors, with what it was learned on and how in t
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -22,9 +24,10 @@ from ..backbones.adapters import MODEL_TYPE
 from ..backbones.formats import backbone_dtype, device_of
 from ..errors import DamagedFile, RunFailed, UserError
 from ..streams.memory import LearnSettings
+from .files_read import KINDS, read_rows
 from .learn import LearningStream, LearnSummary
 from .outputs import claimed, writing
-from .rows import KINDS, read_rows
+from .rows import Row
 from .stream import contents, open_model, windows
 
 NAME = "learned.safetensors"
@@ -42,6 +45,7 @@ def learn_file(
     device: str | None = None,
     dtype: str | None = None,
     progress: bool = True,
+    encoding: str | None = None,
     **how,
 ) -> LearnSummary:
     """Score the rows of a file into a JSONL file, learning from them as they pass, in bounded memory.
@@ -53,8 +57,9 @@ def learn_file(
     source, marker = Path(source), _marker(Path(out))
     if not source.is_file() and not source.is_dir():
         raise UserError(f"no file or folder at {source}; give {KINDS}")
-    if not (total := sum(1 for _ in read_rows(source, scored=False))):
-        raise RunFailed(f"{source} holds no rows")
+    read = partial(read_rows, source, scored=False, encoding=encoding)
+    if not (total := sum(1 for _ in read())):
+        raise RunFailed(f"{source.name} holds no rows")
     inputs = [source, model] if isinstance(model, str | os.PathLike) else [source]
     kept = Path(save) if save is not None else None
     folder = (
@@ -65,7 +70,7 @@ def learn_file(
         folder or nullcontext(),
     ):
         stream, name = opened(model, device=device, dtype=dtype, **how)
-        part, key = place.with_name(place.name + ".part"), _key(stream, source)
+        part, key = place.with_name(place.name + ".part"), _key(stream, contents(source, encoding))
         done = _done(stream, place, part, key) if resume else {"rows": 0, "bytes": 0}
         if done is not None:
             if not done["rows"]:
@@ -73,7 +78,7 @@ def learn_file(
                 marker.unlink(missing_ok=True)
             shown = {"desc": "learning", "unit": "row", "disable": None if progress else True}
             with tqdm(total=total, initial=done["rows"], leave=False, **shown) as bar:
-                _run(stream, source, part, marker, {"key": key} | done, bar)
+                _run(stream, islice(read(), done["rows"], None), part, marker, {"key": key} | done, bar)
             os.replace(part, place)
         if kept is not None:
             with writing(kept):
@@ -144,9 +149,10 @@ def _model(name: str, device: str | None, dtype: str | None):
     return load_backbone(name, device=device, dtype=kind)
 
 
-def _run(stream: LearningStream, source: Path, part: Path, marker: Path, done: dict, bar: tqdm) -> None:
+def _run(
+    stream: LearningStream, rows: Iterator[Row], part: Path, marker: Path, done: dict, bar: tqdm
+) -> None:
     """Append the results of the input's other rows, and keep the state beside them."""
-    rows = islice(read_rows(source, scored=False), done["rows"], None)
     with writing(part, "results up to the last saved state are kept, and --resume goes on from there"):
         with open(part, "ab") as file:
             for number, window in enumerate(windows(rows, stream.settings.batch_rows), start=1):
@@ -215,12 +221,17 @@ def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
         raise DamagedFile(f"{path} is damaged: {error}; learn anew") from error
 
 
-def _key(stream: LearningStream, source: Path) -> str:
+def _key(stream: LearningStream, contained: str) -> str:
     """Hex name of everything that a result depends on."""
     digest = hashlib.sha256()
     tensors = stream.state_dict() | (stream.adapter.adapter_state() if stream.adapter else {})
     for name, value in sorted(tensors.items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    settings = [stream.how, stream.prompts, stream.settings.model_dump(), stream.backbone.hash]
-    digest.update(json.dumps(settings, sort_keys=True, default=str).encode() + contents(source).encode())
+    settings = [
+        stream.how,
+        stream.prompts | stream.writer.facts,
+        stream.settings.model_dump(),
+        stream.backbone.hash,
+    ]
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode() + contained.encode())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Texts of one's own as a corpus: rows of a file (see rows.py) in three splits; a bad row is refused by its number.
+"""Texts of one's own as a corpus: rows (see files_read.py) in three splits; a bad row is refused by its number.
 
 A corpus is exported as JSONL with a header line, and read back unchanged.
 """
@@ -13,19 +13,26 @@ from .. import files
 from ..backbones.formats import once
 from ..errors import DamagedFile, UserError
 from ..text import Document
+from .chat import Dialogue
 from .corpus import SPLITS, Corpus, lines, overlaps, split_documents
-from .rows import KINDS, MARK, Row, read_rows
+from .files_read import KINDS, MARK, given, read_rows
+from .rows import Row
 
 CORPORA = "chameleon_lite.corpora"  # entry points of packages that have corpora by name
 EMPTY = "empty_rows"
 FEW = 10  # files or distinct instructions below which 80/10/10 would leave a part without any
 
 
-def load_corpus(name: str, *, data_dir: Path | str | None = None, seed: int = 0) -> Corpus:
+def load_corpus(
+    name: str, *, data_dir: Path | str | None = None, seed: int = 0, encoding: str | None = None
+) -> Corpus:
     """A corpus by a name or path that an installed package reads (entry points of `CORPORA`), else from a path.
 
-    `data_dir` holds the files of a named corpus; `seed` decides the splits. Raises UserError for what does not exist.
+    `data_dir` holds the files of a named corpus; `seed` decides the splits; with an `encoding` the name is a path's.
+    Raises UserError for what does not exist.
     """
+    if name == "-" or encoding:
+        return load(name, seed=seed, encoding=encoding)
     for entry in entry_points(group=CORPORA):
         try:
             by_name = entry.load()
@@ -37,21 +44,23 @@ def load_corpus(name: str, *, data_dir: Path | str | None = None, seed: int = 0)
     return load(name, seed=seed)
 
 
-def load(path: Path | str, *, seed: int = 0) -> Corpus:
-    """Read a corpus from `path`; raises UserError, with the row, for what cannot be read.
+def load(path: Path | str, *, seed: int = 0, encoding: str | None = None) -> Corpus:
+    """Read a corpus from `path`, "-" for standard input; raises UserError, with the row, for what cannot be read.
 
     In a folder a document is a paragraph; from 10 files on, a file stays whole on one side of the split.
     """
-    path = Path(path)
-    if not path.exists():
-        names = "names come with a clone of the repository"
-        raise UserError(f"no file or folder at {path}; give {KINDS} ({names})")
-    if path.suffix.lower() == ".jsonl" and path.is_file() and is_exported(path):
-        return read_jsonl(path)
-    if path.is_dir():
-        name, rows = path.resolve().name, read_rows(path)
-        return corpus(name, f"folder {name}", rows, path.name, seed=seed, by="file")
-    return corpus(path.stem, f"file {path.name}", read_rows(path), path.name, seed=seed)
+    with given(path) as path:
+        if not path.exists():
+            names = "names come with a clone of the repository"
+            raise UserError(f"no file or folder at {path}; give {KINDS} ({names})")
+        if path.suffix.lower() == ".jsonl" and path.is_file() and is_exported(path):
+            return read_jsonl(path)
+        rows = read_rows(path, encoding=encoding)
+        if path.is_dir():
+            name = path.resolve().name
+            return corpus(name, f"folder {name}", rows, path.name, seed=seed, by="file")
+        name = path.stem if path.suffix.lower() != ".gz" else Path(path.stem).stem
+        return corpus(name, f"file {path.name}", rows, path.name, seed=seed)
 
 
 def corpus(
@@ -68,7 +77,8 @@ def corpus(
             row_is = row.id if by == "file" else f"row {row.number}"
             raise UserError(f"{where}, {row_is}: {row.error}")
         if row.text.strip():
-            documents.append(Document(row.id, row.text, row.group, row.prompt, row.instruction))
+            kind, more = (Dialogue, (row.turns,)) if row.turns else (Document, ())
+            documents.append(kind(row.id, row.text, row.group, row.prompt, row.instruction, *more))
             split_of.append(row.split)
         else:
             empty += 1
@@ -117,7 +127,8 @@ def read_jsonl(path: Path | str) -> Corpus:
                 row = json.loads(line)
                 if not all(isinstance(value, str) for value in row.values()):
                     raise TypeError("a document's field is no text")
-                documents.setdefault(row.pop("split"), []).append(Document(**row))
+                kind = Dialogue if "turns" in row else Document
+                documents.setdefault(row.pop("split"), []).append(kind(**row))
         name, source, notes, hash = (header[key] for key in ("name", "source", "notes", "hash"))
         corpus = Corpus(name, {split: tuple(rows) for split, rows in documents.items()}, source, dict(notes))
         if not isinstance(source, str):

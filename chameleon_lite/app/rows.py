@@ -4,39 +4,43 @@
     {"prompt": …, "response", "text" or "completion": …}  the response is scored; to continue, the prompt is enough
     {"instruction": …, "input": …, "output": …}           the output is scored, after Alpaca's prompt; input is optional
     {"messages": [{"role": …, "content": …}, …]}          the assistant's last turn is scored, after those before it
+    {"conversations": [{"from": …, "value": …}, …]}       the same, with the names human and gpt
 
-`id`, `group` and `split` are optional; the id of a row without one is its number. Files are .jsonl, .json (one list),
-.csv, or a folder of .txt.
+`id`, `group` and `split` are optional; the id of a row without one is its number. In a table the turns are JSON.
+Files are read in files_read.py; what a model's chat template makes of turns and prompts is in chat.py.
 """
 
-import csv
 import difflib
-import io
 import json
-import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from ..backbones.formats import once
-from ..errors import UserError
 
 # Columns of a row; the last one is scored.
 ANSWERS = [("prompt", name) for name in ("response", "text", "completion")]
 SCORED = (("instruction", "output"), *ANSWERS, ("text",))
 PROMPTS = (("instruction",), ("prompt",))
-KINDS = ".jsonl, .json, .csv or a folder of .txt"
-OTHER_KINDS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "compressed", b"PAR1": "parquet"}
-# What stands before the first value of a list in JSON, before each other, after the last, and instead of any.
-FIRST, NEXT, LAST, EMPTY = map(re.compile, (r"\s*\[(?!\s*\])\s*", r"\s*,\s*", r"\s*\]\s*", r"\s*\[\s*\]\s*"))
-LINE = "\n"
-MARK = "chameleon_lite_corpus"  # the first key of an exported corpus, and of no other JSONL
+
+
+TURNS = ("messages", "conversations")
+ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+}
+ROLES |= {role: role for role in ("user", "assistant", "system", "tool")}  # "from" ─▶ role
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its number from 1, the prompt, the text that is scored after it; or what is wrong with the row."""
+    """One row: its number from 1, the prompt, the text that is scored after it; or what is wrong with the row.
+
+    turns: the prompt as it was spoken, a JSON list of [role, content]; "" where it has no turns.
+    """
 
     number: int
     id: str
@@ -46,6 +50,7 @@ class Row:
     instruction: str = ""
     group: str = ""
     split: str = ""
+    turns: str = ""
 
 
 def parse(value: Any, number: int, *, scored: bool = False) -> Row:
@@ -68,9 +73,14 @@ def _parsed(value: Any, number: int, accepted: tuple[tuple[str, ...], ...]) -> R
         raise ValueError(f"a row is an object or a string, not {type(value).__name__}")
     if None in value:  # where Python's reader of CSV puts what no column has
         raise ValueError("more cells than the header; quote those with commas")
-    if "messages" in value and not any(all(c in value for c in some) for some in SCORED):
-        value = value | _conversation(value["messages"])
-    columns = next((some for some in accepted if all(c in value for c in some)), None)
+    filled = {
+        column: x for column, x in value.items() if x is not None and x != ""
+    }  # a table has cells for all
+    named = next((name for name in TURNS if name in filled), "")
+    if named and not any(filled.keys() >= set(some) for some in SCORED):
+        value = filled = filled | _conversation(value[named], named)
+    either = (some for columns in (filled, value) for some in accepted if columns.keys() >= set(some))
+    columns = next(either, None)
     if columns is None:
         raise ValueError(_no_column(value))
     for column in (*columns, "input"):
@@ -83,17 +93,55 @@ def _parsed(value: Any, number: int, accepted: tuple[tuple[str, ...], ...]) -> R
     text = value[columns[-1]] or "" if columns in SCORED else ""
     name = str(number) if value.get("id") in (None, "") else str(value["id"])
     group, split = (str(value.get(column) or "") for column in ("group", "split"))
-    return Row(number, name, prompt, text, instruction=instruction, group=group, split=split)
+    more = {"instruction": instruction, "group": group, "split": split, "turns": _exported(value, prompt)}
+    return Row(number, name, prompt, text, **more)
 
 
-def _conversation(turns: Any) -> dict[str, str]:
-    """Messages to the columns prompt and response, which is empty where the last turn is not the assistant's."""
+def _conversation(turns: Any, named: str) -> dict[str, str]:
+    """Turns to the columns prompt and response, which is empty where the last turn is not the assistant's."""
+    turns = _turns(turns, named)
+    if not turns:
+        raise ValueError(f"{named!r} has no turns")
+    answer = turns.pop()[1] if turns[-1][0] == "assistant" else ""
+    return {"prompt": _flat(turns), "response": answer, "turns": json.dumps(turns, ensure_ascii=False)}
+
+
+def _turns(turns: Any, named: str) -> list[list[str]]:
+    """Turns as [role, content]; ValueError where they are none, with what they look like."""
     try:
-        turns = [(turn["role"] + ": ", turn["content"] + "") for turn in turns]
-    except (TypeError, KeyError):
-        raise ValueError("'messages' is not a list of {'role': string, 'content': string}") from None
-    answer = turns.pop()[1] if turns and turns[-1][0] == "assistant: " else ""
-    return {"prompt": "\n\n".join([*map("".join, turns), "assistant: "]), "response": answer}
+        turns = json.loads(turns, object_pairs_hook=once) if isinstance(turns, str) else turns
+        keys = [
+            ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
+            for turn in turns
+        ]
+        turns = [[turn[role], turn[content]] for turn, (role, content) in zip(turns, keys)]
+        good = all(isinstance(part, str) for turn in turns for part in turn)
+    except (TypeError, KeyError, ValueError, RecursionError):
+        good = False
+    if not good:
+        looks = (
+            "{'role': string, 'content': string}"
+            if named == "messages"
+            else "{'from': string, 'value': string}"
+        )
+        raise ValueError(f"{named!r} is not a list of {looks}")
+    if named == "conversations" and (unknown := [role for role, _ in turns if role not in ROLES]):
+        raise ValueError(f"'from' is {unknown[0][:40]!r}, none of {', '.join(ROLES)}")
+    return [[ROLES.get(role, role), content] for role, content in turns]
+
+
+def _exported(value: dict, prompt: str) -> str:
+    """The turns in a line of an exported corpus, where they are those of the prompt; else ""."""
+    turns = value.get("turns")
+    try:
+        return turns if isinstance(turns, str) and _flat(json.loads(turns)) == prompt else ""
+    except (TypeError, ValueError, RecursionError):
+        return ""
+
+
+def _flat(turns: list[list[str]]) -> str:
+    """Turns as plain text, up to where the assistant's begins."""
+    return "\n\n".join([*(f"{role}: {content}" for role, content in turns), "assistant: "])
 
 
 def flaw_of(text: str) -> str:
@@ -108,110 +156,29 @@ def flaw_of(text: str) -> str:
 
 
 def _no_column(value: dict) -> str:
-    names, hint = [column for some in SCORED for column in some], "rename one"
+    names, hint = [column for some in (*SCORED, TURNS) for column in some], "rename one"
     for column in reversed([str(c) for c in value if c not in names]):
         if near := difflib.get_close_matches(column.lower(), names, n=1, cutoff=0.5):
             hint = f"{column!r} looks like {near[0]!r}"
     columns = ", ".join(map(repr, list(value)[:10])) or "none"
-    return f"no column 'text', nor 'prompt' and 'response', nor 'instruction' and 'output'; found {columns}: {hint}"
+    return (
+        "no column 'text', nor 'prompt' and 'response', nor 'instruction' and 'output', nor 'messages'; "
+        f"found {columns}: {hint}"
+    )
 
 
-def parse_line(line: bytes, number: int, *, scored: bool = False) -> Row:
+def parse_line(line: bytes, number: int, *, scored: bool = False, encoding: str = "utf-8-sig") -> Row:
     """One line of a JSONL file to a row."""
     try:
-        return parse(json.loads(line.decode("utf-8-sig"), object_pairs_hook=once), number, scored=scored)
+        return parse(json.loads(line.decode(encoding), object_pairs_hook=once), number, scored=scored)
     except UnicodeDecodeError as error:
-        reason = f"not UTF-8 (byte {error.start} of the line)"
+        name = "UTF-8" if encoding == "utf-8-sig" else encoding
+        reason = f"not {name} (byte {error.start} of the line)"
     except (ValueError, RecursionError) as error:  # ValueError alone for an integer of thousands of digits
         reason = "holds NUL bytes: is it UTF-16?" if b"\0" in line else f"not JSON: {error}"
     return Row(number, str(number), error=reason)
 
 
-def jsonl_rows(path: Path, *, scored: bool = False) -> Iterator[Row]:
-    """The rows of a JSONL file; empty lines and the header of an exported corpus are none.
-
-    Read as bytes, line by line: a bad line is one bad row, and no more than one line is in memory.
-    """
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            header = number == 1 and line.startswith(f'{{"{MARK}"'.encode())
-            if line.removeprefix(b"\xef\xbb\xbf").strip() and not header:
-                yield parse_line(line, number, scored=scored)
-
-
-def read_rows(path: Path, *, scored: bool = True) -> Iterator[Row]:
-    """The rows of a .json (one list) or .csv file, a folder of .txt, or JSONL; UserError for a file of another kind.
-
-    Without `scored` a prompt is enough, and a file with any other ending is read as JSONL.
-    """
-    kind = path.suffix.lower()
-    if path.is_dir():
-        return parsed(_paragraphs(path))
-    if scored and kind not in (".jsonl", ".json", ".csv"):
-        raise UserError(f"cannot read {path.name}: a corpus is {KINDS}")
-    _refuse_other_kinds(path)
-    if kind == ".csv":
-        return parsed(_csv(path), scored=scored)
-    return (_json if kind == ".json" else jsonl_rows)(path, scored=scored)
-
-
 def parsed(values: Iterable, *, scored: bool = True) -> Iterator[Row]:
     """Values to rows, by default of a corpus, numbered from 1."""
     return (parse(value, number, scored=scored) for number, value in enumerate(values, start=1))
-
-
-def _refuse_other_kinds(path: Path) -> None:
-    with open(path, "rb") as file:
-        start = file.read(4)
-    if other := next((name for sign, name in OTHER_KINDS.items() if start.startswith(sign)), None):
-        raise UserError(f"{path.name} is {other}; save it as text in UTF-8, as {KINDS}")
-
-
-def _text(path: Path) -> str:
-    _refuse_other_kinds(path)
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path.name} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-
-
-def _json(path: Path, scored: bool) -> Iterator[Row]:
-    """The rows of a file that holds one list, read one by one: what is wrong has its line and column."""
-    text, decoder, number, end, sign = _text(path), json.JSONDecoder(object_pairs_hook=once), 0, 0, FIRST
-
-    def where(place: int) -> str:
-        return f"line {text.count(LINE, 0, place) + 1} column {place - text.rfind(LINE, 0, place)}"
-
-    while found := sign.match(text, end):
-        start, sign, number = found.end(), NEXT, number + 1
-        try:
-            value, end = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError) as error:  # not all of them say where
-            reason = error if isinstance(error, json.JSONDecodeError) else f"{error}: {where(start)}"
-            raise UserError(f"{path.name} is not JSON: {reason}") from None
-        row = parse(value, number, scored=scored)
-        yield replace(row, error=row.error and f"{row.error} ({where(start)})")
-    if not (LAST if number else EMPTY).fullmatch(text, end):
-        raise UserError(f"{path.name} must be one list of rows, and is not at {where(end)}")
-
-
-def _csv(path: Path) -> Iterator[dict]:
-    csv.field_size_limit(2**31 - 1)  # the default refuses texts above 128 KiB
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
-    try:
-        names = [name for name in reader.fieldnames or () if name]
-        if len(set(names)) < len(names):
-            raise UserError(f"{path.name}, line 1 names the column {max(names, key=names.count)!r} twice")
-        yield from reader
-    except csv.Error as error:
-        raise UserError(f"{path.name}, line {reader.line_num} is not CSV: {error}") from None
-
-
-def _paragraphs(folder: Path) -> Iterator[dict[str, str]]:
-    """Each paragraph of the .txt files of a folder as a row; `group` is its file."""
-    for file in sorted(p for p in folder.rglob("*.txt") if p.is_file()):
-        name = file.relative_to(folder).as_posix()
-        text = _text(file).replace("\r\n", "\n").replace("\r", "\n")
-        paragraphs = (p.strip() for p in re.split(r"\n[ \t]*\n", text))
-        for i, paragraph in enumerate(filter(None, paragraphs)):
-            yield {"id": f"{name}#{i}", "text": paragraph, "group": name}

@@ -8,7 +8,7 @@ A window bounds memory, and its texts are all that a condition can read: nothing
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..backbones.formats import opening, sums_on
+from ..backbones.adapters import Writing
+from ..backbones.formats import sums_on
 from ..cluster import fit_clusters
 from ..conditions import Grouped, grouped
 from ..embed import mean_embeddings, normalise
@@ -29,6 +30,7 @@ from ..loss import HeadWeight, next_token_pairs, token_losses
 from ..settings import TokenSettings
 from ..states import BATCH_TOKENS
 from ..text import Document, TokenTable, by_length, cumulative, tokenise
+from .chat import Dialogue, Writer, tail, whole_characters
 from .rows import Row
 
 Prompts = Sequence[Sequence[int]]  # lists of token ids
@@ -58,8 +60,13 @@ class Adapter:
     @cached_property
     def prompts(self) -> dict:
         """How texts are cut: as in training, and never longer than the backbone has positions for."""
-        settings = TokenSettings(**self.model.config.prompts).model_dump()
+        settings = TokenSettings(**cuts_of(self.model.config.prompts)).model_dump()
         return settings | {"max_length": min(settings["max_length"], self.model.backbone.max_length)}
+
+    @cached_property
+    def writer(self) -> Writer:
+        """How texts are written: as in training."""
+        return Writer(self.model.tokenizer, Writing(**self.model.config.prompts))
 
     @cached_property
     def weight(self) -> HeadWeight:
@@ -76,37 +83,40 @@ class Adapter:
     def _score(self, rows: Sequence[Row]) -> list[dict]:
         """Each row's loss, frozen and adapted."""
         results = [{"error": "no text to score"} for _ in rows]
-        limit, documents = LONGEST_TOKEN * self.prompts["max_length"], []
+        limit, whole = LONGEST_TOKEN * self.prompts["max_length"], {}
         for i, row in enumerate(rows):
             if not row.error and row.text.strip():
-                documents.append(Document(str(i), row.text[:limit], prompt=row.prompt[-limit:]))
+                try:
+                    whole[str(i)] = self.writer.document(document_of(row, str(i)))
+                except UserError as error:  # of the chat template
+                    results[i] = {"error": str(error)}
+                    continue
                 prefix = "" if row.prompt else f"{self.prompts['prefix_tokens']} prefix and "
                 need = f"{prefix}{self.prompts['min_scored']} scored tokens"
                 results[i] = {"error": f"too short: it needs {need}"}  # unless the table below has it
+        documents = [replace(d, text=d.text[:limit], prompt=tail(d.prompt, limit)) for d in whole.values()]
         try:
-            table = tokenise(documents, self.model.tokenizer, **self.prompts)
+            table = tokenise(documents, self.writer, **self.prompts)
         except UserError:  # no text of the window is long enough, as each row's error says
             return results
         groups = self._grouped(mean_embeddings(table, self.model.backbone.embedding))
         losses = (self._nats(table, groups) / torch.from_numpy(table.n_scored)).T.tolist()
         for place, (name, facts) in enumerate(zip(table.names, _facts(groups))):
-            row, (frozen, adapted) = rows[int(name)], losses[place]
-            truncated = self._truncated(row, int(table.lengths[place]))
+            frozen, adapted = losses[place]
+            truncated = self._truncated(whole[name], int(table.lengths[place]))
             facts |= {"tokens": int(table.n_scored[place]), "truncated": truncated}
             facts |= {"loss": adapted, "loss_frozen": frozen}
             results[int(name)] = facts if np.isfinite(adapted) else {"error": "loss is not finite"}
         return results
 
-    def _truncated(self, row: Row, tokens: int) -> bool:
+    def _truncated(self, whole: Document, tokens: int) -> bool:
         """Whether a row of so many tokens lost text; only rows of full length are tokenised again."""
-        longest, texts = self.prompts["max_length"], [row.prompt, row.text]
+        longest, texts = self.prompts["max_length"], [whole.prompt, whole.text]
         cut = any(len(text) > LONGEST_TOKEN * longest for text in texts)
-        return tokens == longest and (
-            cut or sum(map(len, [opening(self.model.tokenizer), *self._ids(texts)])) > tokens
-        )
+        return tokens == longest and (cut or sum(map(len, [self.writer.first, *self._ids(texts)])) > tokens)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        return self.model.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return self.writer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
     def _grouped(self, vectors: Tensor) -> Grouped:
         centroids = self.model.centroids
@@ -151,26 +161,45 @@ class Adapter:
     def _continue(self, rows: Sequence[Row]) -> list[dict]:
         """Each row's prompt, or its text where it has none, continued."""
         results = [{"error": "no prompt to continue"} for _ in rows]
-        begin = opening(self.model.tokenizer)
+        begin, texts = self.writer.first, {}
         room = self.model.backbone.max_length - self.new_tokens - len(begin)  # tokens of a prompt
-        texts = {i: row.prompt or row.text for i, row in enumerate(rows) if not row.error}
-        ends = {i: text[-LONGEST_TOKEN * room :] for i, text in texts.items()}
-        ends = {i: text for i, text in ends.items() if text.strip()}
-        ids = dict(zip(ends, self._ids(list(ends.values())) if ends else []))
+        for i, row in enumerate(rows):
+            if not row.error and (row.prompt or row.text).strip():
+                try:
+                    document = self.writer.document(document_of(row, str(i)))
+                    texts[i] = document.prompt or document.text
+                except UserError as error:  # of the chat template
+                    results[i] = {"error": str(error)}
+        ends = [tail(text, LONGEST_TOKEN * room) for text in texts.values()]
+        ids = dict(zip(texts, self._ids(ends) if ends else []))
         ids = {i: p for i, p in ids.items() if p}  # some tokenizers drop what they have no token for
         if not ids:
             return results
         prompts = [begin + p[-room:] for p in ids.values()]  # its end is what a continuation follows
         groups = self._grouped(mean_of(prompts, self.model.backbone.embedding))
         update = self.model.update_for(groups.condition)
-        new = continue_mixed(self.model, prompts, groups.group, update, self.new_tokens, self.batch)
+        end = self.writer.ends(self.model.generation_config.eos_token_id)
+        how = {"batch": self.batch, "end": end}
+        new = continue_mixed(self.model, prompts, groups.group, update, self.new_tokens, **how)
         for (i, p), tokens, facts in zip(ids.items(), new, _facts(groups)):
             results[i] = facts | {
                 "tokens": len(tokens),
                 "truncated": len(p) > room or len(texts[i]) > LONGEST_TOKEN * room,
-                "continuation": self.model.tokenizer.decode(tokens, skip_special_tokens=True),
+                "continuation": whole_characters(self.model.tokenizer, tokens),
             }
         return results
+
+
+def document_of(row: Row, name: str) -> Document:
+    """A row as a document of that name."""
+    if row.turns:
+        return Dialogue(name, row.text, prompt=row.prompt, instruction=row.instruction, turns=row.turns)
+    return Document(name, row.text, prompt=row.prompt, instruction=row.instruction)
+
+
+def cuts_of(prompts: dict) -> dict:
+    """Of how texts are cut and written, how they are cut."""
+    return {name: value for name, value in prompts.items() if name in TokenSettings.model_fields}
 
 
 def _facts(groups: Grouped) -> list[dict]:
@@ -189,22 +218,32 @@ def mean_of(prompts: Prompts, embedding: Tensor) -> Tensor:
 
 @torch.no_grad()
 def continue_mixed(
-    model, prompts: Prompts, group: Tensor, update: HeadUpdate, new_tokens: int, batch: int = 32
+    model,
+    prompts: Prompts,
+    group: Tensor,
+    update: HeadUpdate,
+    new_tokens: int,
+    batch: int = 32,
+    end: list[int] | None = None,
 ) -> list[list[int]]:
     """New tokens for each of the prompts (lists of ids), prompt i under update group[i]; `batch` rows at once.
 
-    Prompts of similar length share a batch, so that little is padded; the end token and what follows it are cut.
+    Prompts of similar length share a batch, so that little is padded; the first of the tokens `end` (those of the
+    model where none are given) and what follows it are cut.
     """
+    end = end or model.generation_config.eos_token_id
     out: list[list[int]] = [[] for _ in prompts]
-    lengths, group = torch.tensor([len(p) for p in prompts]), group.cpu()
+    lengths = torch.tensor([len(p) for p in prompts])
+    group = group.cpu() if update.groups > 1 else torch.zeros_like(lengths)  # a static head has one update
     for rows in torch.argsort(lengths, stable=True).split(batch):
         rows = rows[torch.argsort(group[rows], stable=True)]  # groups together: no step reorders its rows
         padded = left_padded([prompts[i] for i in rows], model.backbone.pad_id)
         ids, mask = (x.to(model.device) for x in padded)
         how = {"head_update": update_logits(update, group[rows]), "max_new_tokens": new_tokens}
+        how["eos_token_id"] = end
         new = model.generate(input_ids=ids, attention_mask=mask, **how)[:, ids.shape[1] :]
         for i, tokens in zip(rows.tolist(), new.tolist()):
-            out[i] = until_end(tokens, model.generation_config.eos_token_id)
+            out[i] = until_end(tokens, end)
     return out
 
 

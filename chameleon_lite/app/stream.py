@@ -12,10 +12,10 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ from tqdm import tqdm
 
 from .. import files
 from ..errors import DamagedFile, RunFailed, UserError
+from .chat import unused_settings
+from .files_read import KINDS, kind_of, read_rows, texts_of
 from .outputs import claimed, writing
-from .rows import KINDS, Row, parsed, read_rows
+from .rows import Row, parsed
 from .score import Adapter
 from .workers import Workers, check_device
 
@@ -91,7 +93,8 @@ def adapt(
 
     model: a ChameleonLiteForCausalLM or a saved adapter's folder. how: fields of `score.Adapter`, such as
     new_tokens=20 to continue prompts. Results hold row, id, cluster, distance to its centroid, rows in its group,
-    tokens, truncated, and loss and loss_frozen (nats per token) or continuation; a failed row holds `error`.
+    tokens, truncated, and loss and loss_frozen (nats per token) or continuation; a failed row holds `error`. Under a
+    static head cluster, distance and rows are still the text's, and change nothing.
     Raises UserError for a folder without an adapter and for a window below 1.
     """
     texts = [texts] if isinstance(texts, str) else texts
@@ -116,27 +119,33 @@ def adapt_file(
     progress: bool = True,
     workers: int | None = None,
     dask: str | None = None,
+    encoding: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
     **how,
 ) -> Summary:
-    """`adapt` from a file (or a folder of .txt) to a JSONL file; JSONL is read in bounded memory.
+    """`adapt` from a file of rows (see files_read.py) to a JSONL file; JSONL is read in bounded memory.
 
     `workers` processes of this machine or the workers of the Dask scheduler at `dask` share the windows; `model` is
     an adapter's folder then. Raises UserError for a missing input, an `out` that holds other things than results
-    (unless `overwrite`), and where `resume` finds results, complete or not, of other settings, another adapter or
-    another input. RunFailed, saying what is kept, where nothing more can be written.
+    (unless `overwrite`), and where `resume` finds results, complete or not, of other settings, adapters or inputs.
+    RunFailed, saying what is kept, where nothing more can be written.
     """
     source = Path(source)
     if not source.is_file() and not source.is_dir():
         raise UserError(f"no file or folder at {source}; give {KINDS}")
-    if not (total := sum(1 for _ in read_rows(source, scored=False))):
-        raise RunFailed(f"{source} holds no rows")
+    read = partial(read_rows, source, scored=False, encoding=encoding)
+    if not (total := sum(1 for _ in read())):
+        raise RunFailed(f"{source.name} holds no rows")
     inputs = [source, model] if isinstance(model, str | os.PathLike) else [source]
     with claimed(out, inputs, own=resume or _record(Path(out)).is_file(), overwrite=overwrite) as place:
         sent = _sent(model, device, dtype, how) if workers or dask else None
         adapter = Adapter(open_model(model, "cpu" if sent else device, dtype), **how)
-        if sent and Path(adapter.model.backbone.name).is_dir():
-            sent.backbone = adapter.model.backbone.name
-        part, key = place.with_name(place.name + ".part"), _key(adapter, how, source, window)
+        if sent and Path(name := adapter.model.backbone.name).is_dir():
+            sent.backbone = name
+        if adapter.new_tokens and (unused := unused_settings(adapter.model.lm)):
+            say(f"the model's own settings of generation are not used, continuations are greedy: {unused}")
+        part = place.with_name(place.name + ".part")
+        key = _key(adapter, how, contents(source, encoding), window)
         if (done := _done(place, part, key) if resume else 0) is None:
             return _summary(place)
         made, record = {"key": key, "rows": done, "bytes": part.stat().st_size if done else 0}, _record(place)
@@ -144,7 +153,7 @@ def adapt_file(
             part.unlink(missing_ok=True)
             files.write_sealed(record, made)
         with Workers(sent or adapter, workers, dask) as crew:
-            _run(crew, source, part, record, made, total, window, progress)
+            _run(crew, windows(islice(read(), done, None), window), part, record, made, total, progress)
         os.replace(part, place)
         return _summary(place)
 
@@ -161,12 +170,11 @@ def _sent(model: Any, device: str | None, dtype: str | None, how: dict) -> Sent:
 
 
 def _run(
-    crew, source: Path, part: Path, record: Path, made: dict, total: int, window: int, progress: bool
+    crew, rows: Iterator[list[Row]], part: Path, record: Path, made: dict, total: int, progress: bool
 ) -> None:
-    """Append the results of the input's rows that are not `made` yet, and keep the record of it, window by window."""
-    rows = islice(read_rows(source, scored=False), made["rows"], None)
+    """Append the results of windows of rows that are not `made` yet, and keep the record of it, window by window."""
     with _bar(progress, total=total, initial=made["rows"]) as bar:
-        for given, results in crew.share(_results, windows(rows, window), ordered=True):
+        for given, results in crew.share(_results, rows, ordered=True):
             text = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
             kept = f"{made['rows']:,} finished rows are kept in it, and --resume goes on from there"
             with writing(part, kept):
@@ -216,22 +224,22 @@ def _done(out: Path, part: Path, key: str) -> int | None:
     return None if "sha256" in found else 0
 
 
-def _key(adapter: Adapter, how: dict, source: Path, window: int) -> str:
+def _key(adapter: Adapter, how: dict, contained: str, window: int) -> str:
     """Hex name of everything that a result depends on."""
     digest = hashlib.sha256()
     for name, value in sorted(adapter.model.adapter_state().items()):
         digest.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
-    settings = [adapter.model.backbone.hash, adapter.prompts, how, window, str(adapter.model.lm.dtype)]
-    digest.update(json.dumps(settings, sort_keys=True, default=str).encode() + contents(source).encode())
+    prompts = adapter.prompts | adapter.writer.facts
+    settings = [adapter.model.backbone.hash, prompts, how, window, str(adapter.model.lm.dtype)]
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode() + contained.encode())
     return digest.hexdigest()
 
 
-def contents(source: Path) -> str:
-    """Ends, names and checksums of the files that an input consists of, one line each."""
-    paths = (
-        [path for path in sorted(source.rglob("*.txt")) if path.is_file()] if source.is_dir() else [source]
-    )
-    return "".join(f"{p.suffix.lower()} {p.relative_to(source)} {files.sha256(p)}\n" for p in paths)
+def contents(source: Path, encoding: str | None = None) -> str:
+    """Ends, names and checksums of the files that an input consists of, one line each, and the encoding named."""
+    paths = texts_of(source) if source.is_dir() else [source]
+    lines = [f"{kind_of(p)} {p.relative_to(source)} {files.sha256(p)}\n" for p in paths]
+    return "".join(lines) + (encoding or "")
 
 
 def _summary(path: Path) -> Summary:

@@ -7,7 +7,9 @@ A rank or a number of clusters is compared with the tensors that lie there befor
 
 import json
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,12 +29,23 @@ OTHER_FILES = {  # how a file begins that is no safetensors ─▶ what it is
 }
 
 
+class Writing(TokenSettings):
+    """How texts become tokens (app/chat.py); what adapters of before these fields lack is what was done then."""
+
+    unwritten = {"chat": False, "bos": None, "special": True}
+    chat: bool = False  # prompts and answers by the tokenizer's chat template
+    bos: str | None = Field(
+        None, max_length=100
+    )  # what every text begins with, "": nothing; None: as the tokenizer has it
+    special: bool = True  # what looks like a special token in a text is that token; false: it is text
+
+
 class AdapterSettings(BaseModel):
     """The fields of an adapter's configuration; what is no field of it is left alone."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
-    head: Literal["hyper", "lora"] = "hyper"  # the paper's hyper-network, or one static pair
+    head: Literal["hyper", "lora"] = "hyper"  # the paper's hyper-network, or one pair whatever the condition
     rank: Rank = 4
     scale: float = Field(1.0, gt=0, le=1e6)  # α
     dropout: float = Field(0.5, ge=0, lt=1)  # inside the hyper-network
@@ -54,7 +67,7 @@ class AdapterSettings(BaseModel):
     @field_validator("prompts")
     @classmethod
     def _cuts(cls, value: dict) -> dict:
-        TokenSettings.model_validate(value)
+        Writing.model_validate(value)
         return value
 
 
@@ -75,9 +88,7 @@ def read_settings(folder: Path) -> dict:
     except (ValueError, RecursionError, AttributeError) as error:
         raise DamagedFile(f"{path} is damaged: no JSON object ({error}); save or fetch it again") from None
     if kind != MODEL_TYPE:
-        raise UserError(
-            f"{folder} is no saved adapter but of type {kind!r}: make one with chameleon-lite fit"
-        )
+        raise UserError(f"{folder} is no adapter but of type {kind!r}: make one with chameleon-lite fit")
     fields = checked(content, str(path))
     if absent := [name for name in ("backbone_name", "width", "vocabulary") if not fields[name]]:
         raise DamagedFile(f"{path} is damaged: it lacks {absent[0]}; save or fetch it again")
@@ -93,6 +104,16 @@ def portable(name: str, folder: Path) -> str:
     if place.is_relative_to(home):
         return f"~/{place.relative_to(home).as_posix()}"
     return f"./{Path(os.path.relpath(place, folder.resolve())).as_posix()}"
+
+
+@contextmanager
+def placed(target: Path, last: str = "config.json") -> Iterator[Path]:
+    """Yield a folder for files, all of which go to the folder `target` when the block ends well, `last` last."""
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target, prefix=".part-") as part:
+        yield Path(part)
+        for path in sorted(Path(part).iterdir(), key=lambda path: path.name == last):
+            path.replace(target / path.name)
 
 
 def check_tensors(path: Path, settings: Mapping, head: Mapping[str, tuple[int, ...]]) -> None:

@@ -97,16 +97,9 @@ def arithmetic(backbone, dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def fused_activations(lm: nn.Module) -> Iterator[None]:
-    """Compute GPT-2's activation, spelled out in eight elementwise passes, in one, inside the block.
-
-    One pass also keeps one tensor for the way back where eight keep five.
-    """
-    slow = [
-        (module, name, child)
-        for module in lm.modules()
-        for name, child in module.named_children()
-        if type(child).__name__ == "NewGELUActivation"
-    ]
+    """Inside, GPT-2's activation of eight elementwise passes, which keep five tensors, is one that keeps one."""
+    children = [(module, *child) for module in lm.modules() for child in module.named_children()]
+    slow = [place for place in children if type(place[-1]).__name__ == "NewGELUActivation"]
     try:
         for module, name, _ in slow:
             setattr(module, name, nn.GELU(approximate="tanh"))

@@ -24,8 +24,9 @@ ATTENTION = (None, "eager", "sdpa")  # transformers' own; any other name may be 
 
 
 def offline() -> bool:
-    """Whether HF_HUB_OFFLINE switches the hub off."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    """Whether HF_HUB_OFFLINE, or its older name TRANSFORMERS_OFFLINE, switches the hub off."""
+    word = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE", "")
+    return word.upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def reachable(seconds: float = 0.5) -> bool:
@@ -66,9 +67,8 @@ def load_hub(name: str, dtype: torch.dtype, revision: str):
                     "--backbone smollm2 (from the package index), a local folder, or connect and try again"
                 ) from None
             lm, tokenizer = load_checkpoint(name, dtype, **wanted)
-    commit = getattr(lm.config, "_commit_hash", None) or revision
-    config = try_to_load_from_cache(name, "config.json", revision=commit or None)
-    return lm, tokenizer, commit, f"{folder_hash(Path(config).parent)}:{commit}"
+    folder = Path(try_to_load_from_cache(name, "config.json", **wanted)).parent  # named by its commit
+    return lm, tokenizer, folder.name, f"{folder_hash(folder)}:"
 
 
 def load_folder(folder: Path, dtype: torch.dtype):
@@ -130,9 +130,8 @@ def load_checkpoint(source: str, dtype: torch.dtype, **options):
     options |= {"dtype": dtype, "use_safetensors": None if gguf else True, "output_loading_info": True}
     lm, info = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **options)
     if missing := info["missing_keys"]:
-        raise DamagedFile(
-            f"{source} lacks weights for {len(missing)} tensors, for example {min(missing)}: fetch it again"
-        )
+        lacks = f"lacks weights for {len(missing)} tensors, for example {min(missing)}"
+        raise DamagedFile(f"{source} {lacks}: fetch it again")
     if gguf:  # a model read from a quantised file cannot be saved; one built from its configuration can
         vars(lm.config).pop("quantization_config", None)
         plain = AutoModelForCausalLM.from_config(lm.config, dtype=dtype, trust_remote_code=False)
@@ -151,9 +150,8 @@ def remove_tokens_beyond(tokenizer, rows: int, source: str) -> None:
     if not beyond:
         return
     if tokenizer.vocab_size > rows:
-        raise UserError(
-            f"{source}: its tokenizer has {len(tokenizer)} tokens and the model {rows}: resize it"
-        )
+        sizes = f"its tokenizer has {len(tokenizer)} tokens and the model {rows}"
+        raise UserError(f"{source}: {sizes}: resize it")
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < rows]
     tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(content))
@@ -162,13 +160,17 @@ def remove_tokens_beyond(tokenizer, rows: int, source: str) -> None:
             setattr(tokenizer, name, None)
 
 
-def adapter_folder(path) -> Path:
-    """The folder of a saved adapter: local, or of the hub, also without a network; UserError where it holds none."""
+def adapter_folder(path, *, revision=None, token=None, cache_dir=None, **_) -> Path:
+    """The folder of a saved adapter: local, or of the hub, also without a network; UserError where it holds none.
+
+    revision, token, cache_dir: the hub's, as everywhere in transformers.
+    """
     folder = Path(path).expanduser()
     if not folder.is_dir() and str(path).count("/") == 1:
         from huggingface_hub import snapshot_download
 
         wanted = {"allow_patterns": ["*.json", "*.safetensors"], "local_files_only": not reachable()}
+        wanted |= {"revision": revision, "token": token, "cache_dir": cache_dir}
         with suppress(OSError, ValueError):  # no such repository, or not in the cache
             folder = Path(snapshot_download(str(path), **wanted))
     if not (folder / "config.json").is_file():

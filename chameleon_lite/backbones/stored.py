@@ -12,7 +12,6 @@ import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +23,7 @@ _whole: dict[Path, int] = {}  # files this process compared with their marks: wh
 
 
 def stored(
-    path: Path,
-    offsets: np.ndarray,
-    width: int,
-    pieces: Sequence[np.ndarray],
-    compute: Callable[[np.ndarray], np.ndarray],
-    meanwhile: AbstractContextManager,
-    progress: bool = True,
+    path: Path, offsets: np.ndarray, width: int, pieces: Sequence, compute: Callable, meanwhile, progress=True
 ) -> np.ndarray:
     """Memory map (S, C) fp16 of the file at `path`, computed now where it is not there.
 

@@ -20,24 +20,14 @@ def byte_tokenizer(model_max_length: int = TINY_LENGTH):
     """A fast tokenizer of 257 entries: bytes by value, then end-of-text; adds no special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    vocab = {symbol: value for value, symbol in enumerate(_byte_symbols())} | {WORD_END: 256}
+    vocab = {symbol: value for value, symbol in bytes_to_unicode().items()} | {WORD_END: 256}
     core = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token=WORD_END, model_max_length=model_max_length
-    )
-
-
-def _byte_symbols() -> list[str]:
-    """The printable character that stands for each byte in byte-level tokenizers, by byte value.
-
-    Printable Latin-1 bytes stand for themselves; the others take the code points from 256 on, in order.
-    """
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    spare = iter(range(256, 512))
-    return [chr(b) if b in printable else chr(next(spare)) for b in range(256)]
+    options = {"eos_token": WORD_END, "model_max_length": model_max_length}
+    return PreTrainedTokenizerFast(tokenizer_object=core, **options)
 
 
 def built_in_config(name: str):

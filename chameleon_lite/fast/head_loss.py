@@ -9,7 +9,6 @@ go through in chunks, gradients are formed while a chunk's logits exist, and not
 """
 
 import importlib.util
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -19,6 +18,8 @@ from torch.autograd.function import once_differentiable
 from ..heads import HeadUpdate
 from ..loss import GroupOf, HeadWeight, Updates, checked
 from .head_loss_torch import Chunk, HeadTask, RowGroups, TorchPass, buffer
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 class Call(NamedTuple):
@@ -56,9 +57,7 @@ def _terms(update: HeadUpdate | None) -> HeadUpdate:
     return HeadUpdate(bias=update.bias)
 
 
-def _in_order(
-    h, target, weight, updates: Updates, groups: GroupOf = None, scale: float = 1.0, **how
-) -> tuple[Tensor, Tensor, Call, Tensor | None]:
+def _in_order(h, target, weight, updates: Updates, groups: GroupOf = None, scale=1.0, **how) -> tuple:
     """Rows, targets and the call, rows of one group side by side, and the order (M,) if that moved any.
 
     Correct in any order; but without the GPU kernels, fewer groups in a chunk make its products smaller.
@@ -109,9 +108,7 @@ def _by_head(flat) -> list[HeadUpdate]:
     return [HeadUpdate(*flat[i : i + n]) for i in range(0, len(flat), n)]
 
 
-def forward_pass(
-    h: Tensor, target: Tensor, call: Call, tasks: list[HeadTask], want_h: bool = False
-) -> tuple[Tensor, Tensor | None]:
+def forward_pass(h: Tensor, target: Tensor, call: Call, tasks: list[HeadTask], want_h=False) -> tuple:
     """Losses (H, M) of H heads, and dloss/dh (H, M, C) if wanted; other gradients are left in the tasks."""
     weight, Pass = call.weight, TorchPass
     if uses_triton(weight, call.kernel):
@@ -136,10 +133,5 @@ def uses_triton(weight: HeadWeight, kernel: str | None) -> bool:
     if kernel not in (None, "torch", "triton"):
         raise ValueError(f"kernel {kernel!r} must be 'torch', 'triton' or None")
     if kernel is None and weight.weight.device.type == "cuda" and weight.weight.dtype.itemsize == 2:
-        return _has_triton()
+        return HAS_TRITON
     return kernel == "triton"
-
-
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None

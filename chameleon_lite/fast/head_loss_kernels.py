@@ -46,9 +46,7 @@ def padded(n: int) -> int:
     return triton.cdiv(n, ROW_ALIGNED.value) * ROW_ALIGNED.value
 
 
-def losses(
-    base: Tensor, terms: Terms, vocab: int, slot: Tensor, tiles: Tensor, target: Tensor
-) -> tuple[Tensor, Tensor]:
+def losses(base: Tensor, terms: Terms, vocab: int, slot, tiles, target: Tensor) -> tuple[Tensor, Tensor]:
     """Loss and log-sum-exp (H, n) of the rows; slot (H, n) int64, any strides; tiles as in `Layout`."""
     (n, Vp), heads, rank = base.shape, len(slot), 0 if terms.z is None else terms.z.shape[1]
     parts = base.new_empty(heads, n, 2, PARTS.value, dtype=torch.float32)
@@ -60,9 +58,7 @@ def losses(
     return out[0], out[1]
 
 
-def gradients(
-    base, terms: Terms, vocab: int, items, target, lse, *, out=None, want_bias=False, scale: float = 1.0
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def gradients(base, terms, vocab, items, target, lse, *, out=None, want_bias=False, scale=1.0) -> tuple:
     """gᵀ z (items, R, V), scale · g up (H, R, n), Σ g (items, V); items (I, 4) as in `Layout`.
 
     `out` (n, Vp) receives g times `shift_of` its format, for one head; it may be the base.
@@ -178,13 +174,6 @@ def merge(
     tl.store(out + (tl.num_programs(1) + head) * n + rows, total, mask=row_ok)
 
 
-@triton.jit
-def _loss_gradient(x, lse, y, cols):
-    """softmax − onehot of logits x (BM, BV), 0 in ignored rows."""
-    g = tl.exp(x - lse[:, None]) - tl.where(cols[None, :] == y[:, None], 1.0, 0.0)
-    return tl.where((y != IGNORED)[:, None], g, 0.0)
-
-
 @triton.jit(do_not_specialize=VARYING)
 def grads(
     base, z, up, bias, frozen, target, lse, items, out, gu, gz, gb, n, vocab, Vp, scale, RANK: tl.constexpr
@@ -211,7 +200,9 @@ def grads(
         if RANK > 0:
             zt = _low_rank(z, rows, row_ok, head, n, RANK)
         x = _tile(base, zt, up_t, bias, frozen, rows, row_ok, cols, slot, vocab, Vp, RANK)
-        g = _loss_gradient(x, tl.load(lse + head * n + rows, mask=row_ok, other=0.0), y, cols) * SHIFT
+        total = tl.load(lse + head * n + rows, mask=row_ok, other=0.0)
+        g = tl.exp(x - total[:, None]) - tl.where(cols[None, :] == y[:, None], 1.0, 0.0)
+        g = tl.where((y != IGNORED)[:, None], g, 0.0) * SHIFT
         short = g.to(base.dtype.element_ty)
         if RANK > 0:
             gu_sum += tl.dot(tl.trans(short), zt)

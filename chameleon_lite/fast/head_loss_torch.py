@@ -120,9 +120,7 @@ class HeadTask:
     `wanted` has True for each factor whose gradient is summed in `gradients`; that of up is (G, R, V) there.
     """
 
-    def __init__(
-        self, update: HeadUpdate, group: RowGroups | None, weight: HeadWeight, scale, wanted=HeadUpdate()
-    ) -> None:
+    def __init__(self, update, group: RowGroups | None, weight: HeadWeight, scale, wanted=HeadUpdate()):
         self.update, self.wanted, self.scale, self.weight = update, wanted, scale, weight
         mixes, adds = update.mix is not None, update.down is not None or update.bias is not None
         self.mix_of = group.index if mixes and group is not None else None  # (M,) each row's mixture
@@ -172,9 +170,7 @@ class HeadTask:
         part = part.reshape(-1, *total.shape[1:])
         total.add_(part) if ids is None else total.index_add_(0, ids, part)
 
-    def add_gradients(
-        self, chunk: Chunk, part: ChunkFactors, z: Tensor | None, g: Tensor, gh: Tensor | None
-    ) -> None:
+    def add_gradients(self, chunk: Chunk, part: ChunkFactors, z: Tensor | None, g: Tensor, gh) -> None:
         """The products of g (n, Vp) = shift · dloss/dlogits; ignored rows are left out of small factors."""
         shift, counts = shift_of(g.dtype), (chunk.target != IGNORED).unsqueeze(1)  # (n, 1)
         if z is not None:
@@ -187,9 +183,7 @@ class HeadTask:
         if gh is not None:
             gh += product(g, self.weight.weight) * counts / shift
 
-    def _add_down(
-        self, chunk: Chunk, part: ChunkFactors, gz: Tensor, shift: float, gh: Tensor | None
-    ) -> None:
+    def _add_down(self, chunk: Chunk, part: ChunkFactors, gz: Tensor, shift: float, gh) -> None:
         """From gz (n, R') = shift · dloss/dz / α: gradients of down and mix, and their part of gh (n, C)."""
         if self.gradients.mix is not None:
             mix = (chunk.h @ part.down.T).to(gz.dtype) * gz * (self.scale / shift)  # (n, R)
@@ -216,10 +210,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def torch_step(task: HeadTask, chunk: Chunk, base: Tensor, gh: Tensor | None, reuse: bool) -> Tensor:
-    """Losses (n,) of one head on one chunk; adds its gradients to the task's and writes gh (n, C) if given.
-
-    base (n, Vp) is overwritten only if `reuse`.
-    """
+    """Losses (n,) of one head on a chunk; gradients go to task and gh (n, C); `reuse`: base is overwritten."""
     weight, part, n = task.weight, task.factors(chunk.rows), len(chunk.h)
     if reuse and base.dtype == weight.accumulate:
         logits = base

@@ -99,10 +99,7 @@ class Bundle:
         self.sums = HeadUpdate()  # down (S, R, C), up (S, R, V), bias (S, V)
 
     def chunk(self, chunk: Chunk, base: Tensor, gh: Tensor | None, reuse: bool = False) -> Tensor:
-        """Losses (heads, n); gradients are added to the sums, and gh (n, C) of an only head is set.
-
-        base may be overwritten if `reuse`.
-        """
+        """Losses (heads, n); gradients go to the sums, and gh (n, C) of an only head; `reuse`: base may go."""
         layout, vocab, wanted = self._layout(chunk.rows, len(base)), self.weight.vocab, self.wanted
         terms = Terms(self._states(chunk.h, layout.slot), self.up, self.bias, self.weight.bias)
         nll, lse = losses(base, terms, vocab, layout.slot, layout.tiles, chunk.target)

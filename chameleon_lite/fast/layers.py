@@ -47,10 +47,7 @@ class Packed:
 
 
 def first_fit(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
-    """Lengths (N,) to rows of document numbers: the longest first, each into the first row with room for it.
-
-    Raises ValueError for a document longer than `capacity`.
-    """
+    """Lengths (N,) to rows of numbers: longest first, into the first row with room; ValueError for none."""
     lengths = np.asarray(lengths)
     if lengths.max(initial=0) > capacity:
         raise ValueError(f"a document of {lengths.max()} tokens has no room in rows of {capacity}")
@@ -63,10 +60,7 @@ def first_fit(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
 
 
 def packed(table: TokenTable, rows: Sequence[np.ndarray], length: int, n_rows: int | None = None) -> Packed:
-    """Rows of document numbers, of `first_fit`, to B rows of T = `length`; B is `n_rows` where given.
-
-    Rows beyond those that documents fill are padding.
-    """
+    """Rows of document numbers, of `first_fit`, to B rows of T = `length`; B is `n_rows`, if given."""
     sizes = np.array([len(row) for row in rows])
     order = np.concatenate(rows)  # (D,)
     lengths = table.lengths[order]
@@ -97,9 +91,7 @@ def sees(document: Tensor) -> Tensor:
     return ((document[:, :, None] == document[:, None]) & causal)[:, None]
 
 
-def layer_pass(
-    backbone: Backbone, table: TokenTable, record: bool = True, reads: bool = False
-) -> "PackedPass | None":
+def layer_pass(backbone: Backbone, table: TokenTable, record=True, reads=False) -> "PackedPass | None":
     """The packed pass for a table's documents, on a GPU recorded if `record`; None if the model cannot.
 
     `reads`: that of readings without gradients, in the backbone's own number format, rounded to 16 bits.
@@ -114,11 +106,11 @@ def layer_pass(
         def read(ids: Tensor, position: Tensor | None, mask: Tensor) -> Tensor:
             return backbone.hidden(ids, mask, position).half()
 
-        return PackedPass(read, backbone.device, table, budget, length, None)
+        return PackedPass(read, backbone.device, table, budget, length)
     n_rows = max(1, budget // length)
     if record and (run := recorded(backbone, n_rows, length)):
         return PackedPass(run, backbone.device, table, budget, length, n_rows)
-    return PackedPass(Layers(backbone), backbone.device, table, budget, length, None)
+    return PackedPass(Layers(backbone), backbone.device, table, budget, length)
 
 
 class PackedPass:
@@ -128,9 +120,7 @@ class PackedPass:
     than `length` come last, in pieces of longer rows.
     """
 
-    def __init__(
-        self, run: Run, device: torch.device, table: TokenTable, budget: int, length: int, n_rows: int | None
-    ) -> None:
+    def __init__(self, run: Run, device, table: TokenTable, budget: int, length: int, n_rows=None) -> None:
         self.run, self.device, self.table, self.budget = run, device, table, budget
         self.length, self.n_rows = length, n_rows
         self.longest = _aligned(int(table.lengths.max(initial=1)))
@@ -162,10 +152,7 @@ class PackedPass:
         return packed(self.table, in_rows, length, n_rows), torch.from_numpy(np.concatenate(fitted))
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Documents rows (B,) of a piece to states (M, C), targets (M,), and row numbers (M,) on the host.
-
-        These ascend without gradients.
-        """
+        """Documents rows (B,) of a piece to states (M, C), targets (M,), and rows (M,), in a reading ascending."""
         piece, place = self.packed(rows)
         owner, order = place[piece.owner], slice(None)  # (M,)
         if not torch.is_grad_enabled():
@@ -277,8 +264,6 @@ def recorded(backbone: Backbone, rows: int, length: int) -> RecordedLayers | Non
         return RecordedLayers(backbone, rows, length)
     except Exception as problem:  # as many kinds as models have operations
         first = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-        warnings.warn(
-            f"{backbone.name}: its layers cannot be recorded and are launched one by one ({first})",
-            stacklevel=2,
-        )
+        slower = "its layers cannot be recorded and are launched one by one"
+        warnings.warn(f"{backbone.name}: {slower} ({first})", stacklevel=2)
         return None

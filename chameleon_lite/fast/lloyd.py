@@ -51,11 +51,7 @@ def closest(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     half = -0.5 * centroids.square().sum(1)  # (K,)
     rows = max(1, CHUNK_BYTES // (4 * len(centroids)))
     parts = [torch.addmm(half, part, centroids.T).max(1) for part in x.split(rows)]
-    return _joined([p.values for p in parts]), _joined([p.indices for p in parts])
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
 
 
 def _means(x: Tensor, labels: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,7 +71,7 @@ def _farthest(x: Tensor, labels: Tensor, centroids: Tensor, empty: Tensor) -> Te
     """For the empty (K,) clusters the rows of x farthest from their centroids, the farthest first: (K, C)."""
     rows = max(1, CHUNK_BYTES // (4 * x.shape[1]))
     parts = zip(x.split(rows), labels.split(rows))
-    distance = _joined([(part - centroids[label]).square().sum(1) for part, label in parts])  # (N,)
+    distance = torch.cat([(part - centroids[label]).square().sum(1) for part, label in parts])  # (N,)
     farthest = distance.topk(min(len(empty), len(x))).indices  # (≤ K,)
     return x[farthest[(empty.cumsum(0) - 1).clamp(0, len(farthest) - 1)]]
 

@@ -22,11 +22,6 @@ from ..heads import HeadUpdate
 from ..loss import VOCAB_MULTIPLE
 
 
-def update_logits(update: HeadUpdate, group: Tensor, rows: int | None = None) -> "MixedUpdate":
-    """`heads.update_logits`."""
-    return MixedUpdate(update, group)
-
-
 class MixedUpdate:
     """An update of G groups, ready for batches whose row b belongs to group `group[b]`, (B,) int64.
 
@@ -36,7 +31,7 @@ class MixedUpdate:
 
     mix: Tensor | None = None  # (B, R) a row's weights of the shared slots, in the rows' order
 
-    def __init__(self, update: HeadUpdate, group: Tensor) -> None:
+    def __init__(self, update: HeadUpdate, group: Tensor, rows: int | None = None) -> None:
         if update.mix is not None:  # one shared pair of factors: a row's part is R numbers, nothing to group
             self.mix = update.mix[group.to(update.mix.device)]  # (B, R)
             update, group = HeadUpdate(update.down, update.up), torch.zeros_like(group)
@@ -56,10 +51,7 @@ class MixedUpdate:
         self._cast: dict[tuple, list[tuple]] = {}  # by the formats of states and logits
 
     def __call__(self, head: Callable[[Tensor], Tensor], h: Tensor, scale: float = 1.0) -> Tensor:
-        """h (B, T, C) to the adapted logits (B, T, V); `head` gives the frozen ones, which are written into.
-
-        Raises ValueError where the number of rows is not a multiple of the layout's.
-        """
+        """h (B, T, C) to adapted logits (B, T, V), in the head's place; ValueError unless B fits the layout's."""
         if len(h) % self.rows:
             raise ValueError(f"{len(h)} rows, but the conditions are for {self.rows}")
         copies, place, back = len(h) // self.rows, self.place, self.back
@@ -108,6 +100,7 @@ class MixedUpdate:
         return runs
 
 
+update_logits = MixedUpdate  # `heads.update_logits`
 _copies: "WeakKeyDictionary[nn.Linear, AlignedHead]" = WeakKeyDictionary()
 
 

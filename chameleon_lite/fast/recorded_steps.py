@@ -19,7 +19,7 @@ from ..conditions import by_row
 from ..heads import Condition, Head, own_dropout
 from ..states import ScoredStates
 from ..text import IGNORED
-from ..train import Common, Conditioned, Member
+from ..train import Common, Member
 from .recorder import Recorder
 
 _using: Recorder | None = None
@@ -55,9 +55,7 @@ class Replayed:
         self.living: tuple[str, ...] = ()
         self.shapes: dict[nn.Dropout, torch.Size] = {}  # what each layer dropped from last
 
-    def __call__(
-        self, live: Sequence[Member], given: Sequence[Conditioned], rows: Tensor, number: int, common: Common
-    ) -> Tensor:
+    def __call__(self, live: list[Member], given: list, rows: Tensor, number: int, common: Common) -> Tensor:
         """What `step` returns: nats (H,)."""
         if self.recorder is None:
             self.recorder = Recorder(common.data.device)
@@ -156,9 +154,7 @@ class Mask(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x with its dropped numbers at zero; ValueError for a mask of another shape."""
         if self.mask.shape != x.shape:
-            raise ValueError(
-                f"a mask of {tuple(self.mask.shape)} does not fit {tuple(x.shape)}: draw it anew"
-            )
+            raise ValueError(f"a mask of {[*self.mask.shape]} does not fit {[*x.shape]}: draw it anew")
         return x * self.mask
 
 

@@ -42,7 +42,7 @@ class FamilyMember:
 
 @cache
 def registered() -> dict:
-    """The registered file: `contrasts` and `predictions` by name. Treat it as read-only."""
+    """The registered file: `contrasts`, `exploratory` ones and `predictions` by name. Treat it as read-only."""
     if not REGISTERED.is_file():
         raise UserError(f"no registered contrasts at {REGISTERED}: run from a clone of the project")
     return yaml.safe_load(REGISTERED.read_text(encoding="utf-8"))
@@ -203,9 +203,9 @@ class StoredRuns:
         return mean_interval(gaps, np.ones(1), draws=min(self.draws, 2_000))
 
     def measured(self, corpus: str, name: str) -> dict[str, Contrast]:
-        """A registered contrast by name, one for each reading where it is of several; {} where runs are missing."""
-        plan = registered()["contrasts"][name]
-        pair, kind = (plan["first"], plan["second"]), plan.get("of", "test")
+        """A contrast of the file by name, one for each reading where it is of several; {} where runs are missing."""
+        plan = (registered()["contrasts"] | registered()["exploratory"])[name]
+        pair, kind = [self.lowest(corpus, plan[side]) for side in ("first", "second")], plan.get("of", "test")
         if corpus not in plan.get("only", [corpus]):
             return {}
         if kind == "transfer":
@@ -218,6 +218,14 @@ class StoredRuns:
         else:
             out = {name: self.contrast(corpus, *pair)}
         return {name: c for name, c in out.items() if c is not None}
+
+    def lowest(self, corpus: str, regimes: str | list[str]) -> str:
+        """Of several regimes the one whose choice had the lowest validation loss in its own sweep."""
+        if isinstance(regimes, str):
+            return regimes
+        trials = {r: runs[0].learning_rate_trials for r in regimes if (runs := self.runs(corpus, r))}
+        losses = {r: [np.mean([*by_seed.values()]) for by_seed in of.values()] for r, of in trials.items()}
+        return min(trials, key=lambda r: min(losses[r], default=np.inf), default=regimes[0])
 
     def foreign_cost(self, corpus: str, *regimes: str) -> Contrast | None:
         """What 50 % foreign rows cost a regime on the clean rows, or the first minus the second of two.

@@ -37,12 +37,18 @@ def decided(evidence: StoredRuns, part: dict) -> dict:
     rule = next(getattr(module, part["rule"]) for module in modules if hasattr(module, part["rule"]))
     cells, beside = rule(evidence, **part["arguments"]), {}
     for corpus in evidence.corpora:
-        found = [members_of(evidence, corpus, [name]) for name in part["beside"]]
-        if texts := [f"{name} {m.contrast.text()}" for members in found for name, m in members.items()]:
+        if texts := [text for name in part["beside"] for text in _texts(evidence, corpus, name)]:
             beside[corpus] = ", ".join(texts)
     verdicts = [cell.verdict for cell in cells.values()]
     row = {"claim": part["claim"], "part": part["part"], "headline": headline(verdicts, part["over"])}
     return row | {"cells": {where: cell._asdict() for where, cell in cells.items()}, "beside": beside}
+
+
+def _texts(evidence: StoredRuns, corpus: str, name: str) -> list[str]:
+    if name in registered()["exploratory"]:  # named after the runs: an interval, no verdict
+        found = evidence.measured(corpus, name)
+        return [f"{key} {c.text()} (exploratory)" for key, c in found.items()]
+    return [f"{key} {m.contrast.text()}" for key, m in members_of(evidence, corpus, [name]).items()]
 
 
 def changes_frame(results: Path) -> pd.DataFrame:
@@ -56,6 +62,18 @@ def changes_frame(results: Path) -> pd.DataFrame:
         headlines = "; ".join(f"{row.part}: {row.status}" for row in of_claim.itertuples())
         row = {"claim": c["claim"], "says": c["says"], "version 1": old.get(c["claim"], UNTESTED)}
         rows.append(row | {"now": headlines, "why": rulebook()[c["claim"]]["since"]})
+    return pd.DataFrame(rows)
+
+
+def review_frame(results: Path) -> pd.DataFrame:
+    """One row per claim whose rule was changed after its verdicts were seen: what and why, and its parts now."""
+    now = pd.DataFrame(scoreboard(results))
+    rows = []
+    for claim, given in rulebook().items():
+        of_claim = now[now["claim"] == claim]
+        headlines = "; ".join(f"{row.part}: {row.status}" for row in of_claim.itertuples())
+        if "reviewed" in given:
+            rows.append({"claim": claim, "changed": given["reviewed"], "now": headlines})
     return pd.DataFrame(rows)
 
 

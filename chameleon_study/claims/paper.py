@@ -41,7 +41,7 @@ def claims() -> list[dict]:
 
 @cache
 def rulebook() -> dict[int, dict]:
-    """rules.yaml: claim to its parts by letter, and `since`, what changed since version 1. Read-only."""
+    """rules.yaml: claim to its parts by letter, `since` version 1 and `reviewed`: what changed. Read-only."""
     return yaml.safe_load((files(__package__) / "rules.yaml").read_text(encoding="utf-8"))
 
 
@@ -54,7 +54,7 @@ def parts() -> list[dict]:
     out = []
     for claim, of_claim in rulebook().items():
         for letter, given in of_claim.items():
-            if letter == "since":
+            if letter in ("since", "reviewed"):
                 continue
             part = {"part": f"{claim}{letter}", "claim": claim, "over": "corpora", "beside": ()}
             part["if"] = " and ".join(given.get("names", ())).replace("<", " < ")

@@ -4,7 +4,6 @@ results/verdicts.json ─ {"evidence": key, "parts": [{claim, part, headline, ce
 evidence_key(results) ─ of every stored file, timing, registered contrast and rule: if equal, up to date
 """
 
-import hashlib
 import json
 import textwrap
 from pathlib import Path
@@ -13,11 +12,10 @@ import pandas as pd
 
 from chameleon_lite.errors import DamagedFile, RunFailed
 
-from ..stored import KEPT, read, reason, storing
+from ..stored import VERDICTS, evidence_of, read, reason, records_and_losses, storing
 from .paper import claims, parts
 
 OPEN = "not measured yet"
-VERDICTS = "verdicts.json"
 FIELDS = ("claim", "part", "headline", "cells", "beside")
 WIDTH = 80  # columns of the command's table
 HERE = Path(__file__).resolve()
@@ -27,11 +25,8 @@ RULES = (HERE.parent / "rules.yaml", REGISTERED)
 
 def evidence_key(results: Path, benchmarks: Path, *circumstances: str) -> str:
     """Hex sha256 of all that verdicts are made from; DamagedFile where a stored file is not what was stored."""
-    digest = hashlib.sha256(repr(circumstances).encode())
-    files = [p for p in sorted(results.glob("*")) if p.suffix in KEPT and p.name != VERDICTS]
-    for path in (*files, *sorted(benchmarks.glob("*.json")), *RULES):
-        digest.update(path.name.encode() + hashlib.sha256(read(path)).digest())
-    return digest.hexdigest()
+    timings = sorted(benchmarks.glob("*.json"))
+    return evidence_of([*records_and_losses(results), *timings, *RULES], *circumstances)
 
 
 def write_verdicts(rows: dict[str, dict], results: Path, key: str = "") -> None:

@@ -42,10 +42,7 @@ def load_corpus(name: str, *, data_dir: Path | str | None = None, seed: int = 0)
 
 
 def _docstrings(form: str, *, data_dir: Path | None = None, seed: int = 0) -> Corpus:
-    """The embedded corpus: an export in `data_dir`, else read from this machine's libraries and cached.
-
-    The export lets a machine with other library versions run on the very same text.
-    """
+    """The embedded corpus: another machine's export in `data_dir`, else of this one's libraries, cached."""
     name = "docstrings" if form == "paragraphs" else f"docstrings-{form}"
     if data_dir is not None and (data_dir / f"{name}.jsonl").is_file():
         return read_jsonl(data_dir / f"{name}.jsonl")
@@ -70,25 +67,19 @@ def _docstrings_key(form: str, seed: int) -> str:
 
 
 def _mixed(*, data_dir: Path | None = None, seed: int = 0) -> Corpus:
-    """Three kinds of text shuffled together, without a label at test (claim 14); `group` is the source.
-
-    Each split has the same number of characters of each source, in an order drawn by the seed.
-    """
+    """Three kinds of text shuffled, as many characters of each per split; `group` is the source (claim 14)."""
     parts = {name: load_corpus(name, data_dir=data_dir) for name in SOURCES}
     splits, generator = {}, np.random.default_rng(seed)
     for split in SPLITS:
         limit, rows = min(sum(len(d.text) for d in part.splits[split]) for part in parts.values()), []
         for name, part in parts.items():
             documents = [part.splits[split][i] for i in generator.permutation(len(part.splits[split]))]
-            within = np.cumsum([len(d.text) for d in documents]) <= limit
-            rows += [
-                replace(d, id=f"{name}/{d.id}", group=name) for d, chosen in zip(documents, within) if chosen
-            ]
+            count = int((np.cumsum([len(d.text) for d in documents]) <= limit).sum())
+            rows += [replace(d, id=f"{name}/{d.id}", group=name) for d in documents[:count]]
         splits[split] = tuple(rows[i] for i in generator.permutation(len(rows)))
     source = "; ".join(f"{name}: {part.source}" for name, part in parts.items())
-    return Corpus(
-        "mixed", splits, source, {name: {"hash": part.hash, **part.notes} for name, part in parts.items()}
-    )
+    notes = {name: {"hash": part.hash, **part.notes} for name, part in parts.items()}
+    return Corpus("mixed", splits, source, notes)
 
 
 SOURCES = ("docstrings", "wikitext-2-lite", "alpaca")  # of the mixed stream

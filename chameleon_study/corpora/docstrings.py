@@ -14,8 +14,11 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+
+import yaml
 
 from chameleon_lite.app.corpus import Corpus, split_documents
 from chameleon_lite.errors import UserError
@@ -23,25 +26,8 @@ from chameleon_lite.text import Document
 
 from .prose import prose
 
-# import name ▶ name to install
-LIBRARIES = {
-    "numpy": "numpy",
-    "pandas": "pandas",
-    "scipy": "scipy",
-    "sklearn": "scikit-learn",
-    "torch": "torch",
-}
-LIBRARIES["matplotlib"] = "matplotlib"
-# those of the book's environment with more than 10,000 characters of prose: the corpus docstrings-large reads them too
-MORE = dict.fromkeys(
-    """IPython accelerate anyio babel click dask datasets debugpy dill distributed docutils filelock fontTools
-    formulaic fsspec httpx2 huggingface_hub hypothesis ipykernel jedi jinja2 joblib jupyter_client llvmlite mpmath
-    narwhals networkx numba packaging parso patsy peft pexpect playwright prompt_toolkit psutil pydantic pygments
-    pynndescent pyparsing requests rich soupsieve sphinx sphinx_design sqlalchemy statsmodels sympy torchmetrics
-    tornado traitlets transformers typer urllib3 wcwidth wrapt""".split()
-)
-MORE |= {"PIL": "pillow", "_pytest": "pytest", "bs4": "beautifulsoup4", "dateutil": "python-dateutil"}
-MORE |= {"umap": "umap-learn", "zmq": "pyzmq"}
+_TABLE = yaml.safe_load((files(__package__) / "libraries.yaml").read_text(encoding="utf-8"))
+LIBRARIES, MORE = _TABLE["docstrings"], _TABLE["more"]  # import name ▶ name to install, None: the same
 SKIPPED = re.compile(
     r"(^|/)(tests?|_?testing|conftest|_vendor|vendor(ed)?|externals?|extern|third_party|__main__|benchmarks?"
     r"|_?array_api\w*|onnx|fx|ao)(/|\.py$)|(^|/)test_|_test\.py$|^torch/_\w+/|/_internal/"
@@ -62,9 +48,7 @@ def build(form: str = "paragraphs", *, libs: Sequence[str] = (), seed: int = 0) 
     """
     libs = libs or read_by(form)
     making = _instruction if form == "instructions" else _paragraphs
-    documents = [
-        d for (library, name), texts in _explained(libs).items() for d in making(library, name, texts)
-    ]
+    documents = [d for (lib, name), texts in _explained(libs).items() for d in making(lib, name, texts)]
     splits, notes = split_documents(documents, seed=seed)
     python = sys.version.split()[0]
     notes["versions"] = {lib: version(to_install(lib)) for lib in libs} | {"python": python}
@@ -138,10 +122,8 @@ def _sources(lib: str) -> list[tuple[tuple[str, ...], Path]]:
     """Module and .py file of a library in a fixed order, without tests, vendored code and internals."""
     spec, install = find_spec(lib), to_install(lib)
     if spec is None or spec.origin is None:
-        raise UserError(
-            f"the docstrings corpus reads {install}, which is not installed: pip install {install}, "
-            "or give a corpus exported elsewhere (a .jsonl file) in its place"
-        )
+        instead = f"pip install {install}, or give a corpus exported elsewhere (a .jsonl file) in its place"
+        raise UserError(f"the docstrings corpus reads {install}, which is not installed: {instead}")
     root, found = Path(spec.origin).parent, []
     for relative in sorted(f"{lib}/{path.relative_to(root).as_posix()}" for path in root.rglob("*.py")):
         if not SKIPPED.search(relative):

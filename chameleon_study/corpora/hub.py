@@ -18,7 +18,8 @@ from pathlib import Path
 
 from chameleon_lite.app import own_texts
 from chameleon_lite.app.corpus import Corpus, overlaps
-from chameleon_lite.app.rows import flaw_of, parsed, read_rows
+from chameleon_lite.app.files_read import read_rows
+from chameleon_lite.app.rows import flaw_of, parsed
 from chameleon_lite.backbones.hub import reachable
 from chameleon_lite.errors import Unreachable, UserError
 from chameleon_lite.text import Document
@@ -26,9 +27,7 @@ from chameleon_lite.text import Document
 ANY = "use a file (--corpus FILE.jsonl), or the corpus docstrings, which needs no network"
 SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
 WIKITEXT, WIKITEXT_CONFIG = "Salesforce/wikitext", "wikitext-2-raw-v1"
-WIKITEXT_INSTEAD = (
-    "give --data-dir FOLDER with train.txt, validation.txt and test.txt, or use the corpus docstrings"
-)
+WIKITEXT_INSTEAD = "give --data-dir FOLDER with train, validation and test.txt, or use the corpus docstrings"
 ARTICLE = re.compile(r"\s*= [^=](.*[^=])? =\s*")
 LITE = "training is the official test rows, validation"
 NOTES = {
@@ -37,9 +36,7 @@ NOTES = {
     "wikitext-2-lite-released": f"lite, as released: {LITE} all official validation rows",
 }
 ALPACAS = {"alpaca": "tatsu-lab/alpaca", "alpaca-cleaned": "yahma/alpaca-cleaned"}
-ALPACA_INSTEAD = (
-    "give --data-dir FOLDER with Alpaca's .json or .jsonl, or use the corpus docstrings-instructions"
-)
+ALPACA_INSTEAD = "give --data-dir FOLDER with Alpaca's .json or .jsonl, or use docstrings-instructions"
 
 
 def load(repository: str, *, seed: int = 0) -> Corpus:
@@ -158,20 +155,15 @@ def _lines(path: Path) -> list[str]:
 
 
 def alpaca(name: str, *, data_dir: Path | None = None, seed: int = 0) -> Corpus:
-    """The rows of the hub's data set, or of the .jsonl, .json or .json.xz file in `data_dir` or `data_dir`/alpaca.
-
-    The whole data set is alpaca_data.json(.xz), 52,002 records: half a minute to read and to split.
-    """
+    """The hub's data set, or the .jsonl, .json or .json.xz file in `data_dir` or `data_dir`/alpaca."""
     if data_dir is None:
         fetched = fetch(ALPACAS[name], instead=ALPACA_INSTEAD)
         rows = parsed(row for split in fetched.values() for row in split)
         where = f"hub {ALPACAS[name]}"
     else:
         path = _alpaca_file(data_dir, name)
-        rows, where = (
-            parsed(_unpacked(path)) if path.suffix == ".xz" else read_rows(path),
-            f"file {path.name}",
-        )
+        rows = parsed(_unpacked(path)) if path.suffix == ".xz" else read_rows(path)
+        where = f"file {path.name}"
     return own_texts.corpus(name, where, rows, where, seed=seed)
 
 

@@ -1,12 +1,13 @@
-"""The study's pictures: each draws one table on an axis and returns it."""
+"""The study's pictures, and vectors as points: each draws one table, or numbers, on an axis and returns it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import pandas as pd
 
 from ..claims.statistics import mean_and_span
 from ..released.protocol import SWITCHES
-from .style import look_of
+from .style import look, look_of
 
 LABELS = {"": "as released"} | {name: row["label"] for name, row in SWITCHES.items() if "label" in row}
 
@@ -83,4 +84,47 @@ def waterfall(ax, walk: pd.DataFrame, regimes: dict[str, str]):
     handles, names = ax.get_legend_handles_labels()  # bars are listed last, and shown first
     order = (handles[2:] + handles[:2], names[2:] + names[:2])
     ax.figure.legend(*order, frameon=False, loc="outside lower left", ncols=2, fontsize=9.5)
+    return ax
+
+
+def value_map(ax, xy, values, label: str):
+    """Points xy (N, 2) coloured by a number (N,), with its scale beside the map."""
+    xy, values = np.asarray(xy), np.asarray(values)
+    order = np.argsort(values)  # large values on top, so that a few of them are not hidden
+    points = ax.scatter(*xy[order].T, c=values[order], s=9, cmap="cividis", linewidths=0, rasterized=True)
+    ax.figure.colorbar(points, ax=ax, label=label, shrink=0.8)
+    return bare(ax)
+
+
+def bare(ax):
+    """The axis without ticks and grid, for maps whose coordinates mean nothing."""
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+def against_length(ax, lengths, values, index: int = 0):
+    """One point per document: tokens (N,) on a logarithmic axis against any number (N,)."""
+    points = {"linestyle": "none", "markeredgewidth": 0, "markersize": 3, "alpha": 0.35, "rasterized": True}
+    ax.plot(lengths, values, **look(index) | points)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks([16, 32, 64, 128, 256], ["16", "32", "64", "128", "256"])
+    ax.minorticks_off()
+    ax.set_xlabel("length (tokens)")
+    return ax
+
+
+def shifts(ax, values: np.ndarray, clusters: Sequence[str], tokens: Sequence[str]):
+    """Draw values (K, tokens) in logits, red where an update raises a token, blue where it lowers it."""
+    values = np.asarray(values)
+    limit = float(np.abs(values).max()) or 1.0
+    picture = ax.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    columns, rows = (
+        [name.replace("$", r"\$") for name in part] for part in (tokens, clusters)
+    )  # no formulas
+    ax.set_xticks(range(len(tokens)), columns, rotation=90, family="monospace")
+    ax.set_yticks(range(len(clusters)), rows)
+    ax.grid(False)
+    ax.figure.colorbar(picture, ax=ax, label="shift of the logit")
     return ax

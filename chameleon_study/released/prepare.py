@@ -17,19 +17,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from chameleon_lite import Arrangement, HeadWeight, TokenTable, add_lora, tokenise
 from chameleon_lite.app.corpus import SPLITS, Corpus
 from chameleon_lite.backbone import Backbone, copied
 from chameleon_lite.backbones.formats import number_format
-from chameleon_lite.batches import Arrangement
 from chameleon_lite.cluster import Clustering, fit_clusters, merge_small, nearest_centroid
 from chameleon_lite.errors import UserError
-from chameleon_lite.lora import add_lora
-from chameleon_lite.loss import HeadWeight
-from chameleon_lite.text import TokenTable, tokenise
 from chameleon_lite.train_layers import LiveStates
 
 from ..config import Experiment
-from ..prepare import Material, Say, check_batch, timed
+from ..prepare import Material, check_batch, timed
 from ..regimes import RANK
 from ..sources import span_vectors
 from .protocol import Protocol, protocol_of
@@ -66,9 +63,7 @@ class ReleasedCorpus(Material):
         }
 
 
-def prepare_released(
-    settings: Experiment, backbone: Backbone, corpus: Corpus, say: Say = lambda text: None
-) -> ReleasedCorpus:
+def prepare_released(settings, backbone: Backbone, corpus: Corpus, say=lambda text: None) -> ReleasedCorpus:
     """A corpus's tables, states and vectors under the experiment's protocol; stages are timed."""
     protocol, seconds, scored, clusters, conditions = protocol_of(settings.protocol), {}, {}, {}, {}
     with timed(seconds, "tokens"):
@@ -117,9 +112,7 @@ def documents_by_split(settings: Experiment, protocol: Protocol, corpus: Corpus)
     return splits
 
 
-def row_tables(
-    settings: Experiment, protocol: Protocol, tokenizer: Callable, documents
-) -> dict[str, TokenTable]:
+def row_tables(settings: Experiment, protocol: Protocol, tokenizer, documents) -> dict[str, TokenTable]:
     """Tokens of each split, cut after a random order where the settings limit it.
 
     With reads: row every row stays, otherwise those long enough to have a prefix.
@@ -139,9 +132,7 @@ def row_tables(
     return tables
 
 
-def row_vectors(
-    settings: Experiment, protocol: Protocol, backbone: Backbone, table: TokenTable
-) -> list[Tensor]:
+def row_vectors(settings: Experiment, protocol: Protocol, backbone, table: TokenTable) -> list[Tensor]:
     """The vectors that are clustered and those that condition, (N, C) each, on the device.
 
     Plain text reads the row or the prefix for both; instructions cluster on the prompt and condition on

@@ -44,24 +44,19 @@ class Protocol(Settings):
     def _contradictions(self) -> "Protocol":
         cached, next_token = self.backbone == "cached", self.objective == "next_token"
         prefix, zero = self.reads == "prefix", self.ignored == "id 0"
-        reasons = {
-            "layers: true changes the hidden states in every step: set backbone: live": self.layers
-            and cached,
-            "objective next_token scores real tokens only: set ignored: padding": next_token and zero,
-            "reads: prefix leaves the prefix unscored: set objective: next_token": prefix and not next_token,
-            "reads: prefix has no padding to average: set padding_in_mean: false": prefix
-            and self.padding_in_mean,
-        }
-        for reason, clash in reasons.items():
-            if clash:
-                raise ValueError(reason)
+        if self.layers and cached:
+            raise ValueError("layers: true changes the hidden states in every step: set backbone: live")
+        if next_token and zero:
+            raise ValueError("objective next_token scores real tokens only: set ignored: padding")
+        if prefix and not next_token:
+            raise ValueError("reads: prefix leaves the prefix unscored: set objective: next_token")
+        if prefix and self.padding_in_mean:
+            raise ValueError("reads: prefix has no padding to average: set padding_in_mean: false")
         return self
 
 
-PRESETS = {
-    name: Protocol(**{switch: row[name] for switch, row in SWITCHES.items()})
-    for name in ("as_released", "as_described", "honest")
-}
+_NAMES = ("as_released", "as_described", "honest")
+PRESETS = {name: Protocol(**{switch: row[name] for switch, row in SWITCHES.items()}) for name in _NAMES}
 
 
 def preset(name: str, **switches: Any) -> Protocol:
@@ -80,10 +75,7 @@ def protocol_of(settings: ProtocolSettings) -> Protocol:
 
 
 def mended(settings: ProtocolSettings) -> list[tuple[str, ProtocolSettings]]:
-    """The protocols of a walk: the start, then one after each switch of `mend` became honest, cumulatively.
-
-    Each comes with the name of the switch just turned ("" for the start), and is checked.
-    """
+    """The protocols of a walk, checked, each with the switch that was mended for it: "" for the start."""
     step, steps = settings.model_copy(update={"mend": ()}), []
     for switch in ("", *settings.mend):
         if switch:

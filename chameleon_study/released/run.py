@@ -11,12 +11,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from chameleon_lite.backbone import Backbone
-from chameleon_lite.batches import Arrangement
+from chameleon_lite import Arrangement, Backbone, Head, HyperHead, LoraHead, matched_rank
 from chameleon_lite.errors import UserError, unknown
-from chameleon_lite.heads import Head, HyperHead, LoraHead, matched_rank
 from chameleon_lite.lora import lora_parameters
-from chameleon_lite.processes import Processes
 from chameleon_lite.train import Member, Source, average
 from chameleon_lite.train_layers import WithLayers
 
@@ -24,7 +21,7 @@ from ..config import Experiment
 from ..evaluate import Context, Outcome, record_of
 from ..provenance import reset_peak
 from ..regimes import RANK
-from ..sources import BatchMean, Constant
+from ..sources import batch_mean, constant
 from .prepare import ReleasedCorpus, orders_of
 from .protocol import Protocol
 
@@ -66,9 +63,7 @@ def measure_released(context: Context, regimes: list[str], seed: int, corpus: st
         yield record_of(context, regime, corpus, seed, Outcome(member=member, seconds=seconds), metrics), rows
 
 
-def train_released(
-    material: ReleasedCorpus, regimes: list[str], seed: int, processes: Processes | None = None
-) -> Iterator[tuple[str, Member | None, Orders, float]]:
+def train_released(material: ReleasedCorpus, regimes: list[str], seed, processes=None) -> Iterator[tuple]:
     """Train one seed's heads; yields each regime, its head, None for the frozen model, the fixed orders and seconds.
 
     The layers below a head are in its state until the next one is asked for. Heads share every batch, unless these
@@ -103,8 +98,8 @@ def _member(material: ReleasedCorpus, regime: str, seed: int) -> Member:
 def source_of(material: ReleasedCorpus, regime: str, split: str) -> Source | None:
     """A regime's condition source in a split: a constant, the mean of the batch's rows, or none."""
     if regime == "R3":
-        return Constant(material.condition_vectors["train"].mean(0))
-    return BatchMean(material.condition_vectors[split]) if regime == "R4" else None
+        return constant(material.condition_vectors["train"].mean(0))
+    return batch_mean(material.condition_vectors[split]) if regime == "R4" else None
 
 
 def row_losses(material: ReleasedCorpus, regime: str, member: Member | None, split: str, order) -> Tensor:
@@ -156,9 +151,8 @@ def measure(material: ReleasedCorpus, regime: str, member: Member | None, orders
         best = min(member.curve[1:], key=lambda point: point["validation_nll"])
         metrics |= {"train_nll": best["train_nll"], "best_epoch": float(best["epoch"])}
         metrics["validation_last_epoch_nll"] = member.curve[-1]["validation_nll"]
-    metrics["reported_nll"] = metrics[
-        "test_nll" if material.protocol.reported == "test" else "validation_nll"
-    ]
+    reported = "test" if material.protocol.reported == "test" else "validation"
+    metrics["reported_nll"] = metrics[f"{reported}_nll"]
     metrics["reported_ppl"] = math.exp(min(metrics["reported_nll"], 700.0))
     return metrics, pd.concat(frames)
 

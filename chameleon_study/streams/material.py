@@ -23,6 +23,7 @@ from chameleon_lite.streams.online import LayerStates, OnlineClusters
 from chameleon_lite.text import TokenTable, cumulative, ragged, tokenise
 
 from ..prepare import timed
+from ..provenance import placeless
 
 ORDERS = ("random", "bursty", "drifting")
 BURST = 256  # rows of one source on average, before another one follows
@@ -143,7 +144,7 @@ def prepare(
     facts = {
         "corpus": corpus.hash,
         "sources": names,
-        "backbone": backbone.name,
+        "backbone": placeless(backbone.name),
         "backbone_hash": backbone.hash,
     }
     facts |= {

@@ -8,6 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from chameleon_lite.backbone import load_backbone
+from chameleon_lite.backbones.tiny import byte_tokenizer
+
+from .templates import TEMPLATE
+
 
 @pytest.fixture(scope="session")
 def adapter_folder(adapter, tmp_path_factory):
@@ -101,3 +106,27 @@ def source(command, two_kinds):
     path = Path("in.jsonl")
     path.write_text("\n".join(json.dumps({"text": text}) for text in two_kinds(60)) + "\n")
     return path
+
+
+@pytest.fixture(scope="session")
+def chat_folder(tmp_path_factory):
+    """A small model of the byte tokenizer's 257 tokens and two of a chat, which its template writes."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("chat")
+    sizes = {"vocab_size": 259, "n_positions": 256, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    config = GPT2Config(**sizes, initializer_range=0.2)
+    config.bos_token_id = config.eos_token_id = 256
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer = byte_tokenizer(256)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def chatty(chat_folder):
+    return load_backbone(str(chat_folder))

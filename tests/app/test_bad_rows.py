@@ -71,7 +71,7 @@ WHOLE = {  # file -> its content, what is said, exit codes of adapt and of corpu
     "header.csv": (b"text\n", "no rows", "has no text", 1, 2),
     "wide.jsonl": (json.dumps(GOOD).encode("utf-16"), "is UTF-16", "is UTF-16", 2, 2),
     "wide.csv": ("text\nhello\n".encode("utf-16"), "is UTF-16", "is UTF-16", 2, 2),
-    "packed.jsonl": (b"\x1f\x8b\x08\0rest", "is compressed", "is compressed", 2, 2),
+    "packed.jsonl": (b"\x1f\x8b\x08\0rest", "is a damaged .gz", "is a damaged .gz", 2, 2),
     "table.jsonl": (b"PAR1\x15\x04", "is parquet", "is parquet", 2, 2),
     "latin.csv": ("text\né\n".encode("latin-1"), "is not UTF-8", "is not UTF-8", 2, 2),
     "deep.json": (b"[" * 60_000, "deep.json is not JSON", "deep.json is not JSON", 2, 2),

@@ -121,7 +121,7 @@ ODD_OPTIONS = [
 
 @pytest.mark.parametrize("words", ODD_OPTIONS)
 def test_an_option_out_of_range_is_wrong_use_before_any_work(words, source, refused, monkeypatch):
-    monkeypatch.setattr("chameleon_lite.app.fit.hidden_states", None)  # never reached
+    monkeypatch.setattr("chameleon_lite.app.candidates.hidden_states", None)  # never reached
     refused("fit", source, "--backbone", "tiny", "--out", "a", *words.split(), says="")
     assert not os.path.exists("a")
 

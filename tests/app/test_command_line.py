@@ -64,7 +64,7 @@ def test_help_begins_with_own_texts_then_the_study_then_the_benchmarks():
 
     cli.add_commands()
     shown = list(get_command(cli.app).commands)
-    assert shown[:3] == ["fit", "adapt", "corpus"] and shown[-1] == "bench"
+    assert shown[:4] == ["fit", "adapt", "export", "corpus"] and shown[-1] == "bench"
     assert shown.index("doctor") < shown.index("run")
 
 

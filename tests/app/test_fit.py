@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from chameleon_lite.app.fit import FitSettings, Fitted, compared, corpus_of, fit
+from chameleon_lite.app.fit import FitSettings, Fitted, compared, fit
+from chameleon_lite.app.parts import corpus_of
 from chameleon_lite.app.stream import adapt
 from chameleon_lite.errors import UserError
 from chameleon_lite.settings import ClusterSettings, TokenSettings, TrainSettings
@@ -14,6 +15,7 @@ from chameleon_lite.settings import ClusterSettings, TokenSettings, TrainSetting
 
 def small(**changes) -> FitSettings:
     values = {
+        "head": "hyper",
         "learning_rate": 1e-2,
         "dropout": 0.0,
         "tokens": TokenSettings(max_length=96),

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from chameleon_lite import engine, train_layers
-from chameleon_lite.app.fit import FitSettings, corpus_of, fit
+from chameleon_lite.app.fit import FitSettings, fit
+from chameleon_lite.app.parts import corpus_of
 from chameleon_lite.app.stream import adapt
 from chameleon_lite.backbone import copied, load_backbone
 from chameleon_lite.batches import Arrangement
@@ -29,6 +30,7 @@ from chameleon_lite.train_layers import LiveStates, WithLayers
 
 def small(**changes) -> FitSettings:
     values = {
+        "head": "hyper",
         "learning_rate": 1e-2,
         "dropout": 0.0,
         "tokens": TokenSettings(max_length=96),
@@ -114,7 +116,7 @@ def test_the_stream_experiment_is_refused_by_name(fitted, two_kinds):
 def test_rank_zero_is_the_head_alone_as_ever(two_kinds):
     one, two = (
         fit(two_kinds(90), backbone="tiny", settings=s)
-        for s in (small(lora_rank=0), FitSettings(**small().model_dump(exclude={"lora_rank"})))
+        for s in (small(lora_rank=0), FitSettings(head="hyper", **small().model_dump(exclude={"lora_rank"})))
     )
     assert one.after == two.after and torch.equal(one.model.head.last.weight, two.model.head.last.weight)
     assert not adapted_layers(one.model.backbone) and not [

@@ -83,7 +83,8 @@ def test_folder_of_text_files(written, tmp_path):
         ("a.json", '{"text": "x"}', "must be one list of rows"),
         ("a.json", "[{]", "a.json is not JSON: .*line 1"),
         ("a.csv", "text\na,b\n", "more cells than the header"),
-        ("a.parquet", "", "a corpus is .jsonl"),
+        ("a.arrow", "", "a corpus is .jsonl"),
+        ("a.parquet", "", "a.parquet is no whole .parquet"),
     ],
 )
 def test_errors_say_what_to_mend(written, name, content, message):

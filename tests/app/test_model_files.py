@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from chameleon_lite import adapt
+from chameleon_lite.app.export import export
 from chameleon_lite.backbone import load_backbone
 from chameleon_lite.chameleon import ChameleonLiteForCausalLM
 from chameleon_lite.errors import UserError
@@ -211,3 +212,5 @@ def test_a_model_of_a_gguf_file_can_be_saved_merged(tmp_path):
     ids = torch.arange(40, 60)[None]
     logits = load_backbone(str(tmp_path / "merged")).lm(ids).logits
     assert torch.equal(logits, merged(ids).logits) and not torch.allclose(logits, backbone.lm(ids).logits)
+    export(model, tmp_path / "exported", format="merged", condition=condition)
+    assert torch.equal(load_backbone(str(tmp_path / "exported")).lm(ids).logits, logits)

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from chameleon_lite import adapt
-from chameleon_lite.app.fit import FitSettings, _parts, corpus_of
+from chameleon_lite.app.fit_settings import FitSettings
+from chameleon_lite.app.parts import corpus_of, parts_of
 from chameleon_lite.backbone import load_backbone
 from chameleon_lite.backbones.formats import opening
 from chameleon_lite.backbones.tiny import byte_tokenizer
@@ -79,7 +80,7 @@ def test_the_first_token_takes_its_place_of_a_full_row(begun):
 def test_the_end_of_a_response_is_learnt_and_is_no_part_of_the_comparison(tiny, two_kinds):
     end = tiny.tokenizer.eos_token_id
     rows = [{"prompt": "Say: ", "response": text} for text in two_kinds(60)]
-    parts, _ = _parts(corpus_of(rows), tiny, FitSettings())
+    parts, _ = parts_of(corpus_of(rows), tiny, FitSettings())
     assert {split: int((table.ids == end).sum()) for split, table in parts.tables.items()} == {
         "train": len(parts.tables["train"]),
         "validation": 0,
@@ -87,7 +88,7 @@ def test_the_end_of_a_response_is_learnt_and_is_no_part_of_the_comparison(tiny, 
     }
     ends = parts.tables["train"].ids[parts.tables["train"].offsets[1:] - 1]
     assert (ends == end).all()
-    parts, _ = _parts(corpus_of(two_kinds(60)), tiny, FitSettings())  # plain text goes on
+    parts, _ = parts_of(corpus_of(two_kinds(60)), tiny, FitSettings())  # plain text goes on
     assert not (parts.tables["train"].ids == end).any()
 
 
@@ -104,18 +105,22 @@ def test_marks_of_a_text_that_look_like_the_end_are_text(tiny):
     assert all(r["tokens"] for r in together)
 
 
-@pytest.mark.parametrize("group", [[0, 7], [0, -1], [3, 3]])
+@pytest.mark.parametrize("group", [[0, 7], [0, -1], [3, 3], [0], [0, 1, 2, 0]])
 def test_a_row_of_a_group_without_an_update_is_refused(adapter, group):
     ids = torch.arange(40, 60)[None].repeat(2, 1)
     how = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 3}
-    with pytest.raises(ValueError, match="group must lie in 0 … 2"):
+    with pytest.raises(ValueError, match="lie in 0 … 2"):
         adapter.generate(input_ids=ids, condition=adapter.centroids, group=torch.tensor(group), **how)
 
 
 FORMATS = {  # name -> content, what is said
-    "rows.parquet": (b"PAR1\0", "cannot read rows.parquet", "is parquet"),
-    "rows.tsv": (b"id\ttext\n1\thello\n", "cannot read rows.tsv", "no row of"),
-    "rows.jsonl.gz": (b"\x1f\x8b\x08\0rest", "cannot read rows.jsonl.gz", "is compressed"),
+    "rows.parquet": (b"PAR1\0", "rows.parquet is no whole .parquet", "rows.parquet is no whole .parquet"),
+    "rows.jsonl.gz": (
+        b"\x1f\x8b\x08\0rest",
+        "rows.jsonl.gz is a damaged .gz",
+        "rows.jsonl.gz is a damaged .gz",
+    ),
+    "rows.jsonl": (b"PAR1\0", "is parquet: let its name end in .parquet", "is parquet"),
     "rows.arrow": (b"ARROW1\0\0", "cannot read rows.arrow", "no row of"),
     "rows.xlsx": (b"PK\x03\x04", "cannot read rows.xlsx", "no row of"),
     "rows": (b"hello\n", "cannot read rows", "no row of"),

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from chameleon_lite.app.rows import jsonl_rows, parse, parse_line
+from chameleon_lite.app.files_read import jsonl_rows
+from chameleon_lite.app.rows import parse, parse_line
 from chameleon_lite.app.stream import windows
 from chameleon_lite.errors import UserError
 

@@ -4,7 +4,7 @@ import matplotlib
 import pytest
 
 from chameleon_bench import figures, tables
-from chameleon_bench.rows import EXTRAS, ROWS, measured
+from chameleon_bench.measure import EXTRAS, ROWS, measured
 from chameleon_study import page
 
 matplotlib.use("Agg")

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
+from chameleon_bench.measure import measured
 from chameleon_bench.overhead import ROWS, Batches, quantiles, ratios
-from chameleon_bench.rows import measured
 
 
 @pytest.fixture

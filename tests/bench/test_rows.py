@@ -5,8 +5,8 @@ import json
 import pytest
 
 from chameleon_bench import rows_head, rows_layers
+from chameleon_bench.measure import ROWS, measured
 from chameleon_bench.report import run_rows, summary
-from chameleon_bench.rows import ROWS, measured
 from chameleon_bench.tables import many_texts_frame
 from chameleon_lite.app import boundary
 from chameleon_lite.errors import RunFailed, UserError

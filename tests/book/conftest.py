@@ -31,16 +31,13 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def book_tools():
-    """`book/execute.py` and `book/build.py`, which are scripts beside the pages and not part of the package."""
+    """`book/build.py`, which is a script beside the pages and not part of the package, by its name."""
     pytest.importorskip("papermill", reason="the extra `book` is not installed")
-    found = {}
-    for name in ("execute", "build"):
-        spec = importlib.util.spec_from_file_location(name, ROOT / "book" / f"{name}.py")
-        found[name] = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(found[name])
-    yield found
-    for name in found:
-        del sys.modules[name]
+    spec = importlib.util.spec_from_file_location("build", ROOT / "book" / "build.py")
+    sys.modules["build"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["build"])
+    yield {"build": sys.modules["build"]}
+    del sys.modules["build"]
 
 
 def pytest_generate_tests(metafunc):

@@ -25,7 +25,7 @@ def written(path, *code, parameters='profile = "smoke"'):
 def run(book_tools, tmp_path):
     def call(*code, profile="smoke", timeout=60):
         source = written(tmp_path / "x.ipynb", *code)
-        return book_tools["execute"].run_notebook(source, tmp_path, profile, timeout)
+        return book_tools["build"].run_notebook(source, tmp_path, profile, timeout)
 
     return call
 
@@ -80,10 +80,10 @@ def test_a_bad_run_is_kept_apart_and_replaces_no_good_page(run, tmp_path, code, 
 )
 def test_faults_name_what_is_unfit(book_tools, output, says):
     book = new_notebook(cells=[new_code_cell("x", outputs=[output])])
-    (fault,) = book_tools["execute"].faults(book)
+    (fault,) = book_tools["build"].faults(book)
     assert says in fault
     book.cells[0].outputs = [new_output("stream", name="stdout", text="fine")]
-    assert book_tools["execute"].faults(book) == []
+    assert book_tools["build"].faults(book) == []
 
 
 def test_api_page_names_every_module_with_code(book_tools, repository):

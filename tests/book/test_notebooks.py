@@ -109,7 +109,7 @@ def test_the_readme_uses_public_names_only(repository):
 def test_other_imports_are_seen_and_refused(line):
     (pair,) = imports(ast.parse(line))
     assert not is_public(*pair, METHOD[0])
-    assert is_public("chameleon_lite", "HyperHead", METHOD[0]) and is_public(FIGURES, "clouds", METHOD[0])
+    assert is_public("chameleon_lite", "HyperHead", METHOD[0]) and is_public(FIGURES, "study", METHOD[0])
     assert is_public("chameleon_study.records", "load_records", WHOLE)
     assert not is_public("chameleon_study.records", "load_records", METHOD[0])
     assert not is_public("chameleon_study", "page")  # the README has no page

@@ -63,6 +63,9 @@ def test_off_is_exactly_the_frozen_model():
     assert not torch.equal(adapted, frozen)
     with without_lora(backbone):
         assert torch.equal(backbone.hidden(IDS), frozen)
+        with without_lora(backbone):
+            assert torch.equal(backbone.hidden(IDS), frozen)
+        assert torch.equal(backbone.hidden(IDS), frozen)  # an inner block's end is not the outer one's
     assert torch.equal(backbone.hidden(IDS), adapted)
     with pytest.raises(KeyError), without_lora(backbone):
         raise KeyError

@@ -80,9 +80,12 @@ def test_what_is_written_in_files_today_keeps_its_meaning():
     found = Experiment(name="x", regimes=["R1"], shared_order=True, **settings)
     assert found.learning_rates == {"R1": 1e-3} and found.protocol.switches == {"released_mask": True}
     assert FitSettings(record_layers=False).record_layers is False
-    assert FitSettings().key() == "ac8d4f44" and Experiment(name="x", regimes=["R1"]).key() == "d1377d3c"
+    assert (
+        FitSettings(head="hyper").key() == "ac8d4f44"
+        and Experiment(name="x", regimes=["R1"]).key() == "d1377d3c"
+    )
     grouped = {"masks": "group"}  # all there was when runs of the first study got their names
-    assert FitSettings(train=grouped | {"epochs": 3}).key() == "830b05af"
+    assert FitSettings(head="hyper", train=grouped | {"epochs": 3}).key() == "830b05af"
     assert Experiment(name="x", regimes=["R1"], train=grouped).key() == "7fc83aa5"
     released = Experiment(name="x", regimes=["R1"], protocol={"preset": "as_released"})
     assert released.train.masks == "group" and "masks" not in released.model_dump()["train"]

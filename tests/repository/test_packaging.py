@@ -41,12 +41,11 @@ def project(repository):
     return tomllib.loads((repository / "pyproject.toml").read_text())["project"]
 
 
-@pytest.fixture(scope="module")
-def pins(repository):
-    lines = [
-        line for line in (repository / "constraints.txt").read_text().splitlines() if not line.startswith("#")
-    ]
-    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+@pytest.fixture(params=["constraints.txt", "constraints-3.12.txt", "constraints-3.13.txt"])
+def pins(repository, request):
+    lines = (repository / request.param).read_text().splitlines()
+    pins = [line.split("==") for line in lines if not line.startswith("#")]
+    return {canonicalize_name(name): version for name, version in pins}
 
 
 def requirements(project):
@@ -62,6 +61,25 @@ def test_core_has_lower_bounds_only(project):
 def test_every_requirement_is_pinned_within_its_bounds(project, pins):
     for requirement in requirements(project):
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), str(requirement)
+
+
+def test_every_tried_python_has_its_constraints_its_classifier_and_its_jobs(repository, project):
+    shown = [c.rpartition(" ")[2] for c in project["classifiers"] if re.search(r":: 3\.\d+$", c)]
+    assert shown == ["3.11", "3.12", "3.13"] and all(
+        map(SpecifierSet(project["requires-python"]).contains, shown)
+    )
+    first, *later = shown
+    files = {path.name for path in repository.glob("constraints*.txt")}
+    assert files == {"constraints.txt", *(f"constraints-{version}.txt" for version in later)}
+    for name in files:
+        version = name.removeprefix("constraints").strip("-.tx") or first
+        assert f"Python {version}," in (repository / name).read_text().splitlines()[0]
+    jobs = yaml.safe_load((repository / ".github" / "workflows" / "tests.yml").read_text())["jobs"]
+    matrix = jobs["without-make"]["strategy"]["matrix"]
+    assert matrix["python"] == jobs["wheel"]["strategy"]["matrix"]["python"] == shown
+    assert [system.partition("-")[0] for system in matrix["system"]] == ["ubuntu", "macos", "windows"]
+    readme = (repository / "README.md").read_text()
+    assert all(version in readme for version in shown)
 
 
 def test_environment_installs_what_pyproject_names(repository, project):

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from chameleon_lite import engine
 from chameleon_lite.heads import Condition, HeadUpdate, HyperHead, apply_update
 from chameleon_lite.loss import HeadWeight, head_losses, token_losses
-from chameleon_study.heads import BankHead, FactorBankHead, RoutedHead, SvfBank, UnigramBias
+from chameleon_study.heads import BankHead, FactorBankHead, LibraryHead, SvfBank, UnigramBias
 
 C, V, G, M = 16, 101, 5, 60
 
@@ -23,7 +23,7 @@ def weight(seed=0):
 MAKERS = {
     "bank": lambda: BankHead(C, V, 4, rank=2),
     "factor bank": lambda: FactorBankHead(C, V, 4, rank=2),
-    "routed": lambda: RoutedHead(C, V, 4, rank=2),
+    "routed": lambda: LibraryHead(C, V, 4, rank=2),
     "svf": lambda: SvfBank(weight(), 4),
     "unigram": lambda: UnigramBias(torch.arange(V).float()),
 }
@@ -108,7 +108,7 @@ def test_bank_has_the_hyper_networks_parameters_at_gpt2s_size():
 
 
 def test_routing_uses_one_expert_alone():
-    head = stirred(RoutedHead(C, V, 4, rank=2))
+    head = stirred(LibraryHead(C, V, 4, rank=2))
     at = condition()
     k = int(at.cluster[2])
     expected = head.up[:, 2 * k : 2 * k + 2] @ head.down[2 * k : 2 * k + 2]

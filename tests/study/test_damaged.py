@@ -14,9 +14,9 @@ from chameleon_lite.errors import DamagedFile
 from chameleon_study import page, stored
 from chameleon_study.claims.contrasts import StoredRuns
 from chameleon_study.claims.ledger import stored_verdicts
+from chameleon_study.provenance import load_spans
 from chameleon_study.records import load_records, load_results
 from chameleon_study.released.proofs.store import load_proofs
-from chameleon_study.spans import load_spans
 
 ROOT = Path(__file__).parents[2]
 NAME = "honest-docstrings"
@@ -207,10 +207,10 @@ def test_what_decides_nothing_is_refused_and_verdicts_stay(command, summed, tmp_
 def test_verdicts_are_not_replaced_by_fewer(command, summed, study_of):
     path = summed / "verdicts.json"
     with stored.storing(path) as part:
-        part.write_text(json.dumps({"evidence": "", "parts": [old("1c"), old("3a")]}))
+        part.write_text(json.dumps({"evidence": "", "parts": [old("1e"), old("3a")]}))
     before = path.read_bytes()
     code, out, said = command("claims", "--results", summed, "--write")
-    assert code == 1 and "verdicts.json is kept" in said and "claim 1c, 3a" in said and "not tested" in out
+    assert code == 1 and "verdicts.json is kept" in said and "claim 1e, 3a" in said and "not tested" in out
     assert path.read_bytes() == before
     path.unlink()
     assert command("claims", "--results", summed, "--write")[0] == 0

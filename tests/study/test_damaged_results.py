@@ -13,7 +13,7 @@ NAME = "honest-docstrings"
 TIMINGS = (
     b'{"machine": {"device": "cpu"}, "rows": {"overhead": {"status": "shown"}, "B1": {"status": "met"}}}'
 )
-FILES = [f"{NAME}.jsonl", f"{NAME}.parquet", "verdicts.json", stored.SUMS, "timings/cpu.json"]
+FILES = [f"{NAME}.jsonl", f"{NAME}.parquet", "verdicts.json", "tables.json", stored.SUMS, "timings/cpu.json"]
 FOREIGN = [
     b"",
     bytes(64),
@@ -37,6 +37,7 @@ def test_whatever_is_done_to_results_is_one_line_or_a_result(command, study_of, 
     (results / "timings").mkdir()
     (results / "timings" / "cpu.json").write_bytes(TIMINGS)
     (results / "verdicts.json").write_text("[]")
+    (results / "tables.json").write_text("[]")
     if sums:
         with stored.storing(results / "verdicts.json") as part:
             part.write_text("[]")

@@ -6,7 +6,7 @@ from chameleon_lite import engine, states
 from chameleon_study.run import run_experiment
 
 REGIMES = ["R0", "R1", "R2", "R4", "R6"]
-RELATED = ["R12", *(f"R{n}" for n in range(21, 28)), "R24-constant"]  # of related.py
+RELATED = ["R12", *(f"R{n}" for n in range(21, 28)), "R24-constant"]  # of cited systems
 EXACT, SIXTEEN, BETWEEN = 1e-5, 2e-3, 5e-4  # nats a token: float32, 16 bits, differences between regimes
 
 

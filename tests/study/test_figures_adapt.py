@@ -15,7 +15,7 @@ def ax():
 
 
 def test_shifts_are_centred_on_no_change(ax):
-    from chameleon_study.figures.clouds import shifts
+    from chameleon_study.figures.study import shifts
 
     shifts(ax, np.array([[1.0, -3.0], [0.0, 2.0]]), ["0", "1"], ["a", "b"])
     assert ax.images[0].get_clim() == (-3.0, 3.0)

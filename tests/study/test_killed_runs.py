@@ -170,7 +170,7 @@ import os, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
-from execute import run_notebook
+from build import run_notebook
 run_notebook(Path({source!r}), Path("."), "smoke", 60)
 """
 KILLS = {"fetch": 3, "states": 3, "run": 5, "fit": 3, "adapt": 4, "book": 2}  # 20 in all

@@ -27,13 +27,14 @@ def found(made_up_results):
 @pytest.mark.parametrize(
     ("part", "expected"),
     [
-        ("1c", "contradicted on both corpora"),  # below R19-R1, yet not below R19-R2
+        ("1c", "supported on both corpora"),  # below R19-R1
+        ("1e", "contradicted on both corpora"),  # yet not below R19-R2
         ("2c", "not tested"),
         # of 500 draws the smallest p, adjusted in its family, is above 0.05 where the bootstrap decides
         ("4b", "supported on 1 of 2 corpora, 1 not decidable here"),
         ("5b", "supported on both corpora"),
         ("6a", "supported on both corpora"),
-        ("7a", "supported on both corpora"),
+        ("7a", "contradicted on both corpora"),  # 0.02 more, and another cluster's vector is noticed
         ("8a", "equivalent on both corpora"),
         ("10a", "contradicted on both corpora"),
         ("13b", "not decidable here"),  # one backbone decides nothing about any

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from chameleon_lite import engine
 from chameleon_lite.heads import Condition, HyperHead, LoraHead, apply_update
 from chameleon_lite.loss import HeadWeight, head_losses
-from chameleon_study.regimes import REGIMES
-from chameleon_study.related import (
+from chameleon_study.heads import (
     CodeHead,
     ConstrainedHead,
     LibraryHead,
@@ -19,6 +18,7 @@ from chameleon_study.related import (
     WeightMadeHead,
     blended,
 )
+from chameleon_study.regimes import REGIMES
 from chameleon_study.sources import Split
 
 C, V, G, M, R = 16, 101, 5, 60, 2

@@ -6,6 +6,7 @@ from chameleon_study.claims.contrasts import StoredRuns, registered
 from chameleon_study.claims.ledger import decided
 from chameleon_study.claims.paper import parts
 from chameleon_study.claims.rules import SIZES
+from chameleon_study.released.proofs.store import Proof, store_proofs
 
 S, E, C, U = "supported", "equivalent", "contradicted", "not decidable here"
 PARTS = {p["part"]: p for p in parts()}
@@ -59,13 +60,14 @@ def test_any_size_of_group(tmp_path, study_of, better, losses, wide, word):
 
 
 @pytest.mark.parametrize(
-    ("r4", "r6", "word"), [(0.02, 0.2, S), (0.19, 0.2, E), (0.3, 0.2, C), (0.0, 0.002, U), (0.002, 0.0, U)]
+    ("cost", "wrong", "word"),
+    [(-0.03, 0.1, S), (0.002, 0.1, E), (0.03, 0.1, C), (0.002, 0.001, U), (0.03, 0.0, U)],
 )
-def test_robustness_on_clean_rows(tmp_path, study_of, r4, r6, word):
-    readings = {"foreign-50": {"R4": r4, "": r6}, "clean-50": {"": 0.0}}
-    study_of(tmp_path, "alpaca", {"R4": 3.5, "R6": 3.5}, readings=readings)
+def test_robustness_on_clean_rows(tmp_path, study_of, cost, wrong, word):
+    readings = {"foreign-50": {"R4": cost, "": 0.0}, "clean-50": {"": 0.0}}
+    study_of(tmp_path, "alpaca", {"R4": 3.5, "R7": 3.5 + wrong}, readings=readings)
     assert verdicts(tmp_path, "7a") == {"alpaca": word}
-    study_of(tmp_path, "alpaca", {"R4": 3.5, "R6": 3.5}, readings={"foreign-50": {"": 0.1}})
+    study_of(tmp_path, "alpaca", {"R4": 3.5, "R7": 3.6}, readings={"foreign-50": {"": 0.1}})
     assert verdicts(tmp_path, "7a") == {}  # the rows of the first study have no clean reading
 
 
@@ -85,7 +87,9 @@ def test_the_assay(tmp_path, study_of, loss, wide, null, words):
     known = {"change": change, "experiment": "planted", "wide": wide}
     study_of(tmp_path, "planted", {"R4-best": loss, "R3-best": 3.0}, **known)
     study_of(tmp_path, "planted-null", {"R4-best": null, "R3-best": 3.5}, **known)
-    assert list(verdicts(tmp_path, "3c").values()) == words
+    cells = decided(StoredRuns(tmp_path, draws=400), PARTS["3c"])["cells"]
+    assert [cell["verdict"] for cell in cells.values()] == words
+    assert cells["planted"]["number"].endswith("R3-best without a condition 0.0%")
 
 
 @pytest.mark.parametrize(("part", "regime", "base"), [("14a", "R4", "R19-R1"), ("14b", "R18", "R1")])
@@ -129,12 +133,48 @@ def test_rows_in_small_clusters(tmp_path, study_of, below, values, word):
     assert verdicts(tmp_path, {4: "18a", 8: "18b"}[below]) == ({"alpaca": word} if word else {})
 
 
+@pytest.mark.parametrize(("moved", "words"), [(1.0, {"alpaca": S}), (1.5, {})])
+def test_records_from_before_a_measure_take_it_from_the_same_clusters_only(tmp_path, study_of, moved, words):
+    def change(record):
+        del record.data["clusters"]["share_below_4"]
+        record.data["clusters"]["inertia"] = 40.0 * moved
+
+    study_of(tmp_path, "alpaca", {"R4": 3.5}, change=change)
+    numbers = {"inertia": 40.0, "adjusted_mutual_information": 0.4, "length_variance_explained": 0.1}
+    numbers = {f"seed{k}_{n}": x for k in range(5) for n, x in (numbers | {"share_below_4": 0.0}).items()}
+    own = {"title": "", "audit": (), "where": "", "shows": "", "corpus": "alpaca"}
+    proof = Proof(proof="study_clusters", numbers=numbers, backbone="smollm2", profile="paper", **own)
+    store_proofs([proof], tmp_path)
+    assert verdicts(tmp_path, "18a") == words
+
+
 @pytest.mark.parametrize("word", [S, E, C])
 def test_more_than_one_backbone(tmp_path, study_of, word):
     study_of(tmp_path, "alpaca", {"R19-R1": 3.50, "R4": 3.50 + SHIFT[word]})
     assert verdicts(tmp_path, "13b") == {"smollm2": U}  # one alone decides nothing about any
     study_of(tmp_path, "alpaca", {"R19-R1": 3.50, "R4": 3.50 + SHIFT[word]}, "gpt2")
     assert verdicts(tmp_path, "13b") == {"gpt2": word, "smollm2": word}
+
+
+def test_contrasts_named_after_the_runs_are_printed_and_never_judged(tmp_path, study_of):
+    def change(record):
+        trial = {"R4": 3.2, "R4-best": 3.3}.get(record.regime, 3.0)
+        record.learning_rate_trials = {"0.001": {"1000": trial}, "0.003": {"1000": 4.0}}
+
+    losses = {"R1": 3.5, "R19-R1": 3.5, "R4-best": 3.5, "R4": 3.4}
+    study_of(tmp_path, "alpaca", losses, change=change)
+    row = decided(StoredRuns(tmp_path, draws=400), PARTS["1a"])
+    assert row["headline"] == E
+    assert row["beside"]["alpaca"].startswith("R4*<R19-R1 -0.1")  # of the one with the lower sweep loss
+    assert row["beside"]["alpaca"].count("(exploratory)") == 2
+    family = StoredRuns(tmp_path, draws=400).family("alpaca")
+    assert set(family) <= set(CONTRASTS) and not set(family) & set(registered()["exploratory"])
+
+
+def test_contrasts_that_differ_in_their_words_carry_them(tmp_path, study_of):
+    study_of(tmp_path, "alpaca", {"R4": 3.4, "R3-clustered": 3.5, "R7": 3.4, "R7b": 3.3})
+    number = decided(StoredRuns(tmp_path, draws=400), PARTS["3a"])["cells"]["alpaca"]["number"]
+    assert [word in number for word in (f"({S})", f"({E})", f"({C})", f"({U})")] == [True, True, True, False]
 
 
 def test_what_nothing_decides(made_up_results):

@@ -83,7 +83,7 @@ def test_the_rule_reads_what_the_benchmark_writes(tmp_path):
     import torch
 
     from chameleon_bench.bench import Bench
-    from chameleon_bench.rows import measured
+    from chameleon_bench.measure import measured
 
     entry = measured("overhead", Bench(torch.device("cpu"), quick=True, model="tiny"))
     made = found(tmp_path, tiny={"overhead": json.loads(json.dumps(entry))})["tiny"]

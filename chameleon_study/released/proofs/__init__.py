@@ -11,16 +11,16 @@ import yaml
 
 from chameleon_lite.errors import unknown
 
-from ...provenance import circumstances
-from . import clustering, paper_tokens, scoring, training
+from ...provenance import circumstances, placeless
+from . import clustering, scoring, training
 from .store import Proof
 from .subject import Shown, Subject
 
 TEXTS = yaml.safe_load((files(__package__) / "proofs.yaml").read_text(encoding="utf-8"))
-_PARTS = vars(scoring) | vars(clustering) | vars(training) | vars(paper_tokens)
+_PARTS = vars(scoring) | vars(clustering) | vars(training)
 # name ▶ numbers, and words for its sentence that are no numbers; None where it does not apply to the corpus
 PROOFS: dict[str, Callable[[Subject], Shown | None]] = {name: _PARTS[name] for name in TEXTS}
-BARE = ("paper_tokens",)  # proofs that need no hidden states
+BARE = ("paper_tokens", "study_clusters")  # proofs that need no hidden states
 
 
 def prove_all(subject: Subject, command: str, names: Iterable[str] | None = None) -> list[Proof]:
@@ -36,6 +36,6 @@ def prove_all(subject: Subject, command: str, names: Iterable[str] | None = None
             made = circumstances(subject.settings, subject.backbone.device, command)
             made = {field: made[field] for field in ("backbone", "profile", "settings", "provenance")}
             data = subject.facts() if name in BARE else subject.material.facts(subject.seed)
-            made |= {"corpus": subject.corpus, "data": data}
+            made |= {"corpus": placeless(subject.corpus), "data": data}
             proofs.append(Proof(proof=name, **texts, numbers=numbers, **made))
     return proofs

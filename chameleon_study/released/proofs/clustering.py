@@ -8,10 +8,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from chameleon_lite.cluster import Clustering, fit_clusters
-from chameleon_lite.train import average
+from chameleon_lite import Clustering, average, fit_clusters, mean_embeddings
+from chameleon_lite.cluster import cluster_count
 
 from ...claims.paper import published
+from ...prepare import tables_of
 from ...sources import cluster_quality, main_direction, mean_cosine, span_vectors
 from ..prepare import from_the_start, released_batches, released_clusters, scored_batches
 from .store import CLUSTERINGS, Proof
@@ -44,11 +45,8 @@ def _batched(subject: Subject, fit: Callable, seed: int) -> dict:
     counts, full = subject.material.scored["validation"].counts, subject.material.full("validation").double()
     batches = scored_batches(released_batches(clustering.labels, size, seed=seed), counts)
     sizes = torch.tensor([len(b) for b in batches], dtype=torch.float64)
-    out = {
-        "clustering": clustering,
-        "sizes": sizes,
-        "f": float(torch.stack([full[b].mean() for b in batches]).mean()),
-    }
+    f = float(torch.stack([full[b].mean() for b in batches]).mean())
+    out = {"clustering": clustering, "sizes": sizes, "f": f}
     for regime in REGIMES:
         nll = subject.validation_losses(regime, batches)
         out[regime] = float(average(nll, counts, "batch", batches))
@@ -110,6 +108,25 @@ def kmeans_start(subject: Subject) -> Shown:
             seeds.append(found | {f"{regime}_loss": row[regime] for regime in ("R1", "R4")})
         numbers |= {f"{name}_{key}": float(mean) for key, mean in pd.DataFrame(seeds).mean().items()}
     return numbers, {"change": numbers["plusplus_R1_loss"] - numbers["ten_steps_R1_loss"]}
+
+
+def study_clusters(subject: Subject) -> Shown | None:
+    """What the honest study's batching clusters hold, for each of its seeds; None for the released procedure.
+
+    They are made of tokens and embeddings alone, so they are those of the stored runs without any hidden state.
+    """
+    if not subject.settings.protocol.honest:
+        return None
+    table = tables_of(subject.settings, subject.backbone, subject.texts)["train"]
+    x, numbers = mean_embeddings(table, subject.backbone.embedding.detach().cpu()), {}
+    for seed in range(subject.settings.seeds):
+        subject.say(f"clusters of seed {seed}")
+        clusters = fit_clusters(x, cluster_count(len(x), subject.settings.clusters.batch_rows), seed=seed)
+        quality = cluster_quality(clusters, groups=table.groups, lengths=table.lengths)
+        quality["median"] = quality.pop("sizes")["median"]
+        numbers |= {f"seed{seed}_{name}": float(q) for name, q in quality.items() if q is not None}
+    small = [numbers[f"seed{seed}_share_below_4"] for seed in range(subject.settings.seeds)]
+    return numbers, {"rows": len(x), "smallest": min(small), "largest": max(small)}
 
 
 def implied_shares(stored: list[Proof]) -> dict[str, str]:

@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from chameleon_lite import Arrangement, Backbone
 from chameleon_lite.app.corpus import Corpus
-from chameleon_lite.backbone import Backbone
-from chameleon_lite.batches import Arrangement
 from chameleon_lite.errors import UserError
 
 from ...config import Experiment

@@ -3,10 +3,8 @@
 import torch
 from torch import nn
 
+from chameleon_lite import Arrangement, Condition, HyperHead, LoraHead, average, evaluate
 from chameleon_lite.backbone import copied
-from chameleon_lite.batches import Arrangement
-from chameleon_lite.heads import Condition, HyperHead, LoraHead
-from chameleon_lite.train import average, evaluate
 
 from ...claims.paper import published
 from ...parameters import parameter_table
@@ -103,14 +101,10 @@ def adapter_bank(subject: Subject) -> Shown:
     head.float()
     lora = LoraHead(head.width, head.vocab, head.rank).trainable_parameters()
     last = sum(p.numel() for p in head.last.parameters())
-    return {
-        "stored_adapters": last / lora,
-        "last_layer_parameters": float(last),
-        "one_adapter_parameters": float(lora),
-        "gate_parameters": float(head.trainable_parameters() - last),
-        "relative_error": error,
-        "difference_to_blended_updates": cross,
-    }, {"rank": head.rank}
+    numbers = {"stored_adapters": last / lora, "last_layer_parameters": float(last)}
+    numbers |= {"one_adapter_parameters": float(lora), "relative_error": error}
+    numbers |= {"gate_parameters": float(head.trainable_parameters() - last)}
+    return numbers | {"difference_to_blended_updates": cross}, {"rank": head.rank}
 
 
 def untouched_layers(subject: Subject) -> Shown:

@@ -11,7 +11,7 @@ from chameleon_lite.backbones import gpt2_tokenizer
 from chameleon_lite.text import Document, TokenTable, cumulative
 from chameleon_study.claims.paper import published
 from chameleon_study.released.prepare import released_batches, released_clusters
-from chameleon_study.released.proofs import paper_tokens, prove_all
+from chameleon_study.released.proofs import prove_all, scoring
 from chameleon_study.released.proofs.store import load_proofs, store_proofs
 from chameleon_study.released.proofs.subject import Subject
 
@@ -41,7 +41,7 @@ def table_of(rows):
 def test_padded_rows_are_free_full_ones_cost_their_token_and_the_ignored_id_is_left_out():
     table = table_of([[1, 2, 3], [1, 2], [1, 2, 0], [3], [5, 4, 2]])
     train = torch.tensor([2, 2, 2, 3, 5, 0])
-    scored, full, nll = paper_tokens.without_weights(table, 3, train, vocab=6)
+    scored, full, nll = scoring.without_weights(table, 3, train, vocab=6)
     assert scored.tolist() == [True, True, False, True, True] and full.tolist() == [
         True,
         False,
@@ -56,19 +56,19 @@ def test_padded_rows_are_free_full_ones_cost_their_token_and_the_ignored_id_is_l
 
 def test_rows_are_those_of_the_scripts():
     row = parse({"instruction": "Add", "input": "1 2", "output": "3"}, 1)
-    alpaca = paper_tokens.script_row(Document("1", row.text, prompt=row.prompt)).text
+    alpaca = scoring.script_row(Document("1", row.text, prompt=row.prompt)).text
     assert alpaca == "### Instruction:\nAdd\n### Input:\n1 2\n### Response:\n3"
-    assert paper_tokens.script_row(Document("1", " = A = ")).text == " = A = \n"
+    assert scoring.script_row(Document("1", " = A = ")).text == " = A = \n"
 
 
 def test_the_average_over_batches_by_hand(released_settings, monkeypatch):
     settings = released_settings("plain", {"preset": "as_released"})
-    monkeypatch.setattr(paper_tokens, "SEEDS", 3)
+    monkeypatch.setattr(scoring, "SEEDS", 3)
     x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
     full = (torch.arange(40) % 3 == 0).double()
     scored = torch.arange(40) % 7 > 0
     full[~scored] = 0.0
-    means = paper_tokens.over_clusterings({"f": full}, x, scored, settings)["f"]
+    means = scoring.over_clusterings({"f": full}, x, scored, settings)["f"]
     for seed in range(3):
         labels = released_clusters(x, 5, seed=seed).labels
         shares = []
@@ -83,8 +83,8 @@ def test_the_average_over_batches_by_hand(released_settings, monkeypatch):
 def test_a_proof_of_small_text(
     small_tokenizer, tiny_backbone, released_settings, monkeypatch, tmp_path, corpus, table
 ):
-    monkeypatch.setattr(paper_tokens, "SEEDS", 5)
-    monkeypatch.setattr(paper_tokens, "PAPERS", (corpus,))
+    monkeypatch.setattr(scoring, "SEEDS", 5)
+    monkeypatch.setattr(scoring, "PAPERS", (corpus,))
     settings = released_settings(corpus, {"preset": "as_released"})
     subject = Subject(settings, tiny_backbone, settings.corpora[0])
     (proof,) = prove_all(subject, "test", ["paper_tokens"])
@@ -112,6 +112,6 @@ def test_it_is_left_out_without_the_tokenizer_and_on_other_corpora(
 ):
     settings, said = released_settings("plain", {"preset": "as_released"}), []
     subject = Subject(settings, tiny_backbone, settings.corpora[0], say=said.append)
-    assert paper_tokens.paper_tokens(subject) is None and not said
-    monkeypatch.setattr(paper_tokens, "PAPERS", ("plain",))
-    assert paper_tokens.paper_tokens(subject) is None and "fetch gpt2-tokenizer" in said[0]
+    assert scoring.paper_tokens(subject) is None and not said
+    monkeypatch.setattr(scoring, "PAPERS", ("plain",))
+    assert scoring.paper_tokens(subject) is None and "fetch gpt2-tokenizer" in said[0]

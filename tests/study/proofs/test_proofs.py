@@ -8,6 +8,8 @@ import torch
 from chameleon_lite.errors import UserError
 from chameleon_lite.heads import Condition, HyperHead
 from chameleon_study.claims.paper import published
+from chameleon_study.corpora import load_corpus
+from chameleon_study.prepare import prepare, seed_material
 from chameleon_study.released.proofs import PROOFS, prove_all
 from chameleon_study.released.proofs.clustering import first_component, implied_shares
 from chameleon_study.released.proofs.scoring import call_as_released, unigram_nll
@@ -28,7 +30,8 @@ def proofs_of(tiny_backbone, released_settings):
 
 def test_all_but_one_on_instructions(proofs_of):
     found = proofs_of("alpaca-like", switches={"initialisation": "alpaca"})
-    assert len(PROOFS) == 13 and set(PROOFS) - set(found) == {"paper_tokens"}  # needs a tokenizer of its own
+    others = {"paper_tokens", "study_clusters"}  # need a tokenizer of its own, and the honest protocol
+    assert len(PROOFS) == 14 and set(PROOFS) - set(found) == others
     for proof in found.values():
         assert proof.shows.endswith(".") and "{" not in proof.shows and proof.audit and proof.where
         assert all(math.isfinite(value) for value in proof.numbers.values()), proof.proof
@@ -48,7 +51,12 @@ def test_all_but_one_on_instructions(proofs_of):
 
 def test_plain_text_leaves_out_what_needs_instructions(proofs_of):
     found = proofs_of("plain")
-    assert set(PROOFS) - set(found) == {"instruction_vectors", "alpaca_overlap", "paper_tokens"}
+    assert set(PROOFS) - set(found) == {
+        "instruction_vectors",
+        "alpaca_overlap",
+        "paper_tokens",
+        "study_clusters",
+    }
     numbers = found["length_clusters"].numbers
     assert numbers["padded_length_variance_explained"] > numbers["unpadded_length_variance_explained"]
     spread = found["clustering_spread"].numbers
@@ -146,3 +154,15 @@ def test_the_share_that_stored_losses_imply_is_the_measured_one(proofs_of):
     f = (numbers["plusplus_R1_loss"] - padded) / (full - padded)
     says = implied_shares(list(found.values()))
     assert says["plusplus"].startswith(f"{f:.3f} (") and implied_shares([])["ten_steps"] == "not measured yet"
+
+
+def test_clusters_of_the_honest_study_are_those_of_its_runs(tiny_backbone, small):
+    settings = small(["R0"], seeds=2)
+    corpus = load_corpus(settings.corpora[0])
+    (proof,) = prove_all(Subject(settings, tiny_backbone, settings.corpora[0]), "test", ["study_clusters"])
+    material = prepare(settings, tiny_backbone, corpus)
+    for seed in range(2):
+        for name, value in seed_material(settings, material, seed).quality.items():
+            if name != "sizes" and value is not None:
+                assert proof.numbers[f"seed{seed}_{name}"] == value
+    assert "rows lie in clusters of fewer than four" in proof.shows

@@ -1,0 +1,109 @@
+"""What `fit` decides about how texts are written: chat template or not, and which token every text begins with.
+
+A model that was trained with a first token predicts worse without it, and an adapter would learn to make up for that:
+"helped" would be true of the missing token. So a first token that lowers the frozen model's own loss on training texts
+is put before every text, frozen or adapted, and stays with the adapter.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+
+import numpy as np
+import torch
+
+from ..backbone import Backbone
+from ..backbones.adapters import Writing
+from ..backbones.formats import opening
+from ..errors import UserError
+from ..loss import HeadWeight, token_losses
+from ..settings import TokenSettings
+from ..states import ScoredStates, hidden_rows
+from ..text import Document, TokenTable, tokenise
+from .chat import Writer, template_of
+from .corpus import Corpus
+from .fit_settings import FitSettings
+
+TEXTS, TOKENS = 24, 3_000  # that a first token is measured on, at most
+WORTH = 0.002  # nats per token that it must save, and twice its standard error
+WORLD = "<|endoftext|>"  # in many vocabularies, and often neither the tokenizer's first token nor its last
+
+
+def decided(
+    corpus: Corpus, backbone: Backbone, settings: FitSettings, say: Callable[[str], None] = lambda text: None
+) -> Writer:
+    """The writer of a fit, by its settings and, where those are "auto", by the texts and the model; `say` says it.
+
+    Raises UserError for a chat template that is needed and absent, and for a first token that no model has.
+    """
+    tokenizer, prompts = backbone.tokenizer, any(d.prompt for d in corpus.splits["train"])
+    chat = settings.chat == "on"
+    with (
+        suppress(UserError) if not prompts else nullcontext()
+    ):  # of several templates, which plain texts do without
+        chat = chat or settings.chat == "auto" and bool(template_of(tokenizer))
+    writer = Writer(tokenizer, Writing(chat=chat, special=settings.special))
+    if chat and prompts:
+        say(
+            f"answers are learnt after the model's chat template, up to {writer.end.strip() or 'their end'!r}"
+        )
+    if settings.bos == "off":
+        return _begun(writer, "")
+    if opening(tokenizer):
+        say(f"every text begins with {tokenizer.bos_token!r}, as the tokenizer has it")
+        return writer
+    tokens = [tokenizer.bos_token, tokenizer.eos_token, WORLD if WORLD in tokenizer.get_vocab() else None]
+    tokens = list(dict.fromkeys(filter(None, tokens)))
+    if settings.bos == "on":
+        if not tokens:
+            raise UserError("the tokenizer has no token to begin a text with: choose --bos off")
+        say(f"every text begins with {tokens[0]!r}")
+        return _begun(writer, tokens[0])
+    gains = {
+        token: gain_of(token, corpus.splits["train"], backbone, writer, settings.tokens) for token in tokens
+    }
+    best = max(gains, key=lambda token: gains[token][0], default="")
+    if not best or gains[best][0] < max(WORTH, 2 * gains[best][1]):
+        return _begun(writer, "")
+    saved = f"{gains[best][0]:.4f} nats per token of the model as it is"
+    say(f"every text begins with {best!r}, which saves {saved}, measured on training texts")
+    return _begun(writer, best)
+
+
+def _begun(writer: Writer, token: str) -> Writer:
+    return Writer(writer.tokenizer, writer.how.model_copy(update={"bos": token}))
+
+
+def gain_of(
+    token: str, documents: Sequence[Document], backbone: Backbone, writer: Writer, cuts: TokenSettings
+) -> tuple[float, float]:
+    """Nats per token that a first token saves the frozen model on a few documents, and its standard error."""
+    few = [documents[i] for i in np.linspace(0, len(documents) - 1, min(TEXTS, len(documents))).astype(int)]
+    longest, sums = min(cuts.max_length, backbone.max_length), []
+    try:
+        for first, length in (("", longest - 1), (token, longest)):  # the same tokens are scored
+            begun = _begun(writer, first)
+            written = [begun.document(document) for document in few]
+            table = tokenise(written, begun, **cuts.model_dump() | {"max_length": length})
+            table = table.take(np.flatnonzero(np.cumsum(table.n_scored) <= max(TOKENS, table.n_scored[0])))
+            sums.append(nats_of(backbone, table))
+    except UserError:  # no text can be scored, as the fit itself will say
+        return 0.0, math.inf
+    saved, counts = sums[0] - sums[1], table.n_scored
+    gain = saved.sum() / counts.sum()
+    error = np.sqrt(np.square(saved - gain * counts).sum()) / counts.sum()
+    return float(gain), float(error) if len(counts) > 1 else math.inf
+
+
+@torch.no_grad()
+def nats_of(backbone: Backbone, table: TokenTable) -> np.ndarray:
+    """Nats (N,) of the backbone as it is, summed over each document's scored tokens."""
+    order = np.argsort(table.lengths, kind="stable")
+    table = table.take(order)
+    data = ScoredStates(table, hidden_rows(backbone, table, np.arange(len(table))), backbone.device)
+    h, target, _ = data.batch(torch.arange(len(table)))
+    losses = token_losses(h, target, HeadWeight(backbone.head.weight, backbone.head.bias), [None], [None])[0]
+    sums = torch.segment_reduce(
+        losses.double().cpu(), "sum", lengths=torch.from_numpy(table.n_scored), axis=0
+    )
+    return sums.numpy()[np.argsort(order)]
