@@ -222,15 +222,12 @@ function released(box, { full, published, uniform }) {
   let usual = false;
   const says = spoken();
   const nats = (n) => `${round(n, 2)} nats`;
-  const bar = make("rect", { x: 0, y: 8, height: 16, fill: RED });
-  const x = (n) => 600 * Math.min(1, n / 15);
-  const picture = make("svg", { viewBox: "0 0 600 46", role: "img", "aria-label": "The loss as a bar beside ln V" }, bar,
-    make("line", { x1: x(uniform), x2: x(uniform), y1: 0, y2: 32, stroke: INK, "stroke-dasharray": "4 3" }),
-    make("line", { x1: 0, x2: 600, y1: 32, y2: 32, stroke: PALE }),
-    make("text", { x: x(uniform), y: 45, "text-anchor": "middle" }, `ln V = ${round(uniform, 2)}`));
+  const bar = make("div", { class: "piece-bar" }), x = (n) => `${100 * Math.min(1, n / 15)}%`;
+  const mark = make("span", { class: "piece-mark", style: `left: ${x(uniform)}` }, `ln V = ${round(uniform, 2)}`);
+  const picture = make("div", { class: "piece-track", "aria-hidden": "true" }, bar, mark);
   const draw = () => {
     const loss = usual ? value.full : value.f * value.full + (1 - value.f) * value.pad;
-    bar.setAttribute("width", x(loss));
+    bar.style.width = x(loss);
     const share = loss > 0 ? value.f * value.full / loss : 0;
     says.textContent = usual
       ? `Every next token of the text is scored: ${round(loss, 2)} nats, whatever the padding costs.`
@@ -323,4 +320,18 @@ window.addEventListener("load", () => {
     if (written && !element.closest(".piece")) element.setAttribute("aria-label", `${written} (${element.getAttribute("aria-label")})`);
   }
   document.querySelectorAll(".citation-list[role]").forEach((list) => list.removeAttribute("role"));
+});
+
+// On paper nothing is folded.
+window.addEventListener("beforeprint", () => {
+  document.querySelectorAll("details:not([open])").forEach((folded) => {
+    folded.open = true;
+    folded.dataset.printed = "";
+  });
+});
+window.addEventListener("afterprint", () => {
+  document.querySelectorAll("details[data-printed]").forEach((folded) => {
+    folded.removeAttribute("open");
+    delete folded.dataset.printed;
+  });
 });

@@ -138,8 +138,20 @@ def test_search_finds_a_word_of_the_text(visit):
     assert problems == []
 
 
+def test_on_paper_nothing_is_folded_or_cut(visit):
+    page, _ = visit("notebooks/02_clusters.html")
+    page.emulate_media(media="print")
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    folded = """[...document.querySelectorAll('.bd-article :is(details > *, .admonition p:not(.admonition-title))')]
+      .filter(e => getComputedStyle(e).visibility === 'hidden' || getComputedStyle(e).opacity === '0'
+      || !e.getClientRects().length).map(e => e.outerHTML.slice(0, 80))"""
+    assert page.evaluate(folded) == []
+    cut = "[...document.querySelectorAll('.bd-article pre')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+    assert page.evaluate(cut) == 0 and page.locator(".admonition.dropdown p").count() > 3
+
+
 def test_links_are_described_and_the_site_has_a_map(address):
-    urls = re.findall(r"<loc>https://\S+?/chameleon-lite/(\S+)</loc>", (SITE / "sitemap.xml").read_text())
+    urls = re.findall(r"<loc>https://[^<]+?/chameleon-lite/([^<]+)</loc>", (SITE / "sitemap.xml").read_text())
     assert {f"{name}.html" for name, _ in toc_pages()} <= set(urls) and all((SITE / u).exists() for u in urls)
     for name, _ in toc_pages():
         head = (SITE / f"{name}.html").read_text().partition("</head>")[0]
