@@ -21,7 +21,7 @@ PROVED_LITE ?= table1-released-lite table2-released-lite table2-released-lite-51
 VENV := .venv
 BIN  := $(VENV)/bin
 # The versions that were tried: constraints-3.12.txt for Python 3.12, and so on; constraints.txt for 3.11.
-PINS  = $(firstword $(wildcard constraints-$(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt) constraints.txt)
+PINS  = $(firstword $(wildcard constraints-$(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null).txt) constraints.txt)
 PIP   = $(BIN)/python -m pip install --disable-pip-version-check -qq $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c $(PINS)
 
 export HF_HUB_DISABLE_PROGRESS_BARS ?= 1
@@ -87,7 +87,7 @@ triton: $(VENV)/.stamp-test
 
 browser: $(VENV)/.stamp-test
 	@echo "[browser] every page at two widths and two themes (about a minute)"
-	@$(BIN)/python -m pytest -m browser tests/book/test_site.py $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m browser tests/book $(PYTEST_ARGS)
 
 # A run whose record is already there is skipped, so an interrupted reproduction continues where it stopped.
 # gpt2, WikiText-2 and Alpaca come from the model hub; with DATA_DIR=FOLDER holding wikitext-2/ and alpaca/ the

@@ -21,6 +21,7 @@ import time
 from datetime import date
 from functools import partial
 from importlib.metadata import distribution
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import nbformat
@@ -62,21 +63,29 @@ def toc_notebooks() -> list[Path]:
 
 
 def execute_all(args: argparse.Namespace) -> None:
-    """Run the notebooks the arguments select; the others keep the copy of an earlier run."""
+    """Run the notebooks the arguments select, two at a time without a GPU; the others keep an earlier copy."""
     notebooks = toc_notebooks()
     chosen = [] if args.pages_only else [n for n in notebooks if args.only in n.stem]
     if not chosen and not args.pages_only:
         raise unknown("notebook", args.only, [n.stem for n in notebooks])
     todo = [n for n in notebooks if n in chosen or not (OUT / "executed" / n.name).exists()]
-    log(f"[book] {len(todo)} of {len(notebooks)} notebooks to run, profile {args.profile}")
-    failures = []
-    for number, path in enumerate(todo, start=1):
-        log(f"[book]   {number}/{len(todo)} {path.relative_to(ROOT)} … ", end="")
+    cores = os.cpu_count() or 1
+    workers = min(2, cores) if args.profile == "smoke" else 1  # a page takes up to 2 GB
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores // workers))
+    log(f"[book] {len(todo)} of {len(notebooks)} notebooks, {workers} at a time, profile {args.profile}")
+
+    def run(path: Path) -> str:
+        """What went wrong, or ""; the others still run: one broken chapter should not hide a second."""
+        wrong, took = "", "failed"
         try:
-            log(f"{run_notebook(path, OUT, args.profile, args.timeout):.1f} s")
-        except RunFailed as error:  # the others still run: one broken chapter should not hide a second
-            log("failed")
-            failures.append(str(error))
+            took = f"{run_notebook(path, OUT, args.profile, args.timeout):.1f} s"
+        except RunFailed as error:
+            wrong = str(error)
+        log(f"[book]   {path.relative_to(ROOT)} {took}")
+        return wrong
+
+    with ThreadPool(workers) as pool:
+        failures = list(filter(None, pool.map(run, todo, chunksize=1)))
     if failures:
         raise RunFailed("\n".join(failures))
 
@@ -123,7 +132,7 @@ def faults(book: nbformat.NotebookNode) -> list[str]:
                 lines.append(f"cell {number} shows an error")
             elif output.get("name") == "stderr":
                 lines.append(f"cell {number} writes to stderr: {text.strip()[:160]!r}")
-            if "image/png" in data and not alt:
+            if {"image/png", "image/svg+xml"} & set(data) and not alt:
                 lines.append(f"cell {number} draws a figure without metadata mystnb.image.alt")
     return lines
 

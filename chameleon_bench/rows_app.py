@@ -92,9 +92,8 @@ def checksums(bench: Bench, fitted_tokens: int) -> dict:
     Counted are the reading and digesting of whole files, and every other digest and CRC.
     """
     backbone, corpus = "tiny" if bench.quick else "smollm2", load_corpus("docstrings")
-    settings = FitSettings(
-        head="hyper", max_train_tokens=fitted_tokens, max_held_out=100, train={"epochs": 2}
-    )
+    sizes = {"max_train_tokens": fitted_tokens, "max_held_out": 100}
+    settings = FitSettings(head="hyper", train={"epochs": 2}, **sizes)
     watched = cProfile.Profile()
     with tempfile.TemporaryDirectory() as name:
         for number, call in enumerate((fit, partial(watched.runcall, fit))):

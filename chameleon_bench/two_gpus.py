@@ -52,9 +52,8 @@ def scaling(bench: Bench, **sizes: int) -> dict:
         for key in ("train_nll", "validation_nll")
     )
     gates = [gate("losses of two processes against one's, nats per token", gap, SAME)]
-    steps = _speed_up(
-        one["seconds"], two["seconds"], sizes | {"heads": len(REGIMES), "documents a step": STEP}
-    )
+    workload = sizes | {"heads": len(REGIMES), "documents a step": STEP}
+    steps = _speed_up(one["seconds"], two["seconds"], workload)
     found = {"gates": gates, "steps": steps, "processes": {"1": one["processes"], "2": two["processes"]}}
     return found | {"backend": "nccl" if gpus > 1 else "gloo", "gpus": gpus}
 

@@ -1,5 +1,6 @@
 # The public names for type checkers, which do not run what __init__.py does on first use.
 from . import engine as engine
+from .app.export import export as export
 from .app.fit import fit as fit
 from .app.stream import adapt as adapt
 from .backbone import Backbone as Backbone

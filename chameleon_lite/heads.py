@@ -86,10 +86,10 @@ def add_update(
     logits: Tensor, h: Tensor, update: HeadUpdate, group: Tensor | None = None, scale: float = 1.0
 ) -> Tensor:
     """logits (B, …, V) plus each row's update: h (B, …, C), group (B,) int64, None where G = 1."""
-    if group is None:
-        return logits + apply_update(h, update, scale)
-    if not len(group):
-        return logits
+    if group is not None and group.shape != h.shape[:1]:
+        raise ValueError(f"group {tuple(group.shape)} must be {tuple(h.shape[:1])}, one for each row")
+    if group is None or not len(group):
+        return logits + apply_update(h, update, scale) if group is None else logits
     ids, sizes = group.unique(return_counts=True)
     order = group.argsort(stable=True)  # rows of one group side by side
     rows = h[order].split(sizes.tolist())
@@ -102,16 +102,16 @@ def update_logits(
 ) -> Callable[..., Tensor]:
     """A function logits(head, h (B, T, C), scale) → (B, T, V) for batches whose row b belongs to `group[b]`.
 
-    group (B,) int64, or None where row b has update b, or all `rows` the only one. `head` gives the frozen
-    logits. A batch of k · B rows is taken as k copies of each row (beams, several samples per prompt).
-    ValueError where groups or rows do not fit.
+    group (B,) int64, or None where row b has update b, or all `rows` (B) the only one. `head` gives the frozen
+    logits. k · B rows are k copies of each (beams, samples). ValueError where groups or rows do not fit.
     """
     if group is None:
         group = torch.arange(update.groups) if rows in (None, update.groups) else torch.zeros(rows).long()
         if update.groups not in (1, len(group)):
             raise ValueError(f"{update.groups} updates for {rows} rows: give each row's update in `group`")
-    if int(group.min()) < 0 or int(group.max()) >= update.groups:
-        raise ValueError(f"group must lie in 0 … {update.groups - 1}, the update's groups")
+    if group.shape != (rows or group.numel(),) or int(group.min()) < 0 or int(group.max()) >= update.groups:
+        shapes = f"group {tuple(group.shape)} must be ({rows or 'B'},), one for each row"
+        raise ValueError(f"{shapes}, and lie in 0 … {update.groups - 1}, the update's groups")
     if impl := engine.fast("update_logits"):
         return impl(update, group, rows)
 

@@ -146,11 +146,10 @@ def train_heads(
 ) -> None:
     """Train every member in place and leave each with its best validation state; curves hold nats per token.
 
-    Each epoch's order is cut into steps of settings.rows_per_step documents, as the validation order is into
-    batches. A member whose loss became NaN or infinite is stopped at the next validation, and its `failure`
-    says at which epoch; RunFailed where that leaves no member with a usable state. `over`, which only the
-    study sets, is how reported losses are averaged, so which state is best; no gradient changes. ValueError
-    as in `average`, and for members that share a name or trained parameters.
+    Each epoch's order is cut into steps of settings.rows_per_step documents, as the validation order is. A
+    member whose loss became NaN or infinite is stopped at the next validation, and its `failure` says when;
+    RunFailed where no member has a usable state left. `over` (the study's) is how reported losses are
+    averaged, and so which state is best. ValueError as in `average`, and for shared names or parameters.
     """
     common = Common(train, weight, settings, processes or Processes(), _optimisers(members, settings))
     for member in members:
@@ -166,7 +165,8 @@ def train_heads(
             batches = arrangement.steps(settings.rows_per_step)
             stops = _validation_steps(len(batches), settings.validations_per_epoch)
             total, tokens = 0.0, 0  # since the last validation, on the device: no step waits for it
-            bar = tqdm(batches, f"epoch {epoch + 1}/{settings.epochs}", leave=False, disable=mute)
+            whole = {"initial": epoch * len(batches), "total": settings.epochs * len(batches)}
+            bar = tqdm(batches, f"epoch {epoch + 1}/{settings.epochs}", leave=False, disable=mute, **whole)
             for done, rows in enumerate(bar, start=1):
                 if not (active := [m for m in members if m.active]):
                     break

@@ -34,10 +34,8 @@ def known_means(vectors: Tensor, labels: Tensor, rows: Tensor, own: Tensor, batc
     """
     everything = [torch.arange(len(labels))]
     means = {"current": _means(vectors, labels, batches), "past": _means(vectors, labels, batches, past=True)}
-    return means | {
-        "offline": _means(vectors, labels, everything),
-        "whole rows": _means(rows, own, everything),
-    }
+    means["offline"] = _means(vectors, labels, everything)
+    return means | {"whole rows": _means(rows, own, everything)}
 
 
 def _means(vectors: Tensor, labels: Tensor, batches: Sequence[Tensor], past: bool = False) -> Tensor:

@@ -62,10 +62,10 @@ def run(
     from chameleon_lite.processes import leave
 
     from .config import load_experiment
+    from .provenance import pack_spans
     from .records import pack
     from .released.tables import is_released, released_frame
     from .run import expected_names, run_experiment
-    from .spans import pack_spans
     from .tables import summary_frame
 
     settings = load_experiment(experiment, profile, backbone=backbone, corpora=corpus or None, seeds=seeds)

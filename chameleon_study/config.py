@@ -11,19 +11,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from chameleon_lite import settings as kinds
 from chameleon_lite.app.rows import flaw_of
 from chameleon_lite.errors import UserError, unknown
-from chameleon_lite.settings import (
-    ClusterSettings,
-    Count,
-    Rate,
-    Seed,
-    Settings,
-    Share,
-    TokenSettings,
-    TrainSettings,
-    validated,
-)
+from chameleon_lite.settings import ClusterSettings, Settings, TokenSettings, TrainSettings, validated
 
 ProfileName = Literal["smoke", "colab", "paper"]
 DEEPEST = 8  # mappings and lists of a file inside one another
@@ -35,15 +26,12 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 class DataSettings(Settings):
     """How much of a corpus is used."""
 
-    max_train_tokens: Count | None = Field(None, description="tokens of training documents; none = all")
-    max_validation_documents: Count | None = Field(None, description="validation documents; none = all")
-    max_test_documents: Count | None = Field(None, description="test documents; none = all")
-    subset_seed: Seed = Field(0, description="seed of the draw of those subsets; not varied by the study")
+    max_train_tokens: kinds.Count | None = Field(None, description="tokens of training documents; none = all")
+    max_validation_documents: kinds.Count | None = Field(None, description="validation documents; none = all")
+    max_test_documents: kinds.Count | None = Field(None, description="test documents; none = all")
+    subset_seed: kinds.Seed = Field(0, description="seed of the draw of those subsets; never varied")
     unwritten = {"budgets": ()}
-    budgets: tuple[int, ...] = Field(
-        (),
-        description="a run for each of these as max_train_tokens, 0 = all; the smaller is part of the larger",
-    )
+    budgets: tuple[int, ...] = Field((), description="runs with each as max_train_tokens, nested; 0 = all")
 
     @field_validator("budgets")
     @classmethod
@@ -56,25 +44,21 @@ class DataSettings(Settings):
 class SweepSettings(Settings):
     """What is tried on validation, with seeds other than the reported ones."""
 
-    grid: tuple[Rate, ...] = Field((1e-4, 3e-4, 1e-3, 3e-3), min_length=1, description="AdamW rates")
+    grid: tuple[kinds.Rate, ...] = Field((1e-4, 3e-4, 1e-3, 3e-3), min_length=1, description="AdamW rates")
     seeds: int = Field(2, ge=1, le=1_000, description="sweep seeds, numbered 1000, 1001, …")
     extend: int = Field(2, ge=0, le=20, description="times the grid may grow while its edge is best")
     unwritten = {"dropouts": (), "trials": 0}
-    dropouts: tuple[Dropout, ...] = Field(
-        (), description="each with every rate, for hyper-networks; none = 0.5"
-    )
-    trials: int = Field(
-        0, ge=0, le=900, description="random choices, for regimes that are searched; 0 = the grid"
-    )
+    dropouts: tuple[Dropout, ...] = Field((), description="with every rate, for hyper-networks; none = 0.5")
+    trials: int = Field(0, ge=0, le=900, description="random choices, where searched; 0 = the grid")
 
 
 class GenerateSettings(Settings):
     """Continuing test prompts (claim 16)."""
 
-    documents: Count = Field(200, description="test documents whose prompts are continued; all if fewer")
+    documents: kinds.Count = Field(200, description="test documents that are continued; all if fewer")
     new_tokens: int = Field(64, ge=4, le=1 << 20, description="tokens after each prompt, always as many")
     regimes: tuple[str, ...] = Field((), description="regimes that write; none = all on cached states")
-    rows: Count = Field(128, description="prompts continued side by side")
+    rows: kinds.Count = Field(128, description="prompts continued side by side")
 
 
 class ProbeSettings(Settings):
@@ -82,11 +66,9 @@ class ProbeSettings(Settings):
 
     unwritten = {"generate": None}
     corpora: tuple[str, ...] = Field((), description="corpora whose test documents are read too (claim 8)")
-    foreign_shares: tuple[Share, ...] = Field((), description="shares of vectors that are theirs (claim 7)")
+    foreign_shares: tuple[kinds.Share, ...] = Field((), description="shares of their vectors (claim 7)")
     foreign_regimes: tuple[str, ...] = Field((), description="regimes read with such foreign vectors")
-    seen_documents: int = Field(
-        0, ge=0, le=1 << 40, description="training documents read like test; 0 = none"
-    )
+    seen_documents: int = Field(0, ge=0, le=1 << 40, description="training documents read too; 0 = none")
     position_bins: int = Field(0, ge=0, le=1 << 20, description="bins of 16 scored positions; 0 = none")
     generate: GenerateSettings | None = Field(None, description="continuing test prompts; none = not done")
 
@@ -115,7 +97,7 @@ class Experiment(Settings):
     corpora: tuple[str, ...] = Field(("docstrings",), min_length=1)
     regimes: tuple[str, ...] = Field(min_length=1)
     seeds: int = Field(3, ge=1, le=1_000, description="reported seeds, numbered 0, 1, …")
-    learning_rates: dict[str, Rate] = Field({}, description="AdamW rate per regime; the others are swept")
+    learning_rates: dict[str, kinds.Rate] = Field({}, description="AdamW rate per regime; else swept")
     shared_order: bool = Field(False, description="one clustered order, and so one pass, for all regimes")
     tokens: TokenSettings = TokenSettings()
     data: DataSettings = DataSettings()
@@ -137,10 +119,8 @@ class Experiment(Settings):
             if len(set(named)) < len(named):
                 raise ValueError(f"{setting} names {max(named, key=named.count)!r} twice")
         if self.tokens.prefix_tokens + self.tokens.min_scored > self.tokens.max_length:
-            raise ValueError(
-                f"prefix_tokens {self.tokens.prefix_tokens} + min_scored {self.tokens.min_scored} "
-                f"exceed max_length {self.tokens.max_length}: nothing could be scored"
-            )
+            sizes = f"prefix_tokens {self.tokens.prefix_tokens} + min_scored {self.tokens.min_scored}"
+            raise ValueError(f"{sizes} exceed max_length {self.tokens.max_length}: nothing could be scored")
         writing = self.probes.generate.regimes if self.probes.generate else ()
         for setting, named in (("learning_rates", self.learning_rates), ("probes.generate.regimes", writing)):
             if extra := set(named) - set(self.regimes):
@@ -152,9 +132,7 @@ class Experiment(Settings):
         return self
 
 
-PROFILES: dict[str, dict[str, Any]] = yaml.safe_load(
-    (files(__package__) / "profiles.yaml").read_text("utf-8")
-)
+PROFILES: dict[str, dict] = yaml.safe_load((files(__package__) / "profiles.yaml").read_text("utf-8"))
 
 
 def merged(*layers: dict[str, Any]) -> dict[str, Any]:

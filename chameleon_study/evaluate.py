@@ -21,12 +21,11 @@ from torch.nn.functional import one_hot
 from chameleon_lite.processes import Processes
 from chameleon_lite.train import Member, Source, average
 
-from .choices import COSINE_EPOCHS, Choice, Chosen, new_head, seen
 from .config import Experiment
 from .prepare import SEEN, Material, PreparedCorpus, SeedClusterings, seed_material
 from .provenance import circumstances, placeless
 from .records import CLEAN, FOREIGN, SCORES, TRANSFER, Record, name_of
-from .regimes import CLUSTERED, REGIMES, Regime
+from .regimes import CLUSTERED, COSINE_EPOCHS, REGIMES, Choice, Chosen, Regime, new_head, seen
 
 POSITIONS = 16  # scored positions per bin of "nll by position"
 Members = dict[str, Member]  # by regime, also of those that lend their heads

@@ -232,12 +232,11 @@ class ConstrainedHead(Head):
 
     conditioned = True
 
-    def __init__(self, width: int, vocab: int, rank: int = 4, hidden: tuple[int, int] = (64, 32)) -> None:
+    def __init__(self, width: int, vocab: int, rank: int = 4) -> None:
         super().__init__()
-        first, codes = hidden
-        slots = rank * (1 + codes)
-        self.static = slots - codes
-        self.net = nn.Sequential(nn.Linear(width, first), nn.ReLU(), nn.Linear(first, codes), nn.ReLU())
+        slots = rank * (1 + 32)
+        self.static = slots - 32
+        self.net = nn.Sequential(nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU())
         self.down = nn.Parameter(torch.empty(slots, width))
         self.up = nn.Parameter(torch.zeros(vocab, slots))
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))

@@ -22,10 +22,9 @@ from chameleon_lite.lora import add_lora, lora_parameters
 from chameleon_lite.text import cumulative
 from chameleon_lite.train_layers import LiveStates, WithLayers
 
-from .choices import Choice
 from .evaluate import Context, Outcome, new_members, order_of, source_of
 from .prepare import Material, SeedClusterings
-from .regimes import CLUSTERED, RANK, Regime
+from .regimes import CLUSTERED, RANK, Choice, Regime
 
 NEIGHBOURS = 15  # other rows whose prefixes are put in front
 NEIGHBOUR_TOKENS = 32  # of each prefix at most: a plain text's whole prefix, the start of a long prompt

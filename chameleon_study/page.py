@@ -1,6 +1,7 @@
 """What every notebook needs beside its subject: where the project lies, and numbers that prose can quote."""
 
 import base64
+import json
 import warnings
 from html import escape
 from importlib.metadata import version
@@ -14,7 +15,7 @@ from chameleon_lite.errors import UserError, unknown
 from .claims.paper import published
 from .config import PROFILES
 
-__all__ = ["csv_link", "keep", "published", "root", "start"]
+__all__ = ["csv_link", "keep", "piece", "published", "root", "start", "table"]
 
 
 def root() -> Path:
@@ -53,9 +54,29 @@ def keep(**values: float | int | str) -> None:
         glue(name, getattr(value, "item", lambda: value)(), display=False)  # numpy's and torch's scalars too
 
 
+def table(frame: pd.DataFrame, caption: str = "", *, index: bool = False, **how):
+    """A table as pages show it, its texts as text and never as HTML; `how` goes to pandas' Styler.format."""
+    names = {axis: frame.axes[axis].map(_as_text).rename(_as_text(frame.axes[axis].name)) for axis in (0, 1)}
+    shown = frame.set_axis(names[0]).set_axis(names[1], axis=1).style.format(escape="html", **how)
+    return (shown if index else shown.hide(axis="index")).set_caption(escape(caption))
+
+
+def _as_text(name):
+    return escape(name) if isinstance(name, str) else name
+
+
 def csv_link(frame: pd.DataFrame, name: str):
     """A link under a table that saves it as `name`.csv; notebooks show it, and it needs no server."""
     from IPython.display import HTML
 
     data = base64.b64encode(frame.to_csv(index=False).encode()).decode()
     return HTML(f'<a download="{escape(name)}.csv" href="data:text/csv;base64,{data}">Download as CSV</a>')
+
+
+def piece(name: str, fallback: str = "", instead: str = "", **data):
+    """An interactive piece of book.js with its data, in place of the figure `instead`; without scripts `fallback`."""
+    from IPython.display import HTML
+
+    text = json.dumps(data).replace("<", "\\u003c")  # no text of a corpus can end the script
+    script = f'<script type="application/json">{text}</script>'
+    return HTML(f'<div data-piece="{name}" data-instead="{instead}">{script}{fallback}</div>')

@@ -83,9 +83,7 @@ class SeedClusterings:
     foreign: Tensor | None
     quality: dict  # of the batching clustering, see `cluster_quality`
     seed: int
-    clean: Tensor | None = (
-        None  # rows (N',) that keep their own vectors: what foreign ones cost is read off them
-    )
+    clean: Tensor | None = None  # rows (N',) that keep their own vectors: what foreign ones cost
 
     def epoch(self, split: str, order: str, number: int) -> Arrangement:
         """The arrangement of a split in an epoch; evaluation uses epoch 0 throughout."""

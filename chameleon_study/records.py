@@ -48,9 +48,7 @@ class Record(BaseModel):
     profile: str
     settings: dict[str, Any]
     learning_rate: float | None
-    choice: dict[
-        str, float | str
-    ] = {}  # what else was tuned, where it is not the regime's own: see choices.py
+    choice: dict[str, float | str] = {}  # what else was tuned, where it is not the regime's own
     learning_rate_trials: dict[str, dict[str, float]] = {}  # choice ▶ sweep seed ▶ nats per token
     metrics: dict[str, float]
     curve: list[dict[str, float | None]] = []

@@ -23,19 +23,17 @@ from chameleon_lite.backbone import Backbone, load_backbone
 from chameleon_lite.errors import RunFailed, UserError
 from chameleon_lite.processes import Processes
 
-from .choices import Choice
 from .config import Experiment
 from .corpora import load_corpus
 from .evaluate import Context, Outcome, measure, measured, record_of, train_seed
 from .layers import PROCEDURES
 from .prepare import Say, prepare, seed_material
-from .provenance import default_command, placeless, reset_peak
+from .provenance import Span, default_command, note, placeless, reset_peak, span_of
 from .records import Record, name_of, stored_runs, try_folder, write_run
-from .regimes import REGIMES, Regime
+from .regimes import REGIMES, Choice, Regime
 from .released.prepare import prepare_released
 from .released.protocol import mended
 from .released.run import check_released, measure_released
-from .spans import Span, note, span_of
 from .sweep import Key, Losses, choose, lenders, loss_file, split_up, store_loss, stored_losses, sweep_jobs
 from .write import generated, writing
 
@@ -94,24 +92,16 @@ def run_experiment(
 
 def expected_names(settings: Experiment) -> list[str]:
     """The names of all runs an experiment consists of, in its records' order."""
-    return [
-        name_of(stop, r, c, s)
-        for stop in stops(settings)
-        for c in settings.corpora
-        for r in settings.regimes
-        for s in range(settings.seeds)
-    ]
+    every = product(stops(settings), settings.corpora, settings.regimes, range(settings.seeds))
+    return [name_of(stop, regime, corpus, seed) for stop, corpus, regime, seed in every]
 
 
 def stops(settings: Experiment) -> list[Experiment]:
     """The experiment with each of `data.budgets` at each stop of its protocol's `mend` list; itself without any."""
     data, limits = settings.data, [budget or None for budget in settings.data.budgets]
     parts = [data.model_copy(update={"max_train_tokens": n, "budgets": ()}) for n in limits] or [data]
-    return [
-        settings.model_copy(update={"protocol": step, "data": part})
-        for part in parts
-        for _, step in mended(settings.protocol)
-    ]
+    updates = [{"protocol": step, "data": part} for part in parts for _, step in mended(settings.protocol)]
+    return [settings.model_copy(update=update) for update in updates]
 
 
 def _check_shared(processes: Processes, device: str | None, backbone: Backbone | None) -> None:
@@ -155,9 +145,8 @@ class _Grid:
         name = self.crew.common.corpora[corpus].name
 
         def measured(wanted: list[Key]) -> Losses:
-            paths = {
-                key: self.runs / loss_file(settings, name, self.hashes[corpus][:2], key) for key in wanted
-            }
+            hashes = self.hashes[corpus][:2]
+            paths = {key: self.runs / loss_file(settings, name, hashes, key) for key in wanted}
             losses = stored_losses(paths, self.say)
             jobs = sweep_jobs(settings, corpus, [key for key in wanted if key not in losses])
             for key, loss in self.results(jobs):

@@ -14,13 +14,12 @@ from chameleon_lite import files
 from chameleon_lite.app.outputs import writing
 from chameleon_lite.errors import DamagedFile
 
-from .choices import Choice, trials
 from .config import Experiment, SweepSettings
 from .evaluate import Context, order_of, train_seed
 from .layers import trained_with_layers
 from .prepare import seed_material
 from .records import KEPT, file_part
-from .regimes import REGIMES, Regime
+from .regimes import REGIMES, Choice, Regime, trials
 
 SWEEP_SEEDS_FROM = 1_000
 # heads side by side in a sweep, and regimes of a job: enough to share h·Wᵀ, few enough to distribute over workers

@@ -17,11 +17,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from chameleon_lite import Arrangement, TokenTable
 from chameleon_lite.app.score import left_padded
-from chameleon_lite.batches import Arrangement
 from chameleon_lite.errors import UserError
 from chameleon_lite.heads import Condition, Head, update_logits
-from chameleon_lite.text import TokenTable
 from chameleon_lite.train import Source
 
 from .config import Experiment
@@ -95,9 +94,7 @@ def conditions(source: Source | None, arrangement: Arrangement, size: int) -> Co
 
 
 @torch.no_grad()
-def write(
-    model, head: Head | None, condition: Conditions, rows: Tensor, table: TokenTable, settings: Experiment
-) -> Tensor:
+def write(model, head: Head | None, condition, rows: Tensor, table: TokenTable, settings) -> Tensor:
     """New tokens (D, M) of documents rows (D,) on the host, greedy; with a head of None the backbone's own.
 
     `condition` is as `conditions` gives it. Prompts of like length are continued together, which saves padding.
@@ -111,7 +108,7 @@ def write(
         head.eval()
     for part in by_length.split(probe.rows):
         ids, mask = (x.to(backbone.device) for x in prompts(table, rows[part]))  # (B, T)
-        update = _frozen if head is None else _update(head, condition, rows[part])
+        update = _update(head, condition, rows[part])
         written = model.generate(input_ids=ids, attention_mask=mask, **options, head_update=update)
         out[part] = written[:, ids.shape[1] :].cpu()  # (B, M)
     if training:
@@ -134,13 +131,10 @@ def agreement(tokens: Tensor, table: TokenTable, rows: Tensor, tokenizer) -> np.
     return rouge_l(*(tokenizer.batch_decode(x, skip_special_tokens=True) for x in (written, references)))
 
 
-def _frozen(head: Callable[[Tensor], Tensor], h: Tensor, scale: float) -> Tensor:
-    """The frozen head's logits."""
-    return head(h)
-
-
-def _update(head: Head, condition, rows: Tensor) -> Callable[..., Tensor]:
-    """The head's update for some rows, each under its own condition; factors of these alone."""
+def _update(head: Head | None, condition, rows: Tensor) -> Callable[..., Tensor]:
+    """The head's update for some rows, each under its own condition; None is the frozen head, without one."""
+    if head is None:
+        return lambda frozen, h, scale: frozen(h)
     if condition is None:
         return update_logits(head.factors(None), None, len(rows))
     conditions, group = condition

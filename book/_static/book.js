@@ -61,3 +61,266 @@ document.addEventListener("DOMContentLoaded", () => {
   article.addEventListener("toggle", mark, true);
   article.addEventListener("click", () => setTimeout(mark, 300)); // a folded cell was opened
 });
+
+// Interactive pieces. A page has <div data-piece="NAME"> with its data as JSON and a static text, which stays where
+// scripts do not run; with data-instead="ID" the piece takes the place of that figure's image.
+
+const SVG = "http://www.w3.org/2000/svg";
+const INK = "var(--pst-color-text-base)", PALE = "var(--pst-color-border)";
+const BLUE = "var(--book-blue)", RED = "var(--book-red)", GREEN = "var(--book-green)";
+
+/** An element with attributes, handlers (functions) and children; strings become text, never markup. */
+function make(name, attributes = {}, ...children) {
+  const element = SVG_NAMES.has(name) ? document.createElementNS(SVG, name) : document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (typeof value === "function") element.addEventListener(key, value);
+    else element.setAttribute(key, value);
+  }
+  element.append(...children);
+  return element;
+}
+const SVG_NAMES = new Set(["svg", "g", "line", "circle", "rect", "polygon", "polyline", "text", "path"]);
+
+/** A labelled slider; its value stands beside it. `change` is called with every new number. */
+function slider(label, { min, max, step = 1, value, show = String }, change) {
+  const input = make("input", { type: "range", min, max, step, value, "aria-label": label });
+  const shown = make("output", {}, show(value));
+  const set = (number) => {
+    input.value = number;
+    shown.textContent = show(Number(input.value));
+    input.setAttribute("aria-valuetext", shown.textContent);
+  };
+  set(value);
+  input.addEventListener("input", () => {
+    set(input.value);
+    change(Number(input.value));
+  });
+  return { row: make("label", { class: "piece-slider" }, make("span", {}, label), input, shown), set };
+}
+
+const round = (number, digits) => number.toFixed(digits).replace("-", "−");
+const spoken = () => make("p", { class: "piece-says", "aria-live": "polite" });
+const button = (label, click) => make("button", { type: "button", class: "piece-button", click }, label);
+
+/** Two texts "a a …" and "b b …" of l tokens, padded to T: their means slide to the pad vector. */
+function padding(box) {
+  let length = 2, total = 8;
+  const says = spoken(), points = [make("circle", { r: 6, fill: BLUE }), make("circle", { r: 6, fill: RED })];
+  const place = (side, w) => [150 + side * 120 * w, 20 + 110 * w]; // w: the share of text
+  const name = (x, y, anchor, text) => make("text", { x, y, "text-anchor": anchor }, text);
+  const picture = make("svg", { viewBox: "0 0 300 150", role: "img", "aria-label": "Two points on lines to the pad vector" },
+    make("polyline", { points: "30,130 150,20 270,130", fill: "none", stroke: PALE, "stroke-width": 2 }),
+    make("circle", { cx: 150, cy: 20, r: 4, fill: INK }),
+    name(162, 20, "start", "pad vector"), name(30, 148, "middle", "a"), name(270, 148, "middle", "b"), ...points);
+  const draw = () => {
+    const pad = total - length, w = length / total;
+    [-1, 1].forEach((side, i) => {
+      const [x, y] = place(side, w);
+      points[i].setAttribute("cx", x);
+      points[i].setAttribute("cy", y);
+    });
+    const alike = 4 * pad ** 2 / (length ** 2 + 4 * pad ** 2);
+    const pull = 2 * pad / Math.sqrt(length ** 2 + 4 * pad ** 2);
+    says.textContent = `${pad} of ${total} positions are padding. Cosine of the two texts: ${round(alike, 4)}; `
+      + `of each to the pad vector: ${round(pull, 4)}.`;
+  };
+  const long = slider("tokens of each text", { min: 1, max: 16, value: length }, (n) => {
+    length = n;
+    if (total < n) rows.set(total = n);
+    draw();
+  });
+  const rows = slider("padded length T", { min: 1, max: 64, value: total }, (n) => {
+    total = Math.max(n, length);
+    rows.set(total);
+    draw();
+  });
+  box.append(make("div", { class: "piece-two" }, picture, make("div", {}, long.row, rows.row, says)));
+  draw();
+}
+
+/** k-means on six points, step by step; the two centres move by dragging and by the arrow keys. */
+function kmeans(box, { points, start }) {
+  const X = (x) => 30 + x * 30, Y = (y) => 300 - y * 30, colours = [BLUE, RED];
+  let centres, labels, rounds, next;
+  const says = spoken();
+  const dots = points.map(([x, y]) => make("circle", { cx: X(x), cy: Y(y), r: 6 }));
+  const links = points.map(() => make("line", { "stroke-width": 1.5 }));
+  const move = (k, x, y) => {
+    centres[k] = [Math.min(11, Math.max(-0.5, x)), Math.min(9.5, Math.max(-0.5, y))];
+    labels = next = null;
+    rounds = 0;
+    draw();
+  };
+  const handles = [0, 1].map((k) => {
+    const handle = make("polygon", { points: "0,-11 11,0 0,11 -11,0", tabindex: 0, role: "button", class: "piece-handle" });
+    handle.style.fill = colours[k];
+    handle.addEventListener("keydown", (event) => {
+      const by = { ArrowLeft: [-0.5, 0], ArrowRight: [0.5, 0], ArrowUp: [0, 0.5], ArrowDown: [0, -0.5] }[event.key];
+      if (!by) return;
+      event.preventDefault();
+      move(k, centres[k][0] + by[0], centres[k][1] + by[1]);
+    });
+    handle.addEventListener("pointerdown", (event) => handle.setPointerCapture(event.pointerId));
+    handle.addEventListener("pointermove", (event) => {
+      if (!handle.hasPointerCapture(event.pointerId)) return;
+      const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(picture.getScreenCTM().inverse());
+      move(k, (at.x - 30) / 30, (300 - at.y) / 30);
+    });
+    return handle;
+  });
+  const picture = make("svg", { viewBox: "0 0 390 330", role: "group", "aria-label": "Six points and two centres" },
+    make("rect", { x: 1, y: 1, width: 388, height: 328, fill: "none", stroke: PALE }), ...links, ...dots, ...handles);
+  const distance = ([a, b], [c, d]) => (a - c) ** 2 + (b - d) ** 2;
+  const draw = () => {
+    points.forEach((point, i) => {
+      dots[i].style.fill = labels ? colours[labels[i]] : INK;
+      const [x, y] = labels ? centres[labels[i]] : point;
+      const ends = { x1: X(point[0]), y1: Y(point[1]), x2: X(x), y2: Y(y) };
+      for (const [key, value] of Object.entries(ends)) links[i].setAttribute(key, value);
+      links[i].style.stroke = labels ? colours[labels[i]] : "none";
+    });
+    handles.forEach((handle, k) => {
+      const [x, y] = centres[k];
+      handle.setAttribute("transform", `translate(${X(x)} ${Y(y)})`);
+      handle.setAttribute("aria-label",
+        `${["first", "second"][k]} centre at ${round(x, 2)}, ${round(y, 2)}; the arrow keys move it`);
+    });
+    const inertia = labels && points.reduce((sum, p, i) => sum + distance(p, centres[labels[i]]), 0);
+    const where = centres.map(([x, y]) => `(${round(x, 2)}, ${round(y, 2)})`).join(" and ");
+    says.textContent = `Centres at ${where}. `
+      + (labels ? `Inertia ${round(inertia, 1)} after ${rounds} round${rounds === 1 ? "" : "s"}. ` : "")
+      + (next === "done" ? "Nothing changes any more." : labels && next ? "Next: the centres move." : "Next: each point joins the nearest centre.");
+  };
+  const step = () => {
+    if (next === "done") return;
+    if (next === "centres") {
+      const moved = centres.map((centre, k) => {
+        const own = points.filter((_, i) => labels[i] === k);
+        return own.length ? [0, 1].map((d) => own.reduce((sum, p) => sum + p[d], 0) / own.length) : centre;
+      });
+      const same = moved.every((centre, k) => distance(centre, centres[k]) < 1e-12);
+      centres = moved;
+      rounds += 1;
+      next = same ? "done" : null;
+    } else {
+      labels = points.map((p) => (distance(p, centres[1]) < distance(p, centres[0]) ? 1 : 0)); // first of ties
+      next = "centres";
+    }
+    draw();
+  };
+  const reset = () => {
+    [centres, labels, rounds, next] = [start.map((c) => [...c]), null, 0, null];
+    draw();
+  };
+  box.append(picture, make("p", { class: "piece-buttons" }, button("Step", step), button("Start again", reset)), says);
+  reset();
+}
+
+/** L = f L_full + (1 − f) L_pad, with the published losses as starting points. */
+function released(box, { full, published, uniform }) {
+  const value = { f: full, full: 8, pad: 0 };
+  let usual = false;
+  const says = spoken();
+  const nats = (n) => `${round(n, 2)} nats`;
+  const bar = make("rect", { x: 0, y: 8, height: 16, fill: RED });
+  const x = (n) => 600 * Math.min(1, n / 15);
+  const picture = make("svg", { viewBox: "0 0 600 46", role: "img", "aria-label": "The loss as a bar beside ln V" }, bar,
+    make("line", { x1: x(uniform), x2: x(uniform), y1: 0, y2: 32, stroke: INK, "stroke-dasharray": "4 3" }),
+    make("line", { x1: 0, x2: 600, y1: 32, y2: 32, stroke: PALE }),
+    make("text", { x: x(uniform), y: 45, "text-anchor": "middle" }, `ln V = ${round(uniform, 2)}`));
+  const draw = () => {
+    const loss = usual ? value.full : value.f * value.full + (1 - value.f) * value.pad;
+    bar.setAttribute("width", x(loss));
+    const share = loss > 0 ? value.f * value.full / loss : 0;
+    says.textContent = usual
+      ? `Every next token of the text is scored: ${round(loss, 2)} nats, whatever the padding costs.`
+      : `The last position of each row is scored: L = ${round(loss, 4)} nats, `
+        + `${round(100 * share, 0)} % of it from the ${round(100 * value.f, 1)} % of rows that are full.`;
+  };
+  const range = { min: 0, max: 15, step: 0.01 };
+  const set = (key) => (n) => {
+    value[key] = n;
+    draw();
+  };
+  const sliders = {
+    f: slider("share of full rows f", { min: 0, max: 1, step: 0.001, value: full, show: (n) => `${round(100 * n, 1)} %` }, set("f")),
+    full: slider("loss of full rows", { ...range, value: value.full, show: nats }, set("full")),
+    pad: slider("loss of padded rows", { ...range, value: 0, show: nats }, set("pad")),
+  };
+  const presets = Object.entries(published).map(([name, loss]) => button(`${name}: ${loss}`, () => {
+    Object.assign(value, { f: full, pad: 0, full: loss / full });
+    if (value.full > 15) Object.assign(value, { full: 10, pad: (loss - 10 * full) / (1 - full) });
+    for (const [key, one] of Object.entries(sliders)) one.set(value[key]);
+    draw();
+  }));
+  const scored = make("input", { type: "checkbox", change: (event) => {
+    usual = event.target.checked;
+    draw();
+  } });
+  box.append(...Object.values(sliders).map((one) => one.row), picture, says,
+    make("p", { class: "piece-buttons" }, "as published: ", ...presets, make("label", {}, scored, " score every next token")));
+  draw();
+}
+
+/** The claims by corpus: filters, and each cell opens its numbers. */
+function claims(box, { corpora, parts, letters }) {
+  const pick = (label, names) => {
+    const select = make("select", { "aria-label": label, change: () => draw() },
+      make("option", { value: "" }, label), ...names.map((name) => make("option", { value: name }, name)));
+    return select;
+  };
+  const verdict = pick("any verdict", Object.keys(letters)), corpus = pick("any corpus", corpora);
+  const says = spoken(), count = make("span", { "aria-live": "polite" }), body = make("tbody");
+  const open = (part, where) => {
+    const cell = part.cells[where];
+    says.replaceChildren(make("strong", {}, `${part.part}, ${where}: ${cell.verdict}. `), `${part.says} `,
+      make("br"), `Supported if: ${part.rule}`, make("br"), make("code", {}, cell.number),
+      cell.detectable ? ` The smallest gain that would have been called supported: ${round(cell.detectable, 4)} nats.` : "",
+      make("br"), "By itself: ", make("code", {}, "chameleon-lite claims --wide"));
+    says.scrollIntoView({ block: "nearest" });
+  };
+  const draw = () => {
+    const shown = parts.filter((part) => Object.entries(part.cells).some(([where, cell]) =>
+      (!verdict.value || cell.verdict === verdict.value) && (!corpus.value || where === corpus.value))
+      || (!verdict.value && !corpus.value));
+    count.textContent = ` ${shown.length} of ${parts.length} parts`;
+    body.replaceChildren(...shown.map((part) => make("tr", {},
+      make("th", { scope: "row" }, `${part.part} ${part.says}`),
+      ...corpora.map((where) => {
+        const cell = part.cells[where];
+        if (!cell) return make("td");
+        const letter = letters[cell.verdict] || "?";
+        const seen = { class: `verdict verdict-${letter === "?" ? "open" : letter}`, type: "button",
+          "aria-label": `${part.part}, ${where}: ${cell.verdict}`, click: () => open(part, where) };
+        return make("td", {}, make("button", seen, letter));
+      }))));
+  };
+  box.append(make("p", { class: "piece-buttons" }, verdict, corpus, count),
+    make("div", { class: "piece-board", tabindex: 0, role: "group", "aria-label": "claims by corpus" }, make("table", {}, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "part of a claim"),
+      ...corpora.map((name) => make("th", { scope: "col" }, name)))), body)), says);
+  says.textContent = "A letter opens its numbers: S supported, E equivalent, C contradicted, ? not decidable here.";
+  draw();
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  const pieces = { padding, kmeans, released, claims };
+  for (const box of document.querySelectorAll("[data-piece]")) {
+    const data = box.querySelector("script[type='application/json']");
+    const place = make("div", { class: "piece" });
+    pieces[box.dataset.piece](place, data ? JSON.parse(data.textContent) : {});
+    const image = box.dataset.instead && document.querySelector(`#${box.dataset.instead} img`);
+    if (image) {
+      image.replaceWith(place);
+      (box.closest(".cell") || box).remove();
+    } else box.replaceChildren(place);
+  }
+});
+
+/** Accessible names that leave out what is written on a button, and a list whose items are not its children. */
+window.addEventListener("load", () => {
+  for (const element of document.querySelectorAll("summary[aria-label], button[aria-label]")) {
+    const written = element.textContent.replace(/\s+/g, " ").trim();
+    if (written && !element.closest(".piece")) element.setAttribute("aria-label", `${written} (${element.getAttribute("aria-label")})`);
+  }
+  document.querySelectorAll(".citation-list[role]").forEach((list) => list.removeAttribute("role"));
+});

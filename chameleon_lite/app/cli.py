@@ -48,6 +48,7 @@ Overwrite = Annotated[bool, option("Replace what is there, unless it is the inpu
 Encoding = Annotated[str | None, option("Of a file that is not UTF-8.", "--encoding")]
 FILES = "A .jsonl, .json, .csv, .tsv or .parquet file, a folder of .txt, or - for standard input"
 
+say = partial(typer.echo, err=True)  # notes beside the results
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -97,7 +98,7 @@ def fit(
     given |= {"chat": chat, "bos": bos, "special": special}
     how = {"device": device, "overwrite": overwrite, "encoding": encoding}
     how["settings"] = validated(FitSettings, given)
-    fitted = run(texts, backbone=backbone, out=out, say=partial(typer.echo, err=True), **how)
+    fitted = run(texts, backbone=backbone, out=out, say=say, **how)
     typer.echo(fitted.report)
     typer.echo(f"{fitted.trained_on:,} training texts, {fitted.seconds:.0f} s; saved to {out}")
 
@@ -147,7 +148,6 @@ def adapt(
     still = {"condition": condition, "clusters": clusters, "workers": workers, "dask": dask}
     refuse(learn, learning, still | {"continue": new_tokens or None})
     still |= {"new_tokens": new_tokens, "batch": batch, "window": window}
-    say = partial(typer.echo, err=True)
     run, more = (learn_file, learning) if learn else (partial(adapt_file, say=say), still)
     with given(source) as path:
         summary = run(model, path, out, **how, **more)
@@ -174,7 +174,7 @@ def export(
     from .export import export as run
 
     how = {"format": format, "cluster": cluster, "every": every, "overwrite": overwrite}
-    run(model, out, say=partial(typer.echo, err=True), **how)
+    run(model, out, say=say, **how)
     typer.echo(f"written to {out}")
 
 

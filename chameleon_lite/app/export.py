@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .. import files
 from ..backbones.adapters import placed, read_settings
-from ..backbones.card import hub_id, write_card
+from ..backbones.card import hub_id, words, write_card
 from ..backbones.hub import adapter_folder
 from ..errors import RunFailed, UserError, unknown
 from ..heads import HeadUpdate
@@ -32,45 +32,10 @@ FORMATS = ("peft", "merged")
 CONFIG, WEIGHTS, ROUTING = "adapter_config.json", "adapter_model.safetensors", "routing.json"
 STALE = (ROUTING, "cluster-*/adapter_*", "*.index.json", "adapter_*", "config.json", "generation_config.json")
 STALE += ("centroids.safetensors", "model*.safetensors", "pytorch_model*.bin")
-TIED = (
-    "The backbone's head is its embedding matrix: load this beside the backbone, as below. PEFT's merge would change "
-    "the embeddings too, and the result would be wrong; `chameleon-lite export --format merged` writes a merged model."
-)
-GPT2 = "vLLM has no LoRA for GPT-2: there use a merged model."
 HOW = (
     "Mean of the input embeddings of a prompt's tokens, scaled to length 1; the nearest row of the centroids is its "
     "cluster."
 )
-ROUTE = """Each text goes to the folder of its nearest centroid:
-
-```python
-import json
-from pathlib import Path
-
-from peft import PeftModel
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-base = AutoModelForCausalLM.from_pretrained($base)
-tokenizer = AutoTokenizer.from_pretrained($base)
-table = json.loads(Path("FOLDER", "routing.json").read_text())
-centroids = load_file(Path("FOLDER", table["centroids"]))["centroids"]
-names = list(table["clusters"].values())
-embedding = base.get_input_embeddings().weight.detach()
-model = PeftModel.from_pretrained(base, Path("FOLDER", names[0]), names[0])
-for name in names[1:]:
-    model.load_adapter(Path("FOLDER", name), name)
-
-
-def route(text):
-    mean = embedding[tokenizer(text)["input_ids"]].mean(0)
-    return names[(centroids - mean / mean.norm()).norm(dim=1).argmin()]
-
-
-model.set_adapter(route("a text"))
-```
-
-$where"""
 
 
 def export(
@@ -88,7 +53,8 @@ def export(
 
     model: a ChameleonLiteForCausalLM, or a saved adapter's folder or hub id; format: "peft" or "merged"; cluster: a
     stored cluster's number; every: all of them; condition (C,): any other; default: the mean of the centroids. A static
-    head needs none. `say` is given what to mind. Raises UserError for what a format cannot hold, with what can.
+    head needs none. `say` is given what to mind. Raises UserError for what a format cannot hold, with what can, and for
+    an `out` that may not be replaced; RunFailed where it cannot be written.
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
@@ -167,9 +133,10 @@ def _every(model, target: Path) -> None:
     with placed(target, last=ROUTING) as part:
         save_file({"centroids": model.centroids.float().cpu().contiguous()}, part / "centroids.safetensors")
         table = {"clusters": names, "centroids": "centroids.safetensors", "how": HOW}
+        table |= {"prompts": model.config.prompts}  # how texts were cut and written
         (part / ROUTING).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
         what = f"Here are {len(names)} of them, one for each cluster of texts, in a folder each."
-        write_card(model, part, target, "peft", what=what, limits=_limits(model), use=ROUTE)
+        write_card(model, part, target, "peft", what=what, limits=_limits(model), use="clusters")
 
 
 def _peft(model, target: Path, condition: Tensor | int, what: str) -> None:
@@ -244,7 +211,8 @@ def _clear(target: Path) -> None:
 def _limits(model) -> tuple[str, ...]:
     """What whoever loads the factors must mind."""
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    return tuple(s for s, holds in ((TIED, tied), (GPT2, model.lm.config.model_type == "gpt2")) if holds)
+    holds = {"tied": tied, "gpt2": model.lm.config.model_type == "gpt2"}
+    return tuple(words()["limits"][name] for name in holds if holds[name])
 
 
 def _transposed(model) -> bool:

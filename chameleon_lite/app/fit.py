@@ -57,9 +57,7 @@ def fit(
     inputs = [name for name in (texts, backbone) if isinstance(name, str | Path)]
     writes = out is not None and processes.index == 0
     with claimed(out, inputs, folder=True, overwrite=overwrite) if writes else nullcontext() as folder:
-        corpus = corpus_of(
-            texts, settings.seed, encoding
-        )  # first, so that a wrong name is refused before a download
+        corpus = corpus_of(texts, settings.seed, encoding)  # before a download: a wrong name is refused
         keep = isinstance(backbone, Backbone)  # the caller's, while LoRA is put into the model itself
         backbone = backbone if keep else load_backbone(backbone, device=device)
         say(f"{sum(len(d) for d in corpus.splits.values()):,} texts from {corpus.source}")

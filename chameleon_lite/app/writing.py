@@ -7,6 +7,7 @@ is put before every text, frozen or adapted, and stays with the adapter.
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import torch
@@ -36,7 +37,11 @@ def decided(
     Raises UserError for a chat template that is needed and absent, and for a first token that no model has.
     """
     tokenizer, prompts = backbone.tokenizer, any(d.prompt for d in corpus.splits["train"])
-    chat = settings.chat == "on" or settings.chat == "auto" and prompts and bool(template_of(tokenizer))
+    chat = settings.chat == "on"
+    with (
+        suppress(UserError) if not prompts else nullcontext()
+    ):  # of several templates, which plain texts do without
+        chat = chat or settings.chat == "auto" and bool(template_of(tokenizer))
     writer = Writer(tokenizer, Writing(chat=chat, special=settings.special))
     if chat and prompts:
         say(

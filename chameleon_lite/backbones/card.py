@@ -1,6 +1,6 @@
 """The model card of what is saved: what it was made from and on, what it measured, how it is loaded.
 
-    settings, notes of `fit` ─┬▶ README.md of the folder, as model hubs show it
+    settings, notes of `fit` ─┬▶ README.md of the folder, as model hubs show it; its sentences lie in card.yaml
     backbone and its licence ─┘
 
 No text of the data, no place on a machine: of a backbone from a folder the card gives kind, size and checksum.
@@ -11,81 +11,22 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from string import Template
+
+import yaml
+
+from .formats import opening
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
-UNKNOWN = "see the backbone"
-LIBRARIES = {"adapter": "chameleon-lite", "peft": "peft", "merged": "transformers"}
-KINDS = {  # what lies in the folder
-    "adapter": "An adapter of chameleon-lite: it changes the output head of a frozen language model.",
-    "peft": "An adapter in PEFT's layout: low-rank factors for the output head of a frozen language model.",
-    "merged": "A plain language model, with the update of an adapter added to its output head.",
-}
-USE = {
-    "adapter": """```
-chameleon-lite adapt texts.jsonl --model FOLDER --out results.jsonl
-chameleon-lite export FOLDER --out peft-folder
-```
+SETTINGS = ("head", "rank", "scale", "clusters", "condition", "lora_rank", "lora_alpha", "prompts")
+MARK = "\n- chameleon-lite\n"  # a tag of every card of ours
 
-```python
-from chameleon_lite import ChameleonLiteForCausalLM, adapt
 
-model = ChameleonLiteForCausalLM.from_pretrained("FOLDER")
-results = adapt(model, ["a text", "another"])
-```
-
-FOLDER may be a hub id. The second command writes what PEFT, vLLM and others load.""",
-    "peft": """```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-base = AutoModelForCausalLM.from_pretrained($base)
-model = PeftModel.from_pretrained(base, "FOLDER")
-```
-
-$where""",
-    "merged": """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("FOLDER")
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-```""",
-}
-CARD = """---
-$header
----
-
-# $title
-
-$kind
-
-## Backbone
-
-$backbone. Licence: $licence.
-
-## Data
-
-$data
-
-## What was measured
-
-$measured
-
-## Settings
-
-```
-$settings
-```
-
-## Limits
-
-$limits
-
-## How to load it
-
-$use
-"""
+@cache
+def words() -> dict:
+    """The card's sentences."""
+    return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 def write_card(model, folder: Path, target: Path, kind: str = "adapter", **more) -> None:
@@ -94,37 +35,32 @@ def write_card(model, folder: Path, target: Path, kind: str = "adapter", **more)
     model: a ChameleonLiteForCausalLM; kind: "adapter", "peft" or "merged"; more: see `card`.
     """
     there = target / "README.md"
-    if not there.exists() or "\n- chameleon-lite\n" in there.read_text("utf-8", errors="replace")[:1_000]:
+    if not there.exists() or MARK in there.read_text("utf-8", errors="replace")[:1_000]:
         (folder / "README.md").write_text(card(model, kind, **more), encoding="utf-8")
 
 
 def card(model, kind: str = "adapter", *, what: str = "", limits: Sequence[str] = (), use: str = "") -> str:
-    """The card's text. what: which update this is; limits, use: what to add to, or to say in, those two sections."""
-    config, backbone = model.config, model.backbone
-    own = ["rank", "scale", "clusters", "condition", "lora_rank", "lora_alpha", "prompts"]
-    settings = {name: getattr(config, name) for name in ["head", *own]}
+    """The card's text. what: which update this is; limits: more of them; use: the name of another way to load it."""
+    config, backbone, text = model.config, model.backbone, words()
+    base = SMOLLM2 if backbone.name == "smollm2" else hub_id(backbone)
+    settings = {name: getattr(config, name) for name in SETTINGS}
     with suppress(KeyError, AttributeError):  # of an adapter that was not made by `fit`
         settings |= {f"fit.{name}": value for name, value in config.notes["settings"].items()}
-    of_kind = [f"It fits this backbone's weights alone (sha256 {backbone.hash[:12]}…)."]
-    if kind == "merged":
-        of_kind = ["It is as large as the backbone."]
-    of_kind += [
-        "The numbers hold for texts like those it was fitted on. Nothing else was tested: whatever the"
-    ]
-    of_kind[-1] += " backbone does wrong, this may do too."
+    first = text["limits"]["large" if kind == "merged" else "weights"].format(hash=backbone.hash[:12])
+    written = () if kind == "adapter" else _written(config.prompts)
     fields = {
-        "header": _header(backbone, kind),
+        "header": (f"base_model: {base}\n" if base else "") + f"library_name: {text['libraries'][kind]}",
         "title": f"{'A model from' if kind == 'merged' else 'An adapter for'} {_name(backbone)}",
-        "kind": f"{KINDS[kind]} {what}".strip(),
+        "kind": f"{text['kinds'][kind]} {what}".strip(),
         "backbone": _backbone(backbone),
         "licence": licence(backbone),
         "data": _data(config.notes),
         "measured": _measured(config.notes, bool(what) and model.head.conditioned),
         "settings": "\n".join(f"{n}: {json.dumps(x)}" for n, x in settings.items()).replace("`", "'"),
-        "limits": "\n".join(f"- {limit}" for limit in [*of_kind, *limits]),
-        "use": Template(use or USE[kind]).substitute(_place(backbone)),
+        "limits": "\n".join(f"- {limit}" for limit in [first, text["limits"]["kind"], *written, *limits]),
+        "use": text["use"][use or kind].format(**_place(backbone), **_cut(model)),
     }
-    return Template(CARD).substitute(fields)
+    return text["card"].format(**fields)
 
 
 def hub_id(backbone) -> str | None:
@@ -147,7 +83,7 @@ def licence(backbone) -> str:
         named = metadata_load(path)["license"]
         if re.fullmatch(r"[\w.+-]{1,40}", named):
             return named
-    return UNKNOWN
+    return "see the backbone"
 
 
 def push_to_hub(
@@ -181,14 +117,6 @@ def push_to_hub(
         return api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, **how)
 
 
-def _header(backbone, kind: str) -> str:
-    """The card's YAML: what a hub sorts by."""
-    base = SMOLLM2 if backbone.name == "smollm2" else hub_id(backbone)
-    lines = [f"base_model: {base}"] if base else []
-    lines += [f"library_name: {LIBRARIES[kind]}", "pipeline_tag: text-generation", "tags:"]
-    return "\n".join([*lines, "- chameleon-lite", "- lora"])
-
-
 def _name(backbone) -> str:
     """How the backbone is called where no folder must be named."""
     if backbone.name == "smollm2":
@@ -208,48 +136,53 @@ def _place(backbone) -> dict[str, str]:
     return {"base": '"BACKBONE"', "where": f"BACKBONE is the folder {printed}."}
 
 
+def _written(prompts: Mapping) -> list[str]:
+    """How texts were written for the model, which whoever loads this elsewhere has to do alike."""
+    limits, first = words()["limits"], prompts.get("bos")
+    lines = [limits["chat"]] if prompts.get("chat") else []
+    return lines if first is None else [*lines, limits["bos" if first else "no_bos"].format(bos=first)]
+
+
+def _cut(model) -> dict[str, str]:
+    """The same in code: a text's first token, and the line that makes a chat of it."""
+    first, line = model.config.prompts.get("bos"), words()["chat"]
+    if first is None:
+        first = "".join(model.tokenizer.convert_ids_to_tokens(opening(model.tokenizer)))
+    return {"bos": json.dumps(first), "chat": line * bool(model.config.prompts.get("chat"))}
+
+
 def _backbone(backbone) -> str:
     """The backbone by name, size and revision."""
     text = f"{_name(backbone)}, {backbone.parameters:,} parameters"
-    if backbone.revision:
-        text += f", revision {backbone.revision}"
-    if backbone.name == "smollm2":
-        text += (
-            f": the Q4_1 weights that `chameleon-lite fetch smollm2` unpacks, not those of {SMOLLM2} itself"
-        )
-    return text
+    text += f", revision {backbone.revision}" if backbone.revision else ""
+    return text + (words()["smollm2"].format(base=SMOLLM2) if backbone.name == "smollm2" else "")
 
 
 def _data(notes: Mapping) -> str:
     """Name, checksum and counts of what an adapter was fitted on; no text of it."""
     with suppress(KeyError, TypeError, ValueError):
-        name = re.sub(r"[^\w.+-]+", " ", str(notes["corpus"]))[:80].strip()
-        text = (
-            f"{name} (sha256 {str(notes['corpus_hash'])[:12]}…): {notes['trained_on']:,} texts to train on, "
-        )
-        return text + f"{notes['held_out']:,} others to measure with."
-    return "Not known: this adapter was not made by `fit`."
+        known = {"name": _plain(notes["corpus"]), "hash": str(notes["corpus_hash"])[:12]}
+        return words()["data"].format(**notes | known)
+    return words()["unknown"]
 
 
 def _measured(notes: Mapping, one_of_many: bool) -> str:
+    """What `fit` measured on held-out texts, and what it chose from."""
+    text = words()
     with suppress(KeyError, TypeError, ValueError):
-        change = notes["after"] - notes["before"]
-        text = f"On {notes['held_out']:,} held-out texts, nats per token: {notes['before']:.4f} for the backbone, "
-        text += f"{notes['after']:.4f} with the adapter ({change:+.4f}; 95 % interval {notes['low']:+.4f} to "
-        text += f"{notes['high']:+.4f}, by resampling those texts)."
-        if one_of_many:
-            text += " That is with an update for each group of texts, as `chameleon-lite adapt` makes them; the one"
-            text += " kept here was not measured by itself."
-        return text + _tried(notes.get("candidates", ()))
-    return "Nothing: this adapter was not made by `fit`."
+        found = text["measured"].format(**notes | {"change": notes["after"] - notes["before"]})
+        found += f" {text['one_of_many']}" if one_of_many else ""
+        if len(tried := notes.get("candidates", ())) > 1:
+            marks = [
+                {"name": _plain(one["candidate"]), "mark": " (kept)" * bool(one["kept"])} for one in tried
+            ]
+            found += "\n".join(
+                [text["tried"], *(text["candidate"].format(**one | m) for one, m in zip(tried, marks))]
+            )
+        return found
+    return text["unknown"]
 
 
-def _tried(candidates: Sequence[Mapping]) -> str:
-    """A table of what `fit` chose from; "" where there was no choice."""
-    if len(candidates) < 2:
-        return ""
-    rows = ["\n\nChosen on validation texts, from:\n", "| candidate | nats per token | parameters |", "|---|---|---|"]
-    for one in candidates:
-        name = re.sub(r"[^\w.,+-]+", " ", str(one["candidate"]))[:80]
-        rows.append(f"| {name}{' (kept)' * bool(one['kept'])} | {one['after']:.4f} | {one['parameters']:,} |")
-    return "\n".join(rows)
+def _plain(name: object) -> str:
+    """A name from somewhere, without what would be markup."""
+    return re.sub(r"[^\w.,+-]+", " ", str(name))[:80].strip()

@@ -15,9 +15,7 @@ LISTING_SECTION = re.compile(
 PROSE_SECTION = re.compile(r"notes?|warnings?|details|descriptions?|summary", re.I)
 CODE = (">>>", "... ", ".. ", "In [", "$ ", "@", "#")
 LIST = ("|", "+-", "- ", "* ", ":param", ":type", ":return", ":raise")
-ENTRY = re.compile(
-    r"\s*[`*]{0,2}[\w.*, `\[\]]{1,60}\s?(\([^)]*\))?\s?:(\s|$)"
-)  # "name (type): …", "name : type"
+ENTRY = re.compile(r"\s*[`*]{0,2}[\w.*, `\[\]]{1,60}\s?(\([^)]*\))?\s?:(\s|$)")  # "name (type): …"
 NUMBERED = re.compile(r"\s*(\(?[0-9a-z]{1,2}[.)]|\[\w+\]_?)\s")
 FUNCTION_WORD = re.compile(r"\b(the|a|an|is|are|of|to|and|in|for|that|this|be|with|or|if|by|as)\b", re.I)
 PLAIN_WORD = re.compile(r"[A-Za-z][a-z']+(?=[\s,.;:)!?]|$)")

@@ -7,7 +7,7 @@ import pandas as pd
 
 from ..claims.statistics import mean_and_span
 from ..released.protocol import SWITCHES
-from .style import look
+from .style import look, look_of
 
 LABELS = {"": "as released"} | {name: row["label"] for name, row in SWITCHES.items() if "label" in row}
 
@@ -31,10 +31,10 @@ def foreign_rows(ax, frame):
 
 def _around_zero(ax, frame, points: Callable):
     """A line with error bars per regime, labelled with the least number of seeds behind its points."""
-    for index, (name, rows) in enumerate(frame.groupby("regime", sort=False)):
+    for name, rows in frame.groupby("regime", sort=False):
         x, y, error = points(rows)
         label = f"{name} (n = {rows['n seeds'].min()})"
-        ax.errorbar(x, y, yerr=error, capsize=3, label=label, **look(index))
+        ax.errorbar(x, y, yerr=error, capsize=3, label=label, **look_of(name))
     ax.axhline(0, color="0.4", linewidth=1)
     ax.legend(frameon=False)
     return ax
@@ -42,10 +42,10 @@ def _around_zero(ax, frame, points: Callable):
 
 def learning_curves(ax, curves: pd.DataFrame):
     """Validation loss by epoch of `curves` (see `curve_frame`): the mean over seeds with a 95 % t interval."""
-    for index, (regime, rows) in enumerate(curves.dropna(subset=["validation_nll"]).groupby("regime")):
+    for regime, rows in curves.dropna(subset=["validation_nll"]).groupby("regime"):
         epochs = rows.groupby("epoch", sort=True)["validation_nll"]
         points = pd.DataFrame([(epoch, *mean_and_span(nll)) for epoch, nll in epochs])
-        (epoch, mean, span), style = points.to_numpy().T, look(index)
+        (epoch, mean, span), style = points.to_numpy().T, look_of(regime)
         ax.plot(epoch, mean, label=f"{regime} (n = {rows['seed'].nunique()})", **style)
         ax.fill_between(epoch, mean - span, mean + span, color=style["color"], alpha=0.15, linewidth=0)
     ax.set(xlabel="epochs", ylabel="validation loss (nats per token)")
@@ -66,7 +66,7 @@ def waterfall(ax, walk: pd.DataFrame, regimes: dict[str, str]):
         before, by_step = 0.0, walk[walk["regime"] == regime].groupby("step")
         for step, (after, low, high) in by_step["loss"].agg(["mean", "min", "max"]).iterrows():
             changed = step and not by_step.get_group(step)["same yardstick"].iloc[0]
-            style = {"color": look(index)["color"], "edgecolor": "white", "linewidth": 0}
+            style = {"color": look_of(regime)["color"], "edgecolor": "white", "linewidth": 0}
             style |= {"alpha": 0.55, "hatch": "///"} if changed else {"label": None if step else name}
             y = step + index * height - 0.08
             ax.barh(y, after - before, left=before, height=height * 0.88, **style)
@@ -91,7 +91,7 @@ def value_map(ax, xy, values, label: str):
     """Points xy (N, 2) coloured by a number (N,), with its scale beside the map."""
     xy, values = np.asarray(xy), np.asarray(values)
     order = np.argsort(values)  # large values on top, so that a few of them are not hidden
-    points = ax.scatter(*xy[order].T, c=values[order], s=9, cmap="cividis", linewidths=0)
+    points = ax.scatter(*xy[order].T, c=values[order], s=9, cmap="cividis", linewidths=0, rasterized=True)
     ax.figure.colorbar(points, ax=ax, label=label, shrink=0.8)
     return bare(ax)
 
@@ -106,9 +106,8 @@ def bare(ax):
 
 def against_length(ax, lengths, values, index: int = 0):
     """One point per document: tokens (N,) on a logarithmic axis against any number (N,)."""
-    ax.plot(
-        lengths, values, **look(index) | {"linestyle": "none", "markeredgewidth": 0}, markersize=3, alpha=0.35
-    )
+    points = {"linestyle": "none", "markeredgewidth": 0, "markersize": 3, "alpha": 0.35, "rasterized": True}
+    ax.plot(lengths, values, **look(index) | points)
     ax.set_xscale("log", base=2)
     ax.set_xticks([16, 32, 64, 128, 256], ["16", "32", "64", "128", "256"])
     ax.minorticks_off()
@@ -121,9 +120,11 @@ def shifts(ax, values: np.ndarray, clusters: Sequence[str], tokens: Sequence[str
     values = np.asarray(values)
     limit = float(np.abs(values).max()) or 1.0
     picture = ax.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-    names = [token.replace("$", r"\$") for token in tokens]  # two dollars would be a formula
-    ax.set_xticks(range(len(tokens)), names, rotation=90, family="monospace")
-    ax.set_yticks(range(len(clusters)), clusters)
+    columns, rows = (
+        [name.replace("$", r"\$") for name in part] for part in (tokens, clusters)
+    )  # no formulas
+    ax.set_xticks(range(len(tokens)), columns, rotation=90, family="monospace")
+    ax.set_yticks(range(len(clusters)), rows)
     ax.grid(False)
     ax.figure.colorbar(picture, ax=ax, label="shift of the logit")
     return ax

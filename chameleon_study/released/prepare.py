@@ -26,7 +26,7 @@ from chameleon_lite.errors import UserError
 from chameleon_lite.train_layers import LiveStates
 
 from ..config import Experiment
-from ..prepare import Material, Say, check_batch, timed
+from ..prepare import Material, check_batch, timed
 from ..regimes import RANK
 from ..sources import span_vectors
 from .protocol import Protocol, protocol_of
@@ -63,9 +63,7 @@ class ReleasedCorpus(Material):
         }
 
 
-def prepare_released(
-    settings: Experiment, backbone: Backbone, corpus: Corpus, say: Say = lambda text: None
-) -> ReleasedCorpus:
+def prepare_released(settings, backbone: Backbone, corpus: Corpus, say=lambda text: None) -> ReleasedCorpus:
     """A corpus's tables, states and vectors under the experiment's protocol; stages are timed."""
     protocol, seconds, scored, clusters, conditions = protocol_of(settings.protocol), {}, {}, {}, {}
     with timed(seconds, "tokens"):

@@ -55,10 +55,8 @@ class Protocol(Settings):
         return self
 
 
-PRESETS = {
-    name: Protocol(**{switch: row[name] for switch, row in SWITCHES.items()})
-    for name in ("as_released", "as_described", "honest")
-}
+_NAMES = ("as_released", "as_described", "honest")
+PRESETS = {name: Protocol(**{switch: row[name] for switch, row in SWITCHES.items()}) for name in _NAMES}
 
 
 def preset(name: str, **switches: Any) -> Protocol:

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from ..figures.style import look
+from ..figures.style import LINES, look_of
 from .run import Store
 from .tables import running
 
@@ -17,7 +17,9 @@ def running_losses(ax, store: Store, labels: dict[str, str], order: str = "rando
     """Each method minus the frozen model over the last `window` documents of an order; below zero is a gain."""
     for index, (method, label) in enumerate(labels.items()):
         frame = running(store, method, "frozen", order, window).dropna()
-        ax.plot(frame["documents"], frame["recent"], label=label, **look(index) | {"marker": ""})
+        frame = frame[:: -max(1, len(frame) // 400)]  # no more than the width shows, with the last
+        style = {"color": look_of(method)["color"], "linestyle": LINES[index % len(LINES)]}
+        ax.plot(frame["documents"], frame["recent"], label=label, **style)
     ax.axhline(0, color="0.4", linewidth=1)
     ax.set(xlabel=f"documents that have passed (means of {window:,})", ylabel="minus frozen (nats per token)")
     ax.legend(frameon=False, fontsize=9)

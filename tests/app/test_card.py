@@ -10,9 +10,11 @@ import yaml
 from chameleon_lite.app.export import export
 from chameleon_lite.app.fit import FitSettings, fit
 from chameleon_lite.backbone import load_backbone
-from chameleon_lite.backbones.card import SMOLLM2, UNKNOWN, card, licence
+from chameleon_lite.backbones.card import SMOLLM2, card, licence
 from chameleon_lite.chameleon import ChameleonLiteForCausalLM
 from chameleon_lite.settings import TokenSettings, TrainSettings
+
+UNKNOWN = "see the backbone"
 
 
 def card_of(folder) -> tuple[dict, str]:

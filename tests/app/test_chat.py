@@ -162,7 +162,7 @@ def test_special_is_a_choice_of_the_fit(command, chat_folder, two_kinds):
         how = ("--backbone", chat_folder, "--head", "lora", "--epochs", 1, "--bos", "off", "--overwrite")
         assert command("fit", "in.jsonl", "--out", "a", *how, *words)[0] == 0
         prompts = json.loads(Path("a/config.json").read_text())["prompts"]
-        assert prompts.get("special", True) == bool(words) and prompts.get("chat", False) is False
+        assert prompts.get("special", True) == bool(words) and prompts["chat"]
         assert command("adapt", "in.jsonl", "--model", "a", "--out", "o.jsonl")[0] == 0
         losses[words] = [json.loads(line)["tokens"] for line in Path("o.jsonl").read_text().splitlines()]
     assert all(a - b == len(END) - 1 for a, b in zip(*losses.values()))
@@ -186,8 +186,12 @@ def test_the_template_is_a_choice_of_the_fit_and_is_said(choice, command, chat_f
     assert json.loads(Path("a/config.json").read_text())["prompts"].get("chat", False) == stored
 
 
-def test_plain_texts_need_no_template(chatty, two_kinds):
-    assert not decided(corpus_of(two_kinds(60)), chatty, FitSettings(bos="off")).how.chat
+def test_an_adapter_of_plain_texts_continues_prompts_by_the_template_too(chatty, two_kinds):
+    corpus = corpus_of(two_kinds(60))
+    writer = decided(corpus, chatty, FitSettings(bos="off"))
+    assert writer.how.chat and writer.document(corpus.splits["test"][0]) == corpus.splits["test"][0]
+    chatty.tokenizer.chat_template = {"rag": TEMPLATE, "tool_use": TEMPLATE}
+    assert not decided(corpus, chatty, FitSettings(bos="off")).how.chat
 
 
 def changed(folder: Path, template) -> Path:

@@ -1,5 +1,6 @@
 """`fit --head auto`: every candidate is trained as if it were alone, and validation texts decide which is kept."""
 
+import io
 import re
 
 import numpy as np
@@ -200,3 +201,25 @@ def test_a_head_that_does_not_exist_is_refused_in_one_line(capfd):
     assert stopped.value.code == 2 and len(lines) == 1 and "did you mean 'hyper'" in lines[0]
     with pytest.raises(UserError, match="^head: "):
         validated(FitSettings, {"head": "hypr"})
+
+
+def test_a_terminal_sees_bars_with_the_time_left(two_kinds, monkeypatch, tmp_path):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen = Terminal()
+    monkeypatch.setenv("CHAMELEON_LITE_HOME", str(tmp_path))  # where no states are kept yet
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr("sys.stderr", screen)
+    fit(two_kinds(60), backbone="tiny", settings=small(), device="cpu")
+    text = screen.getvalue()
+    for part in (
+        "hidden states: ",
+        "epoch 1/2: ",
+        "epoch 2/2:  50%",
+        "reading validation: ",
+        "reading test: ",
+    ):
+        assert part in text, part
+    assert re.search(r"\[\d\d:\d\d<", text)

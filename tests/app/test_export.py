@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import warnings
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from chameleon_lite import export
+from chameleon_lite import adapt, export
 from chameleon_lite.backbone import load_backbone
 from chameleon_lite.chameleon import ChameleonLiteForCausalLM
 from chameleon_lite.errors import RunFailed, UserError
@@ -22,7 +23,7 @@ USUAL = "is_gradient_checkpointing|PydanticDeprecated"  # what the libraries say
 
 
 def model_on(place, head="hyper", lora_rank=0, scale=1.7, **more):
-    """An adapter whose update, layers included, is far from zero; four rank settings, all different."""
+    """An adapter whose update, layers included, is far from zero."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         backbone = load_backbone(str(place))
@@ -91,8 +92,7 @@ def test_a_merged_model_is_a_plain_one_with_our_logits(small_folder, architectur
         assert (plain(IDS).logits - ours(model, model.centroids[2:3])).abs().max() < 1e-5
     assert type(plain) is type(model.lm) and plain.config.tie_word_embeddings is False
     assert plain.get_output_embeddings().weight is not plain.get_input_embeddings().weight
-    before = load_backbone(str(small_folder(architecture))).embedding
-    assert torch.equal(plain.get_input_embeddings().weight, before)
+    assert torch.equal(plain.get_input_embeddings().weight, model.get_input_embeddings().weight)
     assert AutoTokenizer.from_pretrained(folder, trust_remote_code=False)("ü x")["input_ids"]
     assert not list(folder.glob("adapter_*"))
 
@@ -150,24 +150,34 @@ def test_a_tool_that_reads_one_scale_for_all_modules_is_right_too(small_folder, 
     assert config["lora_alpha"] / 3 == pytest.approx(1.7) == config["alpha_pattern"]["lm_head"] / 2
 
 
-def test_all_clusters_and_the_cards_own_code_routes_as_adapt_does(small_folder, tmp_path, some_texts):
-    place = small_folder("llama-untied")
-    backbone, texts = load_backbone(str(place)), some_texts(12)
-    vectors = [backbone.embedding[backbone.tokenizer(t)["input_ids"]].mean(0) for t in texts[:3]]
-    model = model_on(place)
+CHAT = "{% for turn in messages %}<|endoftext|>{{ turn.role }}: {{ turn.content }}{% endfor %}"
+CHAT += "{% if add_generation_prompt %}<|endoftext|>assistant:{% endif %}"
+
+
+@pytest.mark.parametrize("prompts", [{}, {"bos": "<|endoftext|>"}, {"bos": "", "chat": True}])
+def test_all_clusters_and_the_cards_own_code_routes_as_adapt_does(
+    small_folder, tmp_path, some_texts, prompts
+):
+    place, texts = Path(shutil.copytree(small_folder("llama-untied"), tmp_path / "model")), some_texts(12)
+    (place / "chat_template.jinja").write_text(CHAT)
+    model = model_on(place, prompts=prompts)
+    vectors = [model.backbone.embedding[model.tokenizer(t)["input_ids"]].mean(0) for t in texts[:3]]
     model.centroids.copy_(torch.nn.functional.normalize(torch.stack(vectors), dim=1))
     folder = export(model, tmp_path / "all", every=True)
     names = json.loads((folder / "routing.json").read_text())["clusters"]
     assert names == {str(k): f"cluster-{k}" for k in range(3)}
-    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)[1]
-    code, space = code.replace("FOLDER", str(folder)).replace("BACKBONE", str(place)), {}
+    text = (folder / "README.md").read_text()
+    code, space = re.search(r"```python\n(.*?)```", text, re.S)[1].replace("FOLDER", str(folder)), {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        exec(compile(code, "card", "exec"), space)
-    for text in texts:
-        ids = torch.tensor([backbone.tokenizer(text)["input_ids"]])
-        assert space["route"](text) == f"cluster-{int(model.conditions(ids).cluster)}"
-    assert len({space["route"](text) for text in texts}) == 3
+        exec(compile(code.replace("BACKBONE", str(place)), "card", "exec"), space)
+    ours_too = adapt(model, [{"prompt": t} for t in texts], new_tokens=1, condition="centroid")
+    assert [space["route"](t) for t in texts] == [f"cluster-{row['cluster']}" for row in ours_too]
+    assert len({row["cluster"] for row in ours_too}) > 1
+    assert ("chat template" in text, "begin with the token" in text) == (
+        "chat" in prompts,
+        bool(prompts.get("bos")),
+    )
     for k in range(3):
         space["model"].set_adapter(f"cluster-{k}")
         with torch.no_grad():
@@ -268,7 +278,7 @@ def test_a_backbones_folder_and_other_files_stay(small_folder, tmp_path):
             export(given, small_folder("llama-untied"), overwrite=True)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "README.md").write_text("# mine")
-    (tmp_path / "notes" / "thesis.txt").write_text("all of it")
+    (tmp_path / "notes" / "thesis.txt").touch()
     folder = export(model, tmp_path / "notes")
     assert (folder / "README.md").read_text() == "# mine" and (folder / "thesis.txt").is_file()
 
@@ -283,9 +293,8 @@ def test_no_export_names_a_place_on_this_machine(small_folder, tmp_path):
                 assert word.encode() not in content, (path.name, word)
 
 
-def test_a_full_disk_is_one_line(small_folder, tmp_path):
-    model = model_on(small_folder("llama-untied"))
+def test_what_the_system_refuses_is_one_line(small_folder, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "cluster-0").write_text("a file where a folder is needed")
     with pytest.raises(RunFailed, match="cannot write"):
-        export(model, tmp_path / "out", every=True)
+        export(model_on(small_folder("llama-untied")), tmp_path / "out", every=True)

@@ -1,12 +1,27 @@
-"""Helpers of the book's tests: the repository's root, its notebooks, and the book's tools as modules."""
+"""Helpers of the book's tests: the repository's root, its notebooks, the book's tools, the site in a browser."""
 
+import functools
+import http.server
 import importlib.util
+import os
+import shutil
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+SITE = ROOT / "_build" / "site"
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +45,72 @@ def pytest_generate_tests(metafunc):
     if "notebook_path" in metafunc.fixturenames:
         paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
         metafunc.parametrize("notebook_path", paths, ids=[p.stem for p in paths])
+
+
+def missing(what: str):
+    """Skip on a laptop, fail in CI."""
+    (pytest.fail if os.environ.get("CI", "").lower() in ("1", "true") else pytest.skip)(what)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address():
+    if not (SITE / "index.html").exists():
+        missing("there is no site: run make book")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(SITE)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        missing("no chromium: apt install chromium")
+    if importlib.util.find_spec("playwright") is None:
+        missing('playwright is not installed: pip install -e ".[dev]"')
+    from playwright import sync_api as api
+
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Open a page with given width and theme; collects what the browser complains about."""
+    contexts = []
+
+    def call(name, width=1280, theme="light"):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
+        contexts.append(context)
+        page, problems = context.new_page(), []
+        page.on("pageerror", lambda error: problems.append(f"script error: {error}"))
+        page.on(
+            "console",
+            lambda m: m.type in ("error", "warning") and problems.append(f"console {m.type}: {m.text}"),
+        )
+        page.on("response", lambda r: r.status >= 400 and problems.append(f"{r.status} {r.url}"))
+
+        def inside(route):
+            if route.request.url.startswith((address, "data:", "blob:")):
+                return route.continue_()
+            problems.append(f"asks another host: {route.request.url}")
+            return route.abort()
+
+        page.route("**/*", inside)
+        page.goto(address + name, wait_until="networkidle")
+        return page, problems
+
+    yield call
+    for context in contexts:
+        context.close()

@@ -4,13 +4,8 @@ Run it after `make book` (`make browser`). Without a site or a browser the tests
 CI=true they fail, since there a skip would be a check that never ran.
 """
 
-import functools
-import http.server
-import importlib.util
-import os
+import json
 import re
-import shutil
-import threading
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlparse
 
@@ -20,15 +15,6 @@ import yaml
 pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("default")]
 SITE = Path(__file__).resolve().parents[2] / "_build" / "site"
 WIDTHS, THEMES = (1280, 360), ("light", "dark")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 FACTS = """() => ({
   wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
   images: [...document.images].filter(i => i.offsetParent).map(i => [i.src, i.alt, i.complete && i.naturalWidth > 0]),
@@ -44,75 +30,7 @@ FACTS = """() => ({
   height: document.querySelector('.bd-article').scrollHeight,
 })"""
 TALLEST = 10_000  # px of a chapter at 1280; appendices are tables and may be longer
-
-
-def missing(what: str):
-    """Skip on a laptop, fail in CI."""
-    (pytest.fail if os.environ.get("CI", "").lower() in ("1", "true") else pytest.skip)(what)
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture(scope="module")
-def address():
-    if not (SITE / "index.html").exists():
-        missing("there is no site: run make book")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(SITE)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        missing("no chromium: apt install chromium")
-    if importlib.util.find_spec("playwright") is None:
-        missing('playwright is not installed: pip install -e ".[dev]"')
-    from playwright import sync_api as api
-
-    with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def visit(browser, address):
-    """Open a page with given width and theme; collects what the browser complains about."""
-    contexts = []
-
-    def call(name, width=1280, theme="light"):
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
-        contexts.append(context)
-        page, problems = context.new_page(), []
-        page.on("pageerror", lambda error: problems.append(f"script error: {error}"))
-        page.on(
-            "console",
-            lambda m: m.type in ("error", "warning") and problems.append(f"console {m.type}: {m.text}"),
-        )
-        page.on("response", lambda r: r.status >= 400 and problems.append(f"{r.status} {r.url}"))
-
-        def inside(route):
-            if route.request.url.startswith((address, "data:", "blob:")):
-                return route.continue_()
-            problems.append(f"asks another host: {route.request.url}")
-            return route.abort()
-
-        page.route("**/*", inside)
-        page.goto(address + name, wait_until="networkidle")
-        return page, problems
-
-    yield call
-    for context in contexts:
-        context.close()
+MOST_BYTES = 15e6  # of the whole site
 
 
 def toc_pages():
@@ -218,3 +136,19 @@ def test_search_finds_a_word_of_the_text(visit):
         "glossary" in link.get_attribute("href") for link in page.locator("#search-results li a").all()
     )
     assert problems == []
+
+
+def test_links_are_described_and_the_site_has_a_map(address):
+    urls = re.findall(r"<loc>https://\S+?/chameleon-lite/(\S+)</loc>", (SITE / "sitemap.xml").read_text())
+    assert {f"{name}.html" for name, _ in toc_pages()} <= set(urls) and all((SITE / u).exists() for u in urls)
+    for name, _ in toc_pages():
+        head = (SITE / f"{name}.html").read_text().partition("</head>")[0]
+        for key in ("title", "url", "type", "site_name"):
+            assert f'property="og:{key}"' in head, name
+
+
+def test_the_site_is_small_and_notebooks_to_download_are_without_outputs():
+    assert sum(path.stat().st_size for path in SITE.rglob("*") if path.is_file()) < MOST_BYTES
+    assert (SITE / "_static" / "book.js").stat().st_size < 30_000
+    for path in (SITE / "_sources").rglob("*.ipynb"):
+        assert all(not cell.get("outputs") for cell in json.loads(path.read_text())["cells"]), path.name

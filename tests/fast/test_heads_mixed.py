@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,7 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from chameleon_lite import engine
-from chameleon_lite.heads import HeadUpdate, apply_update, update_logits
+from chameleon_lite.heads import HeadUpdate, add_update, apply_update, update_logits
+from chameleon_lite.loss import HeadWeight, head_losses, token_losses
 
 WIDTH, VOCAB, RANK = 8, 23, 3
 
@@ -105,6 +108,20 @@ def test_gradients_are_those_of_rows_by_themselves():
         grads.append((leaves.down.grad, leaves.up.grad))
     for a, b in zip(*grads):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("group", [[0], [0, 1, 2], [0] * 5, [[0], [1], [2], [0]], 0])
+def test_a_group_that_is_not_one_for_each_row_is_refused(group):
+    head, update, h = made(3, 4)
+    shape = re.escape(f"group {tuple(torch.tensor(group).shape)} must be (4,)")
+    with pytest.raises(ValueError, match=shape):
+        update_logits(update, torch.tensor(group), rows=4)
+    with pytest.raises(ValueError, match=shape):
+        add_update(head(h), h, update, torch.tensor(group))
+    flat, target = h.reshape(-1, h.shape[-1])[:4], torch.zeros(4).long()
+    for losses in (head_losses, token_losses):
+        with pytest.raises(ValueError, match=shape):
+            losses(flat, target, HeadWeight(head.weight), [update], [torch.tensor(group)])
 
 
 def test_refuses_groups_and_rows_that_do_not_fit():

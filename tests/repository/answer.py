@@ -62,7 +62,7 @@ def answer(results: Path) -> list[str]:
         "",
         f"- The paper's head lowers the frozen model's loss by {min(gains):.2f} to {max(gains):.2f}.",
         f"- A LoRA of rank 4 with 1/{times:.0f} of its parameters does about as well: the paper's head minus it is "
-        f"{_span(over['R19-R1'])}. A LoRA of equal size is lower on every corpus, by "
+        f"{_span(over['R19-R1'])}. A LoRA of equal size has a lower mean on every corpus, by "
         f"{min(over['R19-R2']):.2f} to {max(over['R19-R2']):.2f}.",
         "- The batch adds little: with a constant in its place the loss is the same but for "
         f"{_span(over['R3-best'])} (head minus constant).",

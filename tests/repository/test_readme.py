@@ -87,7 +87,7 @@ def test_the_commands_run_in_their_order(tmp_path, monkeypatch, capsys):
             assert not stop.code, (line, capsys.readouterr().err)
         assert capsys.readouterr().out.strip(), line
     written = {path.name for path in tmp_path.iterdir() if not path.is_symlink()}
-    assert {"my-adapter", "scores.jsonl", "answers.jsonl", "learned.jsonl"} <= written
+    assert {"my-adapter", "for-peft", "merged", "scores.jsonl", "answers.jsonl", "learned.jsonl"} <= written
     assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 50
 
 

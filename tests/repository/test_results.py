@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from chameleon_study.provenance import Span, device_minutes, load_spans
 from chameleon_study.records import NOT_RECORDS, load_records
-from chameleon_study.spans import Span, device_minutes, load_spans
 
 from .counts import ROOT
 

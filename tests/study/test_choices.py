@@ -7,9 +7,8 @@ import torch
 
 from chameleon_lite.backbone import load_backbone
 from chameleon_lite.errors import UserError
-from chameleon_study.choices import OPTIONS, RATES, Choice, new_head, transformed, trials
 from chameleon_study.config import SweepSettings
-from chameleon_study.regimes import REGIMES
+from chameleon_study.regimes import OPTIONS, RATES, REGIMES, Choice, new_head, transformed, trials
 from chameleon_study.run import run_experiment
 from chameleon_study.sweep import choose, first_choices
 

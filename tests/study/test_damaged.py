@@ -14,9 +14,9 @@ from chameleon_lite.errors import DamagedFile
 from chameleon_study import page, stored
 from chameleon_study.claims.contrasts import StoredRuns
 from chameleon_study.claims.ledger import stored_verdicts
+from chameleon_study.provenance import load_spans
 from chameleon_study.records import load_records, load_results
 from chameleon_study.released.proofs.store import load_proofs
-from chameleon_study.spans import load_spans
 
 ROOT = Path(__file__).parents[2]
 NAME = "honest-docstrings"

@@ -9,12 +9,11 @@ from chameleon_lite.backbone import load_backbone
 from chameleon_lite.processes import Processes
 from chameleon_lite.train import evaluate
 from chameleon_study import run, sweep
-from chameleon_study.choices import Choice
 from chameleon_study.corpora import load_corpus
 from chameleon_study.evaluate import Context, measure, source_of, train_seed
 from chameleon_study.prepare import prepare, seed_material
 from chameleon_study.records import pack, read_run
-from chameleon_study.regimes import REGIMES
+from chameleon_study.regimes import REGIMES, Choice
 from chameleon_study.run import expected_names, run_experiment, stops
 from chameleon_study.tables import summary_frame
 

@@ -13,14 +13,13 @@ from chameleon_lite.errors import UserError
 from chameleon_lite.heads import LoraHead
 from chameleon_lite.processes import Processes
 from chameleon_study import run, write
-from chameleon_study.choices import Choice
 from chameleon_study.claims.continuations import Generations, generation_frame
 from chameleon_study.config import PROFILES, Experiment, load_experiment
 from chameleon_study.corpora import load_corpus
 from chameleon_study.evaluate import Context, head_and_source, measure, train_seed
 from chameleon_study.prepare import prepare, seed_material
 from chameleon_study.records import SCORES, load_records, name_of, pack, write_run
-from chameleon_study.regimes import REGIMES
+from chameleon_study.regimes import REGIMES, Choice
 from chameleon_study.run import run_experiment
 from chameleon_study.write import distinct, document_scores, repeated, rouge_l
 

@@ -15,11 +15,10 @@ from chameleon_lite.backbone import load_backbone
 from chameleon_lite.processes import Processes
 from chameleon_lite.train import Member, evaluate
 from chameleon_study import layers, write
-from chameleon_study.choices import Choice
 from chameleon_study.corpora import load_corpus
 from chameleon_study.evaluate import Context, head_and_source
 from chameleon_study.prepare import prepare, seed_material
-from chameleon_study.regimes import REGIMES
+from chameleon_study.regimes import REGIMES, Choice
 
 PREFIX, KEPT = 10, 3  # tokens, characters for the byte tokenizer
 CACHED = [n for n, r in REGIMES.items() if r.procedure is None and n != "R0"]

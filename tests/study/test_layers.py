@@ -2,8 +2,7 @@
 
 import pytest
 
-from chameleon_study.choices import Choice
-from chameleon_study.regimes import REGIMES
+from chameleon_study.regimes import REGIMES, Choice
 from chameleon_study.run import run_experiment
 from chameleon_study.sweep import sweep_jobs
 

@@ -4,9 +4,17 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from chameleon_study.provenance import device_name
+from chameleon_study.provenance import (
+    FILE,
+    Span,
+    device_minutes,
+    device_name,
+    load_spans,
+    note,
+    pack_spans,
+    span_of,
+)
 from chameleon_study.run import run_experiment
-from chameleon_study.spans import FILE, Span, device_minutes, load_spans, note, pack_spans, span_of
 
 CPU = torch.device("cpu")
 

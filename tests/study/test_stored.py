@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from chameleon_study.choices import Choice
 from chameleon_study.claims.contrasts import StoredRuns
 from chameleon_study.claims.ledger import ledger
 from chameleon_study.claims.scoreboard import evidence_key, stored_verdicts
 from chameleon_study.records import NOT_RECORDS, REFUSED_BACKBONES, load_records
-from chameleon_study.regimes import REGIMES
+from chameleon_study.regimes import REGIMES, Choice
 from chameleon_study.tables import losses_of
 
 RESULTS = Path(__file__).parents[2] / "results"

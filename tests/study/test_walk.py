@@ -6,7 +6,7 @@ import pytest
 
 from chameleon_study.config import load_experiment
 from chameleon_study.figures.study import LABELS, waterfall
-from chameleon_study.figures.style import figure
+from chameleon_study.figures.style import COLOURS, HEADS, figure, look_of
 from chameleon_study.records import load_records
 from chameleon_study.released.protocol import PRESETS, Protocol, mended, protocol_of
 from chameleon_study.released.tables import YARDSTICK, steps_frame, walk_frame
@@ -94,3 +94,10 @@ def test_the_stored_walks_have_every_stop_once_a_seed_and_regime(name):
 
 def test_every_switch_of_a_walk_has_a_label():
     assert set(Protocol.model_fields) - set(LABELS) == {"layers", "backbone"}
+
+
+def test_a_head_has_one_look_under_its_code_its_order_and_its_name():
+    assert look_of("R4-best") == look_of("ChameleonLLM") != look_of("R3-clustered")
+    assert look_of("R19-R1") == look_of("R1") == look_of("LoRA, rank 4")
+    looks = [tuple(look_of(code).values()) for code in HEADS]
+    assert len(set(looks)) == len(HEADS) <= len(COLOURS)

@@ -1,0 +1,104 @@
+"""Does `fit --head auto` keep the right adapter? Three tasks of people's own texts, every candidate read on test.
+
+    python -m chameleon_study.own_texts DATA [TASK …]    DATA holds alpaca/alpaca.jsonl, wikitext-2/test.txt
+
+    1,200 instructions with answers (.jsonl) · a folder of documentation (.txt) · rows of WikiText-2 (.jsonl)
+      ─ choose, heads alone ─▶ validation and test nats of each candidate ─▶ results/own-texts.json
+
+Only here are all candidates read on test: `fit` reads the kept one.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from chameleon_lite.app.choose import Choice, choose
+from chameleon_lite.app.fit_settings import FitSettings
+from chameleon_lite.app.fitted import compared
+from chameleon_lite.app.own_texts import load
+from chameleon_lite.app.parts import Parts, parts_of
+from chameleon_lite.backbone import Backbone, load_backbone
+from chameleon_lite.processes import Processes
+
+from .corpora import load_corpus
+from .provenance import ROOT, provenance
+from .stored import read, storing
+
+NAME = "own-texts.json"
+WITHIN = 0.002  # nats per token: how far the kept candidate's test loss may be from the best one's
+ALPACA_ROWS = 1_200
+PARAGRAPHS = 20  # of a file of documentation
+SETTINGS = FitSettings(layers=False, max_train_tokens=30_000, max_held_out=150)
+
+
+def write_tasks(data: Path, folder: Path) -> dict[str, Path]:
+    """What a person would hand to `fit`, made in `folder`: task's name to a file or folder."""
+    paths = {name: folder / f"{name}.jsonl" for name in ("alpaca", "wikitext-2")}
+    alpaca = (data / "alpaca" / "alpaca.jsonl").read_text(encoding="utf-8").splitlines()
+    paths["alpaca"].write_text("\n".join(alpaca[:ALPACA_ROWS]), encoding="utf-8")
+    rows = (data / "wikitext-2" / "test.txt").read_text(encoding="utf-8").splitlines()
+    texts = pd.DataFrame({"text": [row for row in rows if row.strip()]})
+    texts.to_json(paths["wikitext-2"], orient="records", lines=True)
+    paths["documentation"] = folder / "docs"
+    paths["documentation"].mkdir()
+    documents = [vars(d) for part in load_corpus("docstrings").splits.values() for d in part]
+    for library, group in pd.DataFrame(documents).groupby("group"):
+        for first in range(0, len(group), PARAGRAPHS):
+            text = "\n\n".join(group["text"][first : first + PARAGRAPHS])
+            (paths["documentation"] / f"{library}-{first}.txt").write_text(text, encoding="utf-8")
+    return paths
+
+
+def measured(path: Path, backbone: Backbone, settings: FitSettings = SETTINGS) -> dict:
+    """The table of a task's candidates, with their test losses, and how far the kept one is from the best."""
+    started = time.perf_counter()
+    parts, clustering = parts_of(load(path, seed=settings.seed), backbone, settings)
+    choice = choose(settings, backbone, parts, clustering, Processes())
+    rows = choice.table.to_dict("records")
+    for row, test in zip(rows, tested(choice, parts, settings.seed)):
+        row["test"] = test
+    losses = [row["test"]["after"] for row in rows]
+    gap = losses[choice.place] - min(losses)
+    return {
+        "texts": {split: len(table) for split, table in parts.tables.items()},
+        "candidates": rows,
+        "why": choice.why,
+        "test gap to the best": gap,
+        "within": bool(gap <= WITHIN),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def tested(choice: Choice, parts: Parts, seed: int) -> list[dict[str, float]]:
+    """Of each outcome the test part's nats per token, before and after, with an interval."""
+    found = []
+    for one in choice.outcomes:
+        nll = one.cohort.nats("test", [one.member])
+        found.append(compared(np.asarray(nll), parts.tables["test"].n_scored, seed))
+    return found
+
+
+def main(data: str, *names: str, backbone: str = "smollm2", results: Path = ROOT / "results") -> None:
+    """Measure the tasks of these names, or all, and store each in the record of `results` as it is finished."""
+    facts = provenance("cpu", "python -m chameleon_study.own_texts DATA")  # of the code that begins
+    facts |= {"backbone": backbone, "goal": WITHIN, "settings": SETTINGS.model_dump(mode="json")}
+    loaded = load_backbone(backbone)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, path in write_tasks(Path(data), Path(folder)).items():
+            if name not in (names or [name]):
+                continue
+            task = measured(path, loaded) | facts
+            print(f"{name}: {task['why']}; test gap {task['test gap to the best']:.4f}", flush=True)
+            kept = json.loads(read(results / NAME)) if (results / NAME).is_file() else {}
+            with storing(results / NAME) as part:
+                text = json.dumps(kept | {name: task}, indent=1, allow_nan=False)
+                part.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
