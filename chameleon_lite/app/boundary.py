@@ -42,6 +42,8 @@ def report(error: BaseException, words: Iterable[str] = ()) -> tuple[str, int]:
         line = f"{error.format_message().rstrip('.')}: see --help"
     elif isinstance(error, MemoryError) or any(text in str(error).lower() for text in NO_MEMORY):
         line = f"the memory does not suffice: choose a smaller model, fewer rows at once, or shorter texts ({error})"
+    elif isinstance(error, RuntimeError) and "home directory" in str(error):  # of Path.expanduser
+        line, code = "a path that begins with ~ and a name needs a user of that name: give it in full", 2
     elif isinstance(error, RecursionError):
         line = "the input is nested too deeply to be read"
     elif isinstance(error, UnicodeError):

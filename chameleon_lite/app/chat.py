@@ -63,6 +63,7 @@ class Writer:
         """Finds what the tokenizer takes for a special token; nothing where it has none."""
         added = self.tokenizer.added_tokens_decoder.values()
         names = {token.content for token in added if token.special} | set(self.tokenizer.all_special_tokens)
+        names -= {""}
         return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
 
     @cached_property
@@ -117,9 +118,7 @@ class Writer:
             return self.tokenizer.apply_chat_template(turns, **how)
         except Exception as error:  # a template is a program of its own, and may raise anything
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UserError(
-                f"the model's chat template refuses it: {reason} (--chat off does without)"
-            ) from None
+            raise UserError(f"the model's chat template refuses it: {reason}") from None
 
     def __call__(self, texts: Sequence[str] | str, **options) -> dict:
         """Token ids, and spans of characters where they are wanted, of texts with or without marks."""

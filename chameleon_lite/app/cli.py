@@ -24,6 +24,7 @@ from .boundary import INTERRUPTED, report
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("PYTHONSAFEPATH", "1")  # workers and pip import nothing from the folder of one's texts
 
 COMMANDS = "chameleon_lite.commands"  # entry points of packages that add commands
 CLONE = (

@@ -60,7 +60,7 @@ def written(writer: Writer, documents: Iterable[Document], *, end: bool) -> list
         try:
             made.append(writer.document(document, end=end))
         except UserError as error:
-            raise UserError(f"row {document.id}: {error}") from None
+            raise UserError(f"row {document.id}: {error} (--chat off does without it)") from None
     return made
 
 

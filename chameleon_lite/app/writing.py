@@ -5,7 +5,6 @@ A model that was trained with a first token predicts worse without it, and an ad
 is put before every text, frozen or adapted, and stays with the adapter.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 
@@ -24,7 +23,10 @@ from .chat import Writer, template_of
 from .corpus import Corpus
 from .fit_settings import FitSettings
 
-TEXTS, TOKENS = 24, 3_000  # that a first token is measured on, at most
+TEXTS, TOKENS = (
+    64,
+    8_000,
+)  # that a first token is measured on, at most, and no more than a tenth of what is learnt
 WORTH = 0.002  # nats per token that it must save, and twice its standard error
 WORLD = "<|endoftext|>"  # in many vocabularies, and often neither the tokenizer's first token nor its last
 
@@ -38,15 +40,15 @@ def decided(
     """
     tokenizer, prompts = backbone.tokenizer, any(d.prompt for d in corpus.splits["train"])
     chat = settings.chat == "on"
-    with (
-        suppress(UserError) if not prompts else nullcontext()
-    ):  # of several templates, which plain texts do without
+    plain_only = (
+        nullcontext() if prompts else suppress(UserError)
+    )  # of several templates, which they do without
+    with plain_only:
         chat = chat or settings.chat == "auto" and bool(template_of(tokenizer))
     writer = Writer(tokenizer, Writing(chat=chat, special=settings.special))
     if chat and prompts:
-        say(
-            f"answers are learnt after the model's chat template, up to {writer.end.strip() or 'their end'!r}"
-        )
+        end = writer.end.strip() or "their end"
+        say(f"answers are learnt after the model's chat template, up to {end!r}")
     if settings.bos == "off":
         return _begun(writer, "")
     if opening(tokenizer):
@@ -59,9 +61,8 @@ def decided(
             raise UserError("the tokenizer has no token to begin a text with: choose --bos off")
         say(f"every text begins with {tokens[0]!r}")
         return _begun(writer, tokens[0])
-    gains = {
-        token: gain_of(token, corpus.splits["train"], backbone, writer, settings.tokens) for token in tokens
-    }
+    most = min(TOKENS, (settings.max_train_tokens or 10 * TOKENS) // 10)
+    gains = gains_of(tokens, corpus.splits["train"], backbone, writer, settings.tokens, most)
     best = max(gains, key=lambda token: gains[token][0], default="")
     if not best or gains[best][0] < max(WORTH, 2 * gains[best][1]):
         return _begun(writer, "")
@@ -74,25 +75,35 @@ def _begun(writer: Writer, token: str) -> Writer:
     return Writer(writer.tokenizer, writer.how.model_copy(update={"bos": token}))
 
 
-def gain_of(
-    token: str, documents: Sequence[Document], backbone: Backbone, writer: Writer, cuts: TokenSettings
-) -> tuple[float, float]:
-    """Nats per token that a first token saves the frozen model on a few documents, and its standard error."""
+def gains_of(
+    tokens: Sequence[str],
+    documents: Sequence[Document],
+    backbone: Backbone,
+    writer: Writer,
+    cuts: TokenSettings,
+    most: int = TOKENS,
+) -> dict[str, tuple[float, float]]:
+    """First token ─▶ nats per token that it saves the frozen model on a few documents, and the standard error.
+
+    `most`: scored tokens at most, but one document. {} where no two documents can be scored: the fit itself will say.
+    """
     few = [documents[i] for i in np.linspace(0, len(documents) - 1, min(TEXTS, len(documents))).astype(int)]
-    longest, sums = min(cuts.max_length, backbone.max_length), []
+    longest, sums, gains = min(cuts.max_length, backbone.max_length), {}, {}
     try:
-        for first, length in (("", longest - 1), (token, longest)):  # the same tokens are scored
-            begun = _begun(writer, first)
+        for first in ("", *tokens):
+            begun, length = _begun(writer, first), longest - (not first)  # the same tokens are scored
             written = [begun.document(document) for document in few]
             table = tokenise(written, begun, **cuts.model_dump() | {"max_length": length})
-            table = table.take(np.flatnonzero(np.cumsum(table.n_scored) <= max(TOKENS, table.n_scored[0])))
-            sums.append(nats_of(backbone, table))
-    except UserError:  # no text can be scored, as the fit itself will say
-        return 0.0, math.inf
-    saved, counts = sums[0] - sums[1], table.n_scored
-    gain = saved.sum() / counts.sum()
-    error = np.sqrt(np.square(saved - gain * counts).sum()) / counts.sum()
-    return float(gain), float(error) if len(counts) > 1 else math.inf
+            table = table.take(np.flatnonzero(np.cumsum(table.n_scored) <= max(most, table.n_scored[0])))
+            sums[first] = nats_of(backbone, table)
+    except UserError:
+        return {}
+    counts = table.n_scored
+    for token in tokens if len(counts) > 1 else ():
+        saved = sums[""] - sums[token]
+        gain = saved.sum() / counts.sum()
+        gains[token] = float(gain), float(np.sqrt(np.square(saved - gain * counts).sum()) / counts.sum())
+    return gains
 
 
 @torch.no_grad()

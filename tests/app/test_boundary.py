@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,7 @@ ERRORS = {  # what went wrong -> parts of the line
         "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"
     ): ["memory does not suffice"],
     RecursionError("maximum recursion depth"): ["nested too deeply"],
+    RuntimeError("an error of the libraries"): ["RuntimeError", "--debug"],
     UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"): ["not UTF-8"],
     ValueError("two\nlines\n  of it"): ["ValueError: two lines of it", "--debug"],
     UserError("a\nb"): ["a b"],
@@ -80,6 +82,35 @@ def test_standard_output_that_cannot_be_written(reader, source, command, monkeyp
     assert err == ("" if reader == "gone" else f"chameleon-lite: No space left on device; {ADVICE[28]}\n")
     with suppress(OSError):
         sys.stdout.close()
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["fit {source} --backbone {} --out a", "adapt {source} --model {} --out r.jsonl", "params --backbone {}"],
+)
+@pytest.mark.parametrize("name", ["~nobody-of-that-name", "~nobody-of-that-name/x"])
+def test_the_home_of_nobody_is_one_line(words, name, source, command):
+    code, _, err = command(*words.format(name, source=source).split())
+    assert code in (1, 2) and len(err.splitlines()) == 1 and "not foreseen" not in err, err
+
+
+def test_no_process_that_is_begun_runs_code_that_lies_beside_the_texts(tmp_path):
+    for name in ("joblib", "multiprocessing", "numpy", "pip"):
+        (tmp_path / f"{name}.py").write_text("open('trace', 'w').close()\n")
+    code = """import subprocess, sys
+import chameleon_lite.app.cli
+from chameleon_lite.app.workers import Workers
+if __name__ == "__main__":
+    with Workers("ab", 2) as crew:
+        print([pair for _, pair in crew.share(zip, ["cd", "ef"], ordered=True)])
+    subprocess.run([sys.executable, "-m", "pip", "--version"], check=True)
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    how = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 300}
+    run = subprocess.run([sys.executable, "-P", "-c", code], **how)
+    assert run.returncode == 0 and "('a', 'c'), ('b', 'd'), ('a', 'e')" in run.stdout, run.stderr
+    assert not (tmp_path / "trace").exists() and "pip " in run.stdout
 
 
 def test_threads_that_wait_give_way_unless_told_otherwise():

@@ -8,7 +8,7 @@ from chameleon_lite.app.chat import Writer
 from chameleon_lite.app.fit_settings import FitSettings
 from chameleon_lite.app.parts import corpus_of
 from chameleon_lite.app.score import Adapter
-from chameleon_lite.app.writing import gain_of
+from chameleon_lite.app.writing import gains_of
 from chameleon_lite.backbones.adapters import Writing
 from chameleon_lite.chameleon import ChameleonLiteForCausalLM
 from chameleon_lite.errors import DamagedFile, UserError
@@ -40,9 +40,9 @@ def test_a_first_token_that_the_loss_needs_is_measured_used_stored_and_said(need
     texts, heard = two_kinds(60), []
     corpus = corpus_of(texts)
     writer = Writer(needy.tokenizer, Writing(special=False, bos=""))
-    gain, error = gain_of(
-        "<|endoftext|>", corpus.splits["train"], needy, writer, TokenSettings(max_length=128)
-    )
+    cuts = TokenSettings(max_length=128)
+    gains = gains_of(["<|endoftext|>"], corpus.splits["train"], needy, writer, cuts)
+    gain, error = gains["<|endoftext|>"]
     assert abs(gain) > 2 * error
     better = gain > 0
     settings = FitSettings(**QUICK | {"bos": "auto"})

@@ -25,6 +25,7 @@ IMPORT_NAMES = {
     "myst_nb": "myst-nb",
     "mpl_toolkits": "matplotlib",
     "IPython": "ipykernel",
+    "matplotlib_inline": "ipykernel",
     "triton": "torch",
 }  # comes with torch where torch has a GPU
 

@@ -10,6 +10,7 @@ from chameleon_lite.app.rows import parse
 from chameleon_lite.backbones import gpt2_tokenizer
 from chameleon_lite.text import Document, TokenTable, cumulative
 from chameleon_study.claims.paper import published
+from chameleon_study.provenance import placeless
 from chameleon_study.released.prepare import released_batches, released_clusters
 from chameleon_study.released.proofs import prove_all, scoring
 from chameleon_study.released.proofs.store import load_proofs, store_proofs
@@ -102,7 +103,7 @@ def test_a_proof_of_small_text(
         assert (1 - f) * n[f"{regime}_padded_rows_if_full_cost_0"] == pytest.approx(loss)
         rest = (1 - f) * n[f"{regime}_padded_rows_if_full_cost_unigram"]
         assert rest + f * n["unigram_nll_of_full_rows"] == pytest.approx(loss)
-    assert proof.data["hash"] == subject.texts.hash and proof.corpus == settings.corpora[0]
+    assert proof.data["hash"] == subject.texts.hash and proof.corpus == placeless(settings.corpora[0])
     store_proofs([proof.model_copy(update={"backbone": "smollm2"})], tmp_path)
     assert load_proofs(tmp_path)[0].numbers == n
 
