@@ -313,14 +313,24 @@ document.addEventListener("DOMContentLoaded", () => {
   }
 });
 
-/** Accessible names that leave out what is written on a button, and a list whose items are not its children. */
-window.addEventListener("load", () => {
-  for (const element of document.querySelectorAll("summary[aria-label], button[aria-label]")) {
-    const written = element.textContent.replace(/\s+/g, " ").trim();
-    if (written && !element.closest(".piece")) element.setAttribute("aria-label", `${written} (${element.getAttribute("aria-label")})`);
+/** Accessible names without what is written on a button or with what an icon hides, and a list without items. */
+function mendNames() {
+  for (const icon of document.querySelectorAll("button[aria-label] :is(i[title], svg title)")) {
+    const picture = icon.closest("svg");
+    if (picture) {
+      picture.setAttribute("aria-hidden", "true");
+      ["role", "aria-labelledby"].forEach((name) => picture.removeAttribute(name));
+      icon.remove();
+    } else icon.removeAttribute("title");
+  }
+  for (const element of document.querySelectorAll("summary[aria-label], .search-button-field[aria-label]")) {
+    const written = element.textContent.replace(/\s+/g, " ").trim(), name = element.getAttribute("aria-label");
+    if (!name.startsWith(written)) element.setAttribute("aria-label", `${written} (${name})`);
   }
   document.querySelectorAll(".citation-list[role]").forEach((list) => list.removeAttribute("role"));
-});
+}
+document.addEventListener("DOMContentLoaded", mendNames);
+window.addEventListener("load", mendNames); // icons become pictures in between
 
 // On paper nothing is folded.
 window.addEventListener("beforeprint", () => {
