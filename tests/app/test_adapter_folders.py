@@ -270,7 +270,7 @@ def test_an_adapter_names_no_person_no_machine_and_no_place(two_kinds, tiny, tmp
         out = tmp_path / "shared" / f"for {place.parent.name}"
         fit(str(source), backbone=str(place), out=out)
         adapt_file(out, source, out / "results.jsonl")
-        for path in [*out.glob("*.json*"), out / ".results.jsonl.made"]:
+        for path in [*out.glob("*.json*"), out / "README.md", out / ".results.jsonl.made"]:
             for word in ("somebody", re.escape(str(tmp_path)), os.uname().nodename, "/home", "/root"):
                 assert not re.search(rf"(?<!\w){word}(?!\w)", path.read_text()), (path, word)
         loaded = ChameleonLiteForCausalLM.from_pretrained(out)
