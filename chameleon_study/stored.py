@@ -21,6 +21,7 @@ from chameleon_lite.errors import DamagedFile
 
 SUMS = "SHA256SUMS"
 VERDICTS, TABLES = "verdicts.json", "tables.json"  # made from the other files there
+OWN_TEXTS = "own-texts.json"  # what people with texts of their own get, see own_texts.py
 NOT_RECORDS = ("proofs", "spans")
 KEPT = (".jsonl", ".parquet", ".json")  # ends of files that hold results
 LOSSES = {"document", "group", "split", "tokens", "nll"}  # columns
@@ -77,9 +78,9 @@ def evidence_of(paths: list[Path], *circumstances: str) -> str:
 
 
 def records_and_losses(results: Path) -> list[Path]:
-    """The files of a results folder that are not made from others there."""
+    """The files of a results folder that tables and verdicts are made from."""
     found = sorted(Path(results).glob("*"))
-    return [path for path in found if path.suffix in KEPT and path.name not in (VERDICTS, TABLES)]
+    return [path for path in found if path.suffix in KEPT and path.name not in (VERDICTS, TABLES, OWN_TEXTS)]
 
 
 def read_lines(path: Path, kind: type[BaseModel]) -> list:

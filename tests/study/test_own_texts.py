@@ -34,7 +34,7 @@ def test_a_task_is_measured_on_all_its_candidates(tmp_path, monkeypatch):
 
 
 def test_the_stored_record():
-    path = ROOT / "results" / own_texts.NAME
+    path = ROOT / "results" / own_texts.OWN_TEXTS
     if not path.is_file():
         pytest.skip("the three tasks have not been run")
     tasks = json.loads(stored.read(path))
