@@ -5,7 +5,7 @@ The method, to be read in this order:
     text → embed → cluster → batches → backbone → lora → heads → loss → states → conditions → train
       → chameleon
 
-One training step; to follow it, four files are enough, train, loss, heads and batches:
+One training step; to follow it, four files are enough, train, loss, heads and batches (G = B by default):
 
     epoch's order ─▶ rows (B,) ─┬▶ source: condition (G, C), group (B,) ─ head.factors ─▶ update ─┐
                                 └▶ data: h (M, C), target (M,) ───────────────────────────────────┴▶ nats (H,)

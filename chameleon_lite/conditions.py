@@ -1,6 +1,6 @@
 """The vectors that condition a head: one per group of training documents, or per group of a batch of prompts.
 
-    prompt tokens ─ mean embedding, length 1 ─▶ vectors (B, C) ─ nearest stored centroid ─▶ cluster (B,)
+    prompt tokens ─ mean embedding, unit norm ─▶ vectors (B, C) ─ nearest stored centroid ─▶ cluster (B,)
       "cluster"   the mean over the batch's prompts of the same cluster (the paper's)
       "centroid"  the stored centroid itself: a prompt's result does not depend on its neighbours
       "row"       the prompt's own vector
@@ -64,16 +64,6 @@ def conditions_of(sources: Sequence, arrangement: Arrangement, rows: Tensor) -> 
     return [given[id(source)] or (None, None) for source in sources]
 
 
-def by_row(given: Sequence[tuple], rows: int) -> list[tuple]:
-    """What sources gave for a step, with a group for each of its `rows`, so that each has its own masks.
-
-    With one mask per group training depended on the number of groups; now equal conditions give equal bits.
-    """
-    each, none = torch.arange(rows), torch.zeros(rows, dtype=torch.int64)
-    spread = {id(c): (c.of(none if group is None else group), each) for c, group in given if c is not None}
-    return [spread.get(id(pair[0]), pair) for pair in given]
-
-
 @dataclass(frozen=True)
 class Grouped:
     """Of a batch of B prompts the condition of G groups, each row's group, cluster and distance to it."""
@@ -85,7 +75,7 @@ class Grouped:
 
 
 def prompt_vectors(embedded: Tensor, mask: Tensor) -> Tensor:
-    """Embedded prompts (B, T, C) and mask (B, T) to vectors (B, C) float32 of length 1; pads don't count."""
+    """Embedded prompts (B, T, C) and mask (B, T) to vectors (B, C) float32 of norm 1; pads don't count."""
     return normalise(masked_mean(embedded.detach().float(), mask))
 
 

@@ -8,7 +8,7 @@ them, 1 for a whole batch, B for per-sample conditioning. A static head ignores 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -37,6 +37,16 @@ class Condition:
         """The conditions of groups (B,) int64 on any device: B groups, which may repeat each other."""
         place = group.to(self.vector.device, non_blocking=True)
         return Condition(**{name: x if x is None else x[place] for name, x in vars(self).items()})
+
+
+def by_row(given: Sequence[tuple], rows: int) -> list[tuple]:
+    """What sources gave for a step of so many rows, with a group for each, G = B: each has its own dropout masks.
+
+    With one mask per group training depended on the number of groups; now equal conditions give equal bits.
+    """
+    each, none = torch.arange(rows), torch.zeros(rows, dtype=torch.int64)
+    spread = {id(c): (c.of(none if group is None else group), each) for c, group in given if c is not None}
+    return [spread.get(id(pair[0]), pair) for pair in given]
 
 
 class HeadUpdate(NamedTuple):
@@ -68,7 +78,7 @@ class HeadUpdate(NamedTuple):
 
 
 def apply_update(h: Tensor, update: HeadUpdate, scale: float = 1.0) -> Tensor:
-    """h (G, M, C) or (M, C) with G = 1, to what the update adds to the logits (…, V), without the logits."""
+    """h (G, M, C), or (…, C) with G = 1, to what the update adds to the logits (…, V), without the logits."""
     down, up, bias, mix = (None if x is None else x.to(h.dtype) for x in update)
     x = h.unsqueeze(0) if h.dim() == 2 else h  # (G, M, C)
     out = x.new_zeros(*x.shape[:-1], 1)

@@ -72,7 +72,7 @@ class ClusterSettings(Settings):
     """Conditioning groups are cut from K = N // batch_rows clusters; the study's banks route by others."""
 
     batch_rows: Count = Field(
-        32, description="documents whose mean is one condition; in random order a rest joins: up to half more"
+        32, description="documents of a conditioning group; a rest joins: up to half more"
     )
     minimum: Count = Field(4, description="documents below which a cluster joins its nearest neighbour")
     routing_clusters: int = Field(

@@ -129,7 +129,7 @@ def place_of(backbone, table, dtype: torch.dtype, layout: str, folder: Path | No
 
 @torch.inference_mode()
 def hidden_rows(backbone, table, rows: np.ndarray) -> np.ndarray:
-    """Hidden states of documents `rows`, sorted by length, one after another: (tokens, C) fp16 on the host.
+    """Hidden states of documents `rows`, which are in order of length, in that order: (tokens, C) fp16 on the host.
 
     Rows are padded on the right and attention is causal, so padding cannot reach a real token: no mask is
     needed, and attention without a mask takes its fastest path.

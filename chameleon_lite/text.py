@@ -4,7 +4,7 @@
                  plain text: the first m tokens are the prefix · prompt and response: the prompt is the prefix
 
 No padding is stored; `padded` makes it for the rows of one batch, with a mask, so that a pad token is never
-confused with an ordinary token of the same id. None is added but a tokenizer's own first one.
+confused with an ordinary token of the same id. No special token is added but a first one.
 """
 
 import hashlib
@@ -72,7 +72,7 @@ class TokenTable:
 
     ids: np.ndarray  # (L,) int32
     offsets: np.ndarray  # (N + 1,) int64
-    prefix: np.ndarray  # (N,) int32: first tokens, at least 1, that are never scored
+    prefix: np.ndarray  # (N,) int32: how many first tokens, at least 1, are never scored
     condition: np.ndarray  # (N, 2) int32: span [start, stop) inside the document that the condition may read
     names: tuple[str, ...]
     groups: tuple[str, ...]

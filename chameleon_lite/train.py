@@ -4,7 +4,7 @@
                                 └▶ data: h (M, C), target (M,) ───────────────────────────────────┴▶ nats (H,)
     nats / tokens of the step ─▶ backward ─▶ AdamW for each head
 
-A row is a document. `step` needs heads, loss and batches; `Source` and `States` say what else it reads. Heads
+A row is a document. `step` needs heads and loss, an epoch batches; `Source` and `States` say what they read. Heads
 that share batches form a cohort: states are read once for all (and the fast form of the loss computes h Wᵀ
 once). With stored states nothing else is shared, so each head ends where it would have ended alone; with live
 states, whose layers are trained too, a cohort is one member. Learning rate, early stop and best state are per
@@ -26,9 +26,9 @@ from tqdm import tqdm
 from . import engine
 from .backbones.formats import sums_on
 from .batches import Arrangement
-from .conditions import by_row, conditions_of
+from .conditions import conditions_of
 from .errors import RunFailed
-from .heads import Condition, Head, own_dropout
+from .heads import Condition, Head, by_row, own_dropout
 from .loss import HeadWeight, Updates, head_losses, token_losses
 from .processes import Processes
 from .settings import TrainSettings
@@ -56,7 +56,7 @@ class States(Protocol):
         """Places in rows, on the host, of the documents read at one time: each of 0 … B - 1 in one piece."""
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """States (M, C), targets (M,); on the host places in rows (M,), ascending without gradients."""
+        """States (M, C), targets (M,); on the host places in rows (M,), ascending where gradients are off."""
 
 
 @dataclass
@@ -96,7 +96,7 @@ def step(active: list[Member], given: list[Conditioned], rows: Tensor, number: i
     nats (H,) summed over this process's tokens.
     """
     data, weight, settings, processes, optimisers = common
-    if settings.masks == "row":
+    if settings.masks == "row":  # the default: from here on each row of a conditioned head is a group, G = B
         given = by_row(given, len(rows))
     updates = []
     for member, (condition, _) in zip(active, given):

@@ -1,7 +1,7 @@
 """fit: an adapter trained on texts of one's own, and an honest answer to whether it helped.
 
-    texts ─ 80/10/10, near-duplicates on one side ─ tokens ─ hidden states (once) ─ clusters of the training prefixes
-      ─ candidates (choose.py), each in its best state on the validation tenth, and the best of them there
+    texts ─ 80/10/10, near-duplicates on one side ─ tokens ─ mean embeddings of prefixes ─ clusters
+      ─ hidden states (once) ─ candidates (choose.py), each in its best state on the validation tenth, and the best
       ─ the test tenth, not used before: nats per token frozen and adapted, with an interval ─▶ Fitted
 
 Heads leave the backbone as it is, so an epoch costs the head alone. A candidate whose layers carry LoRA trains them

@@ -1,6 +1,6 @@
 """Vectors of documents in one file, computed piece by piece and checked: what a killed process wrote is kept.
 
-    <name>.npy        (S, C) fp16   document n owns rows offsets[n] … offsets[n + 1]
+    <name>.npy        (L, C) fp16   document n owns rows offsets[n] … offsets[n + 1]
     <name>.marks.npy  (N,) int64    a checksum per document, written after its rows; 0 where there are none
 
 A pass that is started again computes the pieces whose documents are not marked. Each process compares rows
@@ -25,7 +25,7 @@ _whole: dict[Path, int] = {}  # files this process compared with their marks: wh
 def stored(
     path: Path, offsets: np.ndarray, width: int, pieces: Sequence, compute: Callable, meanwhile, progress=True
 ) -> np.ndarray:
-    """Memory map (S, C) fp16 of the file at `path`, computed now where it is not there.
+    """Memory map (L, C) fp16 of the file at `path`, computed now where it is not there.
 
     offsets (N + 1,) say where the rows of each document lie. `pieces` are document numbers (n,) that are
     computed together; `compute` gives their rows, document after document, inside the context `meanwhile`.

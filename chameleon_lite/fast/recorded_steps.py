@@ -4,7 +4,8 @@
 
 A recording draws nothing at random, so masks of dropout are drawn beforehand; positions that count nothing
 fill up a step to one of few lengths. Recorded are steps of one process on states that were computed
-beforehand, in which every head has one update; any other step is taken plainly.
+beforehand, in which every head has one update; any other step is taken plainly, and so is each step of a
+conditioned head with a dropout mask for each row (`masks` "row", the default).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..conditions import by_row
-from ..heads import Condition, Head, own_dropout
+from ..heads import Condition, Head, by_row, own_dropout
 from ..states import ScoredStates
 from ..text import IGNORED
 from ..train import Common, Member
