@@ -22,6 +22,11 @@ from ..heads import HeadUpdate
 from ..loss import VOCAB_MULTIPLE
 
 
+def update_logits(update: HeadUpdate, group: Tensor, rows: int | None = None) -> "MixedUpdate":
+    """`heads.update_logits`."""
+    return MixedUpdate(update, group)
+
+
 class MixedUpdate:
     """An update of G groups, ready for batches whose row b belongs to group `group[b]`, (B,) int64.
 
@@ -31,7 +36,7 @@ class MixedUpdate:
 
     mix: Tensor | None = None  # (B, R) a row's weights of the shared slots, in the rows' order
 
-    def __init__(self, update: HeadUpdate, group: Tensor, rows: int | None = None) -> None:
+    def __init__(self, update: HeadUpdate, group: Tensor) -> None:
         if update.mix is not None:  # one shared pair of factors: a row's part is R numbers, nothing to group
             self.mix = update.mix[group.to(update.mix.device)]  # (B, R)
             update, group = HeadUpdate(update.down, update.up), torch.zeros_like(group)
@@ -100,7 +105,6 @@ class MixedUpdate:
         return runs
 
 
-update_logits = MixedUpdate  # `heads.update_logits`
 _copies: "WeakKeyDictionary[nn.Linear, AlignedHead]" = WeakKeyDictionary()
 
 
