@@ -108,7 +108,8 @@ def test_a_page_shows_a_function_from_the_source_or_is_not_built(repository, tmp
     (source / "index.md").write_text(f"# Page\n\n```{{from-source}} room/file.py {name}\nElsewhere.\n```\n")
     (source / "conf.py").write_text('extensions = ["myst_parser", "book_fixes"]\n')
     command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", str(source), str(site)]
-    run = subprocess.run(command, cwd=repository / "book" / "_ext", capture_output=True, text=True)
+    found = os.environ | {"PYTHONPATH": str(repository / "book" / "_ext")}
+    run = subprocess.run(command, env=found, capture_output=True, text=True)
     assert (run.returncode == 0) == built, run.stderr
     if not built:
         assert f"Object named '{name}' not found" in run.stderr
