@@ -1,5 +1,6 @@
 """What `results/` costs: the size of the clone, and the minutes of a GPU that the honest study took."""
 
+import re
 from pathlib import Path
 
 from chameleon_study.provenance import Span, device_minutes, load_spans
@@ -8,6 +9,7 @@ from chameleon_study.records import NOT_RECORDS, load_records
 from .counts import ROOT
 
 RESULTS = ROOT / "results"
+BENCHMARKS = ROOT / "benchmarks" / "results"
 EARLY_RATES = 2  # learning rates in an early run with LoRA in the layers
 STORED = [p for p in RESULTS.glob("*.jsonl") if p.stem not in NOT_RECORDS]
 
@@ -38,3 +40,10 @@ def unnoted_minutes(path: Path, spans: list[Span]) -> float:
 
 def test_a_results_folder_without_the_early_experiment_has_no_early_minutes(tmp_path):
     assert unnoted_minutes(tmp_path / "honest-layers.jsonl", []) == 0
+
+
+def test_no_stored_file_names_a_folder_of_a_machine():
+    kept = [p for ends in ("*.jsonl", "*.json") for p in (*RESULTS.rglob(ends), *BENCHMARKS.rglob(ends))]
+    place = re.compile(r"(?<![\w.~])/(?:[\w.-]+/)+[\w.-]*(?=[\s\"',;)])")
+    found = {p.name: place.findall(p.read_text(encoding="utf-8")) for p in kept}
+    assert len(kept) > 20 and {name: places for name, places in found.items() if places} == {}
