@@ -178,9 +178,7 @@ def whole_characters(tokenizer, tokens: Sequence[int]) -> str:
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     values = {symbol: value for value, symbol in bytes_to_unicode().items()}
-    for name in tokenizer.convert_ids_to_tokens(
-        list(tokens[-4:])
-    ):  # bytes by symbols, or spelled out: <0xF0>
+    for name in tokenizer.convert_ids_to_tokens(list(tokens[-4:])):  # symbols of bytes, or <0xF0>
         spelled = re.fullmatch(r"<0x([0-9A-F]{2})>", name)
         symbols = bytes(values[c] for c in name) if values.keys() >= set(name) else name.encode()
         last += bytes.fromhex(spelled[1]) if spelled else symbols

@@ -126,6 +126,21 @@ def made_up(tmp_path_factory):
     return str(path)
 
 
+@pytest.fixture(scope="session")
+def swept():
+    """The settings of a small experiment on `tiny` that tunes its learning rate, without a corpus."""
+    return {
+        "name": "small",
+        "backbone": "tiny",
+        "regimes": ["R0", "R1"],
+        "seeds": 1,
+        "tokens": {"max_length": 64, "prefix_tokens": 10, "min_scored": 4},
+        "clusters": {"batch_rows": 8, "routing_clusters": 3},
+        "train": {"epochs": 1, "feature_dtype": "float32", "matmul_dtype": "float32"},
+        "sweep": {"grid": [1e-3, 1e-2], "seeds": 1, "extend": 0},
+    }
+
+
 @pytest.fixture
 def small(made_up, monkeypatch, tmp_path):
     """Makes an experiment on `tiny`: small(regimes=[…], seeds=…, **settings)."""

@@ -37,27 +37,15 @@ DAMAGE = {
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, made_up):
+def whole(tmp_path_factory, made_up, swept):
     """A folder of runs and their records."""
     from chameleon_study.config import experiment_from
 
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CHAMELEON_LITE_HOME", str(folder / "home"))
-        made = experiment_from(SMALL | {"corpora": [made_up]}, "paper")
+        made = experiment_from(swept | {"corpora": [made_up]}, "paper")
         return made, folder / "runs", run_experiment(made, runs=folder / "runs")
-
-
-SMALL = {
-    "name": "small",
-    "backbone": "tiny",
-    "regimes": ["R0", "R1"],
-    "seeds": 1,
-    "tokens": {"max_length": 64, "prefix_tokens": 10, "min_scored": 4},
-    "clusters": {"batch_rows": 8, "routing_clusters": 3},
-    "train": {"epochs": 1, "feature_dtype": "float32", "matmul_dtype": "float32"},
-    **SWEEP,
-}
 
 
 @pytest.fixture

@@ -11,25 +11,14 @@ from chameleon_lite.backbone import load_backbone
 from chameleon_study.provenance import default_command, message_from_here, placeless, without_places
 from chameleon_study.records import load_records, name_of
 
-SMALL = {
-    "name": "small",
-    "backbone": "tiny",
-    "regimes": ["R0", "R1"],
-    "seeds": 1,
-    "tokens": {"max_length": 64, "prefix_tokens": 10, "min_scored": 4},
-    "clusters": {"batch_rows": 8, "routing_clusters": 3},
-    "train": {"epochs": 1, "feature_dtype": "float32", "matmul_dtype": "float32"},
-    "sweep": {"grid": [1e-3, 1e-2], "seeds": 1, "extend": 0},
-}
-
 
 @pytest.fixture
-def small_file(tmp_path):
+def small_file(tmp_path, swept):
     """small_file(settings) → an experiment's file with one frozen regime."""
 
     def write(over):
         path = tmp_path / "small.yaml"
-        path.write_text(json.dumps(SMALL | {"regimes": ["R0"]} | over))
+        path.write_text(json.dumps(swept | {"regimes": ["R0"]} | over))
         return path
 
     return write
@@ -46,7 +35,7 @@ def two_corpora(made_up):
     return write
 
 
-def test_records_name_no_person_no_machine_and_no_place(command, made_up, tmp_path, monkeypatch):
+def test_records_name_no_person_no_machine_and_no_place(command, made_up, swept, tmp_path, monkeypatch):
     here, home = tmp_path / "here", tmp_path / "people" / "somebody"
     for folder in (here, home / "texts"):
         folder.mkdir(parents=True)
@@ -56,7 +45,7 @@ def test_records_name_no_person_no_machine_and_no_place(command, made_up, tmp_pa
     monkeypatch.chdir(here)
     shutil.copy(made_up, here / "made.jsonl")
     path = home / "texts" / "small.yaml"
-    path.write_text(json.dumps(SMALL | {"corpora": ["made.jsonl"]}))
+    path.write_text(json.dumps(swept | {"corpora": ["made.jsonl"]}))
     words = ["run", path, "--profile", "paper", "--out", here / "runs", f"--data-dir={home / 'texts'}"]
     code, _, err = command(*words)
     assert code == 0, err
