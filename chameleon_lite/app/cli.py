@@ -25,6 +25,8 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("PYTHONSAFEPATH", "1")  # workers and pip import nothing from the folder of one's texts
+# loky counts the locks of workers; those of a run that Ctrl-C ends are gone before they are counted off
+os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
 
 COMMANDS = "chameleon_lite.commands"  # entry points of packages that add commands
 CLONE = (

@@ -41,6 +41,19 @@ def test_control_c_is_one_line_exit_code_130_and_a_run_that_can_be_resumed(
     assert part.stat().st_size and not (tmp_path / "out.jsonl").exists()
 
 
+@pytest.mark.parametrize("first, warns", [("import chameleon_lite.app.cli", False), ("", True)])
+def test_a_lock_that_ended_with_its_worker_leaves_no_warning_on_the_command_line(first, warns):
+    ended = (
+        "from joblib.externals.loky.backend.resource_tracker import register; register('/gone', 'semlock')"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    run = subprocess.run(
+        [sys.executable, "-c", f"{first}\n{ended}"], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0 and ("leaked semlock" in run.stderr) is warns
+
+
 @pytest.mark.parametrize(
     "more, says",
     [
