@@ -10,7 +10,7 @@ from chameleon_lite.heads import Condition, HyperHead
 from chameleon_study.claims.paper import published
 from chameleon_study.corpora import load_corpus
 from chameleon_study.prepare import prepare, seed_material
-from chameleon_study.released.proofs import PROOFS, prove_all
+from chameleon_study.released.proofs import PROOFS, architectures, prove_all
 from chameleon_study.released.proofs.clustering import first_component, implied_shares
 from chameleon_study.released.proofs.scoring import call_as_released, unigram_nll
 from chameleon_study.released.proofs.store import checks_frame, load_proofs, store_proofs, stored_sentences
@@ -23,15 +23,20 @@ from chameleon_study.sources import mean_cosine
 def proofs_of(tiny_backbone, released_settings):
     def make(corpus, **protocol):
         settings = released_settings(corpus, {"preset": "as_released", **protocol})
-        return {p.proof: p for p in prove_all(Subject(settings, tiny_backbone, settings.corpora[0]), "test")}
+        subject = Subject(settings, tiny_backbone, settings.corpora[0])
+        names = [
+            name for name in PROOFS if name != "architectures"
+        ]  # a test of its own: it fits several models
+        return {p.proof: p for p in prove_all(subject, "test", names)}
 
     return make
 
 
 def test_all_but_one_on_instructions(proofs_of):
     found = proofs_of("alpaca-like", switches={"initialisation": "alpaca"})
-    others = {"paper_tokens", "study_clusters"}  # need a tokenizer of its own, and the honest protocol
-    assert len(PROOFS) == 14 and set(PROOFS) - set(found) == others
+    # these need a tokenizer of its own, the honest protocol, and other models
+    others = {"paper_tokens", "study_clusters", "architectures"}
+    assert len(PROOFS) == 15 and set(PROOFS) - set(found) == others
     for proof in found.values():
         assert proof.shows.endswith(".") and "{" not in proof.shows and proof.audit and proof.where
         assert all(math.isfinite(value) for value in proof.numbers.values()), proof.proof
@@ -56,6 +61,7 @@ def test_plain_text_leaves_out_what_needs_instructions(proofs_of):
         "alpaca_overlap",
         "paper_tokens",
         "study_clusters",
+        "architectures",
     }
     numbers = found["length_clusters"].numbers
     assert numbers["padded_length_variance_explained"] > numbers["unpadded_length_variance_explained"]
@@ -166,3 +172,19 @@ def test_clusters_of_the_honest_study_are_those_of_its_runs(tiny_backbone, small
             if name != "sizes" and value is not None:
                 assert proof.numbers[f"seed{seed}_{name}"] == value
     assert "rows lie in clusters of fewer than four" in proof.shows
+
+
+def test_kinds_of_model_that_a_head_is_built_on(tiny_backbone, small, monkeypatch):
+    kinds = {kind: architectures.KINDS[kind] for kind in ("gpt_neo", "llama")}
+    monkeypatch.setattr(architectures, "KINDS", kinds)
+    settings = small(["R0"], seeds=1)
+    subject = Subject(settings, tiny_backbone, settings.corpora[0])
+    (proof,) = prove_all(subject, "test", ["architectures"])
+    assert proof.numbers == {"kinds": 2.0, "built": 2.0, "released_built": 1.0}
+    assert proof.shows.endswith("(gpt_neo).")
+    # at a rate of almost nothing the head lowers no loss
+    monkeypatch.setattr(
+        architectures, "SETTINGS", architectures.SETTINGS.model_copy(update={"learning_rate": 1e-9})
+    )
+    (proof,) = prove_all(subject, "test", ["architectures"])
+    assert proof.numbers["built"] == 0.0
