@@ -5,8 +5,6 @@ kind ─ small, random weights ─ saved ─▶ fit(head = hyper) ─▶ 1 if he
 """
 
 import tempfile
-from operator import attrgetter
-from pathlib import Path
 
 import torch
 
@@ -16,7 +14,7 @@ from chameleon_lite.backbones.tiny import byte_tokenizer
 
 from .subject import Shown, Subject
 
-NAMED = ("transformer.wte", "transformer.wpe", "lm_head")  # GPT-2's names, audit row 18
+NAMED = {"transformer.wte", "transformer.wpe", "lm_head"}  # GPT-2's names, audit row 18
 SIZES = dict(vocab_size=257, hidden_size=16, num_hidden_layers=2, max_position_embeddings=128)
 HEADS, ENDS = ("num_attention_heads", "num_key_value_heads"), ("bos_token_id", "eos_token_id", "pad_token_id")
 COMMON = SIZES | dict.fromkeys(HEADS, 4) | dict.fromkeys(ENDS, 256)
@@ -40,18 +38,10 @@ def architectures(subject: Subject) -> Shown:
             lm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
             lm.save_pretrained(folder)
             byte_tokenizer(128).save_pretrained(folder)
-            fitted = fit(texts, backbone=str(Path(folder)), settings=SETTINGS, device="cpu", progress=False)
+            fitted = fit(texts, backbone=folder, settings=SETTINGS, device="cpu", progress=False)
         subject.say(str(fitted))
         built[kind] = fitted.helped
-        named[kind] = all(_has(lm, name) for name in NAMED)
+        named[kind] = {name for name, _ in lm.named_modules()} >= NAMED
     numbers = {"kinds": float(len(KINDS)), "built": float(sum(built.values()))}
     numbers |= {"released_built": float(sum(named.values()))}
     return numbers, {"those": ", ".join(kind for kind in KINDS if named[kind])}
-
-
-def _has(lm: torch.nn.Module, name: str) -> bool:
-    try:
-        attrgetter(name)(lm)
-    except AttributeError:
-        return False
-    return True
