@@ -39,10 +39,10 @@ def test_the_stored_record():
         pytest.skip("the three tasks have not been run")
     tasks = json.loads(stored.read(path))
     assert tasks and set(tasks) <= {"alpaca", "documentation", "wikitext-2"}
-    for task in tasks.values():
+    for name, task in tasks.items():
         check(task)
         assert task["command"] == "python -m chameleon_study.own_texts DATA" and task["versions"]["torch"]
-        assert task["settings"]["max_train_tokens"] == 30_000 and task["backbone"] == "smollm2"
+        assert FitSettings(**task["settings"]) == own_texts.SETTINGS[name] and task["backbone"] == "smollm2"
         assert len(task["commit"].rstrip("+")) == 40
 
 
