@@ -12,14 +12,17 @@ import importlib.util
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..heads import HeadUpdate
 from ..loss import GroupOf, HeadWeight, Updates, checked
+from ..text import IGNORED
 from .head_loss_torch import Chunk, HeadTask, RowGroups, TorchPass, buffer
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+MULTIPLE = 32  # of rows of 16-bit products on a CPU
 
 
 class Call(NamedTuple):
@@ -44,10 +47,12 @@ def head_losses(h: Tensor, target: Tensor, weight: HeadWeight, updates: Updates,
 @torch.no_grad()
 def token_losses(h: Tensor, target: Tensor, weight: HeadWeight, updates: Updates, *more, **how) -> Tensor:
     """`loss.token_losses`; how: also `chunk` and `kernel` of `Call`."""
+    rows = len(h)
     h, target, call, order = _in_order(h, target, weight, updates, *more, **how)
     tasks = [HeadTask(_terms(update), own, weight, call.scale) for update, own in zip(updates, call.runs)]
     nll, _ = forward_pass(h, target, call, tasks)
-    return nll if order is None else torch.empty_like(nll).index_copy_(1, order, nll)
+    nll = nll if order is None else torch.empty_like(nll).index_copy_(1, order, nll)
+    return nll[:, :rows]
 
 
 def _terms(update: HeadUpdate | None) -> HeadUpdate:
@@ -60,9 +65,15 @@ def _terms(update: HeadUpdate | None) -> HeadUpdate:
 def _in_order(h, target, weight, updates: Updates, groups: GroupOf = None, scale=1.0, **how) -> tuple:
     """Rows, targets and the call, rows of one group side by side, and the order (M,) if that moved any.
 
-    Correct in any order; but without the GPU kernels, fewer groups in a chunk make its products smaller.
+    Correct in any order; but without the GPU kernels, fewer groups in a chunk make its products smaller. A CPU's
+    16-bit products are compiled for each number of rows, and kept, 0.3 MB each: rows that do not count fill up.
     """
-    runs, order = _runs(checked(h, target, weight, updates, groups), h.device), None
+    groups = checked(h, target, weight, updates, groups)
+    spare = -len(h) % MULTIPLE if h.device.type == "cpu" and weight.weight.dtype.itemsize == 2 else 0
+    if spare and len(h):
+        h, target = F.pad(h, (0, 0, 0, spare)), F.pad(target, (0, spare), value=IGNORED)
+        groups = [g if g is None else torch.cat([g, g[-1:].expand(spare)]) for g in groups]
+    runs, order = _runs(groups, h.device), None
     first = next((group for group in runs if group is not None), None)
     if first is not None and not first.ordered and not uses_triton(weight, how.get("kernel")):
         order = first.index.argsort(stable=True)
