@@ -1,23 +1,23 @@
 // Tables of executed cells: one header row, no empty header cells, and a frame that scrolls and takes the keyboard.
 "use strict";
 
-/** pandas prints the index's name in a header row of its own: move it into the first row. */
+/** A folded table has no innerText. pandas prints the index's name in a header row of its own: move it into the first row. */
 function mergeHeader(table) {
   const rows = table.tHead ? [...table.tHead.rows] : [];
   const name = rows.at(-1);
-  if (rows.length >= 2 && [...name.cells].some((c) => !c.innerText.trim())) {
+  if (rows.length >= 2 && [...name.cells].some((c) => !c.textContent.trim())) {
     const above = rows.at(-2).cells;
     const fits = above.length === name.cells.length && [...name.cells].every(
-      (cell, i) => !cell.innerText.trim() || !above[i].innerText.trim());
+      (cell, i) => !cell.textContent.trim() || !above[i].textContent.trim());
     if (fits) {
       [...name.cells].forEach((cell, i) => {
-        if (cell.innerText.trim()) above[i].innerHTML = cell.innerHTML;
+        if (cell.textContent.trim()) above[i].innerHTML = cell.innerHTML;
       });
       name.remove();
     }
   }
   for (const cell of table.querySelectorAll("th")) {
-    if (cell.innerText.trim()) continue;
+    if (cell.textContent.trim()) continue;
     const plain = document.createElement("td");
     plain.className = cell.className;
     plain.colSpan = cell.colSpan;

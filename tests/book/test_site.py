@@ -26,7 +26,8 @@ FACTS = """() => ({
   unreachable: [...document.querySelectorAll('.bd-article *')].filter(e => e.scrollWidth > e.clientWidth + 1
     && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX) && e.offsetParent && e.tabIndex < 0)
     .map(e => `${e.tagName}.${e.className}: ${e.innerText.slice(0, 40)}`),
-  nameless: [...document.querySelectorAll('.bd-article th')].filter(c => !c.innerText.trim()).length,
+  nameless: [...document.querySelectorAll('.bd-article th')].filter(c => !c.textContent.trim()).length,
+  headless: [...document.querySelectorAll('.bd-article .cell_output table')].filter(t => !t.querySelector('th')).length,
   height: document.querySelector('.bd-article').scrollHeight,
 })"""
 TALLEST = 10_000  # px of a chapter at 1280; appendices are tables and may be longer
@@ -59,7 +60,7 @@ def test_page_is_whole(visit, name, width, theme):
         )
     assert facts["merror"] == 0 and facts["set"] >= facts["math"]
     assert not facts["traceback"]
-    assert facts["unreachable"] == [] and facts["nameless"] == 0
+    assert facts["unreachable"] == [] and facts["nameless"] == facts["headless"] == 0
     if width == max(WIDTHS):
         assert facts["cut"] == []
         assert facts["height"] <= TALLEST or not re.search(r"/\d\d_", name)
