@@ -307,9 +307,13 @@ document.addEventListener("DOMContentLoaded", () => {
     pieces[box.dataset.piece](place, data ? JSON.parse(data.textContent) : {});
     const image = box.dataset.instead && document.querySelector(`#${box.dataset.instead} img`);
     if (image) {
-      image.replaceWith(place);
+      image.classList.add("for-paper");
+      image.after(place);
       (box.closest(".cell") || box).remove();
-    } else box.replaceChildren(place);
+    } else {
+      for (const child of box.children) child.classList.add("for-paper");
+      box.append(place);
+    }
   }
 });
 
