@@ -28,10 +28,11 @@ export HF_HUB_DISABLE_PROGRESS_BARS ?= 1
 export TRANSFORMERS_VERBOSITY ?= error
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-plain triton reproduce browser serve lint types count install clean-book clean-runs clean-venv clean
+.PHONY: help book pdf test test-plain triton reproduce browser serve lint types count install clean-book clean-runs clean-venv clean
 
 help:
 	@echo "make book       install if needed, run every notebook (PROFILE=$(PROFILE)), build the book into _build/site"
+	@echo "make pdf        print the built book into one file, _build/book.pdf (needs Chromium; minutes)"
 	@echo "make test       install if needed, run the test suite"
 	@echo "make test-plain the method and own texts with the fast forms switched off"
 	@echo "make triton     the GPU kernels of the head loss on a CPU, in Triton's interpreter (Linux; 2 minutes)"
@@ -70,6 +71,10 @@ book: $(VENV)/.stamp-book
 	@echo "[book] the model: downloaded once (93 MB), unpacked to 540 MB, then reused"
 	@$(BIN)/chameleon-lite fetch smollm2
 	@$(BIN)/python book/build.py --profile $(PROFILE) $(if $(ONLY),--only $(ONLY))
+
+pdf: $(VENV)/.stamp-test
+	@echo "[pdf] every page of _build/site on paper (2-4 minutes)"
+	@$(BIN)/python tests/book/pdf.py
 
 # One thread: the tests' models are so small that more threads only wait for each other.
 test: $(VENV)/.stamp-test

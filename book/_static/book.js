@@ -1,23 +1,23 @@
 // Tables of executed cells: one header row, no empty header cells, and a frame that scrolls and takes the keyboard.
 "use strict";
 
-/** pandas prints the index's name in a header row of its own: move it into the first row. */
+/** A folded table has no innerText. pandas prints the index's name in a header row of its own: move it into the first row. */
 function mergeHeader(table) {
   const rows = table.tHead ? [...table.tHead.rows] : [];
   const name = rows.at(-1);
-  if (rows.length >= 2 && [...name.cells].some((c) => !c.innerText.trim())) {
+  if (rows.length >= 2 && [...name.cells].some((c) => !c.textContent.trim())) {
     const above = rows.at(-2).cells;
     const fits = above.length === name.cells.length && [...name.cells].every(
-      (cell, i) => !cell.innerText.trim() || !above[i].innerText.trim());
+      (cell, i) => !cell.textContent.trim() || !above[i].textContent.trim());
     if (fits) {
       [...name.cells].forEach((cell, i) => {
-        if (cell.innerText.trim()) above[i].innerHTML = cell.innerHTML;
+        if (cell.textContent.trim()) above[i].innerHTML = cell.innerHTML;
       });
       name.remove();
     }
   }
   for (const cell of table.querySelectorAll("th")) {
-    if (cell.innerText.trim()) continue;
+    if (cell.textContent.trim()) continue;
     const plain = document.createElement("td");
     plain.className = cell.className;
     plain.colSpan = cell.colSpan;
@@ -299,17 +299,79 @@ function claims(box, { corpora, parts, letters }) {
   draw();
 }
 
+/** Maps of texts: pointing at a text, or the arrow keys, show its beginning and bring out its cluster. */
+function textMaps(box, { maps }) {
+  const texts = []; // map by map, cluster by cluster, from the centre outwards: the order of the arrow keys
+  const says = spoken();
+  let chosen = -1;
+  const choose = (index) => {
+    const text = texts[chosen = (index + texts.length) % texts.length];
+    texts.forEach(({ dot, where, cluster }, i) => {
+      const near = where === text.where && cluster === text.cluster;
+      dot.setAttribute("r", i === chosen ? 7 : near ? 4 : 3);
+      dot.style.stroke = i === chosen ? INK : "";
+      dot.style.opacity = near ? 1 : 0.55;
+    });
+    text.dot.parentNode.append(text.dot); // over its neighbours
+    says.replaceChildren(make("strong", {}, `Cluster ${text.cluster}`), ` (map: ${text.where}). ${text.about}: “${text.text}”`);
+    frame.setAttribute("aria-valuenow", chosen + 1);
+    frame.setAttribute("aria-valuetext", `text ${chosen + 1} of ${texts.length}`);
+  };
+  const pictures = maps.map(({ name, grey, clusters }) => {
+    const dots = clusters.flatMap(({ number, colour, points }) => points.map(([x, y, about, text]) => {
+      const dot = make("circle", { cx: x, cy: y, r: 3, fill: colour });
+      texts.push({ dot, x, y, about, text, where: name, cluster: number });
+      return dot;
+    }));
+    const pale = grey.map(([x, y]) => `M${x} ${y}h.01`).join("");
+    const picture = make("svg", { viewBox: "0 -18 220 236", "aria-hidden": "true" },
+      make("path", { d: pale, stroke: PALE, "stroke-width": 3, "stroke-linecap": "round" }),
+      make("g", {}, ...dots), make("text", { x: 110, y: -5, "text-anchor": "middle" }, name));
+    const point = (event) => {
+      const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(picture.getScreenCTM().inverse());
+      const far = ({ where, x, y }) => (where === name ? Math.hypot(x - at.x, y - at.y) : Infinity);
+      const near = texts.reduce((best, text, i) => (far(text) < far(texts[best] || {}) ? i : best), -1);
+      if (near >= 0 && near !== chosen && far(texts[near]) < 10) choose(near);
+    };
+    picture.addEventListener("pointermove", point);
+    picture.addEventListener("pointerdown", point);
+    return picture;
+  });
+  const cluster = (by) => { // the first text of the next cluster, or of the one before
+    const key = ({ where, cluster }) => `${where} ${cluster}`;
+    const firsts = texts.flatMap((text, i) => (i === 0 || key(text) !== key(texts[i - 1]) ? [i] : []));
+    const now = firsts.filter((i) => i <= chosen).length - 1;
+    return firsts[(now + by + firsts.length) % firsts.length];
+  };
+  const frame = make("div", { class: "piece-maps", tabindex: 0, role: "slider", "aria-label": "Texts on maps",
+    "aria-valuemin": 1, "aria-valuemax": texts.length, "aria-valuenow": 1,
+    focus: () => chosen < 0 && choose(0),
+    keydown: (event) => {
+      const to = { ArrowRight: () => chosen + 1, ArrowLeft: () => chosen - 1, ArrowDown: () => cluster(1),
+        ArrowUp: () => cluster(-1), Home: () => 0, End: () => -1 }[event.key];
+      if (!to) return;
+      event.preventDefault();
+      choose(to());
+    } }, ...pictures);
+  says.textContent = "Point at a coloured text. Keys: left and right go from text to text, up and down from cluster to cluster.";
+  box.append(frame, says);
+}
+
 document.addEventListener("DOMContentLoaded", () => {
-  const pieces = { padding, kmeans, released, claims };
+  const pieces = { padding, kmeans, released, claims, map: textMaps };
   for (const box of document.querySelectorAll("[data-piece]")) {
     const data = box.querySelector("script[type='application/json']");
     const place = make("div", { class: "piece" });
     pieces[box.dataset.piece](place, data ? JSON.parse(data.textContent) : {});
     const image = box.dataset.instead && document.querySelector(`#${box.dataset.instead} img`);
     if (image) {
-      image.replaceWith(place);
+      image.classList.add("for-paper");
+      image.after(place);
       (box.closest(".cell") || box).remove();
-    } else box.replaceChildren(place);
+    } else {
+      for (const child of box.children) child.classList.add("for-paper");
+      box.append(place);
+    }
   }
 });
 

@@ -41,6 +41,41 @@ def test_kmeans_is_stepped_and_its_centres_are_moved_by_mouse_and_keyboard(visit
     assert "(0.00, 0.00)" not in piece.inner_text() and problems == []
 
 
+def test_a_text_of_the_map_is_shown_by_mouse_and_keyboard(visit):
+    page, problems = visit("notebooks/02_clusters.html")
+    piece = page.locator("#fig-clusters-map .piece")
+    says, chosen = piece.locator(".piece-says"), piece.locator("circle[r='7']")
+    piece.scroll_into_view_if_needed()
+    box = piece.locator("circle").nth(3).bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert re.search(
+        r"Cluster \d+ \(map: first 16 tokens\)\. \w+, \d+ tokens: “.{10,100}”", says.inner_text()
+    )
+    assert chosen.count() == 1
+    stops = page.locator("#fig-clusters-map [tabindex='0']")
+    assert stops.count() == 1  # for all texts of all maps
+    seen = {}
+    for key in ("Home", "ArrowRight", "ArrowDown", "ArrowUp", "End"):
+        stops.press(key)
+        seen[key] = (says.inner_text(), stops.get_attribute("aria-valuenow"))
+    assert [now for _, now in seen.values()][:2] == ["1", "2"]
+    number = {key: re.search(r"Cluster (\d+) ", text)[1] for key, (text, _) in seen.items()}
+    assert number["Home"] == number["ArrowRight"] == number["ArrowUp"] != number["ArrowDown"]
+    assert seen["ArrowUp"] == seen["Home"] and "map: padded row" in seen["End"][0]
+    assert seen["End"][1] == stops.get_attribute("aria-valuemax") and chosen.count() == 1
+    assert piece.locator("circle").count() <= 300 and problems == []
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_what_the_map_says_is_in_sight_of_the_text(visit, width):
+    page, _ = visit("notebooks/02_clusters.html", width, "dark")
+    piece = page.locator("#fig-clusters-map .piece")
+    piece.locator(".piece-maps").press("Home")
+    first, says = piece.locator("svg").first.bounding_box(), piece.locator(".piece-says").bounding_box()
+    assert first["y"] + first["height"] <= says["y"] + 1 and says["y"] + says["height"] <= 900 + 1
+    assert piece.evaluate("e => e.scrollWidth <= e.clientWidth")
+
+
 def test_released_loss_is_taken_apart(visit):
     page, problems = visit("notebooks/06_released_loss.html")
     piece = page.locator("[data-piece='released']")
@@ -77,8 +112,10 @@ def test_without_scripts_a_static_text_or_figure_stands_there(browser, address, 
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(f"{address}notebooks/{name}.html")
-    piece = page.locator("[data-piece]")
-    place = piece.get_attribute("data-instead")
-    shown = page.locator(f"#{place} img") if place else piece.locator("p")
-    assert shown.is_visible() and page.locator(".piece").count() == 0
+    pieces = page.locator("[data-piece]").all()
+    for piece in pieces:
+        place = piece.get_attribute("data-instead")
+        shown = page.locator(f"#{place} img") if place else piece.locator("p")
+        assert shown.is_visible()
+    assert pieces and page.locator(".piece").count() == 0
     context.close()
