@@ -39,7 +39,7 @@ help:
 	@echo "make reproduce  the paper's tables and the study (PROFILE=colab or paper) into results/, then the book"
 	@echo "make serve      show the built book at http://localhost:8000 (Ctrl-C ends it)"
 	@echo "make browser    open every page of the built book in Chromium and check it"
-	@echo "make lint       ruff's rules over packages, tests, notebooks and book, its format over all but notebooks, spelling, style of prose"
+	@echo "make lint       ruff's rules over packages, tests, notebooks and book, its format over all but notebooks, spelling"
 	@echo "make types      what a type checker sees of the public names (mypy)"
 	@echo "make count      lines of Python by package, of the one sitting, longest file and function"
 	@echo "make clean-book | clean-runs | clean-venv | clean   remove _build | runs | .venv | all three"
@@ -115,7 +115,7 @@ serve:
 	@echo "http://localhost:8000 (Ctrl-C ends it)"; $(PYTHON) -m http.server --directory _build/site 8000
 
 lint: $(VENV)/.stamp-test
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell && $(BIN)/python tests/repository/prose.py
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell
 
 types: $(VENV)/.stamp-test
 	@$(BIN)/python -m mypy
