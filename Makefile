@@ -39,7 +39,7 @@ help:
 	@echo "make reproduce  the paper's tables and the study (PROFILE=colab or paper) into results/, then the book"
 	@echo "make serve      show the built book at http://localhost:8000 (Ctrl-C ends it)"
 	@echo "make browser    open every page of the built book in Chromium and check it"
-	@echo "make lint       ruff's rules over packages, tests, notebooks and book, its format over all but notebooks, spelling"
+	@echo "make lint       ruff's rules over packages, tests, notebooks and book, its format over all but notebooks, spelling, style of the prose"
 	@echo "make types      what a type checker sees of the public names (mypy)"
 	@echo "make count      lines of Python by package, of the one sitting, longest file and function"
 	@echo "make clean-book | clean-runs | clean-venv | clean   remove _build | runs | .venv | all three"
@@ -91,7 +91,7 @@ triton: $(VENV)/.stamp-test
 	@CUDA_VISIBLE_DEVICES= TRITON_INTERPRET=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest tests/fast/test_head_loss_cuda.py $(PYTEST_ARGS)
 
 browser: $(VENV)/.stamp-test
-	@echo "[browser] every page at two widths and two themes (about a minute)"
+	@echo "[browser] every page at two widths and two themes, and by axe-core (two minutes)"
 	@$(BIN)/python -m pytest -m browser tests/book $(PYTEST_ARGS)
 
 # A run whose record is already there is skipped, so an interrupted reproduction continues where it stopped.
@@ -115,7 +115,7 @@ serve:
 	@echo "http://localhost:8000 (Ctrl-C ends it)"; $(PYTHON) -m http.server --directory _build/site 8000
 
 lint: $(VENV)/.stamp-test
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell && $(BIN)/python tests/repository/prose.py
 
 types: $(VENV)/.stamp-test
 	@$(BIN)/python -m mypy

@@ -11,7 +11,7 @@ One training step; to follow it, four files are enough, train, loss, heads and b
                                 └▶ data: h (M, C), target (M,) ───────────────────────────────────┴▶ nats (H,)
     nats / tokens of the step ─▶ backward ─▶ AdamW for each head
 
-Axes, unless a file says otherwise; a row is a document:
+Axes, unless a file has others; a row is a document:
 
     N documents   B rows of a batch   G conditioning groups   T tokens of a row   K clusters
     L tokens of all documents, S scored ones, M those of a batch, n of a chunk of them

@@ -1,4 +1,4 @@
-"""Errors reported to the user, each in one line that says what to do.
+"""Errors reported to the user, each in one line, with what to do about it.
 
 The command line prints the line and exits with `exit_code`, without a traceback; anything else is a bug.
 """

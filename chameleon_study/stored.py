@@ -108,7 +108,7 @@ def read_losses(path: Path, columns: set[str] = LOSSES) -> pd.DataFrame:
 
 
 def reason(error: Exception) -> str:
-    """What a reader of files says of a damaged one, in one short line."""
+    """What was wrong with a damaged file, in one short line, from the error of reading it."""
     errors = getattr(error, "errors", list)()  # pydantic's say where and what
     text = f"{'.'.join(map(str, errors[0]['loc']))} {errors[0]['msg']}" if errors else f"{error!r}"
     return " ".join(text.split())[:160]

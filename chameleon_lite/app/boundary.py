@@ -1,4 +1,4 @@
-"""What goes wrong, in one line and with an exit code: where the command line meets its user and the system.
+"""What goes wrong between the command line, its user and the system: one line and an exit code.
 
 UserError: its own line and code · what the system says: the path and what to do, 1 · Ctrl-C: what is kept, 130
 """

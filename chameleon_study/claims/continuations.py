@@ -4,7 +4,7 @@
                                                  └ coherence ─▶ R4 against R6 on each corpus
 
 "More coherent outputs across a cluster" names no measure. Agreement with the reference decides one part, the
-one thing a text cannot gain by being short of words, and agreement within a batch the other; variety and
+one thing that a text cannot gain by being short of words, and agreement within a batch the other; variety and
 repetition are printed too. Seeds and documents are crossed as everywhere; what belongs to a batch belongs to
 its seed's clustering, so it is averaged over documents first, and only seeds are drawn.
 """

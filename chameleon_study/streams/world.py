@@ -8,7 +8,7 @@
 A predictor of a row's scored tokens has the token before (the frozen model's state, so to say) and one of
 four kinds of knowledge: none, the row's own prefix, the prefixes of its batch, or those and all rows of
 earlier batches. The Bayes-optimal prediction under each is a finite sum, computed here for whole streams; the
-difference of two losses is the gain that is available. With purity 1/G and stay 0 a batch says nothing that
+difference of two losses is the gain that is available. With purity 1/G and stay 0 a batch adds nothing that
 the row's own prefix does not.
 """
 

@@ -114,3 +114,21 @@ def visit(browser, address):
     yield call
     for context in contexts:
         context.close()
+
+
+@pytest.fixture(scope="session")
+def serious():
+    """What axe-core finds in an open page, of impact serious or critical; only the package's script is needed."""
+    package = importlib.util.find_spec("axe_playwright_python")
+    if package is None:
+        missing('axe-core is not installed: pip install -e ".[dev]"')
+    axe = Path(package.origin).with_name("axe.min.js").read_text(encoding="utf-8")
+    find = Path(__file__).with_name("accessible.js").read_text(encoding="utf-8")
+
+    def call(page, scope=("contrast", "rest")) -> list[str]:
+        if not scope:
+            return []
+        page.evaluate(axe)
+        return page.evaluate(find[find.index("async") :], list(scope))
+
+    return call

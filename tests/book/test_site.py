@@ -1,4 +1,4 @@
-"""The built site in a real browser: every page at two widths and two themes, then search, theme and sidebar.
+"""The built site in a real browser: every page at two widths and two themes, by axe-core too; search, theme, sidebar.
 
 Run it after `make book` (`make browser`). Without a site or a browser the tests are skipped on a laptop; under
 CI=true they fail, since there a skip would be a check that never ran.
@@ -50,6 +50,15 @@ ON_PAPER = """async () => {
   };
 }"""
 TALLEST = 10_000  # px of a chapter at 1280; appendices are tables and may be longer
+# Of axe-core's rules, those that can differ by width and theme from what was looked at before.
+AXE = {(1280, "light"): ("contrast", "rest"), (1280, "dark"): ("contrast",), (360, "light"): ("rest",)}
+# Faults that axe-core must see when they are put into a page.
+FAULTS = {
+    "image-alt": "<img src='../_static/line.svg'>",
+    "button-name": "<button></button>",
+    "color-contrast": "<p style='color: #aaa; background: #bbb'>grey on grey</p>",
+    "aria-valid-attr-value": "<div role='checkbox' aria-checked='maybe' aria-label='x' tabindex='0'></div>",
+}
 MOST_BYTES = 15e6  # of the whole site
 
 
@@ -64,7 +73,7 @@ def toc_pages():
 @pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", [name for name, _ in toc_pages()])
-def test_page_is_whole(visit, name, width, theme):
+def test_page_is_whole(visit, serious, name, width, theme):
     page, problems = visit(f"{name}.html", width, theme)
     if page.locator(".math").count():
         page.wait_for_selector("mjx-container", state="attached", timeout=10_000)
@@ -83,6 +92,21 @@ def test_page_is_whole(visit, name, width, theme):
     if width == max(WIDTHS):
         assert facts["cut"] == []
         assert facts["height"] <= TALLEST or not re.search(r"/\d\d_", name)
+    assert serious(page, AXE.get((width, theme), ())) == []
+
+
+@pytest.mark.parametrize("name", ["search.html", "genindex.html"])
+def test_pages_without_a_text_are_accessible(visit, serious, name):
+    assert serious(visit(name)[0]) == []
+
+
+def test_axe_sees_faults_put_into_a_page(visit, serious):
+    page, _ = visit("book/glossary.html")
+    page.evaluate(
+        "html => document.querySelector('.bd-article').insertAdjacentHTML('beforeend', html)",
+        "".join(FAULTS.values()),
+    )
+    assert {finding.split()[0] for finding in serious(page)} == set(FAULTS)
 
 
 def test_links_lead_somewhere(address):

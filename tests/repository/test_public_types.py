@@ -30,7 +30,7 @@ def test_the_checked_file_runs(tmp_path):
 def test_hooks_and_lint_check_the_same():
     hooks = (ROOT / ".pre-commit-config.yaml").read_text()
     (lint,) = re.findall(r"^lint:.*\n\t@(.*)", (ROOT / "Makefile").read_text(), re.M)
-    for tool in ("ruff check", "ruff format", "codespell"):
+    for tool in ("ruff check", "ruff format", "codespell", "python tests/repository/prose.py"):
         assert f"entry: {tool}" in hooks and f"$(BIN)/{tool}" in lint
 
 
