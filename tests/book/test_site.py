@@ -42,7 +42,9 @@ ON_PAPER = """async () => {
     cut: [...document.querySelectorAll('.bd-article :not(mjx-math *, mjx-assistive-mml, mjx-assistive-mml *, svg *)')]
       .filter(e => {
         const box = e.getBoundingClientRect(), measured = e.clientWidth && !e.matches('mjx-container, span.math');
-        return box.width && (box.right > innerWidth + 1 || box.left < -1 || (measured
+        const scrolls = e.matches('.cell_output, .output, .table-frame, [class*=scroll], table, pre')
+          && getComputedStyle(e).overflow !== 'visible';
+        return box.width && (scrolls || box.right > innerWidth + 1 || box.left < -1 || (measured
           && e.scrollWidth > e.clientWidth + 1) || (e.matches('img, svg, tr') && box.height > innerHeight));
       }).map(show),
     buttons: [...document.querySelectorAll('button, nav, .piece, .bd-sidebar-primary, .bd-sidebar-secondary')]
