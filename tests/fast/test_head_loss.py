@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from chameleon_lite import engine, loss
 from chameleon_lite.backbones import formats
@@ -205,3 +206,37 @@ def test_the_machine_is_judged_by_its_flags_not_by_the_libraries_word(tmp_path, 
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, level=level: level)
         assert formats.matmul_dtype("cuda") == expected
         assert formats.backbone_dtype("cuda") == (torch.bfloat16 if level >= (8, 0) else expected)
+
+
+class Products(TorchDispatchMode):
+    """Inside, the shapes of all matrix products of 16-bit numbers are noted."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "mm" in func.__name__ and args[0].dtype == torch.bfloat16:
+            self.shapes.add((func.__name__, *(tuple(x.shape) for x in args if isinstance(x, torch.Tensor))))
+        return func(*args, **kwargs or {})
+
+
+def test_products_on_a_cpu_come_in_few_shapes_and_rows_that_fill_up_change_nothing():
+    gen = torch.Generator().manual_seed(0)
+    weight = HeadWeight(torch.randn(70, 16, generator=gen), dtype=torch.bfloat16)
+    updates = [make_update(3, 2, 16, 70, False, gen, torch.float32), None]
+    with Products() as seen:
+        for rows in range(1, 257, 9):
+            h, target = torch.randn(rows, 16, generator=gen), torch.randint(70, (rows,), generator=gen)
+            groups = [torch.randint(3, (rows,), generator=gen), None]
+            loss = head_losses(h, target, weight, updates, groups=groups)
+            each = token_losses(h, target, weight, updates, groups=groups)
+            assert each.shape == (2, rows)
+            torch.testing.assert_close(each.sum(1), loss, rtol=1e-4, atol=1e-3)
+            down, up = torch.autograd.grad(loss[0], updates[0][:2])
+            plain = torch.autograd.grad(
+                plain_losses(h, target, weight, updates, groups=groups)[0], updates[0][:2]
+            )
+            for ours, theirs in zip((down, up), plain):
+                torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05 * float(theirs.abs().max()))
+    assert 0 < len(seen.shapes) < 60

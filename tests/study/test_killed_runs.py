@@ -33,7 +33,7 @@ SMALL = {
 # after so many changes of the file system and `delay` seconds. Answers with exit codes and numbers of changes.
 SERVER = """
 import json, os, signal, sys, threading, traceback
-import chameleon_lite.app.cli, chameleon_lite.app.fit, chameleon_lite.app.stream, chameleon_study.run, pandas
+import chameleon_lite.app.cli, chameleon_lite.app.fit, chameleon_lite.app.learned, chameleon_study.run, pandas
 from chameleon_lite.backbone import load_backbone
 load_backbone("tiny")
 WRITES = os.O_WRONLY | os.O_RDWR
@@ -173,7 +173,14 @@ os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
 from build import run_notebook
 run_notebook(Path({source!r}), Path("."), "smoke", 60)
 """
-KILLS = {"fetch": 3, "states": 3, "run": 5, "fit": 3, "adapt": 4, "book": 2}  # 20 in all
+LEARN = """
+from chameleon_lite.app import learned
+from chameleon_lite.streams.memory import LearnSettings
+learned.SAVED_EVERY = 3
+how = {{"memory": "cluster", "clusters": 3, "rate": 0.02, "settings": LearnSettings(batch_rows=4)}}
+learned.learn_file("tiny", {texts!r}, "out.jsonl", save="kept", resume=True, progress=False, **how)
+"""
+KILLS = {"fetch": 3, "states": 3, "run": 5, "fit": 3, "adapt": 4, "learn": 4, "book": 2}  # 24 in all
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +225,10 @@ def jobs(made_up, tmp_path_factory, machine):
         "adapt": (
             command(*adapt, "--out", "out.jsonl"),
             lambda f: contents(f, "*.jsonl*", ".out.jsonl.made"),
+        ),
+        "learn": (
+            LEARN.format(texts=str(texts)),
+            lambda f: contents(f, "*.jsonl*", ".out.jsonl.learned", "kept/*"),
         ),
         "book": (BOOK.format(source=str(folder / "x.ipynb")), page),
     }

@@ -87,6 +87,26 @@ def test_later_documents_change_no_number_scored_before(material, small_corpus, 
     check()
 
 
+def test_scored_tokens_choose_no_cluster_and_no_row_to_put_in_front(
+    material, small_corpus, small_settings, small_model
+):
+    swap, start = str.maketrans("aeiou", "eioua"), small_settings.tokens.prefix_tokens
+    rows = [
+        replace(d, text=d.text[:start] + d.text[start:].translate(swap))
+        for d in small_corpus.splits["stream"]
+    ]
+    changed = replace(small_corpus, splits=small_corpus.splits | {"stream": tuple(rows)})
+    other = prepare(small_settings, small_model, changed, say=lambda text: None)
+    parts = [m.parts["stream"] for m in (material, other)]
+    assert not np.array_equal(parts[0].table.ids, parts[1].table.ids)
+    order, every = parts[0].order("random", 0), slice(None, parts[0].scored)
+    for groups in {method.groups for method in METHODS.values()} - {""}:
+        labels = [m.labels(groups, "stream", order, BATCH)[0][every] for m in (material, other)]
+        assert torch.equal(*labels), groups
+    near = [nearest_before(part.hidden, order, BATCH) for part in parts]
+    assert torch.equal(*near) and near[0].max() > 0
+
+
 def test_orders_side_by_side_are_the_orders_alone(material):
     orders = [material.parts["stream"].order("random", seed) for seed in (0, 1)]
     orders[1] = orders[1][:20]

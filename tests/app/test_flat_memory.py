@@ -1,0 +1,84 @@
+"""However many rows pass, `adapt`, with learning and without, holds no more than a batch and its state."""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from chameleon_lite.app.learn import LearningStream
+from chameleon_lite.app.learned import learn_file
+from chameleon_lite.app.score import Adapter
+from chameleon_lite.app.stream import adapt_file
+from chameleon_lite.streams.memory import LearnSettings
+
+WORDS = "the mean of a batch tells what kind of text it holds and little else".split()
+BATCH, FEW, MANY = 200, 1_000, 4_000
+BYTES_PER_ROW = 100  # that Python may hold more of: the result of a row alone takes some 400
+NATIVE_MEGABYTES = (
+    40  # that the process may grow by over 2,000 rows; products compiled for each shape took 138
+)
+
+
+def written(path, count, longest=12):
+    """Rows of few different texts, so that a tokenizer's own cache is full soon; batches differ."""
+    numbers = np.random.default_rng(0)
+    texts = [" ".join(numbers.choice(WORDS, size=numbers.integers(7, longest))) for _ in range(BATCH)]
+    path.write_text("".join(json.dumps({"text": texts[i]}) + "\n" for i in numbers.integers(0, BATCH, count)))
+    return path
+
+
+@pytest.mark.parametrize("way", ["learned", "adapted"])
+def test_nothing_of_a_row_that_has_passed_is_held(tiny, adapter, tmp_path, monkeypatch, way):
+    kind = LearningStream if way == "learned" else Adapter
+    batch, passed, held = kind.__call__, 0, {}
+
+    def watched(self, window):
+        nonlocal passed
+        out = batch(self, window)
+        passed += len(window)
+        if passed in (FEW, MANY):
+            gc.collect()
+            held[passed] = tracemalloc.get_traced_memory()[0]
+        return out
+
+    monkeypatch.setattr(kind, "__call__", watched)
+    source, out = written(tmp_path / "in.jsonl", MANY), tmp_path / "out"
+    tracemalloc.start()
+    if way == "learned":
+        how = {"memory": "cluster", "clusters": 3, "settings": LearnSettings(batch_rows=BATCH)}
+        learn_file(tiny, source, out, progress=False, **how)
+    else:
+        adapt_file(adapter, source, out, window=BATCH, progress=False)
+    tracemalloc.stop()
+    assert held[MANY] - held[FEW] < BYTES_PER_ROW * (MANY - FEW)
+
+
+GROWTH = """
+import os, sys
+from chameleon_lite.app import learn
+from chameleon_lite.app.learned import learn_file
+batch, sizes, rows = learn.LearningStream.__call__, [], 0
+def watched(self, window):
+    global rows
+    out, rows = batch(self, window), rows + len(window)
+    if rows in (992, 2_976):
+        with open("/proc/self/statm") as file:
+            sizes.append(int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+    return out
+learn.LearningStream.__call__ = watched
+learn_file("tiny", sys.argv[1], sys.argv[2], device="cpu", progress=False)
+print((sizes[1] - sizes[0]) / 1e6)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's own count of pages")
+def test_the_process_does_not_grow_with_the_rows(tmp_path):
+    source = written(tmp_path / "in.jsonl", 3_000, longest=40)
+    words = [sys.executable, "-c", GROWTH, str(source), str(tmp_path / "out")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < NATIVE_MEGABYTES
