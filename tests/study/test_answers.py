@@ -11,7 +11,8 @@ from chameleon_lite.chameleon import ChameleonLiteForCausalLM
 from chameleon_study import answers, stored
 from chameleon_study.provenance import ROOT
 
-SMALL = FitSettings(head="lora", tokens={"max_length": 64}, train={"epochs": 1, "rows_per_step": 16})
+HOW = {"tokens": {"max_length": 64}, "train": {"epochs": 6, "rows_per_step": 16}}
+SMALL = FitSettings(head="lora", learning_rate=0.05, **HOW)
 NOUNS = "mean batch token loss head rank seed word text row".split()
 
 
