@@ -28,12 +28,13 @@ export HF_HUB_DISABLE_PROGRESS_BARS ?= 1
 export TRANSFORMERS_VERBOSITY ?= error
 
 .DEFAULT_GOAL := help
-.PHONY: help book pdf test test-plain triton reproduce browser serve lint types count install clean-book clean-runs clean-venv clean
+.PHONY: help book pdf test test-package test-plain triton reproduce browser serve lint types count install clean-book clean-runs clean-venv clean
 
 help:
 	@echo "make book       install if needed, run every notebook (PROFILE=$(PROFILE)), build the book into _build/site"
 	@echo "make pdf        print the built book into one file, _build/book.pdf (needs Chromium; minutes)"
 	@echo "make test       install if needed, run the test suite"
+	@echo "make test-package  what a change of Python's version concerns: the method, own texts and the fast forms"
 	@echo "make test-plain the method and own texts with the fast forms switched off"
 	@echo "make triton     the GPU kernels of the head loss on a CPU, in Triton's interpreter (Linux; 2 minutes)"
 	@echo "make reproduce  the paper's tables and the study (PROFILE=colab or paper) into results/, then the book"
@@ -80,6 +81,10 @@ pdf: $(VENV)/.stamp-test
 test: $(VENV)/.stamp-test
 	@echo "[test] the whole suite, without the browser (minutes; no network)"
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 TQDM_DISABLE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# For another Python: make test-package PYTHON=python3.13 VENV=../venv-3.13
+test-package:
+	@$(MAKE) --no-print-directory test PYTEST_ARGS="tests/core tests/app tests/fast $(PYTEST_ARGS)"
 
 # CHAMELEON_LITE_ENGINE=plain make test runs all of it; this is what CI runs of it.
 test-plain:

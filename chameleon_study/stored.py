@@ -22,6 +22,7 @@ from chameleon_lite.errors import DamagedFile
 SUMS = "SHA256SUMS"
 VERDICTS, TABLES = "verdicts.json", "tables.json"  # made from the other files there
 OWN_TEXTS = "own-texts.json"  # what people with texts of their own get, see own_texts.py
+ANSWERS = "answers.json"  # whether an Instruct model answers, see answers.py
 NOT_RECORDS = ("proofs", "spans")
 KEPT = (".jsonl", ".parquet", ".json")  # ends of files that hold results
 LOSSES = {"document", "group", "split", "tokens", "nll"}  # columns
@@ -80,7 +81,8 @@ def evidence_of(paths: list[Path], *circumstances: str) -> str:
 def records_and_losses(results: Path) -> list[Path]:
     """The files of a results folder that tables and verdicts are made from."""
     found = sorted(Path(results).glob("*"))
-    return [path for path in found if path.suffix in KEPT and path.name not in (VERDICTS, TABLES, OWN_TEXTS)]
+    others = (VERDICTS, TABLES, OWN_TEXTS, ANSWERS)
+    return [path for path in found if path.suffix in KEPT and path.name not in others]
 
 
 def read_lines(path: Path, kind: type[BaseModel]) -> list:
