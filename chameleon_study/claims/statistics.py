@@ -70,7 +70,7 @@ def crossed_bootstrap(difference: np.ndarray, tokens: np.ndarray, *, draws=10_00
     return (sums[:, :seeds] * of_seed).sum(1) / sums[:, seeds]
 
 
-@lru_cache(maxsize=6)
+@lru_cache(maxsize=16)  # loops over corpora come back to each, with as many seeds as it has
 def _picks(items: int, draws: int, seed: int) -> np.ndarray:
     """How often each of `items` is drawn, (draws, items): the same for all contrasts of a corpus."""
     generator = np.random.default_rng(seed)
