@@ -18,8 +18,7 @@ import pandas as pd
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
-SEED = 18
+ROOT, SEED = Path(__file__).parents[2], 18
 SMALL = {
     "name": "small",
     "regimes": ["R0", "R1", "R4", "R14"],
