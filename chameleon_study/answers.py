@@ -29,7 +29,7 @@ SHORT = 32  # tokens of a reference that an answer of NEW_TOKENS could easily ho
 GOALS = {"non-empty": 0.95, "stopped": 0.9}  # shares: of all prompts, and of those with a short reference
 SETTINGS = FitSettings(
     head="lora", rank=133
-)  # what `fit` keeps of its candidates on these records, see own_texts
+)  # the candidate that `fit` keeps on these records, see own_texts
 
 
 def measured(rows: list[dict], backbone: Backbone, settings: FitSettings, prompts: int, limit: int) -> dict:
