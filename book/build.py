@@ -49,6 +49,8 @@ QUIET = {
 }
 SHOWN_VERSIONS = """torch transformers peft accelerate numpy scikit-learn umap-learn datasets
 papermill jupyter-book myst-nb sphinx""".split()
+# --help describes them; as functions they would show typer's objects.
+COMMANDS = ("cli.py", "command.py", "__main__.py")
 MODULE = "### {0}\n\n```{{eval-rst}}\n.. automodule:: {0}\n   :members:\n"
 MODULE += "   :exclude-members: model_config\n   :ignore-module-all:\n```\n"
 ERROR = re.compile(r"^[\w.]*(?:Error|Interrupt): .+", re.M)  # in papermill's messages the last is the reason
@@ -197,7 +199,7 @@ def api_page() -> str:
     paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
     for path in sorted(paths, key=lambda path: (path.parent, path.name)):
         *folder, _ = parts = path.relative_to(ROOT).with_suffix("").parts
-        if path.name in ("cli.py", "__main__.py") or path.stat().st_size == 0 or parts[1:] == ("__init__",):
+        if path.name in COMMANDS or path.stat().st_size == 0 or parts[1:] == ("__init__",):
             continue
         if folder != room:
             text.append(f"## {'/'.join(room := folder)}/\n")

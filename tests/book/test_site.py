@@ -28,6 +28,7 @@ FACTS = """() => ({
     .map(e => `${e.tagName}.${e.className}: ${e.innerText.slice(0, 40)}`),
   nameless: [...document.querySelectorAll('.bd-article th')].filter(c => !c.textContent.trim()).length,
   headless: [...document.querySelectorAll('.bd-article .cell_output table')].filter(t => !t.querySelector('th')).length,
+  addresses: document.querySelector('.bd-article').textContent.match(/at 0x[0-9a-f]{6,}/g) || [],  // of objects
   height: document.querySelector('.bd-article').scrollHeight,
 })"""
 ON_PAPER = """async () => {
@@ -89,7 +90,7 @@ def test_page_is_whole(visit, serious, name, width, theme):
             f"alt text of {source}: {alt!r}"
         )
     assert facts["merror"] == 0 and facts["set"] >= facts["math"]
-    assert not facts["traceback"]
+    assert not facts["traceback"] and facts["addresses"] == []
     assert facts["unreachable"] == [] and facts["nameless"] == facts["headless"] == 0
     if width == max(WIDTHS):
         assert facts["cut"] == []
