@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
@@ -79,6 +79,7 @@ def test_without_learning_it_is_what_adapt_says(tiny, adapter):
 
 
 @pytest.mark.parametrize("method", METHODS)
+@example(change=3, later=False, seed=1)
 @given(change=st.integers(0, 15), later=st.booleans(), seed=st.integers(0, 3))
 @limits(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_comes_later_changes_no_number_scored_before(model_of, method, change, later, seed):
@@ -96,8 +97,9 @@ def test_what_comes_later_changes_no_number_scored_before(model_of, method, chan
     before = [n for n in range(batch_end) if n != change]
     assert [whole[n] for n in before] == [changed[n] for n in before]
     assert other[change] == rows[change] or whole[change]["loss"] != changed[change]["loss"]
-    if not later and batch_end < 16:  # it was learned from
-        assert whole[batch_end]["loss"] != changed[batch_end]["loss"]
+    # it was learned from; the loss of a single row may stay what it is, by rounding
+    if not later and batch_end < 16:
+        assert [r["loss"] for r in whole[batch_end:]] != [r["loss"] for r in changed[batch_end:]]
 
 
 def test_how_long_another_row_is_changes_no_cluster(tiny):
