@@ -96,7 +96,7 @@ triton: $(VENV)/.stamp-test
 	@CUDA_VISIBLE_DEVICES= TRITON_INTERPRET=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest tests/fast/test_head_loss_cuda.py $(PYTEST_ARGS)
 
 browser: $(VENV)/.stamp-test
-	@echo "[browser] every page at two widths and two themes, and by axe-core (two minutes)"
+	@echo "[browser] every page at two widths and two themes, and by axe-core (five minutes)"
 	@$(BIN)/python -m pytest -m browser tests/book $(PYTEST_ARGS)
 
 # A run whose record is already there is skipped, so an interrupted reproduction continues where it stopped.
