@@ -75,7 +75,7 @@ book: $(VENV)/.stamp-book
 
 pdf: $(VENV)/.stamp-test
 	@echo "[pdf] every page of _build/site on paper (2-4 minutes)"
-	@$(BIN)/python tests/book/pdf.py
+	@$(BIN)/python book/pdf.py
 
 # One thread: the tests' models are so small that more threads only wait for each other.
 test: $(VENV)/.stamp-test

@@ -85,6 +85,16 @@ def browser():
         chromium.close()
 
 
+@pytest.fixture(scope="module")
+def printer(address):
+    """`book/pdf.py`, where there is a site to print."""
+    if importlib.util.find_spec("pypdf") is None:
+        missing('pypdf is not installed: pip install -e ".[dev]"')
+    spec = importlib.util.spec_from_file_location("pdf", ROOT / "book" / "pdf.py")
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    return module
+
+
 @pytest.fixture
 def visit(browser, address):
     """Open a page with given width and theme; collects what the browser complains about."""

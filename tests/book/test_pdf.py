@@ -11,15 +11,6 @@ NAMES = ["book/index", "notebooks/02_clusters", "book/notation", "book/glossary"
 
 
 @pytest.fixture(scope="module")
-def printer(address):
-    """The module that prints, where there is a site."""
-    pytest.importorskip("pypdf", reason='pypdf is not installed: pip install -e ".[dev]"')
-    from . import pdf
-
-    return pdf
-
-
-@pytest.fixture(scope="module")
 def printed(printer, browser):
     """Those pages in a file, read again."""
     from pypdf import PdfReader

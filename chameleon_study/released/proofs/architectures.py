@@ -1,4 +1,4 @@
-"""On which kinds of model the head can be built: by this package, and by what the released scripts ask of a model.
+"""On which kinds of model the head can be built: by this package, and by what the released scripts need of a model.
 
 kind ─ small, random weights ─ saved ─▶ fit(head = hyper) ─▶ 1 if held-out loss falls, else 0
                                     └─▶ 1 if every part that the scripts name is there
