@@ -31,7 +31,7 @@ from .bench import Bench
 from .measure import gate, split
 from .workload import texts
 
-SCORED, LAYERS = "scoring the same rows", ", layers"
+SCORED = "scoring the same rows"
 ONE_HEAD, WITH_LAYERS = "PEFT and Trainer, LoRA on the head", "PEFT and Trainer, LoRA in the layers too"
 BEHIND = 0.05  # nats per token by which an adapter of ours may be worse than the peer's after as many epochs
 
@@ -41,11 +41,11 @@ def short_rows(rows: int) -> list[str]:
     return texts(rows, np.random.default_rng(1).integers(8, 41, rows))
 
 
-def learning(bench: Bench, rows: int) -> dict:
+def learning(bench: Bench, rows: int, layers: int) -> dict:
     """B17: `adapt --learn` without its files, head alone and layers too, in float32 as the command's default is."""
     streams = {"": LearningStream(bench.backbone)}
-    if bench.gpu or bench.quick:  # minutes on a CPU
-        streams[LAYERS] = LearningStream(bench.backbone, layers=True)
+    if layers:
+        streams[", layers"] = LearningStream(bench.backbone, layers=True)
     batches = list(windows(parsed(short_rows(rows)), streams[""].settings.batch_rows))
 
     def scored() -> float:

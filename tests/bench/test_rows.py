@@ -9,6 +9,7 @@ from chameleon_bench import rows_app, rows_head, rows_layers
 from chameleon_bench.bench import Bench
 from chameleon_bench.measure import ROWS, agreement, measured
 from chameleon_bench.report import run_rows, summary
+from chameleon_bench.rows_own_texts import learning
 from chameleon_bench.tables import many_texts_frame
 from chameleon_lite.app import boundary
 from chameleon_lite.app.learn import LearningStream
@@ -56,15 +57,16 @@ def test_the_compiled_peers_do_the_released_work():
             assert all(gate["passed"] for gate in gates), gates
 
 
-def test_learning_that_looks_ahead_or_scoring_of_its_own_fails_the_row(small_bench, monkeypatch):
+def test_learning_that_looks_ahead_fails_its_row(small_bench, monkeypatch):
     read = LearningStream._read
 
     def twice(stream, table, errors):
         read(stream, table, dict(errors))  # every batch is learned from before it counts
         return read(stream, table, errors)
 
+    assert all(gate["passed"] for gate in learning(small_bench, rows=40, layers=1)["gates"])
     monkeypatch.setattr(LearningStream, "_read", twice)
-    assert measured("B17", small_bench)["status"] == "gate failed"
+    assert not all(gate["passed"] for gate in learning(small_bench, rows=40, layers=1)["gates"])
 
 
 @pytest.mark.slow
