@@ -12,6 +12,7 @@ import torch
 
 from chameleon_lite import engine, loss
 from chameleon_lite.fast.head_loss import head_losses, token_losses
+from chameleon_lite.fast.recorded_groups import RecordedGroups, runs_of
 from chameleon_lite.fast.recorder import Recorder
 from chameleon_lite.heads import HeadUpdate
 from chameleon_lite.loss import HeadWeight
@@ -125,6 +126,41 @@ def test_where_rows_lie_is_told_once_for_chunks_of_one_size(monkeypatch):
 
     monkeypatch.setattr(head_loss_triton, "_lay_out", never)
     check(case, kernel="triton", dtype=torch.float16, chunk=20)
+
+
+RUNS = {  # each document's group, for heads of 3 updates, and of 4 of which one has no document
+    "each group its own run": [0, 0, 1, 1, 2, 2],
+    "groups in turn": [2, 0, 0, 1, 0, 2],
+    "a group without rows": [0, 0, 1, 2, 2, 2],
+}
+
+
+@pytest.mark.parametrize("kernel", ["torch", "triton"])
+@pytest.mark.parametrize("order", RUNS)
+@pytest.mark.parametrize(
+    "heads", [[(3, 4, False)], [(3, 4, False), (4, 4, False), (0, 4, False)], [(3, 40, False), (3, 2, True)]]
+)
+def test_runs_that_are_an_input_give_the_bits_of_an_index(heads, order, kernel):
+    if kernel == "triton":
+        pytest.importorskip("triton")
+    counts, group = torch.tensor([2, 4, 0, 11, 12, 3]), torch.tensor(RUNS[order])
+    h, target, weight, _, updates, _, leaves = setting(32, 16, 200, heads)
+    target[-3:] = IGNORED  # rows that fill up
+    weight = HeadWeight(weight, dtype=torch.float16 if CUDA or kernel == "triton" else torch.float32)
+    index, recorded = group.repeat_interleave(counts), []
+    for g, *_ in heads:
+        runs, each = runs_of(group, g, counts, 32)
+        assert each == (g == 3 and order != "groups in turn") and runs.shape[1] == (3 if each else 6)
+        recorded.append(RecordedGroups.of(runs.to(DEVICE), 32, each) if g else None)
+        assert not g or torch.equal(recorded[-1].index.cpu(), index)
+
+    def ours(groups):
+        losses = head_losses(h, target, weight, updates, groups=groups, chunk=20, kernel=kernel)
+        return losses, *torch.autograd.grad(losses.sum(), leaves)
+
+    exact = kernel == "triton" and heads[0][1] < 40
+    for mine, plain in zip(ours(recorded), ours([index if g else None for g, *_ in heads])):
+        torch.testing.assert_close(mine, plain, **({"rtol": 0, "atol": 0} if exact else {}))
 
 
 @on_gpu
