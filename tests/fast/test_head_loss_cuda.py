@@ -165,6 +165,42 @@ def test_runs_that_are_an_input_give_the_bits_of_an_index(heads, order, kernel):
 
 @on_gpu
 @pytest.mark.parametrize("kernel", ["torch", "triton"])
+def test_a_recording_reads_where_the_rows_of_each_group_lie(kernel):
+    if kernel == "triton":
+        pytest.importorskip("triton")
+    heads = [
+        (3, 4, False),
+        (3, 4, False),
+        (0, 4, False),
+        (3, 2, True),
+        (3, 40, False),
+        (3, 40, True),
+        (3, 4, "mix"),
+    ]
+    h, target, weight, _, updates, _, leaves = setting(600, 64, 1_000, heads)
+    weight, recorder = HeadWeight(weight, dtype=torch.float16), Recorder(h.device)
+    leaves = [x for x in leaves if x is not h]
+
+    def losses(groups):
+        found = head_losses(h, target, weight, updates, groups=groups, chunk=256, kernel=kernel)
+        return torch.cat([found, *(g.flatten() for g in torch.autograd.grad(found.sum(), leaves))])
+
+    def work(runs):
+        group = RecordedGroups.of(runs, 600, each=False)
+        return losses([group if g else None for g, *_ in heads])
+
+    for order in ([0, 1, 2, 1], [2, 2, 0, 1], [1, 0, 2, 0], [0, 0, 2, 2]):
+        group, counts = torch.tensor(order), torch.tensor([40, 300, 3, 257])
+        runs, _ = runs_of(group, 4, counts, 600)  # of 4: none of these is each group its own run
+        index = group.repeat_interleave(counts)
+        found = recorder("it", [runs.to(DEVICE)], work)
+        expected = losses([index if g else None for g, *_ in heads])
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert recorder.limit and len(recorder.kept) == 1 and not recorder.plain
+
+
+@on_gpu
+@pytest.mark.parametrize("kernel", ["torch", "triton"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
     "heads", [[(0, 4, False)], [(0, 133, False), (0, 4, True)], [(40, 4, False), (0, 0, False)]]

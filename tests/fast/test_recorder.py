@@ -100,47 +100,6 @@ def test_a_head_that_stops_leaves_the_others_as_they_would_be_alone(tiny_states,
     assert len({len(m.curve) for m in members}) > 1  # some did stop before others
 
 
-def clustered(_, rows):
-    """Some of three groups, in any order."""
-    ids, group = torch.unique(rows.cpu() % 3, return_inverse=True)
-    table = torch.randn(60, 16, generator=torch.Generator().manual_seed(7))
-    return Condition(table[ids]), group
-
-
-@pytest.mark.parametrize("masks", ["row", "group"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_steps_of_heads_with_several_updates_are_the_plain_ones(tiny_states, tiny, masks, dtype):
-    Rehearsal.replays = 0
-    recorder, settings = Rehearsal(), SETTINGS.model_copy(update={"masks": masks})
-    weight, sources = HeadWeight(tiny.head.weight, dtype=dtype), (grouped, clustered, condition, None)
-    found = trained(tiny_states, weight, recorder, sources, settings=settings)
-    assert Rehearsal.replays > 10 and not recorder.plain
-    same(found, trained(tiny_states, weight, None, sources, settings=settings), atol=1e-6)
-
-
-def test_a_layer_that_drops_from_what_all_groups_share_gets_masks_of_that_shape(tiny_states, tiny_weight):
-    class Shared(HyperHead):
-        def __init__(self):
-            super().__init__(16, 257, 2, dropout=0.0)
-            self.drop = torch.nn.Dropout(0.5)
-
-        def factors(self, condition):
-            update = super().factors(condition)
-            return update._replace(down=update.down * self.drop(torch.ones(8, 2))[:2, 0, None])
-
-    found = []
-    for recorder in (Rehearsal(), None):
-        torch.manual_seed(0)
-        Rehearsal.replays, member = 0, Member("shared", Shared(), grouped, grouped, 1e-2)
-        order = Arrangement(torch.arange(60))  # steps of 8 rows, the last of 4
-        with using(recorder) if recorder else nullcontext(), engine.use("fast" if recorder else "auto"):
-            data = (tiny_states, lambda n: order, tiny_states, order, tiny_weight)
-            train_heads([member], *data, SETTINGS.model_copy(update={"masks": "row"}), progress=False)
-        found.append([member])
-        assert not recorder or Rehearsal.replays
-    same(*found, atol=1e-6)
-
-
 def test_states_that_carry_gradients_are_never_recorded(tiny_states, tiny_weight):
     class Live:
         """States as a backbone that trains along computes them."""
