@@ -135,10 +135,12 @@ RUNS = {  # each document's group, for heads of 3 updates, and of 4 of which one
 }
 
 
+SHARED, OTHERS = [(3, 4, False), (4, 4, False), (0, 4, False)], [(3, 40, False), (3, 2, True)]
+
+
 @pytest.mark.parametrize("kernel", ["torch", "triton"])
-@pytest.mark.parametrize("order", RUNS)
 @pytest.mark.parametrize(
-    "heads", [[(3, 4, False)], [(3, 4, False), (4, 4, False), (0, 4, False)], [(3, 40, False), (3, 2, True)]]
+    ("heads", "order"), [*((SHARED, order) for order in RUNS), (SHARED[:1], [*RUNS][0]), (OTHERS, [*RUNS][1])]
 )
 def test_runs_that_are_an_input_give_the_bits_of_an_index(heads, order, kernel):
     if kernel == "triton":
