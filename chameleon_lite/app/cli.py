@@ -126,6 +126,9 @@ def adapt(
     dask: Dask = None,
     learn: Annotated[bool, option("Learn from each batch of rows once it is scored.", "--learn")] = False,
     memory: Annotated[str | None, option("Learn in one memory, global, or one per cluster.")] = None,
+    layers: Annotated[
+        bool | None, option("Learn in every layer too: gains more, takes longer.", "--layers")
+    ] = None,
     rate: Annotated[float | None, option("How fast it learns.", least=0, most=100)] = None,
     freeze_after: Annotated[int | None, option("Rows after which nothing is learned.", least=0)] = None,
     save: Annotated[Path | None, option("Keep what was learned: a --model for more rows.")] = None,
@@ -147,7 +150,7 @@ def adapt(
     if dtype is not None and dtype not in FORMATS:
         raise unknown("dtype", dtype, FORMATS)
     how = {"resume": resume, "dtype": dtype, "device": device, "overwrite": overwrite, "encoding": encoding}
-    learning = {"memory": memory, "rate": rate, "freeze_after": freeze_after, "save": save}
+    learning = {"memory": memory, "layers": layers, "rate": rate, "freeze_after": freeze_after, "save": save}
     still = {"condition": condition, "clusters": clusters, "workers": workers, "dask": dask}
     refuse(learn, learning, still | {"continue": new_tokens or None})
     still |= {"new_tokens": new_tokens, "batch": batch, "window": window}

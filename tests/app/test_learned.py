@@ -147,9 +147,23 @@ def test_the_command_learns_saves_and_goes_on(command, source):
     )
 
 
+def test_the_command_learns_in_the_layers_and_goes_on_there(command, source):
+    words = ["adapt", source, "--learn", "--device", "cpu", "--out"]
+    code, out, _ = command(*words, "head.jsonl", "--model", "tiny")
+    assert code == 0
+    code, out, _ = command(*words, "1.jsonl", "--model", "tiny", "--layers", "--save", "kept")
+    assert code == 0 and "60 rows, 0 failed" in out
+    head, both = (results(source.with_name(name)) for name in ("head.jsonl", "1.jsonl"))
+    assert [r["loss_without"] for r in head] == [r["loss_without"] for r in both]
+    assert head[-1]["loss"] != both[-1]["loss"]
+    code, out, _ = command(*words, "2.jsonl", "--model", "kept", "--freeze-after", "0")
+    assert code == 0 and results(source.with_name("2.jsonl"))[0]["loss"] != both[0]["loss"]
+
+
 @pytest.mark.parametrize(
     "more, says",
     [
+        (["--layers"], "--layers goes with --learn"),
         (["--learn", "--workers", "2"], "--workers goes without --learn"),
         (["--learn", "--continue", "3"], "--continue goes without --learn"),
         (["--freeze-after", "0"], "--freeze-after goes with --learn"),
