@@ -73,7 +73,8 @@ class Bench:
         contenders, calls, absent = dict(contenders), {}, {}
         for name in optional:
             try:
-                contenders[name]()
+                for _ in range(3):  # what records itself does so in its second call
+                    contenders[name]()
             except Exception as error:  # a compiler or kernel that is missing must not cost the row
                 absent[name] = f"did not run here: {type(error).__name__}: {str(error)[:80]}"
                 del contenders[name]

@@ -10,7 +10,7 @@ app = typer.Typer()
 
 @app.command()
 def bench(
-    rows: Annotated[list[str] | None, typer.Argument(help="B1 … B16, ladder, roofline, growth …")] = None,
+    rows: Annotated[list[str] | None, typer.Argument(help="B1 … B20, ladder, roofline, growth …")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small workloads: two minutes in all.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default: what is there.")] = None,
     out: Annotated[Path | None, typer.Option(help="Default: benchmarks/results/<machine>.json.")] = None,

@@ -39,7 +39,8 @@ def compared(times: pd.DataFrame, goals: dict[str, float | None], quantity: str 
     times: a column per contender, "ours" one of them, smaller being better. A goal is how many times better
     ours should be on this kind of machine; None: shown without a goal.
     """
-    samples = {name: sample(times[name], "bytes" if quantity == "memory" else "s") for name in times}
+    unit = {"memory": "bytes", "interval": "1"}.get(quantity, "s")
+    samples = {name: sample(times[name], unit) for name in times}
     out, ours, absent = [], samples["ours"], times.attrs.get("absent", {})
     for peer in (peer for peer in goals if peer in samples or peer in absent):
         goal, theirs = goals[peer], samples.get(peer)
@@ -57,7 +58,8 @@ def split(times: pd.DataFrame, stage: str, seconds: float, rest: str) -> dict[st
 
 def gate(what: str, value: float, limit: float) -> dict:
     """A correctness condition: a row fails unless value ≤ limit."""
-    return {"what": what, "value": value, "limit": limit, "passed": math.isfinite(value) and value <= limit}
+    passed = bool(math.isfinite(value) and value <= limit)
+    return {"what": what, "value": float(value), "limit": limit, "passed": passed}
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:
@@ -109,7 +111,7 @@ def measured(name: str, bench: Bench) -> dict:
     workload = {size.replace("_", " "): value for size, value in sizes.items()} | found.pop("workload", {})
     samples, comparisons = found.pop("samples", {}), []
     peers_of = {q.format(fast=short(bench.fast)): peers for q, peers in about.get("goals", {}).items()}
-    for quantity, peers in peers_of.items():
+    for quantity, peers in ((q, peers) for q, peers in peers_of.items() if q in samples):
         # quick runs are too small for any goal
         goals = {peer: None if bench.quick else pair[bench.gpu] for peer, pair in peers.items()}
         comparisons += compared(samples[quantity], goals, quantity)

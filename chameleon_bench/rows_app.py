@@ -1,4 +1,4 @@
-"""B16: the command `adapt` on many short texts, within a limit of memory; and what checksums cost a `fit`.
+"""B16, B19 and B20: what a person waits for, within limits; and what checksums cost a `fit`.
 
     docstrings ─ fit, small ─▶ adapter ┐
                ─ 24 words each ─▶ JSONL ┴─ chameleon-lite adapt, in a subprocess ─▶ peak, seconds
@@ -23,12 +23,15 @@ import pandas as pd
 from chameleon_lite.app.corpus import SPLITS, Corpus
 from chameleon_lite.app.fit import FitSettings, fit
 from chameleon_study.corpora import load_corpus
+from chameleon_study.provenance import ROOT, device_minutes, load_spans
+from chameleon_study.records import load_records
 
 from .bench import Bench, run
 from .measure import gate
 
 WORDS = 24  # per text: at least a token each, which are the 16 of a prefix and 8 to be scored
-LIMIT = 4e9  # bytes
+LIMIT = "the limit set"
+WAITS = ROOT / "benchmarks" / "waits.json"  # seconds of runs that take minutes, with commit, date and machine
 THREADS = 1  # rows per second of one core: other work on the machine changes that least
 # A small process between us and the command: the system hands the peak of whoever starts a program on to it.
 DIGESTS = ("crc32", "openssl_sha256", "_hashlib.HASH")  # in names of functions
@@ -39,7 +42,9 @@ print(used.ru_utime + used.ru_stime, used.ru_maxrss * (1 if sys.platform == "dar
 sys.exit(code)"""
 
 
-def short_texts_adapted(bench: Bench, rows: int, fitted_tokens: int) -> dict:
+def short_texts_adapted(
+    bench: Bench, rows: int, fitted_tokens: int, most_megabytes: int, most_seconds: int
+) -> dict:
     """B16: scoring short texts with an adapter on SmolLM2 (quick: on the tiny model), from file to file."""
     backbone, corpus = "tiny" if bench.quick else "smollm2", load_corpus("docstrings")
     with tempfile.TemporaryDirectory() as name:
@@ -52,7 +57,10 @@ def short_texts_adapted(bench: Bench, rows: int, fitted_tokens: int) -> dict:
         texts = list(itertools.islice(itertools.cycle(short_texts(corpus)), rows))
         few, _ = _adapted(bench, folder, texts[:1])
         used, results = _adapted(bench, folder, texts)
-    samples = {"memory": pd.DataFrame([{"ours": used["peak bytes"], "the limit set": LIMIT}])}
+    samples = {
+        "memory": _limited(used["peak bytes"], most_megabytes * 1e6),
+        "time": _limited(used["s"], most_seconds),
+    }
     workload = {"distinct rows": len(set(texts)), "words a row": WORDS}
     workload |= {"scored tokens": sum(result.get("tokens", 0) for result in results)}
     workload |= {"backbone": backbone, "threads": THREADS, "rows/s": rows / used["s"]}
@@ -84,6 +92,38 @@ def _adapted(bench: Bench, folder: Path, texts: list[str]) -> tuple[dict, list[d
     processor, peak = printed.split()[-2:]
     used = {"s": time.perf_counter() - started, "processor s": float(processor), "peak bytes": int(peak)}
     return used, [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def _limited(ours: float, limit: float) -> pd.DataFrame:
+    return pd.DataFrame([{"ours": ours, LIMIT: limit}])
+
+
+def study_bill(bench: Bench, most_minutes: int) -> dict:
+    """B19: minutes in which a GPU had work of the honest study on its five corpora, from the stored spans."""
+    results = ROOT / "results"
+    names = [path.stem for path in results.glob("honest-*.jsonl") if path.stem != "honest-layers"]
+    spans = [span for span in load_spans(results) if span.experiment in names]
+    bill = device_minutes(spans).set_index("experiment")["device minutes"]
+    records = [record for name in names for record in load_records(results / f"{name}.jsonl")]
+    profile = pd.DataFrame([record.seconds for record in records]).sum().to_dict()
+    workload = bill.add_prefix("minutes, ").to_dict() | {"runs": len(records)}
+    workload |= {"cards": ", ".join(sorted({span.device_name for span in spans}))}
+    samples = {"GPU time": _limited(60 * bill["all of them"], 60 * most_minutes)}
+    return {"samples": samples, "workload": workload, "profile": profile}
+
+
+def waiting(bench: Bench, limits: dict[str, float]) -> dict:
+    """B20: commands in processes of their own; what takes minutes as WAITS has it, of runs by hand."""
+    samples, noted = {}, {} if bench.quick else json.loads(WAITS.read_text(encoding="utf-8"))
+    words = {"--help": ["--help"], "claims": ["claims", "--results", ROOT / "results"]}
+    for name, limit in limits.items():
+        if name in words:
+            command = partial(run, "-m", "chameleon_lite", *words[name])
+            samples[name] = bench.race({"ours": command}, warm_up=False).assign(**{LIMIT: limit})
+        elif name in noted:
+            samples[name] = _limited(noted[name]["seconds"], limit)
+    profile = {name: float(times["ours"].median()) for name, times in samples.items()}
+    return {"samples": samples, "workload": {"by hand": noted}, "profile": profile}
 
 
 def checksums(bench: Bench, fitted_tokens: int) -> dict:

@@ -5,6 +5,7 @@ import warnings
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from chameleon_lite.heads import HeadUpdate, update_logits
 
 from .bench import Bench
 from .measure import gate, split
+from .overhead import ratios
 from .workload import RANK
 
 SAME_LOGITS = 1e-3  # two best logits nearer than this may change places: padding alone moves them by 1e-4
@@ -83,7 +85,11 @@ def adapted_against_plain(bench: Bench, prompts: int, new_tokens: int) -> dict:
     nothing = update_logits(HeadUpdate(factors.down, torch.zeros_like(factors.up)), rows=1)
     same = prompts.gate(model, nothing, prompts.batched(model, head_update=nothing), plain())
     profile = split(times, "the plain model", times[peer].median(), "the update")
-    return {"samples": {"time": times}, "gates": [same], "profile": profile}
+    span = ratios(times[peer], times["ours"])["p50"]  # paired, by turns
+    half = max(span["high"] - span["ratio"], span["ratio"] - span["low"])
+    samples = {"time": times, "interval": pd.DataFrame([{"ours": half, "± 3 %": 0.03}])}
+    workload = {"95 % interval": [span["low"], span["high"]]}
+    return {"samples": samples, "gates": [same], "workload": workload, "profile": profile}
 
 
 def mixed_clusters(bench: Bench, clusters: int, new_tokens: int) -> dict:

@@ -17,6 +17,8 @@ from .bench import Bench
 from .measure import agreement, gate, outcome, split
 from .workload import RANK, random_inputs
 
+CUT = "cut-cross-entropy"
+COMPILED, CHUNK = "torch.compile", 2_040  # rows of a compiled chunk
 PRODUCT, REST = "one product h·Wᵀ", "softmax, update and gradients"  # the stages of a profile
 
 
@@ -47,6 +49,23 @@ class HeadWork:
         """The released loss, or its compiled form, under autocast."""
         with torch.autocast(self.bench.device.type, torch.bfloat16):
             return loss(*self.plain)
+
+    def compiled(self) -> dict[str, Callable[[], Tensor]]:
+        """Steps of the released loss as torch.compile makes them; in chunks, W is rounded beforehand."""
+        loss, matrix = baselines.plain_head_loss, self.matrix.bfloat16()
+        default, graphs = torch.compile(loss), torch.compile(loss, mode="reduce-overhead")
+
+        def in_chunks() -> Tensor:
+            self.down.grad, self.up.grad, total = None, None, 0.0
+            for h, target in zip(self.h.split(CHUNK), self.target.split(CHUNK)):
+                with torch.autocast(self.bench.device.type, torch.bfloat16):
+                    value = default(h, target, matrix, self.down, self.up)
+                value.backward()  # so that one chunk's logits are held at a time
+                total = total + value.detach()
+            return total
+
+        steps = {COMPILED: self.step(partial(self.autocast, default)), f"{COMPILED}, in chunks": in_chunks}
+        return steps | {f"{COMPILED}, reduce-overhead": self.step(partial(self.autocast, graphs))}
 
     def product(self) -> Tensor:
         return self.compact @ self.weight.weight.T
@@ -97,9 +116,8 @@ def head_time(bench: Bench, tokens: int) -> dict:
     contenders |= {"released way, bfloat16 autocast": work.step(work.autocast), PRODUCT: work.product}
     if bench.gpu:
         contenders |= {"ours": replayed, "ours, launch by launch": ours}
-        compiled = torch.compile(baselines.plain_head_loss)
-        contenders["torch.compile"] = work.step(partial(work.autocast, compiled))
-    times = bench.race(contenders, optional={"torch.compile"} & contenders.keys())
+        contenders |= (compiled := work.compiled())
+    times = bench.race(contenders, optional=compiled if bench.gpu else ())
     workload = {"width": work.weight.width, "vocabulary": work.weight.vocab, "rank": RANK}
     workload |= {"arithmetic": str(bench.fast)}
     profile = split(times, PRODUCT, times[PRODUCT].median(), REST)
@@ -133,11 +151,18 @@ def head_kernels(bench: Bench, tokens: int) -> dict:
     def of_torch() -> Tensor:
         return F.linear_cross_entropy(*joined(), work.target, reduction="sum")
 
-    losses = {"ours": work.ours, "Liger": liger, "F.linear_cross_entropy": of_torch}
-    contenders = {name: work.step(loss) for name, loss in losses.items()}
-    times = bench.race(contenders, optional=["Liger", "F.linear_cross_entropy"])
+    def cut(**how) -> Tensor:
+        from cut_cross_entropy import linear_cross_entropy
+
+        return linear_cross_entropy(*joined(), work.target, reduction="sum", **how)
+
+    peers = {"Liger": liger, "F.linear_cross_entropy": of_torch, CUT: cut}
+    peers |= {f"{CUT}, all gradients": partial(cut, filter_eps=None)}  # by default it leaves out the smallest
+    peers |= {f"{CUT}, compiled": partial(cut, impl="torch_compile")}
+    contenders = {name: work.step(loss) for name, loss in ({"ours": work.ours} | peers).items()}
+    times = bench.race(contenders, optional=peers)
     gates, workload = work.gates(), {"arithmetic": str(bench.fast)}
-    profile = split(times, PRODUCT, bench.seconds(work.product), REST)
+    profile = split(times, PRODUCT, bench.median(work.product), REST)
     return {"samples": {"time": times}, "gates": gates, "workload": workload, "profile": profile}
 
 

@@ -61,6 +61,16 @@ def missing(stored: dict) -> list[str]:
     return [name for name in USUAL if name not in stored["rows"]]
 
 
+def commits(stored: dict) -> pd.DataFrame:
+    """The rows of a machine by the commit of the code that made them; + marks one with later changes."""
+    made = pd.Series(
+        {name: row["conditions"]["commit"] for name, row in stored["rows"].items()}, name="commit"
+    )
+    return (
+        made.rename_axis("rows").reset_index().groupby("commit", sort=False)["rows"].agg(", ".join).to_frame()
+    )
+
+
 def not_yet(stored: dict) -> str:
     """The missing rows in words, empty where there are none."""
     return f"not measured on this machine yet: {', '.join(missing(stored))}" if missing(stored) else ""
@@ -122,7 +132,8 @@ def many_texts_frame(results: dict[str, dict]) -> pd.DataFrame:
     lines = []
     for stored in results.values():
         if usable(row := stored["rows"].get("B16")):
-            work, (memory,) = row["workload"], row["comparisons"]
+            work = row["workload"]
+            memory = next(c for c in row["comparisons"] if c["quantity"] == "memory")
             line = {
                 "machine": stored["machine"]["device"],
                 **{name: work[name] for name in ("threads", "rows", "scored tokens")},

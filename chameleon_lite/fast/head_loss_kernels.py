@@ -117,6 +117,8 @@ def stats(base, z, up, bias, fixed, tiles, parts, n, heads, RANK: constexpr, GZ:
     WIDTH: constexpr = (VP // COLUMNS + PARTS - 1) // PARTS * COLUMNS  # of a part
     tile, part = tiles + tl.program_id(0) * 4, tl.program_id(1)
     head, slot, end = tl.load(tile), tl.load(tile + 1).to(tl.int64), tl.load(tile + 3)
+    if tl.load(tile + 2) >= end:
+        return  # a spare tile of a recording
     rows = tl.load(tile + 2) + tl.arange(0, STATS_ROWS)
     row_ok, ranks = rows < end, _ranks(RANK)
     zt = rows  # any value: read for RANK > 0 only, and up_t

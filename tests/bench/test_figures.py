@@ -146,6 +146,10 @@ def test_stored_files_become_tables():
     assert tables.entry(stored, "scaling")[1]["gates"][0]["passed"]
     found = tables.with_goals(stored)
     assert len(tables.summary_frame(found).columns) == len(found)
+    for kept in stored.values():
+        commits = tables.commits(kept)
+        assert commits.index.str.fullmatch(r"[0-9a-f]{40}\+?").all()
+        assert sorted(", ".join(commits["rows"]).split(", ")) == sorted(kept["rows"])
     for kept in found.values():
         goals = tables.goals_frame(kept)
         assert set(goals["row"]) == {name for name, row in kept["rows"].items() if row.get("comparisons")}

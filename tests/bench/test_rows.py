@@ -3,15 +3,25 @@
 import json
 
 import pytest
+import torch
 
-from chameleon_bench import rows_head, rows_layers
-from chameleon_bench.measure import ROWS, measured
+from chameleon_bench import rows_app, rows_head, rows_layers
+from chameleon_bench.bench import Bench
+from chameleon_bench.measure import ROWS, agreement, measured
 from chameleon_bench.report import run_rows, summary
+from chameleon_bench.rows_own_texts import learning
 from chameleon_bench.tables import many_texts_frame
 from chameleon_lite.app import boundary
+from chameleon_lite.app.learn import LearningStream
 from chameleon_lite.errors import RunFailed, UserError
 
-HEAVY = {"B3", "B16"}  # the one's size does not follow the backbone's, the other starts processes
+HEAVY = {
+    "B3",
+    "B16",
+    "B20",
+}  # the first one's size does not follow the backbone's, the others start processes
+ON_GPUS = {"torch.compile", "torch.compile, reduce-overhead", "torch.compile, in chunks"}
+ON_GPUS |= {"PEFT and Trainer, LoRA in the layers too"}  # raced there alone
 
 
 @pytest.mark.parametrize("name", sorted(set(ROWS) - HEAVY))
@@ -19,7 +29,7 @@ HEAVY = {"B3", "B16"}  # the one's size does not follow the backbone's, the othe
 def test_a_row_runs_and_its_gates_hold(name, small_bench):
     row = measured(name, small_bench)
     peers = {peer for goals in ROWS[name]["goals"].values() for peer in goals}
-    assert {c["peer"] for c in row["comparisons"]} == peers - {"torch.compile"}  # which a GPU alone races
+    assert {c["peer"] for c in row["comparisons"]} == peers - ON_GPUS
     assert row["limit"] and row["workload"]
     assert [gate for gate in row["gates"] if not gate["passed"]] == []
     assert row["status"] == "shown"  # quick runs are held to no goal
@@ -30,12 +40,65 @@ def test_a_row_runs_and_its_gates_hold(name, small_bench):
 
 @pytest.mark.slow
 def test_clusters_row():
-    import torch
-
-    from chameleon_bench.bench import Bench
-
     row = measured("B3", Bench(torch.device("cpu"), quick=True))
     assert all(gate["passed"] for gate in row["gates"])
+
+
+@pytest.mark.filterwarnings("ignore")  # of loading the compiler
+def test_the_compiled_peers_do_the_released_work():
+    with torch.compiler.set_stance("force_eager"):  # what is compiled elsewhere, as it is written
+        work = rows_head.HeadWork(
+            Bench(torch.device("cpu"), quick=True, model="tiny"), 3 * rows_head.CHUNK - 5
+        )
+        released, steps = work.outcome(work.step(work.released)), work.compiled()
+        assert set(steps) <= ON_GPUS and len(steps) == 3
+        for step in steps.values():
+            gates = agreement(work.outcome(step), released, (2e-2, 2e-3))
+            assert all(gate["passed"] for gate in gates), gates
+
+
+def test_learning_that_looks_ahead_fails_its_row(small_bench, monkeypatch):
+    read = LearningStream._read
+
+    def twice(stream, table, errors):
+        read(stream, table, dict(errors))  # every batch is learned from before it counts
+        return read(stream, table, errors)
+
+    assert all(gate["passed"] for gate in learning(small_bench, rows=40, layers=1)["gates"])
+    monkeypatch.setattr(LearningStream, "_read", twice)
+    assert not all(gate["passed"] for gate in learning(small_bench, rows=40, layers=1)["gates"])
+
+
+@pytest.mark.slow
+def test_waiting_times_commands_and_quotes_what_takes_minutes_from_its_file(small_bench):
+    row = measured("B20", small_bench)
+    assert [c["quantity"] for c in row["comparisons"]] == [
+        "--help",
+        "claims",
+    ]  # nothing of minutes in a quick run
+    noted = json.loads(rows_app.WAITS.read_text())
+    assert (
+        set(noted) < set(ROWS["B20"]["goals"])
+        and ROWS["B20"]["goals"].keys() == ROWS["B20"]["options"]["limits"].keys()
+    )
+    for wait in noted.values():
+        assert (
+            wait["seconds"] > 0
+            and len(wait["commit"]) == 40
+            and wait["at"]
+            and wait["machine"]
+            and wait["how"]
+        )
+
+
+def test_the_studys_bill_is_that_of_its_stored_spans():
+    row = measured("B19", Bench(torch.device("cpu")))
+    (bill,) = row["comparisons"]
+    assert (
+        bill["ours"]["median"] == 60 * row["workload"]["minutes, all of them"]
+        and bill["theirs"]["median"] == 1_200
+    )
+    assert row["workload"]["runs"] > 1_000 and len(row["workload"]) == 9  # five corpora
 
 
 @pytest.mark.slow
