@@ -12,21 +12,21 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..heads import HeadUpdate
 from ..loss import HeadWeight
-from .head_loss_kernels import GRADS_COLUMNS, GRADS_ROWS, STATS_ROWS, Terms, gradients, losses, padded
+from .head_loss_kernels import GRADS_COLUMNS, GRADS_ROWS, PARTS, STATS_ROWS, Terms, gradients, losses
 from .head_loss_torch import Chunk, HeadTask, product, shift_of, torch_step
 from .recorded_groups import RecordedGroups, tables
 from .recorder import outliving
 
 ROWS = 4_080  # per chunk: memory
 SMALL_RANK = 32  # what the kernels add in registers
-PROGRAMS = 1_024  # of `grads` that keep a large GPU busy; an only head's rows are cut in two below that
+PROGRAMS = 768  # of `grads` that keep a large GPU busy; an only head's rows are cut in two below that
 LAYOUTS = 4_096  # cached, of chunk sizes seen before; some kilobytes each on the device
-PARTIAL_BYTES = 256 << 20  # of a bundle's sums by column block; more heads go into another bundle
-COLUMNS = GRADS_COLUMNS.value
+PARTIAL_BYTES = 256 << 20  # of a bundle's sums by column part; more heads go into another bundle
 
 
 class TritonPass:
@@ -52,7 +52,7 @@ class TritonPass:
         """The bundles, made when the first chunk's rows are known."""
         if not self.bundles:
             for (rank, *_), heads in self.heads.items():
-                bytes_per_head = 4 * n * rank * self.weight.padded // COLUMNS + 1
+                bytes_per_head = 4 * n * PARTS.value * (2 + rank) + 1
                 size = 1 if alone else max(1, PARTIAL_BYTES // bytes_per_head)
                 parts = [heads[i : i + size] for i in range(0, len(heads), size)]
                 self.bundles += [Bundle(self.weight, {k: self.tasks[k] for k in part}) for part in parts]
@@ -93,22 +93,27 @@ class Bundle:
         self.down, self.up, self.bias = None, None, None
         if down is not None:
             self.down = torch.cat([u.down for u in updates]).to(weight.weight.dtype)  # (S, R, C)
-            self.up = self.down.new_empty(int(self.first[-1]), down.shape[1], weight.vocab)  # (S, R, V)
-            torch._foreach_copy_(list(self.up.split(sizes)), [u.up.transpose(1, 2) for u in updates])
+            spare = -down.shape[1] % 16 if len(self.down) == len(self.tasks) else 0
+            self.flat = F.pad(self.down, (0, 0, 0, spare)).flatten(0, 1)  # (S·R or S·INNER, C)
+            self.up = self.down.new_zeros(int(self.first[-1]), down.shape[1], weight.padded)  # (S, R, Vp)
+            ups = self.up[:, :, : weight.vocab].split(sizes)
+            torch._foreach_copy_(list(ups), [u.up.transpose(1, 2) for u in updates])
         if bias is not None:
-            self.bias = torch.cat([u.bias for u in updates]).float()  # (S, V)
+            spare = weight.padded - weight.vocab
+            self.bias = F.pad(torch.cat([u.bias for u in updates]).float(), (0, spare))  # (S, Vp)
         self.sums = HeadUpdate()  # down (S, R, C), up (S, R, V), bias (S, V)
 
     def chunk(self, chunk: Chunk, base: Tensor, gh: Tensor | None, reuse: bool = False) -> Tensor:
         """Losses (heads, n); gradients go to the sums, and gh (n, C) of an only head; `reuse`: base may go."""
         layout, vocab, wanted = self._layout(chunk.rows, len(base)), self.weight.vocab, self.wanted
         terms = Terms(self._states(chunk.h, layout.slot), self.up, self.bias, self.weight.bias)
-        nll, lse = losses(base, terms, vocab, layout.slot, layout.tiles, chunk.target)
+        want_z = gh is not None or bool(wanted.down)
+        nll, lse, gz = losses(base, terms, layout.slot, layout.tiles, chunk.target, want_z)
         if gh is None and not any(wanted):
             return nll
         g = None if gh is None else base if reuse else torch.empty_like(base)
-        how = {"out": g, "want_bias": bool(wanted.bias), "scale": self.scale}
-        gu, gz, g_bias = gradients(base, terms, vocab, layout.items, chunk.target, lse, **how)
+        how = {"out": g, "want_up": bool(wanted.up), "want_bias": bool(wanted.bias)}
+        gu, g_bias = gradients(base, terms, vocab, layout.items, chunk.target, lse, **how)
         if wanted.up:
             self._add("up", layout.by_slot(gu))
         if wanted.bias:
@@ -122,7 +127,7 @@ class Bundle:
     def _layout(self, rows: slice, n: int) -> "Layout":
         """Which slot each of the chunk's n rows uses, head by head."""
         device, groups = self.weight.weight.device, [task.group for task in self.tasks]
-        blocks = -(-self.weight.padded // COLUMNS)
+        blocks = self.weight.padded // GRADS_COLUMNS.value
         if all(group is None for group in groups):
             return _alike(len(groups), n, _item_rows(len(groups), n, blocks), device)
         if any(isinstance(group, RecordedGroups) for group in groups):
@@ -140,29 +145,27 @@ class Bundle:
         return _lay_out(columns[offset[1]] + offset[0][:, None], runs, int(self.first[-1]), most)
 
     def _states(self, h: Tensor, slot: Tensor) -> Tensor | None:
-        """z = α h downᵀ (H, R, Np), each row under its own slots, with room for the kernels' alignment."""
+        """z = α h downᵀ (n, H, INNER), each row under its own slots, zero beyond the rank."""
         if self.down is None:
             return None
-        (slots, rank, _), n, heads = self.down.shape, len(h), len(self.tasks)
-        z = self.down.new_empty(slots, rank, padded(n))
-        z.flatten(0, 1)[:, :n].addmm_(self.down.flatten(0, 1), h.T, beta=0, alpha=self.scale)
-        if slots == heads:
+        (slots, rank, _), n = self.down.shape, len(h)
+        z = h.new_empty(n, len(self.flat)).addmm_(h, self.flat.T, beta=0, alpha=self.scale).view(n, slots, -1)
+        if slots == len(self.tasks):
             return z
-        out = z.new_empty(heads, *z.shape[1:])
-        torch.gather(z[:, :, :n], 0, slot.unsqueeze(1).expand(-1, rank, -1), out=out[:, :, :n])
-        return out
+        own = slot.T.unsqueeze(2).expand(-1, -1, rank)
+        return F.pad(z.gather(1, own), (0, -rank % 16))
 
     def _add_down(self, h: Tensor, gz: Tensor, slot: Tensor, gh: Tensor | None) -> None:
-        """From gz (H, R, n) = dloss/dz · α: the gradient of down, and its part of gh (n, C)."""
+        """From gz (H, R, n) = shift · dloss/dz: the gradient of down, and its part of gh (n, C)."""
         (slots, rank, width), (heads, _, n) = self.down.shape, gz.shape
         if slots != heads:  # each row in the slots of its own groups, zero elsewhere
             own = slot.unsqueeze(1).expand(-1, rank, -1)
             gz = gz.new_zeros(slots, rank, n).scatter_(0, own, gz)
-        flat = gz.reshape(slots * rank, n)
+        flat, back = gz.reshape(slots * rank, n), self.scale / shift_of(gz.dtype)
         if self.wanted.down:
-            self._add("down", (flat @ h.to(flat.dtype)).view(slots, rank, width))
+            self._add("down", (product(flat, h) * back).view(slots, rank, width))
         if gh is not None:
-            gh += flat.T @ self.down.flatten(0, 1).to(flat.dtype)
+            gh += product(flat.T, self.down.flatten(0, 1)) * back
 
     def _add(self, name: str, part: Tensor) -> None:
         total = getattr(self.sums, name)
@@ -241,10 +244,9 @@ def wide_step(task: HeadTask, chunk: Chunk, base: Tensor, gh: Tensor | None) -> 
         part.aligned_up = _aligned(part.up)  # one head's factors serve all chunks
     z = _aligned(part.states(chunk.h, task.scale))  # (n, R')
     logits = torch.addmm(base, z, part.aligned_up.T)
-    bias = None if part.bias is None else part.bias[:, : weight.vocab].contiguous()  # (1, V)
     layout = _alike(1, len(base), GRADS_ROWS.value, base.device)
-    terms = Terms(None, None, bias, weight.bias)
-    nll, lse = losses(logits, terms, weight.vocab, layout.slot, layout.tiles, chunk.target)
+    terms = Terms(None, None, part.bias, weight.bias)
+    nll, lse, _ = losses(logits, terms, layout.slot, layout.tiles, chunk.target)
     if gh is None and not any(task.wanted):
         return nll[0]
     how = {"out": logits, "want_bias": bool(task.wanted.bias)}
@@ -257,4 +259,4 @@ def wide_step(task: HeadTask, chunk: Chunk, base: Tensor, gh: Tensor | None) -> 
 
 def _aligned(x: Tensor) -> Tensor:
     """x (m, R) with zero columns up to a multiple of 8: matrix units are much slower on odd widths."""
-    return torch.nn.functional.pad(x, (0, -x.shape[1] % 8))
+    return F.pad(x, (0, -x.shape[1] % 8))
