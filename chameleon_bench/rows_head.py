@@ -52,8 +52,12 @@ class HeadWork:
 
     def compiled(self) -> dict[str, Callable[[], Tensor]]:
         """Steps of the released loss as torch.compile makes them; in chunks, W is rounded beforehand."""
-        loss, matrix = baselines.plain_head_loss, self.matrix.bfloat16()
-        default, graphs = torch.compile(loss), torch.compile(loss, mode="reduce-overhead")
+        compiled, matrix = (
+            partial(torch.compile, baselines.plain_head_loss, dynamic=False),
+            self.matrix.bfloat16(),
+        )
+        default, graphs = compiled(), compiled(mode="reduce-overhead")
+        torch._dynamo.mark_static_address(self.matrix)  # as a module's weight, which no graph copies
 
         def in_chunks() -> Tensor:
             self.down.grad, self.up.grad, total = None, None, 0.0
