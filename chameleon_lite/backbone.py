@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones import hub, smollm2, tiny
-from .backbones.formats import device_of
+from .backbones.formats import device_of, words_cached
 from .errors import UserError, unknown
 from .text import pad_id
 
@@ -77,7 +77,7 @@ def load_backbone(
         name=name,
         revision=commit,
         lm=lm,
-        tokenizer=tokenizer,
+        tokenizer=words_cached(tokenizer),
         body=body,
         embedding=embedding,
         head=head,

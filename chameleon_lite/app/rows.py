@@ -22,16 +22,8 @@ from ..backbones.formats import once
 ANSWERS = [("prompt", name) for name in ("response", "text", "completion")]
 SCORED = (("instruction", "output"), *ANSWERS, ("text",))
 PROMPTS = (("instruction",), ("prompt",))
-
-
 TURNS = ("messages", "conversations")
-ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-}
+ROLES = {"human": "user"} | dict.fromkeys(("gpt", "chatgpt", "bing", "bard"), "assistant")
 ROLES |= {role: role for role in ("user", "assistant", "system", "tool")}  # "from" ─▶ role
 
 
@@ -119,12 +111,8 @@ def _turns(turns: Any, named: str) -> list[list[str]]:
     except (TypeError, KeyError, ValueError, RecursionError):
         good = False
     if not good:
-        looks = (
-            "{'role': string, 'content': string}"
-            if named == "messages"
-            else "{'from': string, 'value': string}"
-        )
-        raise ValueError(f"{named!r} is not a list of {looks}")
+        who, what = ("role", "content") if named == "messages" else ("from", "value")
+        raise ValueError(f"{named!r} is not a list of {{{who!r}: string, {what!r}: string}}")
     if named == "conversations" and (unknown := [role for role, _ in turns if role not in ROLES]):
         raise ValueError(f"'from' is {unknown[0][:40]!r}, none of {', '.join(ROLES)}")
     return [[ROLES.get(role, role), content] for role, content in turns]

@@ -115,6 +115,19 @@ def opening(tokenizer: Callable) -> list[int]:
     return [token] if token is not None and tokenizer("")["input_ids"][:1] == [token] else []
 
 
+def words_cached(tokenizer: Any) -> Any:
+    """The tokenizer, without its cache, 10,000 entries per thread, where an entry is a whole text of kilobytes.
+
+    Whole texts hardly come twice. A tokenizer that splits texts first keeps the cache: words come again.
+    """
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    split = core and core.pre_tokenizer
+    if hasattr(core and core.model, "_resize_cache"):  # BPE and Unigram have one
+        if split is None or len(split.pre_tokenize_str("a b")) == 1:
+            core.model._resize_cache(0)
+    return tokenizer
+
+
 def once(pairs: list[tuple[str, Any]]) -> dict:
     """The object of a JSON text (`object_pairs_hook`); ValueError for a key named twice, whose last would win."""
     names = [name for name, _ in pairs]

@@ -20,6 +20,7 @@ from ..heads import HeadUpdate
 from ..loss import GroupOf, HeadWeight, Updates, checked
 from ..text import IGNORED
 from .head_loss_torch import Chunk, HeadTask, RowGroups, TorchPass, buffer
+from .recorded_groups import RecordedGroups
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 MULTIPLE = 32  # of rows of 16-bit products on a CPU
@@ -83,8 +84,10 @@ def _in_order(h, target, weight, updates: Updates, groups: GroupOf = None, scale
 
 
 def _runs(groups: list[Tensor | None], device: torch.device) -> list[RowGroups | None]:
-    """One RowGroups for each distinct index: heads often share one."""
-    distinct = {id(g): RowGroups.of(g, device) for g in groups if g is not None}
+    """One RowGroups for each distinct index: heads often share one. A recording has its own."""
+    distinct = {id(g): g for g in groups if g is not None}
+    for i, g in distinct.items():
+        distinct[i] = g if isinstance(g, RecordedGroups) else RowGroups.of(g, device)
     return [None if g is None else distinct[id(g)] for g in groups]
 
 

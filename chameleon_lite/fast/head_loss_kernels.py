@@ -122,6 +122,8 @@ def _tile(base, zt, up_t, bias, frozen, rows, row_ok, cols, slot, vocab, Vp, RAN
 def stats(base, z, up, bias, frozen, tiles, parts, n, vocab, Vp, part_columns, RANK: tl.constexpr):
     """parts (H, n, 2, PARTS): of each part of a row the maximum, and the sum of exp(· − maximum)."""
     tile, part = tiles + tl.program_id(0) * 4, tl.program_id(1)
+    if tl.load(tile + 2) >= tl.load(tile + 3):
+        return  # a spare tile of a recording
     head, slot = tl.load(tile), tl.load(tile + 1).to(tl.int64)
     rows = tl.load(tile + 2) + tl.arange(0, STATS_ROWS)
     row_ok = rows < tl.load(tile + 3)

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..heads import HeadUpdate
 from ..loss import HeadWeight
 from ..text import IGNORED
+from .recorded_groups import RecordedGroups
 
 CPU_ROWS, CUDA_ROWS = 128, 510  # rows per chunk: last-level cache; memory
 # Probabilities below 6e-8 vanish in float16 and those below 6e-5 lose digits; this shift by 2^10 keeps them.
@@ -143,7 +144,11 @@ class HeadTask:
                 return self._whole
             own = self.update.mix.to(self.weight.weight.dtype)  # (G, R)
             return replace(self._whole, own=own if self.mix_of is None else own[self.mix_of[rows]])  # (n, R)
-        ids, local = torch.unique(self.group.index[rows], return_inverse=True)
+        local = self.group.index[rows]
+        if isinstance(self.group, RecordedGroups):  # all groups: which are present is not looked at
+            ids = torch.arange(self.update.groups, device=local.device)
+        else:
+            ids, local = torch.unique(local, return_inverse=True)
         laid = self._lay_out(HeadUpdate(*(None if x is None else x[ids] for x in self.update)))
         laid.ids, laid.local = ids, local
         if laid.down is not None:

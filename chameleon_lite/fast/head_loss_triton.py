@@ -18,6 +18,7 @@ from ..heads import HeadUpdate
 from ..loss import HeadWeight
 from .head_loss_kernels import GRADS_COLUMNS, GRADS_ROWS, STATS_ROWS, Terms, gradients, losses, padded
 from .head_loss_torch import Chunk, HeadTask, product, shift_of, torch_step
+from .recorded_groups import RecordedGroups, tables
 from .recorder import outliving
 
 ROWS = 4_080  # per chunk: memory
@@ -124,6 +125,8 @@ class Bundle:
         blocks = -(-self.weight.padded // COLUMNS)
         if all(group is None for group in groups):
             return _alike(len(groups), n, _item_rows(len(groups), n, blocks), device)
+        if any(isinstance(group, RecordedGroups) for group in groups):
+            return Layout(*tables(groups, self.first.tolist(), rows, n, STATS_ROWS.value, device))
         distinct = list({id(group): group for group in groups}.values())  # heads often share one
         column = [next(i for i, g in enumerate(distinct) if g is group) for group in groups]
         runs = []

@@ -1,11 +1,10 @@
 """Training steps through the recorder: the plain step of train.py, with all that changes as an input.
 
-    conditions, states, targets, token count, dropout masks ─▶ recorder ─▶ step on one batch ─▶ nats (H,)
+    conditions, groups, states, targets, token count, dropout masks ─▶ recorder ─▶ step on one batch ─▶ nats (H,)
 
 A recording draws nothing at random, so masks of dropout are drawn beforehand; positions that count nothing
-fill up a step to one of few lengths. Recorded are steps of one process on states that were computed
-beforehand, in which every head has one update; any other step is taken plainly, and so is each step of a
-conditioned head with a dropout mask for each row (`masks` "row", the default).
+fill up a step to one of few lengths; where the rows of each group lie is an input. Recorded are steps of one
+process on states that were computed beforehand; any other step is taken plainly.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..heads import Condition, Head, by_row, own_dropout
-from ..states import ScoredStates
+from ..states import ScoredStates, sent
 from ..text import IGNORED
 from ..train import Common, Member
+from .recorded_groups import RecordedGroups, runs_of
 from .recorder import Recorder
 
 _using: Recorder | None = None
@@ -53,7 +53,7 @@ class Replayed:
     def __init__(self, step: Callable[..., Tensor], recorder: Recorder | None) -> None:
         self.step, self.recorder = step, recorder
         self.living: tuple[str, ...] = ()
-        self.shapes: dict[nn.Dropout, torch.Size] = {}  # what each layer dropped from last
+        self.shapes: dict[tuple[nn.Dropout, int], torch.Size] = {}  # what a layer drops from, for G groups
 
     def __call__(self, live: list[Member], given: list, rows: Tensor, number: int, common: Common) -> Tensor:
         """What `step` returns: nats (H,)."""
@@ -62,14 +62,14 @@ class Replayed:
         if self.living != (names := tuple(m.name for m in live)):
             self.recorder.forget()  # a head that stopped does not come back, and neither do steps with it
             self.living = names
-        layers = [layer for m in live for layer in dropping(m.head)]
         if common.settings.masks == "row":
             given = by_row(given, len(rows))
             common = common._replace(settings=common.settings.model_copy(update={"masks": "group"}))
+        layers = [(layer, groups_in(c)) for m, (c, _) in zip(live, given) for layer in dropping(m.head)]
         # States that are computed anew for every batch carry gradients on to the layers: a copy would not.
         can = self.recorder.limit > 0 and common.processes.count == 1
-        can &= isinstance(common.data, ScoredStates) and all(group is None for _, group in given)
-        can &= all(type(layer) is nn.Dropout and not layer.inplace for layer in layers)  # others may do more
+        can &= isinstance(common.data, ScoredStates)
+        can &= all(type(x) is nn.Dropout and not x.inplace for x, _ in layers)  # others may do more
         if not can or any(layer not in self.shapes for layer in layers):
             with self._noting(layers):
                 return self.step(live, given, rows, number, common)
@@ -78,43 +78,51 @@ class Replayed:
     def _recorded(self, live, given, rows: Tensor, number: int, common: Common) -> Tensor:
         """The step through the recorder: everything that changes from step to step is an input."""
         data = common.data
-        masks = [mask for m, (c, _) in zip(live, given) for mask in self._masks(m, number, c, data.device)]
-        distinct = list({id(c): c for c, _ in given if c is not None}.values())
-        place = tuple(next((i for i, c in enumerate(distinct) if c is own), None) for own, _ in given)
-        names = tuple(tuple(n for n, x in vars(c).items() if isinstance(x, Tensor)) for c in distinct)
-        fields = [getattr(c, name) for c, own in zip(distinct, names) for name in own]
-        h, target, _ = data.batch(rows)
-        count = torch.full((), float(data.tokens(rows)), device=data.device)
+        h, target = filled(*data.batch(rows)[:2])
+        inputs, kinds = [h, target, torch.full((), float(data.tokens(rows)), device=data.device)], []
+        pairs = {(id(c), id(g)): (c, g) for c, g in given}  # heads often share one
+        for condition, group in pairs.values():
+            names = tuple(n for n, x in vars(condition).items() if isinstance(x, Tensor)) if condition else ()
+            inputs += [getattr(condition, name) for name in names]
+            each = None
+            if group is not None:
+                runs, each = runs_of(group, condition.groups, data.counts[rows], len(h))
+                inputs.append(sent(runs, data.device))
+            kinds.append((names, each))
+        place = tuple([*pairs].index((id(c), id(g))) for c, g in given)
 
         def work(h: Tensor, target: Tensor, count: Tensor, *more: Tensor) -> Tensor:
-            more = iter(more)
-            known = [replace(c, **{name: next(more) for name in own}) for c, own in zip(distinct, names)]
-            inputs = [(None if i is None else known[i], None) for i in place]
+            more, own = iter(more), []
+            for (condition, _), (names, each) in zip(pairs.values(), kinds):
+                condition = condition and replace(condition, **{name: next(more) for name in names})
+                own.append((condition, None if each is None else RecordedGroups.of(next(more), len(h), each)))
             for optimiser in common.optimisers.values():
                 optimiser.zero_grad(set_to_none=True)  # a recording that failed may have left some
             with masked([m.head for m in live], more):
                 batch = OneBatch(h, target, count, data.device)
-                return self.step(live, inputs, rows, number, common._replace(data=batch))
+                return self.step(live, [own[i] for i in place], rows, number, common._replace(data=batch))
 
-        return self.recorder((self.living, place, names), [*filled(h, target), count, *fields, *masks], work)
+        masks = [mask for m, (c, _) in zip(live, given) for mask in self._masks(m, number, c, data.device)]
+        return self.recorder((self.living, place, tuple(kinds)), [*inputs, *masks], work)
 
     def _masks(self, member: Member, number: int, condition: Condition | None, device) -> list[Tensor]:
         """A mask for each layer that drops, of the numbers that its own pass would have drawn."""
-        groups = 1 if condition is None else condition.groups
+        groups = groups_in(condition)
         with own_dropout(member.head, member.seed + number, device):
             return [
-                F.dropout(torch.ones(groups, *self.shapes[layer][1:], device=device), layer.p, training=True)
+                F.dropout(torch.ones(self.shapes[layer, groups], device=device), layer.p, training=True)
                 for layer in dropping(member.head)
             ]
 
     @contextmanager
-    def _noting(self, layers: Sequence[nn.Dropout]) -> Iterator[None]:
-        """Take down the shapes that the layers drop from: known once a head has made an update."""
+    def _noting(self, layers: Sequence[tuple[nn.Dropout, int]]) -> Iterator[None]:
+        """Take down the shapes that the layers drop from: known once a head has made so many updates."""
+        groups = dict(layers)
 
         def note(layer: nn.Dropout, inputs: tuple[Tensor]) -> None:
-            self.shapes[layer] = inputs[0].shape
+            self.shapes[layer, groups[layer]] = inputs[0].shape
 
-        hooks = [layer.register_forward_pre_hook(note) for layer in layers if layer not in self.shapes]
+        hooks = [layer.register_forward_pre_hook(note) for layer in groups]
         try:
             yield
         finally:
@@ -140,8 +148,13 @@ class OneBatch:
         return [torch.arange(0)]
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """h (M, C), target (M,), and no row numbers: every head has one update."""
+        """h (M, C), target (M,), and no row numbers: groups are spread already."""
         return self.h, self.target, torch.arange(0)
+
+
+def groups_in(condition: Condition | None) -> int:
+    """The number of groups; 1 without a condition."""
+    return 1 if condition is None else condition.groups
 
 
 class Mask(nn.Module):

@@ -1,5 +1,6 @@
 """However many rows pass, `adapt`, with learning and without, holds no more than a batch and its state."""
 
+import ctypes
 import gc
 import json
 import os
@@ -9,11 +10,15 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from chameleon_lite.app.learn import LearningStream
 from chameleon_lite.app.learned import learn_file
 from chameleon_lite.app.score import Adapter
 from chameleon_lite.app.stream import adapt_file
+from chameleon_lite.backbone import load_backbone
+from chameleon_lite.backbones.formats import words_cached
 from chameleon_lite.streams.memory import LearnSettings
 
 WORDS = "the mean of a batch tells what kind of text it holds and little else".split()
@@ -82,3 +87,42 @@ def test_the_process_does_not_grow_with_the_rows(tmp_path):
     words = [sys.executable, "-c", GROWTH, str(source), str(tmp_path / "out")]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert float(done.stdout) < NATIVE_MEGABYTES
+
+
+class Allocated(ctypes.Structure):
+    """glibc's mallinfo2: the bytes in use in all its arenas, without those that are kept free for later."""
+
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks in_use free keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+
+COUNTS = getattr(ctypes.CDLL(None), "mallinfo2", None) if os.name == "posix" else None
+TEXTS, LETTERS = 2_000, [*"abcdefghijklmnopqrstuvwxyz0123456789▁ "]
+HELD = 1_000_000  # bytes of so many texts; results that were kept took from 9 to 16 million
+
+
+def bytes_held(tokenizer):
+    """How many bytes more are in use after 2,000 different texts of 150 letters than after the first 200."""
+    texts = [f"{number:04d} {'the mean of a batch ' * 10}"[:150] for number in range(TEXTS)]
+    COUNTS.restype, sizes = Allocated, []
+    for few in (texts[:200], texts[200:]):
+        tokenizer(few, add_special_tokens=False)
+        gc.collect()
+        sizes.append(COUNTS().in_use)
+    return sizes[1] - sizes[0]
+
+
+@pytest.mark.skipif(COUNTS is None, reason="reads glibc's own count of bytes, from 2.33 on")
+def test_the_tiny_backbone_holds_no_text_that_has_passed():
+    assert bytes_held(load_backbone("tiny").tokenizer) < HELD
+
+
+@pytest.mark.skipif(COUNTS is None, reason="reads glibc's own count of bytes, from 2.33 on")
+@pytest.mark.parametrize("split", [None, pre_tokenizers.Metaspace(split=False)], ids=["no", "marks"])
+@pytest.mark.parametrize("kind", ["BPE", "Unigram"])
+def test_a_tokenizer_that_splits_no_text_holds_none(kind, split):
+    vocab = {"vocab": {letter: n for n, letter in enumerate(LETTERS)}, "merges": []}
+    core = Tokenizer(models.BPE(**vocab) if kind == "BPE" else models.Unigram([(x, -1.0) for x in LETTERS]))
+    if split is not None:
+        core.pre_tokenizer = split
+    assert bytes_held(words_cached(PreTrainedTokenizerFast(tokenizer_object=core))) < HELD

@@ -12,6 +12,7 @@ import torch
 
 from chameleon_lite import engine, loss
 from chameleon_lite.fast.head_loss import head_losses, token_losses
+from chameleon_lite.fast.recorded_groups import RecordedGroups, runs_of
 from chameleon_lite.fast.recorder import Recorder
 from chameleon_lite.heads import HeadUpdate
 from chameleon_lite.loss import HeadWeight
@@ -125,6 +126,79 @@ def test_where_rows_lie_is_told_once_for_chunks_of_one_size(monkeypatch):
 
     monkeypatch.setattr(head_loss_triton, "_lay_out", never)
     check(case, kernel="triton", dtype=torch.float16, chunk=20)
+
+
+RUNS = {  # each document's group, for heads of 3 updates, and of 4 of which one has no document
+    "each group its own run": [0, 0, 1, 1, 2, 2],
+    "groups in turn": [2, 0, 0, 1, 0, 2],
+    "a group without rows": [0, 0, 1, 2, 2, 2],
+}
+
+
+SHARED, OTHERS = [(3, 4, False), (4, 4, False), (0, 4, False)], [(3, 40, False), (3, 2, True)]
+
+
+@pytest.mark.parametrize("kernel", ["torch", "triton"])
+@pytest.mark.parametrize(
+    ("heads", "order"), [*((SHARED, order) for order in RUNS), (SHARED[:1], [*RUNS][0]), (OTHERS, [*RUNS][1])]
+)
+def test_runs_that_are_an_input_give_the_bits_of_an_index(heads, order, kernel):
+    if kernel == "triton":
+        pytest.importorskip("triton")
+    counts, group = torch.tensor([2, 4, 0, 11, 12, 3]), torch.tensor(RUNS[order])
+    h, target, weight, _, updates, _, leaves = setting(32, 16, 200, heads)
+    target[-3:] = IGNORED  # rows that fill up
+    weight = HeadWeight(weight, dtype=torch.float16 if CUDA or kernel == "triton" else torch.float32)
+    index, recorded = group.repeat_interleave(counts), []
+    for g, *_ in heads:
+        runs, each = runs_of(group, g, counts, 32)
+        assert each == (g == 3 and order != "groups in turn") and runs.shape[1] == (3 if each else 6)
+        recorded.append(RecordedGroups.of(runs.to(DEVICE), 32, each) if g else None)
+        assert not g or torch.equal(recorded[-1].index.cpu(), index)
+
+    def ours(groups):
+        losses = head_losses(h, target, weight, updates, groups=groups, chunk=20, kernel=kernel)
+        return losses, *torch.autograd.grad(losses.sum(), leaves)
+
+    exact = kernel == "triton" and heads[0][1] < 40
+    for mine, plain in zip(ours(recorded), ours([index if g else None for g, *_ in heads])):
+        torch.testing.assert_close(mine, plain, **({"rtol": 0, "atol": 0} if exact else {}))
+
+
+@on_gpu
+@pytest.mark.parametrize("kernel", ["torch", "triton"])
+def test_a_recording_reads_where_the_rows_of_each_group_lie(kernel):
+    if kernel == "triton":
+        pytest.importorskip("triton")
+    heads = [
+        (3, 4, False),
+        (3, 4, False),
+        (0, 4, False),
+        (3, 2, True),
+        (3, 40, False),
+        (3, 40, True),
+        (3, 4, "mix"),
+    ]
+    h, target, weight, _, updates, _, leaves = setting(600, 64, 1_000, heads)
+    weight, recorder = HeadWeight(weight, dtype=torch.float16), Recorder(h.device)
+    leaves = [x for x in leaves if x is not h]
+
+    def losses(groups):
+        found = head_losses(h, target, weight, updates, groups=groups, chunk=256, kernel=kernel)
+        return torch.cat([found, *(g.flatten() for g in torch.autograd.grad(found.sum(), leaves))])
+
+    def work(runs):
+        group = RecordedGroups.of(runs, 600, each=False)
+        return losses([group if g else None for g, *_ in heads])
+
+    for order in ([0, 1, 2, 1], [2, 2, 0, 1], [1, 0, 2, 0], [0, 0, 2, 2]):
+        group, counts = torch.tensor(order), torch.tensor([40, 300, 3, 257])
+        runs, _ = runs_of(group, 4, counts, 600)  # of 4: none of these is each group its own run
+        index = group.repeat_interleave(counts)
+        found = recorder("it", [runs.to(DEVICE)], work)
+        expected = losses([index if g else None for g, *_ in heads])
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert recorder.limit and len(recorder.kept) == 1 and not recorder.plain
 
 
 @on_gpu

@@ -100,13 +100,6 @@ def test_a_head_that_stops_leaves_the_others_as_they_would_be_alone(tiny_states,
     assert len({len(m.curve) for m in members}) > 1  # some did stop before others
 
 
-def test_a_head_with_several_updates_is_stepped_plainly(tiny_states, tiny_weight):
-    Rehearsal.replays = 0
-    found = trained(tiny_states, tiny_weight, Rehearsal(), (grouped, condition))
-    assert not Rehearsal.replays
-    same(found, trained(tiny_states, tiny_weight, None, (grouped, condition)), atol=0)
-
-
 def test_states_that_carry_gradients_are_never_recorded(tiny_states, tiny_weight):
     class Live:
         """States as a backbone that trains along computes them."""
