@@ -164,8 +164,11 @@ def head_kernels(bench: Bench, tokens: int) -> dict:
     peers |= {f"{CUT}, all gradients": partial(cut, filter_eps=None)}  # by default it leaves out the smallest
     peers |= {f"{CUT}, compiled": partial(cut, impl="torch_compile")}
     contenders = {name: work.step(loss) for name, loss in ({"ours": work.ours} | peers).items()}
+    replayed = work.replayed() if bench.gpu else None
+    gates, workload = work.gates(replayed), {"arithmetic": str(bench.fast)}
+    if bench.gpu:
+        contenders |= {"ours": replayed, "ours, launch by launch": contenders["ours"]}
     times = bench.race(contenders, optional=peers)
-    gates, workload = work.gates(), {"arithmetic": str(bench.fast)}
     profile = split(times, PRODUCT, bench.median(work.product), REST)
     return {"samples": {"time": times}, "gates": gates, "workload": workload, "profile": profile}
 
