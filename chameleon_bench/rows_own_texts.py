@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from chameleon_lite import ScoredStates, TokenTable, token_losses, tokenise
+from chameleon_lite import Backbone, ScoredStates, TokenTable, load_backbone, token_losses, tokenise
 from chameleon_lite.app.fit import fit
 from chameleon_lite.app.fit_settings import FitSettings
 from chameleon_lite.app.learn import LearningStream
@@ -28,12 +28,17 @@ from chameleon_lite.states import hidden_rows
 from chameleon_lite.text import IGNORED
 
 from .bench import Bench
-from .measure import gate, split
+from .measure import gate
 from .workload import texts
 
 SCORED = "scoring the same rows"
 ONE_HEAD, WITH_LAYERS = "PEFT and Trainer, LoRA on the head", "PEFT and Trainer, LoRA in the layers too"
 BEHIND = 0.05  # nats per token by which an adapter of ours may be worse than the peer's after as many epochs
+
+
+def small(bench: Bench) -> Backbone:
+    """The benchmark's backbone; in a quick run the tiny one, since every pass runs through all layers."""
+    return load_backbone("tiny", device=bench.device) if bench.quick else bench.backbone
 
 
 def short_rows(rows: int) -> list[str]:
@@ -43,9 +48,9 @@ def short_rows(rows: int) -> list[str]:
 
 def learning(bench: Bench, rows: int, layers: int) -> dict:
     """B17: `adapt --learn` without its files, head alone and layers too, in float32 as the command's default is."""
-    streams = {"": LearningStream(bench.backbone)}
-    if layers:
-        streams[", layers"] = LearningStream(bench.backbone, layers=True)
+    backbone, streams = small(bench), {}
+    for name in ("", ", layers")[: 1 + layers]:
+        streams[name] = LearningStream(backbone, layers=bool(name))
     batches = list(windows(parsed(short_rows(rows)), streams[""].settings.batch_rows))
 
     def scored() -> float:
@@ -65,12 +70,12 @@ def learning(bench: Bench, rows: int, layers: int) -> dict:
     contenders = {name: partial(learned, name) for name in streams} | {SCORED: scored}
     times = bench.race(contenders, 5 if bench.gpu else 3, warm_up=False)  # the gates have run everything once
     samples = {f"time{name}": times[[name, SCORED]].rename(columns={name: "ours"}) for name in streams}
-    workload = {
-        "batches": len(batches),
-        "scored tokens": int(tokens.sum()),
-        "arithmetic": str(bench.backbone.head.weight.dtype),
-    }
-    profile = split(samples["time"], "scoring", times[SCORED].median(), "learning")
+    workload = {"batches": len(batches), "scored tokens": int(tokens.sum())}
+    workload |= {"arithmetic": str(backbone.head.weight.dtype)}
+    medians = times[[SCORED, *streams]].median().sort_values()  # each does what those before it do, and more
+    profile = dict(
+        zip(("scoring", "learning by the head", "learning by layers"), medians.diff().fillna(medians))
+    )
     return {"samples": samples, "gates": gates, "workload": workload, "profile": profile}
 
 
@@ -87,17 +92,17 @@ def score(stream: LearningStream, rows: list[Row]) -> Tensor:
 
 def choosing(bench: Bench, rows: int, epochs: int) -> dict:
     """B18: `fit --head auto`, its states, validations and held-out texts included, against training alone."""
-    corpus, found = corpus_of(short_rows(rows)), {}
+    corpus, backbone, found = corpus_of(short_rows(rows)), small(bench), {}
     settings = FitSettings(train={"epochs": epochs, "patience": epochs}, max_train_tokens=None)
-    tables = parts_of(corpus, bench.backbone, settings)[0].tables
+    tables = parts_of(corpus, backbone, settings)[0].tables
 
     def ours(name: str, **changes) -> None:
         own = settings.model_copy(update=changes)
         with tempfile.TemporaryDirectory() as home, patch.dict(os.environ, CHAMELEON_LITE_HOME=home):
-            found[name] = fit(corpus, backbone=bench.backbone, settings=own, progress=False).table
+            found[name] = fit(corpus, backbone=backbone, settings=own, progress=False).table
 
     def theirs(name: str, modules: list[str]) -> None:
-        found[name] = by_trainer(bench, tables, settings, modules)
+        found[name] = by_trainer(backbone.lm, tables, settings, modules)
 
     contenders = {"ours": partial(ours, "ours"), ONE_HEAD: partial(theirs, ONE_HEAD, ["lm_head"])}
     if bench.gpu:
@@ -115,9 +120,7 @@ def choosing(bench: Bench, rows: int, epochs: int) -> dict:
     return {"samples": {"time": times}, "gates": gates, "workload": workload, "profile": profile}
 
 
-def by_trainer(
-    bench: Bench, tables: dict[str, TokenTable], settings: FitSettings, modules: list[str]
-) -> float:
+def by_trainer(lm, tables: dict[str, TokenTable], settings: FitSettings, modules: list[str]) -> float:
     """LoRA on these modules trained as PEFT and transformers document it; mean nats of the validation part."""
     from peft import LoraConfig, get_peft_model
     from transformers import PrinterCallback, Trainer, TrainingArguments
@@ -132,11 +135,12 @@ def by_trainer(
     config = LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=modules)
     how = {"num_train_epochs": train.epochs, "per_device_train_batch_size": train.rows_per_step}
     how |= {"learning_rate": settings.learning_rate, "weight_decay": train.weight_decay}
-    how |= {"lr_scheduler_type": "constant", "bf16": bench.gpu, "use_cpu": not bench.gpu}
+    how |= {"lr_scheduler_type": "constant", "bf16": lm.device.type == "cuda"}
+    how |= {"use_cpu": lm.device.type == "cpu"}
     quiet = {"report_to": [], "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the head is tied, and data loaders pin no memory on a CPU
-        model = get_peft_model(copy.deepcopy(bench.backbone.lm), config)
+        model = get_peft_model(copy.deepcopy(lm), config)
         own = TrainingArguments(folder, remove_unused_columns=False, **how, **quiet)
         trainer = Trainer(model, own, collate, data["train"])
         trainer.remove_callback(PrinterCallback)

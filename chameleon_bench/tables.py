@@ -62,13 +62,12 @@ def missing(stored: dict) -> list[str]:
 
 
 def commits(stored: dict) -> pd.DataFrame:
-    """The rows of a machine by the commit of the code that made them; + marks one with later changes."""
-    made = pd.Series(
-        {name: row["conditions"]["commit"] for name, row in stored["rows"].items()}, name="commit"
+    """The rows of a machine by the commit of their code, + for one with later changes, and the highest load."""
+    made = pd.DataFrame({name: row["conditions"] for name, row in stored["rows"].items()}).T.rename_axis(
+        "rows"
     )
-    return (
-        made.rename_axis("rows").reset_index().groupby("commit", sort=False)["rows"].agg(", ".join).to_frame()
-    )
+    together = {"rows": ", ".join, "load average": "max"}  # jobs that ran or waited for a core
+    return made.reset_index().groupby("commit", sort=False).agg(together)
 
 
 def not_yet(stored: dict) -> str:

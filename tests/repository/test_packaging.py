@@ -29,7 +29,10 @@ IMPORT_NAMES = {
     "triton": "torch",
 }  # comes with torch where torch has a GPU
 
-MEASURED_WHERE_THERE = {"liger-kernel"}  # a peer of a benchmark row; without it the row says so
+MEASURED_WHERE_THERE = {
+    "cut-cross-entropy",
+    "liger-kernel",
+}  # peers of a benchmark row, which says so without them
 
 
 @pytest.fixture(scope="module")
