@@ -49,6 +49,7 @@ Dask = Annotated[str | None, option("A Dask scheduler whose workers share the wo
 DataDir = Annotated[Path | None, option("Folder that holds the corpus's files.", "--data-dir")]
 Overwrite = Annotated[bool, option("Replace what is there, unless it is the input.", "--overwrite")]
 Encoding = Annotated[str | None, option("Of a file that is not UTF-8.", "--encoding")]
+Layers = Annotated[bool | None, option("Learn in every layer too: gains more, takes longer.", "--layers")]
 FILES = "A .jsonl, .json, .csv, .tsv or .parquet file, a folder of .txt, or - for standard input"
 
 say = partial(typer.echo, err=True)  # notes beside the results
@@ -126,9 +127,7 @@ def adapt(
     dask: Dask = None,
     learn: Annotated[bool, option("Learn from each batch of rows once it is scored.", "--learn")] = False,
     memory: Annotated[str | None, option("Learn in one memory, global, or one per cluster.")] = None,
-    layers: Annotated[
-        bool | None, option("Learn in every layer too: gains more, takes longer.", "--layers")
-    ] = None,
+    layers: Layers = None,
     rate: Annotated[float | None, option("How fast it learns.", least=0, most=100)] = None,
     freeze_after: Annotated[int | None, option("Rows after which nothing is learned.", least=0)] = None,
     save: Annotated[Path | None, option("Keep what was learned: a --model for more rows.")] = None,
