@@ -152,10 +152,11 @@ def adapt(
     learning = {"memory": memory, "layers": layers, "rate": rate, "freeze_after": freeze_after, "save": save}
     still = {"condition": condition, "clusters": clusters, "workers": workers, "dask": dask}
     refuse(learn, learning, still | {"continue": new_tokens or None})
-    still |= {"new_tokens": new_tokens, "batch": batch, "window": window}
-    run, more = (learn_file, learning) if learn else (partial(adapt_file, say=say), still)
+    still |= {"new_tokens": new_tokens, "batch": batch, "window": window, "say": say}
     with given(source) as path:
-        summary = run(model, path, out, **how, **more)
+        summary = (learn_file if learn else adapt_file)(
+            model, path, out, **how, **(learning if learn else still)
+        )
     if summary.failed == summary.rows:
         raise RunFailed(f"no row of {source} could be used: {summary}; reasons are in {out}")
     typer.echo(f"{summary}; written to {out}")
