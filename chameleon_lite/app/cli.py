@@ -152,11 +152,9 @@ def adapt(
     learning = {"memory": memory, "layers": layers, "rate": rate, "freeze_after": freeze_after, "save": save}
     still = {"condition": condition, "clusters": clusters, "workers": workers, "dask": dask}
     refuse(learn, learning, still | {"continue": new_tokens or None})
-    still |= {"new_tokens": new_tokens, "batch": batch, "window": window, "say": say}
+    more = learning if learn else still | dict(new_tokens=new_tokens, batch=batch, window=window, say=say)
     with given(source) as path:
-        summary = (learn_file if learn else adapt_file)(
-            model, path, out, **how, **(learning if learn else still)
-        )
+        summary = (learn_file if learn else adapt_file)(model, path, out, **how, **more)
     if summary.failed == summary.rows:
         raise RunFailed(f"no row of {source} could be used: {summary}; reasons are in {out}")
     typer.echo(f"{summary}; written to {out}")
