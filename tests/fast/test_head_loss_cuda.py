@@ -186,7 +186,7 @@ def test_a_recording_reads_where_the_rows_of_each_group_lie(kernel):
 
     def losses(groups):
         found = head_losses(h, target, weight, updates, groups=groups, chunk=256, kernel=kernel)
-        return torch.cat([found, *(g.flatten() for g in torch.autograd.grad(found.sum(), leaves))])
+        return torch.cat([found, *(g.flatten() for g in torch.autograd.grad(found.sum(), leaves))]).detach()
 
     def work(runs):
         group = RecordedGroups.of(runs, 600, each=False)
@@ -198,7 +198,10 @@ def test_a_recording_reads_where_the_rows_of_each_group_lie(kernel):
         index = group.repeat_interleave(counts)
         found = recorder("it", [runs.to(DEVICE)], work)
         expected = losses([index if g else None for g, *_ in heads])
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+        sizes = [len(heads), *(x.numel() for x in leaves)]
+        for one, other in zip(found.split(sizes), expected.split(sizes)):  # rounded to 16 bits: as in `check`
+            assert (one - other).norm() <= 2e-2 * other.norm()
+        assert ((found - expected)[: len(heads)].abs() / 600).max() <= 2e-3
     assert recorder.limit and len(recorder.kept) == 1 and not recorder.plain
 
 

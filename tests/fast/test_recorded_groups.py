@@ -18,6 +18,9 @@ from chameleon_lite.train import Common, Member, step, train_heads
 
 from .test_recorder import GPU, SETTINGS, Counted, Rehearsal, condition, grouped, same, trained
 
+# Of sums in float32, whose order depends on the machine; groups one position off make 2e-3, other masks 2e-2.
+ROUNDING = 1e-5
+
 
 def clustered(_, rows):
     """Some of three groups, in any order."""
@@ -33,7 +36,7 @@ def test_steps_of_heads_with_several_updates_are_the_plain_ones(tiny_states, tin
     sources = (grouped, clustered, condition, None)
     found = trained(tiny_states, tiny_weight, recorder, sources, settings=settings)
     assert Rehearsal.replays > 10 and not recorder.plain
-    same(found, trained(tiny_states, tiny_weight, None, sources, settings=settings), atol=1e-6)
+    same(found, trained(tiny_states, tiny_weight, None, sources, settings=settings), atol=ROUNDING)
 
 
 def test_a_layer_that_drops_from_what_all_groups_share_gets_masks_of_that_shape(tiny_states, tiny_weight):
@@ -56,7 +59,7 @@ def test_a_layer_that_drops_from_what_all_groups_share_gets_masks_of_that_shape(
             train_heads([member], *data, SETTINGS.model_copy(update={"masks": "row"}), progress=False)
         found.append([member])
         assert not recorder or Rehearsal.replays
-    same(*found, atol=1e-6)
+    same(*found, atol=ROUNDING)
 
 
 @GPU
