@@ -50,8 +50,8 @@ class GroupMean:
         of, key = arrangement.groups(self.size).of, (self.size, self.vectors)
         means = arrangement.once(key, lambda: group_means(self.vectors, of))  # all groups'
         group, row_group = torch.unique(of[rows], return_inverse=True)  # (G,), (B,)
-        own = self.read(arrangement, group).to(means.device, non_blocking=True)  # no step waits for a GPU
-        return Condition(means[own]), row_group if len(group) > 1 else None
+        vectors = means[self.read(arrangement, group).to(means.device)]
+        return Condition(vectors), row_group if len(group) > 1 else None
 
     def read(self, arrangement: Arrangement, group: Tensor) -> Tensor:
         """The groups (G,) whose means condition the groups (G,): the same ones."""

@@ -101,11 +101,6 @@ class Split:
         return self.views["prefix"]
 
 
-def picked(x: Tensor, rows: Tensor) -> Tensor:
-    """Rows of x by number; numbers that lie on the host make no step wait for a GPU."""
-    return x[rows.to(x.device, non_blocking=True)]
-
-
 class OtherCluster(GroupMean):
     """Another cluster's mean: as informative in form as the row's, and about other documents (R7, R7b)."""
 
@@ -137,10 +132,10 @@ class LeaveOneOut(GroupMean):
 
     def __call__(self, arrangement: Arrangement, rows: Tensor) -> tuple[Condition, Tensor]:
         condition, place = super().__call__(arrangement, rows)
-        row = picked(self.vectors, rows)
-        mean = condition.vector if place is None else picked(condition.vector, place)
+        row = self.vectors[rows.to(self.vectors.device)]
+        mean = condition.vector if place is None else condition.vector[place.to(row.device)]
         groups = arrangement.groups(self.size)
-        size = groups.start.diff()[groups.of[rows]].to(row, non_blocking=True).unsqueeze(1)  # (B, 1)
+        size = groups.start.diff()[groups.of[rows]].to(row).unsqueeze(1)  # (B, 1)
         others = (mean * size - row) / (size - 1).clamp_min(1)
         return Condition(torch.where(size > 1, others, 0.0)), torch.arange(len(rows))
 
@@ -156,16 +151,16 @@ class Own:
     cluster: Tensor | None = None
 
     def __call__(self, arrangement: Arrangement, rows: Tensor) -> tuple[Condition, Tensor]:
-        label = None if self.cluster is None else picked(self.cluster, rows)
-        label = label if label is None else label.to(self.vectors.device, non_blocking=True)
-        return Condition(picked(self.vectors, rows), cluster=label), torch.arange(len(rows))
+        place = rows.to(self.vectors.device)
+        label = None if self.cluster is None else self.cluster.to(place.device)[place]
+        return Condition(self.vectors[place], cluster=label), torch.arange(len(rows))
 
 
 def counted(views: Views) -> Source:
     """Each row's vector and the counts (B, V) of the tokens in its condition span (R15)."""
 
     def source(arrangement: Arrangement, rows: Tensor) -> tuple[Condition, Tensor]:
-        rows = rows.to(views.device, non_blocking=True)
+        rows = rows.to(views.device)
         ids = views.tokens[rows]  # (B, P), padded with V
         counts = torch.zeros(len(rows), views.vocab + 1, device=ids.device)
         counts.scatter_add_(1, ids, torch.ones_like(ids, dtype=counts.dtype))
@@ -186,17 +181,17 @@ def by_cluster(cluster: Tensor, vectors: Callable[[Tensor, Tensor, Tensor], Tens
 
 def stream_mean(vectors: Tensor, cluster: Tensor) -> Source:
     """The mean over the step's rows of the same cluster (N,): nothing is waited for (claim 15)."""
-    return by_cluster(cluster, lambda _, rows, group: group_means(picked(vectors, rows), group))
+    return by_cluster(cluster, lambda _, rows, group: group_means(vectors[rows.to(vectors.device)], group))
 
 
 def train_centroid(centroids: Tensor, cluster: Tensor) -> Source:
     """The centroid (K, C) of the row's training cluster (N,): its information without its batch (R18)."""
-    return by_cluster(cluster, lambda present, *_: picked(centroids, present))
+    return by_cluster(cluster, lambda present, *_: centroids[present.to(centroids.device)])
 
 
 def batch_mean(vectors: Tensor) -> Source:
     """The plain mean of vectors (N, C) over the rows of a step: the whole batch is one conditioning group."""
-    return lambda _, rows: (Condition(picked(vectors, rows).mean(0, keepdim=True)), None)
+    return lambda _, rows: (Condition(vectors[rows.to(vectors.device)].mean(0, keepdim=True)), None)
 
 
 def constant(vector: Tensor) -> Source:

@@ -80,8 +80,6 @@ def tables(groups: Sequence, first: Sequence[int], rows: slice, n: int, size: in
     index = {id(g): items.new_zeros(n) if g is None else g.index[rows] for g in groups}
     slot = torch.stack([index[id(g)] for g in groups]) + starts[:, 1:2]  # (H, n)
     tiles = cut(items, size, slot.numel()).int()
-    if len(groups) > 1:  # heads that read the same logits side by side
-        tiles = tiles[tiles[:, 2].argsort(stable=True)]
     if all(g is None or g.each for g in groups):
         return slot, tiles, items.int(), 1, None
     items = items[items[:, 1].argsort(stable=True)]
@@ -90,7 +88,7 @@ def tables(groups: Sequence, first: Sequence[int], rows: slice, n: int, size: in
 
 
 def cut(runs: Tensor, size: int, rows: int) -> Tensor:
-    """Runs (·, 4) of so many rows in all in pieces of at most `size`; the last ones are empty."""
+    """Runs (·, 4) of so many rows in all in pieces of at most `size`, by first row; the last ones are empty."""
     parts = (runs[:, 3] - runs[:, 2] + (size - 1)) // size
     behind = parts.cumsum(0)
     number = torch.arange((rows + len(runs) * (size - 1)) // size, device=runs.device)
@@ -98,7 +96,7 @@ def cut(runs: Tensor, size: int, rows: int) -> Tensor:
     out = runs[own]
     out[:, 2] += (number - (behind - parts)[own]) * size
     out[:, 3] = torch.minimum(out[:, 3], out[:, 2] + size)
-    return out
+    return out[out[:, 2].argsort(stable=True)]
 
 
 def known(numbers: tuple, device: torch.device) -> Tensor:

@@ -53,7 +53,7 @@ class Replayed:
     def __init__(self, step: Callable[..., Tensor], recorder: Recorder | None) -> None:
         self.step, self.recorder = step, recorder
         self.living: tuple[str, ...] = ()
-        self.ones: dict[tuple[nn.Dropout, int], Tensor] = {}  # like what a layer drops from, for G groups
+        self.shapes: dict[tuple[nn.Dropout, int], torch.Size] = {}  # what a layer drops from, for G groups
 
     def __call__(self, live: list[Member], given: list, rows: Tensor, number: int, common: Common) -> Tensor:
         """What `step` returns: nats (H,)."""
@@ -65,61 +65,64 @@ class Replayed:
         if common.settings.masks == "row":
             given = by_row(given, len(rows))
             common = common._replace(settings=common.settings.model_copy(update={"masks": "group"}))
-        sizes = [dict.fromkeys(dropping(m.head), groups_in(c)) for m, (c, _) in zip(live, given)]
-        layers = [layer for own in sizes for layer in own.items()]
+        layers = [(layer, groups_in(c)) for m, (c, _) in zip(live, given) for layer in dropping(m.head)]
         # States that are computed anew for every batch carry gradients on to the layers: a copy would not.
         can = self.recorder.limit > 0 and common.processes.count == 1
         can &= isinstance(common.data, ScoredStates)
         can &= all(type(x) is nn.Dropout and not x.inplace for x, _ in layers)  # others may do more
-        if not can or any(layer not in self.ones for layer in layers):
-            with self._noting(dict(layers)):
+        if not can or any(layer not in self.shapes for layer in layers):
+            with self._noting(layers):
                 return self.step(live, given, rows, number, common)
-        drawn = [self._masks(m, number, own, common.data.device) for m, own in zip(live, sizes) if own]
-        return self._recorded(live, given, sum(drawn, []), rows, number, common)
+        return self._recorded(live, given, rows, number, common)
 
-    def _recorded(self, live, given, masks: list[Tensor], rows: Tensor, number: int, common) -> Tensor:
+    def _recorded(self, live, given, rows: Tensor, number: int, common: Common) -> Tensor:
         """The step through the recorder: everything that changes from step to step is an input."""
         data = common.data
         h, target = filled(*data.batch(rows)[:2])
-        conditions = {id(c): c for c, _ in given if c is not None}  # heads often share one, and groups
-        names = [tuple(n for n, x in vars(c).items() if isinstance(x, Tensor)) for c in conditions.values()]
-        fields = [getattr(c, name) for c, own in zip(conditions.values(), names) for name in own]
-        groups = {(id(g), groups_in(c)): g for c, g in given if g is not None}
-        runs = [runs_of(g, size, data.counts[rows], len(h)) for (_, size), g in groups.items()]
-        each = [own for _, own in runs]
-        count = torch.full((), float(data.tokens(rows)), device=data.device)
+        inputs, kinds = [h, target, torch.full((), float(data.tokens(rows)), device=data.device)], []
+        pairs = {(id(c), id(g)): (c, g) for c, g in given}  # heads often share one
+        for condition, group in pairs.values():
+            names = tuple(n for n, x in vars(condition).items() if isinstance(x, Tensor)) if condition else ()
+            inputs += [getattr(condition, name) for name in names]
+            each = None
+            if group is not None:
+                runs, each = runs_of(group, condition.groups, data.counts[rows], len(h))
+                inputs.append(sent(runs, data.device))
+            kinds.append((names, each))
+        place = tuple([*pairs].index((id(c), id(g))) for c, g in given)
 
         def work(h: Tensor, target: Tensor, count: Tensor, *more: Tensor) -> Tensor:
-            more = iter(more)
-            kinds = zip(conditions.items(), names)
-            known = {key: replace(c, **{name: next(more) for name in own}) for (key, c), own in kinds}
-            spread = {key: RecordedGroups.of(next(more), len(h), own) for key, own in zip(groups, each)}
-            inputs = [(known.get(id(c)), spread.get((id(g), groups_in(c)))) for c, g in given]
+            more, own = iter(more), []
+            for (condition, _), (names, each) in zip(pairs.values(), kinds):
+                condition = condition and replace(condition, **{name: next(more) for name in names})
+                own.append((condition, None if each is None else RecordedGroups.of(next(more), len(h), each)))
             for optimiser in common.optimisers.values():
                 optimiser.zero_grad(set_to_none=True)  # a recording that failed may have left some
             with masked([m.head for m in live], more):
                 batch = OneBatch(h, target, count, data.device)
-                return self.step(live, inputs, rows, number, common._replace(data=batch))
+                return self.step(live, [own[i] for i in place], rows, number, common._replace(data=batch))
 
-        known, spread = (dict(zip(of, range(len(of)))) for of in (conditions, groups))
-        place = tuple((known.get(id(c)), spread.get((id(g), groups_in(c)))) for c, g in given)
-        key = (self.living, place, tuple(names), tuple(each))
-        inputs = [h, target, count, *fields, *(sent(x, data.device) for x, _ in runs), *masks]
-        return self.recorder(key, inputs, work)
+        masks = [mask for m, (c, _) in zip(live, given) for mask in self._masks(m, number, c, data.device)]
+        return self.recorder((self.living, place, tuple(kinds)), [*inputs, *masks], work)
 
-    def _masks(self, member: Member, number: int, sizes: dict[nn.Dropout, int], device) -> list[Tensor]:
+    def _masks(self, member: Member, number: int, condition: Condition | None, device) -> list[Tensor]:
         """A mask for each layer that drops, of the numbers that its own pass would have drawn."""
+        groups = groups_in(condition)
         with own_dropout(member.head, member.seed + number, device):
-            return [F.dropout(self.ones[kind], kind[0].p, training=True) for kind in sizes.items()]
+            return [
+                F.dropout(torch.ones(self.shapes[layer, groups], device=device), layer.p, training=True)
+                for layer in dropping(member.head)
+            ]
 
     @contextmanager
-    def _noting(self, sizes: dict[nn.Dropout, int]) -> Iterator[None]:
-        """Take down what the layers drop from: known once a head has made so many updates."""
+    def _noting(self, layers: Sequence[tuple[nn.Dropout, int]]) -> Iterator[None]:
+        """Take down the shapes that the layers drop from: known once a head has made so many updates."""
+        groups = dict(layers)
 
         def note(layer: nn.Dropout, inputs: tuple[Tensor]) -> None:
-            self.ones[layer, sizes[layer]] = torch.ones_like(inputs[0])
+            self.shapes[layer, groups[layer]] = inputs[0].shape
 
-        hooks = [layer.register_forward_pre_hook(note) for layer in sizes]
+        hooks = [layer.register_forward_pre_hook(note) for layer in groups]
         try:
             yield
         finally:
@@ -189,7 +192,7 @@ def dropping(module: nn.Module) -> dict[nn.Dropout, str]:
 
 def roomy(count: int) -> int:
     """The positions that a step of `count` is filled up to: few different numbers, and little added."""
-    step = 64 if count <= 1_024 else 256 if count <= 4_096 else 512 if count <= 8_192 else 1_024
+    step = 64 if count <= 1_024 else 256 if count <= 4_096 else 1_024
     return -(-count // step) * step
 
 

@@ -7,14 +7,12 @@ import torch
 
 from chameleon_lite import engine
 from chameleon_lite.batches import Arrangement
-from chameleon_lite.conditions import GroupMean, conditions_of
-from chameleon_lite.fast.recorded_steps import replayed, using
+from chameleon_lite.fast.recorded_steps import using
 from chameleon_lite.fast.recorder import Recorder
 from chameleon_lite.heads import Condition, HyperHead
 from chameleon_lite.loss import HeadWeight
-from chameleon_lite.processes import Processes
 from chameleon_lite.states import ScoredStates
-from chameleon_lite.train import Common, Member, step, train_heads
+from chameleon_lite.train import Member, train_heads
 
 from .test_recorder import GPU, SETTINGS, Counted, Rehearsal, condition, grouped, same, trained
 
@@ -78,27 +76,3 @@ def test_recorded_steps_of_heads_with_several_updates_give_the_plain_losses(
     same(found, plain, atol=1e-5 if dtype == torch.float32 else 2e-4)
     again = trained(states, weight, Recorder(device), **how)
     assert [m.curve for m in found] == [m.curve for m in again]  # a GPU repeats itself
-
-
-@GPU
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
-def test_no_recorded_step_waits_for_the_gpu(tiny_states, tiny_table, tiny):
-    device, order = torch.device("cuda"), Arrangement(torch.arange(60))
-    states = ScoredStates(tiny_table, tiny_states.states, device)
-    weight, recorder = HeadWeight(tiny.head.weight.detach().to(device), dtype=torch.float16), Counted(device)
-    source, head = GroupMean(torch.randn(60, 16, device=device), 4), HyperHead(16, 257, 2).to(device)
-    optimiser = torch.optim.AdamW(head.parameters(), fused=True, capturable=True)
-    settings = SETTINGS.model_copy(update={"masks": "row"})
-    common = Common(states, weight, settings, Processes(), {"one": optimiser})
-    member, batches = Member("one", head, source, source, 1e-2), order.steps(8)[:3]
-    try:
-        with using(recorder), replayed(step) as take_step:
-            for number in range(12):
-                torch.cuda.set_sync_debug_mode("default" if number < 9 else "error")
-                rows = batches[number % 3]
-                given = conditions_of([source], order, rows)
-                take_step([member], given, rows, number, common)
-            torch.cuda.set_sync_debug_mode("default")  # the end of a training may wait
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert recorder.replays >= 3 and recorder.limit
