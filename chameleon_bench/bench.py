@@ -76,7 +76,8 @@ class Bench:
                 for _ in range(3):  # what records itself does so in its second call
                     contenders[name]()
             except Exception as error:  # a compiler or kernel that is missing must not cost the row
-                absent[name] = f"did not run here: {type(error).__name__}: {str(error)[:80]}"
+                reason = f"did not run here: {type(error).__name__}: {str(error)[:80]}"
+                absent[name] = "not installed" if isinstance(error, ImportError) else reason
                 del contenders[name]
         for name, work in contenders.items() if warm_up else ():
             once = self.seconds(work)

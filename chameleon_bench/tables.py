@@ -86,11 +86,11 @@ def summary_frame(results: dict[str, dict]) -> pd.DataFrame:
 
 
 def goals_frame(stored: dict) -> pd.DataFrame:
-    """One line per comparison of a machine: what, peer, times better (with its spread), goal, met."""
+    """One line per comparison of a machine: what (once), peer, times better (with its spread), goal, met."""
     columns, lines = ["row", "what", "against", "quantity", "times better", "goal", "verdict"], []
     for name, row in ((name, stored["rows"][name]) for name in ROWS if name in stored["rows"]):
-        for c in row["comparisons"] or [None]:
-            line = {"row": name, "what": row["what"], "verdict": row["status"]}
+        for i, c in enumerate(row["comparisons"] or [None]):
+            line = {"row": name, "what": "" if i else row["what"], "verdict": row["status"]}
             if c:
                 line |= {"against": c["peer"], "quantity": c["quantity"], "goal": c["goal"]}
                 line["times better"] = _times(c)

@@ -70,9 +70,13 @@ def test_a_contender_that_breaks_is_absent_with_its_reason():
     def broken():
         raise RuntimeError("no kernel image\nmore")
 
+    def missing():
+        import no_such_library  # noqa: F401
+
     calls = []
-    contenders = {"ours": lambda: None, "b": broken, "c": lambda: calls.append(1)}
-    times = BENCH.race(contenders, 2, warm_up=False, optional=["b", "c"])
+    contenders = {"ours": lambda: None, "b": broken, "d": missing, "c": lambda: calls.append(1)}
+    times = BENCH.race(contenders, 2, warm_up=False, optional=["b", "d", "c"])
+    assert times.attrs["absent"].pop("d") == "not installed"
     assert list(times) == ["ours", "c"] and len(times) == 2 and len(calls) == 3 + 2
     assert "no kernel image" in times.attrs["absent"]["b"]
 
