@@ -70,7 +70,8 @@ def answer(results: Path) -> list[str]:
         f"size has a lower mean on every corpus, by {min(over['R19-R2']):.2f} to {max(over['R19-R2']):.2f}.",
         f"- The batch adds little: it minus the same network with a constant input is {_span(over['R3-best'])}, with "
         f"the whole interval below zero on {_below(verdicts, '3b')}. That holds for this training: on texts with a "
-        "known gain the head took less of it than the goal that was set.",
+        "known gain the head took less of it than the goal that was set. Nor is a lower loss than that control's a "
+        f"proof of reading: where there is nothing to read the difference is {_nothing(verdicts)} as well.",
         "- The published losses are not those of next tokens: the released scripts score one position per row, and "
         f"{1 - max(full):.0%} to {1 - min(full):.0%} of these are padding.",
         f"- Of the {len(parts)} parts of the paper's {len({p['claim'] for p in parts})} claims, "
@@ -91,6 +92,12 @@ def _stream(results: Path) -> str:
         f"texts; the same LoRA trained beforehand and then fixed {gain['R16']:.2f}, the best head "
         f"{gain['S1-R2']:.2f} ([chapter 10](notebooks/10_when_context_helps.ipynb))."
     )
+
+
+def _nothing(verdicts: dict[str, dict]) -> str:
+    """The head minus the constant input on planted text without the signal, with its interval."""
+    number = verdicts["3c"]["cells"]["planted-null"]["number"].removeprefix("R4-best<R3-best ")
+    return re.sub(r"[-+][\d.]+", lambda found: f"{float(found[0]):+.3f}", number).replace("-", "−")
 
 
 def _below(verdicts: dict[str, dict], part: str) -> str:
