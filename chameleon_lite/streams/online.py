@@ -3,7 +3,7 @@
 rows in order ─ batches ─ clusters of what is known before ─▶ slots ─ Memory.read ─▶ nats (n,)
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -17,7 +17,11 @@ from ..text import TokenTable, by_length
 from ..train_layers import LiveStates, states_at
 from .memory import Memory, Shapes
 
-PIECE_TOKENS = {"cpu": 1_024, "cuda": 6_144}  # padded tokens whose activations are kept for the way back
+CPU_TOKENS = 1_024  # padded, whose activations are kept for the way back
+GPU_SHARE, KEPT_BYTES = (
+    0.4,
+    12,
+)  # of a GPU's memory; per number that a layer reads or writes, seen: 11 in float32
 
 
 class OnlineClusters:
@@ -64,8 +68,11 @@ class LayerStates(LiveStates):
         """table: N documents; piece_tokens: padded tokens that go through the layers at one time."""
         super().__init__(backbone, table, record=False)
         self.dtype = self.layers.dtype if self.layers.autocast else torch.float32  # of the factors
-        self.piece_tokens = piece_tokens or PIECE_TOKENS.get(self.device.type, PIECE_TOKENS["cpu"])
         self.linear = linear_layers(backbone)
+        self.piece_tokens = piece_tokens or CPU_TOKENS
+        if not piece_tokens and self.device.type == "cuda":  # of all memory: what is free would change sums
+            total = torch.cuda.get_device_properties(self.device).total_memory
+            self.piece_tokens = tokens_that_fit(self.linear.values(), total)
 
     def pieces(self, rows: Tensor) -> list[Tensor]:
         """Places in rows (B,) of the documents that go through the layers at one time, by length."""
@@ -96,6 +103,12 @@ def linear_layers(backbone: Backbone) -> dict[str, nn.Module]:
     from transformers.pytorch_utils import Conv1D
 
     return {n: m for n, m in backbone.body.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+
+
+def tokens_that_fit(layers: Iterable[nn.Module], memory: int) -> int:
+    """Padded tokens whose activations in these linear layers take a share of a GPU's `memory` bytes, at least 64."""
+    numbers = sum(sum(layer.weight.shape) for layer in layers)  # read and written per token
+    return max(64, int(GPU_SHARE * memory / (KEPT_BYTES * numbers)))
 
 
 def layer_shapes(backbone: Backbone, rank: int) -> Shapes:

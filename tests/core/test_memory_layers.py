@@ -10,8 +10,9 @@ from chameleon_lite.backbone import copied, load_backbone
 from chameleon_lite.heads import HeadUpdate
 from chameleon_lite.lora import add_lora, lora_parameters
 from chameleon_lite.loss import HeadWeight
+from chameleon_lite.streams import online
 from chameleon_lite.streams.memory import HEAD, LearnSettings, Memory, fresh_start
-from chameleon_lite.streams.online import LayerStates, layer_shapes, learn
+from chameleon_lite.streams.online import LayerStates, layer_shapes, learn, tokens_that_fit
 
 
 def fresh(shapes, slots, rate):
@@ -72,3 +73,27 @@ def test_layers_learn_and_look_only_back(model, tiny_table):
     first = learn(live, weight, rows, again, labels=labels)
     second = learn(live, weight, rows, again, labels=labels)
     assert torch.equal(first, losses[0]) and second.sum() < first.sum()
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny-llama"])
+def test_tokens_that_fit_keep_no_more_than_the_share_of_the_memory(model, tiny_table):
+    backbone, table, kept = load_backbone(model), tiny_table.take(np.arange(8)), {}
+    live, shapes = LayerStates(backbone, table), layer_shapes(backbone, 2)
+    factors = {
+        name: HeadUpdate(torch.ones(8, rank, inputs, requires_grad=True), torch.ones(8, outputs, rank))
+        for name, (rank, inputs, outputs) in shapes.items()
+    }
+    own = {p.untyped_storage().data_ptr() for p in backbone.body.parameters()}
+
+    def keep(x):
+        storage = x.untyped_storage()
+        kept[storage.data_ptr()] = 0 if storage.data_ptr() in own else storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        live.batch(torch.arange(8), factors)
+    tokens = 8 * int(table.lengths.max())
+    memory = int(sum(kept.values()) / online.GPU_SHARE)
+    assert 64 < tokens_that_fit(live.linear.values(), memory) <= tokens
+    assert tokens_that_fit(live.linear.values(), 1) == 64
+    assert live.piece_tokens == online.CPU_TOKENS
