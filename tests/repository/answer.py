@@ -90,7 +90,7 @@ def _stream(results: Path) -> str:
     return (
         f"Over {count:,} documents LoRA in the layers gained {gain['S3']:.2f} nats from nothing, without training "
         f"texts; the same LoRA trained beforehand and then fixed {gain['R16']:.2f}, the best head "
-        f"{gain['S1-R2']:.2f} ([chapter 10](notebooks/10_when_context_helps.ipynb))."
+        f"{gain['S1-R2']:.2f} ([when context helps](notebooks/10_when_context_helps.ipynb))."
     )
 
 
