@@ -214,10 +214,11 @@ def test_a_cluster_without_a_shared_folder_gives_the_records_and_the_answers_of_
     both = cluster(2)
     together = run_experiment(settings, runs=Path("runs"), dask=both.address)
     assert not list((here / "cache").rglob("*.npy"))  # no hidden state was computed here
-    for name in both.workers:
-        left = {p.name for p in (tmp_path / name).rglob("*")}
-        assert any(file.endswith(".npy") for file in left)  # its own hidden states
-        assert not left & {"runs", "sweeps", "record.json", "spans.jsonl", "texts.jsonl"}
+    left = {p.name for name in both.workers for p in (tmp_path / name).rglob("*")}
+    assert any(
+        file.endswith(".npy") for file in left
+    )  # a worker's own hidden states; one may have taken all work
+    assert not left & {"runs", "sweeps", "record.json", "spans.jsonl", "texts.jsonl"}
     adapter(here / "adapter")
     Path("in.jsonl").write_text("".join(f'"a text number {i} to be scored, and more"\n' for i in range(20)))
     adapt_file(here / "adapter", "in.jsonl", "out.jsonl", window=3, dask=both.address, device="cpu")
