@@ -49,7 +49,7 @@ Dask = Annotated[str | None, option("A Dask scheduler whose workers share the wo
 DataDir = Annotated[Path | None, option("Folder that holds the corpus's files.", "--data-dir")]
 Overwrite = Annotated[bool, option("Replace what is there, unless it is the input.", "--overwrite")]
 Encoding = Annotated[str | None, option("Of a file that is not UTF-8.", "--encoding")]
-Layers = Annotated[bool | None, option("Learn in every layer too: gains more, takes longer.", "--layers")]
+Layers = Annotated[bool | None, option("Learn in every layer too, not in the head alone.", "--layers")]
 FILES = "A .jsonl, .json, .csv, .tsv or .parquet file, a folder of .txt, or - for standard input"
 
 say = partial(typer.echo, err=True)  # notes beside the results

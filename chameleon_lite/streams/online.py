@@ -18,10 +18,8 @@ from ..train_layers import LiveStates, states_at
 from .memory import Memory, Shapes
 
 CPU_TOKENS = 1_024  # padded, whose activations are kept for the way back
-GPU_SHARE, KEPT_BYTES = (
-    0.4,
-    12,
-)  # of a GPU's memory; per number that a layer reads or writes, seen: 11 in float32
+GPU_SHARE = 0.4  # of all its memory
+KEPT_BYTES = 12  # per number that a layer reads or writes: a stream of five lanes took 11 in all
 
 
 class OnlineClusters:

@@ -77,7 +77,7 @@ def answer(results: Path) -> list[str]:
         f"- Of the {len(parts)} parts of the paper's {len({p['claim'] for p in parts})} claims, "
         f"{count['supported']} are supported, {count['contradicted']} contradicted, {count['equivalent']} equivalent "
         f"(no difference above 0.01), {still} open. GPT-2 and the whole of WikiText-2, the paper's, were not run.",
-        f"- What does work is learning from each text once it is scored. {_stream(results / 'streams')}",
+        f"- What did work is learning from each text once it is scored. {_stream(results / 'streams')}",
     ]
 
 
@@ -85,12 +85,14 @@ def _stream(results: Path) -> str:
     """What learning in the layers gained over a stream, beside what was trained beforehand."""
     store = Store(results)
     gain = method_frame(store).set_index("method")["gain"]
-    count = store.records["stream S3"]["data"]["documents"]["stream"]
+    data = store.records["stream S3"]["data"]
+    count, trained = data["documents"]["stream"], data["tokens"]["train"]
     assert gain["S3"] > gain["R16"] > gain["S1-R2"] == gain.filter(regex=r"^(R[12]\b|S[124])").max()
     return (
-        f"Over {count:,} documents LoRA in the layers gained {gain['S3']:.2f} nats from nothing, without training "
-        f"texts; the same LoRA trained beforehand and then fixed {gain['R16']:.2f}, the best head "
-        f"{gain['S1-R2']:.2f} ([when context helps](notebooks/10_when_context_helps.ipynb))."
+        f"Over one stream of {count:,} documents LoRA in the layers gained {gain['S3']:.2f} nats from nothing, without "
+        f"training texts; the same LoRA trained beforehand on {trained:,} tokens and then fixed "
+        f"{gain['R16']:.2f}, the best head {gain['S1-R2']:.2f} "
+        "([when context helps](notebooks/10_when_context_helps.ipynb))."
     )
 
 

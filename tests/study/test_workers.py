@@ -215,9 +215,8 @@ def test_a_cluster_without_a_shared_folder_gives_the_records_and_the_answers_of_
     together = run_experiment(settings, runs=Path("runs"), dask=both.address)
     assert not list((here / "cache").rglob("*.npy"))  # no hidden state was computed here
     left = {p.name for name in both.workers for p in (tmp_path / name).rglob("*")}
-    assert any(
-        file.endswith(".npy") for file in left
-    )  # a worker's own hidden states; one may have taken all work
+    # hidden states of a worker's own; one of them may have taken all work
+    assert any(file.endswith(".npy") for file in left)
     assert not left & {"runs", "sweeps", "record.json", "spans.jsonl", "texts.jsonl"}
     adapter(here / "adapter")
     Path("in.jsonl").write_text("".join(f'"a text number {i} to be scored, and more"\n' for i in range(20)))
