@@ -45,11 +45,12 @@ class RowsPass:
             order = order[rows:]
         return out
 
-    def __call__(self, ids: Tensor, place: Tensor, numbers: Tensor, shapes) -> tuple[Tensor, Tensor]:
-        """ids (b, T), flat places in them (M,), numbers (b, U, P) of `shapes`: h (B, T', C), places in that.
+    def __call__(self, ids: Tensor, place: Tensor, values: Tensor, slots: Tensor, shapes):
+        """ids (b, T), flat places in them (M,), slots (b, U) of values (S, P): h (B, T', C), places in that.
 
         On a GPU h is overwritten by the next call.
         """
+        numbers = Taken.apply(values, slots).to(self.live.dtype)  # (b, U, P)
         (rows, length), (b, longest) = self.shape(ids.shape[1]), ids.shape
         ids = pad(ids, (0, length - longest, 0, rows - b), value=self.live.table.pad_id)
         numbers = pad(numbers, (0, 0, 0, 0, 0, rows - b))
@@ -69,6 +70,9 @@ class RowsPass:
             return plain
         given = (ids.clone(), numbers.detach().clone().requires_grad_())
         try:
+            # As for the layers of a step: this warning is of a stream that autograd waits for anyway.
+            if quiet := getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None):
+                quiet(False)
             with torch.cuda.device(device), usable_after(device, self.pool):
                 return torch.cuda.make_graphed_callables(plain, given, pool=self.pool)
         except Exception as problem:  # as many kinds as models have operations
@@ -77,6 +81,26 @@ class RowsPass:
                 f"{self.live.backbone.name}: its layers are launched one by one ({reason})", stacklevel=2
             )
             return plain
+
+
+class Taken(torch.autograd.Function):
+    """values (S, P) by slots (b, U) on the host: (b, U, P). Gradients are added slot by slot, rows in order.
+
+    PyTorch's own way back adds the rows of a slot one after the other, with few threads where many rows read it.
+    """
+
+    @staticmethod
+    def forward(ctx, values: Tensor, slots: Tensor) -> Tensor:
+        ctx.slots, ctx.count = slots, len(values)
+        return values[slots.to(values.device)]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        flat = ctx.slots.flatten()
+        order, lengths = flat.argsort(stable=True), torch.bincount(flat, minlength=ctx.count)
+        by_slot = grad.flatten(0, 1).index_select(0, order.to(grad.device))
+        how = {"lengths": lengths.to(grad.device), "axis": 0, "unsafe": True}  # unsafe: a check would wait
+        return torch.segment_reduce(by_slot, "sum", **how), None
 
 
 def rows_pass(live: LayerStates) -> RowsPass | None:

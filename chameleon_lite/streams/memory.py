@@ -124,8 +124,7 @@ class Memory:
         """Sums of nats (b,) of a piece and the tokens (b,) learned from; gradients go to leaf (n, P)."""
         layers = {name: shape for name, shape in self.shapes.items() if name != HEAD}
         if layers:
-            of_rows = leaf[:, self.head_size :][place[group].to(leaf.device)].to(data.dtype)  # (b, U, ·)
-            h, target, row = data.batch(rows, of_rows, layers)
+            h, target, row = data.batch(rows, leaf[:, self.head_size :], place[group], layers)
         else:
             h, target, row = data.batch(rows)  # (M, C), (M,), (M,) on the host
         update = fixed

@@ -88,13 +88,14 @@ class LayerStates(LiveStates):
         return [torch.from_numpy(piece) for piece in by_length(lengths, self.piece_tokens)]
 
     def batch(
-        self, rows: Tensor, numbers: Tensor | None = None, shapes: Shapes = {}
+        self, rows: Tensor, values: Tensor | None = None, slots: Tensor | None = None, shapes: Shapes = {}
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Documents rows (B,), each with numbers (B, U, P) of `shapes`, to states (M, C), targets, rows (M,)."""
+        """Documents rows (B,), which read slots (B, U) of values (S, P), to states (M, C), targets, rows (M,)."""
         ids, _, place, target, row = self.padded(rows)
         if shapes and torch.is_grad_enabled() and self.learning_pass:
-            h, place = self.learning_pass(ids, place, numbers, shapes)
+            h, place = self.learning_pass(ids, place, values, slots, shapes)
         else:  # pads stand on the right, where no real token sees them: no mask
+            numbers = values[slots.to(self.device)].to(self.dtype) if shapes else None
             h = self.hidden(ids, numbers, shapes)
         return states_at(h, place), target, row
 

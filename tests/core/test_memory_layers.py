@@ -37,7 +37,7 @@ def test_layers_with_rows_of_their_own_are_those_that_peft_adapts(tiny_table):
         down, up = (states[f"{name}.lora_{side}.default.weight"] for side in "AB")
         own = torch.tensor([0.0, 1.0, 0.0])[:, None]
         numbers += [down.flatten().expand(3, -1), up.flatten() * own]
-    h, target, row = live.batch(rows, torch.cat(numbers, 1)[:, None], shapes)
+    h, target, row = live.batch(rows, torch.cat(numbers, 1), torch.arange(3)[:, None], shapes)
     assert target.tolist() == [
         int(t) for n in rows for t in tiny_table.ids[slice(*tiny_table.offsets[n : n + 2])][8:]
     ]
@@ -79,7 +79,7 @@ def test_tokens_that_fit_keep_no_more_than_the_share_of_the_memory(model, tiny_t
     backbone, table, kept = load_backbone(model), tiny_table.take(np.arange(8)), {}
     live, shapes = LayerStates(backbone, table), layer_shapes(backbone, 2)
     size = sum(rank * (inputs + outputs) for rank, inputs, outputs in shapes.values())
-    numbers = torch.ones(8, 1, size, requires_grad=True)
+    values = torch.ones(8, size, requires_grad=True)
     own = {p.untyped_storage().data_ptr() for p in backbone.body.parameters()}
 
     def keep(x):
@@ -88,7 +88,7 @@ def test_tokens_that_fit_keep_no_more_than_the_share_of_the_memory(model, tiny_t
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        live.batch(torch.arange(8), numbers, shapes)
+        live.batch(torch.arange(8), values, torch.arange(8)[:, None], shapes)
     tokens = 8 * int(table.lengths.max())
     memory = int(sum(kept.values()) / online.GPU_SHARE)
     assert 64 < tokens_that_fit(live.linear.values(), memory) <= tokens

@@ -39,6 +39,17 @@ def test_pieces_of_few_shapes_learn_what_padded_documents_do(model, clusters, ti
     torch.testing.assert_close(change, expected, atol=2e-3, rtol=0)
 
 
+def test_what_is_taken_has_the_gradient_of_indexing():
+    numbers = torch.Generator().manual_seed(0)
+    values, weight = torch.randn(5, 7, generator=numbers), torch.randn(6, 2, 7, generator=numbers)
+    slots = torch.tensor([[0, 3], [0, 1], [0, 3], [0, 4], [0, 0], [4, 1]])  # none reads slot 2
+    found, expected = (values.clone().requires_grad_() for _ in range(2))
+    (fast_rows.Taken.apply(found, slots) * weight).sum().backward()
+    (expected[slots] * weight).sum().backward()
+    torch.testing.assert_close(found.grad, expected.grad)
+    assert (found.grad[2] == 0).all() and found.grad[0].abs().min() > 0
+
+
 def test_a_piece_holds_as_many_rows_as_its_longest_document_leaves_room_for(tiny_table):
     live = LayerStates(load_backbone("tiny"), tiny_table, piece_tokens=400)
     lengths = np.array([30, 130, 64, 65, 5, 1_000] + [7] * 9)
