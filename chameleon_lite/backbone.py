@@ -74,7 +74,7 @@ def load_backbone(
         body, embedding, head = head_access(lm, name)
     lm.to(device)
     return Backbone(
-        name=name,
+        name=str(Path(name).resolve()) if name not in BUILT_IN and Path(name).is_dir() else name,
         revision=commit,
         lm=lm,
         tokenizer=words_cached(tokenizer),
@@ -108,7 +108,7 @@ def _open(name: str, dtype: torch.dtype, revision: str):
     if Path(name).expanduser().is_dir():
         lm, tokenizer, weights = hub.load_folder(Path(name).expanduser(), dtype)
         return lm, tokenizer, "", weights
-    if "/" not in name and name not in SHORT_NAMES:
+    if Path(name).expanduser().is_absolute() or "/" not in name and name not in SHORT_NAMES:
         raise unknown("backbone", name, [*BUILT_IN, *SHORT_NAMES, "owner/name on the hub", "a local folder"])
     return hub.load_hub(SHORT_NAMES.get(name, name), dtype, revision)
 

@@ -105,7 +105,8 @@ def default_command() -> str:
     """The command line as typed (`CHAMELEON_LITE_COMMAND` in notebooks), absolute paths as `from_here` has them."""
     given = os.environ.get("CHAMELEON_LITE_COMMAND")
     words = given.split(" ") if given else ["chameleon-lite", *sys.argv[1:]]
-    return " ".join(re.sub(r"(?<![^=,])/[^,]+|(?<=://).+", lambda part: from_here(part[0]), w) for w in words)
+    words = [re.sub(r"(?<![^=,])/[^,]+|(?<=://).+", lambda part: from_here(part[0]), word) for word in words]
+    return re.sub(r"(?<=--dask.)(\w+://)?\S+", r"\1…", " ".join(words))  # a scheduler's scheme may be left out
 
 
 def from_here(path: str) -> str:

@@ -92,9 +92,8 @@ def read_settings(folder: Path) -> dict:
     fields = checked(content, str(path))
     if absent := [name for name in ("backbone_name", "width", "vocabulary") if not fields[name]]:
         raise DamagedFile(f"{path} is damaged: it lacks {absent[0]}; save or fetch it again")
-    place = folder / fields["backbone_name"]
-    if fields["backbone_name"].startswith(".") and place.is_dir():
-        fields["backbone_name"] = str(place.resolve())
+    if fields["backbone_name"].startswith("."):  # never from the folder one works in, whatever lies there
+        fields["backbone_name"] = str((folder / fields["backbone_name"]).resolve())
     return fields
 
 
