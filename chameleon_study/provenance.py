@@ -106,7 +106,7 @@ def default_command() -> str:
     given = os.environ.get("CHAMELEON_LITE_COMMAND")
     words = given.split(" ") if given else ["chameleon-lite", *sys.argv[1:]]
     words = [re.sub(r"(?<![^=,])/[^,]+|(?<=://).+", lambda part: from_here(part[0]), word) for word in words]
-    return re.sub(r"(?<=--dask.)(\w+://)?\S+", r"\1…", " ".join(words))  # a scheduler's scheme may be left out
+    return re.sub(r"(?<=--dask.)(\w+://)?\S+", r"\1…", " ".join(words))  # tcp:// may be left out
 
 
 def from_here(path: str) -> str:

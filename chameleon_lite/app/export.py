@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .. import files
 from ..backbones.adapters import placed, read_settings
-from ..backbones.card import hub_id, words, write_card
+from ..backbones.card import hub_id, write_card
 from ..backbones.hub import adapter_folder
 from ..errors import RunFailed, UserError, unknown
 from ..heads import HeadUpdate
@@ -36,6 +36,11 @@ HOW = (
     "Mean of the input embeddings of a prompt's tokens, scaled to length 1; the nearest row of the centroids is its "
     "cluster."
 )
+TIED = (
+    "The backbone's head is its embedding matrix: load this beside the backbone, as below. PEFT's merge would change "
+    "the embeddings too, and the result would be wrong; `chameleon-lite export --format merged` writes a merged model."
+)
+GPT2 = "vLLM has no LoRA for GPT-2: there use a merged model."
 
 
 def export(
@@ -208,11 +213,10 @@ def _clear(target: Path) -> None:
             path.unlink()
 
 
-def _limits(model) -> tuple[str, ...]:
+def _limits(model) -> list[str]:
     """What whoever loads the factors must mind."""
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    holds = {"tied": tied, "gpt2": model.lm.config.model_type == "gpt2"}
-    return tuple(words()["limits"][name] for name in holds if holds[name])
+    return [TIED] * tied + [GPT2] * (model.lm.config.model_type == "gpt2")
 
 
 def _transposed(model) -> bool:
