@@ -286,25 +286,6 @@ def test_a_backbones_folder_is_found_from_the_adapters(tmp_path, monkeypatch):
     assert portable("~/m", tmp_path) == "~/m"
 
 
-def test_a_backbone_outside_home_is_found_from_every_working_folder(tiny, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path / "me"))
-    for place in (tmp_path / "models" / "m", tmp_path / "else" / "models" / "m"):
-        tiny.lm.save_pretrained(place)
-        tiny.tokenizer.save_pretrained(place)
-    monkeypatch.chdir(tmp_path)
-    model = ChameleonLiteForCausalLM.from_backbone("models/m")
-    monkeypatch.chdir(tmp_path / "else")  # where that path means another folder
-    model.save_pretrained(tmp_path / "a")
-    for folder in (tmp_path / "a", "../a"):
-        loaded = ChameleonLiteForCausalLM.from_pretrained(folder)
-        assert loaded.backbone.name == str(tmp_path / "models" / "m")
-    shutil.copytree(tmp_path / "a", tmp_path / "far" / "below" / "a")
-    with pytest.raises(UserError, match="unknown backbone '/.*/far/below/models/m'.*a local folder"):
-        ChameleonLiteForCausalLM.from_pretrained(tmp_path / "far" / "below" / "a")
-    with_it = ChameleonLiteForCausalLM.from_pretrained(tmp_path / "far" / "below" / "a", backbone="models/m")
-    assert with_it.backbone.hash == model.backbone.hash
-
-
 def test_settings_of_a_folder_are_whole(adapter_folder):
     fields = read_settings(adapter_folder)
     assert fields["backbone_name"] == "tiny" and fields["rank"] == 2 and fields["clusters"] == 3
