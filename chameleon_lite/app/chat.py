@@ -18,18 +18,11 @@ from ..backbones.adapters import Writing
 from ..backbones.formats import opening
 from ..errors import DamagedFile, UserError
 from ..text import Document
+from . import SENTENCES
 
 MARK, UNKNOWN = "\0", "\N{REPLACEMENT CHARACTER}"
 # Settings of generation that change what is continued greedily ─▶ the value that changes nothing.
-GREEDY = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-GREEDY |= {"encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0, "min_length": 0}
-GREEDY |= {"min_new_tokens": 0, "guidance_scale": 1.0, "bad_words_ids": None, "sequence_bias": None}
-GREEDY |= dict.fromkeys(
-    ("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")
-)
-GREEDY |= dict.fromkeys(
-    ("exponential_decay_length_penalty", "penalty_alpha", "force_words_ids", "constraints")
-)
+GREEDY = SENTENCES["greedy"]
 PROBE = "xyzzy"  # an answer whose place in a rendered chat is found again
 
 

@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from ..errors import RunFailed, UserError, unknown
+from . import SENTENCES
 from .boundary import INTERRUPTED, report
 
 # Set before any model library is imported: bars are this package's own, logs are for errors, and threads that wait
@@ -29,9 +30,7 @@ os.environ.setdefault("PYTHONSAFEPATH", "1")  # workers and pip import nothing f
 os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
 
 COMMANDS = "chameleon_lite.commands"  # entry points of packages that add commands
-CLONE = (
-    "run, prove, tables, claims, params, bench come with a clone of the repository: pip install -e . in it"
-)
+CLONE = SENTENCES["clone"]
 FORMATS = ("auto", "float32", "bfloat16", "float16")
 HEADS = ("auto", "lora", "hyper", "layers")
 

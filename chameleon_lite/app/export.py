@@ -25,6 +25,7 @@ from ..backbones.hub import adapter_folder
 from ..errors import RunFailed, UserError, unknown
 from ..heads import HeadUpdate
 from ..lora import adapted_layers
+from . import SENTENCES
 from .outputs import claimed, writing
 from .stream import open_model
 
@@ -32,15 +33,6 @@ FORMATS = ("peft", "merged")
 CONFIG, WEIGHTS, ROUTING = "adapter_config.json", "adapter_model.safetensors", "routing.json"
 STALE = (ROUTING, "cluster-*/adapter_*", "*.index.json", "adapter_*", "config.json", "generation_config.json")
 STALE += ("centroids.safetensors", "model*.safetensors", "pytorch_model*.bin")
-HOW = (
-    "Mean of the input embeddings of a prompt's tokens, scaled to length 1; the nearest row of the centroids is its "
-    "cluster."
-)
-TIED = (
-    "The backbone's head is its embedding matrix: load this beside the backbone, as below. PEFT's merge would change "
-    "the embeddings too, and the result would be wrong; `chameleon-lite export --format merged` writes a merged model."
-)
-GPT2 = "vLLM has no LoRA for GPT-2: there use a merged model."
 
 
 def export(
@@ -137,7 +129,7 @@ def _every(model, target: Path) -> None:
         _peft(model, target / name, *_chosen(model, k, None))
     with placed(target, last=ROUTING) as part:
         save_file({"centroids": model.centroids.float().cpu().contiguous()}, part / "centroids.safetensors")
-        table = {"clusters": names, "centroids": "centroids.safetensors", "how": HOW}
+        table = {"clusters": names, "centroids": "centroids.safetensors", "how": SENTENCES["routing"]}
         table |= {"prompts": model.config.prompts}  # how texts were cut and written
         (part / ROUTING).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
         what = f"Here are {len(names)} of them, one for each cluster of texts, in a folder each."
@@ -216,7 +208,8 @@ def _clear(target: Path) -> None:
 def _limits(model) -> list[str]:
     """What whoever loads the factors must mind."""
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    return [TIED] * tied + [GPT2] * (model.lm.config.model_type == "gpt2")
+    holds = {"tied": tied, "gpt2": model.lm.config.model_type == "gpt2"}
+    return [SENTENCES[name] for name in holds if holds[name]]
 
 
 def _transposed(model) -> bool:
