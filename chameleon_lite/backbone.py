@@ -122,9 +122,7 @@ def head_access(lm, name: str = "") -> tuple[nn.Module, Tensor, nn.Linear]:
     who = f"{type(lm).__name__} ({name})" if name else type(lm).__name__
     body, head, embedding = lm.base_model, lm.get_output_embeddings(), lm.get_input_embeddings().weight
     if body is lm or not isinstance(head, nn.Linear):
-        raise UserError(
-            f"{who} has no linear output head of its own: choose a causal language model with one"
-        )
+        raise UserError(f"{who} has no linear output head of its own: choose a causal model with one")
     probe = torch.arange(2, 10, device=head.weight.device)[None] % embedding.shape[0]  # (1, 8)
     h = body(input_ids=probe, use_cache=False).last_hidden_state
     logits = lm(input_ids=probe, use_cache=False).logits

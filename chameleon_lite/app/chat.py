@@ -42,9 +42,7 @@ class Writer:
         self.is_fast = getattr(tokenizer, "is_fast", False)
         self.pad_token_id, self.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
         if how.bos and how.bos not in tokenizer.get_vocab():
-            raise DamagedFile(
-                f"the adapter's first token {how.bos!r} is none of the tokenizer's: fit it again"
-            )
+            raise DamagedFile(f"first token {how.bos!r} is none of the tokenizer's: fit the adapter again")
         first = [tokenizer.get_vocab()[how.bos]] if how.bos else []
         self.first = opening(tokenizer) if how.bos is None else first
         self.bos_token_id = self.first[0] if self.first else None
@@ -144,10 +142,8 @@ def template_of(tokenizer) -> str | None:
     template = getattr(tokenizer, "chat_template", None)
     if isinstance(template, dict) and template:
         if "default" not in template:
-            names = ", ".join(sorted(template))
-            raise UserError(
-                f"the model has several chat templates ({names}) and no default: choose --chat off"
-            )
+            found = f"several chat templates ({', '.join(sorted(template))})"
+            raise UserError(f"the model has {found} and no default: choose --chat off")
         return template["default"]
     return template or None
 

@@ -41,9 +41,7 @@ def option(help: str, *names: str, least: float | None = None, most: float | Non
 
 
 Device = Annotated[str | None, option("cpu, cuda, cuda:1 …; default: what is there.")]
-Processes = Annotated[
-    int | None, option("Processes that share it, each with a GPU of its own.", "--workers", least=1)
-]
+Processes = Annotated[int | None, option("Processes that share it, each with its GPU.", "--workers", least=1)]
 Dask = Annotated[str | None, option("A Dask scheduler whose workers share the work.", "--dask")]
 DataDir = Annotated[Path | None, option("Folder that holds the corpus's files.", "--data-dir")]
 Overwrite = Annotated[bool, option("Replace what is there, unless it is the input.", "--overwrite")]
@@ -70,7 +68,7 @@ def fit(
     ] = None,
     rank: Annotated[int, option("Rank of the head's update.", least=1)] = 4,
     lora_rank: Annotated[
-        int, option("Rank of LoRA in the layers, 0: none; slow, no states are kept.", least=0)
+        int, option("LoRA's rank in the layers, 0: none; slow, no states kept.", least=0)
     ] = 0,
     epochs: Annotated[int, option("Passes over the training texts.", least=1)] = 3,
     learning_rate: Annotated[float, option("AdamW's learning rate.", least=0, most=100)] = 1e-3,
@@ -163,9 +161,7 @@ def adapt(
 def export(
     model: Annotated[str, typer.Argument(help="An adapter's folder, written by `fit`, or its hub id.")],
     out: Annotated[Path, option("Folder that is written.", "--out")],
-    cluster: Annotated[
-        int | None, option("One cluster's update; default: that of their mean.", least=0)
-    ] = None,
+    cluster: Annotated[int | None, option("One cluster's update; default: their mean's.", least=0)] = None,
     every: Annotated[bool, option("A folder for each cluster, and a table for routing.", "--all")] = False,
     format: Annotated[str, option("peft, or merged: a whole model.")] = "peft",
     overwrite: Overwrite = False,

@@ -10,8 +10,7 @@ centroids, and in routing.json which text goes where: a server that mixes adapte
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from .. import files
 from ..backbones.adapters import placed, read_settings
 from ..backbones.card import hub_id, write_card
 from ..backbones.hub import adapter_folder
-from ..errors import RunFailed, UserError, unknown
+from ..errors import UserError, unknown
 from ..heads import HeadUpdate
 from ..lora import adapted_layers
 from . import SENTENCES
@@ -61,7 +60,7 @@ def export(
         raise UserError("merged writes the whole model for each cluster: use peft, or one cluster at a time")
     with claimed(out, _inputs(model), folder=True, overwrite=overwrite) as target:
         model = open_model(model, "cpu").eval()
-        with _to_disk(target):
+        with writing(target):
             if every:
                 _every(model, target)
             else:
@@ -70,18 +69,6 @@ def export(
         for limit in _limits(model) if format == "peft" else ():
             say(limit)
         return target
-
-
-@contextmanager
-def _to_disk(target: Path) -> Iterator[None]:
-    """RunFailed, with the path, for what the system or safetensors says while `target` is written."""
-    from safetensors import SafetensorError
-
-    with writing(target):
-        try:
-            yield
-        except SafetensorError as error:
-            raise RunFailed(f"cannot write {target}: {error}") from error
 
 
 def _inputs(model: Any) -> list:
@@ -146,15 +133,15 @@ def _peft(model, target: Path, condition: Tensor | int, what: str) -> None:
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True}
     config |= {"base_model_name_or_path": hub_id(model.backbone), "revision": model.backbone.revision or None}
     config |= {"r": rank, "lora_alpha": _whole(rank * scale), "lora_dropout": 0.0, "bias": "none"}
-    config |= {"target_modules": sorted(factors), "fan_in_fan_out": _transposed(model)}
+    layers = [type(layer.get_base_layer()).__name__ for layer in adapted_layers(model.lm).values()]
+    config |= {"target_modules": sorted(factors), "fan_in_fan_out": "Conv1D" in layers}  # weights (in, out)
     if other:
         config |= {"rank_pattern": other, "alpha_pattern": {n: _whole(r * scale) for n, r in other.items()}}
     tensors = {}
     for name, pair in factors.items():
         for letter, factor in zip("AB", pair):
-            tensors[f"base_model.model.{name}.lora_{letter}.weight"] = (
-                factor.detach().float().cpu().contiguous()
-            )
+            factor = factor.detach().float().cpu().contiguous()
+            tensors[f"base_model.model.{name}.lora_{letter}.weight"] = factor
     with placed(target, last=CONFIG) as part:
         save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
         (part / CONFIG).write_text(json.dumps(config), encoding="utf-8")
@@ -210,11 +197,6 @@ def _limits(model) -> list[str]:
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     holds = {"tied": tied, "gpt2": model.lm.config.model_type == "gpt2"}
     return [SENTENCES[name] for name in holds if holds[name]]
-
-
-def _transposed(model) -> bool:
-    """Whether LoRA lies in layers whose weight is (in, out)."""
-    return any(type(m.get_base_layer()).__name__ == "Conv1D" for m in adapted_layers(model.lm).values())
 
 
 def _whole(number: float) -> int | float:

@@ -65,9 +65,8 @@ def _parsed(value: Any, number: int, accepted: tuple[tuple[str, ...], ...]) -> R
         raise ValueError(f"a row is an object or a string, not {type(value).__name__}")
     if None in value:  # where Python's reader of CSV puts what no column has
         raise ValueError("more cells than the header; quote those with commas")
-    filled = {
-        column: x for column, x in value.items() if x is not None and x != ""
-    }  # a table has cells for all
+    # a table has cells for all columns
+    filled = {column: x for column, x in value.items() if x is not None and x != ""}
     named = next((name for name in TURNS if name in filled), "")
     if named and not any(filled.keys() >= set(some) for some in SCORED):
         value = filled = filled | _conversation(value[named], named)
@@ -149,10 +148,8 @@ def _no_column(value: dict) -> str:
         if near := difflib.get_close_matches(column.lower(), names, n=1, cutoff=0.5):
             hint = f"{column!r} looks like {near[0]!r}"
     columns = ", ".join(map(repr, list(value)[:10])) or "none"
-    return (
-        "no column 'text', nor 'prompt' and 'response', nor 'instruction' and 'output', nor 'messages'; "
-        f"found {columns}: {hint}"
-    )
+    wanted = "'text', nor 'prompt' and 'response', nor 'instruction' and 'output', nor 'messages'"
+    return f"no column {wanted}; found {columns}: {hint}"
 
 
 def parse_line(line: bytes, number: int, *, scored: bool = False, encoding: str = "utf-8-sig") -> Row:

@@ -143,9 +143,7 @@ class Adapter:
             nats[:, documents] = sums.cpu()
         return nats
 
-    def _sums(
-        self, updates: list[HeadUpdate | None], group: Tensor, ids: Tensor, mask: Tensor, prefix: Tensor
-    ) -> Tensor:
+    def _sums(self, updates: list, group: Tensor, ids: Tensor, mask: Tensor, prefix: Tensor) -> Tensor:
         """Nats (updates, B) of a batch's rows under the layers as they are now."""
         row, column, target = next_token_pairs(ids, mask, prefix)
         order = torch.argsort(group[row], stable=True)  # few groups meet in one chunk of the head's pass

@@ -34,9 +34,8 @@ class Writing(TokenSettings):
 
     unwritten = {"chat": False, "bos": None, "special": True}
     chat: bool = False  # prompts and answers by the tokenizer's chat template
-    bos: str | None = Field(
-        None, max_length=100
-    )  # what every text begins with, "": nothing; None: as the tokenizer has it
+    # what every text begins with, "": nothing; None: as the tokenizer has it
+    bos: str | None = Field(None, max_length=100)
     special: bool = True  # what looks like a special token in a text is that token; false: it is text
 
 
