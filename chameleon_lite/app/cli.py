@@ -68,7 +68,7 @@ def fit(
     ] = None,
     rank: Annotated[int, option("Rank of the head's update.", least=1)] = 4,
     lora_rank: Annotated[
-        int, option("LoRA's rank in the layers, 0: none; slow, no states kept.", least=0)
+        int, option("Rank of the layers' LoRA, 0: none; slow, no states kept.", least=0)
     ] = 0,
     epochs: Annotated[int, option("Passes over the training texts.", least=1)] = 3,
     learning_rate: Annotated[float, option("AdamW's learning rate.", least=0, most=100)] = 1e-3,
@@ -93,10 +93,8 @@ def fit(
 
     if head not in HEADS:
         raise unknown("head", head, HEADS)
-    given = {"head": head, "layers": layers, "rank": rank, "lora_rank": lora_rank, "condition": condition}
-    given |= {"learning_rate": learning_rate, "max_train_tokens": max_train_tokens, "seed": seed}
+    given = {name: value for name, value in locals().items() if name in FitSettings.model_fields}
     given |= {"tokens": {"max_length": max_length}, "train": {"epochs": epochs}}
-    given |= {"chat": chat, "bos": bos, "special": special}
     how = {"device": device, "overwrite": overwrite, "encoding": encoding}
     how["settings"] = validated(FitSettings, given)
     fitted = run(texts, backbone=backbone, out=out, say=say, **how)

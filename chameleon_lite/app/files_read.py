@@ -173,11 +173,9 @@ def _table(path: Path, delimiter: str, encoding: str) -> Iterator[dict]:
 
 
 def _parquet(path: Path) -> Iterator[dict]:
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ModuleNotFoundError:
-        raise UserError(f"{path.name}: reading .parquet needs pyarrow: pip install pyarrow") from None
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
     with _opened(path, "any") as file:
         try:
             whole = io.BytesIO(file.read()) if isinstance(file, gzip.GzipFile) else file

@@ -75,20 +75,12 @@ def licence(backbone) -> str:
 
 
 def push_to_hub(
-    model,
-    repo_id: str,
-    *,
-    commit_message: str | None = None,
-    private: bool | None = None,
-    token: bool | str | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    **_,
+    model, repo_id: str, *, commit_message=None, private=None, token=None, revision=None, create_pr=False, **_
 ) -> str:
     """Save an adapter to a repository of the model hub, with its card, and give the commit's address.
 
-    As transformers' own, which would replace the card by an empty one. A backbone that is a folder here is named
-    by the folder's last part: whoever loads the adapter gives theirs, `from_pretrained(…, backbone=…)`.
+    Arguments as of transformers' own, which would replace the card by an empty one. A backbone that is a folder here
+    is named by the folder's last part: whoever loads the adapter gives theirs, `from_pretrained(…, backbone=…)`.
     """
     from huggingface_hub import HfApi
 
