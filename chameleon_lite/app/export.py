@@ -73,11 +73,9 @@ def export(
 
 def _inputs(model: Any) -> list:
     """Folders that must stay as they are: the adapter's and the backbone's."""
-    if isinstance(model, str | os.PathLike):
-        folder = adapter_folder(model)
-        name = read_settings(folder)["backbone_name"]
-        return [folder, name, files.home() / name]  # the cache holds what `fetch` got by name
-    return [model.backbone.name, files.home() / model.backbone.name]
+    folder = [adapter_folder(model)] if isinstance(model, str | os.PathLike) else []
+    name = read_settings(*folder)["backbone_name"] if folder else model.backbone.name
+    return [*folder, name, files.home() / name]  # the cache holds what `fetch` got by name
 
 
 def _chosen(model, cluster: int | None, condition: Tensor | None) -> tuple[Tensor | int, str]:
