@@ -101,17 +101,13 @@ def _turns(turns: Any, named: str) -> list[list[str]]:
     """Turns as [role, content]; ValueError where they are none, with what they look like."""
     try:
         turns = json.loads(turns, object_pairs_hook=once) if isinstance(turns, str) else turns
-        keys = [
-            ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
-            for turn in turns
-        ]
+        keys = [("from", "value") if "from" in t and "role" not in t else ("role", "content") for t in turns]
         turns = [[turn[role], turn[content]] for turn, (role, content) in zip(turns, keys)]
-        good = all(isinstance(part, str) for turn in turns for part in turn)
+        if not all(isinstance(part, str) for turn in turns for part in turn):
+            raise TypeError
     except (TypeError, KeyError, ValueError, RecursionError):
-        good = False
-    if not good:
         who, what = ("role", "content") if named == "messages" else ("from", "value")
-        raise ValueError(f"{named!r} is not a list of {{{who!r}: string, {what!r}: string}}")
+        raise ValueError(f"{named!r} is not a list of {{{who!r}: string, {what!r}: string}}") from None
     if named == "conversations" and (unknown := [role for role, _ in turns if role not in ROLES]):
         raise ValueError(f"'from' is {unknown[0][:40]!r}, none of {', '.join(ROLES)}")
     return [[ROLES.get(role, role), content] for role, content in turns]
