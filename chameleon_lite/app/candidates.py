@@ -1,6 +1,6 @@
 """What `fit` can train on one's texts, and the training of it: heads side by side on stored states, layers alone.
 
-    settings ─ candidates_of ─▶ one FitSettings each ─ cohorts ─▶ Cohort.train ─▶ nats of held-out texts (1 + n, N)
+    settings ─ candidates_of ─▶ one FitSettings each ─▶ Cohort.train ─▶ nats of held-out texts (1 + n, N)
 
 A candidate's settings name it alone, so that `fit` with them trains the same adapter: initialisation, orders and
 dropout come from its own seed, and heads of a cohort share nothing but the states that they read.
@@ -75,12 +75,6 @@ def new_model(backbone: Backbone, clustering: Clustering, settings: FitSettings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return ChameleonLiteForCausalLM.from_backbone(backbone, centroids=clustering.centroids, **same)
-
-
-def cohorts(candidates: Sequence[FitSettings]) -> list[list[FitSettings]]:
-    """Candidates that are trained together: all heads, then one by one those with LoRA in the layers."""
-    heads = [one for one in candidates if not one.lora_rank]
-    return [heads] * bool(heads) + [[one] for one in candidates if one.lora_rank]
 
 
 class Cohort:

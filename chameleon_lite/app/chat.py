@@ -39,6 +39,7 @@ class Writer:
     def __init__(self, tokenizer, how: Writing) -> None:
         """Raises DamagedFile for a first token that the tokenizer lacks, UserError where there is no template."""
         self.tokenizer, self.how = tokenizer, how
+        self.plain = how.special and not how.chat  # texts are tokenised as they stand, without marks
         self.is_fast = getattr(tokenizer, "is_fast", False)
         self.pad_token_id, self.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
         if how.bos and how.bos not in tokenizer.get_vocab():
@@ -91,14 +92,9 @@ class Writer:
                 prompt = prompt.removeprefix(self.tokenizer.convert_ids_to_tokens(self.first[0]))
         return replace(document, prompt=prompt, text=text + (self.end if end and prompt else ""))
 
-    @property
-    def _plain(self) -> bool:
-        """Whether texts are tokenised as they stand, without marks."""
-        return self.how.special and not self.how.chat
-
     def marked(self, text: str) -> str:
         """A text as it is, between marks where it holds what looks like a special token and is text."""
-        if self._plain:
+        if self.plain:
             return text
         text = text.replace(MARK, UNKNOWN)
         return f"{MARK}{text}{MARK}" if not self.how.special and self.special.search(text) else text
@@ -115,7 +111,7 @@ class Writer:
         """Token ids, and spans of characters where they are wanted, of texts with or without marks."""
         if isinstance(texts, str):  # what is put before a text, as `opening` looks for it
             return {"input_ids": self.first}
-        if self._plain or not any(MARK in text for text in texts):
+        if self.plain or not any(MARK in text for text in texts):
             return self.tokenizer(list(texts), **options)
         pieces = [(n, i % 2, piece) for n, t in enumerate(texts) for i, piece in enumerate(t.split(MARK))]
         spans = self.is_fast and options.get("return_offsets_mapping", False)
@@ -123,7 +119,8 @@ class Writer:
         for text in (0, 1):  # pieces between marks are the odd ones
             chosen = [piece for _, odd, piece in pieces if odd == text]
             given = options if not text else options | {"split_special_tokens": True}
-            found[text] = self._each(chosen, given, spans)
+            made = self.tokenizer(chosen, **given) if chosen else {"input_ids": [], "offset_mapping": []}
+            found[text] = zip(made["input_ids"], made["offset_mapping"] if spans else [()] * len(chosen))
         ids, places, starts = [[] for _ in texts], [[] for _ in texts], [0] * len(texts)
         for n, odd, piece in pieces:
             new, where = next(found[odd])
@@ -131,10 +128,6 @@ class Writer:
             places[n] += [(starts[n] + a, starts[n] + b) for a, b in where]
             starts[n] += len(piece) + len(MARK)
         return {"input_ids": ids} | ({"offset_mapping": places} if spans else {})
-
-    def _each(self, texts: list[str], options: dict, spans: bool):
-        made = self.tokenizer(texts, **options) if texts else {"input_ids": []}
-        return zip(made["input_ids"], made["offset_mapping"] if spans and texts else [()] * len(texts))
 
 
 def template_of(tokenizer) -> str | None:

@@ -18,7 +18,7 @@ from ..cluster import Clustering
 from ..errors import RunFailed
 from ..processes import Processes
 from ..train import Member
-from .candidates import Cohort, candidates_of, cohorts, name_of, seconds_of_layers, tries_layers
+from .candidates import Cohort, candidates_of, name_of, seconds_of_layers, tries_layers
 from .fit_settings import FitSettings
 from .fitted import compared, span
 from .parts import Parts
@@ -66,7 +66,10 @@ def choose(
 
     A candidate that fails is left out where others are there; else RunFailed, or whatever it was.
     """
-    together, outcomes, failures = cohorts(candidates_of(settings, backbone)), [], []
+    candidates, outcomes, failures = candidates_of(settings, backbone), [], []
+    # heads are trained together, and one by one those with LoRA in the layers
+    heads = [one for one in candidates if not one.lora_rank]
+    together = [heads] * bool(heads) + [[one] for one in candidates if one.lora_rank]
     for candidates in together:
         names = ", ".join(map(name_of, candidates))
         say(f"training {names}" + " side by side" * (len(candidates) > 1))

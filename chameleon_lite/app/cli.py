@@ -67,9 +67,7 @@ def fit(
         bool | None, option("auto: try LoRA in the layers too; default: on a GPU.", "--layers/--no-layers")
     ] = None,
     rank: Annotated[int, option("Rank of the head's update.", least=1)] = 4,
-    lora_rank: Annotated[
-        int, option("Rank of the layers' LoRA, 0: none; slow, no states kept.", least=0)
-    ] = 0,
+    lora_rank: Annotated[int, option("Rank of LoRA in layers, 0: none; slow, no states kept.", least=0)] = 0,
     epochs: Annotated[int, option("Passes over the training texts.", least=1)] = 3,
     learning_rate: Annotated[float, option("AdamW's learning rate.", least=0, most=100)] = 1e-3,
     max_train_tokens: Annotated[int, option("Tokens of training texts at most.", least=1)] = 200_000,

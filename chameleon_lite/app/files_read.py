@@ -28,9 +28,7 @@ from . import SENTENCES
 from .rows import Row, parse, parse_line, parsed
 
 ENDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-KINDS = (
-    f"{', '.join(ENDS[:-1])} or {ENDS[-1]}, a folder of .txt (any of them also .gz), or - for standard input"
-)
+KINDS = f"{', '.join(ENDS[:-1])} or {ENDS[-1]}, a folder of .txt (each also .gz), or - for standard input"
 GZIP = b"\x1f\x8b"
 # how a file begins that is read otherwise ─▶ what it is, what to do
 OTHER_KINDS = {bytes.fromhex(sign): what for sign, what in SENTENCES["other files"].items()}

@@ -29,9 +29,7 @@ WORTH = 0.002  # nats per token that it must save, and twice its standard error
 WORLD = "<|endoftext|>"  # in many vocabularies, and often neither the tokenizer's first token nor its last
 
 
-def decided(
-    corpus: Corpus, backbone: Backbone, settings: FitSettings, say: Callable[[str], None] = lambda text: None
-) -> Writer:
+def decided(corpus: Corpus, backbone: Backbone, settings: FitSettings, say: Callable[[str], None]) -> Writer:
     """The writer of a fit, by its settings and, where those are "auto", by the texts and the model; `say` says it.
 
     Raises UserError for a chat template that is needed and absent, and for a first token that no model has.
