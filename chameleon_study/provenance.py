@@ -37,7 +37,7 @@ HEAD = "git describe --always --abbrev=40 --dirty=+ --exclude=*".split()
 def source_hash() -> str:
     """sha256 over the three packages' source files and tables: the code behind a record, without a repository too."""
     digest = sha256()
-    folders, kinds = [ROOT / package for package in PACKAGES], ("*.py", "*.yaml", "*.csv")
+    folders, kinds = [ROOT / package for package in PACKAGES], ("*.py", "*.yaml", "*.jinja", "*.csv")
     for path in sorted(p for folder in folders for kind in kinds for p in folder.rglob(kind)):
         digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

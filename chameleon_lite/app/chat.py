@@ -19,6 +19,7 @@ from ..backbones.formats import opening
 from ..errors import DamagedFile, UserError
 from ..text import Document
 from . import SENTENCES
+from .rows import Row
 
 MARK, UNKNOWN = "\0", "\N{REPLACEMENT CHARACTER}"
 # Settings of generation that change what is continued greedily ─▶ the value that changes nothing.
@@ -31,6 +32,12 @@ class Dialogue(Document):
     """A document whose prompt is a conversation: `turns` are a JSON list of [role, content]."""
 
     turns: str = ""
+
+
+def document_of(row: Row, name: str) -> Document:
+    """A row as a document of that name."""
+    fields = (name, row.text, row.group, row.prompt, row.instruction)
+    return Dialogue(*fields, row.turns) if row.turns else Document(*fields)
 
 
 class Writer:

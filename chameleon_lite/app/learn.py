@@ -28,9 +28,9 @@ from ..states import ScoredStates, hidden_rows
 from ..streams.memory import HEAD, LearnSettings, Memory, fresh_start
 from ..streams.online import LayerStates, OnlineClusters, layer_shapes
 from ..text import TokenTable, cumulative, ragged, tokenise
-from .chat import Writer, tail
+from .chat import Writer, document_of, tail
 from .rows import Row
-from .score import LONGEST_TOKEN, cuts_of, document_of
+from .score import LONGEST_TOKEN, cuts_of
 
 KINDS = ("global", "cluster")
 RATES = {False: 3e-3, True: 1e-3}  # of a head alone, and with layers: the best of a tuning stream
