@@ -64,7 +64,7 @@ def measured(path: Path, backbone: Backbone, settings: FitSettings) -> dict:
     for row, test in zip(rows, tested(choice, parts, settings.seed)):
         row["test"] = test
     losses = [row["test"]["after"] for row in rows]
-    gap = losses[choice.place] - min(losses)
+    gap = losses[choice.outcomes.index(choice.kept)] - min(losses)
     return {
         "settings": settings.model_dump(mode="json"),
         "texts": {split: len(table) for split, table in parts.tables.items()},

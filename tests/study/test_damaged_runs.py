@@ -156,6 +156,11 @@ def test_seeds_of_other_texts_are_not_mixed(small, made_up, tmp_path):
     assert not said
 
 
+def test_where_nothing_is_left_to_do_no_worker_is_waited_for(small, tmp_path):
+    first = run_experiment(small(["R0"]), runs=tmp_path / "runs")
+    assert run_experiment(small(["R0"]), runs=tmp_path / "runs", dask="tcp://127.0.0.1:9") == first
+
+
 def test_readings_of_another_corpus_are_not_mixed(small, made_up, tmp_path):
     path = Path(shutil.copy(made_up, tmp_path / "other.jsonl"))
     made = small(["R0"], probes={"corpora": [str(path)]})
