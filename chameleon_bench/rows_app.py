@@ -63,9 +63,7 @@ ONE_HEAD, WITH_LAYERS = "PEFT and Trainer, LoRA on the head", "PEFT and Trainer,
 BEHIND = 0.05  # nats per token by which an adapter of ours may be worse than the peer's after as many epochs
 
 
-def short_texts_adapted(
-    bench: Bench, rows: int, fitted_tokens: int, most_megabytes: int, most_seconds: int
-) -> dict:
+def short_texts_adapted(bench: Bench, rows, fitted_tokens, most_megabytes, most_seconds: int) -> dict:
     """B16: scoring short texts with an adapter on SmolLM2 (quick: on the tiny model), from file to file."""
     backbone, corpus = "tiny" if bench.quick else "smollm2", load_corpus("docstrings")
     with tempfile.TemporaryDirectory() as name:

@@ -18,8 +18,6 @@ from chameleon_lite.settings import ClusterSettings, Settings, TokenSettings, Tr
 
 ProfileName = Literal["smoke", "colab", "paper"]
 DEEPEST = 8  # mappings and lists of a file inside one another
-
-
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 

@@ -23,9 +23,9 @@ from chameleon_lite.errors import UserError
 
 from ..records import ARTICLES, CLEAN, FOREIGN, HONEST, TRANSFER, Record, load_records
 from ..stored import read_losses
+from .scoreboard import REGISTERED
 from .statistics import MARGIN, Contrast, holm, mean_interval, verdict
 
-REGISTERED = Path(__file__).resolve().parents[2] / "experiments" / "registered.yaml"
 AREA_EPOCHS = 5.0  # of a validation curve, whose first steps show how fast it falls
 Reading = tuple[str, str]  # a run's name, and what it read
 Losses = tuple[dict[int, np.ndarray], np.ndarray]  # nll sums (N,) by seed, tokens (N,)
@@ -116,14 +116,7 @@ class StoredRuns:
     benchmarks: the folder of stored timings, by default `benchmarks/results` next to the results folder.
     """
 
-    def __init__(
-        self,
-        results: Path,
-        backbone="smollm2",
-        draws=10_000,
-        benchmarks: Path | None = None,
-        experiments=HONEST,
-    ) -> None:
+    def __init__(self, results: Path, backbone="smollm2", draws=10_000, benchmarks=None, experiments=HONEST):
         self.folder, self.backbone, self.draws, self.experiments = Path(results), backbone, draws, experiments
         self.benchmarks = Path(benchmarks or self.folder.parent / "benchmarks" / "results")
         paths = sorted(self.folder.glob(f"{experiments}*.jsonl"))

@@ -12,12 +12,12 @@ import yaml
 from chameleon_lite.errors import unknown
 
 from ...provenance import circumstances, placeless
-from . import architectures, clustering, scoring, training
+from . import clustering, scoring, training
 from .store import Proof
 from .subject import Shown, Subject
 
 TEXTS = yaml.safe_load((files(__package__) / "proofs.yaml").read_text(encoding="utf-8"))
-_PARTS = vars(scoring) | vars(clustering) | vars(training) | vars(architectures)
+_PARTS = vars(scoring) | vars(clustering) | vars(training)
 # name ▶ numbers, and words for its sentence that are no numbers; None where it does not apply to the corpus
 PROOFS: dict[str, Callable[[Subject], Shown | None]] = {name: _PARTS[name] for name in TEXTS}
 BARE = ("paper_tokens", "study_clusters", "architectures")  # proofs that need no hidden states
