@@ -17,7 +17,6 @@ import os
 import pstats
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator
 from functools import partial
@@ -104,10 +103,10 @@ def _adapted(bench: Bench, folder: Path, texts: list[str]) -> tuple[dict, list[d
     pd.DataFrame({"text": texts}).to_json(source, orient="records", lines=True)
     command = [sys.executable, "-m", "chameleon_lite", "adapt", source, "--model", folder / "adapter"]
     limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(THREADS))
-    started = time.perf_counter()
-    printed = run("-c", WATCH, *command, "--out", out, "--device", bench.device, **limits)
+    words = ["-c", WATCH, *command, "--out", out, "--device", bench.device]
+    seconds, printed = bench.timed(partial(run, *words, **limits))
     processor, peak = printed.split()[-2:]
-    used = {"s": time.perf_counter() - started, "processor s": float(processor), "peak bytes": int(peak)}
+    used = {"s": seconds, "processor s": float(processor), "peak bytes": int(peak)}
     return used, [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -155,9 +154,7 @@ def checksums(bench: Bench, fitted_tokens: int) -> dict:
     with tempfile.TemporaryDirectory() as name:
         for number, call in enumerate((fit, partial(watched.runcall, fit))):
             where = {"out": Path(name, str(number)), "device": str(bench.device), "progress": False}
-            started = time.perf_counter()
-            call(corpus, backbone=backbone, settings=settings, **where)
-            seconds = time.perf_counter() - started
+            seconds, _ = bench.timed(partial(call, corpus, backbone=backbone, settings=settings, **where))
     spent = 0.0
     for (_, _, function), (_, _, own, whole, callers) in pstats.Stats(watched).stats.items():
         if function == "file_digest":

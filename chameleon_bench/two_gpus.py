@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -118,9 +118,7 @@ def workers(bench: Bench) -> dict:
             (folder / "settings.yaml").write_text(json.dumps(settings | train))  # JSON is YAML
             command = ["-m", "chameleon_lite", "run", folder / "settings.yaml", *more]
             out, home = folder / "-".join([str(epochs), *more]), str(folder / "home")
-            started = time.perf_counter()
-            _run(bench, *command, "--out", out, CHAMELEON_LITE_HOME=home)
-            return time.perf_counter() - started
+            return bench.seconds(partial(_run, bench, *command, "--out", out, CHAMELEON_LITE_HOME=home))
 
         seconds(1, "--seeds", "1")
         one, two = (seconds(EPOCHS, "--workers", str(count)) for count in (1, 2))

@@ -29,7 +29,7 @@ def _named(kind: str, name: str, items: dict):
 
 
 def published_parameters() -> dict[str, int]:
-    """The parameter column of both tables, under the names of `model.parameters.parameter_table`."""
+    """The parameter column of both tables, under the names of `parameters.parameter_table`."""
     parts = {"R0": "total", "R1": "lora_head", "R4": "hyper_head"}
     return {part: int(published(1, regime, "parameters")) for regime, part in parts.items()}
 

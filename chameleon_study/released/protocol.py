@@ -13,10 +13,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import model_validator
 
-from chameleon_lite.errors import unknown
 from chameleon_lite.settings import Settings, validated
 
-from ..config import ProtocolSettings
+from ..config import ProtocolSettings, known
 
 # by switch: its value in each preset, what the paper, the released code and this study do, a label for charts
 SWITCHES = yaml.safe_load((files(__package__) / "switches.yaml").read_text(encoding="utf-8"))
@@ -55,11 +54,8 @@ PRESETS = {name: Protocol(**{switch: row[name] for switch, row in SWITCHES.items
 
 def preset(name: str, **switches: Any) -> Protocol:
     """A preset with some switches turned; UserError for unknown names and for contradictions."""
-    if name not in PRESETS:
-        raise unknown("protocol", name, PRESETS)
-    for switch in switches:
-        if switch not in Protocol.model_fields:
-            raise unknown("protocol switch", switch, Protocol.model_fields)
+    known("protocol", [name], PRESETS)
+    known("protocol switch", switches, Protocol.model_fields)
     return validated(Protocol, PRESETS[name].model_dump() | switches, f"protocol {name}: ")
 
 

@@ -9,8 +9,7 @@ from importlib.resources import files
 
 import yaml
 
-from chameleon_lite.errors import unknown
-
+from ...config import known
 from ...provenance import circumstances, placeless
 from . import clustering, scoring, training
 from .store import Proof
@@ -26,8 +25,7 @@ BARE = ("paper_tokens", "study_clusters", "architectures")  # proofs that need n
 def prove_all(subject: Subject, command: str, names: Iterable[str] | None = None) -> list[Proof]:
     """Run the named proofs (or all) on a subject; those that do not apply to its corpus are left out."""
     proofs, names = [], list(names or PROOFS)
-    if odd := [name for name in names if name not in PROOFS]:
-        raise unknown("proof", odd[0], PROOFS)
+    known("proof", names, PROOFS)
     for name in names:
         subject.say(f"proof {name}")
         if shown := PROOFS[name](subject):
