@@ -98,7 +98,10 @@ class Machine:
         return int(self.counted.read_text())
 
     def together(self, code: str, folder: Path, count: int = 2) -> str:
-        """Runs as one of `count` processes that share the work, as `torchrun` starts them; what they said."""
+        """Runs as `count` processes that share the work, as `torchrun` starts them; what they said.
+
+        `torchrun` itself starts those of tests/study/test_torchrun.py.
+        """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

@@ -1,9 +1,6 @@
 """`fit` with LoRA in the layers: it learns, it is saved whole, and frozen still means frozen."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -207,19 +204,13 @@ def test_a_loss_that_is_not_finite_is_a_failed_run_that_names_the_learning_rate(
         fit(two_kinds(60), backbone="tiny", settings=small())
 
 
-@pytest.mark.slow
-def test_command_line_and_two_processes(command, two_kinds, tmp_path):
-    """The one test of `fit` that `torchrun` starts; the others' processes are forked."""
+def test_command_line_and_two_processes(command, machine, two_kinds, tmp_path):
     source = tmp_path / "texts.jsonl"
     source.write_text("\n".join(json.dumps({"text": t}) for t in two_kinds(120)))
-    words = ["fit", str(source), "--backbone", "tiny", "--epochs", "1", "--device", "cpu", "--lora-rank", "2"]
-    code, said, errors = command(*words, "--out", tmp_path / "one")
+    words = ["fit", source, "--backbone", "tiny", "--epochs", 1, "--device", "cpu", "--lora-rank", 2, "--out"]
+    code, said, errors = command(*words, tmp_path / "one")
     assert code == 0 and "held-out texts" in said, errors
-    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    launched += ["-m", "chameleon_lite", *words, "--out", str(tmp_path / "two")]
-    no_gpu = os.environ | {"CUDA_VISIBLE_DEVICES": ""}  # where there is one, both processes would take it
-    done = subprocess.run(launched, capture_output=True, text=True, env=no_gpu)
-    assert done.returncode == 0 and "held-out texts" in done.stdout, done.stderr
+    assert "held-out texts" in machine.together(machine.command(*words, "two"), tmp_path)
     notes = [json.loads((tmp_path / n / "config.json").read_text())["notes"] for n in ("one", "two")]
     assert (
         notes[0]["after"] == pytest.approx(notes[1]["after"], abs=1e-3)

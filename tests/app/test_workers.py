@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,8 +10,6 @@ import pytest
 
 from chameleon_lite.app.workers import LIVES, Workers, _gpus
 from chameleon_lite.errors import RunFailed, Unreachable, UserError
-
-ROOT = Path(__file__).parents[2]
 
 
 def squares(common, job):
