@@ -100,7 +100,7 @@ triton: $(VENV)/.stamp-test
 	@CUDA_VISIBLE_DEVICES= TRITON_INTERPRET=1 $(PYTEST) tests/fast/test_head_loss_cuda.py $(PYTEST_ARGS)
 
 browser: $(VENV)/.stamp-test
-	@echo "[browser] every page at two widths and two themes, and by axe-core (five minutes)"
+	@echo "[browser] every page at two widths and two themes, and by axe-core (minutes)"
 	@$(PYTEST) -m browser tests/book $(PYTEST_ARGS)
 
 # A run whose record is already there is skipped, so an interrupted reproduction continues where it stopped.
