@@ -235,8 +235,8 @@ def test_a_damaged_corpus_of_the_cache_is_named_and_built_again(damage, tmp_path
     from chameleon_study.corpora import docstrings
 
     monkeypatch.setenv("CHAMELEON_LITE_HOME", str(tmp_path))
-    build = docstrings.build
-    monkeypatch.setattr(docstrings, "build", lambda form, seed: build(form, libs=(), seed=seed))
+    build = docstrings.build  # of one small library
+    monkeypatch.setattr(docstrings, "build", lambda form, seed: build(form, libs=("typer",), seed=seed))
     built = load_corpus("docstrings")
     (path,) = (tmp_path / "corpora").glob("docstrings-*.jsonl")
     content = path.read_bytes()
