@@ -19,12 +19,7 @@ ELSE = "choose another --out"
 
 @contextmanager
 def claimed(
-    path: Path | str,
-    inputs: Sequence[Path | str] = (),
-    *,
-    own: bool = False,
-    folder: bool = False,
-    overwrite: bool = False,
+    path: Path | str, inputs: Sequence[Path | str] = (), *, own=False, folder=False, overwrite=False
 ) -> Iterator[Path]:
     """Hold an output, a file or a `folder`, for one writer; yields its path with links followed.
 

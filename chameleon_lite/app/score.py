@@ -209,18 +209,12 @@ def mean_of(prompts: Prompts, embedding: Tensor) -> Tensor:
 
 @torch.no_grad()
 def continue_mixed(
-    model,
-    prompts: Prompts,
-    group: Tensor,
-    update: HeadUpdate,
-    new_tokens: int,
-    batch: int = 32,
-    end: list[int] | None = None,
+    model, prompts: Prompts, group: Tensor, update: HeadUpdate, new_tokens: int, batch=32, end=None
 ) -> list[list[int]]:
     """New tokens for each of the prompts (lists of ids), prompt i under update group[i]; `batch` rows at once.
 
-    Prompts of similar length share a batch, so that little is padded; the first of the tokens `end` (those of the
-    model where none are given) and what follows it are cut.
+    Prompts of similar length share a batch, so that little is padded; the first of the tokens `end`, a list of ids
+    (those of the model where there is none), and what follows it are cut.
     """
     end = end or model.generation_config.eos_token_id
     out: list[list[int]] = [[] for _ in prompts]

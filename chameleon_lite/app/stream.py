@@ -99,7 +99,7 @@ def adapt(
     """
     texts = [texts] if isinstance(texts, str) else texts
     adapter, results = Adapter(open_model(model), **how), []
-    with _bar(progress, total=len(texts) if hasattr(texts, "__len__") else None) as bar:
+    with _bar(progress, len(texts) if hasattr(texts, "__len__") else None) as bar:
         for part in windows(parsed(texts, scored=False), window):
             results += adapter(part)
             bar.update(len(part))
@@ -152,8 +152,7 @@ def adapt_file(
         if not done:
             part.unlink(missing_ok=True)
             files.write_sealed(record, made)
-        shown = {"total": total, "initial": done}
-        with Workers(sent or adapter, workers, dask) as crew, _bar(progress, **shown) as bar:
+        with Workers(sent or adapter, workers, dask) as crew, _bar(progress, total, done) as bar:
             _run(crew, windows(islice(read(), done, None), window), part, record, made, bar)
         os.replace(part, place)
         return _summary(place)
@@ -188,8 +187,9 @@ def _results(common: Adapter | Sent, rows: list[Row]) -> Iterator[list[dict]]:
     yield (common.adapter if isinstance(common, Sent) else common)(rows)
 
 
-def _bar(progress: bool, **options) -> tqdm:
-    return tqdm(desc="adapting", unit="row", leave=False, disable=None if progress else True, **options)
+def _bar(progress: bool, total: int | None, done: int = 0) -> tqdm:
+    shown = {"desc": "adapting", "unit": "row", "leave": False, "disable": None if progress else True}
+    return tqdm(total=total, initial=done, **shown)
 
 
 def _record(out: Path) -> Path:
