@@ -65,7 +65,7 @@ def measured(path: Path, backbone: Backbone, settings: FitSettings) -> dict:
         nll = np.asarray(one.cohort.nats("test", [one.member]))
         row["test"] = compared(nll, parts.tables["test"].n_scored, settings.seed)
     losses = [row["test"]["after"] for row in rows]
-    gap = losses[choice.place] - min(losses)
+    gap = losses[choice.outcomes.index(choice.kept)] - min(losses)
     return {
         "settings": settings.model_dump(mode="json"),
         "texts": {split: len(table) for split, table in parts.tables.items()},

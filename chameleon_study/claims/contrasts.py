@@ -58,11 +58,10 @@ def by_unit(frame: pd.DataFrame, corpus: str, articles: dict[str, str]) -> dict[
     places, _ = pd.factorize(np.array(units, dtype=object), sort=True)
     keyed = frame[["run", "split", "nll", "tokens"]].assign(unit=places[names.cat.codes])
     summed = keyed.groupby(["run", "split", "unit"], observed=True)[["nll", "tokens"]].sum()
-    readings = summed.groupby(level=["run", "split"], observed=True)
-    return {
-        (str(run), reading): (rows["nll"].to_numpy(float), rows["tokens"].to_numpy(float))
-        for (run, reading), rows in readings
-    }
+    readings = summed.groupby(level=["run", "split"], observed=True).size()
+    ends = readings.to_numpy().cumsum()[:-1]  # a reading's units lie together; a slice of a frame is slow
+    parts = zip(readings.index, *(np.split(summed[x].to_numpy(float), ends) for x in ("nll", "tokens")))
+    return {(str(run), reading): (nll, tokens) for (run, reading), nll, tokens in parts}
 
 
 def articles_of(folder: Path) -> dict[str, str]:
@@ -154,7 +153,9 @@ class StoredRuns:
             of_run = frame["run"].map(corpus_of).astype(str)
             of_reading = frame["split"].astype(str).where(frame["split"].str.startswith(TRANSFER), TRANSFER)
             other = of_reading.str.removeprefix(TRANSFER)
-            for corpus, rows in frame.groupby(other.where(other != "", of_run), observed=True, sort=False):
+            # by a column's name: given a series, pandas prints all of it into an exception that it drops
+            keyed = frame.assign(corpus=other.where(other != "", of_run))
+            for corpus, rows in keyed.groupby("corpus", observed=True, sort=False):
                 out |= by_unit(rows, corpus, articles)
         return out
 

@@ -44,15 +44,13 @@ RELEASED = {
 }
 
 
-def run(folder, made_up, *more, **settings):
-    path = folder / "shared.yaml"
-    path.write_text(yaml.safe_dump({**SMALL, **settings, "corpora": [made_up]}))
-    command = [
-        sys.executable,
-        "-m",
-        "chameleon_lite",
+def run(machine, folder, made_up, *more, **settings):
+    """The records of the command in a process of its own, and what it said."""
+    folder.mkdir()
+    (folder / "shared.yaml").write_text(yaml.safe_dump({**SMALL, **settings, "corpora": [made_up]}))
+    words = [
         "run",
-        str(path),
+        "shared.yaml",
         "--profile",
         "paper",
         "--backbone",
@@ -61,24 +59,19 @@ def run(folder, made_up, *more, **settings):
         "cpu",
         "--seeds",
         "2",
-        "--out",
-        str(folder / "runs"),
-        *more,
     ]
-    own = {"CHAMELEON_LITE_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    before = len(machine.log.read_bytes()) if machine.log.exists() else 0
+    machine.whole(machine.command(*words, "--out", "runs", *more), folder)
     found = {p.parent.name: json.loads(p.read_text()) for p in (folder / "runs").glob("*/record.json")}
     return {
         name: (r["metrics"], r["curve"], r["learning_rate_trials"]) for name, r in found.items()
-    }, done.stderr
+    }, machine.log.read_bytes()[before:].decode()
 
 
 @pytest.mark.parametrize("settings", [{}, RELEASED], ids=["honest", "as released"])
-def test_two_workers_leave_the_records_of_one_process(made_up, tmp_path, settings):
-    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
-    alone, _ = run(tmp_path / "one", made_up, **settings)
-    together, said = run(tmp_path / "two", made_up, "--workers", "2", **settings)
+def test_two_workers_leave_the_records_of_one_process(machine, made_up, tmp_path, settings):
+    alone, _ = run(machine, tmp_path / "one", made_up, **settings)
+    together, said = run(machine, tmp_path / "two", made_up, "--workers", "2", **settings)
     assert len(alone) == 6 and together == alone
     jobs = [line for line in said.splitlines() if ", seed " in line]
     assert len(jobs) == (6 if not settings else 2)  # 2 orders × 2 sweep seeds, and 2 seeds

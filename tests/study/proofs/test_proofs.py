@@ -19,15 +19,24 @@ from chameleon_study.released.proofs.training import rebuilt
 from chameleon_study.sources import mean_cosine
 
 
+@pytest.fixture(scope="module")
+def proved():
+    """Proofs by corpus and protocol: no test changes them, and most take those of plain text."""
+    return {}
+
+
 @pytest.fixture
-def proofs_of(tiny_backbone, released_settings):
+def proofs_of(tiny_backbone, released_settings, proved):
     def make(corpus, **protocol):
-        settings = released_settings(corpus, {"preset": "as_released", **protocol})
-        subject = Subject(settings, tiny_backbone, settings.corpora[0])
-        names = [
-            name for name in PROOFS if name != "architectures"
-        ]  # a test of its own: it fits several models
-        return {p.proof: p for p in prove_all(subject, "test", names)}
+        key = (corpus, repr(protocol))
+        if key not in proved:
+            settings = released_settings(corpus, {"preset": "as_released", **protocol})
+            subject = Subject(settings, tiny_backbone, settings.corpora[0])
+            names = [
+                name for name in PROOFS if name != "architectures"
+            ]  # a test of its own fits several models
+            proved[key] = prove_all(subject, "test", names)
+        return {p.proof: p for p in proved[key]}
 
     return make
 
