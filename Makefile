@@ -8,6 +8,8 @@ TORCH_INDEX ?=
 PROFILE     ?= $(if $(filter reproduce,$(MAKECMDGOALS)),colab,smoke)
 # ONLY=03 rebuilds the pages whose file name contains 03 and takes the others from the last run.
 ONLY        ?=
+# Processes that share the tests; WORKERS=0 runs them in one, as a debugger and -s want it.
+WORKERS     ?= logical
 
 # `make reproduce`: the paper's tables, the honest study, and the tables on data at hand.
 DATA_DIR    ?=
@@ -77,10 +79,12 @@ pdf: $(VENV)/.stamp-test
 	@echo "[pdf] every page of _build/site on paper (2-4 minutes)"
 	@$(BIN)/python book/pdf.py
 
-# One thread: the tests' models are so small that more threads only wait for each other.
+# One thread: the tests' models are so small that more threads only wait for each other. Who has nothing left to do
+# takes tests from another (worksteal). A worker has PyTorch loaded, about 1 GB: eight at most.
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 test: $(VENV)/.stamp-test
 	@echo "[test] the whole suite, without the browser (minutes; no network)"
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 TQDM_DISABLE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@HF_HUB_OFFLINE=1 TQDM_DISABLE=1 $(PYTEST) $(PYTEST_ARGS)
 
 # For another Python: make test-package PYTHON=python3.13 VENV=../venv-3.13
 test-package:
@@ -93,11 +97,11 @@ test-plain:
 # The first line fails where Triton is absent: the tests alone would pass over its kernels.
 triton: $(VENV)/.stamp-test
 	@$(BIN)/python -c 'import triton; print(f"[triton] the kernels of the head loss, interpreted by Triton {triton.__version__}")'
-	@CUDA_VISIBLE_DEVICES= TRITON_INTERPRET=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest tests/fast/test_head_loss_cuda.py $(PYTEST_ARGS)
+	@CUDA_VISIBLE_DEVICES= TRITON_INTERPRET=1 $(PYTEST) tests/fast/test_head_loss_cuda.py $(PYTEST_ARGS)
 
 browser: $(VENV)/.stamp-test
-	@echo "[browser] every page at two widths and two themes, and by axe-core (five minutes)"
-	@$(BIN)/python -m pytest -m browser tests/book $(PYTEST_ARGS)
+	@echo "[browser] every page at two widths and two themes, and by axe-core (minutes)"
+	@$(PYTEST) -m browser tests/book $(PYTEST_ARGS)
 
 # A run whose record is already there is skipped, so an interrupted reproduction continues where it stopped.
 # gpt2, WikiText-2 and Alpaca come from the model hub; with DATA_DIR=FOLDER holding wikitext-2/ and alpaca/ the

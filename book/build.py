@@ -36,24 +36,11 @@ from chameleon_study.provenance import PACKAGES, commit, installed
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "_build"
 COPIED = ("_config.yml", "_toc.yml", "book", "results", "benchmarks", *PACKAGES)
-QUIET = {
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TQDM_DISABLE": "1",
-    "JUPYTER_PREFER_ENV_PATH": "1",
-    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    # Idle threads sleep: no slower alone than spinning, three times as fast beside another busy process.
-    "OMP_WAIT_POLICY": "passive",
-    "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # read when a kernel's original imports matplotlib
-    # UMAP's compiler refuses to work where it cannot write beside the library nor in the home folder.
-    "NUMBA_CACHE_DIR": str(OUT / "numba"),
-}
-SHOWN_VERSIONS = """torch transformers peft accelerate numpy scikit-learn umap-learn datasets
-papermill jupyter-book myst-nb sphinx""".split()
+WORDS = yaml.safe_load((ROOT / "book" / "build.yaml").read_text(encoding="utf-8"))
+# UMAP's compiler refuses to work where it cannot write beside the library nor in the home folder.
+QUIET = WORDS["quiet"] | {"NUMBA_CACHE_DIR": str(OUT / "numba")}
 # --help describes them; as functions they would show typer's objects.
 COMMANDS = ("cli.py", "command.py", "__main__.py")
-MODULE = "### {0}\n\n```{{eval-rst}}\n.. automodule:: {0}\n   :members:\n"
-MODULE += "   :exclude-members: model_config\n   :ignore-module-all:\n```\n"
 ERROR = re.compile(r"^[\w.]*(?:Error|Interrupt): .+", re.M)  # in papermill's messages the last is the reason
 log = partial(print, flush=True)  # at once also when stdout is a pipe
 
@@ -67,7 +54,7 @@ def toc_notebooks() -> list[Path]:
 
 def execute_all(args: argparse.Namespace) -> None:
     """Run the notebooks the arguments select, two at a time without a GPU; the others keep an earlier copy."""
-    from forked import FORK, PRELOADED  # beside this file
+    from forked import FORK  # beside this file
 
     notebooks = toc_notebooks()
     chosen = [] if args.pages_only else [n for n in notebooks if args.only in n.stem]
@@ -89,7 +76,7 @@ def execute_all(args: argparse.Namespace) -> None:
         log(f"[book]   {path.relative_to(ROOT)} {took}")
         return wrong
 
-    FORK.set_forkserver_preload(PRELOADED)
+    FORK.set_forkserver_preload(WORDS["preloaded"])
     with ThreadPool(workers) as pool:
         failures = list(filter(None, pool.map(run, todo, chunksize=1)))
     if failures:
@@ -165,7 +152,7 @@ def machine() -> pd.DataFrame:
     facts |= {"system": f"{platform.system()} {platform.machine()}", "memory": f"{memory:.0f} GiB"}
     facts |= {"GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none"}
     facts |= {"Python": platform.python_version()}
-    facts |= {name: installed(name, "not installed") for name in SHOWN_VERSIONS}
+    facts |= {name: installed(name, "not installed") for name in WORDS["versions"]}
     return pd.DataFrame(facts.items(), columns=["what", "value"])
 
 
@@ -210,7 +197,7 @@ def api_page() -> str:
             continue
         if folder != room:
             text.append(f"## {'/'.join(room := folder)}/\n")
-        text.append(MODULE.format(".".join(parts).removesuffix(".__init__")))
+        text.append(WORDS["module"].format(".".join(parts).removesuffix(".__init__")))
     return "\n".join(text)
 
 

@@ -1,7 +1,7 @@
 """Kernels that have the slow imports of the pages behind them: each is a copy, by fork, of one process.
 
-    fork server, imports PRELOADED ─┬─ fork ─▶ kernel of the first page
-                                    └─ fork ─▶ kernel of the second page …
+    fork server, imports `preloaded` of build.yaml ─┬─ fork ─▶ kernel of the first page
+                                                    └─ fork ─▶ kernel of the second page …
 
 Without it a page begins with three to eight seconds of processor time. Only imports are shared: nothing is
 computed before a copy is made, and of threads there are those of OpenBLAS and of pyarrow's memory alone, which
@@ -20,9 +20,6 @@ from jupyter_client import AsyncKernelManager
 
 SAFE = sys.platform == "linux" and not torch.cuda.is_available()
 FORK = multiprocessing.get_context("forkserver" if SAFE else "spawn")
-PRELOADED = """chameleon_study.claims.ledger chameleon_study.figures.study chameleon_study.study_tables
-chameleon_study.corpora chameleon_lite.app.fit chameleon_bench.tables matplotlib.pyplot pyarrow.parquet
-sklearn.cluster transformers.models.llama.modeling_llama ipykernel.kernelapp""".split()
 
 
 class Process(FORK.Process):

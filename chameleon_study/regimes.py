@@ -63,11 +63,6 @@ class Regime:
     searched: bool
 
     @property
-    def drops(self) -> bool:
-        """Whether its head has dropout, which is tuned then."""
-        return self.head is not None and self.head in [HEADS.get(name) for name in DROPPING]
-
-    @property
     def trained(self) -> bool:
         """Whether a head is trained for this regime."""
         return self.head is not None
@@ -95,7 +90,7 @@ HEADS: dict[str, NewHead] = {
     "prompt": lambda b, train: heads.PromptHead(b.head.weight, RANK),
     "sparse": lambda b, train: heads.SparseHead(b.width, b.vocab, RANK),
 }
-DROPPING = ("hyper", "codes")  # heads with dropout that is tuned
+DROPPING = (HEADS["hyper"], HEADS["codes"])  # dropout is tuned for them
 SOURCES: dict[str, NewSource] = {
     **{f"group {n}": lambda s, train, n=n: GroupMean(s.vectors, n) for n in (1, *SIZES, GROUP)},
     "length": lambda s, train: GroupMean(s.views["length"], GROUP),

@@ -10,6 +10,8 @@ from chameleon_lite.loss import HeadWeight
 from chameleon_lite.states import ScoredStates, hidden_states
 from chameleon_lite.text import Document, tokenise
 
+from .machine import job_server, machine  # noqa: F401  (fixtures)
+
 
 class ByteTokenizer:
     """Byte b is token b; the smallest thing `tokenise` takes for a tokenizer. Pads with 0, an ordinary id."""

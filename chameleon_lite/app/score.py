@@ -30,7 +30,7 @@ from ..loss import HeadWeight, next_token_pairs, token_losses
 from ..settings import TokenSettings
 from ..states import BATCH_TOKENS
 from ..text import Document, TokenTable, by_length, cumulative, tokenise
-from .chat import Dialogue, Writer, tail, whole_characters
+from .chat import Writer, document_of, tail, whole_characters
 from .rows import Row
 
 Prompts = Sequence[Sequence[int]]  # lists of token ids
@@ -143,9 +143,7 @@ class Adapter:
             nats[:, documents] = sums.cpu()
         return nats
 
-    def _sums(
-        self, updates: list[HeadUpdate | None], group: Tensor, ids: Tensor, mask: Tensor, prefix: Tensor
-    ) -> Tensor:
+    def _sums(self, updates: list, group: Tensor, ids: Tensor, mask: Tensor, prefix: Tensor) -> Tensor:
         """Nats (updates, B) of a batch's rows under the layers as they are now."""
         row, column, target = next_token_pairs(ids, mask, prefix)
         order = torch.argsort(group[row], stable=True)  # few groups meet in one chunk of the head's pass
@@ -188,13 +186,6 @@ class Adapter:
                 "continuation": whole_characters(self.model.tokenizer, tokens),
             }
         return results
-
-
-def document_of(row: Row, name: str) -> Document:
-    """A row as a document of that name."""
-    if row.turns:
-        return Dialogue(name, row.text, prompt=row.prompt, instruction=row.instruction, turns=row.turns)
-    return Document(name, row.text, prompt=row.prompt, instruction=row.instruction)
 
 
 def cuts_of(prompts: dict) -> dict:

@@ -15,7 +15,7 @@ from ..released.proofs.store import load_proofs
 from ..stored import read
 from . import continuations, rules, rules_stored
 from .contrasts import StoredRuns, registered
-from .paper import claims, parts, rulebook
+from .paper import paper, parts, rulebook
 from .rules import PLANTED, headline, members_of
 from .scoreboard import OPEN, ledger_frame, scoreboard, stored_verdicts, write_verdicts
 from .statistics import UNTESTED
@@ -57,7 +57,7 @@ def changes_frame(results: Path) -> pd.DataFrame:
     old = {row["claim"]: row["status"] for row in stored}
     now = pd.DataFrame(scoreboard(results))
     rows = []
-    for c in claims():
+    for c in paper()["claims"]:
         of_claim = now[now["claim"] == c["claim"]]
         headlines = "; ".join(f"{row.part}: {row.status}" for row in of_claim.itertuples())
         row = {"claim": c["claim"], "says": c["says"], "version 1": old.get(c["claim"], UNTESTED)}

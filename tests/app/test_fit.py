@@ -1,5 +1,4 @@
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -103,36 +102,24 @@ def test_interval_of_the_difference():
     assert found["low"] < 0 < found["high"]
 
 
-def test_command_line(tmp_path, two_kinds):
-    source = tmp_path / "texts.jsonl"
-    source.write_text("\n".join(json.dumps({"text": t}) for t in two_kinds(120)))
-    base = [sys.executable, "-m", "chameleon_lite"]
-    adapter, out = str(tmp_path / "a"), str(tmp_path / "o.jsonl")
-    done = subprocess.run(
-        [
-            *base,
-            "fit",
-            str(source),
-            "--backbone",
-            "tiny",
-            "--out",
-            adapter,
-            "--epochs",
-            "1",
-            "--device",
-            "cpu",
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0 and "held-out texts" in done.stdout, done.stderr
-    done = subprocess.run(
-        [*base, "adapt", str(source), "--model", adapter, "--out", out, "--continue", "3", "--device", "cpu"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0 and "120 rows, 0 failed" in done.stdout, done.stderr
-    assert len((tmp_path / "o.jsonl").read_text().splitlines()) == 120
+@pytest.fixture
+def source(tmp_path, two_kinds):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("\n".join(json.dumps({"text": t}) for t in two_kinds(120)))
+    return path
+
+
+FIT = ("--backbone", "tiny", "--epochs", 1, "--device", "cpu", "--out")
+
+
+def test_command_line(source, command, tmp_path):
+    adapter, out = tmp_path / "a", tmp_path / "o.jsonl"
+    code, said, errors = command("fit", source, *FIT, adapter)
+    assert code == 0 and "held-out texts" in said, errors
+    words = ("--model", adapter, "--out", out, "--continue", 3, "--device", "cpu")
+    code, said, errors = command("adapt", source, *words)
+    assert code == 0 and "120 rows, 0 failed" in said, errors
+    assert len(out.read_text().splitlines()) == 120
 
 
 @pytest.mark.parametrize(
@@ -156,37 +143,9 @@ def test_wrong_use_is_one_line(wrong, says, capsys, monkeypatch):
     assert stopped.value.code == 2 and says in err and len(err.splitlines()) == 1
 
 
-@pytest.mark.slow
-def test_two_processes_fit_what_one_does(tmp_path, two_kinds):
-    source = tmp_path / "texts.jsonl"
-    source.write_text("\n".join(json.dumps({"text": t}) for t in two_kinds(120)))
-    command = [
-        "-m",
-        "chameleon_lite",
-        "fit",
-        str(source),
-        "--backbone",
-        "tiny",
-        "--epochs",
-        "1",
-        "--device",
-        "cpu",
-    ]
-    one = [sys.executable, *command, "--out", str(tmp_path / "one")]
-    two = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        *command,
-        "--out",
-        str(tmp_path / "two"),
-    ]
-    for run in (one, two):
-        done = subprocess.run(run, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+def test_two_processes_fit_what_one_does(source, command, machine, tmp_path):
+    assert command("fit", source, *FIT, tmp_path / "one")[0] == 0
+    machine.together(machine.command("fit", source, *FIT, "two"), tmp_path)
     notes = [json.loads((tmp_path / n / "config.json").read_text())["notes"] for n in ("one", "two")]
     assert (
         notes[0]["after"] == pytest.approx(notes[1]["after"], abs=1e-3)

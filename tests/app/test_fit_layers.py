@@ -1,8 +1,6 @@
 """`fit` with LoRA in the layers: it learns, it is saved whole, and frozen still means frozen."""
 
-import os
-import subprocess
-import sys
+import json
 
 import numpy as np
 import pytest
@@ -72,7 +70,7 @@ def test_layers_do_something_that_the_head_alone_does_not(fitted, two_kinds):
     assert alone.after != pytest.approx(fitted.after, abs=1e-3)
 
 
-def test_another_process_computes_equal_logits(fitted, tmp_path):
+def test_another_process_computes_equal_logits(fitted, machine, tmp_path):
     model = fitted.model
     ids = torch.arange(40).reshape(2, 20)
     code = f"""
@@ -82,7 +80,7 @@ torch.set_num_threads({torch.get_num_threads()})
 model = ChameleonLiteForCausalLM.from_pretrained({str(fitted.folder)!r})
 logits = model(torch.arange(40).reshape(2, 20), condition=model.centroids[:2]).logits
 torch.save(logits.detach(), {str(tmp_path / "logits.pt")!r})"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+    machine.whole(code, tmp_path)
     with torch.no_grad():
         here = model(ids, condition=model.centroids[:2]).logits
         assert torch.equal(torch.load(tmp_path / "logits.pt"), here)
@@ -206,32 +204,13 @@ def test_a_loss_that_is_not_finite_is_a_failed_run_that_names_the_learning_rate(
         fit(two_kinds(60), backbone="tiny", settings=small())
 
 
-@pytest.mark.slow
-def test_command_line_and_two_processes(tmp_path, two_kinds):
-    import json
-
+def test_command_line_and_two_processes(command, machine, two_kinds, tmp_path):
     source = tmp_path / "texts.jsonl"
     source.write_text("\n".join(json.dumps({"text": t}) for t in two_kinds(120)))
-    command = [
-        "-m",
-        "chameleon_lite",
-        "fit",
-        str(source),
-        "--backbone",
-        "tiny",
-        "--epochs",
-        "1",
-        "--device",
-        "cpu",
-        "--lora-rank",
-        "2",
-    ]
-    launched = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for name, before in (("one", []), ("two", launched)):
-        words = [sys.executable, *before, *command, "--out", str(tmp_path / name)]
-        no_gpu = os.environ | {"CUDA_VISIBLE_DEVICES": ""}  # where there is one, both processes would take it
-        done = subprocess.run(words, capture_output=True, text=True, env=no_gpu)
-        assert done.returncode == 0 and "held-out texts" in done.stdout, done.stderr
+    words = ["fit", source, "--backbone", "tiny", "--epochs", 1, "--device", "cpu", "--lora-rank", 2, "--out"]
+    code, said, errors = command(*words, tmp_path / "one")
+    assert code == 0 and "held-out texts" in said, errors
+    assert "held-out texts" in machine.together(machine.command(*words, "two"), tmp_path)
     notes = [json.loads((tmp_path / n / "config.json").read_text())["notes"] for n in ("one", "two")]
     assert (
         notes[0]["after"] == pytest.approx(notes[1]["after"], abs=1e-3)

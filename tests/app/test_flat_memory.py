@@ -22,10 +22,10 @@ from chameleon_lite.backbones.formats import words_cached
 from chameleon_lite.streams.memory import LearnSettings
 
 WORDS = "the mean of a batch tells what kind of text it holds and little else".split()
-BATCH, FEW, MANY = 200, 1_000, 4_000
+BATCH, FEW, MANY = 100, 500, 1_500
 BYTES_PER_ROW = 100  # that Python may hold more of: the result of a row alone takes some 400
 NATIVE_MEGABYTES = (
-    40  # that the process may grow by over 2,000 rows; products compiled for each shape took 138
+    20  # by which the process may grow over 1,000 rows; products compiled for each shape took 138 over 2,000
 )
 
 
@@ -71,7 +71,7 @@ batch, sizes, rows = learn.LearningStream.__call__, [], 0
 def watched(self, window):
     global rows
     out, rows = batch(self, window), rows + len(window)
-    if rows in (992, 2_976):
+    if rows in (480, 1_472):
         with open("/proc/self/statm") as file:
             sizes.append(int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
     return out
@@ -83,7 +83,7 @@ print((sizes[1] - sizes[0]) / 1e6)
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's own count of pages")
 def test_the_process_does_not_grow_with_the_rows(tmp_path):
-    source = written(tmp_path / "in.jsonl", 3_000, longest=40)
+    source = written(tmp_path / "in.jsonl", 1_500, longest=40)
     words = [sys.executable, "-c", GROWTH, str(source), str(tmp_path / "out")]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert float(done.stdout) < NATIVE_MEGABYTES

@@ -1,8 +1,5 @@
 import json
 import signal
-import subprocess
-import sys
-import time
 import tracemalloc
 
 import pytest
@@ -257,32 +254,28 @@ def test_memory_does_not_grow_with_the_rows(adapter, some_texts, tmp_path):
     assert [r["loss"] for r in results[1_000:1_020]] == pytest.approx([r["loss"] for r in few], rel=1e-5)
 
 
-@pytest.mark.slow
-def test_killed_for_real_and_resumed(adapter_folder, some_texts, tmp_path):
-    source = write(tmp_path / "in.jsonl", some_texts(6_000))
-    command = [
-        sys.executable,
-        "-m",
-        "chameleon_lite",
-        "adapt",
-        str(source),
-        "--model",
-        str(adapter_folder),
-        "--out",
-        str(tmp_path / "out.jsonl"),
-        "--window",
-        "64",
-        "--device",
-        "cpu",
-    ]
-    run = subprocess.Popen(command)
+KILLED = """
+import os, signal
+from chameleon_lite.app import score
+scored, windows = score.Adapter.__call__, []
+def until(self, window):
+    windows.append(window)
+    if len(windows) == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return scored(self, window)
+score.Adapter.__call__ = until
+"""
+
+
+def test_killed_for_real_and_resumed(adapter_folder, some_texts, tmp_path, machine):
+    """Killed at random points: tests/study/test_killed_runs.py."""
+    source = write(tmp_path / "in.jsonl", some_texts(640))
+    words = ("adapt", source, "--model", adapter_folder, "--window", 64, "--device", "cpu")
+    adapting = machine.command(*words, "--out", "out.jsonl")
+    assert machine.run(KILLED + adapting, tmp_path) == [-signal.SIGKILL]
     part = tmp_path / "out.jsonl.part"
-    while run.poll() is None and not (part.is_file() and part.stat().st_size > 20_000):
-        time.sleep(0.02)
-    run.send_signal(signal.SIGKILL)
-    run.wait()
     assert part.is_file() and not (tmp_path / "out.jsonl").exists()
-    subprocess.run([*command, "--resume"], check=True, capture_output=True)
-    command[command.index(str(tmp_path / "out.jsonl"))] = str(tmp_path / "whole.jsonl")
-    subprocess.run(command, check=True, capture_output=True)
+    assert len(part.read_text().splitlines()) > 64
+    machine.whole(machine.command(*words, "--out", "out.jsonl", "--resume"), tmp_path)
+    machine.whole(machine.command(*words, "--out", "whole.jsonl"), tmp_path)
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

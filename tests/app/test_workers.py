@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,8 +10,6 @@ import pytest
 
 from chameleon_lite.app.workers import LIVES, Workers, _gpus
 from chameleon_lite.errors import RunFailed, Unreachable, UserError
-
-ROOT = Path(__file__).parents[2]
 
 
 def squares(common, job):
@@ -108,14 +104,12 @@ def test_no_scheduler_is_one_line(monkeypatch):
         pass
 
 
-def test_windows_over_two_processes_are_the_file_of_one(adapter_folder, some_texts, tmp_path):
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps(t) + "\n" for t in [*some_texts(50), "short"]))
+def test_windows_over_two_processes_are_the_file_of_one(adapter_folder, some_texts, command):
+    Path("in.jsonl").write_text("".join(json.dumps(t) + "\n" for t in [*some_texts(50), "short"]))
     for name, more in (("one", []), ("two", ["--workers", "2"])):
-        command = [sys.executable, "-m", "chameleon_lite", "adapt", "in.jsonl", "--window", "8", *more]
-        command += ["--model", str(adapter_folder), "--out", f"{name}.jsonl", "--device", "cpu"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert "51 rows, 1 failed" in done.stdout
-    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
-    assert {p.name for p in tmp_path.glob("[!.]*")} == {"in.jsonl", "one.jsonl", "two.jsonl"}
+        words = ("--window", 8, "--model", adapter_folder, "--out", f"{name}.jsonl", "--device", "cpu")
+        code, said, errors = command("adapt", "in.jsonl", *words, *more)
+        assert code == 0, errors
+        assert "51 rows, 1 failed" in said
+    assert Path("two.jsonl").read_bytes() == Path("one.jsonl").read_bytes()
+    assert {p.name for p in Path(".").glob("[!.]*")} == {"in.jsonl", "one.jsonl", "two.jsonl"}

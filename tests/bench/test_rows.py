@@ -9,7 +9,7 @@ from chameleon_bench import rows_app, rows_head, rows_layers
 from chameleon_bench.bench import Bench
 from chameleon_bench.measure import ROWS, agreement, measured
 from chameleon_bench.report import run_rows, summary
-from chameleon_bench.rows_own_texts import learning
+from chameleon_bench.rows_app import learning
 from chameleon_bench.tables import many_texts_frame
 from chameleon_lite.app import boundary
 from chameleon_lite.app.learn import LearningStream
@@ -135,8 +135,10 @@ def test_short_texts_are_whole_pieces_of_equal_length():
 def test_a_command_that_fails_is_said_to():
     from chameleon_bench.bench import run
 
-    with pytest.raises(RunFailed, match="chameleon_lite adapt .*ended with code 2.*nowhere.jsonl"):
-        run("-m", "chameleon_lite", "adapt", "nowhere.jsonl", "--model", "none", "--out", "none.jsonl")
+    with pytest.raises(RunFailed, match="chameleon_lite adapt .*ended with code 2.*No such option: --modl"):
+        run(
+            "-m", "chameleon_lite", "adapt", "nowhere.jsonl", "--modl", "none"
+        )  # known before PyTorch is loaded
 
 
 def test_ladder_goes_from_the_released_way_to_ours(small_bench):

@@ -21,6 +21,7 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no request leaves this machine
 ]
 
 
@@ -55,6 +56,10 @@ def missing(what: str):
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
+    def end_headers(self):
+        self.send_header("Cache-Control", "max-age=3600")
+        super().end_headers()
+
     def log_message(self, *args):
         pass
 
@@ -97,15 +102,24 @@ def printer(address):
     return module
 
 
-@pytest.fixture
-def visit(browser, address):
-    """Open a page with given width and theme; collects what the browser complains about."""
-    contexts = []
+@pytest.fixture(scope="module")
+def context(browser):
+    """What pages share: a cache, so that none loads and compiles MathJax anew; and what a site may store."""
+    context = browser.new_context()
+    yield context
+    context.close()
 
-    def call(name, width=1280, theme="light"):
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
-        contexts.append(context)
-        page, problems = context.new_page(), []
+
+@pytest.fixture
+def visit(browser, context, address):
+    """Open a page with given width and theme; collects what the browser complains about. own: nothing is shared."""
+    opened = []
+
+    def call(name, width=1280, theme="light", own=False):
+        page, problems = (browser if own else context).new_page(), []
+        opened.append(page)
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=theme)
         page.on("pageerror", lambda error: problems.append(f"script error: {error}"))
         page.on(
             "console",
@@ -113,19 +127,19 @@ def visit(browser, address):
         )
         page.on("response", lambda r: r.status >= 400 and problems.append(f"{r.status} {r.url}"))
 
-        def inside(route):
-            if route.request.url.startswith((address, "data:", "blob:")):
-                return route.continue_()
-            problems.append(f"asks another host: {route.request.url}")
-            return route.abort()
-
-        page.route("**/*", inside)
+        page.on(
+            "request",
+            lambda r: (
+                r.url.startswith((address, "data:", "blob:"))
+                or problems.append(f"asks another host: {r.url}")
+            ),
+        )
         page.goto(address + name, wait_until="networkidle")
         return page, problems
 
     yield call
-    for context in contexts:
-        context.close()
+    for page in opened:
+        page.close()
 
 
 @pytest.fixture(scope="session")

@@ -88,23 +88,21 @@ def test_a_kernel_is_a_process_of_its_own_as_if_started_by_a_command(run, tmp_pa
         assert book.cells[-1].outputs[-1].text == f"True {mark} {tmp_path.name} 0 20\n"
 
 
-PRELOAD = """
-import threading, warnings
+SHARED = """
+import sys, threading, warnings
 from importlib import import_module
 
 warnings.simplefilter("error", UserWarning)
-import forked
-
-for name in forked.PRELOADED:
+for name in sys.argv[1:]:
     import_module(name)
 assert threading.active_count() == 1
 """
 
 
-def test_what_kernels_share_exists_and_starts_no_thread(repository):
+def test_what_kernels_share_exists_and_starts_no_thread(book_tools):
     """The fork server passes over a module that it cannot import, without a word."""
-    environment = os.environ | {"PYTHONPATH": f"{repository / 'book'}:{repository}"}
-    run = subprocess.run([sys.executable, "-c", PRELOAD], env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", SHARED, *book_tools["build"].WORDS["preloaded"]]
+    run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0 and not run.stderr, run.stderr
 
 

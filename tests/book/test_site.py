@@ -19,7 +19,7 @@ FACTS = """() => ({
   wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
   images: [...document.images].filter(i => i.offsetParent).map(i => [i.src, i.alt, i.complete && i.naturalWidth > 0]),
   math: document.querySelectorAll('.math').length, set: document.querySelectorAll('mjx-container').length,
-  merror: document.querySelectorAll('mjx-merror').length, theme: document.documentElement.dataset.theme,
+  merror: document.querySelectorAll('mjx-merror').length,
   traceback: [...document.querySelectorAll('.cell_output')].some(o => o.innerText.includes('Traceback (most recent')),
   cut: [...document.querySelectorAll('.cell_input pre')].filter(p => p.scrollWidth > p.clientWidth + 1)
     .map(p => p.innerText.slice(0, 60)),
@@ -73,16 +73,35 @@ def toc_pages():
     return [(name, (root / f"{name}.ipynb").exists()) for name in names]
 
 
-@pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", [name for name, _ in toc_pages()])
-def test_page_is_whole(visit, serious, name, width, theme):
-    page, problems = visit(f"{name}.html", width, theme)
+@pytest.mark.parametrize("name, is_notebook", toc_pages())
+def test_page_is_whole(visit, serious, name, is_notebook, width):
+    """Loaded in one theme, then seen in the other, as when the system's theme changes; axe-core last: it folds out."""
+    first, then = THEMES if width == max(WIDTHS) else THEMES[::-1]
+    page, problems = visit(f"{name}.html", width, first)
     if page.locator(".math").count():
         page.wait_for_selector("mjx-container", state="attached", timeout=10_000)
-    facts = page.evaluate(FACTS)
+    for theme in (first, then):
+        show(page, theme)
+        is_whole(page.evaluate(FACTS), name, width)
+    if is_notebook:
+        opens_in_colab(page, name)
     assert problems == []
-    assert facts["theme"] == theme
+    for theme in (then, first):
+        show(page, theme)
+        assert serious(page, AXE.get((width, theme), ())) == [], theme
+
+
+def show(page, theme):
+    page.emulate_media(color_scheme=theme)
+    page.wait_for_function(
+        "theme => document.documentElement.dataset.theme === theme"
+        " && document.getAnimations().every(a => a.playState !== 'running')",  # colours change by and by
+        arg=theme,
+    )
+
+
+def is_whole(facts, name, width):
     assert facts["wide"] <= 0, f"{facts['wide']} px wider than the window"
     for source, alt, loaded in facts["images"]:
         assert loaded, source
@@ -95,7 +114,12 @@ def test_page_is_whole(visit, serious, name, width, theme):
     if width == max(WIDTHS):
         assert facts["cut"] == []
         assert facts["height"] <= TALLEST or not re.search(r"/\d\d_", name)
-    assert serious(page, AXE.get((width, theme), ())) == []
+
+
+def opens_in_colab(page, name):
+    links = page.eval_on_selector_all("a[href*='colab.research']", "links => links.map(link => link.href)")
+    path = f"https://colab.research.google.com/github/chameleon-lite/chameleon-lite/blob/main/{name}.ipynb"
+    assert len(links) >= 2 and set(links) == {path}  # the badge and the launch button
 
 
 @pytest.mark.parametrize("name", ["search.html", "genindex.html"])
@@ -136,14 +160,6 @@ def test_links_lead_somewhere(address):
     assert len(pages) >= len(toc_pages()) and broken == []
 
 
-@pytest.mark.parametrize("name", [name for name, is_notebook in toc_pages() if is_notebook])
-def test_colab_button_opens_this_notebook(visit, name):
-    page, _ = visit(f"{name}.html")
-    links = page.eval_on_selector_all("a[href*='colab.research']", "links => links.map(link => link.href)")
-    path = f"https://colab.research.google.com/github/chameleon-lite/chameleon-lite/blob/main/{name}.ipynb"
-    assert len(links) >= 2 and set(links) == {path}  # the badge and the launch button
-
-
 def test_old_addresses_lead_on(visit):
     page, _ = visit("notebooks/00_map.html")
     page.wait_for_url("**/notebooks/00_answer.html")
@@ -158,7 +174,7 @@ def test_a_wide_table_is_reached_and_scrolled_by_the_keyboard(visit):
 
 
 def test_theme_button_changes_the_theme(visit):
-    page, _ = visit("book/index.html")
+    page, _ = visit("book/index.html", own=True)
     seen = set()
     for _ in range(3):  # light, dark, auto
         seen.add(page.evaluate("document.documentElement.dataset.theme"))

@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def evidence(made_up_results):
     return StoredRuns(made_up_results, draws=300)
 

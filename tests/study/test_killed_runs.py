@@ -7,8 +7,6 @@ A point is a number of changes of the file system (a file opened for writing, re
 import json
 import os
 import random
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -28,95 +26,6 @@ SMALL = {
     "train": {"epochs": 1, "feature_dtype": "float32", "matmul_dtype": "float32"},
     "sweep": {"grid": [1e-3, 1e-2], "seeds": 1, "extend": 0},
 }
-# Each job is a process forked from one that has loaded the libraries: `code` is run in `folder`, and ends by SIGKILL
-# after so many changes of the file system and `delay` seconds. Answers with exit codes and numbers of changes.
-SERVER = """
-import json, os, signal, sys, threading, traceback
-import chameleon_lite.app.cli, chameleon_lite.app.fit, chameleon_lite.app.learned, chameleon_study.run, pandas
-from chameleon_lite.backbone import load_backbone
-load_backbone("tiny")
-WRITES = os.O_WRONLY | os.O_RDWR
-CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}
-
-def child(job):
-    seen = 0
-    def hook(event, args):
-        nonlocal seen
-        if event in CHANGES or event == "open" and (args[2] or 0) & WRITES:
-            seen += 1
-            if seen == job["after"]:
-                if not job["delay"]:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                threading.Timer(job["delay"], os.kill, (os.getpid(), signal.SIGKILL)).start()
-    code = 1
-    os.makedirs(job["folder"], exist_ok=True)
-    os.chdir(job["folder"])
-    os.environ["CHAMELEON_LITE_HOME"] = os.path.join(os.getcwd(), "home")
-    out = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(out, 1), os.dup2(out, 2)
-    sys.addaudithook(hook)
-    try:
-        exec(job["code"], {"__name__": "job"})
-        code = 0
-    except SystemExit as stop:
-        code = stop.code or 0
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush(), sys.stderr.flush()
-    with open(job["counted"], "w") as file:
-        file.write(str(seen))
-    os._exit(code)
-
-for line in sys.stdin:
-    jobs, running = json.loads(line), []
-    for job in jobs:
-        running.append(os.fork())
-        if not running[-1]:
-            child(job)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in running]
-    print(json.dumps(codes), flush=True)
-os._exit(0)  # the interpreter would free its libraries for seconds
-"""
-
-
-class Machine:
-    """Starts jobs and waits for them."""
-
-    def __init__(self, folder: Path) -> None:
-        own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
-        paths = os.pathsep.join(map(str, (ROOT, ROOT / "book", ROOT / "tests")))
-        environment = os.environ | own | {"PYTHONPATH": paths}
-        command, pipes = [sys.executable, "-c", SERVER], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.server = subprocess.Popen(command, env=environment, text=True, **pipes)
-        self.log, self.counted = folder / "log", folder / "counted"
-
-    def run(
-        self, code: str, folder: Path, *, after: int = 0, delay: float = 0.0, times: int = 1
-    ) -> list[int]:
-        """Exit codes of `times` processes at once; -9 of a killed one."""
-        job = {"code": code, "folder": str(folder), "after": after, "delay": delay}
-        job |= {"log": str(self.log), "counted": str(self.counted)}
-        self.server.stdin.write(json.dumps([job] * times) + "\n")
-        self.server.stdin.flush()
-        return json.loads(self.server.stdout.readline())
-
-    def whole(self, code: str, folder: Path) -> int:
-        """Runs to the end; the number of changes it made."""
-        assert self.run(code, folder) == [0], self.log.read_text()[-3_000:]
-        return int(self.counted.read_text())
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory):
-    found = Machine(tmp_path_factory.mktemp("machine"))
-    yield found
-    found.server.stdin.close()
-    assert found.server.wait(120) == 0
-    found.server.stdout.close()
-
-
-def command(*words: str) -> str:
-    return f"from chameleon_lite.app.cli import main; main({list(map(str, words))!r})"
 
 
 def contents(folder: Path, *patterns: str) -> dict[str, bytes]:
@@ -204,7 +113,7 @@ def jobs(made_up, tmp_path_factory, machine):
         "--max-length",
         64,
     ]
-    machine.whole(command(*fit, "--out", folder / "adapter"), folder / "first")
+    machine.whole(machine.command(*fit, "--out", folder / "adapter"), folder / "first")
     adapt = ["adapt", texts, "--model", folder / "adapter", "--window", 16, "--device", "cpu", "--resume"]
     from nbformat.v4 import new_code_cell, new_notebook
 
@@ -219,10 +128,10 @@ def jobs(made_up, tmp_path_factory, machine):
             lambda f: contents(f, "home/smollm2/*", "home/smollm2-gguf/*"),
         ),
         "states": (STATES.format(corpus=made_up), lambda f: contents(f, "home/states/*.npy")),
-        "run": (command(*grid, "--device", "cpu", "--out", "runs"), runs),
-        "fit": (command(*fit, "--out", "a"), lambda f: contents(f, "a/*")),
+        "run": (machine.command(*grid, "--device", "cpu", "--out", "runs"), runs),
+        "fit": (machine.command(*fit, "--out", "a"), lambda f: contents(f, "a/*")),
         "adapt": (
-            command(*adapt, "--out", "out.jsonl"),
+            machine.command(*adapt, "--out", "out.jsonl"),
             lambda f: contents(f, "*.jsonl*", ".out.jsonl.made"),
         ),
         "learn": (

@@ -13,7 +13,7 @@ from chameleon_study.claims.ledger import (
     scoreboard,
     write_verdicts,
 )
-from chameleon_study.claims.paper import claims, parts, rulebook
+from chameleon_study.claims.paper import paper, parts, rulebook
 from chameleon_study.claims.rules import headline, worst
 from chameleon_study.claims.statistics import VERDICTS
 from chameleon_study.stored import storing
@@ -22,6 +22,11 @@ from chameleon_study.stored import storing
 @pytest.fixture(scope="module")
 def found(made_up_results):
     return ledger(made_up_results, draws=500)
+
+
+@pytest.fixture(scope="module")
+def evidence(made_up_results):
+    return StoredRuns(made_up_results, draws=500)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +56,7 @@ def test_headline(found, part, expected):
 
 
 def test_every_claim_has_a_rule_and_every_verdict_is_of_the_five(found):
-    assert {p["claim"] for p in parts()} == set(rulebook()) == {c["claim"] for c in claims()}
+    assert {p["claim"] for p in parts()} == set(rulebook()) == {c["claim"] for c in paper()["claims"]}
     verdicts = {cell["verdict"] for row in found.values() for cell in row["cells"].values()}
     assert verdicts <= set(VERDICTS)
     frame = ledger_frame(found)
@@ -96,8 +101,7 @@ def test_a_headline_counts_and_never_chooses():
     assert headline([s], "tables") == "supported" and headline([], "tables") == "not tested"
 
 
-def test_families_are_adjusted_together_and_apart(made_up_results):
-    evidence = StoredRuns(made_up_results, draws=500)
+def test_families_are_adjusted_together_and_apart(evidence):
     family, plans = evidence.family("docstrings"), registered()["contrasts"]
     kinds = {name: plans[name].get("family", "claims") for name in family}
     assert {"claims", "beside", "own"} == set(kinds.values())
@@ -107,8 +111,8 @@ def test_families_are_adjusted_together_and_apart(made_up_results):
     assert evidence.family_frame()["n seeds"].eq(5).all()
 
 
-def test_other_margins_are_tabled(made_up_results):
-    frame = StoredRuns(made_up_results, draws=500).sensitivity_frame().set_index(["corpus", "contrast"])
+def test_other_margins_are_tabled(evidence):
+    frame = evidence.sensitivity_frame().set_index(["corpus", "contrast"])
     row = frame.loc[("docstrings", "R19-R1<R1")]
     assert {"0.005", "0.01", "0.02", "10 % of R2"} <= set(frame) and row["that is"] == pytest.approx(
         0.03, abs=2e-3
@@ -118,8 +122,8 @@ def test_other_margins_are_tabled(made_up_results):
     assert (worse["0.005"], worse["0.02"]) == ("contradicted", "equivalent")
 
 
-def test_predictions_are_judged(made_up_results):
-    frame = predictions(StoredRuns(made_up_results, draws=500)).set_index(["prediction", "corpus"])
+def test_predictions_are_judged(evidence):
+    frame = predictions(evidence).set_index(["prediction", "corpus"])
     assert bool(frame.loc[("b", "docstrings"), "as expected"])  # a constant input has 98 % of the advantage
     assert not frame.loc[("c", "docstrings"), "as expected"]  # whole rows were made to pay
 

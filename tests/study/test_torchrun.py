@@ -39,23 +39,24 @@ def write_corpus(path):
             file.write(json.dumps(row) + "\n")
 
 
-def run_cli(launcher, folder, out):
-    environment = os.environ | {"CHAMELEON_LITE_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    command = [*launcher, "-m", "chameleon_lite", "run", str(folder / "two.yaml"), "--out", str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    records = [json.loads(p.read_text()) for p in sorted(out.glob("R*/record.json"))]
-    return {r["regime"]: r["metrics"]["test_nll"] for r in records}, done.stdout
+def records(out):
+    found = [json.loads(p.read_text()) for p in sorted(out.glob("R*/record.json"))]
+    return {r["regime"]: r["metrics"]["test_nll"] for r in found}
 
 
 @pytest.mark.slow
-def test_torchrun_on_the_command_line_gives_one_processes_records(tmp_path):
+def test_torchrun_on_the_command_line_gives_one_processes_records(machine, tmp_path):
     write_corpus(tmp_path / "texts.jsonl")
     (tmp_path / "two.yaml").write_text(EXPERIMENT.format(corpus=tmp_path / "texts.jsonl"))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    alone, _ = run_cli([sys.executable], tmp_path, tmp_path / "one")
-    both, said = run_cli(torchrun, tmp_path, tmp_path / "both")
+    words = ["run", str(tmp_path / "two.yaml"), "--out"]
+    machine.whole(machine.command(*words, "one"), tmp_path)
+    environment = os.environ | {"CHAMELEON_LITE_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launched += ["-m", "chameleon_lite", *words, str(tmp_path / "both")]
+    done = subprocess.run(launched, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    alone, both = records(tmp_path / "one"), records(tmp_path / "both")
     assert set(alone) == set(both) == {"R0", "R1", "R4"}
     assert all(abs(alone[r] - both[r]) < 1e-4 for r in alone)
-    assert said.count("R4") == 1  # one process speaks
+    assert done.stdout.count("R4") == 1  # one process speaks

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
+from operator import attrgetter
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +20,9 @@ from chameleon_lite.app.stream import adapt_file
 from chameleon_lite.backbone import load_backbone
 from chameleon_lite.errors import UserError
 from chameleon_study.run import run_experiment
+
+# what equal settings and seed must reproduce bit for bit
+measured = attrgetter("metrics", "curve", "learning_rate")
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
@@ -40,15 +44,13 @@ RELEASED = {
 }
 
 
-def run(folder, made_up, *more, **settings):
-    path = folder / "shared.yaml"
-    path.write_text(yaml.safe_dump({**SMALL, **settings, "corpora": [made_up]}))
-    command = [
-        sys.executable,
-        "-m",
-        "chameleon_lite",
+def run(machine, folder, made_up, *more, **settings):
+    """The records of the command in a process of its own, and what it said."""
+    folder.mkdir()
+    (folder / "shared.yaml").write_text(yaml.safe_dump({**SMALL, **settings, "corpora": [made_up]}))
+    words = [
         "run",
-        str(path),
+        "shared.yaml",
         "--profile",
         "paper",
         "--backbone",
@@ -57,24 +59,19 @@ def run(folder, made_up, *more, **settings):
         "cpu",
         "--seeds",
         "2",
-        "--out",
-        str(folder / "runs"),
-        *more,
     ]
-    own = {"CHAMELEON_LITE_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    before = len(machine.log.read_bytes()) if machine.log.exists() else 0
+    machine.whole(machine.command(*words, "--out", "runs", *more), folder)
     found = {p.parent.name: json.loads(p.read_text()) for p in (folder / "runs").glob("*/record.json")}
     return {
         name: (r["metrics"], r["curve"], r["learning_rate_trials"]) for name, r in found.items()
-    }, done.stderr
+    }, machine.log.read_bytes()[before:].decode()
 
 
 @pytest.mark.parametrize("settings", [{}, RELEASED], ids=["honest", "as released"])
-def test_two_workers_leave_the_records_of_one_process(made_up, tmp_path, settings):
-    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
-    alone, _ = run(tmp_path / "one", made_up, **settings)
-    together, said = run(tmp_path / "two", made_up, "--workers", "2", **settings)
+def test_two_workers_leave_the_records_of_one_process(machine, made_up, tmp_path, settings):
+    alone, _ = run(machine, tmp_path / "one", made_up, **settings)
+    together, said = run(machine, tmp_path / "two", made_up, "--workers", "2", **settings)
     assert len(alone) == 6 and together == alone
     jobs = [line for line in said.splitlines() if ", seed " in line]
     assert len(jobs) == (6 if not settings else 2)  # 2 orders × 2 sweep seeds, and 2 seeds
@@ -196,7 +193,7 @@ def test_a_cluster_that_loses_a_worker_gives_the_records_of_one_process(small, c
     killer.join()
     assert both.workers[lost[0]].returncode == -signal.SIGKILL and lost[-1]  # jobs were taken back
     assert [r.name for r in together] == [r.name for r in alone]
-    assert [r.measured() for r in together] == [r.measured() for r in alone]
+    assert [measured(r) for r in together] == [measured(r) for r in alone]
     assert [r.learning_rate_trials for r in together] == [r.learning_rate_trials for r in alone]
     assert losses(runs) == losses(tmp_path / "one")
 
@@ -224,7 +221,7 @@ def test_a_cluster_without_a_shared_folder_gives_the_records_and_the_answers_of_
     adapt_file(here / "adapter", "in.jsonl", "alone.jsonl", window=3, device="cpu")
     assert Path("out.jsonl").read_bytes() == Path("alone.jsonl").read_bytes()
     alone = run_experiment(settings, runs=Path("alone"))
-    assert [r.measured() for r in together] == [r.measured() for r in alone]
+    assert [measured(r) for r in together] == [measured(r) for r in alone]
     pd.testing.assert_frame_equal(documents("runs", together), documents("alone", alone))
 
 

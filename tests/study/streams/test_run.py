@@ -1,6 +1,7 @@
 """A run that goes on where it stopped, what it keeps, and the registered contrasts."""
 
 import json
+from copy import copy
 
 import numpy as np
 import pandas as pd
@@ -30,9 +31,17 @@ def run(corpus, settings, model, folder, only=UNITS, **how):
     return run_streams(settings, model, corpus, folder, only, say=lambda text: None, **how)
 
 
-@pytest.fixture
-def whole(small_corpus, small_settings, small_model, home, tmp_path):
-    return run(small_corpus, small_settings, small_model, tmp_path / "whole")
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """One cache for all tests of this file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CHAMELEON_LITE_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(small_corpus, small_settings, small_model, home, tmp_path_factory):
+    return run(small_corpus, small_settings, small_model, tmp_path_factory.mktemp("runs") / "whole")
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(
@@ -83,10 +92,11 @@ def test_running_losses_follow_the_order_that_was_read(whole):
         2.0  # costs at first, then gains: even after the tenth document, lower from the eleventh on
     )
     made[order[5:]] -= 2.0
-    whole.frame["made|bursty-0|32"] = made
-    assert pays_from(whole, "made", "frozen", "bursty-0") == 11.0
-    assert np.isnan(pays_from(whole, "frozen", "made", "bursty-0"))
-    assert pays_from(whole, "made", "made", "bursty-0", margin=-1.0) == 1.0
+    other = copy(whole)
+    other.frame = whole.frame.assign(**{"made|bursty-0|32": made})
+    assert pays_from(other, "made", "frozen", "bursty-0") == 11.0
+    assert np.isnan(pays_from(other, "frozen", "made", "bursty-0"))
+    assert pays_from(other, "made", "made", "bursty-0", margin=-1.0) == 1.0
 
 
 def test_another_runs_folder_is_refused(whole, small_corpus, small_settings, small_model):
