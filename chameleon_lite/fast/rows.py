@@ -91,11 +91,13 @@ class _Taken(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, values: Tensor, slots: Tensor) -> Tensor:
+        """See above; without a docstring the page of all functions shows PyTorch's, which is not well formed."""
         ctx.slots, ctx.count = slots, len(values)
         return values[slots.to(values.device)]
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        """grad (b, U, P) to the gradient of values (S, P)."""
         flat = ctx.slots.flatten()
         order, lengths = flat.argsort(stable=True), torch.bincount(flat, minlength=ctx.count)
         by_slot = grad.flatten(0, 1).index_select(0, order.to(grad.device))
