@@ -212,9 +212,8 @@ def _check_values(value: Any, where: str, above: tuple[int, ...], seen: set[int]
 
 def _check_keys(values: dict[str, Any], model: type[BaseModel], where: str = "") -> None:
     """Refuse unknown keys with the nearest valid one: pydantic lists none."""
+    known("setting", (where + key for key in values), [where + name for name in model.model_fields])
     for key, value in values.items():
-        if key not in model.model_fields:
-            raise unknown("setting", where + key, [where + name for name in model.model_fields])
         kind = model.model_fields[key].annotation
         if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
             _check_keys(value, kind, f"{where}{key}.")

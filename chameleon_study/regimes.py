@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from chameleon_lite import Backbone, Head, HyperHead, LoraHead, Member, matched_rank
 from chameleon_lite.conditions import GroupMean
-from chameleon_lite.errors import unknown
 from chameleon_lite.train import Source
 
 from . import heads, sources
+from .config import known
 from .sources import Own, Split
 
 RANK = 4  # the paper's, for every low-rank regime but the matched one
@@ -138,8 +138,7 @@ class Choice:
 
     def __post_init__(self) -> None:
         for name in ("start", "view", "transform", "schedule"):
-            if (value := getattr(self, name)) not in OPTIONS[name]:
-                raise unknown(name, value, OPTIONS[name])
+            known(name, [getattr(self, name)], OPTIONS[name])
 
     @property
     def others(self) -> dict[str, float | str]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from chameleon_lite import engine
 from chameleon_lite.backbone import load_backbone
 from chameleon_lite.backbones import tiny as tiny_models
 from chameleon_lite.loss import HeadWeight
@@ -185,6 +186,20 @@ def pytest_generate_tests(metafunc):
     """A test that takes `architecture` runs once for every architecture."""
     if "architecture" in metafunc.fixturenames:
         metafunc.parametrize("architecture", list(KINDS))
+
+
+@pytest.fixture(autouse=True)
+def checked_one_form(request, monkeypatch):
+    """A test that is marked so is as good as run on the plain engine: no fast form serves it by default."""
+    if request.node.get_closest_marker("one_form"):
+        real = engine.fast
+
+        def fast(door, worth=True):
+            found = real(door, worth)
+            assert found is None or engine._chosen, f"takes the fast {door}: it is not of one_form"
+            return found
+
+        monkeypatch.setattr(engine, "fast", fast)
 
 
 WORDS = "the mean of a batch tells what kind of text it holds and little else than that".split()

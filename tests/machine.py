@@ -118,6 +118,8 @@ class Machine:
 
 @pytest.fixture(scope="session")
 def job_server():
+    if not hasattr(os, "fork"):
+        pytest.skip("no processes are forked here")
     own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "book", ROOT / "tests")))
     environment = os.environ | own | {"PYTHONPATH": paths}

@@ -50,7 +50,7 @@ class RowsPass:
 
         On a GPU h is overwritten by the next call.
         """
-        numbers = Taken.apply(values, slots).to(self.live.dtype)  # (b, U, P)
+        numbers = _Taken.apply(values, slots).to(self.live.dtype)  # (b, U, P)
         (rows, length), (b, longest) = self.shape(ids.shape[1]), ids.shape
         ids = pad(ids, (0, length - longest, 0, rows - b), value=self.live.table.pad_id)
         numbers = pad(numbers, (0, 0, 0, 0, 0, rows - b))
@@ -83,7 +83,7 @@ class RowsPass:
             return plain
 
 
-class Taken(torch.autograd.Function):
+class _Taken(torch.autograd.Function):
     """values (S, P) by slots (b, U) on the host: (b, U, P). Gradients are added slot by slot, rows in order.
 
     PyTorch's own way back adds the rows of a slot one after the other, with few threads where many rows read it.
@@ -91,11 +91,13 @@ class Taken(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, values: Tensor, slots: Tensor) -> Tensor:
+        """See above; without a docstring the page of all functions shows PyTorch's, which is not well formed."""
         ctx.slots, ctx.count = slots, len(values)
         return values[slots.to(values.device)]
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        """grad (b, U, P) to the gradient of values (S, P)."""
         flat = ctx.slots.flatten()
         order, lengths = flat.argsort(stable=True), torch.bincount(flat, minlength=ctx.count)
         by_slot = grad.flatten(0, 1).index_select(0, order.to(grad.device))

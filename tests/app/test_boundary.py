@@ -12,6 +12,7 @@ import pytest
 from chameleon_lite.app.boundary import ADVICE, KEPT, report
 from chameleon_lite.errors import UserError
 
+pytestmark = pytest.mark.one_form
 ERRORS = {  # what went wrong -> parts of the line
     OSError(errno.ENOSPC, "No space left on device", "out/x"): ["out/x: No space left on device; free some"],
     PermissionError(errno.EACCES, "Permission denied", "x"): ["x: Permission denied", "you may"],

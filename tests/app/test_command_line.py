@@ -13,6 +13,7 @@ import pytest
 from chameleon_lite.app import cli
 from chameleon_lite.app.boundary import KEPT
 
+pytestmark = pytest.mark.one_form
 TWO = pytest.param(["--workers", "2"], id="two workers", marks=pytest.mark.slow)
 
 

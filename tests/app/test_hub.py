@@ -16,6 +16,7 @@ import torch
 from chameleon_lite.backbone import load_backbone
 from chameleon_lite.chameleon import ChameleonLiteForCausalLM
 
+pytestmark = pytest.mark.one_form
 ROOT = Path(__file__).parents[2]
 
 

@@ -30,12 +30,20 @@ def losses(small, tmp_path, monkeypatch):
     return run
 
 
+@pytest.fixture(scope="module")
+def kept():
+    """The plain losses, made by the first test that reads them."""
+    return {}
+
+
 @pytest.fixture
-def plain(losses, monkeypatch):
+def plain(losses, monkeypatch, kept):
     """The grid on the plain engine, documents one by one."""
-    with monkeypatch.context() as patch, engine.use("plain"):
-        patch.setattr(states, "by_length", one_document_at_a_time)
-        return losses("plain")
+    if not kept:
+        with monkeypatch.context() as patch, engine.use("plain"):
+            patch.setattr(states, "by_length", one_document_at_a_time)
+            kept.update(losses("plain"))
+    return kept
 
 
 def test_the_fast_path_in_float32_records_the_plain_paths_losses(losses, plain):

@@ -15,7 +15,7 @@ from chameleon_lite.processes import Processes
 from chameleon_study import run, write
 from chameleon_study.claims.continuations import Generations, generation_frame
 from chameleon_study.config import PROFILES, Experiment, load_experiment
-from chameleon_study.corpora import load_corpus
+from chameleon_study.corpora import docstrings, load_corpus
 from chameleon_study.evaluate import Context, head_and_source, measure, train_seed
 from chameleon_study.prepare import prepare, seed_material
 from chameleon_study.provenance import without_places
@@ -287,6 +287,8 @@ def test_its_heads_are_those_of_the_honest_study():
 
 def test_its_smoke_profile_runs_on_its_own_corpus(tmp_path, monkeypatch):
     monkeypatch.setenv("CHAMELEON_LITE_HOME", str(tmp_path / "home"))
+    build = docstrings.build  # of one library: building all of them takes longer than the run
+    monkeypatch.setattr(docstrings, "build", lambda form, seed: build(form, libs=("matplotlib",), seed=seed))
     settings = load_experiment(COHERENCE, "smoke", backbone="tiny")
     records = run_experiment(settings, runs=tmp_path)
     assert [r.regime for r in records] == list(settings.regimes)

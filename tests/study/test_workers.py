@@ -141,7 +141,7 @@ class Cluster:
         log = self.stack.enter_context(open(own / "log", "w"))
         process = subprocess.Popen(command, cwd=own, env=environment, stdout=log, stderr=log)
         self.stack.callback(process.wait)
-        self.stack.callback(process.terminate)
+        self.stack.callback(process.kill)  # it would free its libraries for seconds
         return process
 
 
