@@ -36,23 +36,11 @@ from chameleon_study.provenance import PACKAGES, commit, installed
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "_build"
 COPIED = ("_config.yml", "_toc.yml", "book", "results", "benchmarks", *PACKAGES)
-QUIET = {
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TQDM_DISABLE": "1",
-    "JUPYTER_PREFER_ENV_PATH": "1",
-    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    # Idle threads sleep: no slower alone than spinning, three times as fast beside another busy process.
-    "OMP_WAIT_POLICY": "passive",
-    # UMAP's compiler refuses to work where it cannot write beside the library nor in the home folder.
-    "NUMBA_CACHE_DIR": str(OUT / "numba"),
-}
-SHOWN_VERSIONS = """torch transformers peft accelerate numpy scikit-learn umap-learn datasets
-papermill jupyter-book myst-nb sphinx""".split()
+WORDS = yaml.safe_load((ROOT / "book" / "build.yaml").read_text(encoding="utf-8"))
+# UMAP's compiler refuses to work where it cannot write beside the library nor in the home folder.
+QUIET = WORDS["quiet"] | {"NUMBA_CACHE_DIR": str(OUT / "numba")}
 # --help describes them; as functions they would show typer's objects.
 COMMANDS = ("cli.py", "command.py", "__main__.py")
-MODULE = "### {0}\n\n```{{eval-rst}}\n.. automodule:: {0}\n   :members:\n"
-MODULE += "   :exclude-members: model_config\n   :ignore-module-all:\n```\n"
 ERROR = re.compile(r"^[\w.]*(?:Error|Interrupt): .+", re.M)  # in papermill's messages the last is the reason
 log = partial(print, flush=True)  # at once also when stdout is a pipe
 
@@ -66,6 +54,8 @@ def toc_notebooks() -> list[Path]:
 
 def execute_all(args: argparse.Namespace) -> None:
     """Run the notebooks the arguments select, two at a time without a GPU; the others keep an earlier copy."""
+    from forked import FORK  # beside this file
+
     notebooks = toc_notebooks()
     chosen = [] if args.pages_only else [n for n in notebooks if args.only in n.stem]
     if not chosen and not args.pages_only:
@@ -86,6 +76,7 @@ def execute_all(args: argparse.Namespace) -> None:
         log(f"[book]   {path.relative_to(ROOT)} {took}")
         return wrong
 
+    FORK.set_forkserver_preload(WORDS["preloaded"])
     with ThreadPool(workers) as pool:
         failures = list(filter(None, pool.map(run, todo, chunksize=1)))
     if failures:
@@ -95,24 +86,27 @@ def execute_all(args: argparse.Namespace) -> None:
 def run_notebook(source: Path, out: Path, profile: str, timeout: int) -> float:
     """Run `source`, at most `timeout` seconds per cell; its seconds. RunFailed for a page unfit to publish.
 
-    The executed copy goes to `out`/executed or, of a failed run, to `out`/failed; what papermill and the
-    kernel write to stderr goes to `out`/logs.
+    The executed copy goes to `out`/executed or, of a failed run, to `out`/failed; what the kernel
+    writes to its stderr goes to `out`/logs.
     """
+    import papermill
+    from forked import Kernel  # beside this file
+
     done, failed, log = (out / folder / source.name for folder in ("executed", "failed", "logs"))
     for path in (done, failed, log := log.with_suffix(".log")):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # an old copy must not be taken for this run's
+    how = {"kernel_name": "python3", "progress_bar": False, "execution_timeout": timeout}
+    how["resources"] = {"metadata": {"path": str(source.parent)}}  # papermill's cwd is all threads'
+    how["kernel_manager_class"] = type("Kernel", (Kernel,), {"output": log})
     with tempfile.TemporaryDirectory(dir=failed.parent) as folder:
-        part = Path(folder) / source.name
-        command = [sys.executable, "-m", "papermill", source, part, "--cwd", source.parent]
-        command += ["--kernel", "python3", "--no-progress-bar", "--execution-timeout", str(timeout)]
-        with open(log, "w") as messages:
-            run = subprocess.run([*command, "-r", "profile", profile], stderr=messages)
+        part, reason = Path(folder) / source.name, []
+        try:
+            papermill.execute_notebook(source, part, {"profile": profile}, **how)
+        except Exception as error:
+            reason = re.findall(ERROR, f"{type(error).__name__}: {error}")[-1:] or [repr(error)]
         book = nbformat.read(part, as_version=4)
-        problems = faults(book)
-        if run.returncode:
-            problems += re.findall(ERROR, log.read_text())[-1:] or [f"papermill ended with {run.returncode}"]
-        if problems:
+        if problems := faults(book) + reason:
             os.replace(part, failed)
             where = f"executed copy: {failed}; the kernel's messages: {log}"
             raise RunFailed(f"{source.name}: {'; '.join(problems)} ({where})")
@@ -158,7 +152,7 @@ def machine() -> pd.DataFrame:
     facts |= {"system": f"{platform.system()} {platform.machine()}", "memory": f"{memory:.0f} GiB"}
     facts |= {"GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none"}
     facts |= {"Python": platform.python_version()}
-    facts |= {name: installed(name, "not installed") for name in SHOWN_VERSIONS}
+    facts |= {name: installed(name, "not installed") for name in WORDS["versions"]}
     return pd.DataFrame(facts.items(), columns=["what", "value"])
 
 
@@ -203,7 +197,7 @@ def api_page() -> str:
             continue
         if folder != room:
             text.append(f"## {'/'.join(room := folder)}/\n")
-        text.append(MODULE.format(".".join(parts).removesuffix(".__init__")))
+        text.append(WORDS["module"].format(".".join(parts).removesuffix(".__init__")))
     return "\n".join(text)
 
 

@@ -9,11 +9,11 @@ import shutil
 import sys
 from collections.abc import Iterator
 from datetime import date
-from html import escape
 from pathlib import Path
 from urllib.parse import urldefrag
 
 import yaml
+from jinja2 import Environment, FileSystemLoader
 from playwright.sync_api import sync_playwright
 from pypdf import PdfReader, PdfWriter
 from pypdf.generic import ArrayObject, FloatObject, NameObject, NullObject
@@ -22,36 +22,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SITE, OUT = ROOT / "_build" / "site", ROOT / "_build" / "book.pdf"
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 BASE = CONFIG["html"]["baseurl"]
-MARGINS = 16, 15, 18  # mm: top, sides, bottom; the page's number stands in the last
+MARGINS = {"top": 16, "sides": 15, "bottom": 18}  # mm; the page's number stands in the last
 PAPER = 800, 1165  # px of the site that A4 holds between its margins, made smaller by SCALE
-SCALE = (210 - 2 * MARGINS[1]) / 25.4 * 96 / PAPER[0]
+SCALE = (210 - 2 * MARGINS["sides"]) / 25.4 * 96 / PAPER[0]
 FRONT = 2  # pages before the first: title and contents
-# Headings are in the outline as they are set: pre-wrap keeps the space where a line of them ends.
-SHEET = """
-@page {{ size: A4; margin: {1}mm {2}mm {3}mm; @bottom-center {{ content: counter(page); font: 9pt sans-serif }} }}
-html {{ counter-reset: page {0} }}
-h1, h2, h3, h4 {{ white-space: pre-wrap }}"""
-# Formulas are set, nothing is folded, the title has the number that the sidebar gives it. Chromium stores the places
-# that a link on the same page leads to: every name gets one, for the links of other pages.
-READY = """async () => {
-  await window.MathJax?.startup?.promise;
-  window.dispatchEvent(new Event("beforeprint"));
-  const shown = document.querySelector(".bd-sidebar-primary .current > a.current")?.textContent.trim();
-  for (const heading of document.querySelectorAll("h1")) if (shown) heading.replaceChildren(shown);
-  for (const { id } of document.querySelectorAll(".bd-article [id]")) {
-    const link = document.createElement("a");
-    Object.assign(link, { href: "#" + id, hidden: true });
-    document.body.append(link);
-  }
-  return shown || document.querySelector("h1").firstChild.textContent;
-}"""
-COVER = """<title>{title}</title><style>
-  body {{ font: 12pt/1.6 sans-serif }} a {{ color: inherit; text-decoration: none }}
-  h1 {{ margin-top: 90mm; font-size: 32pt }} h2 {{ break-before: page }}
-  p {{ display: flex; justify-content: space-between; margin: 0 }}
-  @page :first {{ @bottom-center {{ content: none }} }}
-</style><h1>{title}</h1>{author}<br>{today}<br><a href="{base}">{base}</a><h2>Contents</h2>"""
-LINE = '<p><a href="{url}">{title}</a><span>{number}</span></p>'
+# The cover, the style of printed pages, and what readies a page for them.
+TEMPLATES = Environment(loader=FileSystemLoader(ROOT / "book" / "_pdf"), autoescape=True)
 
 
 def pages() -> list[str]:
@@ -73,7 +49,7 @@ def links(sheets) -> Iterator:
 
 def on_paper(page, before: int) -> PdfReader:
     """The open page in print, its sheets numbered on from `before`; links inside it lead to places, not to names."""
-    page.add_style_tag(content=SHEET.format(before, *MARGINS))
+    page.add_style_tag(content=TEMPLATES.get_template("sheet.css").render(MARGINS, before=before))
     how = {"prefer_css_page_size": True, "print_background": True, "outline": True, "tagged": True}
     part = PdfReader(io.BytesIO(page.pdf(scale=SCALE, **how)))
     for link in links(part.pages):
@@ -87,17 +63,18 @@ def print_book(browser, names: list[str]) -> PdfWriter:
     page = browser.new_page(color_scheme="light", viewport=dict(zip(("width", "height"), PAPER)))
     page.route("**/*", answer)
     parts, lines, before, places = [], [], FRONT, {}
+    ready = TEMPLATES.get_template("ready.js").render()
     for name in names:
         page.goto(url := f"{BASE}{name}.html", wait_until="load")
-        title, part = page.evaluate(READY), on_paper(page, before)
-        lines.append(LINE.format(url=url, title=escape(title), number=before + 1))
+        lines.append((url, page.evaluate(ready), before + 1))
+        part = on_paper(page, before)
         places[url] = before, None
         for anchor, place in part.named_destinations.items():
             places[f"{url}#{anchor[1:]}"] = before + part.get_destination_page_number(place), place.top
         parts.append(part)
         before += len(part.pages)
     facts = {"title": CONFIG["title"], "author": CONFIG["author"], "today": date.today(), "base": BASE}
-    page.set_content(COVER.format(**facts) + "".join(lines))
+    page.set_content(TEMPLATES.get_template("cover.html").render(facts, lines=lines))
     parts.insert(0, on_paper(page, 0))
     page.close()
     writer = PdfWriter()

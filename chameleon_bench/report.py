@@ -18,7 +18,8 @@ from joblib import cpu_count
 
 from chameleon_lite import files
 from chameleon_lite.backbones.formats import CPU_FLAGS, cpu_flags, device_of
-from chameleon_lite.errors import RunFailed, UserError, unknown
+from chameleon_lite.errors import RunFailed, UserError
+from chameleon_study.config import known
 from chameleon_study.provenance import default_command, device_name, message_from_here, provenance
 
 from .bench import Bench
@@ -32,9 +33,7 @@ def run_rows(names: Sequence[str], *, device=None, quick=False, out=None, say=la
 
     A row that breaks is recorded with its error and the others go on; RunFailed at the end names those.
     """
-    for name in names:
-        if name not in ROWS and name not in EXTRAS:
-            raise unknown("benchmark row", name, [*ROWS, *EXTRAS])
+    known("benchmark row", names, ROWS | EXTRAS)
     bench = Bench(device_of(device), quick)
     here, failed = machine(bench), []
     path = out or Path("benchmarks") / "results" / f"{here['name']}{'-quick' if quick else ''}.json"

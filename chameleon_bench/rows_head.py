@@ -52,10 +52,8 @@ class HeadWork:
 
     def compiled(self) -> dict[str, Callable[[], Tensor]]:
         """Steps of the released loss as torch.compile makes them; in chunks, W is rounded beforehand."""
-        compiled, matrix = (
-            partial(torch.compile, baselines.plain_head_loss, dynamic=False),
-            self.matrix.bfloat16(),
-        )
+        compiled = partial(torch.compile, baselines.plain_head_loss, dynamic=False)
+        matrix = self.matrix.bfloat16()
         default, graphs = compiled(), compiled(mode="reduce-overhead")
         torch._dynamo.mark_static_address(self.matrix)  # as a module's weight, which no graph copies
 

@@ -63,11 +63,9 @@ def missing(stored: dict) -> list[str]:
 
 def commits(stored: dict) -> pd.DataFrame:
     """The rows of a machine by the commit of their code, + for one with later changes, and the highest load."""
-    made = pd.DataFrame({name: row["conditions"] for name, row in stored["rows"].items()}).T.rename_axis(
-        "rows"
-    )
+    made = pd.DataFrame({name: row["conditions"] for name, row in stored["rows"].items()}).T
     together = {"rows": ", ".join, "load average": "max"}  # jobs that ran or waited for a core
-    return made.reset_index().groupby("commit", sort=False).agg(together)
+    return made.rename_axis("rows").reset_index().groupby("commit", sort=False).agg(together)
 
 
 def not_yet(stored: dict) -> str:

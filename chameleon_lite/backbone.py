@@ -74,7 +74,7 @@ def load_backbone(
         body, embedding, head = head_access(lm, name)
     lm.to(device)
     return Backbone(
-        name=name,
+        name=str(Path(name).resolve()) if name not in BUILT_IN and Path(name).is_dir() else name,
         revision=commit,
         lm=lm,
         tokenizer=words_cached(tokenizer),
@@ -108,7 +108,7 @@ def _open(name: str, dtype: torch.dtype, revision: str):
     if Path(name).expanduser().is_dir():
         lm, tokenizer, weights = hub.load_folder(Path(name).expanduser(), dtype)
         return lm, tokenizer, "", weights
-    if "/" not in name and name not in SHORT_NAMES:
+    if Path(name).expanduser().is_absolute() or "/" not in name and name not in SHORT_NAMES:
         raise unknown("backbone", name, [*BUILT_IN, *SHORT_NAMES, "owner/name on the hub", "a local folder"])
     return hub.load_hub(SHORT_NAMES.get(name, name), dtype, revision)
 
@@ -122,9 +122,7 @@ def head_access(lm, name: str = "") -> tuple[nn.Module, Tensor, nn.Linear]:
     who = f"{type(lm).__name__} ({name})" if name else type(lm).__name__
     body, head, embedding = lm.base_model, lm.get_output_embeddings(), lm.get_input_embeddings().weight
     if body is lm or not isinstance(head, nn.Linear):
-        raise UserError(
-            f"{who} has no linear output head of its own: choose a causal language model with one"
-        )
+        raise UserError(f"{who} has no linear output head of its own: choose a causal model with one")
     probe = torch.arange(2, 10, device=head.weight.device)[None] % embedding.shape[0]  # (1, 8)
     h = body(input_ids=probe, use_cache=False).last_hidden_state
     logits = lm(input_ids=probe, use_cache=False).logits

@@ -88,9 +88,7 @@ def grouped(vectors: Tensor, centroids: Tensor | None, mode: str = "cluster") ->
         raise unknown("condition", mode, MODES)
     if centroids is None or not len(centroids):
         if mode == "centroid":
-            raise UserError(
-                'condition "centroid" needs stored centroids, and here are none: use "cluster" or "row"'
-            )
+            raise UserError('condition "centroid" needs stored centroids: use "cluster" or "row"')
         distance = vectors.new_zeros(len(vectors))
         cluster = torch.zeros_like(distance, dtype=torch.int64)
     else:

@@ -5,7 +5,7 @@
     auto     fast, but plain where the work is too small to gain from it (the default)
 
 Most functions with a fast form begin with `if impl := engine.fast("its name"): return impl(…)` and go on with
-their plain twin, of the same signature; for `replayed` and `layer_pass` the caller names the plain form.
+their plain twin, of the same signature; for `replayed` and the passes the caller names the plain form.
 Files of `fast/` are loaded by name when first needed; nothing imports them.
 """
 
@@ -26,6 +26,7 @@ DOORS = {  # door ─▶ the file of fast/ that defines a function of this name
     "update_logits": "mixed_update",
     "replayed": "recorded_steps",
     "layer_pass": "layers",
+    "rows_pass": "rows",
 }
 _chosen: list[str] = []  # empty, or the one name set by `use`
 

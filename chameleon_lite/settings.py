@@ -71,13 +71,9 @@ class TokenSettings(Settings):
 class ClusterSettings(Settings):
     """Conditioning groups are cut from K = N // batch_rows clusters; the study's banks route by others."""
 
-    batch_rows: Count = Field(
-        32, description="documents of a conditioning group; a rest joins: up to half more"
-    )
+    batch_rows: Count = Field(32, description="documents of a conditioning group; a rest, up to half, joins")
     minimum: Count = Field(4, description="documents below which a cluster joins its nearest neighbour")
-    routing_clusters: int = Field(
-        33, ge=2, le=4_096, description="clusters of the study's routing clustering"
-    )
+    routing_clusters: int = Field(33, ge=2, le=4_096, description="clusters that the study routes by")
 
 
 class TrainSettings(Settings):
@@ -91,9 +87,7 @@ class TrainSettings(Settings):
     validations_per_epoch: Count = Field(1, description="validations per epoch, evenly spaced")
     patience: int = Field(1, ge=0, description="validations without improvement that do not stop training")
     scale: float = Field(1.0, gt=0, le=1e6, description="alpha: what every update is multiplied by")
-    feature_dtype: Arithmetic = Field(
-        "auto", description="of the pass that stores states; auto = the fast one"
-    )
+    feature_dtype: Arithmetic = Field("auto", description="of the pass that stores states; auto: the fastest")
     matmul_dtype: Arithmetic = Field(
         "auto", description="of the head's large products (fast form; the plain form rounds only the weight)"
     )

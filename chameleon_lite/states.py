@@ -104,15 +104,10 @@ def hidden_states(
     order = np.argsort(table.lengths, kind="stable")
     lengths = table.lengths[order]
     piece = (np.cumsum(lengths) - lengths) // PIECE_TOKENS  # (N,) the piece each document starts in
-    return stored(
-        place_of(backbone, table, dtype, "tokens", folder),
-        table.offsets,
-        backbone.width,
-        np.split(order, np.flatnonzero(np.diff(piece)) + 1),
-        lambda documents: hidden_rows(backbone, table, documents),
-        arithmetic(backbone, dtype),
-        progress,
-    )
+    pieces = np.split(order, np.flatnonzero(np.diff(piece)) + 1)
+    how = (lambda rows: hidden_rows(backbone, table, rows), arithmetic(backbone, dtype), progress)
+    path = place_of(backbone, table, dtype, "tokens", folder)
+    return stored(path, table.offsets, backbone.width, pieces, *how)
 
 
 def place_of(backbone, table, dtype: torch.dtype, layout: str, folder: Path | None = None) -> Path:

@@ -193,9 +193,7 @@ def _check(max_length: int, prefix_tokens: int, min_scored: int, condition_on: s
     if condition_on not in ("prompt", "instruction"):
         raise UserError(f"condition_on is 'prompt' or 'instruction', not {condition_on!r}")
     if prefix_tokens < 1 or min_scored < 0:
-        raise UserError(
-            "prefix_tokens is at least 1, for nothing predicts a first token; min_scored is 0 or more"
-        )
+        raise UserError("prefix_tokens is at least 1 (nothing predicts a first token), min_scored at least 0")
     if max_length < prefix_tokens + max(min_scored, 1):
         need = f"{prefix_tokens} prefix and {min_scored} scored tokens"
         raise UserError(f"max_length {max_length} has no room for {need}")

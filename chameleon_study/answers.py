@@ -15,10 +15,8 @@ from pathlib import Path
 
 from torch import nn
 
-from chameleon_lite.app.fit import fit
+from chameleon_lite import Backbone, adapt, fit, load_backbone
 from chameleon_lite.app.fit_settings import FitSettings
-from chameleon_lite.app.stream import adapt
-from chameleon_lite.backbone import Backbone, load_backbone
 
 from .own_texts import ALPACA_ROWS
 from .provenance import ROOT, provenance
@@ -27,9 +25,8 @@ from .stored import ANSWERS, storing
 PROMPTS, NEW_TOKENS = 200, 128
 SHORT = 32  # tokens of a reference that an answer of NEW_TOKENS could easily hold
 GOALS = {"non-empty": 0.95, "stopped": 0.9}  # shares: of all prompts, and of those with a short reference
-SETTINGS = FitSettings(
-    head="lora", rank=133
-)  # the candidate that `fit` keeps on these records, see own_texts
+# the candidate that `fit` keeps on these records, see own_texts
+SETTINGS = FitSettings(head="lora", rank=133)
 
 
 def measured(rows: list[dict], backbone: Backbone, settings: FitSettings, prompts: int, limit: int) -> dict:

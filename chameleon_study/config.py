@@ -4,12 +4,13 @@ An experiment is one YAML file. `load_experiment` reads it, combines the profile
 own and those of its `profiles:` section, and returns `Experiment`. Whatever cannot be used is refused by its key.
 """
 
+from collections.abc import Collection, Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from chameleon_lite import settings as kinds
 from chameleon_lite.app.rows import flaw_of
@@ -18,8 +19,7 @@ from chameleon_lite.settings import ClusterSettings, Settings, TokenSettings, Tr
 
 ProfileName = Literal["smoke", "colab", "paper"]
 DEEPEST = 8  # mappings and lists of a file inside one another
-
-
+Budget = Annotated[int, Field(ge=0)]  # tokens
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -31,14 +31,7 @@ class DataSettings(Settings):
     max_test_documents: kinds.Count | None = Field(None, description="test documents; none = all")
     subset_seed: kinds.Seed = Field(0, description="seed of the draw of those subsets; never varied")
     unwritten = {"budgets": ()}
-    budgets: tuple[int, ...] = Field((), description="runs with each as max_train_tokens, nested; 0 = all")
-
-    @field_validator("budgets")
-    @classmethod
-    def _distinct(cls, budgets: tuple[int, ...]) -> tuple[int, ...]:
-        if min(budgets, default=0) < 0 or len(set(budgets)) < len(budgets):
-            raise ValueError("numbers of tokens, 0 or more, each once")
-        return budgets
+    budgets: tuple[Budget, ...] = Field((), description="runs with each as max_train_tokens, nested; 0 = all")
 
 
 class SweepSettings(Settings):
@@ -111,11 +104,10 @@ class Experiment(Settings):
     def _contradictions(self) -> "Experiment":
         from .regimes import REGIMES  # here, for it imports torch
 
-        for name in (*self.regimes, *self.probes.foreign_regimes):
-            if name not in REGIMES:
-                raise unknown("regime", name, REGIMES)
+        known("regime", (*self.regimes, *self.probes.foreign_regimes), REGIMES)
         grid = [f"{rate:g}" for rate in self.sweep.grid]  # as the sweep's files and heads are named
-        for setting, named in (("regimes", self.regimes), ("corpora", self.corpora), ("sweep.grid", grid)):
+        each_once = {"regimes": self.regimes, "corpora": self.corpora, "sweep.grid": grid}
+        for setting, named in (each_once | {"data.budgets": self.data.budgets}).items():
             if len(set(named)) < len(named):
                 raise ValueError(f"{setting} names {max(named, key=named.count)!r} twice")
         if self.tokens.prefix_tokens + self.tokens.min_scored > self.tokens.max_length:
@@ -133,6 +125,13 @@ class Experiment(Settings):
 
 
 PROFILES: dict[str, dict] = yaml.safe_load((files(__package__) / "profiles.yaml").read_text("utf-8"))
+
+
+def known(kind: str, names: Iterable[str], valid: Collection[str]) -> None:
+    """UserError for the first of these names that is not valid, with the nearest that is."""
+    for name in names:
+        if name not in valid:
+            raise unknown(kind, name, valid)
 
 
 def merged(*layers: dict[str, Any]) -> dict[str, Any]:
@@ -155,9 +154,7 @@ def experiment_from(raw: dict[str, Any], profile: str = "smoke", **overrides: An
     sections = raw.pop("profiles", {})
     if not isinstance(sections, dict) or not all(isinstance(part, dict) for part in sections.values()):
         raise UserError("profiles: must be a mapping of profiles to mappings of settings")
-    for name in (profile, *sections):
-        if name not in PROFILES:
-            raise unknown("profile", name, PROFILES)
+    known("profile", (profile, *sections), PROFILES)
     given = {k: v for k, v in overrides.items() if v is not None}
     values = merged(PROFILES[profile], raw, sections.get(profile, {}), {"profile": profile}, given)
     _check_keys(values, Experiment)
@@ -214,10 +211,9 @@ def _check_values(value: Any, where: str, above: tuple[int, ...], seen: set[int]
 
 
 def _check_keys(values: dict[str, Any], model: type[BaseModel], where: str = "") -> None:
-    """Refuse unknown keys with the nearest valid one (pydantic lists none), and `true` where a number belongs."""
+    """Refuse unknown keys with the nearest valid one: pydantic lists none."""
+    known("setting", (where + key for key in values), [where + name for name in model.model_fields])
     for key, value in values.items():
-        if key not in model.model_fields:
-            raise unknown("setting", where + key, [where + name for name in model.model_fields])
         kind = model.model_fields[key].annotation
         if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
             _check_keys(value, kind, f"{where}{key}.")

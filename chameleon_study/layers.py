@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chameleon_lite import Arrangement, Member
+from chameleon_lite import Arrangement, Member, engine
 from chameleon_lite.backbone import copied
 from chameleon_lite.backbones.formats import arithmetic
 from chameleon_lite.errors import RunFailed
@@ -27,6 +27,7 @@ from .prepare import Material, SeedClusterings
 from .regimes import CLUSTERED, RANK, Choice, Regime
 
 NEIGHBOURS = 15  # other rows whose prefixes are put in front
+STEP_TOKENS = 4_096  # a step of 32 documents in one piece, on a GPU with 80 GB
 NEIGHBOUR_TOKENS = 32  # of each prefix at most: a plain text's whole prefix, the start of a long prompt
 
 
@@ -85,6 +86,8 @@ def trained_with_layers(context, seeded: SeedClusterings, r: Regime, choice) -> 
         add_lora(adapted, rank=RANK)
     member.head = WithLayers(member.head, lora_parameters(adapted).values())
     live = {s: LiveStates(adapted, material.tables[s]) for s in ("train", "validation", "test")}
+    if adapted.device.type == "cuda" and (fast := engine.fast("layer_pass")):
+        live["train"].training_pass = fast(adapted, material.tables["train"], tokens=STEP_TOKENS)
     material, orders = replace(material, scored=live), partial(seeded.epoch, order=order_of(settings, r))
     with closing(live["train"]), suppress(RunFailed):  # `failure` holds what went wrong
         material.train([member], orders, settings.train, context.processes, progress=False)

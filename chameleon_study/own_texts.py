@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from chameleon_lite.app.choose import Choice, choose
+from chameleon_lite import Backbone, load_backbone
+from chameleon_lite.app.choose import choose
 from chameleon_lite.app.fit_settings import FitSettings
 from chameleon_lite.app.fitted import compared
 from chameleon_lite.app.own_texts import load
-from chameleon_lite.app.parts import Parts, parts_of
-from chameleon_lite.backbone import Backbone, load_backbone
+from chameleon_lite.app.parts import parts_of
 from chameleon_lite.processes import Processes
 
 from .corpora import load_corpus
@@ -61,10 +61,11 @@ def measured(path: Path, backbone: Backbone, settings: FitSettings) -> dict:
     parts, clustering = parts_of(load(path, seed=settings.seed), backbone, settings)
     choice = choose(settings, backbone, parts, clustering, Processes())
     rows = choice.table.to_dict("records")
-    for row, test in zip(rows, tested(choice, parts, settings.seed)):
-        row["test"] = test
+    for row, one in zip(rows, choice.outcomes):
+        nll = np.asarray(one.cohort.nats("test", [one.member]))
+        row["test"] = compared(nll, parts.tables["test"].n_scored, settings.seed)
     losses = [row["test"]["after"] for row in rows]
-    gap = losses[choice.place] - min(losses)
+    gap = losses[choice.outcomes.index(choice.kept)] - min(losses)
     return {
         "settings": settings.model_dump(mode="json"),
         "texts": {split: len(table) for split, table in parts.tables.items()},
@@ -74,15 +75,6 @@ def measured(path: Path, backbone: Backbone, settings: FitSettings) -> dict:
         "within": bool(gap <= WITHIN),
         "seconds": time.perf_counter() - started,
     }
-
-
-def tested(choice: Choice, parts: Parts, seed: int) -> list[dict[str, float]]:
-    """Of each outcome the test part's nats per token, before and after, with an interval."""
-    found = []
-    for one in choice.outcomes:
-        nll = one.cohort.nats("test", [one.member])
-        found.append(compared(np.asarray(nll), parts.tables["test"].n_scored, seed))
-    return found
 
 
 def main(data: str, *names: str, backbone: str = "smollm2", results: Path = ROOT / "results") -> None:

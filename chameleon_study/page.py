@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from chameleon_lite.errors import UserError, unknown
+from chameleon_lite.errors import UserError
 
 from .claims.paper import published
-from .config import PROFILES
+from .config import PROFILES, known
 
 __all__ = ["csv_link", "keep", "piece", "published", "root", "start", "table"]
 
@@ -32,8 +32,7 @@ def start(profile: str, seed: int = 0) -> str:
 
     from chameleon_lite.backbones.formats import device_of
 
-    if profile not in PROFILES:
-        raise unknown("profile", profile, PROFILES)
+    known("profile", [profile], PROFILES)
     warnings.filterwarnings("ignore", message="IProgress not found")  # pages show no bars
     np.random.seed(seed)
     torch.manual_seed(seed)

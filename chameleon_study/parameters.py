@@ -24,9 +24,8 @@ def parameter_table(backbone_name: str) -> dict[str, int]:
 
     with torch.device("meta"):
         with readable(f"the configuration of {backbone_name}"):
-            lm = AutoModelForCausalLM.from_config(
-                _config(backbone_name), dtype=torch.float32, trust_remote_code=False
-            )
+            config = _config(backbone_name)
+            lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
         total = sum(p.numel() for p in lm.parameters())
         vocab, width = lm.get_output_embeddings().weight.shape
         lora_head = LoraHead(width, vocab, RANK).trainable_parameters()

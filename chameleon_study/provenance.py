@@ -37,7 +37,7 @@ HEAD = "git describe --always --abbrev=40 --dirty=+ --exclude=*".split()
 def source_hash() -> str:
     """sha256 over the three packages' source files and tables: the code behind a record, without a repository too."""
     digest = sha256()
-    folders, kinds = [ROOT / package for package in PACKAGES], ("*.py", "*.yaml", "*.csv")
+    folders, kinds = [ROOT / package for package in PACKAGES], ("*.py", "*.yaml", "*.jinja", "*.csv")
     for path in sorted(p for folder in folders for kind in kinds for p in folder.rglob(kind)):
         digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
@@ -105,7 +105,8 @@ def default_command() -> str:
     """The command line as typed (`CHAMELEON_LITE_COMMAND` in notebooks), absolute paths as `from_here` has them."""
     given = os.environ.get("CHAMELEON_LITE_COMMAND")
     words = given.split(" ") if given else ["chameleon-lite", *sys.argv[1:]]
-    return " ".join(re.sub(r"(?<![^=,])/[^,]+|(?<=://).+", lambda part: from_here(part[0]), w) for w in words)
+    words = [re.sub(r"(?<![^=,])/[^,]+|(?<=://).+", lambda part: from_here(part[0]), word) for word in words]
+    return re.sub(r"(?<=--dask.)(\w+://)?\S+", r"\1…", " ".join(words))  # tcp:// may be left out
 
 
 def from_here(path: str) -> str:

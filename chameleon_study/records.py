@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from chameleon_lite import files
 from chameleon_lite.app.outputs import writing
@@ -34,10 +34,8 @@ LONGEST = 90  # bytes of a backbone's or corpus's name in a file's, which file s
 REFUSED_BACKBONES = ("tiny", "random-gpt2")
 
 
-class Record(BaseModel):
+class Record(BaseModel, extra="forbid"):
     """One trained (or frozen) head, measured."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str
     experiment: str
@@ -61,10 +59,6 @@ class Record(BaseModel):
     failure: str | None = None
     data: dict[str, Any]
     provenance: dict[str, Any]
-
-    def measured(self) -> dict[str, Any]:
-        """The fields that equal settings and seed must reproduce bit for bit on one machine."""
-        return {"metrics": self.metrics, "curve": self.curve, "learning_rate": self.learning_rate}
 
 
 def name_of(settings: Experiment, regime: str, corpus: str, seed: int) -> str:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from chameleon_lite import Backbone, Head, HyperHead, LoraHead, Member, matched_rank
 from chameleon_lite.conditions import GroupMean
-from chameleon_lite.errors import unknown
 from chameleon_lite.train import Source
 
 from . import heads, sources
+from .config import known
 from .sources import Own, Split
 
 RANK = 4  # the paper's, for every low-rank regime but the matched one
@@ -63,11 +63,6 @@ class Regime:
     searched: bool
 
     @property
-    def drops(self) -> bool:
-        """Whether its head has dropout, which is tuned then."""
-        return self.head is not None and self.head in [HEADS.get(name) for name in DROPPING]
-
-    @property
     def trained(self) -> bool:
         """Whether a head is trained for this regime."""
         return self.head is not None
@@ -95,7 +90,7 @@ HEADS: dict[str, NewHead] = {
     "prompt": lambda b, train: heads.PromptHead(b.head.weight, RANK),
     "sparse": lambda b, train: heads.SparseHead(b.width, b.vocab, RANK),
 }
-DROPPING = ("hyper", "codes")  # heads with dropout that is tuned
+DROPPING = (HEADS["hyper"], HEADS["codes"])  # dropout is tuned for them
 SOURCES: dict[str, NewSource] = {
     **{f"group {n}": lambda s, train, n=n: GroupMean(s.vectors, n) for n in (1, *SIZES, GROUP)},
     "length": lambda s, train: GroupMean(s.views["length"], GROUP),
@@ -143,8 +138,7 @@ class Choice:
 
     def __post_init__(self) -> None:
         for name in ("start", "view", "transform", "schedule"):
-            if (value := getattr(self, name)) not in OPTIONS[name]:
-                raise unknown(name, value, OPTIONS[name])
+            known(name, [getattr(self, name)], OPTIONS[name])
 
     @property
     def others(self) -> dict[str, float | str]:

@@ -76,7 +76,7 @@ def run_experiment(
     records = stored_runs(runs, names, hashes, say) if resume else {}
     if len(records) < len(names) and processes.index == 0:
         try_folder(runs)
-    with Workers(common, workers, dask) as crew:
+    with Workers(common, *((workers, dask) if len(records) < len(names) else ())) as crew:
         grid = _Grid(settings, hashes, crew, runs, processes.index == 0, say)
         jobs = grid.seed_jobs(set(records))
         for record, documents in grid.results(jobs if crew.alone else list(jobs)):

@@ -16,17 +16,9 @@ from .stored import NOT_RECORDS, TABLES, evidence_of, read, reason, records_and_
 
 WIDTH = 80  # columns
 NONE = "–"
-RELEASED = (
-    "table",
-    "protocol",
-    "backbone",
-    "corpus",
-    "length",
-    "training rows",
-    "validation rows",
-    "command",
-)
-HONEST = ("experiment", "backbone", "corpus", "documents", "training tokens", "command")
+# what a block's heading names before its command
+RELEASED = ("table", "protocol", "backbone", "corpus", "length", "training rows", "validation rows")
+HONEST = ("experiment", "backbone", "corpus", "documents", "training tokens")
 LINE_RELEASED = "{:<6} {:>2} {:>10} {:>17} {:>12} {:>15} {:>10}"
 LINE_HONEST = "{:<12} {:<27} {:>2} {:>7} {:>26}"
 
@@ -71,7 +63,7 @@ def as_text(rows: list[dict]) -> str:
     lines = []
     for released, of_kind in groupby(rows, lambda row: "protocol" in row):
         names, line = (RELEASED, _released) if released else (HONEST, _honest)
-        for _, block in groupby(of_kind, lambda row: [row.get(name) for name in names]):
+        for _, block in groupby(of_kind, lambda row: [row.get(name) for name in (*names, "command")]):
             block = list(block)
             lines += ["", *_heading(block[0], names), *line(block)]
     return "\n".join(lines[1:])
@@ -79,10 +71,10 @@ def as_text(rows: list[dict]) -> str:
 
 def _heading(row: dict, names: tuple[str, ...]) -> list[str]:
     counts = ("table", "length", "documents", "training tokens", "training rows", "validation rows")
-    parts = [f"{name} {row[name]}" if name in counts else row[name] for name in names if row.get(name)]
-    *about, command = map(str, parts)
+    about = [f"{name} {row[name]}" if name in counts else str(row[name]) for name in names if row.get(name)]
     indent = {"subsequent_indent": "    ", "break_on_hyphens": False}
-    return textwrap.wrap(" · ".join(about), WIDTH, **indent) + textwrap.wrap(f"$ {command}", WIDTH, **indent)
+    paragraphs = (" · ".join(about), f"$ {row['command']}")
+    return [line for text in paragraphs for line in textwrap.wrap(text, WIDTH, **indent)]
 
 
 def _released(rows: list[dict]) -> list[str]:

@@ -72,19 +72,15 @@ def position_frame(evidence: StoredRuns, corpus: str) -> pd.DataFrame:
 
     A bin is 16 tokens; bins with fewer than RARE of the scored tokens, a few long texts each, are left out.
     """
-    frozen = {r.seed: {p["position"]: p for p in r.positions} for r in evidence.runs(corpus, "R0")}
-    rows = []
-    for name in ("R1", "R2", "R4", "R6", "R11"):
-        by_bin: dict[float, list[float]] = {}
-        for record in evidence.runs(corpus, name):
-            base = frozen.get(record.seed, {})
-            least = RARE * sum(p["tokens"] for p in base.values())
-            for p in record.positions if base else ():
-                if p["tokens"] >= least:
-                    before = base[p["position"]]
-                    gain = p["nll"] / p["tokens"] - before["nll"] / before["tokens"]
-                    by_bin.setdefault(p["position"], []).append(gain)
-        rows += [(name, at, *mean_and_span(values), len(values)) for at, values in by_bin.items()]
+    runs = [r for name in ("R0", "R1", "R2", "R4", "R6", "R11") for r in evidence.runs(corpus, name)]
+    points = [{"regime": r.regime, "seed": r.seed} | p for r in runs for p in r.positions]
+    frame = pd.DataFrame(points, columns=["regime", "seed", "position", "nll", "tokens"])
+    frame["loss"] = frame["nll"] / frame["tokens"]
+    frozen = frame["regime"] == "R0"
+    often = frame["tokens"] >= RARE * frame.groupby(["regime", "seed"])["tokens"].transform("sum")
+    pairs = frame[~frozen].merge(frame[frozen & often], on=["seed", "position"], suffixes=("", "_before"))
+    gains = (pairs["loss"] - pairs["loss_before"]).groupby([pairs["regime"], pairs["position"]], sort=False)
+    rows = [(*key, *mean_and_span(values), len(values)) for key, values in gains]
     return pd.DataFrame(rows, columns=["regime", "position", "difference", "half", "n seeds"])
 
 

@@ -19,7 +19,7 @@ from .evaluate import Context, order_of, train_seed
 from .layers import trained_with_layers
 from .prepare import seed_material
 from .records import KEPT, file_part
-from .regimes import REGIMES, Choice, Regime, trials
+from .regimes import DROPPING, REGIMES, Choice, Regime, trials
 
 SWEEP_SEEDS_FROM = 1_000
 # heads side by side in a sweep, and regimes of a job: enough to share h·Wᵀ, few enough to distribute over workers
@@ -85,7 +85,7 @@ def first_choices(sweep: SweepSettings, r: Regime) -> list[Choice]:
     """What is tried first for a regime: the grid, times the dropouts of a hyper-network; or random choices."""
     if r.searched and sweep.trials:
         return trials(sweep.trials)
-    dropouts = sweep.dropouts if r.drops and sweep.dropouts else (None,)
+    dropouts = sweep.dropouts if r.head in DROPPING and sweep.dropouts else (None,)
     return [Choice(rate, dropout) for rate in sweep.grid for dropout in dropouts]
 
 

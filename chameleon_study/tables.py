@@ -38,8 +38,8 @@ def losses_of(records: list[Record], folder: Path) -> dict[str, tuple]:
         raise UserError(f"no per-document losses in {folder}: run the experiment there first")
     rows, articles = pd.concat(frames, ignore_index=True), articles_of(folder)
     rows = rows[(rows["split"] == "test") & rows["run"].isin([r.name for r in records])]
-    corpus, out = rows["run"].map({r.name: r.corpus for r in records}).astype(str), {}
-    for name, of_corpus in rows.groupby(corpus, sort=False):
+    keyed, out = rows.assign(corpus=rows["run"].map({r.name: r.corpus for r in records}).astype(str)), {}
+    for name, of_corpus in keyed.groupby("corpus", sort=False):
         out |= {run: losses for (run, _), losses in by_unit(of_corpus, name, articles).items()}
     if lost := [r.name for r in records if r.name not in out]:
         raise DamagedFile(

@@ -7,27 +7,13 @@ import errno
 from collections.abc import Iterable
 
 from ..errors import UserError
+from . import SENTENCES
 
 INTERRUPTED = 130
-KEPT = {  # command -> what Ctrl-C leaves
-    "adapt": "finished windows lie in OUT.part, and the same command with --resume goes on from there",
-    "bench": "finished rows are written",
-    "fetch": "whatever was fetched whole is kept, and the same command goes on",
-    "fit": "no adapter was saved; finished hidden states are kept, and the same command uses them",
-    "prove": "proofs of finished corpora are written where --results was given",
-    "run": "complete runs are kept, and the same command with --resume goes on after them",
-}
+KEPT = SENTENCES["kept"]  # command -> what Ctrl-C leaves
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
-ADVICE = {  # number of a system's error -> what to do
-    errno.ENOSPC: "free some space, or choose another place",
-    errno.EDQUOT: "free some space, or choose another place",
-    errno.EFBIG: "this place takes no larger files: choose another",
-    errno.EACCES: "choose a place that you may read and write",
-    errno.EROFS: "choose a place that can be written",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EEXIST: "a file stands where a folder is needed",
-    errno.ENOTDIR: "a file stands where a folder is needed",
-}
+# number of a system's error, which not every system has -> what to do
+ADVICE = {getattr(errno, name, name): what for name, what in SENTENCES["advice"].items()}
 
 
 def report(error: BaseException, words: Iterable[str] = ()) -> tuple[str, int]:

@@ -1,6 +1,6 @@
 """What `fit` can train on one's texts, and the training of it: heads side by side on stored states, layers alone.
 
-    settings ─ candidates_of ─▶ one FitSettings each ─ cohorts ─▶ Cohort.train ─▶ nats of held-out texts (1 + n, N)
+    settings ─ candidates_of ─▶ one FitSettings each ─▶ Cohort.train ─▶ nats of held-out texts (1 + n, N)
 
 A candidate's settings name it alone, so that `fit` with them trains the same adapter: initialisation, orders and
 dropout come from its own seed, and heads of a cohort share nothing but the states that they read.
@@ -8,12 +8,11 @@ dropout come from its own seed, and heads of a cohort share nothing but the stat
 
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from .. import files
@@ -78,12 +77,6 @@ def new_model(backbone: Backbone, clustering: Clustering, settings: FitSettings)
         return ChameleonLiteForCausalLM.from_backbone(backbone, centroids=clustering.centroids, **same)
 
 
-def cohorts(candidates: Sequence[FitSettings]) -> list[list[FitSettings]]:
-    """Candidates that are trained together: all heads, then one by one those with LoRA in the layers."""
-    heads = [one for one in candidates if not one.lora_rank]
-    return [heads] * bool(heads) + [[one] for one in candidates if one.lora_rank]
-
-
 class Cohort:
     """Candidates that are trained on the same states: heads, or one with LoRA in the layers; see `train_heads`."""
 
@@ -124,17 +117,10 @@ class Cohort:
         def orders(epoch: int) -> Arrangement:
             return self.parts.order("train", seed * 100_003 + epoch)
 
-        with self._closing():
+        with closing(self.states["train"]) if self.settings.lora_rank else nullcontext():
             how = (self.weight, train, self.processes, self.progress)
             train_heads(self.members, self.states["train"], orders, *check, *how)
         self.seconds = time.perf_counter() - started
-
-    def forget(self) -> None:
-        """Give back the states of all parts but the test part."""
-        self.states = {"test": self.states["test"]}
-
-    def _closing(self) -> AbstractContextManager:
-        return closing(self.states["train"]) if self.settings.lora_rank else nullcontext()
 
     def nats(self, split: str, members: Sequence[Member]) -> np.ndarray:
         """Sums of nats (1 + n, N) of a part's texts, frozen and under each of the members."""
@@ -172,20 +158,14 @@ def seconds_of_layers(backbone: Backbone, parts: Parts, settings: FitSettings) -
     data = LiveStates(backbone, table, record=False)
     rows = torch.arange(min(len(table), settings.train.rows_per_step))
     rows = rows[data.pieces(rows)[0]]
-
-    def differentiable(module, inputs, output: Tensor) -> Tensor:
-        return output.requires_grad_()
-
-    hook = backbone.lm.get_input_embeddings().register_forward_hook(differentiable)
-    try:
-        with torch.enable_grad():
-            started = time.perf_counter()
-            h = data.batch(rows)[0]
-            forwards = time.perf_counter() - started
-            h.sum().backward()
+    embeddings = backbone.lm.get_input_embeddings()
+    hook = embeddings.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
+    with hook, torch.enable_grad():
+        started = time.perf_counter()
+        h = data.batch(rows)[0]
+        forwards = time.perf_counter() - started
+        h.sum().backward()
         both = time.perf_counter() - started
-    finally:
-        hook.remove()
     held_out = sum(int(parts.tables[split].lengths.sum()) for split in SPLITS[1:])
     reads = settings.train.epochs + 3  # validations, and both parts frozen and adapted
     tokens = both * settings.train.epochs * int(table.lengths.sum()) + forwards * reads * held_out

@@ -18,18 +18,12 @@ from ..backbones.adapters import Writing
 from ..backbones.formats import opening
 from ..errors import DamagedFile, UserError
 from ..text import Document
+from . import SENTENCES
+from .rows import Row
 
 MARK, UNKNOWN = "\0", "\N{REPLACEMENT CHARACTER}"
 # Settings of generation that change what is continued greedily ─▶ the value that changes nothing.
-GREEDY = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-GREEDY |= {"encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0, "min_length": 0}
-GREEDY |= {"min_new_tokens": 0, "guidance_scale": 1.0, "bad_words_ids": None, "sequence_bias": None}
-GREEDY |= dict.fromkeys(
-    ("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")
-)
-GREEDY |= dict.fromkeys(
-    ("exponential_decay_length_penalty", "penalty_alpha", "force_words_ids", "constraints")
-)
+GREEDY = SENTENCES["greedy"]
 PROBE = "xyzzy"  # an answer whose place in a rendered chat is found again
 
 
@@ -40,18 +34,23 @@ class Dialogue(Document):
     turns: str = ""
 
 
+def document_of(row: Row, name: str) -> Document:
+    """A row as a document of that name."""
+    fields = (name, row.text, row.group, row.prompt, row.instruction)
+    return Dialogue(*fields, row.turns) if row.turns else Document(*fields)
+
+
 class Writer:
     """A tokenizer as text.py and score.py call it, which begins, renders and marks texts as an adapter's `how` says."""
 
     def __init__(self, tokenizer, how: Writing) -> None:
         """Raises DamagedFile for a first token that the tokenizer lacks, UserError where there is no template."""
         self.tokenizer, self.how = tokenizer, how
+        self.plain = how.special and not how.chat  # texts are tokenised as they stand, without marks
         self.is_fast = getattr(tokenizer, "is_fast", False)
         self.pad_token_id, self.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
         if how.bos and how.bos not in tokenizer.get_vocab():
-            raise DamagedFile(
-                f"the adapter's first token {how.bos!r} is none of the tokenizer's: fit it again"
-            )
+            raise DamagedFile(f"first token {how.bos!r} is none of the tokenizer's: fit the adapter again")
         first = [tokenizer.get_vocab()[how.bos]] if how.bos else []
         self.first = opening(tokenizer) if how.bos is None else first
         self.bos_token_id = self.first[0] if self.first else None
@@ -100,14 +99,9 @@ class Writer:
                 prompt = prompt.removeprefix(self.tokenizer.convert_ids_to_tokens(self.first[0]))
         return replace(document, prompt=prompt, text=text + (self.end if end and prompt else ""))
 
-    @property
-    def _plain(self) -> bool:
-        """Whether texts are tokenised as they stand, without marks."""
-        return self.how.special and not self.how.chat
-
     def marked(self, text: str) -> str:
         """A text as it is, between marks where it holds what looks like a special token and is text."""
-        if self._plain:
+        if self.plain:
             return text
         text = text.replace(MARK, UNKNOWN)
         return f"{MARK}{text}{MARK}" if not self.how.special and self.special.search(text) else text
@@ -124,7 +118,7 @@ class Writer:
         """Token ids, and spans of characters where they are wanted, of texts with or without marks."""
         if isinstance(texts, str):  # what is put before a text, as `opening` looks for it
             return {"input_ids": self.first}
-        if self._plain or not any(MARK in text for text in texts):
+        if self.plain or not any(MARK in text for text in texts):
             return self.tokenizer(list(texts), **options)
         pieces = [(n, i % 2, piece) for n, t in enumerate(texts) for i, piece in enumerate(t.split(MARK))]
         spans = self.is_fast and options.get("return_offsets_mapping", False)
@@ -132,7 +126,8 @@ class Writer:
         for text in (0, 1):  # pieces between marks are the odd ones
             chosen = [piece for _, odd, piece in pieces if odd == text]
             given = options if not text else options | {"split_special_tokens": True}
-            found[text] = self._each(chosen, given, spans)
+            made = self.tokenizer(chosen, **given) if chosen else {"input_ids": [], "offset_mapping": []}
+            found[text] = zip(made["input_ids"], made["offset_mapping"] if spans else [()] * len(chosen))
         ids, places, starts = [[] for _ in texts], [[] for _ in texts], [0] * len(texts)
         for n, odd, piece in pieces:
             new, where = next(found[odd])
@@ -141,20 +136,14 @@ class Writer:
             starts[n] += len(piece) + len(MARK)
         return {"input_ids": ids} | ({"offset_mapping": places} if spans else {})
 
-    def _each(self, texts: list[str], options: dict, spans: bool):
-        made = self.tokenizer(texts, **options) if texts else {"input_ids": []}
-        return zip(made["input_ids"], made["offset_mapping"] if spans and texts else [()] * len(texts))
-
 
 def template_of(tokenizer) -> str | None:
     """The tokenizer's chat template, None without one; UserError for several of which none is the default."""
     template = getattr(tokenizer, "chat_template", None)
     if isinstance(template, dict) and template:
         if "default" not in template:
-            names = ", ".join(sorted(template))
-            raise UserError(
-                f"the model has several chat templates ({names}) and no default: choose --chat off"
-            )
+            found = f"several chat templates ({', '.join(sorted(template))})"
+            raise UserError(f"the model has {found} and no default: choose --chat off")
         return template["default"]
     return template or None
 

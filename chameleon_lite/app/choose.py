@@ -7,6 +7,7 @@ The test part is not read here.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,51 +18,37 @@ from ..cluster import Clustering
 from ..errors import RunFailed
 from ..processes import Processes
 from ..train import Member
-from .candidates import Cohort, candidates_of, cohorts, name_of, seconds_of_layers, tries_layers
+from .candidates import Cohort, candidates_of, name_of, seconds_of_layers, tries_layers
 from .fit_settings import FitSettings
 from .fitted import compared, span
 from .parts import Parts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Outcome:
     """A trained candidate, and the validation texts' nats (2, N), frozen and adapted."""
 
-    cohort: Cohort
+    settings: FitSettings  # with which `fit` trains this one alone
+    model: Any  # the adapter
     member: Member
+    cohort: Cohort
     nll: np.ndarray
     row: dict  # of the table
-
-    @property
-    def settings(self) -> FitSettings:
-        """With which `fit` trains this one alone."""
-        return self.cohort.candidates[self.cohort.members.index(self.member)]
-
-    @property
-    def model(self):
-        """The adapter."""
-        return self.cohort.models[self.cohort.members.index(self.member)]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """All outcomes, the place of the one kept, the sentence on it, and what else could be tried, with its price."""
+    """All outcomes, the one with the lowest validation loss, why, and what else could be tried, with its price."""
 
     outcomes: list[Outcome]
-    place: int
+    kept: Outcome
     why: str
     offer: str
 
     @property
-    def kept(self) -> Outcome:
-        """The outcome with the lowest validation loss."""
-        return self.outcomes[self.place]
-
-    @property
     def table(self) -> pd.DataFrame:
         """One row per candidate; nats per token of the validation part."""
-        rows = [one.row | {"kept": place == self.place} for place, one in enumerate(self.outcomes)]
-        return pd.DataFrame(rows)
+        return pd.DataFrame([one.row | {"kept": one is self.kept} for one in self.outcomes])
 
 
 def choose(
@@ -79,7 +66,10 @@ def choose(
 
     A candidate that fails is left out where others are there; else RunFailed, or whatever it was.
     """
-    together, outcomes, failures = cohorts(candidates_of(settings, backbone)), [], []
+    candidates, outcomes, failures = candidates_of(settings, backbone), [], []
+    # heads are trained together, and one by one those with LoRA in the layers
+    heads = [one for one in candidates if not one.lora_rank]
+    together = [heads] * bool(heads) + [[one] for one in candidates if one.lora_rank]
     for candidates in together:
         names = ", ".join(map(name_of, candidates))
         say(f"training {names}" + " side by side" * (len(candidates) > 1))
@@ -95,39 +85,39 @@ def choose(
             say(f"{names}: {str(error).splitlines()[0]}")
             continue
         outcomes += _outcomes(cohort, parts, settings.seed)
-        cohort.forget()
+        cohort.states = {"test": cohort.states["test"]}  # the memory of the others is needed
     if not outcomes:
         raise failures[0]
-    place = min(range(len(outcomes)), key=lambda i: _order(outcomes[i].row))
+    ranked = sorted(outcomes, key=_order)
     offered = settings.head == "auto" and settings.layers is None and not tries_layers(settings, backbone)
     offer = _offer(settings, backbone, parts, outcomes) if offered else ""
-    return Choice(outcomes, place, _why(outcomes, place, parts, settings.seed), offer)
+    return Choice(outcomes, ranked[0], _why(ranked, parts, settings.seed), offer)
 
 
 def _outcomes(cohort: Cohort, parts: Parts, seed: int) -> list[Outcome]:
     counts, found = parts.tables["validation"].n_scored, []
     frozen, *adapted = cohort.nats("validation", cohort.members)
-    for member, own in zip(cohort.members, adapted):
+    for settings, model, member, own in zip(cohort.candidates, cohort.models, cohort.members, adapted):
         nll = np.stack([frozen, own])
         row = {"candidate": member.name} | compared(nll, counts, seed)
         row |= {"parameters": member.head.trainable_parameters(), "seconds": cohort.seconds}
-        found.append(Outcome(cohort, member, nll, row))
+        found.append(Outcome(settings, model, member, cohort, nll, row))
     return found
 
 
-def _order(row: dict) -> tuple[float, int]:
+def _order(outcome: Outcome) -> tuple[float, int]:
     """What the best candidate has least of: loss, and where losses are equal parameters."""
-    return (row["after"] if np.isfinite(row["after"]) else np.inf), row["parameters"]
+    loss = outcome.row["after"]
+    return (loss if np.isfinite(loss) else np.inf), outcome.row["parameters"]
 
 
-def _why(outcomes: list[Outcome], place: int, parts: Parts, seed: int) -> str:
+def _why(ranked: list[Outcome], parts: Parts, seed: int) -> str:
     """Which candidate is kept, and how far the next one is; beside a hyper-network the next static one."""
-    kept, others = outcomes[place], [one for i, one in enumerate(outcomes) if i != place]
+    kept, *others = ranked
     if not others:
         return ""
-    if kept.settings.head == "hyper":
-        others = [one for one in others if one.settings.head != "hyper"] or others
-    other = min(others, key=lambda one: _order(one.row))
+    static = [one for one in others if one.settings.head != "hyper"]
+    other = static[0] if kept.settings.head == "hyper" and static else others[0]
     table = parts.tables["validation"]
     gap = compared(np.stack([kept.nll[1], other.nll[1]]), table.n_scored, seed)
     text = f"kept: {kept.member.name}, with the lowest loss on {len(table)} validation texts; "

@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from ..errors import RunFailed, UserError, unknown
+from . import SENTENCES
 from .boundary import INTERRUPTED, report
 
 # Set before any model library is imported: bars are this package's own, logs are for errors, and threads that wait
@@ -29,9 +30,7 @@ os.environ.setdefault("PYTHONSAFEPATH", "1")  # workers and pip import nothing f
 os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
 
 COMMANDS = "chameleon_lite.commands"  # entry points of packages that add commands
-CLONE = (
-    "run, prove, tables, claims, params, bench come with a clone of the repository: pip install -e . in it"
-)
+CLONE = SENTENCES["clone"]
 FORMATS = ("auto", "float32", "bfloat16", "float16")
 HEADS = ("auto", "lora", "hyper", "layers")
 
@@ -42,9 +41,7 @@ def option(help: str, *names: str, least: float | None = None, most: float | Non
 
 
 Device = Annotated[str | None, option("cpu, cuda, cuda:1 …; default: what is there.")]
-Processes = Annotated[
-    int | None, option("Processes that share it, each with a GPU of its own.", "--workers", least=1)
-]
+Processes = Annotated[int | None, option("Processes that share it, each with its GPU.", "--workers", least=1)]
 Dask = Annotated[str | None, option("A Dask scheduler whose workers share the work.", "--dask")]
 DataDir = Annotated[Path | None, option("Folder that holds the corpus's files.", "--data-dir")]
 Overwrite = Annotated[bool, option("Replace what is there, unless it is the input.", "--overwrite")]
@@ -70,9 +67,7 @@ def fit(
         bool | None, option("auto: try LoRA in the layers too; default: on a GPU.", "--layers/--no-layers")
     ] = None,
     rank: Annotated[int, option("Rank of the head's update.", least=1)] = 4,
-    lora_rank: Annotated[
-        int, option("Rank of LoRA in the layers, 0: none; slow, no states are kept.", least=0)
-    ] = 0,
+    lora_rank: Annotated[int, option("Rank of LoRA in layers, 0: none; slow, no states kept.", least=0)] = 0,
     epochs: Annotated[int, option("Passes over the training texts.", least=1)] = 3,
     learning_rate: Annotated[float, option("AdamW's learning rate.", least=0, most=100)] = 1e-3,
     max_train_tokens: Annotated[int, option("Tokens of training texts at most.", least=1)] = 200_000,
@@ -96,10 +91,8 @@ def fit(
 
     if head not in HEADS:
         raise unknown("head", head, HEADS)
-    given = {"head": head, "layers": layers, "rank": rank, "lora_rank": lora_rank, "condition": condition}
-    given |= {"learning_rate": learning_rate, "max_train_tokens": max_train_tokens, "seed": seed}
+    given = {name: value for name, value in locals().items() if name in FitSettings.model_fields}
     given |= {"tokens": {"max_length": max_length}, "train": {"epochs": epochs}}
-    given |= {"chat": chat, "bos": bos, "special": special}
     how = {"device": device, "overwrite": overwrite, "encoding": encoding}
     how["settings"] = validated(FitSettings, given)
     fitted = run(texts, backbone=backbone, out=out, say=say, **how)
@@ -164,9 +157,7 @@ def adapt(
 def export(
     model: Annotated[str, typer.Argument(help="An adapter's folder, written by `fit`, or its hub id.")],
     out: Annotated[Path, option("Folder that is written.", "--out")],
-    cluster: Annotated[
-        int | None, option("One cluster's update; default: that of their mean.", least=0)
-    ] = None,
+    cluster: Annotated[int | None, option("One cluster's update; default: their mean's.", least=0)] = None,
     every: Annotated[bool, option("A folder for each cluster, and a table for routing.", "--all")] = False,
     format: Annotated[str, option("peft, or merged: a whole model.")] = "peft",
     overwrite: Overwrite = False,

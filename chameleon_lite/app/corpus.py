@@ -146,12 +146,9 @@ def _sides(component: np.ndarray, digests: Sequence[str]) -> list[str]:
     sizes = np.bincount(component)
     target = max(1, round(HELD_OUT * len(component)))
     large = max(1, LARGE * len(component))
-    smallest: dict[int, str] = {}
-    for c, digest in zip(component.tolist(), digests):
-        smallest[c] = min(smallest.get(c, digest), digest)
     room = {"test": target, "validation": target}
     side = {}
-    for c in sorted(smallest, key=smallest.__getitem__):
+    for c in dict.fromkeys(c for _, c in sorted(zip(digests, component.tolist()))):
         fits = [name for name, left in room.items() if sizes[c] <= min(large, left)]
         side[c] = fits[0] if fits else "train"
         if fits:

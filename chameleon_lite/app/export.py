@@ -10,8 +10,7 @@ centroids, and in routing.json which text goes where: a server that mixes adapte
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,12 @@ from torch import Tensor
 
 from .. import files
 from ..backbones.adapters import placed, read_settings
-from ..backbones.card import hub_id, words, write_card
+from ..backbones.card import hub_id, write_card
 from ..backbones.hub import adapter_folder
-from ..errors import RunFailed, UserError, unknown
+from ..errors import UserError, unknown
 from ..heads import HeadUpdate
 from ..lora import adapted_layers
+from . import SENTENCES
 from .outputs import claimed, writing
 from .stream import open_model
 
@@ -32,10 +32,6 @@ FORMATS = ("peft", "merged")
 CONFIG, WEIGHTS, ROUTING = "adapter_config.json", "adapter_model.safetensors", "routing.json"
 STALE = (ROUTING, "cluster-*/adapter_*", "*.index.json", "adapter_*", "config.json", "generation_config.json")
 STALE += ("centroids.safetensors", "model*.safetensors", "pytorch_model*.bin")
-HOW = (
-    "Mean of the input embeddings of a prompt's tokens, scaled to length 1; the nearest row of the centroids is its "
-    "cluster."
-)
 
 
 def export(
@@ -64,7 +60,7 @@ def export(
         raise UserError("merged writes the whole model for each cluster: use peft, or one cluster at a time")
     with claimed(out, _inputs(model), folder=True, overwrite=overwrite) as target:
         model = open_model(model, "cpu").eval()
-        with _to_disk(target):
+        with writing(target):
             if every:
                 _every(model, target)
             else:
@@ -75,25 +71,11 @@ def export(
         return target
 
 
-@contextmanager
-def _to_disk(target: Path) -> Iterator[None]:
-    """RunFailed, with the path, for what the system or safetensors says while `target` is written."""
-    from safetensors import SafetensorError
-
-    with writing(target):
-        try:
-            yield
-        except SafetensorError as error:
-            raise RunFailed(f"cannot write {target}: {error}") from error
-
-
 def _inputs(model: Any) -> list:
     """Folders that must stay as they are: the adapter's and the backbone's."""
-    if isinstance(model, str | os.PathLike):
-        folder = adapter_folder(model)
-        name = read_settings(folder)["backbone_name"]
-        return [folder, name, files.home() / name]  # the cache holds what `fetch` got by name
-    return [model.backbone.name, files.home() / model.backbone.name]
+    folder = [adapter_folder(model)] if isinstance(model, str | os.PathLike) else []
+    name = read_settings(*folder)["backbone_name"] if folder else model.backbone.name
+    return [*folder, name, files.home() / name]  # the cache holds what `fetch` got by name
 
 
 def _chosen(model, cluster: int | None, condition: Tensor | None) -> tuple[Tensor | int, str]:
@@ -132,7 +114,7 @@ def _every(model, target: Path) -> None:
         _peft(model, target / name, *_chosen(model, k, None))
     with placed(target, last=ROUTING) as part:
         save_file({"centroids": model.centroids.float().cpu().contiguous()}, part / "centroids.safetensors")
-        table = {"clusters": names, "centroids": "centroids.safetensors", "how": HOW}
+        table = {"clusters": names, "centroids": "centroids.safetensors", "how": SENTENCES["routing"]}
         table |= {"prompts": model.config.prompts}  # how texts were cut and written
         (part / ROUTING).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
         what = f"Here are {len(names)} of them, one for each cluster of texts, in a folder each."
@@ -149,15 +131,15 @@ def _peft(model, target: Path, condition: Tensor | int, what: str) -> None:
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True}
     config |= {"base_model_name_or_path": hub_id(model.backbone), "revision": model.backbone.revision or None}
     config |= {"r": rank, "lora_alpha": _whole(rank * scale), "lora_dropout": 0.0, "bias": "none"}
-    config |= {"target_modules": sorted(factors), "fan_in_fan_out": _transposed(model)}
+    layers = [type(layer.get_base_layer()).__name__ for layer in adapted_layers(model.lm).values()]
+    config |= {"target_modules": sorted(factors), "fan_in_fan_out": "Conv1D" in layers}  # weights (in, out)
     if other:
         config |= {"rank_pattern": other, "alpha_pattern": {n: _whole(r * scale) for n, r in other.items()}}
     tensors = {}
     for name, pair in factors.items():
         for letter, factor in zip("AB", pair):
-            tensors[f"base_model.model.{name}.lora_{letter}.weight"] = (
-                factor.detach().float().cpu().contiguous()
-            )
+            factor = factor.detach().float().cpu().contiguous()
+            tensors[f"base_model.model.{name}.lora_{letter}.weight"] = factor
     with placed(target, last=CONFIG) as part:
         save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
         (part / CONFIG).write_text(json.dumps(config), encoding="utf-8")
@@ -208,16 +190,11 @@ def _clear(target: Path) -> None:
             path.unlink()
 
 
-def _limits(model) -> tuple[str, ...]:
+def _limits(model) -> list[str]:
     """What whoever loads the factors must mind."""
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     holds = {"tied": tied, "gpt2": model.lm.config.model_type == "gpt2"}
-    return tuple(words()["limits"][name] for name in holds if holds[name])
-
-
-def _transposed(model) -> bool:
-    """Whether LoRA lies in layers whose weight is (in, out)."""
-    return any(type(m.get_base_layer()).__name__ == "Conv1D" for m in adapted_layers(model.lm).values())
+    return [SENTENCES[name] for name in holds if holds[name]]
 
 
 def _whole(number: float) -> int | float:

@@ -24,22 +24,14 @@ from typing import IO
 
 from ..backbones.formats import once
 from ..errors import UserError
+from . import SENTENCES
 from .rows import Row, parse, parse_line, parsed
 
 ENDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-KINDS = (
-    f"{', '.join(ENDS[:-1])} or {ENDS[-1]}, a folder of .txt (any of them also .gz), or - for standard input"
-)
+KINDS = f"{', '.join(ENDS[:-1])} or {ENDS[-1]}, a folder of .txt (each also .gz), or - for standard input"
 GZIP = b"\x1f\x8b"
-OTHER_KINDS = {  # how a file begins that is read otherwise ─▶ what it is, what to do
-    b"\xff\xfe": "UTF-16: give --encoding utf-16, or save it as UTF-8",
-    b"\xfe\xff": "UTF-16: give --encoding utf-16, or save it as UTF-8",
-    b"PAR1": "parquet: let its name end in .parquet",
-    GZIP: "packed twice: unpack it once",
-    b"\xfd7zXZ": "compressed, and not as .gz: unpack it",
-    b"\x28\xb5\x2f\xfd": "compressed, and not as .gz: unpack it",
-    b"BZh": "compressed, and not as .gz: unpack it",
-}
+# how a file begins that is read otherwise ─▶ what it is, what to do
+OTHER_KINDS = {bytes.fromhex(sign): what for sign, what in SENTENCES["other files"].items()}
 # What stands before the first value of a list in JSON, before each other, after the last, and instead of any.
 FIRST, NEXT, LAST, EMPTY = map(re.compile, (r"\s*\[(?!\s*\])\s*", r"\s*,\s*", r"\s*\]\s*", r"\s*\[\s*\]\s*"))
 LINE = "\n"
@@ -179,11 +171,9 @@ def _table(path: Path, delimiter: str, encoding: str) -> Iterator[dict]:
 
 
 def _parquet(path: Path) -> Iterator[dict]:
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ModuleNotFoundError:
-        raise UserError(f"{path.name}: reading .parquet needs pyarrow: pip install pyarrow") from None
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
     with _opened(path, "any") as file:
         try:
             whole = io.BytesIO(file.read()) if isinstance(file, gzip.GzipFile) else file

@@ -61,12 +61,9 @@ def printed(table: pd.DataFrame) -> str:
     width = max(map(len, table["candidate"])) + 2
     lines = [f"{'  validation texts':<{width}}  before   after   95 % interval  parameters  seconds"]
     for row in table.itertuples():
-        line = (
-            f"{'* ' if row.kept else '  '}{row.candidate}".ljust(width)
-            + f"  {row.before:.4f}  {row.after:.4f}"
-        )
-        line += f"  {row.low:+.4f} {row.high:+.4f}  {row.parameters:>10,}  {row.seconds:>7,.0f}"
-        lines.append(line)
+        line = f"{'* ' if row.kept else '  '}{row.candidate}".ljust(width)
+        line += f"  {row.before:.4f}  {row.after:.4f}  {row.low:+.4f} {row.high:+.4f}"
+        lines.append(f"{line}  {row.parameters:>10,}  {row.seconds:>7,.0f}")
     if table["seconds"].duplicated().any():
         lines.append("  heads are trained side by side: their seconds are those of all of them")
     return "\n".join(lines)

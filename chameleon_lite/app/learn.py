@@ -28,23 +28,14 @@ from ..states import ScoredStates, hidden_rows
 from ..streams.memory import HEAD, LearnSettings, Memory, fresh_start
 from ..streams.online import LayerStates, OnlineClusters, layer_shapes
 from ..text import TokenTable, cumulative, ragged, tokenise
-from .chat import Writer, tail
+from .chat import Writer, document_of, tail
 from .rows import Row
-from .score import LONGEST_TOKEN, cuts_of, document_of
+from .score import LONGEST_TOKEN, cuts_of
 
 KINDS = ("global", "cluster")
 RATES = {False: 3e-3, True: 1e-3}  # of a head alone, and with layers: the best of a tuning stream
 OVERFLOW = "its hidden states are not finite"
-SUMS = (
-    "rows",
-    "failed",
-    "tokens",
-    "without",
-    "gap",
-    "gap²",
-    "gap·tokens",
-    "tokens²",
-)  # of scored rows, but "failed"
+SUMS = "rows failed tokens without gap gap² gap·tokens tokens²".split()  # of scored rows, but "failed"
 
 
 @dataclass(frozen=True)
@@ -138,10 +129,8 @@ class LearningStream:
         results = [scored.get(i, {"error": errors[i]}) for i in range(len(rows))]
         self.sums["rows"] += len(rows)
         self.sums["failed"] += len(rows) - len(scored)
-        failed = next(
-            (f"row {row.number}: {r['error']}" for row, r in zip(rows, results) if "error" in r), ""
-        )
-        self.first_error = self.first_error or failed
+        failed = [f"row {row.number}: {r['error']}" for row, r in zip(rows, results) if "error" in r]
+        self.first_error = self.first_error or next(iter(failed), "")
         return [{"row": row.number, "id": row.id} | result for row, result in zip(rows, results)]
 
     @torch.no_grad()
@@ -151,9 +140,8 @@ class LearningStream:
         table, states = self._states(table, errors)
         if not len(table):
             return {}
-        arrival = np.argsort(
-            [int(name) for name in table.names]
-        )  # clusters must not depend on lengths, which scored tokens change
+        # clusters must not depend on lengths, which scored tokens change
+        arrival = np.argsort([int(name) for name in table.names])
         rows, data = torch.from_numpy(arrival), ScoredStates(table, states, self.backbone.device)
         below = self._below(table)
         below = below and (below[0], below[1].cpu()[rows])

@@ -61,14 +61,10 @@ def learn_file(
     if not (total := sum(1 for _ in read())):
         raise RunFailed(f"{source.name} holds no rows")
     inputs = [source, model] if isinstance(model, str | os.PathLike) else [source]
-    kept = Path(save) if save is not None else None
-    folder = (
-        claimed(kept, inputs, own=(kept / NAME).is_file(), folder=True, overwrite=overwrite) if kept else None
-    )
-    with (
-        claimed(out, inputs, own=resume or marker.is_file(), overwrite=overwrite) as place,
-        folder or nullcontext(),
-    ):
+    kept, folder = None if save is None else Path(save), nullcontext()
+    if kept is not None:
+        folder = claimed(kept, inputs, own=(kept / NAME).is_file(), folder=True, overwrite=overwrite)
+    with claimed(out, inputs, own=resume or marker.is_file(), overwrite=overwrite) as place, folder:
         stream, name = opened(model, device=device, dtype=dtype, **how)
         part, key = place.with_name(place.name + ".part"), _key(stream, contents(source, encoding))
         done = _done(stream, place, part, key) if resume else {"rows": 0, "bytes": 0}
@@ -113,17 +109,13 @@ def opened(
     if not (folder / NAME).is_file():
         return LearningStream(_model(str(model), device, dtype), settings=settings, **given), str(model)
     facts, state = _read(folder / NAME)
-    if other := [
-        f"{name} {value}" for name, value in given.items() if facts["how"].get(name, value) != value
-    ]:
+    how = facts["how"]
+    if other := [f"{name} {value}" for name, value in given.items() if how.get(name, value) != value]:
         raise UserError(f"{folder} was not learned with {other[0]}: leave that out, or begin anew")
-    stream = LearningStream(
-        _model(facts["model"], device, dtype), settings=settings, **(facts["how"] | given)
-    )
+    stream = LearningStream(_model(facts["model"], device, dtype), settings=settings, **(how | given))
     if stream.backbone.hash != facts["backbone"]:
-        raise UserError(
-            f"{folder} was learned on other weights or in another format than {facts['model']} has here"
-        )
+        what = "on other weights or in another format"
+        raise UserError(f"{folder} was learned {what} than {facts['model']} has here")
     rates = stream.memory.rates
     stream.load_state_dict(state)
     stream.memory.rates = stream.memory.rates if rate is None else rates
@@ -149,9 +141,7 @@ def _model(name: str, device: str | None, dtype: str | None):
     return load_backbone(name, device=device, dtype=kind)
 
 
-def _run(
-    stream: LearningStream, rows: Iterator[Row], part: Path, marker: Path, done: dict, bar: tqdm
-) -> None:
+def _run(stream, rows: Iterator[Row], part: Path, marker: Path, done: dict, bar: tqdm) -> None:
     """Append the results of the input's other rows, and keep the state beside them."""
     with writing(part, "results up to the last saved state are kept, and --resume goes on from there"):
         with open(part, "ab") as file:
@@ -227,11 +217,7 @@ def _key(stream: LearningStream, contained: str) -> str:
     tensors = stream.state_dict() | (stream.adapter.adapter_state() if stream.adapter else {})
     for name, value in sorted(tensors.items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    settings = [
-        stream.how,
-        stream.prompts | stream.writer.facts,
-        stream.settings.model_dump(),
-        stream.backbone.hash,
-    ]
+    settings = [stream.how, stream.prompts | stream.writer.facts, stream.settings.model_dump()]
+    settings.append(stream.backbone.hash)
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode() + contained.encode())
     return digest.hexdigest()

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from ..errors import RunFailed, UserError
 
@@ -18,12 +19,7 @@ ELSE = "choose another --out"
 
 @contextmanager
 def claimed(
-    path: Path | str,
-    inputs: Sequence[Path | str] = (),
-    *,
-    own: bool = False,
-    folder: bool = False,
-    overwrite: bool = False,
+    path: Path | str, inputs: Sequence[Path | str] = (), *, own=False, folder=False, overwrite=False
 ) -> Iterator[Path]:
     """Hold an output, a file or a `folder`, for one writer; yields its path with links followed.
 
@@ -55,11 +51,11 @@ def claimed(
 
 @contextmanager
 def writing(path: Path, kept: str = "") -> Iterator[None]:
-    """Turn what the system says while `path` is written into RunFailed, with the path and what was `kept`."""
+    """Turn what the system or safetensors says while `path` is written into RunFailed, with it and what was `kept`."""
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         if isinstance(error, FileExistsError | NotADirectoryError):
             reason = f"{error.filename or path.parent} is not a folder"
         raise RunFailed(f"cannot write {path}: {reason}{kept and f'; {kept}'}") from error

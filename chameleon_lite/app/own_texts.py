@@ -13,7 +13,7 @@ from .. import files
 from ..backbones.formats import once
 from ..errors import DamagedFile, UserError
 from ..text import Document
-from .chat import Dialogue
+from .chat import Dialogue, document_of
 from .corpus import SPLITS, Corpus, lines, overlaps, split_documents
 from .files_read import KINDS, MARK, given, read_rows
 from .rows import Row
@@ -77,8 +77,7 @@ def corpus(
             row_is = row.id if by == "file" else f"row {row.number}"
             raise UserError(f"{where}, {row_is}: {row.error}")
         if row.text.strip():
-            kind, more = (Dialogue, (row.turns,)) if row.turns else (Document, ())
-            documents.append(kind(row.id, row.text, row.group, row.prompt, row.instruction, *more))
+            documents.append(document_of(row, row.id))
             split_of.append(row.split)
         else:
             empty += 1

@@ -15,9 +15,8 @@ from ..batches import Arrangement, arrange
 from ..cluster import Clustering, cluster_count, fit_clusters, merge_small
 from ..embed import mean_embeddings
 from ..errors import UserError
-from ..text import Document, TokenTable, tokenise
+from ..text import TokenTable, tokenise
 from . import own_texts
-from .chat import Writer
 from .corpus import SPLITS, Corpus
 from .fit_settings import FitSettings
 from .rows import parsed
@@ -53,17 +52,6 @@ def corpus_of(
     return own_texts.corpus("texts", "a list of strings", rows, "the list of texts", seed=seed)
 
 
-def written(writer: Writer, documents: Iterable[Document], *, end: bool) -> list[Document]:
-    """Documents as they are tokenised; UserError, naming the row, for the first that the chat template refuses."""
-    made = []
-    for document in documents:
-        try:
-            made.append(writer.document(document, end=end))
-        except UserError as error:
-            raise UserError(f"row {document.id}: {error} (--chat off does without it)") from None
-    return made
-
-
 def parts_of(
     corpus: Corpus, backbone: Backbone, settings: FitSettings, say: Callable[[str], None] = lambda text: None
 ) -> tuple[Parts, Clustering]:
@@ -73,8 +61,12 @@ def parts_of(
     parts = Parts({}, {}, {}, limits | writer.facts)
     limits = limits | {"max_length": min(limits["max_length"], backbone.max_length)}
     for split in SPLITS:
-        # responses are learnt with their end, and compared without it, which alone would seem to help
-        documents = written(writer, corpus.splits[split], end=split == "train")
+        documents = []
+        for document in corpus.splits[split]:
+            try:  # responses are learnt with their end, and compared without it, which alone would seem to help
+                documents.append(writer.document(document, end=split == "train"))
+            except UserError as error:  # of the chat template
+                raise UserError(f"row {document.id}: {error} (--chat off does without it)") from None
         table = tokenise(documents, writer, **limits)
         order = generator.permutation(len(table))
         if split != "train":

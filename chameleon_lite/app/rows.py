@@ -65,9 +65,8 @@ def _parsed(value: Any, number: int, accepted: tuple[tuple[str, ...], ...]) -> R
         raise ValueError(f"a row is an object or a string, not {type(value).__name__}")
     if None in value:  # where Python's reader of CSV puts what no column has
         raise ValueError("more cells than the header; quote those with commas")
-    filled = {
-        column: x for column, x in value.items() if x is not None and x != ""
-    }  # a table has cells for all
+    # a table has cells for all columns
+    filled = {column: x for column, x in value.items() if x is not None and x != ""}
     named = next((name for name in TURNS if name in filled), "")
     if named and not any(filled.keys() >= set(some) for some in SCORED):
         value = filled = filled | _conversation(value[named], named)
@@ -102,17 +101,13 @@ def _turns(turns: Any, named: str) -> list[list[str]]:
     """Turns as [role, content]; ValueError where they are none, with what they look like."""
     try:
         turns = json.loads(turns, object_pairs_hook=once) if isinstance(turns, str) else turns
-        keys = [
-            ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
-            for turn in turns
-        ]
+        keys = [("from", "value") if "from" in t and "role" not in t else ("role", "content") for t in turns]
         turns = [[turn[role], turn[content]] for turn, (role, content) in zip(turns, keys)]
-        good = all(isinstance(part, str) for turn in turns for part in turn)
+        if not all(isinstance(part, str) for turn in turns for part in turn):
+            raise TypeError
     except (TypeError, KeyError, ValueError, RecursionError):
-        good = False
-    if not good:
         who, what = ("role", "content") if named == "messages" else ("from", "value")
-        raise ValueError(f"{named!r} is not a list of {{{who!r}: string, {what!r}: string}}")
+        raise ValueError(f"{named!r} is not a list of {{{who!r}: string, {what!r}: string}}") from None
     if named == "conversations" and (unknown := [role for role, _ in turns if role not in ROLES]):
         raise ValueError(f"'from' is {unknown[0][:40]!r}, none of {', '.join(ROLES)}")
     return [[ROLES.get(role, role), content] for role, content in turns]
@@ -149,10 +144,8 @@ def _no_column(value: dict) -> str:
         if near := difflib.get_close_matches(column.lower(), names, n=1, cutoff=0.5):
             hint = f"{column!r} looks like {near[0]!r}"
     columns = ", ".join(map(repr, list(value)[:10])) or "none"
-    return (
-        "no column 'text', nor 'prompt' and 'response', nor 'instruction' and 'output', nor 'messages'; "
-        f"found {columns}: {hint}"
-    )
+    wanted = "'text', nor 'prompt' and 'response', nor 'instruction' and 'output', nor 'messages'"
+    return f"no column {wanted}; found {columns}: {hint}"
 
 
 def parse_line(line: bytes, number: int, *, scored: bool = False, encoding: str = "utf-8-sig") -> Row:

@@ -30,7 +30,7 @@ from ..loss import HeadWeight, next_token_pairs, token_losses
 from ..settings import TokenSettings
 from ..states import BATCH_TOKENS
 from ..text import Document, TokenTable, by_length, cumulative, tokenise
-from .chat import Dialogue, Writer, tail, whole_characters
+from .chat import Writer, document_of, tail, whole_characters
 from .rows import Row
 
 Prompts = Sequence[Sequence[int]]  # lists of token ids
@@ -143,9 +143,7 @@ class Adapter:
             nats[:, documents] = sums.cpu()
         return nats
 
-    def _sums(
-        self, updates: list[HeadUpdate | None], group: Tensor, ids: Tensor, mask: Tensor, prefix: Tensor
-    ) -> Tensor:
+    def _sums(self, updates: list, group: Tensor, ids: Tensor, mask: Tensor, prefix: Tensor) -> Tensor:
         """Nats (updates, B) of a batch's rows under the layers as they are now."""
         row, column, target = next_token_pairs(ids, mask, prefix)
         order = torch.argsort(group[row], stable=True)  # few groups meet in one chunk of the head's pass
@@ -190,13 +188,6 @@ class Adapter:
         return results
 
 
-def document_of(row: Row, name: str) -> Document:
-    """A row as a document of that name."""
-    if row.turns:
-        return Dialogue(name, row.text, prompt=row.prompt, instruction=row.instruction, turns=row.turns)
-    return Document(name, row.text, prompt=row.prompt, instruction=row.instruction)
-
-
 def cuts_of(prompts: dict) -> dict:
     """Of how texts are cut and written, how they are cut."""
     return {name: value for name, value in prompts.items() if name in TokenSettings.model_fields}
@@ -218,18 +209,12 @@ def mean_of(prompts: Prompts, embedding: Tensor) -> Tensor:
 
 @torch.no_grad()
 def continue_mixed(
-    model,
-    prompts: Prompts,
-    group: Tensor,
-    update: HeadUpdate,
-    new_tokens: int,
-    batch: int = 32,
-    end: list[int] | None = None,
+    model, prompts: Prompts, group: Tensor, update: HeadUpdate, new_tokens: int, batch=32, end=None
 ) -> list[list[int]]:
     """New tokens for each of the prompts (lists of ids), prompt i under update group[i]; `batch` rows at once.
 
-    Prompts of similar length share a batch, so that little is padded; the first of the tokens `end` (those of the
-    model where none are given) and what follows it are cut.
+    Prompts of similar length share a batch, so that little is padded; the first of the tokens `end`, a list of ids
+    (those of the model where there is none), and what follows it are cut.
     """
     end = end or model.generation_config.eos_token_id
     out: list[list[int]] = [[] for _ in prompts]

@@ -99,7 +99,7 @@ def adapt(
     """
     texts = [texts] if isinstance(texts, str) else texts
     adapter, results = Adapter(open_model(model), **how), []
-    with _bar(progress, total=len(texts) if hasattr(texts, "__len__") else None) as bar:
+    with _bar(progress, len(texts) if hasattr(texts, "__len__") else None) as bar:
         for part in windows(parsed(texts, scored=False), window):
             results += adapter(part)
             bar.update(len(part))
@@ -152,8 +152,8 @@ def adapt_file(
         if not done:
             part.unlink(missing_ok=True)
             files.write_sealed(record, made)
-        with Workers(sent or adapter, workers, dask) as crew:
-            _run(crew, windows(islice(read(), done, None), window), part, record, made, total, progress)
+        with Workers(sent or adapter, workers, dask) as crew, _bar(progress, total, done) as bar:
+            _run(crew, windows(islice(read(), done, None), window), part, record, made, bar)
         os.replace(part, place)
         return _summary(place)
 
@@ -169,20 +169,17 @@ def _sent(model: Any, device: str | None, dtype: str | None, how: dict) -> Sent:
     return Sent({path.name: path.read_bytes() for path in paths}, device, dtype, how)
 
 
-def _run(
-    crew, rows: Iterator[list[Row]], part: Path, record: Path, made: dict, total: int, progress: bool
-) -> None:
+def _run(crew, rows: Iterator[list[Row]], part: Path, record: Path, made: dict, bar: tqdm) -> None:
     """Append the results of windows of rows that are not `made` yet, and keep the record of it, window by window."""
-    with _bar(progress, total=total, initial=made["rows"]) as bar:
-        for given, results in crew.share(_results, rows, ordered=True):
-            text = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
-            kept = f"{made['rows']:,} finished rows are kept in it, and --resume goes on from there"
-            with writing(part, kept):
-                with open(part, "ab") as file:
-                    file.write(text.encode())
-                made |= {"rows": made["rows"] + len(given), "bytes": part.stat().st_size}
-                files.write_sealed(record, made)
-            bar.update(len(given))
+    for given, results in crew.share(_results, rows, ordered=True):
+        text = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
+        kept = f"{made['rows']:,} finished rows are kept in it, and --resume goes on from there"
+        with writing(part, kept):
+            with open(part, "ab") as file:
+                file.write(text.encode())
+            made |= {"rows": made["rows"] + len(given), "bytes": part.stat().st_size}
+            files.write_sealed(record, made)
+        bar.update(len(given))
     files.write_sealed(record, made | {"sha256": files.sha256(part)})
 
 
@@ -190,8 +187,9 @@ def _results(common: Adapter | Sent, rows: list[Row]) -> Iterator[list[dict]]:
     yield (common.adapter if isinstance(common, Sent) else common)(rows)
 
 
-def _bar(progress: bool, **options) -> tqdm:
-    return tqdm(desc="adapting", unit="row", leave=False, disable=None if progress else True, **options)
+def _bar(progress: bool, total: int | None, done: int = 0) -> tqdm:
+    shown = {"desc": "adapting", "unit": "row", "leave": False, "disable": None if progress else True}
+    return tqdm(total=total, initial=done, **shown)
 
 
 def _record(out: Path) -> Path:
@@ -244,20 +242,16 @@ def contents(source: Path, encoding: str | None = None) -> str:
 
 def _summary(path: Path) -> Summary:
     """Count a file of results, line by line."""
-    rows = failed = tokens = 0
-    nats, first_error = Counter(), ""
+    counts, nats, first_error = Counter(rows=0, failed=0, tokens=0), Counter(), ""
     with open(path, encoding="utf-8") as file:
         for result in map(json.loads, file):
-            rows += 1
+            counts.update(rows=1, failed="error" in result, tokens=result.get("tokens", 0))
             if "error" in result:
-                failed += 1
                 first_error = first_error or f"row {result['row']}: {result['error']}"
-                continue
-            tokens += result["tokens"]
-            scores = result.keys() & {"loss", "loss_frozen"}
-            nats.update({name: result[name] * result["tokens"] for name in scores})
-    losses = {name: x / tokens for name, x in nats.items()}
-    return Summary(rows, failed, tokens, first_error=first_error, **losses)
+            for name in result.keys() & {"loss", "loss_frozen"}:
+                nats[name] += result[name] * result["tokens"]
+    losses = {name: x / counts["tokens"] for name, x in nats.items()}
+    return Summary(**counts, first_error=first_error, **losses)
 
 
 def windows(rows: Iterable, size: int) -> Iterator[list]:

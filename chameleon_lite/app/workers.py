@@ -53,9 +53,7 @@ class Workers:
         finally:
             threading.excepthook = hook
 
-    def share(
-        self, function: Callable[[Any, Any], Iterable], jobs: Iterable, ordered: bool = False
-    ) -> Iterator[tuple]:
+    def share(self, function: Callable, jobs: Iterable, ordered: bool = False) -> Iterator[tuple]:
         """Yield (job, result) for every result of function(common, job), `ordered` in the jobs' order.
 
         At most two jobs per worker are out at a time; the iterable is read no further than that.

@@ -23,27 +23,20 @@ from .chat import Writer, template_of
 from .corpus import Corpus
 from .fit_settings import FitSettings
 
-TEXTS, TOKENS = (
-    64,
-    8_000,
-)  # that a first token is measured on, at most, and no more than a tenth of what is learnt
+# that a first token is measured on, at most, and no more than a tenth of what is learnt
+TEXTS, TOKENS = 64, 8_000
 WORTH = 0.002  # nats per token that it must save, and twice its standard error
 WORLD = "<|endoftext|>"  # in many vocabularies, and often neither the tokenizer's first token nor its last
 
 
-def decided(
-    corpus: Corpus, backbone: Backbone, settings: FitSettings, say: Callable[[str], None] = lambda text: None
-) -> Writer:
+def decided(corpus: Corpus, backbone: Backbone, settings: FitSettings, say: Callable[[str], None]) -> Writer:
     """The writer of a fit, by its settings and, where those are "auto", by the texts and the model; `say` says it.
 
     Raises UserError for a chat template that is needed and absent, and for a first token that no model has.
     """
     tokenizer, prompts = backbone.tokenizer, any(d.prompt for d in corpus.splits["train"])
     chat = settings.chat == "on"
-    plain_only = (
-        nullcontext() if prompts else suppress(UserError)
-    )  # of several templates, which they do without
-    with plain_only:
+    with nullcontext() if prompts else suppress(UserError):  # plain texts do without one of several templates
         chat = chat or settings.chat == "auto" and bool(template_of(tokenizer))
     writer = Writer(tokenizer, Writing(chat=chat, special=settings.special))
     if chat and prompts:
@@ -114,7 +107,6 @@ def nats_of(backbone: Backbone, table: TokenTable) -> np.ndarray:
     data = ScoredStates(table, hidden_rows(backbone, table, np.arange(len(table))), backbone.device)
     h, target, _ = data.batch(torch.arange(len(table)))
     losses = token_losses(h, target, HeadWeight(backbone.head.weight, backbone.head.bias), [None], [None])[0]
-    sums = torch.segment_reduce(
-        losses.double().cpu(), "sum", lengths=torch.from_numpy(table.n_scored), axis=0
-    )
+    lengths = torch.from_numpy(table.n_scored)
+    sums = torch.segment_reduce(losses.double().cpu(), "sum", lengths=lengths, axis=0)
     return sums.numpy()[np.argsort(order)]

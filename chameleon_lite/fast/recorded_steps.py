@@ -8,7 +8,7 @@ process on states that were computed beforehand; any other step is taken plainly
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -122,12 +122,10 @@ class Replayed:
         def note(layer: nn.Dropout, inputs: tuple[Tensor]) -> None:
             self.shapes[layer, groups[layer]] = inputs[0].shape
 
-        hooks = [layer.register_forward_pre_hook(note) for layer in groups]
-        try:
+        with ExitStack() as hooks:
+            for layer in groups:
+                hooks.enter_context(layer.register_forward_pre_hook(note))
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
 
 @dataclass(frozen=True)

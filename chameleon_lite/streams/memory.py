@@ -12,7 +12,6 @@ the slots: memory is bounded.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from pydantic import Field
@@ -83,17 +82,6 @@ class Memory:
         """Bytes of one slot's numbers; the optimiser holds two more such rows."""
         return self.values[0].numel() * self.values.element_size()
 
-    def factors(self, flat: Tensor, names: Sequence[str]) -> dict[str, HeadUpdate]:
-        """flat (N, U, P), numbers of the named pairs in U slots each, to an update per name, of rank U·R."""
-        pairs = [self.shapes[name] for name in names]
-        parts = iter(flat.split([rank * n for rank, *both in pairs for n in both], dim=-1))
-        out = {}
-        for name, (rank, inputs, outputs) in zip(names, pairs):
-            down = next(parts).unflatten(-1, (rank, inputs)).flatten(1, 2)  # (n, U·R, inputs)
-            up = next(parts).unflatten(-1, (outputs, rank)).transpose(1, 2).flatten(2)  # (n, outputs, U·R)
-            out[name] = HeadUpdate(down, up)
-        return out
-
     def read(
         self,
         data,
@@ -134,15 +122,15 @@ class Memory:
 
     def _piece(self, data, weight, rows, group, place, leaf, fixed) -> tuple[Tensor, Tensor]:
         """Sums of nats (b,) of a piece and the tokens (b,) learned from; gradients go to leaf (n, P)."""
-        layers = [name for name in self.shapes if name != HEAD]
+        layers = {name: shape for name, shape in self.shapes.items() if name != HEAD}
         if layers:
-            of_rows = leaf[:, self.head_size :][place[group].to(leaf.device)].to(data.dtype)  # (b, U, ·)
-            h, target, row = data.batch(rows, self.factors(of_rows, layers))
+            h, target, row = data.batch(rows, leaf[:, self.head_size :], place[group], layers)
         else:
             h, target, row = data.batch(rows)  # (M, C), (M,), (M,) on the host
         update = fixed
         if self.head_size:
-            update = self.factors(leaf[:, : self.head_size][place.to(leaf.device)], [HEAD])[HEAD]
+            own_slots = leaf[:, : self.head_size][place.to(leaf.device)]  # (g, U, ·)
+            update = pairs_of(own_slots, {HEAD: self.shapes[HEAD]})[HEAD]
             update = update if fixed is None else joined(fixed, update)
         own = None if update is None or len(place) == 1 else group[row]
         lengths = data.counts[rows].to(h.device)
@@ -193,6 +181,18 @@ class Memory:
                 )
             setattr(self, name, value.to(mine.device, copy=True))
         self.seen = int(self.counts[0])
+
+
+def pairs_of(flat: Tensor | None, shapes: Shapes) -> dict[str, HeadUpdate]:
+    """flat (N, U, P), numbers of the named pairs in U slots each, to an update per name, of rank U·R."""
+    out = {}
+    sizes = [rank * n for rank, *both in shapes.values() for n in both]
+    parts = iter(flat.split(sizes, dim=-1) if sizes else ())
+    for name, (rank, inputs, outputs) in shapes.items():
+        down = next(parts).unflatten(-1, (rank, inputs)).flatten(1, 2)  # (N, U·R, inputs)
+        up = next(parts).unflatten(-1, (outputs, rank)).transpose(1, 2).flatten(2)  # (N, outputs, U·R)
+        out[name] = HeadUpdate(down, up)
+    return out
 
 
 def _of_groups(update: HeadUpdate, group: Tensor) -> HeadUpdate:

@@ -5,17 +5,19 @@ rows in order ─ batches ─ clusters of what is known before ─▶ slots ─ 
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from .. import engine
 from ..backbone import Backbone
 from ..cluster import nearest_centroid
 from ..heads import HeadUpdate
 from ..loss import HeadWeight
 from ..text import TokenTable, by_length
 from ..train_layers import LiveStates, states_at
-from .memory import Memory, Shapes
+from .memory import Memory, Shapes, pairs_of
 
 CPU_TOKENS = 1_024  # padded, whose activations are kept for the way back
 GPU_SHARE = 0.4  # of all its memory
@@ -72,15 +74,35 @@ class LayerStates(LiveStates):
             total = torch.cuda.get_device_properties(self.device).total_memory
             self.piece_tokens = tokens_that_fit(self.linear.values(), total)
 
+    @cached_property
+    def learning_pass(self):
+        """The fast way through the layers where gradients are on, or None."""
+        fast = engine.fast("rows_pass", worth=self.device.type == "cuda")
+        return fast and fast(self)
+
     def pieces(self, rows: Tensor) -> list[Tensor]:
         """Places in rows (B,) of the documents that go through the layers at one time, by length."""
-        return [torch.from_numpy(p) for p in by_length(self.table.lengths[rows.numpy()], self.piece_tokens)]
+        lengths = self.table.lengths[rows.numpy()]
+        if torch.is_grad_enabled() and self.learning_pass:
+            return self.learning_pass.pieces(lengths)
+        return [torch.from_numpy(piece) for piece in by_length(lengths, self.piece_tokens)]
 
-    def batch(self, rows: Tensor, factors: dict[str, HeadUpdate] = {}) -> tuple[Tensor, Tensor, Tensor]:
-        """Documents rows (B,), each with factors (B, R, ·), to states (M, C), targets (M,), rows (M,)."""
+    def batch(
+        self, rows: Tensor, values: Tensor | None = None, slots: Tensor | None = None, shapes: Shapes = {}
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Documents rows (B,), which read slots (B, U) of values (S, P), to states (M, C), targets, rows (M,)."""
         ids, _, place, target, row = self.padded(rows)
-        with self._added(factors):  # pads stand on the right, where no real token sees them: no mask
-            return states_at(self.layers(ids, None, None), place), target, row
+        if shapes and torch.is_grad_enabled() and self.learning_pass:
+            h, place = self.learning_pass(ids, place, values, slots, shapes)
+        else:  # pads stand on the right, where no real token sees them: no mask
+            numbers = values[slots.to(self.device)].to(self.dtype) if shapes else None
+            h = self.hidden(ids, numbers, shapes)
+        return states_at(h, place), target, row
+
+    def hidden(self, ids: Tensor, numbers, shapes: Shapes, mask=None, position=None) -> Tensor:
+        """ids (B, T) and each row's numbers (B, U, P) to states (B, T, C)."""
+        with self._added(pairs_of(numbers, shapes)):
+            return self.layers(ids, position, mask)
 
     @contextmanager
     def _added(self, factors: dict[str, HeadUpdate]) -> Iterator[None]:

@@ -10,7 +10,7 @@ losses and tokens are summed first. In the mixed stream a row's group is its sou
 from the results of the corpus itself.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -23,9 +23,9 @@ from chameleon_lite.errors import UserError
 
 from ..records import ARTICLES, CLEAN, FOREIGN, HONEST, TRANSFER, Record, load_records
 from ..stored import read_losses
+from .scoreboard import REGISTERED
 from .statistics import MARGIN, Contrast, holm, mean_interval, verdict
 
-REGISTERED = Path(__file__).resolve().parents[2] / "experiments" / "registered.yaml"
 AREA_EPOCHS = 5.0  # of a validation curve, whose first steps show how fast it falls
 Reading = tuple[str, str]  # a run's name, and what it read
 Losses = tuple[dict[int, np.ndarray], np.ndarray]  # nll sums (N,) by seed, tokens (N,)
@@ -58,11 +58,10 @@ def by_unit(frame: pd.DataFrame, corpus: str, articles: dict[str, str]) -> dict[
     places, _ = pd.factorize(np.array(units, dtype=object), sort=True)
     keyed = frame[["run", "split", "nll", "tokens"]].assign(unit=places[names.cat.codes])
     summed = keyed.groupby(["run", "split", "unit"], observed=True)[["nll", "tokens"]].sum()
-    readings = summed.groupby(level=["run", "split"], observed=True)
-    return {
-        (str(run), reading): (rows["nll"].to_numpy(float), rows["tokens"].to_numpy(float))
-        for (run, reading), rows in readings
-    }
+    readings = summed.groupby(level=["run", "split"], observed=True).size()
+    ends = readings.to_numpy().cumsum()[:-1]  # a reading's units lie together; a slice of a frame is slow
+    parts = zip(readings.index, *(np.split(summed[x].to_numpy(float), ends) for x in ("nll", "tokens")))
+    return {(str(run), reading): (nll, tokens) for (run, reading), nll, tokens in parts}
 
 
 def articles_of(folder: Path) -> dict[str, str]:
@@ -116,14 +115,7 @@ class StoredRuns:
     benchmarks: the folder of stored timings, by default `benchmarks/results` next to the results folder.
     """
 
-    def __init__(
-        self,
-        results: Path,
-        backbone="smollm2",
-        draws=10_000,
-        benchmarks: Path | None = None,
-        experiments=HONEST,
-    ) -> None:
+    def __init__(self, results: Path, backbone="smollm2", draws=10_000, benchmarks=None, experiments=HONEST):
         self.folder, self.backbone, self.draws, self.experiments = Path(results), backbone, draws, experiments
         self.benchmarks = Path(benchmarks or self.folder.parent / "benchmarks" / "results")
         paths = sorted(self.folder.glob(f"{experiments}*.jsonl"))
@@ -161,7 +153,9 @@ class StoredRuns:
             of_run = frame["run"].map(corpus_of).astype(str)
             of_reading = frame["split"].astype(str).where(frame["split"].str.startswith(TRANSFER), TRANSFER)
             other = of_reading.str.removeprefix(TRANSFER)
-            for corpus, rows in frame.groupby(other.where(other != "", of_run), observed=True, sort=False):
+            # by a column's name: given a series, pandas prints all of it into an exception that it drops
+            keyed = frame.assign(corpus=other.where(other != "", of_run))
+            for corpus, rows in keyed.groupby("corpus", observed=True, sort=False):
                 out |= by_unit(rows, corpus, articles)
         return out
 
@@ -191,15 +185,13 @@ class StoredRuns:
         total = np.stack([sum(w * nll[s] for w, (nll, _) in zip(weights, parts)) for s in seeds])  # (S, N)
         return mean_interval(total, parts[0][1], draws=self.draws)
 
-    def over_seeds(self, corpus: str, value, first: str, second: str) -> Contrast | None:
-        """first − second of `value(record)`, one number per seed, with an interval over seeds alone."""
-        a, b = (
-            {r.seed: v for r in self.runs(corpus, regime) if (v := value(r)) is not None}
-            for regime in (first, second)
-        )
-        if not (seeds := shared_seeds([a, b])):
+    def over_seeds(self, corpus: str, value: Callable, *regimes: str) -> Contrast | None:
+        """`value(record)` of a regime, or the first's minus that of a second: one per seed, seeds alone are drawn."""
+        of_record = ({r.seed: value(r) for r in self.runs(corpus, regime)} for regime in regimes)
+        found = [{s: x for s, x in by_seed.items() if x is not None} for by_seed in of_record]
+        if not (seeds := shared_seeds(found)):
             return None
-        gaps = np.array([[a[s] - b[s]] for s in seeds])  # (S, 1)
+        gaps = np.array([[found[0][s] - sum(of[s] for of in found[1:])] for s in seeds])  # (S, 1)
         return mean_interval(gaps, np.ones(1), draws=min(self.draws, 2_000))
 
     def measured(self, corpus: str, name: str) -> dict[str, Contrast]:
@@ -232,17 +224,12 @@ class StoredRuns:
 
         Each seed draws clean rows of its own, so the interval is over seeds, which hold the draw of documents too.
         """
-        costs, readings = [], (f"{FOREIGN}50", f"{CLEAN}50")
-        for regime in regimes:
-            read = {
-                r.seed: [self.losses.get((r.name, x)) for x in readings] for r in self.runs(corpus, regime)
-            }
-            whole = {seed: pair for seed, pair in read.items() if None not in pair}
-            costs.append({s: float((a - b).sum() / n.sum()) for s, ((a, n), (b, _)) in whole.items()})
-        if not (seeds := shared_seeds(costs)):
-            return None
-        values = [[costs[0][s] - sum(of[s] for of in costs[1:])] for s in seeds]  # (S, 1)
-        return mean_interval(np.array(values), np.ones(1), draws=min(self.draws, 2_000))
+
+        def cost(record: Record) -> float | None:
+            foreign, clean = (self.losses.get((record.name, f"{rows}50")) for rows in (FOREIGN, CLEAN))
+            return foreign and clean and float((foreign[0] - clean[0]).sum() / foreign[1].sum())
+
+        return self.over_seeds(corpus, cost, *regimes)
 
     def family(self, corpus: str) -> dict[str, FamilyMember]:
         """Every registered contrast that is possible on a corpus, Holm-adjusted within its family."""

@@ -15,7 +15,7 @@ from ..released.proofs.store import load_proofs
 from ..stored import read
 from . import continuations, rules, rules_stored
 from .contrasts import StoredRuns, registered
-from .paper import claims, parts, rulebook
+from .paper import paper, parts, rulebook
 from .rules import PLANTED, headline, members_of
 from .scoreboard import OPEN, ledger_frame, scoreboard, stored_verdicts, write_verdicts
 from .statistics import UNTESTED
@@ -54,27 +54,24 @@ def _texts(evidence: StoredRuns, corpus: str, name: str) -> list[str]:
 def changes_frame(results: Path) -> pd.DataFrame:
     """One row per claim: its verdict in version 1, the headlines of its parts now, and why it changed."""
     stored = json.loads(read(results / "v1" / "verdicts.json"))
-    old = {row["claim"]: row["status"] for row in stored}
-    now = pd.DataFrame(scoreboard(results))
-    rows = []
-    for c in claims():
-        of_claim = now[now["claim"] == c["claim"]]
-        headlines = "; ".join(f"{row.part}: {row.status}" for row in of_claim.itertuples())
+    old, now, rows = {row["claim"]: row["status"] for row in stored}, _headlines(results), []
+    for c in paper()["claims"]:
         row = {"claim": c["claim"], "says": c["says"], "version 1": old.get(c["claim"], UNTESTED)}
-        rows.append(row | {"now": headlines, "why": rulebook()[c["claim"]]["since"]})
+        rows.append(row | {"now": now[c["claim"]], "why": rulebook()[c["claim"]]["since"]})
     return pd.DataFrame(rows)
 
 
 def review_frame(results: Path) -> pd.DataFrame:
     """One row per claim whose rule was changed after its verdicts were seen: what and why, and its parts now."""
+    changed = {claim: given["reviewed"] for claim, given in rulebook().items() if "reviewed" in given}
+    frame = pd.DataFrame(changed.items(), columns=["claim", "changed"])
+    return frame.assign(now=frame["claim"].map(_headlines(results)))
+
+
+def _headlines(results: Path) -> pd.Series:
+    """The stored verdicts of a claim's parts in words, by claim."""
     now = pd.DataFrame(scoreboard(results))
-    rows = []
-    for claim, given in rulebook().items():
-        of_claim = now[now["claim"] == claim]
-        headlines = "; ".join(f"{row.part}: {row.status}" for row in of_claim.itertuples())
-        if "reviewed" in given:
-            rows.append({"claim": claim, "changed": given["reviewed"], "now": headlines})
-    return pd.DataFrame(rows)
+    return (now["part"] + ": " + now["status"]).groupby(now["claim"]).agg("; ".join)
 
 
 def checked(results: Path, backbone: str, benchmarks: Path | None) -> None:

@@ -11,7 +11,7 @@ from chameleon_lite.errors import unknown
 
 @cache
 def paper() -> dict:
-    """The whole file: `source`, `tables`, `improvements`, `claims`. Treat it as read-only."""
+    """The whole file: `source`, `tables`, `improvements`, `claims` in our words. Treat it as read-only."""
     return json.loads((files(__package__) / "paper.json").read_text(encoding="utf-8"))
 
 
@@ -29,14 +29,9 @@ def _named(kind: str, name: str, items: dict):
 
 
 def published_parameters() -> dict[str, int]:
-    """The parameter column of both tables, under the names of `model.parameters.parameter_table`."""
+    """The parameter column of both tables, under the names of `parameters.parameter_table`."""
     parts = {"R0": "total", "R1": "lora_head", "R4": "hyper_head"}
     return {part: int(published(1, regime, "parameters")) for regime, part in parts.items()}
-
-
-def claims() -> list[dict]:
-    """What the paper says, claim by claim: `claim` (number), `says` (in our words), `section`."""
-    return paper()["claims"]
 
 
 @cache

@@ -7,7 +7,7 @@ is left out, and a part without any cell is "not tested".
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,7 +46,6 @@ class Cell(NamedTuple):
 
 
 Cells = dict[str, Cell]  # by corpus, or whatever the verdicts of a part are counted over
-Rule = Callable[..., Cells]  # from StoredRuns and the arguments of rules.yaml
 
 
 def worst(verdicts: Collection[str]) -> str:

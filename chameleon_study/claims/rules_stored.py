@@ -141,18 +141,16 @@ def machines(evidence: StoredRuns) -> Cells:
             if not entry or entry.get("conditions", {}).get("quick"):
                 continue
             spans = [(entry["ratios"][q]["low"], entry["ratios"][q]["high"]) for q in ("p50", "p95")]
-            found = [
-                SUPPORTED if b <= MODEST else CONTRADICTED if a > MODEST else UNDECIDED for a, b in spans
-            ]
-            cells[path.stem] = Cell(worst(found), _text(entry, rows))
+            below, above = (high <= MODEST for _, high in spans), (low > MODEST for low, _ in spans)
+            verdict = CONTRADICTED if any(above) else SUPPORTED if all(below) else UNDECIDED
+            cells[path.stem] = Cell(verdict, _text(entry, rows))
             enough |= {path.stem} if entry["batches"] >= ENOUGH else set()
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             what = f"holds no timings that can be read, {reason(error)}"
             raise DamagedFile(f"{path} {what}: restore it, or take it away and run bench again") from error
-    deciding = enough if len(enough) >= MACHINES else set()
-    return {
-        name: cell if name in deciding else cell._replace(verdict=UNDECIDED) for name, cell in cells.items()
-    }
+    for name in cells.keys() - (enough if len(enough) >= MACHINES else set()):
+        cells[name] = cells[name]._replace(verdict=UNDECIDED)
+    return cells
 
 
 def _text(entry: dict, rows: dict) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 from chameleon_lite.errors import DamagedFile, RunFailed
 
 from ..stored import VERDICTS, evidence_of, read, reason, records_and_losses, storing
-from .paper import claims, parts
+from .paper import paper, parts
 
 OPEN = "not measured yet"
 FIELDS = ("claim", "part", "headline", "cells", "beside")
@@ -57,7 +57,7 @@ def stored_verdicts(results: Path, key: str | None = None) -> dict[str, dict]:
 
 def board(rows: dict[str, dict]) -> list[dict]:
     """One row per part of a claim: what the paper says, what is asked, `status` (OPEN without a row), the rule."""
-    says = {c["claim"]: c for c in claims()}
+    says = {c["claim"]: c for c in paper()["claims"]}
     return [
         {"part": p["part"], "claim": p["claim"], "says": says[p["claim"]]["says"]}
         | {"section": says[p["claim"]]["section"], "asks": p["asks"]}

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import stats
 
-DRAWS_AT_ONCE = 2_000
+DRAWS_AT_ONCE = 500
 LEVELS = (0.95, 0.90)  # of the two intervals
 MARGIN = 0.01  # nats per token: smaller differences are of no use to anyone
 SUPPORTED, EQUIVALENT, CONTRADICTED = "supported", "equivalent", "contradicted"

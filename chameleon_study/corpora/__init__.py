@@ -63,6 +63,7 @@ def _docstrings_key(form: str, seed: int) -> str:
     libs = map(docstrings.to_install, docstrings.read_by(form))
     parts = [sys.version, str(seed), *(f"{lib} {installed(lib)}" for lib in libs)]
     parts += [Path(module.__file__).read_text(encoding="utf-8") for module in (docstrings, prose, corpus)]
+    parts += [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.yaml"))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

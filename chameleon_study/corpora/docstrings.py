@@ -28,10 +28,7 @@ from .prose import prose
 
 _TABLE = yaml.safe_load((files(__package__) / "libraries.yaml").read_text(encoding="utf-8"))
 LIBRARIES, MORE = _TABLE["docstrings"], _TABLE["more"]  # import name ▶ name to install, None: the same
-SKIPPED = re.compile(
-    r"(^|/)(tests?|_?testing|conftest|_vendor|vendor(ed)?|externals?|extern|third_party|__main__|benchmarks?"
-    r"|_?array_api\w*|onnx|fx|ao)(/|\.py$)|(^|/)test_|_test\.py$|^torch/_\w+/|/_internal/"
-)
+SKIPPED = re.compile("|".join(_TABLE["skipped"]))  # files
 # calls that give compiled functions their text
 ADDED_LATER = ("add_newdoc", "add_docstr", "add_docstr_all", "add_newdoc_for_scalar_type")
 ADDED_TO_ARRAY = "_array_method_doc"  # numpy's short form for methods of ndarray

@@ -104,7 +104,9 @@ def wikitext(name: str, *, data_dir: Path | None = None, seed: int = 0) -> Corpu
     splits = {split: articles(rows[split], split) for split in needed}
     if name != "wikitext-2":
         held = splits["validation"]
-        validation, test = (held, ()) if name.endswith("released") else halve(held)
+        number = {group: i for i, group in enumerate(dict.fromkeys(d.group for d in held))}
+        halves = [tuple(d for d in held if number[d.group] % 2 == side) for side in (0, 1)]
+        validation, test = (held, ()) if name.endswith("released") else halves
         splits = {"train": splits["test"], "validation": validation, "test": test}
     return Corpus(name, splits, source, {"split": NOTES[name]} | overlaps(splits))
 
@@ -120,12 +122,6 @@ def articles(rows: Sequence[str], split: str) -> tuple[Document, ...]:
         group = f"{split}-{article}: {title}"
         documents.append(Document(f"{split}-{len(documents)}", row, group=group))
     return tuple(documents)
-
-
-def halve(documents: Sequence[Document]) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
-    """Every other article to either half, in order."""
-    order = {group: i for i, group in enumerate(dict.fromkeys(d.group for d in documents))}
-    return tuple(tuple(d for d in documents if order[d.group] % 2 == side) for side in (0, 1))
 
 
 def _wikitext_rows(needed: Sequence[str], data_dir: Path | None) -> tuple[dict[str, list[str]], str]:

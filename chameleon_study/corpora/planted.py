@@ -9,7 +9,6 @@ No predictor has a lower expected loss than p(· | g), and without the group non
 notes hold the losses of both on the very documents of each split, in nats per marker; a marker is one token.
 """
 
-from functools import cache
 from importlib.resources import files
 
 import numpy as np
@@ -23,19 +22,14 @@ DOCUMENTS = {"train": 4_000, "validation": 400, "test": 800}  # equally many of 
 PROMPT = (16, 24)  # words, from the first to before the second
 SCORED = (16, 25)  # markers
 NULL = "planted-null"
-
-
-@cache
-def words() -> tuple[list[str], dict[str, list[str]]]:
-    """The M markers, and the words of each of the G themes."""
-    content = yaml.safe_load((files(__package__) / "planted.yaml").read_text(encoding="utf-8"))
-    return content["markers"].split(), {group: text.split() for group, text in content["themes"].items()}
+_WORDS = yaml.safe_load((files(__package__) / "planted.yaml").read_text(encoding="utf-8"))
+MARKERS = _WORDS["markers"].split()  # M
+THEMES = {group: text.split() for group, text in _WORDS["themes"].items()}  # G, the words of each
 
 
 def distributions(seed: int = 0) -> np.ndarray:
     """p(marker | group) (G, M): random tilts of the uniform distribution, as strong as INFORMATION asks for."""
-    markers, themes = words()
-    tilt = np.random.default_rng(seed).random((len(themes), len(markers)))  # (G, M)
+    tilt = np.random.default_rng(seed).random((len(THEMES), len(MARKERS)))  # (G, M)
     weak, strong = 0.0, 100.0
     for _ in range(60):  # halving: the information grows with the strength
         strength = (weak + strong) / 2
@@ -52,7 +46,6 @@ def information(p: np.ndarray) -> float:
 
 def build(name: str, *, data_dir=None, seed: int = 0) -> Corpus:
     """The corpus `planted` or `planted-null`, drawn with the seed; it has no files, so `data_dir` changes nothing."""
-    markers, themes = words()
     conditional = distributions(seed)  # (G, M)
     marginal = np.broadcast_to(conditional.mean(0), conditional.shape)
     drawn = marginal if name == NULL else conditional
@@ -61,11 +54,11 @@ def build(name: str, *, data_dir=None, seed: int = 0) -> Corpus:
     for split, count in DOCUMENTS.items():
         documents, of_group, of_marker = [], [], []
         for i in range(count):
-            group = list(themes)[i % len(themes)]
-            own, g = themes[group], i % len(themes)
+            g = i % len(THEMES)
+            group, own = list(THEMES.items())[g]
             prompt = [own[int(u * len(own))] for u in _uniform(prompts, PROMPT)]
-            scored = np.searchsorted(drawn[g].cumsum(), _uniform(spans, SCORED)).clip(max=len(markers) - 1)
-            text = "".join(f" {markers[m]}" for m in scored)
+            scored = np.searchsorted(drawn[g].cumsum(), _uniform(spans, SCORED)).clip(max=len(MARKERS) - 1)
+            text = "".join(f" {MARKERS[m]}" for m in scored)
             documents.append(Document(f"{split}-{i}", text, group, "".join(f" {word}" for word in prompt)))
             of_group.append(np.full(len(scored), g))
             of_marker.append(scored)
@@ -74,7 +67,7 @@ def build(name: str, *, data_dir=None, seed: int = 0) -> Corpus:
         losses["marginal_nll"][split] = float(-np.log(marginal[places]).mean())
         losses["conditional_nll"][split] = float(-np.log(drawn[places]).mean())
     notes = {"split": "drawn apart", "mutual_information": information(drawn), **losses}
-    source = f"made: {len(themes)} groups, {len(markers)} markers, seed {seed}"
+    source = f"made: {len(THEMES)} groups, {len(MARKERS)} markers, seed {seed}"
     return Corpus(name, splits, source, notes | overlaps(splits))
 
 

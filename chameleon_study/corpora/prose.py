@@ -2,32 +2,22 @@
 
 import re
 import textwrap
+from importlib.resources import files
+
+import yaml
 
 BLANK = re.compile(r"\n[ \t]*\n")
 UNDERLINE = re.compile(r"\s*([-=~*^#])\1{2,}\s*")
 GOOGLE_HEADER = re.compile(r"[A-Za-z][\w ]{2,24}:\s*")
-LISTING_SECTION = re.compile(
-    r"(other )?parameters?|returns?|yields?|receives|raises?|warns?|see also|references?|attributes?|methods?|args"
-    r"|arguments|keyword (args|arguments)|kwargs|examples?|usage|shape|inputs?|outputs?|functions|classes|refs"
-    r"|citations?|properties|variables|todo",
-    re.I,
-)
-PROSE_SECTION = re.compile(r"notes?|warnings?|details|descriptions?|summary", re.I)
 CODE = (">>>", "... ", ".. ", "In [", "$ ", "@", "#")
 LIST = ("|", "+-", "- ", "* ", ":param", ":type", ":return", ":raise")
 ENTRY = re.compile(r"\s*[`*]{0,2}[\w.*, `\[\]]{1,60}\s?(\([^)]*\))?\s?:(\s|$)")  # "name (type): …"
 NUMBERED = re.compile(r"\s*(\(?[0-9a-z]{1,2}[.)]|\[\w+\]_?)\s")
-FUNCTION_WORD = re.compile(r"\b(the|a|an|is|are|of|to|and|in|for|that|this|be|with|or|if|by|as)\b", re.I)
 PLAIN_WORD = re.compile(r"[A-Za-z][a-z']+(?=[\s,.;:)!?]|$)")
 LINK = re.compile(r"`([^`<]+?)\s*<[^`>]+>`_{1,2}")  # `text <address>`_ ▶ text
 ROLE = re.compile(r":(?:[\w+]+:)*[\w+-]+:`~?([^`<]*?)(?:\s*<[^`>]*>)?`")  # :func:`~numpy.mean` ▶ `numpy.mean`
-BOILERPLATE = re.compile(
-    r"process of migration|all rights reserved|\blicen[sc]ed? under|copyright|warranty|redistribut"
-    r"|for internal use|not (be )?(a )?public|backwards? compatib|no-?op\b.*compatib|subject to change"
-    r"|this (class|function|method|module) (is|was|has been) deprecated|metadata_routing|metadata routing"
-    r"|automatically generated|auto-?generated|codegen|see the (documentation|docstring) (of|for)",
-    re.I,
-)
+_LISTS = yaml.safe_load((files(__package__) / "prose.yaml").read_text(encoding="utf-8"))
+ANY = {name: re.compile("|".join(patterns), re.I) for name, patterns in _LISTS.items()}
 SHORTEST = 60  # characters
 
 
@@ -61,10 +51,10 @@ class Section:
         """Follow one block's heading, if it has one, and return the lines below it."""
         head = lines[0].strip().rstrip(":").strip()
         if len(lines) > 1 and UNDERLINE.fullmatch(lines[1]):
-            self.listing, self.google = bool(LISTING_SECTION.fullmatch(head)), False
+            self.listing, self.google = bool(ANY["listing sections"].fullmatch(head)), False
             return lines[2:]
         if GOOGLE_HEADER.fullmatch(lines[0]):
-            self.listing, self.google = not PROSE_SECTION.fullmatch(head), True
+            self.listing, self.google = not ANY["prose sections"].fullmatch(head), True
             return textwrap.dedent("\n".join(lines[1:])).split("\n")
         if self.google and lines[0][:1] not in (" ", "\t"):
             self.listing = self.google = False
@@ -77,7 +67,7 @@ def _set_apart(lines: list[str]) -> bool:
         return True
     if all(line.startswith("    ") for line in lines if line.strip()) or NUMBERED.match(lines[0]):
         return True
-    return bool(ENTRY.match(lines[0])) and not FUNCTION_WORD.search(lines[0].split(":")[0])
+    return bool(ENTRY.match(lines[0])) and not ANY["function words"].search(lines[0].split(":")[0])
 
 
 def reads_as_prose(text: str) -> bool:
@@ -85,7 +75,9 @@ def reads_as_prose(text: str) -> bool:
     if len(text) < SHORTEST or text.count("|") > 4 or "%(" in text or re.search(r"\{\w+\}", text):
         return False
     starts = re.match(r"[`\"'(*\[]{0,3}[A-Z`]", text)
-    if not starts or text[-1] not in ".:!?)\"'`" or BOILERPLATE.search(text):
+    if not starts or text[-1] not in ".:!?)\"'`" or ANY["boilerplate"].search(text):
         return False
     letters = sum(map(len, PLAIN_WORD.findall(text)))
-    return letters >= 0.55 * len(text) and len(FUNCTION_WORD.findall(text)) >= 0.12 * len(text.split())
+    return letters >= 0.55 * len(text) and len(ANY["function words"].findall(text)) >= 0.12 * len(
+        text.split()
+    )

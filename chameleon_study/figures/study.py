@@ -120,9 +120,8 @@ def shifts(ax, values: np.ndarray, clusters: Sequence[str], tokens: Sequence[str
     values = np.asarray(values)
     limit = float(np.abs(values).max()) or 1.0
     picture = ax.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-    columns, rows = (
-        [name.replace("$", r"\$") for name in part] for part in (tokens, clusters)
-    )  # no formulas
+    # no formulas
+    columns, rows = ([name.replace("$", r"\$") for name in part] for part in (tokens, clusters))
     ax.set_xticks(range(len(tokens)), columns, rotation=90, family="monospace")
     ax.set_yticks(range(len(clusters)), rows)
     ax.grid(False)

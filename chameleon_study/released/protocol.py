@@ -13,13 +13,13 @@ from typing import Any, Literal
 import yaml
 from pydantic import model_validator
 
-from chameleon_lite.errors import unknown
 from chameleon_lite.settings import Settings, validated
 
-from ..config import ProtocolSettings
+from ..config import ProtocolSettings, known
 
 # by switch: its value in each preset, what the paper, the released code and this study do, a label for charts
 SWITCHES = yaml.safe_load((files(__package__) / "switches.yaml").read_text(encoding="utf-8"))
+CONTRADICTIONS = yaml.safe_load((files(__package__) / "contradictions.yaml").read_text(encoding="utf-8"))
 
 
 class Protocol(Settings):
@@ -42,16 +42,9 @@ class Protocol(Settings):
 
     @model_validator(mode="after")
     def _contradictions(self) -> "Protocol":
-        cached, next_token = self.backbone == "cached", self.objective == "next_token"
-        prefix, zero = self.reads == "prefix", self.ignored == "id 0"
-        if self.layers and cached:
-            raise ValueError("layers: true changes the hidden states in every step: set backbone: live")
-        if next_token and zero:
-            raise ValueError("objective next_token scores real tokens only: set ignored: padding")
-        if prefix and not next_token:
-            raise ValueError("reads: prefix leaves the prefix unscored: set objective: next_token")
-        if prefix and self.padding_in_mean:
-            raise ValueError("reads: prefix has no padding to average: set padding_in_mean: false")
+        for rule in CONTRADICTIONS:
+            if all(getattr(self, switch) == value for switch, value in rule["switches"].items()):
+                raise ValueError(rule["why"])
         return self
 
 
@@ -61,11 +54,8 @@ PRESETS = {name: Protocol(**{switch: row[name] for switch, row in SWITCHES.items
 
 def preset(name: str, **switches: Any) -> Protocol:
     """A preset with some switches turned; UserError for unknown names and for contradictions."""
-    if name not in PRESETS:
-        raise unknown("protocol", name, PRESETS)
-    for switch in switches:
-        if switch not in Protocol.model_fields:
-            raise unknown("protocol switch", switch, Protocol.model_fields)
+    known("protocol", [name], PRESETS)
+    known("protocol switch", switches, Protocol.model_fields)
     return validated(Protocol, PRESETS[name].model_dump() | switches, f"protocol {name}: ")
 
 

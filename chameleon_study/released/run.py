@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from chameleon_lite import Arrangement, Backbone, Head, HyperHead, LoraHead, matched_rank
-from chameleon_lite.errors import UserError, unknown
+from chameleon_lite.errors import UserError
 from chameleon_lite.lora import lora_parameters
 from chameleon_lite.train import Member, Source, average
 from chameleon_lite.train_layers import WithLayers
 
-from ..config import Experiment
+from ..config import Experiment, known
 from ..evaluate import Context, Outcome, record_of
 from ..provenance import reset_peak
 from ..regimes import RANK
@@ -42,9 +42,7 @@ def make_head(regime: str, width: int, vocab: int, protocol: Protocol, seed: int
 
 def check_released(settings: Experiment) -> None:
     """Refuse what cannot be run before any work is done: unknown regimes, missing learning rates."""
-    for name in settings.regimes:
-        if name not in REGIMES:
-            raise unknown(f"regime under protocol {settings.protocol.preset}", name, REGIMES)
+    known(f"regime under protocol {settings.protocol.preset}", settings.regimes, REGIMES)
     missing = [r for r in settings.regimes if r != "R0" and r not in settings.learning_rates]
     if missing:
         sweeps = f"protocol {settings.protocol.preset} sweeps nothing: give learning_rates for"

@@ -188,10 +188,10 @@ def test_the_template_is_a_choice_of_the_fit_and_is_said(choice, command, chat_f
 
 def test_an_adapter_of_plain_texts_continues_prompts_by_the_template_too(chatty, two_kinds):
     corpus = corpus_of(two_kinds(60))
-    writer = decided(corpus, chatty, FitSettings(bos="off"))
+    writer = decided(corpus, chatty, FitSettings(bos="off"), print)
     assert writer.how.chat and writer.document(corpus.splits["test"][0]) == corpus.splits["test"][0]
     chatty.tokenizer.chat_template = {"rag": TEMPLATE, "tool_use": TEMPLATE}
-    assert not decided(corpus, chatty, FitSettings(bos="off")).how.chat
+    assert not decided(corpus, chatty, FitSettings(bos="off"), print).how.chat
 
 
 def changed(folder: Path, template) -> Path:

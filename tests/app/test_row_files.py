@@ -170,14 +170,6 @@ def test_what_is_wrong_with_a_file_or_row_is_one_line(name, refused):
     refused("corpus", f"./{name}", *words, says=says)
 
 
-def test_parquet_without_its_library_is_named(refused, monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    Path("a.parquet").write_bytes(b"PAR1")
-    refused("corpus", "a.parquet", says="a.parquet: reading .parquet needs pyarrow: pip install pyarrow")
-
-
 @pytest.fixture
 def piped(monkeypatch):
     """piped(bytes): what comes through standard input."""

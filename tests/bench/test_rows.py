@@ -9,7 +9,7 @@ from chameleon_bench import rows_app, rows_head, rows_layers
 from chameleon_bench.bench import Bench
 from chameleon_bench.measure import ROWS, agreement, measured
 from chameleon_bench.report import run_rows, summary
-from chameleon_bench.rows_own_texts import learning
+from chameleon_bench.rows_app import learning
 from chameleon_bench.tables import many_texts_frame
 from chameleon_lite.app import boundary
 from chameleon_lite.app.learn import LearningStream

@@ -36,9 +36,11 @@ def book_tools():
     pytest.importorskip("papermill", reason="the extra `book` is not installed")
     spec = importlib.util.spec_from_file_location("build", ROOT / "book" / "build.py")
     sys.modules["build"] = importlib.util.module_from_spec(spec)
+    sys.path.append(str(ROOT / "book"))  # where it finds its modules, as a script does
     spec.loader.exec_module(sys.modules["build"])
     yield {"build": sys.modules["build"]}
     del sys.modules["build"]
+    sys.path.remove(str(ROOT / "book"))
 
 
 def pytest_generate_tests(metafunc):

@@ -67,6 +67,45 @@ def test_a_bad_run_is_kept_apart_and_replaces_no_good_page(run, tmp_path, code, 
     assert (tmp_path / "failed" / "x.ipynb").exists() and not (tmp_path / "executed" / "x.ipynb").exists()
 
 
+OF_ITS_OWN = """
+import multiprocessing, os
+import pandas as pd
+
+process = multiprocessing.get_context("fork").Process(target=print)
+process.start()
+process.join()
+own = [os.getsid(0) == os.getpid(), os.environ["MARK"], os.path.basename(os.getcwd())]
+print(*own, process.exitcode, pd.get_option("display.max_columns"))
+"""
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_kernel_is_a_process_of_its_own_as_if_started_by_a_command(run, tmp_path, monkeypatch):
+    for mark in ("first", "second"):  # the process it is a copy of was started before the second mark
+        monkeypatch.setenv("MARK", mark)
+        run(OF_ITS_OWN)
+        book = nbformat.read(tmp_path / "executed" / "x.ipynb", as_version=4)
+        assert book.cells[-1].outputs[-1].text == f"True {mark} {tmp_path.name} 0 20\n"
+
+
+SHARED = """
+import sys, threading, warnings
+from importlib import import_module
+
+warnings.simplefilter("error", UserWarning)
+for name in sys.argv[1:]:
+    import_module(name)
+assert threading.active_count() == 1
+"""
+
+
+def test_what_kernels_share_exists_and_starts_no_thread(book_tools):
+    """The fork server passes over a module that it cannot import, without a word."""
+    command = [sys.executable, "-c", SHARED, *book_tools["build"].WORDS["preloaded"]]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0 and not run.stderr, run.stderr
+
+
 @pytest.mark.parametrize(
     "output, says",
     [

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -135,3 +136,22 @@ def test_missing_tensor_is_no_silent_random_value(small_backbone, tmp_path, adap
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(DamagedFile, match="head.last.bias"):
         ChameleonLiteForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_backbone_outside_home_is_found_from_every_working_folder(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    for place in (tmp_path / "models" / "m", tmp_path / "else" / "models" / "m"):
+        tiny.lm.save_pretrained(place)
+        tiny.tokenizer.save_pretrained(place)
+    monkeypatch.chdir(tmp_path)
+    model = ChameleonLiteForCausalLM.from_backbone("models/m")
+    monkeypatch.chdir(tmp_path / "else")  # where that path means another folder
+    model.save_pretrained(tmp_path / "a")
+    for folder in (tmp_path / "a", "../a"):
+        loaded = ChameleonLiteForCausalLM.from_pretrained(folder)
+        assert loaded.backbone.name == str(tmp_path / "models" / "m")
+    shutil.copytree(tmp_path / "a", tmp_path / "far" / "below" / "a")
+    with pytest.raises(UserError, match="unknown backbone '/.*/far/below/models/m'.*a local folder"):
+        ChameleonLiteForCausalLM.from_pretrained(tmp_path / "far" / "below" / "a")
+    with_it = ChameleonLiteForCausalLM.from_pretrained(tmp_path / "far" / "below" / "a", backbone="models/m")
+    assert with_it.backbone.hash == model.backbone.hash

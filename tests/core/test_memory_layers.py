@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from chameleon_lite.backbone import copied, load_backbone
-from chameleon_lite.heads import HeadUpdate
 from chameleon_lite.lora import add_lora, lora_parameters
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.streams import online
@@ -33,12 +32,12 @@ def test_layers_with_rows_of_their_own_are_those_that_peft_adapts(tiny_table):
     ids, mask = tiny_table.padded(rows)
     with torch.no_grad():
         expected, frozen = adapted.hidden(ids, mask), backbone.hidden(ids, mask)
-    factors = {}
+    numbers = []
     for name in shapes:  # row 1 has the factors, the others none
         down, up = (states[f"{name}.lora_{side}.default.weight"] for side in "AB")
-        own = torch.tensor([0.0, 1.0, 0.0])[:, None, None]
-        factors[name] = HeadUpdate(down.expand(3, -1, -1), up * own)
-    h, target, row = live.batch(rows, factors)
+        own = torch.tensor([0.0, 1.0, 0.0])[:, None]
+        numbers += [down.flatten().expand(3, -1), up.flatten() * own]
+    h, target, row = live.batch(rows, torch.cat(numbers, 1), torch.arange(3)[:, None], shapes)
     assert target.tolist() == [
         int(t) for n in rows for t in tiny_table.ids[slice(*tiny_table.offsets[n : n + 2])][8:]
     ]
@@ -79,10 +78,8 @@ def test_layers_learn_and_look_only_back(model, tiny_table):
 def test_tokens_that_fit_keep_no_more_than_the_share_of_the_memory(model, tiny_table):
     backbone, table, kept = load_backbone(model), tiny_table.take(np.arange(8)), {}
     live, shapes = LayerStates(backbone, table), layer_shapes(backbone, 2)
-    factors = {
-        name: HeadUpdate(torch.ones(8, rank, inputs, requires_grad=True), torch.ones(8, outputs, rank))
-        for name, (rank, inputs, outputs) in shapes.items()
-    }
+    size = sum(rank * (inputs + outputs) for rank, inputs, outputs in shapes.values())
+    values = torch.ones(8, size, requires_grad=True)
     own = {p.untyped_storage().data_ptr() for p in backbone.body.parameters()}
 
     def keep(x):
@@ -91,7 +88,7 @@ def test_tokens_that_fit_keep_no_more_than_the_share_of_the_memory(model, tiny_t
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        live.batch(torch.arange(8), factors)
+        live.batch(torch.arange(8), values, torch.arange(8)[:, None], shapes)
     tokens = 8 * int(table.lengths.max())
     memory = int(sum(kept.values()) / online.GPU_SHARE)
     assert 64 < tokens_that_fit(live.linear.values(), memory) <= tokens

@@ -169,6 +169,12 @@ def test_models_that_read_positions_or_masks_in_another_way_keep_padded_rows(sma
         assert LiveStates(bloom, tiny_table).training_pass is None
 
 
+def test_larger_pieces_hold_a_step_in_one(small, tiny_table):
+    backbone, rows = small("Llama"), torch.arange(24)
+    usual, large = (layer_pass(backbone, tiny_table, tokens=tokens) for tokens in (None, 4_096))
+    assert len(usual.pieces(rows)) > 3 and len(large.pieces(rows)) == 1
+
+
 def test_a_sliding_window_counts_where_a_document_is_longer(small):
     assert takes_packed(small("Mistral"), 20) and not takes_packed(small("Mistral"), 60)
 

@@ -72,6 +72,8 @@ def answer(results: Path) -> list[str]:
         f"the whole interval below zero on {_below(verdicts, '3b')}. That holds for this training: on texts with a "
         "known gain the head took less of it than the goal that was set. Nor is a lower loss than that control's a "
         f"proof of reading: where there is nothing to read the difference is {_nothing(verdicts)} as well.",
+        f"- With LoRA in the layers, as the paper describes it, the method is {verdicts['1b']['headline']} where that "
+        "was run: to LoRA in the layers with a LoRA for its head, and to itself with a constant input.",
         "- The published losses are not those of next tokens: the released scripts score one position per row, and "
         f"{1 - max(full):.0%} to {1 - min(full):.0%} of these are padding.",
         f"- Of the {len(parts)} parts of the paper's {len({p['claim'] for p in parts})} claims, "

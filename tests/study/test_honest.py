@@ -1,11 +1,13 @@
 from pathlib import Path
 
 import matplotlib
+import pandas as pd
 import pytest
 
 from chameleon_study import page, study_tables
 from chameleon_study.claims.contrasts import StoredRuns
 from chameleon_study.figures import study as figures
+from chameleon_study.tables import losses_of
 
 matplotlib.use("Agg")
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -69,3 +71,15 @@ def test_pictures_draw_their_frame_and_name_their_axes(draw, frame, evidence):
 def test_a_table_can_be_saved(evidence):
     link = page.csv_link(study_tables.accounting_frame(evidence, "docstrings"), "accounting")._repr_html_()
     assert 'download="accounting.csv"' in link and "base64," in link
+
+
+def test_no_losses_are_printed_on_the_way(made_up_results, monkeypatch):
+    """Where pages show all rows of a table, pandas printed 180,000 of them into an exception that it dropped."""
+    printed, as_text = [], pd.Series.__repr__
+    monkeypatch.setattr(pd.Series, "__repr__", lambda rows: printed.append(len(rows)) or as_text(rows))
+    evidence = StoredRuns(made_up_results, draws=300)
+    records = [
+        r.model_copy(update={"experiment": "honest-mixed-smollm2"}) for r in evidence.runs("mixed", "R4")
+    ]
+    assert evidence.contrast("mixed", "R4", "R1") and losses_of(records, made_up_results)
+    assert not printed

@@ -13,7 +13,7 @@ from chameleon_study.claims.ledger import (
     scoreboard,
     write_verdicts,
 )
-from chameleon_study.claims.paper import claims, parts, rulebook
+from chameleon_study.claims.paper import paper, parts, rulebook
 from chameleon_study.claims.rules import headline, worst
 from chameleon_study.claims.statistics import VERDICTS
 from chameleon_study.stored import storing
@@ -56,7 +56,7 @@ def test_headline(found, part, expected):
 
 
 def test_every_claim_has_a_rule_and_every_verdict_is_of_the_five(found):
-    assert {p["claim"] for p in parts()} == set(rulebook()) == {c["claim"] for c in claims()}
+    assert {p["claim"] for p in parts()} == set(rulebook()) == {c["claim"] for c in paper()["claims"]}
     verdicts = {cell["verdict"] for row in found.values() for cell in row["cells"].values()}
     assert verdicts <= set(VERDICTS)
     frame = ledger_frame(found)

@@ -126,6 +126,9 @@ def test_a_command_and_a_message_name_no_place(monkeypatch, tmp_path):
     far_name = placeless(far)
     expected = f"run {far_name} --out=~/x --corpus=./y,{far_name} --dask tcp://… a/b"
     assert default_command() == f"chameleon-lite {expected}"
+    for given in ("--dask machine:8786", "--dask=machine:8786", "--dask [::1]:8786"):
+        monkeypatch.setattr("sys.argv", ["chameleon-lite", "run", *given.split(), "--seeds", "2"])
+        assert default_command() == f"chameleon-lite run --dask{given[6]}… --seeds 2"
     monkeypatch.setenv("CHAMELEON_LITE_COMMAND", f"chameleon-lite run {own} --seeds 2")
     assert default_command() == "chameleon-lite run ~/x --seeds 2"
     text = f'File "{own}/a.py", line 3: no /scratch/somebody/m: 1/2 tokens / s'

@@ -9,15 +9,14 @@ from importlib.resources import files
 
 import yaml
 
-from chameleon_lite.errors import unknown
-
+from ...config import known
 from ...provenance import circumstances, placeless
-from . import architectures, clustering, scoring, training
+from . import clustering, scoring, training
 from .store import Proof
 from .subject import Shown, Subject
 
 TEXTS = yaml.safe_load((files(__package__) / "proofs.yaml").read_text(encoding="utf-8"))
-_PARTS = vars(scoring) | vars(clustering) | vars(training) | vars(architectures)
+_PARTS = vars(scoring) | vars(clustering) | vars(training)
 # name ▶ numbers, and words for its sentence that are no numbers; None where it does not apply to the corpus
 PROOFS: dict[str, Callable[[Subject], Shown | None]] = {name: _PARTS[name] for name in TEXTS}
 BARE = ("paper_tokens", "study_clusters", "architectures")  # proofs that need no hidden states
@@ -26,8 +25,7 @@ BARE = ("paper_tokens", "study_clusters", "architectures")  # proofs that need n
 def prove_all(subject: Subject, command: str, names: Iterable[str] | None = None) -> list[Proof]:
     """Run the named proofs (or all) on a subject; those that do not apply to its corpus are left out."""
     proofs, names = [], list(names or PROOFS)
-    if odd := [name for name in names if name not in PROOFS]:
-        raise unknown("proof", odd[0], PROOFS)
+    known("proof", names, PROOFS)
     for name in names:
         subject.say(f"proof {name}")
         if shown := PROOFS[name](subject):

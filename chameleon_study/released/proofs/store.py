@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from chameleon_lite.errors import UserError
 
@@ -19,10 +19,8 @@ COMMIT = "f163587"  # of the released repository, which every statement about it
 CLUSTERINGS = 20  # of the validation rows, over which the metric's spread is taken
 
 
-class Proof(BaseModel):
+class Proof(BaseModel, extra="forbid"):
     """One proof's outcome: `numbers` by name, a sentence of what they show, where it was measured."""
-
-    model_config = ConfigDict(extra="forbid")
 
     proof: str
     title: str

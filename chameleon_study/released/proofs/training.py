@@ -1,10 +1,14 @@
-"""Proofs about training and what is trained: rows read twice, dropout, the chosen epoch, parameters."""
+"""Proofs about what is trained, rows read twice, dropout, the chosen epoch, parameters, kinds of model."""
+
+import tempfile
 
 import torch
 from torch import nn
 
-from chameleon_lite import Arrangement, Condition, HyperHead, LoraHead, average, evaluate
+from chameleon_lite import Arrangement, Condition, HyperHead, LoraHead, average, evaluate, fit
+from chameleon_lite.app.fit_settings import FitSettings
 from chameleon_lite.backbone import copied
+from chameleon_lite.backbones.tiny import byte_tokenizer
 
 from ...claims.paper import published
 from ...parameters import parameter_table
@@ -15,6 +19,15 @@ from .subject import Shown, Subject
 
 CONDITIONS = 8
 ROWS = {"cuda": 512, "cpu": 64}  # training rows read again with the backbone's dropout on
+# kinds of model on which the head is built, small and with random weights
+NAMED = {"transformer.wte", "transformer.wpe", "lm_head"}  # GPT-2's names, audit row 18
+SIZES = dict(vocab_size=257, hidden_size=16, num_hidden_layers=2, max_position_embeddings=128)
+HEADS, ENDS = ("num_attention_heads", "num_key_value_heads"), ("bos_token_id", "eos_token_id", "pad_token_id")
+COMMON = SIZES | dict.fromkeys(HEADS, 4) | dict.fromkeys(ENDS, 256)
+KINDS = {name: {} for name in ("gpt2", "gpt_bigcode", "gpt_neox", "llama", "opt", "phi", "qwen2")}
+KINDS["gpt_neo"] = {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}
+TEXTS = 100
+SETTINGS = FitSettings(head="hyper", train={"epochs": 10}, tokens={"max_length": 64})
 
 
 def alpaca_overlap(subject: Subject) -> Shown | None:
@@ -128,3 +141,30 @@ def untouched_layers(subject: Subject) -> Shown:
         "hyper_network_parameters": float(counts["hyper_head"]),
         "published_hyper_network_parameters": published(1, "R4", "parameters"),
     }, {}
+
+
+def architectures(subject: Subject) -> Shown:
+    """On which kinds of model the head can be built, by this package and by what the released scripts need of one.
+
+    kind ─ small, random weights ─ saved ─▶ fit to a hundred texts ─▶ 1 if held-out loss falls, else 0
+                                        └─▶ 1 if every part that the scripts name is there
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    texts = [document.text for document in subject.texts.splits["train"][:TEXTS]]
+    built, named = {}, {}
+    for kind, own in KINDS.items():
+        subject.say(f"a small {kind}")
+        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            config = AutoConfig.for_model(kind, **COMMON | own)
+            lm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            lm.save_pretrained(folder)
+            byte_tokenizer(128).save_pretrained(folder)
+            fitted = fit(texts, backbone=folder, settings=SETTINGS, device="cpu", progress=False)
+        subject.say(str(fitted))
+        built[kind] = fitted.helped
+        named[kind] = {name for name, _ in lm.named_modules()} >= NAMED
+    numbers = {"kinds": float(len(KINDS)), "built": float(sum(built.values()))}
+    numbers |= {"released_built": float(sum(named.values()))}
+    return numbers, {"those": ", ".join(kind for kind in KINDS if named[kind])}

@@ -14,7 +14,7 @@ from chameleon_lite.embed import mean_embeddings
 from chameleon_lite.text import tokenise
 from chameleon_study.config import experiment_from
 from chameleon_study.corpora import load_corpus
-from chameleon_study.corpora.planted import DOCUMENTS, distributions, words
+from chameleon_study.corpora.planted import DOCUMENTS, MARKERS, THEMES, distributions
 from chameleon_study.run import run_experiment
 
 
@@ -29,8 +29,7 @@ class Words:
     is_fast = False
 
     def __init__(self):
-        markers, themes = words()
-        self.number = {w: i for i, w in enumerate([*markers, *(w for own in themes.values() for w in own)])}
+        self.number = {w: i for i, w in enumerate([*MARKERS, *(w for own in THEMES.values() for w in own)])}
 
     def __call__(self, texts, **options):
         return {"input_ids": [[self.number[w] for w in text.split()] for text in texts]}
@@ -54,20 +53,19 @@ def test_as_many_documents_prompts_and_markers_as_promised(corpora):
 
 
 def test_the_known_losses_by_other_code(corpora):
-    markers, themes = words()
-    p = {group: dict(zip(markers, row)) for group, row in zip(themes, distributions().tolist())}
-    mean = {m: math.fsum(p[group][m] for group in themes) / len(themes) for m in markers}
+    p = {group: dict(zip(MARKERS, row)) for group, row in zip(THEMES, distributions().tolist())}
+    mean = {m: math.fsum(p[group][m] for group in THEMES) / len(THEMES) for m in MARKERS}
     assert all(math.fsum(of.values()) == pytest.approx(1) for of in p.values())
     gain = entropy(list(mean.values())) - np.mean([entropy(list(of.values())) for of in p.values()])
     assert gain == pytest.approx(1, abs=1e-9)
     for name, corpus in corpora.items():
-        own = p if name == "planted" else dict.fromkeys(themes, mean)
+        own = p if name == "planted" else dict.fromkeys(THEMES, mean)
         assert corpus.notes["mutual_information"] == pytest.approx(gain if own is p else 0, abs=1e-9)
         for split in DOCUMENTS:
             counts = markers_by_group(corpus, split)
             pairs = [(of, m, n) for of, row in counts.items() for m, n in row.items()]
             total = sum(n for _, _, n in pairs)
-            for note, used in (("marginal_nll", dict.fromkeys(themes, mean)), ("conditional_nll", own)):
+            for note, used in (("marginal_nll", dict.fromkeys(THEMES, mean)), ("conditional_nll", own)):
                 nll = math.fsum(-n * math.log(used[of][m]) for of, m, n in pairs) / total
                 assert corpus.notes[note][split] == pytest.approx(nll, abs=1e-9)
 
@@ -76,7 +74,7 @@ def test_markers_depend_on_the_group_in_one_corpus_and_not_in_the_other(corpora)
     chances = {}
     for name, corpus in corpora.items():
         counts = markers_by_group(corpus, "train")
-        chances[name] = chi2_contingency([[counts[g][m] for m in words()[0]] for g in sorted(counts)]).pvalue
+        chances[name] = chi2_contingency([[counts[g][m] for m in MARKERS] for g in sorted(counts)]).pvalue
     assert chances["planted"] < 1e-100 and chances["planted-null"] > 0.01
 
 

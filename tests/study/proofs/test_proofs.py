@@ -10,7 +10,7 @@ from chameleon_lite.heads import Condition, HyperHead
 from chameleon_study.claims.paper import published
 from chameleon_study.corpora import load_corpus
 from chameleon_study.prepare import prepare, seed_material
-from chameleon_study.released.proofs import PROOFS, architectures, prove_all
+from chameleon_study.released.proofs import PROOFS, prove_all, training
 from chameleon_study.released.proofs.clustering import first_component, implied_shares
 from chameleon_study.released.proofs.scoring import call_as_released, unigram_nll
 from chameleon_study.released.proofs.store import checks_frame, load_proofs, store_proofs, stored_sentences
@@ -184,16 +184,14 @@ def test_clusters_of_the_honest_study_are_those_of_its_runs(tiny_backbone, small
 
 
 def test_kinds_of_model_that_a_head_is_built_on(tiny_backbone, small, monkeypatch):
-    kinds = {kind: architectures.KINDS[kind] for kind in ("gpt_neo", "llama")}
-    monkeypatch.setattr(architectures, "KINDS", kinds)
+    kinds = {kind: training.KINDS[kind] for kind in ("gpt_neo", "llama")}
+    monkeypatch.setattr(training, "KINDS", kinds)
     settings = small(["R0"], seeds=1)
     subject = Subject(settings, tiny_backbone, settings.corpora[0])
     (proof,) = prove_all(subject, "test", ["architectures"])
     assert proof.numbers == {"kinds": 2.0, "built": 2.0, "released_built": 1.0}
     assert proof.shows.endswith("(gpt_neo).")
     # at a rate of almost nothing the head lowers no loss
-    monkeypatch.setattr(
-        architectures, "SETTINGS", architectures.SETTINGS.model_copy(update={"learning_rate": 1e-9})
-    )
+    monkeypatch.setattr(training, "SETTINGS", training.SETTINGS.model_copy(update={"learning_rate": 1e-9}))
     (proof,) = prove_all(subject, "test", ["architectures"])
     assert proof.numbers["built"] == 0.0
