@@ -15,6 +15,7 @@ from chameleon_lite.errors import RunFailed
 from chameleon_lite.states import ScoredStates, hidden_states, place_of
 from chameleon_lite.text import tokenise
 
+pytestmark = pytest.mark.one_form
 # A pass over the documents of conftest.py that takes its time over every piece and says so; argument: the folder.
 SLOW_PASS = """
 import sys, time

@@ -145,11 +145,18 @@ class Cluster:
         return process
 
 
-@pytest.fixture
-def cluster(tmp_path):
-    """cluster(n): a Dask cluster of n workers."""
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """cluster(n): a Dask cluster of n workers; one that another test used, where all of them are alive."""
+    started = []
     with ExitStack() as stack:
-        yield lambda workers: Cluster(tmp_path, workers, stack)
+
+        def get(workers: int) -> Cluster:
+            if not started or any(w.poll() is not None for w in started[-1].workers.values()):
+                started.append(Cluster(tmp_path_factory.mktemp("cluster"), workers, stack))
+            return started[-1]
+
+        yield get
 
 
 def several(small, **more):
@@ -183,6 +190,33 @@ def kill_one_at_work(cluster: Cluster, runs: Path, lost: list) -> None:
 
 
 @pytest.mark.slow
+def test_a_cluster_without_a_shared_folder_gives_the_records_and_the_answers_of_one_process(
+    small, cluster, made_up, tmp_path, monkeypatch
+):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("CHAMELEON_LITE_HOME", str(here / "cache"))
+    Path("texts.jsonl").write_bytes(Path(made_up).read_bytes())  # a name that means nothing in another folder
+    settings = several(small, corpora=["texts.jsonl"])
+    both = cluster(2)
+    together = run_experiment(settings, runs=Path("runs"), dask=both.address)
+    assert not list((here / "cache").rglob("*.npy"))  # no hidden state was computed here
+    left = {p.name for name in both.workers for p in (both.folder / name).rglob("*")}
+    # hidden states of a worker's own; one of them may have taken all work
+    assert any(file.endswith(".npy") for file in left)
+    assert not left & {"runs", "sweeps", "record.json", "spans.jsonl", "texts.jsonl"}
+    adapter(here / "adapter")
+    Path("in.jsonl").write_text("".join(f'"a text number {i} to be scored, and more"\n' for i in range(20)))
+    adapt_file(here / "adapter", "in.jsonl", "out.jsonl", window=3, dask=both.address, device="cpu")
+    adapt_file(here / "adapter", "in.jsonl", "alone.jsonl", window=3, device="cpu")
+    assert Path("out.jsonl").read_bytes() == Path("alone.jsonl").read_bytes()
+    alone = run_experiment(settings, runs=Path("alone"))
+    assert [measured(r) for r in together] == [measured(r) for r in alone]
+    pd.testing.assert_frame_equal(documents("runs", together), documents("alone", alone))
+
+
+@pytest.mark.slow
 def test_a_cluster_that_loses_a_worker_gives_the_records_of_one_process(small, cluster, tmp_path):
     settings = several(small, train={"epochs": 4, "feature_dtype": "float32", "matmul_dtype": "float32"})
     alone = run_experiment(settings, runs=tmp_path / "one")
@@ -196,33 +230,6 @@ def test_a_cluster_that_loses_a_worker_gives_the_records_of_one_process(small, c
     assert [measured(r) for r in together] == [measured(r) for r in alone]
     assert [r.learning_rate_trials for r in together] == [r.learning_rate_trials for r in alone]
     assert losses(runs) == losses(tmp_path / "one")
-
-
-@pytest.mark.slow
-def test_a_cluster_without_a_shared_folder_gives_the_records_and_the_answers_of_one_process(
-    small, cluster, made_up, tmp_path, monkeypatch
-):
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    monkeypatch.setenv("CHAMELEON_LITE_HOME", str(here / "cache"))
-    Path("texts.jsonl").write_bytes(Path(made_up).read_bytes())  # a name that means nothing in another folder
-    settings = several(small, corpora=["texts.jsonl"])
-    both = cluster(2)
-    together = run_experiment(settings, runs=Path("runs"), dask=both.address)
-    assert not list((here / "cache").rglob("*.npy"))  # no hidden state was computed here
-    left = {p.name for name in both.workers for p in (tmp_path / name).rglob("*")}
-    # hidden states of a worker's own; one of them may have taken all work
-    assert any(file.endswith(".npy") for file in left)
-    assert not left & {"runs", "sweeps", "record.json", "spans.jsonl", "texts.jsonl"}
-    adapter(here / "adapter")
-    Path("in.jsonl").write_text("".join(f'"a text number {i} to be scored, and more"\n' for i in range(20)))
-    adapt_file(here / "adapter", "in.jsonl", "out.jsonl", window=3, dask=both.address, device="cpu")
-    adapt_file(here / "adapter", "in.jsonl", "alone.jsonl", window=3, device="cpu")
-    assert Path("out.jsonl").read_bytes() == Path("alone.jsonl").read_bytes()
-    alone = run_experiment(settings, runs=Path("alone"))
-    assert [measured(r) for r in together] == [measured(r) for r in alone]
-    pd.testing.assert_frame_equal(documents("runs", together), documents("alone", alone))
 
 
 def adapter(folder: Path) -> None:
