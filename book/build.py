@@ -105,6 +105,8 @@ def run_notebook(source: Path, out: Path, profile: str, timeout: int) -> float:
             papermill.execute_notebook(source, part, {"profile": profile}, **how)
         except Exception as error:
             reason = re.findall(ERROR, f"{type(error).__name__}: {error}")[-1:] or [repr(error)]
+        if not part.exists():  # papermill had not begun
+            raise RunFailed(f"{source.name}: {reason[0]}")
         book = nbformat.read(part, as_version=4)
         if problems := faults(book) + reason:
             os.replace(part, failed)

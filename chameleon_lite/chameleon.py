@@ -120,7 +120,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
         self.config.clusters, name = len(self.centroids), self.config.backbone_name
         state = {name: value.contiguous() for name, value in self.adapter_state().items()}
         with placed(target) as part:
-            if name not in BUILT_IN and Path(name).expanduser().is_dir():
+            if Path(name).is_absolute() or (name not in BUILT_IN and Path(name).expanduser().is_dir()):
                 self.config.backbone_name = portable(name, target)
             try:
                 super().save_pretrained(part, **kwargs | {"state_dict": state})

@@ -19,6 +19,7 @@ from chameleon_lite.backbone import copied
 from chameleon_lite.backbones.formats import arithmetic
 from chameleon_lite.errors import RunFailed
 from chameleon_lite.lora import add_lora, lora_parameters
+from chameleon_lite.streams.online import linear_layers, tokens_that_fit
 from chameleon_lite.text import cumulative
 from chameleon_lite.train_layers import LiveStates, WithLayers
 
@@ -27,7 +28,7 @@ from .prepare import Material, SeedClusterings
 from .regimes import CLUSTERED, RANK, Choice, Regime
 
 NEIGHBOURS = 15  # other rows whose prefixes are put in front
-STEP_TOKENS = 4_096  # a step of 32 documents in one piece, on a GPU with 80 GB
+STEP_TOKENS = 4_096  # a step of 32 documents in one piece, where a GPU's memory allows it
 NEIGHBOUR_TOKENS = 32  # of each prefix at most: a plain text's whole prefix, the start of a long prompt
 
 
@@ -87,7 +88,9 @@ def trained_with_layers(context, seeded: SeedClusterings, r: Regime, choice) -> 
     member.head = WithLayers(member.head, lora_parameters(adapted).values())
     live = {s: LiveStates(adapted, material.tables[s]) for s in ("train", "validation", "test")}
     if adapted.device.type == "cuda" and (fast := engine.fast("layer_pass")):
-        live["train"].training_pass = fast(adapted, material.tables["train"], tokens=STEP_TOKENS)
+        total = torch.cuda.get_device_properties(adapted.device).total_memory
+        tokens = min(STEP_TOKENS, tokens_that_fit(linear_layers(material.backbone).values(), total))
+        live["train"].training_pass = fast(adapted, material.tables["train"], tokens=tokens)
     material, orders = replace(material, scored=live), partial(seeded.epoch, order=order_of(settings, r))
     with closing(live["train"]), suppress(RunFailed):  # `failure` holds what went wrong
         material.train([member], orders, settings.train, context.processes, progress=False)

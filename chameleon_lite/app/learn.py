@@ -156,6 +156,7 @@ class LearningStream:
         scored = time.perf_counter()
         if self.how["layers"]:
             data = LayerStates(self.backbone, table)
+            data.learning_pass = None  # a recording would be made anew for every batch
         after = self.memory.read(data, self.weight, rows, slots, below=below).cpu()
         self.seconds[0] += scored - started
         self.seconds[1] += time.perf_counter() - scored

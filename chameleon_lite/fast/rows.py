@@ -5,6 +5,7 @@ rows of a step, by length ─▶ pieces of budget // T rows of T tokens ─ laye
 A piece is filled up with pads; what a row without a document reads changes nothing, as nobody reads its states.
 """
 
+import gc
 import warnings
 from functools import partial
 
@@ -19,28 +20,40 @@ from .recorder import usable_after
 
 BUDGET = 8_192  # padded tokens of a piece: a recording holds its activations' memory as long as it is kept
 LENGTHS = 64  # a piece's rows have a multiple of so many tokens
+LEAST = 32  # rows of a piece that is not full; more of them come as a power of two
 
 
 class RowsPass:
-    """The layers' pass for a piece of documents. A backward pass must have been made before the next piece."""
+    """The layers' pass for a piece of documents. A backward pass must have been made before the next piece.
+
+    Recordings last until `release`, and read the backbone's weights, which are frozen, where they lie.
+    """
 
     def __init__(self, live: LayerStates) -> None:
         self.live, self.budget = live, min(live.piece_tokens, BUDGET)
-        gpu = live.device.type == "cuda"
-        # One memory for all shapes: no two passes are under way at one time.
-        self.pool = torch.cuda.graph_pool_handle() if gpu else None
+        self.last = int(live.table.lengths.max()) - 1  # the last position that a document has
         self.kept: dict[tuple, object] = {}  # shape ─▶ its recording, or the plain pass
+        self.records = live.device.type == "cuda"
+        self.release()
 
-    def shape(self, longest: int) -> tuple[int, int]:
-        """(rows, tokens) of a piece that begins with a document of `longest` tokens."""
+    def release(self) -> None:
+        """Drop all recordings, and give their memory back."""
+        self.kept.clear()
+        gc.collect()  # a graph lies in reference cycles
+        # One memory for all shapes: no two passes are under way at one time.
+        self.pool = torch.cuda.graph_pool_handle() if self.records else None
+
+    def shape(self, longest: int, documents: int) -> tuple[int, int]:
+        """(rows, tokens) of a piece for so many documents, or as many as it holds, of up to `longest` tokens."""
         length = -(-longest // LENGTHS) * LENGTHS
-        return max(1, self.budget // length), length
+        wanted = max(LEAST, 1 << (documents - 1).bit_length())
+        return max(1, min(wanted, self.budget // length)), length
 
     def pieces(self, lengths: np.ndarray) -> list[Tensor]:
         """Lengths (B,) to the places of the documents of each piece, the longest first."""
         order, out = np.argsort(-lengths, kind="stable"), []
         while len(order):
-            rows, _ = self.shape(int(lengths[order[0]]))
+            rows, _ = self.shape(int(lengths[order[0]]), len(order))
             out.append(torch.from_numpy(order[:rows]))
             order = order[rows:]
         return out
@@ -51,7 +64,7 @@ class RowsPass:
         On a GPU h is overwritten by the next call.
         """
         numbers = Taken.apply(values, slots).to(self.live.dtype)  # (b, U, P)
-        (rows, length), (b, longest) = self.shape(ids.shape[1]), ids.shape
+        (b, longest), (rows, length) = ids.shape, self.shape(ids.shape[1], len(ids))
         ids = pad(ids, (0, length - longest, 0, rows - b), value=self.live.table.pad_id)
         numbers = pad(numbers, (0, 0, 0, 0, 0, rows - b))
         key = (rows, length, numbers.shape[1], numbers.dtype, *shapes.items())
@@ -60,13 +73,14 @@ class RowsPass:
         return self.kept[key](ids, numbers), place // longest * length + place % longest
 
     def _plain(self, ids: Tensor, numbers: Tensor, shapes) -> Tensor:
-        position = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        # A model may have no positions for the pads behind its longest document.
+        position = torch.arange(ids.shape[1], device=ids.device).clamp_max(self.last).expand_as(ids)
         return self.live.hidden(ids, numbers, shapes, sees(torch.zeros_like(ids)), position)
 
     def _recorded(self, plain, ids: Tensor, numbers: Tensor):
         """The pass for one shape as a CUDA graph forwards and one back; plain where that cannot be."""
         device = self.live.device
-        if self.pool is None:
+        if not self.records:
             return plain
         given = (ids.clone(), numbers.detach().clone().requires_grad_())
         try:
@@ -76,7 +90,7 @@ class RowsPass:
             with torch.cuda.device(device), usable_after(device, self.pool):
                 return torch.cuda.make_graphed_callables(plain, given, pool=self.pool)
         except Exception as problem:  # as many kinds as models have operations
-            self.pool, reason = None, (str(problem).splitlines() or [type(problem).__name__])[0]
+            self.records, reason = False, (str(problem).splitlines() or [type(problem).__name__])[0]
             warnings.warn(
                 f"{self.live.backbone.name}: its layers are launched one by one ({reason})", stacklevel=2
             )

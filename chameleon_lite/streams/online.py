@@ -80,6 +80,12 @@ class LayerStates(LiveStates):
         fast = engine.fast("rows_pass", worth=self.device.type == "cuda")
         return fast and fast(self)
 
+    def close(self) -> None:
+        """Give back the memory that recorded passes hold."""
+        super().close()
+        if vars(self).get("learning_pass"):
+            self.learning_pass.release()
+
     def pieces(self, rows: Tensor) -> list[Tensor]:
         """Places in rows (B,) of the documents that go through the layers at one time, by length."""
         lengths = self.table.lengths[rows.numpy()]

@@ -164,6 +164,7 @@ def all_weights(
         weights = [p.requires_grad_() for p in model.body.parameters() if p is not embedding]
         optimiser = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0, betas=(0.9, 0.99))
         live, nll = LayerStates(model, part.table), torch.zeros(len(order), dtype=torch.float64)
+        live.learning_pass = None  # its weights have gradients of their own
         for low in range(0, len(order), batch):
             rows = order[low : low + batch]
             tokens = int(live.counts[rows].sum())

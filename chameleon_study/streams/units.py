@@ -91,6 +91,7 @@ class Reading:
         part, rates = self.material.parts["tuning"], self.method.rates
         order = part.order("random", 0)
         nll, _ = self.read("tuning", [order] * len(rates), rates, batch)
+        part.live.close()  # the stream makes recordings of its own
         tokens = float(part.states.counts[order].sum())
         return {str(rate): float(sums.sum()) / tokens for rate, sums in zip(rates, nll)}
 

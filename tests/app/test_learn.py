@@ -11,12 +11,14 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
+from chameleon_lite import engine
 from chameleon_lite.app.learn import OVERFLOW, LearningStream
 from chameleon_lite.app.learned import learn_file
 from chameleon_lite.app.rows import parsed
 from chameleon_lite.app.stream import adapt
 from chameleon_lite.backbone import load_backbone
 from chameleon_lite.errors import UserError
+from chameleon_lite.fast import rows
 from chameleon_lite.streams.memory import LearnSettings
 
 FOUR = LearnSettings(batch_rows=4)
@@ -54,6 +56,14 @@ def mean_gap(rows):
     """Nats per token of all rows, with minus without learning."""
     tokens = sum(r["tokens"] for r in rows)
     return sum((r["loss"] - r["loss_without"]) * r["tokens"] for r in rows) / tokens
+
+
+def test_batches_of_a_file_make_no_recordings(tiny, monkeypatch):
+    """Each has a table of its own, and a recording serves one."""
+    monkeypatch.setattr(rows, "rows_pass", lambda live: pytest.fail("a pass was made for a batch"))
+    with engine.use("fast"):
+        out, stream = learned(tiny, texts(12), **METHODS["layers"])
+    assert len(out) == 12 and stream.memory.steps.max() == 3
 
 
 def test_every_row_has_its_losses_and_learning_helps(tiny):

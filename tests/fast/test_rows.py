@@ -15,7 +15,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="records on
 
 
 def learned(model, table, how, device="cpu", clusters=3, backbone=None):
-    """Nats of 40 documents, how the memory changed, and what computed the states."""
+    """Nats of 40 documents, how the memory changed, and the states."""
     backbone = backbone or load_backbone(model, device=device)
     shapes = {HEAD: (2, backbone.width, backbone.vocab)} | layer_shapes(backbone, 2)
     start = fresh_start(shapes, torch.Generator().manual_seed(0)).to(device)
@@ -25,15 +25,18 @@ def learned(model, table, how, device="cpu", clusters=3, backbone=None):
     labels = torch.arange(len(table)) % clusters if clusters else None
     with engine.use(how):
         nats = learn(live, weight, rows, memory, labels=labels).cpu()
-        return nats, (memory.values - memory.start).cpu(), live.learning_pass
+        return nats, (memory.values - memory.start).cpu(), live
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny-llama"])
 @pytest.mark.parametrize("clusters", [0, 3])
 def test_pieces_of_few_shapes_learn_what_padded_documents_do(model, clusters, tiny_table):
-    nats, change, way = learned(model, tiny_table, "fast", clusters=clusters)
-    plain, expected, none = learned(model, tiny_table, "plain", clusters=clusters)
-    assert none is None and {key[:2] for key in way.kept} <= {(6, 64), (3, 128)}
+    nats, change, live = learned(model, tiny_table, "fast", clusters=clusters)
+    plain, expected, other = learned(model, tiny_table, "plain", clusters=clusters)
+    assert other.learning_pass is None
+    assert {key[:2] for key in live.learning_pass.kept} == {(6, 64), (3, 128)}
+    live.close()
+    assert not live.learning_pass.kept
     torch.testing.assert_close(nats, plain, atol=1e-3, rtol=1e-5)
     assert expected.abs().max() > 0.01
     torch.testing.assert_close(change, expected, atol=2e-3, rtol=0)
@@ -53,24 +56,56 @@ def test_what_is_taken_has_the_gradient_of_indexing():
 def test_a_piece_holds_as_many_rows_as_its_longest_document_leaves_room_for(tiny_table):
     live = LayerStates(load_backbone("tiny"), tiny_table, piece_tokens=400)
     lengths = np.array([30, 130, 64, 65, 5, 1_000] + [7] * 9)
-    pieces = fast_rows.RowsPass(live).pieces(lengths)
+    way = fast_rows.RowsPass(live)
+    pieces = way.pieces(lengths)
     assert sorted(torch.cat(pieces).tolist()) == list(range(15))
     assert [piece.tolist() for piece in pieces[:2]] == [[5], [1, 3]]
     assert [len(piece) for piece in pieces[2:]] == [6, 6]
+    way.budget = 8_192
+    assert [way.shape(60, n) for n in (1, 32, 33, 100, 500)] == [(n, 64) for n in (32, 32, 64, 128, 128)]
+    assert [way.shape(200, n) for n in (20, 40, 90)] == [(32, 256)] * 3
+
+
+@pytest.mark.parametrize("clusters", [0, 3])
+def test_no_position_lies_behind_the_longest_document(monkeypatch, clusters, tiny_table):
+    hidden, seen = LayerStates.hidden, []
+
+    def watched(self, ids, numbers, shapes, mask=None, position=None):
+        seen.append((ids.shape[1], int(position.max())))
+        return hidden(self, ids, numbers, shapes, mask, position)
+
+    monkeypatch.setattr(LayerStates, "hidden", watched)
+    learned("tiny", tiny_table, "fast", clusters=clusters)
+    longest = int(tiny_table.lengths.max())
+    assert {length for length, _ in seen} == {64, 128} and longest < 128
+    assert max(last for _, last in seen) == longest - 1
+
+
+def test_a_row_that_is_not_finite_costs_only_its_own_slots_a_step(tiny_table):
+    live = LayerStates(load_backbone("tiny"), tiny_table, piece_tokens=400)
+    shapes = {HEAD: (2, live.backbone.width, live.backbone.vocab)} | layer_shapes(live.backbone, 2)
+    memory = Memory(shapes, fresh_start(shapes, torch.Generator().manual_seed(0)), torch.full((3,), 0.01))
+    memory.values[1, -1] = torch.nan
+    weight = HeadWeight(live.backbone.head.weight, live.backbone.head.bias, dtype=torch.float32)
+    with engine.use("fast"):
+        nats = memory.read(live, weight, torch.arange(8), 1 + torch.arange(8)[:, None] % 2)
+    assert (nats.isnan() == (torch.arange(8) % 2 == 0)).all() and memory.failed == 4
+    assert not memory.steps[1] and memory.steps[2] == 1
+    assert memory.values[2].isfinite().all() and (memory.values[2] != memory.start).any()
 
 
 def test_a_model_that_takes_no_such_masks_goes_the_plain_way(monkeypatch, tiny_table):
     monkeypatch.setattr(fast_rows, "takes_packed", lambda backbone, longest: False)
-    assert learned("tiny", tiny_table, "fast")[2] is None
+    assert learned("tiny", tiny_table, "fast")[2].learning_pass is None
 
 
 @needs_gpu
 @pytest.mark.parametrize("model", ["tiny", "tiny-llama"])
 @pytest.mark.parametrize("clusters", [0, 3])
 def test_recorded_pieces_learn_what_padded_documents_do(model, clusters, tiny_table):
-    nats, change, way = learned(model, tiny_table, "auto", "cuda", clusters)
+    nats, change, live = learned(model, tiny_table, "auto", "cuda", clusters)
     plain, expected, _ = learned(model, tiny_table, "plain", "cuda", clusters)
-    assert way.pool is not None and way.kept  # none of them went the plain way
+    assert live.learning_pass.records and live.learning_pass.kept  # none of them went the plain way
     torch.testing.assert_close(nats, plain, atol=0, rtol=2e-2)  # 16-bit states
     # Adam's first steps are of the rate's size whatever a gradient's: one near zero may take either sign
     assert ((change - expected).abs() > 5e-3).float().mean() < 0.02
@@ -88,6 +123,6 @@ def test_where_a_piece_cannot_be_recorded_it_goes_the_plain_way(monkeypatch, tin
     expected = learned("tiny", tiny_table, "auto", "cuda")[0]
     monkeypatch.setattr(LayerStates, "hidden", waits)
     with pytest.warns(UserWarning, match="launched one by one") as heard:
-        nats, _, way = learned("tiny", tiny_table, "auto", "cuda")
-    assert way.pool is None and len(heard) == 1
+        nats, _, live = learned("tiny", tiny_table, "auto", "cuda")
+    assert not live.learning_pass.records and len(heard) == 1
     torch.testing.assert_close(nats, expected, atol=0, rtol=2e-2)

@@ -73,7 +73,8 @@ def answer(results: Path) -> list[str]:
         "known gain the head took less of it than the goal that was set. Nor is a lower loss than that control's a "
         f"proof of reading: where there is nothing to read the difference is {_nothing(verdicts)} as well.",
         f"- With LoRA in the layers, as the paper describes it, the method is {verdicts['1b']['headline']} where that "
-        "was run: to LoRA in the layers with a LoRA for its head, and to itself with a constant input.",
+        "was run: to LoRA in the layers and on the head, in the same order of texts, and to itself with a constant "
+        f"input. Minus that LoRA in random order, as one would train it, it is {_beside(verdicts, 'R17<R16 ')}.",
         "- The published losses are not those of next tokens: the released scripts score one position per row, and "
         f"{1 - max(full):.0%} to {1 - min(full):.0%} of these are padding.",
         f"- Of the {len(parts)} parts of the paper's {len({p['claim'] for p in parts})} claims, "
@@ -102,6 +103,14 @@ def _nothing(verdicts: dict[str, dict]) -> str:
     """The head minus the constant input on planted text without the signal, with its interval."""
     number = verdicts["3c"]["cells"]["planted-null"]["number"].removeprefix("R4-best<R3-best ")
     return re.sub(r"[-+][\d.]+", lambda found: f"{float(found[0]):+.3f}", number).replace("-", "−")
+
+
+def _beside(verdicts: dict, contrast: str) -> str:
+    """The interval of a contrast that stands beside part 1b, for each corpus."""
+    return " and ".join(
+        f"{re.search(f'(?:^|, ){re.escape(contrast)}([^,]*, [^,]*)', of)[1]} on {corpus}"
+        for corpus, of in verdicts["1b"]["beside"].items()
+    )
 
 
 def _below(verdicts: dict[str, dict], part: str) -> str:
