@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -78,12 +78,11 @@ def write_sealed(path: Path | str, content: dict) -> None:
 
 def read_sealed(path: Path | str) -> dict:
     """The object that `write_sealed` wrote, without the seal; DamagedFile, naming the file, if not that."""
-    try:
+    # what is no JSON, or no object with a seal
+    with suppress(ValueError, RecursionError, AttributeError, KeyError, TypeError):
         content = json.loads(Path(path).read_bytes())
         if content.pop("seal") == seal(content):
             return content
-    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
-        pass  # no JSON, or no object with a seal
     raise DamagedFile(f"{path} is damaged: its content is not what its checksum promises; remove it")
 
 

@@ -7,7 +7,7 @@ import torch
 
 from chameleon_lite import HyperHead, LoraHead, errors, matched_rank
 from chameleon_lite.backbone import BUILT_IN, SHORT_NAMES
-from chameleon_lite.backbones import smollm2, tiny
+from chameleon_lite.backbones import tiny
 from chameleon_lite.backbones.hub import load_config, reachable, readable
 from chameleon_lite.lora import add_lora, lora_parameters
 
@@ -38,8 +38,6 @@ def parameter_table(backbone_name: str) -> dict[str, int]:
 
 
 def _config(name: str):
-    if name == "smollm2":
-        return smollm2.geometry()
     if name in (*BUILT_IN, "gpt2"):  # of which random-gpt2 has the geometry
         return tiny.built_in_config("random-gpt2" if name == "gpt2" else name)
     folder = Path(name).is_dir()

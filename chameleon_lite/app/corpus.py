@@ -128,16 +128,15 @@ def components(texts: Sequence[str], keys: Sequence[Hashable] | None = None) -> 
     size = grams.sum(1)  # (N,)
     grams = grams[:, grams.sum(0) > 1]  # a gram of one document alone links nothing
     first: dict[Hashable, int] = {}
-    left = [np.arange(len(keys or ()))]
-    right = [np.array([first.setdefault(key, i) for i, key in enumerate(keys or ())], np.int64)]
+    equal = [(i, first.setdefault(key, i)) for i, key in enumerate(keys or ())]
+    pairs = [np.array(equal, np.int64).reshape(-1, 2)]
     for start in range(0, len(texts), ROWS):
         shared = (grams[start : start + ROWS] @ grams.T).tocoo()  # how many 8-grams two documents share
         a, b = shared.coords[0] + start, shared.coords[1]
         linked = (a < b) & (2 * shared.data >= np.minimum(size[a], size[b]))
-        left.append(a[linked])
-        right.append(b[linked])
-    pairs = np.concatenate(left), np.concatenate(right)
-    graph = coo_array((np.ones(len(pairs[0]), bool), pairs), shape=(len(texts), len(texts)))
+        pairs.append(np.stack([a[linked], b[linked]], 1))
+    left, right = np.concatenate(pairs).T
+    graph = coo_array((np.ones(len(left), bool), (left, right)), shape=(len(texts), len(texts)))
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 

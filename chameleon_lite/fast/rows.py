@@ -50,7 +50,7 @@ class RowsPass:
 
         On a GPU h is overwritten by the next call.
         """
-        numbers = _Taken.apply(values, slots).to(self.live.dtype)  # (b, U, P)
+        numbers = Taken.apply(values, slots).to(self.live.dtype)  # (b, U, P)
         (rows, length), (b, longest) = self.shape(ids.shape[1]), ids.shape
         ids = pad(ids, (0, length - longest, 0, rows - b), value=self.live.table.pad_id)
         numbers = pad(numbers, (0, 0, 0, 0, 0, rows - b))
@@ -83,7 +83,7 @@ class RowsPass:
             return plain
 
 
-class _Taken(torch.autograd.Function):
+class Taken(torch.autograd.Function):
     """values (S, P) by slots (b, U) on the host: (b, U, P). Gradients are added slot by slot, rows in order.
 
     PyTorch's own way back adds the rows of a slot one after the other, with few threads where many rows read it.
@@ -91,7 +91,7 @@ class _Taken(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, values: Tensor, slots: Tensor) -> Tensor:
-        """See above; without a docstring the page of all functions shows PyTorch's, which is not well formed."""
+        """values (S, P) and slots (b, U) to (b, U, P)."""
         ctx.slots, ctx.count = slots, len(values)
         return values[slots.to(values.device)]
 

@@ -71,7 +71,7 @@ OF_ITS_OWN = """
 import multiprocessing, os
 import pandas as pd
 
-process = multiprocessing.get_context("fork").Process(target=print)
+process = multiprocessing.get_context("spawn").Process(target=print)
 process.start()
 process.join()
 own = [os.getsid(0) == os.getpid(), os.environ["MARK"], os.path.basename(os.getcwd())]

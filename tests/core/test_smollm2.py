@@ -8,7 +8,7 @@ import torch
 
 from chameleon_lite import errors, files
 from chameleon_lite.backbone import load_backbone
-from chameleon_lite.backbones import smollm2
+from chameleon_lite.backbones import smollm2, tiny
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_an_interrupted_unpacking_leaves_nothing_and_goes_on_from_the_kept_gguf(
 def test_the_real_model():
     backbone = load_backbone("smollm2")
     assert (backbone.parameters, backbone.width, backbone.vocab) == (134_515_008, 576, 49_152)
-    expected = smollm2.geometry()
+    expected = tiny.built_in_config("smollm2")
     assert all(
         getattr(backbone.lm.config, key) == getattr(expected, key)
         for key in (

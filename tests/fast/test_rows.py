@@ -44,7 +44,7 @@ def test_what_is_taken_has_the_gradient_of_indexing():
     values, weight = torch.randn(5, 7, generator=numbers), torch.randn(6, 2, 7, generator=numbers)
     slots = torch.tensor([[0, 3], [0, 1], [0, 3], [0, 4], [0, 0], [4, 1]])  # none reads slot 2
     found, expected = (values.clone().requires_grad_() for _ in range(2))
-    (fast_rows._Taken.apply(found, slots) * weight).sum().backward()
+    (fast_rows.Taken.apply(found, slots) * weight).sum().backward()
     (expected[slots] * weight).sum().backward()
     torch.testing.assert_close(found.grad, expected.grad)
     assert (found.grad[2] == 0).all() and found.grad[0].abs().min() > 0
