@@ -8,7 +8,6 @@ import json
 import os
 import random
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -16,8 +15,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-
-from chameleon_lite.app.own_texts import read_jsonl, write_jsonl
 
 ROOT, SEED = Path(__file__).parents[2], 18
 SMALL = {
@@ -95,20 +92,10 @@ KILLS = {"fetch": 3, "states": 3, "run": 5, "fit": 3, "adapt": 4, "learn": 4, "b
 
 
 @pytest.fixture(scope="module")
-def few(made_up, tmp_path_factory):
-    """Path of a corpus of a third of the documents."""
-    corpus = read_jsonl(Path(made_up))
-    splits = {name: part[: len(part) // 3] for name, part in corpus.splits.items()}
-    path = tmp_path_factory.mktemp("few") / "made-up.jsonl"
-    write_jsonl(replace(corpus, splits=splits), path)
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def jobs(few, made_up, tmp_path_factory, machine):
+def jobs(made_up, tmp_path_factory, machine):
     """command ─▶ its code, and what reads the results that it left in a folder."""
     folder = tmp_path_factory.mktemp("given")
-    (folder / "small.yaml").write_text(yaml.safe_dump({**SMALL, "corpora": [few]}))
+    (folder / "small.yaml").write_text(yaml.safe_dump({**SMALL, "corpora": [made_up]}))
     texts = folder / "texts.jsonl"
     documents = [json.loads(line) for line in Path(made_up).read_text().splitlines()[1:]]
     texts.write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in documents))
