@@ -42,7 +42,7 @@ class Kernel(AsyncKernelManager):
         with open(self.output, "a") as output:
             if not SAFE:
                 return await super()._async_launch_kernel(kernel_cmd, stderr=output, **how)
-        given = (self.connection_file, how["env"], how["cwd"], self.output)
+        given = (self.connection_file, how["env"], how["cwd"], self.output.resolve())  # it changes its folder
         self.provisioner.process = process = Process(
             target=serve, args=given, daemon=True
         )  # ends with the build

@@ -1,11 +1,13 @@
 """Records to tables: every mean with its n and interval, every row with its circumstances."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from chameleon_lite import files
 from chameleon_lite.errors import DamagedFile, UserError
 
 from .claims.contrasts import articles_of, by_unit
@@ -33,7 +35,9 @@ def losses_of(records: list[Record], folder: Path) -> dict[str, tuple]:
     packed = {folder / f"{r.experiment}.parquet" for r in records}
     raw = {r.name: folder / r.name / "documents.parquet" for r in records}
     frames = [read_losses(path) for path in packed if path.is_file()]
-    frames += [read_losses(path).assign(run=name) for name, path in raw.items() if path.is_file()]
+    # Another process may be writing one of these runs again.
+    with files.locked(folder / "runs") if any(p.parent.is_dir() for p in raw.values()) else nullcontext():
+        frames += [read_losses(path).assign(run=name) for name, path in raw.items() if path.is_file()]
     if not frames:
         raise UserError(f"no per-document losses in {folder}: run the experiment there first")
     rows, articles = pd.concat(frames, ignore_index=True), articles_of(folder)
