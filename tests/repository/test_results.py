@@ -1,7 +1,6 @@
 """What `results/` costs: the size of the clone, and the minutes of a GPU that the honest study took."""
 
 import re
-from pathlib import Path
 
 from chameleon_study.provenance import device_minutes, load_spans
 from chameleon_study.records import NOT_RECORDS
