@@ -184,7 +184,8 @@ def measured(material: PreparedCorpus, outcome: Outcome) -> tuple[dict[str, floa
             frames.append(pd.DataFrame(columns | {"tokens": table.n_scored, "nll": nll.numpy()}))
         if name == "test" and scores is not None:
             frames[-1] = frames[-1].join(scores.set_index("row").reindex(range(len(table))))
-            metrics |= {f"generated_{column}": float(scores[column].mean()) for column in SCORES}
+            means = scores[list(SCORES)].mean().dropna()  # nan: no two texts of one batch
+            metrics |= {f"generated_{column}": float(mean) for column, mean in means.items()}
     return metrics, pd.concat(frames, ignore_index=True)
 
 

@@ -56,7 +56,9 @@ def generated(context: Context, seeded: SeedClusterings, regimes: list[Regime], 
         arrangement = seeded.epoch("test", order_of(settings, r), 0)
         condition = conditions(source, arrangement, settings.train.rows_per_step)
         tokens = write(model, head, condition, rows, table, settings)
-        frame = document_scores(tokens.numpy(), agreement(tokens, table, rows, model.tokenizer), batch)
+        against = agreement(tokens, table, rows, model.tokenizer)
+        others = agreement_within(model.tokenizer.batch_decode(tokens, skip_special_tokens=True), batch)
+        frame = document_scores(tokens.numpy(), against, others, batch)
         out[r.name] = frame.assign(row=rows.numpy())
     return out
 
@@ -131,6 +133,18 @@ def agreement(tokens: Tensor, table: TokenTable, rows: Tensor, tokenizer) -> np.
     return rouge_l(*(tokenizer.batch_decode(x, skip_special_tokens=True) for x in (written, references)))
 
 
+def agreement_within(texts: Sequence[str], batch: np.ndarray) -> np.ndarray:
+    """Mean ROUGE-L F1 (D,) of each text with the others of its batch, batch (D,); nan where there are none."""
+    out = np.full(len(texts), np.nan)
+    for places in (np.flatnonzero(batch == number) for number in np.unique(batch)):
+        one, other = np.triu_indices(len(places), 1)  # F1 has no direction
+        pairs = rouge_l(*([texts[i] for i in places[side]] for side in (one, other)))
+        if len(places) > 1:
+            sums = sum(np.bincount(side, pairs, len(places)) for side in (one, other))
+            out[places] = sums / (len(places) - 1)
+    return out
+
+
 def _update(head: Head | None, condition, rows: Tensor) -> Callable[..., Tensor]:
     """The head's update for some rows, each under its own condition; None is the frozen head, without one."""
     if head is None:
@@ -170,8 +184,10 @@ def repeated(text: Sequence[int]) -> float:
     return 1 - distinct([text], REPEATED)
 
 
-def document_scores(tokens: np.ndarray, agreement: np.ndarray, batch: np.ndarray) -> pd.DataFrame:
+def document_scores(tokens: np.ndarray, agreement, within, batch: np.ndarray) -> pd.DataFrame:
     """One row per document: agreement (D,), variety and repetition of tokens (D, M), its batch's variety.
+
+    within (D,): agreement with the batch's other texts.
 
     n-grams that documents of one cluster batch, batch (D,), share lower the batch's distinct share and leave
     each document's own as it is.
@@ -181,4 +197,4 @@ def document_scores(tokens: np.ndarray, agreement: np.ndarray, batch: np.ndarray
     variety |= {"repeated": list(map(repeated, texts)), "batch": batch}
     for n in (1, 2):
         variety[f"batch_distinct_{n}"] = texts.groupby(batch).apply(distinct, n).loc[batch].to_numpy()
-    return pd.DataFrame({"rouge_l": agreement} | variety)
+    return pd.DataFrame({"rouge_l": agreement} | variety | {"batch_rouge_l": within})

@@ -26,7 +26,8 @@ SCORE = "rouge_l"  # agreement with the reference; a batch's own is in the colum
 AGAINST, BESIDE = "R6", ("R1", "R3")  # the row's own condition decides; a static update, a constant input
 # of ROUGE-L F1, chosen before any run: under one word more in the right order, of some 45 in 64 tokens
 MARGIN = 0.01
-TITLES = ("ROUGE-L", "distinct-1", "distinct-2", "repeated", "distinct-1 of a batch", "distinct-2 of a batch")
+TITLES = ("ROUGE-L", "distinct-1", "distinct-2", "repeated")
+TITLES += ("ROUGE-L within a batch", "distinct-1 of a batch", "distinct-2 of a batch")
 TITLES = dict(zip(SCORES, TITLES))
 
 
@@ -63,7 +64,7 @@ class Generations(StoredRuns):
         a, b = (np.stack([table[s][column].to_numpy(float) for s in seeds]) for table in (one, other))
         b = b if second else np.zeros_like(a)
         if column.startswith("batch_"):
-            a, b = a.mean(1, keepdims=True), b.mean(1, keepdims=True)  # (S, 1)
+            a, b = (np.nanmean(x, 1, keepdims=True) for x in (a, b))  # (S, 1); nan: alone in its batch
         weights = one[seeds[0]]["tokens"].to_numpy(float) if column == "nll" else np.ones(a.shape[1])
         return contrast(a, b, weights, draws=self.draws)
 
@@ -79,7 +80,7 @@ def generation_frame(generations: Generations) -> pd.DataFrame:
         rows.append(
             {"corpus": corpus, "regime": regime, "what": REGIMES[regime].title}
             | {"n seeds": mean.n, "documents": mean.documents}
-            | {TITLES[c]: generations.gain(corpus, regime, column=c).difference for c in SCORES}
+            | {TITLES[c]: g.difference for c in SCORES if (g := generations.gain(corpus, regime, column=c))}
             | (against.row(gain) if against else dict.fromkeys((gain, "low", "high")))
             | {"reference, nats a token": generations.gain(corpus, regime, column="nll").difference}
         )
