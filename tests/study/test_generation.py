@@ -22,7 +22,7 @@ from chameleon_study.provenance import without_places
 from chameleon_study.records import SCORES, load_records, name_of, pack, write_run
 from chameleon_study.regimes import REGIMES, Choice
 from chameleon_study.run import run_experiment
-from chameleon_study.write import distinct, document_scores, repeated, rouge_l
+from chameleon_study.write import agreement_within, distinct, document_scores, repeated, rouge_l
 
 ROOT = Path(__file__).parents[2]
 COHERENCE = ROOT / "experiments" / "coherence-alpaca.yaml"
@@ -143,7 +143,7 @@ def test_a_run_keeps_scores_and_no_text(small, tmp_path):
         written = frame[frame["rouge_l"].notna()]
         assert len(written) == 20 and set(written["split"]) == {"test"} and len(frame) == 48
         for name in SCORES:
-            assert written[name].between(0, 1).all()
+            assert written[name].dropna().between(0, 1).all() and written[name].notna().any()
             assert record.metrics[f"generated_{name}"] == pytest.approx(written[name].mean())
         assert (
             not frame.drop(columns=["split", "document", "group"])
@@ -153,7 +153,9 @@ def test_a_run_keeps_scores_and_no_text(small, tmp_path):
         )
         assert record.seconds["generation"] > 0
     asked = [
-        frozenset(pd.read_parquet(tmp_path / r.name / "documents.parquet").dropna()["document"])
+        frozenset(
+            pd.read_parquet(tmp_path / r.name / "documents.parquet").dropna(subset="rouge_l")["document"]
+        )
         for r in records
     ]
     assert len(set(asked)) == 1  # the same documents under every regime and seed
@@ -226,9 +228,17 @@ def test_rouge_l_by_hand():
 
 def test_a_batch_is_varied_only_if_its_documents_differ():
     same, other = [1, 2, 3, 4], [5, 6, 7, 8]
-    frame = document_scores(np.array([same, same, same, other]), np.zeros(4), np.array([0, 0, 1, 1]))
+    tokens, nothing = np.array([same, same, same, other]), np.zeros(4)
+    frame = document_scores(tokens, nothing, nothing, np.array([0, 0, 1, 1]))
     assert (frame["distinct_2"] == 1).all() and (frame["repeated"] == 0).all()
     assert frame["batch_distinct_2"].tolist() == [0.5, 0.5, 1, 1]
+
+
+def test_agreement_within_a_batch_by_hand():
+    texts = ["a b c", "one", "a b d", "", "a x y", "two"]
+    found = agreement_within(texts, np.array([7, 1, 7, 1, 7, 3]))
+    # "a b c" shares 2 of 3 words with "a b d" and 1 of 3 with "a x y"; nothing with nothing; alone
+    assert found == pytest.approx([1 / 2, 0, 1 / 2, 0, 1 / 3, np.nan], abs=1e-6, nan_ok=True)
 
 
 def test_both_texts_are_cut_to_the_shorter_ones_tokens(trained):

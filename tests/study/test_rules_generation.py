@@ -93,7 +93,19 @@ def test_without_the_rows_own_condition_or_the_column_nothing_is_tested(tmp_path
     write_coherence(tmp_path, {"R0": 0.20, "R1": 0.20, "R4": 0.25})
     assert cells(tmp_path) == {}
     write_coherence(tmp_path, {"R6": 0.20, "R4": 0.25})
+    path = tmp_path / "coherence-alpaca.parquet"
+    pd.read_parquet(path).drop(columns="batch_rouge_l").to_parquet(path, index=False)
     assert cells(tmp_path, "batch_rouge_l") == {} and cells(tmp_path) == {"alpaca": "supported"}
+    assert "ROUGE-L within a batch" not in generation_frame(Generations(tmp_path, draws=50))
+
+
+def test_a_text_that_is_alone_counts_for_no_batch(tmp_path):
+    write_coherence(tmp_path, {"R6": 0.2, "R4": 0.25})
+    path = tmp_path / "coherence-alpaca.parquet"
+    frame = pd.read_parquet(path)
+    frame["batch_rouge_l"] = np.where(frame["document"] == frame["document"].iloc[0], np.nan, 0.125)
+    frame.to_parquet(path, index=False)
+    assert Generations(tmp_path, draws=50).gain("alpaca", "R4", column="batch_rouge_l").difference == 0.125
 
 
 def test_the_sign_says_that_r4_is_higher_and_a_static_update_stands_beside(tmp_path):
@@ -139,5 +151,5 @@ def test_the_table_has_n_and_interval(tmp_path):
 def test_no_other_claim_reads_these_records(tmp_path):
     write_coherence(tmp_path, {"R6": 0.20, "R3": 0.20, "R4": 0.25})
     found = ledger(tmp_path, draws=500)
-    assert {part for part, row in found.items() if row["cells"]} == {"16a"}
+    assert {part for part, row in found.items() if row["cells"]} == {"16a", "16b"}
     write_verdicts(found, tmp_path)
