@@ -79,7 +79,8 @@ def test_later_documents_change_no_number_scored_before(material, small_corpus, 
         assert torch.equal(order, same)
         whole = cut // BATCH * BATCH  # online clusters read the prefixes of the whole batch first
         for name in before:
-            if name != "context":  # reads all rows in one pass, whose widths move a last digit on some processors
+            # "context" reads all rows in one pass, whose widths move a last digit on some processors
+            if name != "context":
                 assert torch.equal(before[name][:whole], after[name][:whole]), name
             if "online" not in name:
                 torch.testing.assert_close(before[name][:cut], after[name][:cut], atol=1e-4, rtol=1e-5)
