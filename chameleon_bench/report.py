@@ -18,8 +18,7 @@ from joblib import cpu_count
 
 from chameleon_lite import files
 from chameleon_lite.backbones.formats import CPU_FLAGS, cpu_flags, device_of
-from chameleon_lite.errors import RunFailed, UserError
-from chameleon_study.config import known
+from chameleon_lite.errors import RunFailed, UserError, known
 from chameleon_study.provenance import default_command, device_name, message_from_here, provenance
 
 from .bench import Bench

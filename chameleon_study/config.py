@@ -4,7 +4,6 @@ An experiment is one YAML file. `load_experiment` reads it, combines the profile
 own and those of its `profiles:` section, and returns `Experiment`. Whatever cannot be used is refused by its key.
 """
 
-from collections.abc import Collection, Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +13,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from chameleon_lite import settings as kinds
 from chameleon_lite.app.rows import flaw_of
-from chameleon_lite.errors import UserError, unknown
+from chameleon_lite.errors import UserError, known, unknown
 from chameleon_lite.settings import ClusterSettings, Settings, TokenSettings, TrainSettings, validated
 
 ProfileName = Literal["smoke", "colab", "paper"]
@@ -125,13 +124,6 @@ class Experiment(Settings):
 
 
 PROFILES: dict[str, dict] = yaml.safe_load((files(__package__) / "profiles.yaml").read_text("utf-8"))
-
-
-def known(kind: str, names: Iterable[str], valid: Collection[str]) -> None:
-    """UserError for the first of these names that is not valid, with the nearest that is."""
-    for name in names:
-        if name not in valid:
-            raise unknown(kind, name, valid)
 
 
 def merged(*layers: dict[str, Any]) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from chameleon_lite import Backbone, Head, HyperHead, LoraHead, Member, matched_rank
 from chameleon_lite.conditions import GroupMean
+from chameleon_lite.errors import known
 from chameleon_lite.train import Source
 
 from . import heads, sources
-from .config import known
 from .sources import Own, Split
 
 RANK = 4  # the paper's, for every low-rank regime but the matched one
