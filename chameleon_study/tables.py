@@ -46,9 +46,8 @@ def losses_of(records: list[Record], folder: Path) -> dict[str, tuple]:
     for name, of_corpus in keyed.groupby("corpus", sort=False):
         out |= {run: losses for (run, _), losses in by_unit(of_corpus, name, articles).items()}
     if lost := [r.name for r in records if r.name not in out]:
-        raise DamagedFile(
-            f"{folder} has the record of {lost[0]} and not its losses: restore them, or run it again"
-        )
+        what = f"has the record of {lost[0]} and not its losses: restore them, or run it again"
+        raise DamagedFile(f"{folder} {what}")
     return out
 
 

@@ -12,9 +12,10 @@ import json
 import lzma
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 from chameleon_lite.app import own_texts
 from chameleon_lite.app.corpus import Corpus, overlaps
@@ -59,10 +60,12 @@ def fetch(repository: str, config: str | None = None, *, instead: str = ANY) -> 
     try:
         import transformers  # noqa: F401  (before datasets, which else prints an import error)
         from datasets import load_dataset
+        from huggingface_hub import constants
     except ImportError:
         raise UserError(f"reading {repository} needs a library: pip install datasets; or {instead}") from None
     try:
-        with nullcontext() if online else _offline():
+        # the client's offline switch, without which a cached data set comes after 23 seconds of retries
+        with nullcontext() if online else patch.object(constants, "HF_HUB_OFFLINE", True):
             loaded = load_dataset(repository, config)
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().split("\n")[0][:160]
@@ -78,18 +81,6 @@ def cached(repository: str) -> bool:
     datasets = Path(os.environ.get("HF_DATASETS_CACHE") or Path(home, "datasets"))
     datasets /= repository.replace("/", "___")
     return any(folder.expanduser().is_dir() for folder in (hub, datasets))
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    """The hub client's offline switch: without it a cached data set comes after 23 seconds of retries."""
-    from huggingface_hub import constants
-
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 def wikitext(name: str, *, data_dir: Path | None = None, seed: int = 0) -> Corpus:
