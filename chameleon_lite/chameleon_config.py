@@ -61,10 +61,9 @@ def check_backbone(config: ChameleonLiteConfig, backbone) -> None:
         if fields[name] != getattr(config, name):
             part = name.removeprefix("backbone_").removesuffix("_hash")
             what = "weights" if part == "hash" else part
-            raise UserError(
-                f"this adapter was fitted on {_called(vars(config))} and cannot be used on {_called(fields)}"
-                f": load {config.backbone_name}, or fit a new adapter (they differ in {what})"
-            )
+            both = f"was fitted on {_called(vars(config))} and cannot be used on {_called(fields)}"
+            remedy = f"load {config.backbone_name}, or fit a new adapter (they differ in {what})"
+            raise UserError(f"this adapter {both}: {remedy}")
 
 
 def _called(fields: dict) -> str:

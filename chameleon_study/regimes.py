@@ -112,17 +112,14 @@ SOURCES: dict[str, NewSource] = {
 }
 
 
-def _regimes() -> dict[str, Regime]:
-    rows = csv.DictReader((files(__package__) / "regimes.csv").read_text(encoding="utf-8").splitlines())
-    regimes, made = {}, {"head": HEADS, "source": SOURCES}
-    for row in rows:
-        values = {key: value or None for key, value in row.items()}
-        values |= {name: kinds[row[name]] for name, kinds in made.items() if row[name]}
-        regimes[row["name"]] = Regime(**values | {name: row[name] == "yes" for name in ("leak", "searched")})
-    return regimes
+def _regime(row: dict[str, str]) -> Regime:
+    values: dict = {key: value or None for key, value in row.items()}
+    values |= {n: kinds[row[n]] for n, kinds in {"head": HEADS, "source": SOURCES}.items() if row[n]}
+    return Regime(**values | {name: row[name] == "yes" for name in ("leak", "searched")})
 
 
-REGIMES = _regimes()
+_ROWS = csv.DictReader((files(__package__) / "regimes.csv").read_text(encoding="utf-8").splitlines())
+REGIMES = {row["name"]: _regime(row) for row in _ROWS}
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,8 @@ from .stored import read_losses
 def parameter_frame(backbone: str) -> pd.DataFrame:
     """The parameter column derived for a backbone, beside the paper's (Tables 1 and 2) where it has one."""
     paper = published_parameters() if "gpt2" in backbone else {}
-    rows = [
-        (part, f"{n:,}", f"{paper[part]:,}" if part in paper else "–")
-        for part, n in parameter_table(backbone).items()
-    ]
+    counts = parameter_table(backbone)
+    rows = [(part, f"{n:,}", f"{paper[part]:,}" if part in paper else "–") for part, n in counts.items()]
     return pd.DataFrame(rows, columns=["part", "derived", "paper"])
 
 

@@ -86,9 +86,7 @@ def cached(repository: str) -> bool:
 def wikitext(name: str, *, data_dir: Path | None = None, seed: int = 0) -> Corpus:
     """One of the three corpora from WikiText-2's official splits; `seed` changes nothing, articles decide.
 
-    "wikitext-2": the official splits. "wikitext-2-lite": training = the official test rows, validation and
-    test = every other article of the official validation rows. "wikitext-2-lite-released": training = the
-    official test rows, validation = all official validation rows, as the released scripts use them; no test.
+    NOTES has how each is split; wikitext-2-lite-released, as the released scripts have it, has no test part.
     """
     needed = ("train", "validation", "test") if name == "wikitext-2" else ("validation", "test")
     rows, source = _wikitext_rows(needed, data_dir)
