@@ -43,10 +43,8 @@ class Kernel(AsyncKernelManager):
             if not SAFE:
                 return await super()._async_launch_kernel(kernel_cmd, stderr=output, **how)
         given = (self.connection_file, how["env"], how["cwd"], self.output.resolve())  # it changes its folder
-        self.provisioner.process = process = Process(
-            target=serve, args=given, daemon=True
-        )  # ends with the build
-        process.start()
+        self.provisioner.process = process = Process(target=serve, args=given, daemon=True)
+        process.start()  # a daemon: it ends with the build
         self.provisioner.pid = self.provisioner.pgid = process.pid
 
 

@@ -5,6 +5,7 @@ log seconds over log size through the larger half of the sizes: 1 is proportiona
 """
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -75,10 +76,7 @@ def measure_rows(bench: Bench, backbone, n: int) -> dict[str, float]:
     labels = clustering.labels.cpu()
     out["arrange"] = bench.seconds(lambda: arrange(n, labels, g).groups(32))
     with tempfile.TemporaryDirectory() as folder:
-
-        def states():
-            return hidden_states(backbone, table, torch.float32, Path(folder), progress=False)
-
+        states = partial(hidden_states, backbone, table, torch.float32, Path(folder), progress=False)
         out["hidden states"], peak = timed(lambda: bench.peak(states))
         # A second call finds all states on disk. What it takes is where the documents lie: a few numbers per
         # document, which grow with the ids and are counted with them.

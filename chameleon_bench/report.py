@@ -18,8 +18,7 @@ from joblib import cpu_count
 
 from chameleon_lite import files
 from chameleon_lite.backbones.formats import CPU_FLAGS, cpu_flags, device_of
-from chameleon_lite.errors import RunFailed, UserError
-from chameleon_study.config import known
+from chameleon_lite.errors import RunFailed, UserError, known
 from chameleon_study.provenance import default_command, device_name, message_from_here, provenance
 
 from .bench import Bench
@@ -58,7 +57,7 @@ def _write(path: Path, stored: dict) -> None:
 
 
 def _run(name: str, bench: Bench) -> dict:
-    """One row as JSON, whatever happens in it."""
+    """One row as JSON, whatever happens in it; when and with what it was measured, and how busy the machine was."""
     started = time.perf_counter()
     try:
         entry = measured(name, bench)
@@ -69,7 +68,12 @@ def _run(name: str, bench: Bench) -> dict:
         lines = message_from_here(traceback.format_exc()).splitlines()[-12:]
         entry |= {"status": "failed", "traceback": lines}
     seconds = time.perf_counter() - started
-    return entry | {"name": name, "seconds": seconds, "conditions": conditions(bench.quick)}
+    facts = provenance("cpu", default_command())
+    conditions = {key: facts[key] for key in ("versions", "commit", "source", "command")}
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    conditions |= {"quick": bench.quick, "load average": load, "at": now}
+    return entry | {"name": name, "seconds": seconds, "conditions": conditions}
 
 
 def machine(bench: Bench) -> dict:
@@ -85,15 +89,6 @@ def machine(bench: Bench) -> dict:
     facts = {"name": name, "device": device, "cores": cores, "threads": torch.get_num_threads()}
     facts |= {"large products in": short(bench.fast), "cpu 16-bit units": sorted(CPU_FLAGS & cpu_flags())}
     return facts | {"system": f"{platform.system()} {platform.machine()}"}
-
-
-def conditions(quick: bool) -> dict:
-    """When and with what a row was measured, and how busy the machine was."""
-    facts = provenance("cpu", default_command())
-    some = {key: facts[key] for key in ("versions", "commit", "source", "command")}
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return some | {"quick": quick, "load average": load, "at": now}
 
 
 def summary(entry: dict) -> str:

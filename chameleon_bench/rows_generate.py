@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from chameleon_lite import ChameleonLiteForCausalLM
 from chameleon_lite.app.score import left_padded
 from chameleon_lite.backbones.formats import set_format
 from chameleon_lite.heads import HeadUpdate, update_logits
@@ -109,8 +110,6 @@ def mixed_clusters(bench: Bench, clusters: int, new_tokens: int) -> dict:
 
 def _adapted(bench: Bench, groups: int):
     """The adapted model on the benchmark's backbone, and random factors of `groups` groups."""
-    from chameleon_lite.chameleon import ChameleonLiteForCausalLM
-
     g, backbone = torch.Generator().manual_seed(1), bench.backbone
     down = torch.randn(groups, RANK, backbone.width, generator=g) * 0.05
     up = torch.randn(groups, backbone.vocab, RANK, generator=g) * 0.05

@@ -182,9 +182,7 @@ def shared_pass(bench: Bench, documents: int) -> dict:
         head = LoraHead(width, vocab, RANK)
         head.up.data.normal_(std=0.02, generator=torch.Generator().manual_seed(seed))
         heads.append((head.to(bench.device), None))
-
-    def together() -> Tensor:
-        return evaluate(heads, scored, order, weight, rows=32)
+    together = partial(evaluate, heads, scored, order, weight, rows=32)
 
     def apart() -> Tensor:
         return torch.cat([evaluate([head], scored, order, weight, rows=32) for head in heads])

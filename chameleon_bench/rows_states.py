@@ -10,6 +10,7 @@ something that is neither arithmetic nor memory: launches, the interpreter, the 
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,26 +42,19 @@ def prepare(bench: Bench, rows: int) -> dict:
     g = torch.Generator().manual_seed(0)
     embedding = torch.randn(len(tokenizer), 768, generator=g).to(bench.device)
     positions = torch.randn(1_024, 768, generator=g).to(bench.device)
-
-    def tokens():
-        return tokenise(documents, tokenizer, max_length=LENGTH, prefix_tokens=1, min_scored=1)
-
-    def vectors(table):
-        return mean_embeddings(table, embedding, span="padded", length=LENGTH)
-
-    def released():
-        return baselines.prepare_one_by_one(words, tokenizer, embedding, positions, LENGTH)[1]
-
+    tokens = partial(tokenise, documents, tokenizer, max_length=LENGTH, prefix_tokens=1, min_scored=1)
+    vectors = partial(mean_embeddings, weight=embedding, span="padded", length=LENGTH)
+    released = partial(baselines.prepare_one_by_one, words, tokenizer, embedding, positions, LENGTH)
     contenders = {
         "ours": lambda: vectors(tokens()),
         RELEASED: released,
         "tokenizer called": lambda: tokenizer(words, add_special_tokens=False)["input_ids"],
         "tokenizer alone": lambda: tokenizer.backend_tokenizer.encode_batch(words, add_special_tokens=False),
     }
-    error = relative_error(contenders["ours"](), released())
+    error = relative_error(contenders["ours"](), released()[1])
     times, table = bench.race(contenders), tokens()
     gates, workload = [gate("mean embeddings, relative", error, 1e-5)], {"tokens": int(table.lengths.sum())}
-    stages = {"tokenise": tokens, "mean embedding": lambda: vectors(table)}
+    stages = {"tokenise": tokens, "mean embedding": partial(vectors, table)}
     profile = {name: bench.seconds(stage) for name, stage in stages.items()}
     return {"samples": {"time": times}, "gates": gates, "workload": workload, "profile": profile}
 

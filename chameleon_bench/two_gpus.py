@@ -47,9 +47,7 @@ def scaling(bench: Bench, **sizes: int) -> dict:
     one, two = found.values()
     curves = [pd.concat({name: pd.DataFrame(c) for name, c in run["curves"].items()}) for run in (one, two)]
     apart = [curve[["train_nll", "validation_nll"]].fillna(0.0) for curve in curves]
-    gap = (
-        (apart[0] - apart[1]).abs().to_numpy().max()
-    )  # nan, which no gate lets pass, where one lacks an epoch
+    gap = (apart[0] - apart[1]).abs().to_numpy().max()  # nan, which fails, where one lacks an epoch
     gates = [gate("losses of two processes against one's, nats per token", gap, SAME)]
     workload = sizes | {"heads": len(REGIMES), "documents a step": STEP}
     steps = _speed_up(one["seconds"], two["seconds"], workload)

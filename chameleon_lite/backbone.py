@@ -127,10 +127,9 @@ def head_access(lm, name: str = "") -> tuple[nn.Module, Tensor, nn.Linear]:
     h = body(input_ids=probe, use_cache=False).last_hidden_state
     logits = lm(input_ids=probe, use_cache=False).logits
     if h.shape[-1] != head.weight.shape[1] or not torch.equal(head(h), logits):
-        raise UserError(
-            f"{who} scales, caps or re-projects between hidden states and logits, so an update of "
-            "its head is not what the method describes: choose another backbone"
-        )
+        what = "scales, caps or re-projects between hidden states and logits"
+        so = "an update of its head is not what the method describes: choose another backbone"
+        raise UserError(f"{who} {what}, so {so}")
     return body, embedding, head
 
 

@@ -59,13 +59,11 @@ def check_backbone(config: ChameleonLiteConfig, backbone) -> None:
     names += ["backbone_hash"] if same_format else ["backbone_name", "backbone_revision"]
     for name in names:
         if fields[name] != getattr(config, name):
-            what = {"backbone_hash": "weights"}.get(
-                name, name.removeprefix("backbone_").removesuffix("_hash")
-            )
-            raise UserError(
-                f"this adapter was fitted on {_called(vars(config))} and cannot be used on {_called(fields)}"
-                f": load {config.backbone_name}, or fit a new adapter (they differ in {what})"
-            )
+            part = name.removeprefix("backbone_").removesuffix("_hash")
+            what = "weights" if part == "hash" else part
+            both = f"was fitted on {_called(vars(config))} and cannot be used on {_called(fields)}"
+            remedy = f"load {config.backbone_name}, or fit a new adapter (they differ in {what})"
+            raise UserError(f"this adapter {both}: {remedy}")
 
 
 def _called(fields: dict) -> str:

@@ -18,7 +18,7 @@ from .backbones.formats import sums_on
 from .batches import Arrangement
 from .cluster import nearest_centroid
 from .embed import masked_mean, normalise
-from .errors import UserError, unknown
+from .errors import UserError, known
 from .heads import Condition
 
 MODES = ("cluster", "centroid", "row")
@@ -84,8 +84,7 @@ def grouped(vectors: Tensor, centroids: Tensor | None, mode: str = "cluster") ->
 
     Without centroids all rows are one cluster; for "centroid" UserError, as for an unknown mode.
     """
-    if mode not in MODES:
-        raise unknown("condition", mode, MODES)
+    known("condition", [mode], MODES)
     if centroids is None or not len(centroids):
         if mode == "centroid":
             raise UserError('condition "centroid" needs stored centroids: use "cluster" or "row"')

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import UserError, unknown
+from .errors import UserError, known
 from .text import TokenTable, cumulative, ragged
 
 SPANS = ("condition", "row", "padded")
@@ -25,8 +25,7 @@ def mean_embeddings(
     positions of the padded row, pad embedding included (longer rows are cut). A document with an empty span
     is zero. Raises UserError for an unknown span and for "padded" without a length.
     """
-    if span not in SPANS:
-        raise unknown("span", span, SPANS)
+    known("span", [span], SPANS)
     if span == "padded" and not length:
         raise UserError('span="padded" needs length: the number of positions a row is padded to')
     start, count = table.offsets[:-1], table.lengths

@@ -4,7 +4,7 @@ The command line prints the line and exits with `exit_code`, without a traceback
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class UserError(Exception):
@@ -33,3 +33,10 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
     hint = f" did you mean {near[0]!r}?" if near else ""
     return UserError(f"unknown {kind} {name!r}:{hint} valid: {', '.join(valid)}")
+
+
+def known(kind: str, names: Iterable[str], valid: Collection[str]) -> None:
+    """UserError for the first of these names that is not valid, with the nearest that is."""
+    for name in names:
+        if name not in valid:
+            raise unknown(kind, name, valid)

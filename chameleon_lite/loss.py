@@ -59,12 +59,7 @@ class HeadWeight:
 
 
 def head_losses(
-    h: Tensor,
-    target: Tensor,
-    weight: HeadWeight,
-    updates: Updates,
-    groups: GroupOf = None,
-    scale: float = 1.0,
+    h: Tensor, target: Tensor, weight: HeadWeight, updates: Updates, groups: GroupOf = None, scale: float = 1
 ) -> Tensor:
     """The sum of next-token losses (H,), in nats, of H heads on the same states h (M, C); differentiable.
 
@@ -79,12 +74,7 @@ def head_losses(
 
 @torch.no_grad()
 def token_losses(
-    h: Tensor,
-    target: Tensor,
-    weight: HeadWeight,
-    updates: Updates,
-    groups: GroupOf = None,
-    scale: float = 1.0,
+    h: Tensor, target: Tensor, weight: HeadWeight, updates: Updates, groups: GroupOf = None, scale: float = 1
 ) -> Tensor:
     """The next-token loss (H, M), in nats, of each state under each of H heads.
 

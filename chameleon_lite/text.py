@@ -23,9 +23,6 @@ from .errors import UserError
 IGNORED = -100  # the label of a position that is not scored
 CHUNK = 1024  # documents per call of the tokenizer: its lists of offsets are many times larger than the ids
 SHORT = "shorter than prefix + scored"
-NOTHING_LEFT = (
-    "no document of {} has {} prefix (or prompt) + {} scored tokens; lower prefix_tokens or min_scored"
-)
 Rows = Sequence[int] | np.ndarray | Tensor  # numbers of documents
 
 
@@ -168,7 +165,8 @@ def tokenise(
             span = span if span[0] < span[1] else (0, prefix)
             rows.append((e.document, ids, prefix, span, e.bytes(own, n_text)))
     if not rows:
-        raise UserError(NOTHING_LEFT.format(len(documents), prefix_tokens, min_scored))
+        need = f"{prefix_tokens} prefix (or prompt) + {min_scored} scored tokens"
+        raise UserError(f"no document of {len(documents)} has {need}; lower prefix_tokens or min_scored")
     documents, ids, prefix, span, scored_bytes = zip(*rows)
     return TokenTable(
         ids=np.concatenate(ids),

@@ -158,12 +158,12 @@ def train_heads(
     _validate(members, *check, 0.0, [None] * len(members))
     mute = None if progress and not common.processes.index else True  # None: if no terminal
     recorded = engine.fast("replayed", worth=train.device.type == "cuda") or nullcontext
-    number = 0
+    number, times = 0, settings.validations_per_epoch
     with recorded(step) as take_step:  # plain: take_step is step
         for epoch in range(settings.epochs):
             arrangement = orders(epoch)
             batches = arrangement.steps(settings.rows_per_step)
-            stops = _validation_steps(len(batches), settings.validations_per_epoch)
+            stops = {max(1, round(len(batches) * (i + 1) / times)) for i in range(times)}  # validations
             total, tokens = 0.0, 0  # since the last validation, on the device: no step waits for it
             whole = {"initial": epoch * len(batches), "total": settings.epochs * len(batches)}
             bar = tqdm(batches, f"epoch {epoch + 1}/{settings.epochs}", leave=False, disable=mute, **whole)
@@ -207,10 +207,6 @@ def _fall(active: list[Member], optimisers: dict[str, torch.optim.Optimizer], at
     for member in (m for m in active if m.cosine):
         rate = member.learning_rate * (1 + math.cos(math.pi * at / member.cosine)) / 2
         optimisers[member.name].param_groups[0]["lr"].fill_(rate)
-
-
-def _validation_steps(steps: int, times: int) -> set[int]:
-    return {max(1, round(steps * (i + 1) / times)) for i in range(times)}
 
 
 def _validate(members, common: Common, arrangement: Arrangement, over: str, epoch: float, train_nll) -> None:

@@ -75,8 +75,7 @@ def on_the_fly(model, documents: Sequence[Document], *, batch: int = 16, seed: i
     loss = (nll.sum(1).cpu() / int(table.n_scored.sum())).numpy()
     known = ["frozen", *means]
     possible = [name in ("frozen", "current", "past") for name in known]
-    columns = {"known": known, "possible": possible, "loss": loss, "against_frozen": loss - loss[0]}
-    return pd.DataFrame(columns)
+    return pd.DataFrame(dict(known=known, possible=possible, loss=loss, against_frozen=loss - loss[0]))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ An experiment is one YAML file. `load_experiment` reads it, combines the profile
 own and those of its `profiles:` section, and returns `Experiment`. Whatever cannot be used is refused by its key.
 """
 
-from collections.abc import Collection, Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,10 +13,9 @@ from pydantic import BaseModel, Field, model_validator
 
 from chameleon_lite import settings as kinds
 from chameleon_lite.app.rows import flaw_of
-from chameleon_lite.errors import UserError, unknown
+from chameleon_lite.errors import UserError, known, unknown
 from chameleon_lite.settings import ClusterSettings, Settings, TokenSettings, TrainSettings, validated
 
-ProfileName = Literal["smoke", "colab", "paper"]
 DEEPEST = 8  # mappings and lists of a file inside one another
 Budget = Annotated[int, Field(ge=0)]  # tokens
 Dropout = Annotated[float, Field(ge=0, lt=1)]
@@ -85,7 +83,7 @@ class Experiment(Settings):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100, description="file name of its results")
     what: str = Field("", description="one sentence for tables and help")
-    profile: ProfileName = "smoke"
+    profile: Literal["smoke", "colab", "paper"] = "smoke"
     backbone: str = "smollm2"
     corpora: tuple[str, ...] = Field(("docstrings",), min_length=1)
     regimes: tuple[str, ...] = Field(min_length=1)
@@ -127,20 +125,12 @@ class Experiment(Settings):
 PROFILES: dict[str, dict] = yaml.safe_load((files(__package__) / "profiles.yaml").read_text("utf-8"))
 
 
-def known(kind: str, names: Iterable[str], valid: Collection[str]) -> None:
-    """UserError for the first of these names that is not valid, with the nearest that is."""
-    for name in names:
-        if name not in valid:
-            raise unknown(kind, name, valid)
-
-
 def merged(*layers: dict[str, Any]) -> dict[str, Any]:
     """Nested dictionaries combined, later ones on top."""
     out: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            both = isinstance(value, dict) and isinstance(out.get(key), dict)
-            out[key] = merged(out[key], value) if both else value
+    for key, value in (item for layer in layers for item in layer.items()):
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merged(out[key], value) if both else value
     return out
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from chameleon_lite.errors import UserError
+from chameleon_lite.errors import UserError, known
 
 from .claims.paper import published
-from .config import PROFILES, known
+from .config import PROFILES
 
 __all__ = ["csv_link", "keep", "piece", "published", "root", "start", "table"]
 

@@ -129,7 +129,10 @@ def prepare(
     say(f"{corpus.name}: {corpus.counts()['train']['documents']} training documents from {corpus.source}")
     with timed(seconds, "tokens"):
         tables = tables_of(settings, backbone, corpus)
-    _check_room(settings, backbone, tables["test"])
+    longest, writes = int(tables["test"].prefix.max()), settings.probes.generate
+    if writes and longest + writes.new_tokens > backbone.max_length:
+        too_long = f"prompts of up to {longest} tokens and {writes.new_tokens} new ones exceed"
+        raise UserError(f"{too_long} {backbone.max_length} positions: lower probes.generate.new_tokens")
     others = others or {}
     probes = {name: tables_of(settings, backbone, other) for name, other in others.items()}
     tables |= {TRANSFER + name: probe["test"] for name, probe in probes.items()}
@@ -151,15 +154,6 @@ def prepare(
     transfers = {name: other.hash for name, other in others.items()}
     shared = (backbone, corpus, tables, scored, weight, feature, seconds)
     return PreparedCorpus(*shared, views, transfers, foreign)
-
-
-def _check_room(settings: Experiment, backbone: Backbone, table: TokenTable) -> None:
-    """Raises UserError where a prompt and its continuation would not fit the backbone's positions."""
-    new = settings.probes.generate.new_tokens if settings.probes.generate else 0
-    longest = int(table.prefix.max())
-    if new and longest + new > backbone.max_length:
-        too_long = f"prompts of up to {longest} tokens and {new} new ones exceed {backbone.max_length}"
-        raise UserError(f"{too_long} positions: lower probes.generate.new_tokens")
 
 
 def tables_of(settings: Experiment, backbone: Backbone, corpus: Corpus) -> dict[str, TokenTable]:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from chameleon_lite import Backbone, Head, HyperHead, LoraHead, Member, matched_rank
 from chameleon_lite.conditions import GroupMean
+from chameleon_lite.errors import known
 from chameleon_lite.train import Source
 
 from . import heads, sources
-from .config import known
 from .sources import Own, Split
 
 RANK = 4  # the paper's, for every low-rank regime but the matched one
@@ -112,17 +112,14 @@ SOURCES: dict[str, NewSource] = {
 }
 
 
-def _regimes() -> dict[str, Regime]:
-    rows = csv.DictReader((files(__package__) / "regimes.csv").read_text(encoding="utf-8").splitlines())
-    regimes, made = {}, {"head": HEADS, "source": SOURCES}
-    for row in rows:
-        values = {key: value or None for key, value in row.items()}
-        values |= {name: kinds[row[name]] for name, kinds in made.items() if row[name]}
-        regimes[row["name"]] = Regime(**values | {name: row[name] == "yes" for name in ("leak", "searched")})
-    return regimes
+def _regime(row: dict[str, str]) -> Regime:
+    values: dict = {key: value or None for key, value in row.items()}
+    values |= {n: kinds[row[n]] for n, kinds in {"head": HEADS, "source": SOURCES}.items() if row[n]}
+    return Regime(**values | {name: row[name] == "yes" for name in ("leak", "searched")})
 
 
-REGIMES = _regimes()
+_ROWS = csv.DictReader((files(__package__) / "regimes.csv").read_text(encoding="utf-8").splitlines())
+REGIMES = {row["name"]: _regime(row) for row in _ROWS}
 
 
 @dataclass(frozen=True)

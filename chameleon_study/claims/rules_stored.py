@@ -101,10 +101,8 @@ def _tables(evidence: StoredRuns) -> dict[str, tuple[int, bool, Table]]:
     model, corpora = paper()["source"]["backbone"], {t["table"]: t["corpus"] for t in paper()["tables"]}
     # the tables as the scripts make them before controls and other lengths
     order = sorted(groups, key=lambda group: (group[1][2:] != RELEASED[group[0]], *group))
-    return {
-        ", ".join(map(str, key)): (n, key == (model, corpora[n], *RELEASED[n]), groups[n, key])
-        for n, key in order
-    }
+    own = {n: (model, corpora[n], *RELEASED[n]) for n in RELEASED}
+    return {", ".join(map(str, key)): (n, key == own[n], groups[n, key]) for n, key in order}
 
 
 def _paired(table: Table) -> np.ndarray:

@@ -46,25 +46,22 @@ def _docstrings(form: str, *, data_dir: Path | None = None, seed: int = 0) -> Co
     name = "docstrings" if form == "paragraphs" else f"docstrings-{form}"
     if data_dir is not None and (data_dir / f"{name}.jsonl").is_file():
         return read_jsonl(data_dir / f"{name}.jsonl")
-    cached = files.home() / "corpora" / f"docstrings-{form}-{_docstrings_key(form, seed)}.jsonl"
+    # its name holds what it depends on: library versions, Python, the code that reads them, the seed
+    libs = map(docstrings.to_install, docstrings.read_by(form))
+    parts = [sys.version, str(seed), *(f"{lib} {installed(lib)}" for lib in libs)]
+    parts += [Path(module.__file__).read_text(encoding="utf-8") for module in (docstrings, prose, corpus)]
+    parts += [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.yaml"))]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    cached = files.home() / "corpora" / f"docstrings-{form}-{key}.jsonl"
     with files.locked(cached):
         try:
             if cached.exists():
                 return read_jsonl(cached)
         except DamagedFile as error:
             print(f"{error}; it is made again", file=sys.stderr)
-        corpus = docstrings.build(form, seed=seed)
-        write_jsonl(corpus, cached)
-    return corpus
-
-
-def _docstrings_key(form: str, seed: int) -> str:
-    """Everything the corpus depends on: library versions, Python, the code that reads them, the seed."""
-    libs = map(docstrings.to_install, docstrings.read_by(form))
-    parts = [sys.version, str(seed), *(f"{lib} {installed(lib)}" for lib in libs)]
-    parts += [Path(module.__file__).read_text(encoding="utf-8") for module in (docstrings, prose, corpus)]
-    parts += [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.yaml"))]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+        built = docstrings.build(form, seed=seed)
+        write_jsonl(built, cached)
+    return built
 
 
 def _mixed(*, data_dir: Path | None = None, seed: int = 0) -> Corpus:

@@ -12,9 +12,10 @@ import json
 import lzma
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 from chameleon_lite.app import own_texts
 from chameleon_lite.app.corpus import Corpus, overlaps
@@ -59,10 +60,12 @@ def fetch(repository: str, config: str | None = None, *, instead: str = ANY) -> 
     try:
         import transformers  # noqa: F401  (before datasets, which else prints an import error)
         from datasets import load_dataset
+        from huggingface_hub import constants
     except ImportError:
         raise UserError(f"reading {repository} needs a library: pip install datasets; or {instead}") from None
     try:
-        with nullcontext() if online else _offline():
+        # the client's offline switch, without which a cached data set comes after 23 seconds of retries
+        with nullcontext() if online else patch.object(constants, "HF_HUB_OFFLINE", True):
             loaded = load_dataset(repository, config)
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().split("\n")[0][:160]
@@ -80,24 +83,10 @@ def cached(repository: str) -> bool:
     return any(folder.expanduser().is_dir() for folder in (hub, datasets))
 
 
-@contextmanager
-def _offline() -> Iterator[None]:
-    """The hub client's offline switch: without it a cached data set comes after 23 seconds of retries."""
-    from huggingface_hub import constants
-
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
 def wikitext(name: str, *, data_dir: Path | None = None, seed: int = 0) -> Corpus:
     """One of the three corpora from WikiText-2's official splits; `seed` changes nothing, articles decide.
 
-    "wikitext-2": the official splits. "wikitext-2-lite": training = the official test rows, validation and
-    test = every other article of the official validation rows. "wikitext-2-lite-released": training = the
-    official test rows, validation = all official validation rows, as the released scripts use them; no test.
+    NOTES has how each is split; wikitext-2-lite-released, as the released scripts have it, has no test part.
     """
     needed = ("train", "validation", "test") if name == "wikitext-2" else ("validation", "test")
     rows, source = _wikitext_rows(needed, data_dir)

@@ -77,7 +77,5 @@ def reads_as_prose(text: str) -> bool:
     starts = re.match(r"[`\"'(*\[]{0,3}[A-Z`]", text)
     if not starts or text[-1] not in ".:!?)\"'`" or ANY["boilerplate"].search(text):
         return False
-    letters = sum(map(len, PLAIN_WORD.findall(text)))
-    return letters >= 0.55 * len(text) and len(ANY["function words"].findall(text)) >= 0.12 * len(
-        text.split()
-    )
+    letters, common = sum(map(len, PLAIN_WORD.findall(text))), len(ANY["function words"].findall(text))
+    return letters >= 0.55 * len(text) and common >= 0.12 * len(text.split())

@@ -13,9 +13,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import model_validator
 
+from chameleon_lite.errors import known
 from chameleon_lite.settings import Settings, validated
 
-from ..config import ProtocolSettings, known
+from ..config import ProtocolSettings
 
 # by switch: its value in each preset, what the paper, the released code and this study do, a label for charts
 SWITCHES = yaml.safe_load((files(__package__) / "switches.yaml").read_text(encoding="utf-8"))

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from chameleon_lite import Arrangement, Backbone, Head, HyperHead, LoraHead, matched_rank
-from chameleon_lite.errors import UserError
+from chameleon_lite.errors import UserError, known
 from chameleon_lite.lora import lora_parameters
 from chameleon_lite.train import Member, Source, average
 from chameleon_lite.train_layers import WithLayers
 
-from ..config import Experiment, known
+from ..config import Experiment
 from ..evaluate import Context, Outcome, record_of
 from ..provenance import reset_peak
 from ..regimes import RANK

@@ -89,6 +89,8 @@ class Public:
                     name = ast.unparse(node.exc.func).rpartition(".")[2]
                     raised.add({"unknown": "UserError"}.get(name, name))
                 elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                    if node.func.id == "known":  # of errors.py
+                        raised.add("UserError")
                     if node.func.id in helpers.keys() - seen:
                         seen.add(node.func.id)
                         waiting.append(helpers[node.func.id])

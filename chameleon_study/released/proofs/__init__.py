@@ -9,7 +9,8 @@ from importlib.resources import files
 
 import yaml
 
-from ...config import known
+from chameleon_lite.errors import known
+
 from ...provenance import circumstances, placeless
 from . import clustering, scoring, training
 from .store import Proof
