@@ -12,7 +12,7 @@ from chameleon_lite.errors import DamagedFile, UserError
 
 from .claims.contrasts import articles_of, by_unit
 from .claims.paper import published_parameters
-from .claims.statistics import contrast, mean_interval
+from .claims.statistics import contrast, mean_interval, verdict
 from .parameters import parameter_table
 from .records import Record, load_records, load_results, record_files
 from .regimes import REGIMES
@@ -73,6 +73,25 @@ def summary_frame(records: list[Record], folder: Path) -> pd.DataFrame:
         row |= {"parameters": first.trainable_parameters, "learning rate": first.learning_rate}
         row |= {"test nll": mean.text(".4f"), "difference from R0": against, "profile": first.profile}
         rows.append(row | ({"training tokens": budget or "all"} if several else {}))
+    return pd.DataFrame(rows)
+
+
+def sizes_frame(records: list[Record], folder: Path, first="R4-best", second="R3-best") -> pd.DataFrame:
+    """A learning curve: per size of the training text, each regime's gain over R0 (nats per token); first − second.
+
+    "low" and "high" are the 95 % interval of that difference; "verdict" is on "first is lower", without Holm.
+    """
+    runs: dict[int, dict[str, list[Record]]] = {}
+    for r in sorted(records, key=lambda r: (r.data["tokens"]["train"], r.seed)):
+        runs.setdefault(r.data["tokens"]["train"], {}).setdefault(r.regime, []).append(r)
+    losses, rows = losses_of(records, Path(folder)), []
+    for size, of_size in runs.items():
+        tokens = losses[of_size["R0"][0].name][1]
+        nll = {name: np.stack([losses[r.name][0] for r in seeds]) for name, seeds in of_size.items()}
+        means = {name: sums.sum() / (len(sums) * tokens.sum()) for name, sums in nll.items()}
+        apart = contrast(nll[first], nll[second], tokens)
+        row = {"training tokens": size} | {name: means["R0"] - mean for name, mean in means.items()}
+        rows.append(row | apart.row() | {"verdict": verdict(apart, apart.p)})
     return pd.DataFrame(rows)
 
 

@@ -16,7 +16,7 @@ from chameleon_study.prepare import prepare, seed_material
 from chameleon_study.records import pack, read_run
 from chameleon_study.regimes import REGIMES, Choice
 from chameleon_study.run import expected_names, run_experiment, stops
-from chameleon_study.tables import summary_frame
+from chameleon_study.tables import sizes_frame, summary_frame
 
 # what equal settings and seed must reproduce bit for bit
 measured = attrgetter("metrics", "curve", "learning_rate")
@@ -135,6 +135,14 @@ def test_a_budget_of_tokens_is_a_run_of_its_own_and_part_of_the_next(small, tmp_
         and frame["n seeds"].tolist() == [1] * 6
     )
     assert "budgets" not in records[0].settings["data"]
+    curve = sizes_frame(records[::-1], tmp_path, "R1", "R0")
+    assert curve["training tokens"].tolist() == [r.data["tokens"]["train"] for r in records[::2]]
+    gains = [
+        first.metrics["test_nll"] - r.metrics["test_nll"] for first, r in zip(records[::2], records[1::2])
+    ]
+    assert curve["R1"].tolist() == pytest.approx(gains, abs=1e-6)
+    assert curve["difference"].tolist() == pytest.approx([-gain for gain in gains], abs=1e-6)
+    assert (curve["low"] <= curve["difference"]).all() and (curve["difference"] <= curve["high"]).all()
 
 
 def test_seen_documents_are_drawn_from_all_of_training(small):
