@@ -38,9 +38,11 @@ def fetch_gpt2_tokenizer() -> Path:
 
 def load_gpt2_tokenizer():
     """GPT-2's tokenizer of 50,257 tokens as a fast tokenizer of transformers; fetched if need be."""
-    from tokenizers import ByteLevelBPETokenizer
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     paths = [str(fetch_gpt2_tokenizer() / name) for name in SHA256]
-    core = ByteLevelBPETokenizer.from_file(*paths)._tokenizer
+    core = Tokenizer(models.BPE.from_file(*paths))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, pad_token=END, model_max_length=1024)
