@@ -96,13 +96,15 @@ def _tables(evidence: StoredRuns) -> dict[str, tuple[int, bool, Table]]:
     for path in sorted(evidence.folder.glob(TABLES)):
         for r in load_records(path):
             if r.status == "done" and is_released(r) and r.regime in TRAINED:
-                key = (r.backbone, r.corpus, r.settings["tokens"]["max_length"], protocol_label(r))
+                # a corpus of the same name may be a part of it: its rows tell the two apart
+                rows = f"{r.data['documents']['train']:,} rows"
+                key = (r.backbone, r.corpus, r.settings["tokens"]["max_length"], protocol_label(r), rows)
                 groups.setdefault((table_of(r), key), {}).setdefault(r.regime, {})[r.seed] = r
     model, corpora = paper()["source"]["backbone"], {t["table"]: t["corpus"] for t in paper()["tables"]}
     # the tables as the scripts make them before controls and other lengths
-    order = sorted(groups, key=lambda group: (group[1][2:] != RELEASED[group[0]], *group))
+    order = sorted(groups, key=lambda group: (group[1][2:4] != RELEASED[group[0]], *group))
     own = {n: (model, corpora[n], *RELEASED[n]) for n in RELEASED}
-    return {", ".join(map(str, key)): (n, key == own[n], groups[n, key]) for n, key in order}
+    return {", ".join(map(str, key)): (n, key[:4] == own[n], groups[n, key]) for n, key in order}
 
 
 def _paired(table: Table) -> np.ndarray:

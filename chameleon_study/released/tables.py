@@ -26,11 +26,21 @@ def is_released(record: Record) -> bool:
 
 
 def released_frame(records: list[Record]) -> pd.DataFrame:
-    """One row per protocol, backbone, corpus, length and regime, the paper's numbers beside ours."""
+    """One row per protocol, backbone, corpus, length, regime and experiment, the paper's numbers beside ours.
+
+    Two experiments may differ in their rows alone; records of both are no seeds of one table.
+    """
     groups: dict[tuple, list[Record]] = {}
     for record in filter(is_released, records):
         length = record.settings["tokens"]["max_length"]
-        key = (protocol_label(record), record.backbone, record.corpus, length, record.regime)
+        key = (
+            protocol_label(record),
+            record.backbone,
+            record.corpus,
+            length,
+            record.regime,
+            record.experiment,
+        )
         groups.setdefault(key, []).append(record)
     frame = pd.DataFrame([_row(key, of_key) for key, of_key in groups.items()])
     return frame.astype({"published parameters": "Int64"}) if len(frame) else frame
@@ -141,13 +151,14 @@ def _metrics(results: Path, name: str, metric: str) -> dict[tuple[str, int], flo
 
 
 def lengths_frame(results: Path, names: list[str]) -> pd.DataFrame:
-    """The table by padded length: one row per regime, with full rows, loss and its part on these."""
+    """The table by padded length and training rows: one row per regime, with full rows, loss and its part on these."""
     table = stored_table(results, names)
     if "length" not in table:
         return table
-    table = table[table["loss"] != NOT_MEASURED].astype({"length": int})
-    wide = table.pivot(index="regime", columns="length", values=["full rows", "loss", "loss of full rows"])
-    wide.columns = [f"{what}, {length} tokens" for what, length in wide.columns]
+    by, values = ["length", "training rows"], ["full rows", "loss", "loss of full rows"]
+    table = table[table["loss"] != NOT_MEASURED].astype(dict.fromkeys(by, int))
+    wide = table.pivot(index="regime", columns=by, values=values)
+    wide.columns = [f"{what}, {length} tokens, {rows:,} rows" for what, length, rows in wide.columns]
     wide.insert(0, "published loss", table.groupby("regime")["published loss"].first())
     return wide
 

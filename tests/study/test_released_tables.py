@@ -13,6 +13,7 @@ from chameleon_study.released.tables import (
     controls_frame,
     dropout_frame,
     lengths_frame,
+    released_frame,
     stored_table,
     table_of,
 )
@@ -77,13 +78,32 @@ def test_the_stored_table_says_what_was_run_and_what_was_not():
     assert missing["loss"].tolist() == [NOT_MEASURED] and missing["n seeds"].tolist() == ["–"]
 
 
-def test_both_lengths_of_table_2_stand_side_by_side(tmp_path):
+def _losses(name, regime):
+    records = load_records(Path(__file__).parents[2] / "results" / f"{name}.jsonl")
+    return [r.metrics["reported_nll"] for r in records if r.regime == regime]
+
+
+def test_both_lengths_and_all_rows_of_table_2_stand_side_by_side(tmp_path):
     results = Path(__file__).parents[2] / "results"
-    frame = lengths_frame(results, ["table2-released-lite", "table2-released-lite-512"])
+    names = [f"table2-released-{part}" for part in ("lite", "lite-512", "full")]
+    frame = lengths_frame(results, names)
     assert list(frame.index) == ["R0", "R1", "R2", "R3", "R4"]
     assert frame.loc["R1", "published loss"] == published(2, "R1", "validation_loss")
-    assert (frame["full rows, 400 tokens"] > frame["full rows, 512 tokens"]).all()
+    full = frame.filter(regex="^full rows, ").astype(int)
+    assert (full.iloc[:, 0] > full.iloc[:, 1]).all()
+    for column, name in zip(frame.filter(regex="^loss, "), names):
+        losses = _losses(name, "R1")
+        assert float(frame.loc["R1", column].split()[0]) == pytest.approx(sum(losses) / len(losses), abs=5e-5)
     assert set(lengths_frame(tmp_path, ["never-run"])["loss"]) == {NOT_MEASURED}
+
+
+def test_experiments_that_differ_in_their_rows_are_no_seeds_of_one_table():
+    results = Path(__file__).parents[2] / "results"
+    names = ["table2-released-full", "table2-released-lite-512"]
+    records = [r for name in names for r in load_records(results / f"{name}.jsonl")]
+    together = released_frame(records)
+    assert len(together) == 10 and set(together["n seeds"]) == {5}
+    assert together["training rows"].nunique() == 2
 
 
 def test_the_control_with_dropout_is_compared_with_the_cached_run_of_its_seed(tmp_path):

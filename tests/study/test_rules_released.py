@@ -56,6 +56,7 @@ def released(table, regime, seed, loss, **more):
     corpus = more.pop("corpus", next(t["corpus"] for t in paper()["tables"] if t["table"] == table))
     made = protocol_of(load_experiment(REGISTERED.parent / f"table{table}-released.yaml", "paper").protocol)
     data = {"protocol": made.model_dump() | protocol["switches"]}
+    data["documents"] = {"train": more.pop("rows", 100)}
     backbone = more.pop("backbone", "gpt2")
     assert not more
     return Record(
@@ -123,6 +124,19 @@ def test_both_tables_have_their_verdict_beside_another_backbones(tmp_path):
     (tmp_path / "table1-released-smollm2.jsonl").write_text(other + "\n")
     found = claim_22(tmp_path)
     assert [cell.verdict for cell in found.values()] == ["supported", "not decidable here", "contradicted"]
+
+
+def test_tables_of_the_same_name_and_other_rows_are_two(tmp_path):
+    for name, rows, gain in (("full", 900, 0.1), ("lite", 90, -0.1)):
+        lines = [
+            released(2, r, seed, 1.0 + seed / 100 - (r == "R4") * gain, rows=rows).model_dump_json()
+            for r in ("R1", "R4")
+            for seed in range(3)
+        ]
+        (tmp_path / f"table2-released-{name}.jsonl").write_text("\n".join(lines) + "\n")
+    found = direction(StoredRuns(tmp_path))
+    words = {name.rsplit(", ", 1)[1]: cell.verdict for name, cell in found.items()}
+    assert words == {"90 rows": "contradicted", "900 rows": "supported"}
 
 
 def test_without_tables_nothing_is_tested(tmp_path):
