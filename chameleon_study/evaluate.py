@@ -24,7 +24,7 @@ from chameleon_lite.train import Member, Source, average
 from .config import Experiment
 from .prepare import SEEN, Material, PreparedCorpus, SeedClusterings, seed_material
 from .provenance import circumstances, placeless
-from .records import CLEAN, FOREIGN, SCORES, TRANSFER, Record, name_of
+from .records import CLEAN, FOREIGN, SCORES, TRANSFER, WITHIN, Record, name_of
 from .regimes import CLUSTERED, COSINE_EPOCHS, REGIMES, Choice, Chosen, Regime, new_head, seen
 
 POSITIONS = 16  # scored positions per bin of "nll by position"
@@ -184,8 +184,9 @@ def measured(material: PreparedCorpus, outcome: Outcome) -> tuple[dict[str, floa
             frames.append(pd.DataFrame(columns | {"tokens": table.n_scored, "nll": nll.numpy()}))
         if name == "test" and scores is not None:
             frames[-1] = frames[-1].join(scores.set_index("row").reindex(range(len(table))))
-            means = scores[list(SCORES)].mean().dropna()  # nan: no two texts of one batch
-            metrics |= {f"generated_{column}": float(mean) for column, mean in means.items()}
+            means = scores[list(SCORES)].mean()
+            alone = means.isna() & (means.index == WITHIN)  # no two texts were of one batch
+            metrics |= {f"generated_{column}": float(mean) for column, mean in means[~alone].items()}
     return metrics, pd.concat(frames, ignore_index=True)
 
 

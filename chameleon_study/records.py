@@ -28,8 +28,8 @@ CLEAN = "clean-"  # readings of the rows of a foreign reading that are not forei
 TRANSFER = "transfer:"  # readings of another corpus's test documents
 ARTICLES = "wikitext"  # corpora of that name: their rows' `group` is the article
 # scores of continued prompts
-SCORES = ("rouge_l", "distinct_1", "distinct_2", "repeated")
-SCORES += ("batch_rouge_l", "batch_distinct_1", "batch_distinct_2")
+WITHIN = "batch_rouge_l"  # nan for a text that is alone in its batch
+SCORES = ("rouge_l", "distinct_1", "distinct_2", "repeated", WITHIN, "batch_distinct_1", "batch_distinct_2")
 KEPT = "complete runs are kept, and the same command goes on after them"
 LONGEST = 90  # bytes of a backbone's or corpus's name in a file's, which file systems end at 255
 REFUSED_BACKBONES = ("tiny", "random-gpt2")

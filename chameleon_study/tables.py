@@ -10,7 +10,7 @@ import pandas as pd
 from chameleon_lite import files
 from chameleon_lite.errors import DamagedFile, UserError
 
-from .claims.contrasts import articles_of, by_unit
+from .claims.contrasts import articles_of, by_unit, shared_seeds
 from .claims.paper import published_parameters
 from .claims.statistics import contrast, mean_interval, verdict
 from .parameters import parameter_table
@@ -76,18 +76,29 @@ def summary_frame(records: list[Record], folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def sizes_frame(records: list[Record], folder: Path, first="R4-best", second="R3-best") -> pd.DataFrame:
-    """A learning curve: per size of the training text, each regime's gain over R0 (nats per token); first − second.
+def nll_by_size(records: list[Record], folder: Path) -> tuple[dict[int, dict[str, np.ndarray]], np.ndarray]:
+    """A corpus's learning curve: training tokens to each regime's nll sums (S, N), and the scored tokens (N,).
 
-    "low" and "high" are the 95 % interval of that difference; "verdict" is on "first is lower", without Holm.
+    Of a size only the seeds that all of its regimes finished.
     """
-    runs: dict[int, dict[str, list[Record]]] = {}
-    for r in sorted(records, key=lambda r: (r.data["tokens"]["train"], r.seed)):
-        runs.setdefault(r.data["tokens"]["train"], {}).setdefault(r.regime, []).append(r)
-    losses, rows = losses_of(records, Path(folder)), []
-    for size, of_size in runs.items():
-        tokens = losses[of_size["R0"][0].name][1]
-        nll = {name: np.stack([losses[r.name][0] for r in seeds]) for name, seeds in of_size.items()}
+    runs: dict[int, dict[str, dict[int, str]]] = {}
+    done = [r for r in records if r.status == "done"]
+    for r in done:
+        runs.setdefault(r.data["tokens"]["train"], {}).setdefault(r.regime, {})[r.seed] = r.name
+    losses, out = losses_of(done, Path(folder)), {}
+    for size, of_size in sorted(runs.items()):
+        seeds = shared_seeds([*of_size.values()])
+        out[size] = {name: np.stack([losses[own[s]][0] for s in seeds]) for name, own in of_size.items()}
+    return out, losses[done[0].name][1]
+
+
+def sizes_frame(records: list[Record], folder: Path, first="R4-best", second="R3-best") -> pd.DataFrame:
+    """Per size of the training text: each regime's gain over R0 in nats per token, and "difference".
+
+    That is first minus second, with its 95 % interval and a verdict on "first is lower" (without Holm).
+    """
+    (by_size, tokens), rows = nll_by_size(records, folder), []
+    for size, nll in by_size.items():
         means = {name: sums.sum() / (len(sums) * tokens.sum()) for name, sums in nll.items()}
         apart = contrast(nll[first], nll[second], tokens)
         row = {"training tokens": size} | {name: means["R0"] - mean for name, mean in means.items()}

@@ -26,6 +26,7 @@ from chameleon_lite.train import Source
 from .config import Experiment
 from .evaluate import Context, Members, head_and_source, order_of
 from .prepare import PreparedCorpus, SeedClusterings
+from .records import WITHIN
 from .regimes import CLUSTERED, GROUP, REGIMES, Regime
 
 Conditions = tuple[Condition, Tensor] | None  # G conditions, and the number (N,) of each document's
@@ -184,10 +185,11 @@ def repeated(text: Sequence[int]) -> float:
     return 1 - distinct([text], REPEATED)
 
 
-def document_scores(tokens: np.ndarray, agreement, within, batch: np.ndarray) -> pd.DataFrame:
-    """One row per document: agreement (D,), variety and repetition of tokens (D, M), its batch's variety.
+def document_scores(
+    tokens: np.ndarray, agreement: np.ndarray, within: np.ndarray, batch: np.ndarray
+) -> pd.DataFrame:
+    """One row per document: both agreements (D,), variety and repetition of tokens (D, M), its batch's variety.
 
-    within (D,): agreement with the batch's other texts.
 
     n-grams that documents of one cluster batch, batch (D,), share lower the batch's distinct share and leave
     each document's own as it is.
@@ -197,4 +199,4 @@ def document_scores(tokens: np.ndarray, agreement, within, batch: np.ndarray) ->
     variety |= {"repeated": list(map(repeated, texts)), "batch": batch}
     for n in (1, 2):
         variety[f"batch_distinct_{n}"] = texts.groupby(batch).apply(distinct, n).loc[batch].to_numpy()
-    return pd.DataFrame({"rouge_l": agreement} | variety | {"batch_rouge_l": within})
+    return pd.DataFrame({"rouge_l": agreement} | variety | {WITHIN: within})

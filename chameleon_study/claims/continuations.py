@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..records import SCORES
+from ..records import SCORES, WITHIN
 from ..regimes import REGIMES
 from .contrasts import StoredRuns, shared_seeds
 from .rules import Cell, Cells
@@ -64,7 +64,8 @@ class Generations(StoredRuns):
         a, b = (np.stack([table[s][column].to_numpy(float) for s in seeds]) for table in (one, other))
         b = b if second else np.zeros_like(a)
         if column.startswith("batch_"):
-            a, b = (np.nanmean(x, 1, keepdims=True) for x in (a, b))  # (S, 1); nan: alone in its batch
+            mean = np.nanmean if column == WITHIN else np.mean
+            a, b = (mean(x, 1, keepdims=True) for x in (a, b))  # (S, 1)
         weights = one[seeds[0]]["tokens"].to_numpy(float) if column == "nll" else np.ones(a.shape[1])
         return contrast(a, b, weights, draws=self.draws)
 

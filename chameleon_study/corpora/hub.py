@@ -15,7 +15,6 @@ import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from unittest.mock import patch
 
 from chameleon_lite.app import own_texts
 from chameleon_lite.app.corpus import Corpus, overlaps
@@ -58,6 +57,8 @@ def fetch(repository: str, config: str | None = None, *, instead: str = ANY) -> 
     if not online and not cached(repository):
         raise Unreachable(f"cannot reach the hub and {repository} is not cached: {instead}")
     try:
+        from unittest.mock import patch  # sets a name and puts it back
+
         import transformers  # noqa: F401  (before datasets, which else prints an import error)
         from datasets import load_dataset
         from huggingface_hub import constants

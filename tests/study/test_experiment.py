@@ -16,7 +16,7 @@ from chameleon_study.prepare import prepare, seed_material
 from chameleon_study.records import pack, read_run
 from chameleon_study.regimes import REGIMES, Choice
 from chameleon_study.run import expected_names, run_experiment, stops
-from chameleon_study.tables import sizes_frame, summary_frame
+from chameleon_study.tables import nll_by_size, sizes_frame, summary_frame
 
 # what equal settings and seed must reproduce bit for bit
 measured = attrgetter("metrics", "curve", "learning_rate")
@@ -143,6 +143,24 @@ def test_a_budget_of_tokens_is_a_run_of_its_own_and_part_of_the_next(small, tmp_
     assert curve["R1"].tolist() == pytest.approx(gains, abs=1e-6)
     assert curve["difference"].tolist() == pytest.approx([-gain for gain in gains], abs=1e-6)
     assert (curve["low"] <= curve["difference"]).all() and (curve["difference"] <= curve["high"]).all()
+    assert set(curve["verdict"]) <= {"supported", "equivalent", "contradicted", "not decidable here"}
+
+
+def test_a_learning_curve_pairs_seeds_that_all_regimes_finished(small, tmp_path):
+    settings = small(["R0", "R1"], seeds=3, data={"budgets": [400]})
+    records = run_experiment(settings, runs=tmp_path)
+    lost = [
+        r.model_copy(update={"status": "failed"}) if (r.regime, r.seed) == ("R1", 1) else r for r in records
+    ]
+    by_size, tokens = nll_by_size(sorted(lost, key=lambda r: -r.seed), tmp_path)
+    ((size, nll),) = by_size.items()
+    assert size == records[0].data["tokens"]["train"] and {x.shape for x in nll.values()} == {
+        (2, len(tokens))
+    }
+    means = {(r.regime, r.seed): r.metrics["test_nll"] for r in records}
+    for name, sums in nll.items():
+        expected = [means[name, seed] for seed in (0, 2)]
+        assert (sums.sum(1) / tokens.sum()).tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_seen_documents_are_drawn_from_all_of_training(small):
