@@ -5,22 +5,27 @@ The method, to be read in this order:
     text → embed → cluster → batches → backbone → lora → heads → loss → states → conditions → train
       → chameleon
 
-One training step; to follow it, four files are enough, train, loss, heads and batches (G = B by default):
-
-    epoch's order ─▶ rows (B,) ─┬▶ source: condition (G, C), group (B,) ─ head.factors ─▶ update ─┐
-                                └▶ data: h (M, C), target (M,) ───────────────────────────────────┴▶ nats (H,)
-    nats / tokens of the step ─▶ backward ─▶ AdamW for each head
-
 Axes, unless a file has others; a row is a document:
 
     N documents   B rows of a batch   G conditioning groups   T tokens of a row   K clusters
-    L tokens of all documents, S scored ones, M those of a batch, n of a chunk of them
+    L all tokens   S all scored tokens   M scored tokens of a step or piece   n of a chunk of M
     V vocabulary, Vp padded    C width   R rank               H heads trained side by side
 
-The low-rank factors are `down` (R, C) and `up` (V, R), the paper's A and B. The study, a separate package,
-compares heads; what is marked "the study's" can be skipped. `fast/` holds faster forms of some functions,
-which `engine.py` chooses; `backbones/` where weights come from; `app/` the method for own texts. Public names
-are imported on first use: importing the package loads nothing heavy and prints nothing.
+One training step. Four files explain it: train, batches, heads, loss.
+
+    epoch order ─▶ rows (B,) ─┬▶ source: condition (G, C), group (B,) ─ by_row ─▶ (B, C) ─ factors ─▶ update ┐
+                              └▶ data: h (M, C), target (M,) ────────────────────────────────────────────────┤
+    AdamW per head ◀─ backward ◀─ (sum of nats) / (scored tokens of the step) ◀─ nats (H,) ◀─ head_losses ───┘
+
+By default `by_row` gives every row a group of its own, G = B; a static head makes one update, G = 1.
+
+"The paper" is "ChameleonLLM: Batch-Aware Dynamic Low-Rank Adaptation via Inference-Time Clusters", Yuksel
+2025, arXiv 2502.04315; "released code" and "released scripts" are those published with it. The low-rank
+factors are `down` (R, C) and `up` (V, R), the paper's A and B. What is marked "the study's" serves only the
+study (a package that compares heads), the benchmarks or the book, and can be skipped. `app/parts.py` and
+`app/candidates.py` join these files into a training. `fast/` holds faster forms of some functions, which
+`engine.py` chooses; `backbones/` where weights come from; `app/` the method for own texts. Public names are
+imported on first use: importing the package loads nothing heavy and prints nothing.
 """
 
 from importlib import import_module

@@ -24,7 +24,7 @@ class Groups(NamedTuple):
     """G conditioning groups of N documents, numbered along the order."""
 
     of: Tensor  # (N,) the group of each document
-    start: Tensor  # (G + 1,) where each group begins along the order
+    start: Tensor  # (G + 1,) where each group begins along the order; the study's
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +38,11 @@ class Arrangement:
 
     @classmethod
     def of(cls, batches: Sequence[Tensor]) -> "Arrangement":
-        """The arrangement whose steps are these batches (B,), of whatever sizes."""
+        """The study's: the arrangement whose steps are these batches (B,), of whatever sizes."""
         return cls(torch.cat(list(batches)), None, tuple(len(batch) for batch in batches))
 
     def steps(self, rows: int | None = None) -> list[Tensor]:
-        """The given batches, or the order cut into runs of `rows` documents, the last perhaps shorter.
+        """The given batches, or the order in runs of `rows` (how many) documents, the last perhaps shorter.
 
         Raises ValueError where neither is there.
         """
@@ -54,7 +54,7 @@ class Arrangement:
         """Groups along the order, none of which spans two clusters.
 
         A cluster's run is cut into equal parts of at most `size` documents; a random order into runs of
-        exactly `size`, a rest below half of it joining the run before.
+        `size`: a rest joins the run before if it is below half of `size`, else it is a run.
         """
         return self.once(size, partial(self._groups, size))
 

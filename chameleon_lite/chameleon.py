@@ -1,7 +1,7 @@
 """ChameleonLiteForCausalLM: a frozen causal LM, a head that adapts to the prompt, as a Hugging Face model.
 
     prompt ─ mean embedding ─▶ cluster ─▶ condition ─ head ─▶ update       once, before the first new token
-    ids ── backbone (frozen, or with LoRA) ─▶ h ── W h + α up down h ─▶ logits    every step, from the cache
+    ids ─ backbone (or with LoRA) ─▶ h ─ h Wᵀ + b + α (h downᵀ) upᵀ ─▶ logits every step, from the cache
 
 A saved adapter holds the head, LoRA factors and centroids; the backbone is named, not copied. Without a
 condition and without an update `forward` is the backbone itself (with its LoRA, if any).
@@ -174,7 +174,7 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
     def prepare(
         self, condition: Condition | Tensor | int, group: Tensor | None = None, rows: int | None = None
     ) -> Callable[..., Tensor]:
-        """Conditions (G, C) of a batch of groups (B,) as the `head_update` of `forward` and `generate`."""
+        """A function for `head_update=`: adapts row b by row `group[b]` of condition (G, C); group (B,)."""
         return update_logits(self.update_for(condition), group if self.head.conditioned else None, rows)
 
     def body(self, **inputs):

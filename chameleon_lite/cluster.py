@@ -18,13 +18,13 @@ from . import engine
 from .errors import UserError
 
 MAX_CLUSTERS = 4_096
-FITTED = 100_000  # vectors that k-means reads at most
+FITTED = 100_000  # vectors that k-means reads at most, or k if that is more
 MANY_PRODUCTS = 1 << 20  # rows × clusters from which scikit-learn on one thread is slow
 
 
 @dataclass(frozen=True, eq=False)
 class Clustering:
-    """K centroids (K, C) and, for the N vectors they were fitted on, label (N,) and distance (N,).
+    """K centroids (K, C) and, of all N vectors, fitted on or not, labels (N,) and distance (N,).
 
     `inertia` is the sum of squared distances over all N. A cluster is empty only where fewer than K vectors
     are distinct; its centroid stays.
@@ -46,7 +46,7 @@ class Clustering:
 
 
 def cluster_count(n: int, rows: int) -> int:
-    """Clusters for n documents in groups of about `rows`: n // rows, between 1 and MAX_CLUSTERS.
+    """Clusters for n documents, about `rows` (how many) in each: n // rows, between 1 and MAX_CLUSTERS.
 
     The ceiling keeps fitting from growing with the square of n; larger clusters are cut into several groups.
     """
@@ -56,8 +56,8 @@ def cluster_count(n: int, rows: int) -> int:
 def fit_clusters(x: Tensor, k: int, *, seed: int) -> Clustering:
     """k-means of x (N, C) into k clusters; the same seed gives the same labels, bit for bit.
 
-    Fits on at most FITTED vectors, drawn by the seed, and assigns the rest. Raises UserError when k is not
-    between 1 and N, or when x holds NaN or infinity.
+    Of more than FITTED vectors it fits on FITTED, or k if that is more, drawn by the seed; all are assigned.
+    Raises UserError when k is not between 1 and N, or when x holds NaN or infinity.
     """
     if not 1 <= k <= len(x):
         raise UserError(f"cannot make {k} clusters of {len(x)} documents; choose between 1 and {len(x)}")

@@ -4,6 +4,7 @@
       "cluster"   the mean over the batch's prompts of the same cluster (the paper's)
       "centroid"  the stored centroid itself: a prompt's result does not depend on its neighbours
       "row"       the prompt's own vector
+    training: vectors (N, C) of documents ─ arrangement.groups ─ GroupMean ─▶ the mean of each group
 
 `train.Source` states what a source of training gives. Tokens that are scored are never read.
 """
@@ -25,7 +26,7 @@ MODES = ("cluster", "centroid", "row")
 
 
 def group_means(vectors: Tensor, group: Tensor) -> Tensor:
-    """Vectors (B, C) averaged over equal numbers in group (B,), which are 0 … G - 1: (G, C).
+    """The mean of the vectors (X, C) of each group, group (X,) in 0 … G - 1: (G, C).
 
     Sorted and reduced by segment: unlike scattered additions it gives a GPU the same bits every time.
     unsafe: the lengths are right, and checking them would make the host wait for the device.
@@ -38,9 +39,9 @@ def group_means(vectors: Tensor, group: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class GroupMean:
-    """Source: the mean of vectors (N, C) over a row's group of about `size` documents (paper, section 3.1).
+    """Source: the mean of vectors (N, C) over a row's group (paper, section 3.1).
 
-    The study's sources derive from it and define `read`.
+    A group has at most `size` documents, in a random order about so many. The study's sources derive from it.
     """
 
     vectors: Tensor
@@ -54,7 +55,7 @@ class GroupMean:
         return Condition(vectors), row_group if len(group) > 1 else None
 
     def read(self, arrangement: Arrangement, group: Tensor) -> Tensor:
-        """The groups (G,) whose means condition the groups (G,): the same ones."""
+        """Which group's mean conditions each of the groups (G,); here its own."""
         return group
 
 

@@ -4,6 +4,7 @@
 
 Paper: the mean token embedding of the input. Released code: the mean over all positions of the padded row, so
 the pad embedding dominates short rows (`span="padded"`). Here: the tokens the condition may read, no padding.
+C is the embedding's width, in backbone.py C'; an adapter needs it to be that of the hidden states.
 """
 
 import torch
@@ -19,11 +20,12 @@ SPANS = ("condition", "row", "padded")
 def mean_embeddings(
     table: TokenTable, weight: Tensor, *, span: str = "condition", length: int = 0, normalised: bool = True
 ) -> Tensor:
-    """Mean embedding (N, C) float32 of each document, on the device of weight (V, C).
+    """Mean embedding (N, C) float32 of each document, of unit length unless `normalised` is false.
 
-    span "condition" averages what the condition may read, "row" all tokens; the study's "padded" the `length`
-    positions of the padded row, pad embedding included (longer rows are cut). A document with an empty span
-    is zero. Raises UserError for an unknown span and for "padded" without a length.
+    They lie on the device of weight (V, C). span "condition" averages what the condition may read, "row" all
+    tokens; the study's "padded" the `length` positions of the padded row, pad embedding included (longer rows
+    are cut). A document with an empty span is zero. Raises UserError for an unknown span and for "padded"
+    without a length.
     """
     known("span", [span], SPANS)
     if span == "padded" and not length:

@@ -5,7 +5,8 @@
     auto     fast, but plain where the work is too small to gain from it (the default)
 
 Most functions with a fast form begin with `if impl := engine.fast("its name"): return impl(…)` and go on with
-their plain twin, of the same signature; for `replayed` and the passes the caller names the plain form.
+their plain twin, of the same signature. `replayed`, `layer_pass` and `rows_pass` have no plain twin: the
+caller falls back itself.
 Files of `fast/` are loaded by name when first needed; nothing imports them.
 """
 

@@ -1,10 +1,11 @@
 """Heads turn a condition into low-rank factors that change the output weight, and so the logits.
 
-    Condition (of a group, from before what is scored) ── head.factors ─▶ HeadUpdate ─▶ logits or loss
+    Condition (one per group, from unscored tokens only) ── head.factors ─▶ HeadUpdate ─▶ logits or loss
     logits = h Wᵀ + b + α (h downᵀ) upᵀ + bias          down and up are the paper's A and B (section 3.1)
 
-A group is a conditioning group: the rows (documents) of a batch that share one condition. There are G of
-them, 1 for a whole batch, B for per-sample conditioning. A static head ignores the condition.
+A group is a conditioning group: documents that share one condition; in training a run of the epoch's order,
+at generation rows of one batch. There are G of them, B for per-sample conditioning. A static head makes one
+update, G = 1, whatever the condition.
 """
 
 import math
@@ -22,9 +23,13 @@ from . import engine, errors
 
 @dataclass(frozen=True)
 class Condition:
-    """What G groups' updates are made from; heads of the core read `vector` alone."""
+    """What G groups' updates are made from; heads of the core read `vector` alone.
 
-    vector: Tensor  # (G, C) mean of the group's normalised mean token embeddings
+    In training a group's vector is the mean of its documents' unit vectors, not normalised again; the other
+    cases stand in conditions.py.
+    """
+
+    vector: Tensor  # (G, C) one per group
     counts: Tensor | None = None  # (G, V) token counts of the group's prefixes, float; the study's
     cluster: Tensor | None = None  # (G,) int64, index of the routing centroid; the study's
 
@@ -40,9 +45,9 @@ class Condition:
 
 
 def by_row(given: Sequence[tuple], rows: int) -> list[tuple]:
-    """What sources gave for a step of so many rows, with a group for each, G = B: each has its own dropout masks.
+    """Spread each condition over the step's rows (how many), one group per row: each draws its own mask.
 
-    With one mask per group training depended on the number of groups; now equal conditions give equal bits.
+    Results then depend on the rows' conditions, not on how many groups they form.
     """
     each, none = torch.arange(rows), torch.zeros(rows, dtype=torch.int64)
     spread = {id(c): (c.of(none if group is None else group), each) for c, group in given if c is not None}
@@ -72,13 +77,13 @@ class HeadUpdate(NamedTuple):
         return one if self.mix is None else self._replace(mix=one.mix)
 
     def dense(self, group: int = 0) -> Tensor:
-        """The update of the weight (V, C) for one group; large, meant for merging and for tests."""
+        """up @ down (V, C) of one group, without α and bias; large, meant for merging and for tests."""
         down, up, _, mix = self.of(group)
         return (up[0] if mix is None else up[0] * mix) @ down[0]  # (V, C)
 
 
 def apply_update(h: Tensor, update: HeadUpdate, scale: float = 1.0) -> Tensor:
-    """h (G, M, C), or (…, C) with G = 1, to what the update adds to the logits (…, V), without the logits."""
+    """h (G, M, C), or (…, C) with G = 1, to what the update adds to the frozen logits, (…, V)."""
     down, up, bias, mix = (None if x is None else x.to(h.dtype) for x in update)
     x = h.unsqueeze(0) if h.dim() == 2 else h  # (G, M, C)
     out = x.new_zeros(*x.shape[:-1], 1)
@@ -95,7 +100,10 @@ def apply_update(h: Tensor, update: HeadUpdate, scale: float = 1.0) -> Tensor:
 def add_update(
     logits: Tensor, h: Tensor, update: HeadUpdate, group: Tensor | None = None, scale: float = 1.0
 ) -> Tensor:
-    """logits (B, …, V) plus each row's update: h (B, …, C), group (B,) int64, None where G = 1."""
+    """logits (X, …, V) plus the update of each entry of the first axis, where h is (X, …, C).
+
+    group (X,) int64, None where G = 1. An entry is a document in generation, a state in the loss.
+    """
     if group is not None and group.shape != h.shape[:1]:
         raise ValueError(f"group {tuple(group.shape)} must be {tuple(h.shape[:1])}, one for each row")
     if group is None or not len(group):
@@ -140,7 +148,7 @@ class Head(nn.Module):
     conditioned: bool = False
 
     def factors(self, condition: Condition | None) -> HeadUpdate:
-        """The update for each of the condition's G groups, or one for all of them; here TypeError."""
+        """One update per group, or one for all. Subclasses define it: here TypeError."""
         raise TypeError(f"{type(self).__name__} must define factors(condition)")
 
     def trainable_parameters(self) -> int:
@@ -154,7 +162,7 @@ class Head(nn.Module):
 
 @contextmanager
 def own_dropout(head: Head, seed: int, device: torch.device) -> Iterator[None]:
-    """Seed what the head drops inside the block; the device's generator is left as it was."""
+    """Inside the block the head's dropout draws from `seed`; the generator is restored after."""
     if not any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in head.modules()):
         yield
         return
@@ -200,10 +208,10 @@ class HyperHead(Head):
     Sizes C → 64 → 32 → R(C + V) are the released scripts'. At the start `up` is exactly zero, so the head
     equals the frozen one, and yet it learns: the weight of `last` is zero and only the `down` part of its
     bias is random (bias-HyperInit, Beck et al. 2023). With both factors zero neither would get a gradient.
-    `net` gets its first gradient at step 2, when the weight of `last` is no longer zero. `last` is affine:
-    `down` and `up` are one linear combination of 1 + 32 pairs, `basis()`, trained and the same for all
-    conditions, with the coefficients `code()` = [1, net(vector)]. The study's released_init: "wikitext" for
-    Xavier and a last layer of N(0, 1e-3²), "alpaca" for PyTorch's default.
+    `net` gets its first non-zero gradient at step 2, when the weight of `last` is no longer zero. `last` is
+    affine: `down` and `up` are one linear combination of 1 + 32 pairs, `basis()`, trained and the same for
+    all conditions, with the coefficients `code()` = [1, net(vector)]. The study's released_init: "wikitext"
+    for Xavier and a last layer of N(0, 1e-3²), "alpaca" for PyTorch's default.
     """
 
     conditioned = True
@@ -244,12 +252,12 @@ class HyperHead(Head):
         return self._split(self.last(self.net(condition.vector)))
 
     def code(self, condition: Condition) -> Tensor:
-        """The coefficients (G, 1 + 32) of `basis`; the first is the bias's, always 1."""
+        """The study's: the coefficients (G, 1 + 32) of `basis`; the first is the bias's, always 1."""
         learned = self.net(condition.vector)  # (G, 32)
         return torch.cat([torch.ones_like(learned[:, :1]), learned], dim=1)
 
     def basis(self) -> HeadUpdate:
-        """The 1 + 32 trained pairs, the same for all c: factors(c) is their sum, weighted by code(c)."""
+        """The study's: 1 + 32 trained pairs, the same for all conditions; `factors` sums them by `code`."""
         return self._split(torch.cat([self.last.bias.unsqueeze(0), self.last.weight.T]))
 
     def _split(self, flat: Tensor) -> HeadUpdate:
@@ -260,7 +268,7 @@ class HyperHead(Head):
 
     @torch.no_grad()
     def fold(self, condition: Condition) -> LoraHead:
-        """The static head equal to this one, in eval mode, for one condition; UserError unless G = 1."""
+        """The study's: this head in eval mode, for one condition, as a static one; UserError unless G = 1."""
         if condition.groups != 1:
             raise errors.UserError(f"folding needs one condition, not {condition.groups}")
         was_training, folded = self.training, LoraHead(self.width, self.vocab, self.rank)

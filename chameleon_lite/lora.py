@@ -1,4 +1,4 @@
-"""LoRA inside the layers, through PEFT: W x becomes W x + (α / r) B A x, with B = 0 at the start.
+"""LoRA inside the layers, through PEFT: W x becomes W x + (α / r) B A x, B = 0 at the start, and its own α.
 
     Linear  weight (out, in)  Llama and most others         ┐ both are adapted; the head and the embeddings
     Conv1D  weight (in, out)  GPT-2, four in every layer    ┘ never are: only the model's body is searched

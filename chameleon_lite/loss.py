@@ -4,9 +4,9 @@
     logits = h Wᵀ + b + α (h downᵀ) upᵀ + bias   (M, V)      loss = logsumexp(logits) − logits[target]   (M,)
     ids (B, T), mask (B, T) ─ next_token_pairs ─▶ row, column, target (M,) each, of a padded batch
 
-M counts the scored states of all documents of a batch; stored states lie without padding and shift on their
-own (states.py). By default engine.py replaces the two functions below by fast/head_loss.py, same results up
-to rounding; `_plain_losses` is the definition. It writes out the logits of a chunk of states and forgets
+M counts the scored states of all documents of a batch; for stored states states.py does the shift by one. By
+default engine.py replaces `head_losses` and `token_losses` by those of fast/head_loss.py, same results up to
+rounding; `_plain_losses` is the definition. It writes out the logits of a chunk of states and forgets
 them: gradients come from writing them out again (torch.utils.checkpoint), so that memory never holds M × V
 numbers. Losses are sums and counts until the last moment: a mean of means would depend on how the documents
 were batched.

@@ -18,7 +18,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(BaseModel):
-    """Base of all settings: immutable, no unknown keys, only finite numbers, and true is none."""
+    """Base of all settings: immutable, no unknown keys, finite numbers; no boolean where a number is due."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     # Of fields that came later, the value that older settings mean: not written, so no key changes.
@@ -69,15 +69,15 @@ class TokenSettings(Settings):
 
 
 class ClusterSettings(Settings):
-    """Conditioning groups are cut from K = N // batch_rows clusters; the study's banks route by others."""
+    """Groups are cut from K = N // batch_rows clusters, 1 to 4,096; the study's banks route by others."""
 
-    batch_rows: Count = Field(32, description="documents of a conditioning group; a rest, up to half, joins")
-    minimum: Count = Field(4, description="documents below which a cluster joins its nearest neighbour")
+    batch_rows: Count = Field(32, description="most documents of a conditioning group (random order: about)")
+    minimum: Count = Field(4, description="fewest documents of a cluster; a smaller one's go to the nearest")
     routing_clusters: int = Field(33, ge=2, le=4_096, description="clusters that the study routes by")
 
 
 class TrainSettings(Settings):
-    """The optimiser's side. A step usually holds several groups, and those at its ends may go beyond it."""
+    """The optimiser's side. Of a step's groups, the first and last may continue in the neighbouring steps."""
 
     epochs: Count = Field(5, description="passes over the training documents")
     rows_per_step: Count = Field(
@@ -86,12 +86,12 @@ class TrainSettings(Settings):
     weight_decay: float = Field(0.01, ge=0, le=100, description="AdamW's decoupled weight decay")
     validations_per_epoch: Count = Field(1, description="validations per epoch, evenly spaced")
     patience: int = Field(1, ge=0, description="validations without improvement that do not stop training")
-    scale: float = Field(1.0, gt=0, le=1e6, description="alpha: what every update is multiplied by")
+    scale: float = Field(1.0, gt=0, le=1e6, description="alpha: multiplies the low-rank part of updates")
     feature_dtype: Arithmetic = Field("auto", description="of the pass that stores states; auto: the fastest")
     matmul_dtype: Arithmetic = Field(
         "auto", description="of the head's large products (fast form; the plain form rounds only the weight)"
     )
-    unwritten = {"masks": "group"}
+    unwritten = {"masks": "group"}  # settings written before this field meant "group"
     masks: Literal["group", "row"] = Field(
-        "row", description="a step drops anew for each row, or (released) once for each group"
+        "row", description="one dropout mask per row, or (released code) per group"
     )

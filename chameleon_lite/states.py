@@ -31,7 +31,10 @@ RESIDENT_BYTES = {"cpu": 1 << 30, "cuda": 24 << 30}  # states up to this size li
 
 
 class ScoredStates:
-    """The scored (state, target) pairs of N documents, on the device where they fit, else in the file."""
+    """The scored (state, target) pairs of N documents, on the device where they fit, else in the file.
+
+    The study's: `of_pairs`, `total`, `offsets` and `target`.
+    """
 
     def __init__(self, table, states: np.ndarray | Tensor, device="cpu", budget: int | None = None) -> None:
         """Pair a table with its states (L, C); more than `budget` bytes of them stay in the file."""
@@ -69,11 +72,11 @@ class ScoredStates:
         return int(self.counts[rows].sum())
 
     def pieces(self, rows: Tensor) -> list[Tensor]:
-        """Places in rows (B,) of the documents that are read at one time: all of them."""
+        """Indices into rows (B,) of the documents that are read at one time: all of them."""
         return [torch.arange(len(rows))]
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Documents rows (B,) to their states (M, C), targets (M,), and row numbers (M,) on the host."""
+        """Documents rows (B,) to states (M, C), targets (M,), and indices into rows (M,) on the host."""
         rows = rows.cpu().numpy()
         counts = self.counts.numpy()[rows]
         at = ragged(self.first[rows], counts)  # (M,)

@@ -1,10 +1,10 @@
 """Documents become one flat table of token ids.
 
     document n:  ids[offsets[n] : offsets[n + 1]]  =  prefix[n] tokens that are never scored, then scored ones
-                 plain text: the first m tokens are the prefix · prompt and response: the prompt is the prefix
+                 prefix: a first token, if any, then the prompt or `prefix_tokens` of a plain text
 
 No padding is stored; `padded` makes it for the rows of one batch, with a mask, so that a pad token is never
-confused with an ordinary token of the same id. No special token is added but a first one.
+taken for an ordinary one. No special token is added, except a first token where the tokenizer puts one.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from .errors import UserError
 IGNORED = -100  # the label of a position that is not scored
 CHUNK = 1024  # documents per call of the tokenizer: its lists of offsets are many times larger than the ids
 SHORT = "shorter than prefix + scored"
-Rows = Sequence[int] | np.ndarray | Tensor  # numbers of documents
+Rows = Sequence[int] | np.ndarray | Tensor  # document indices
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Document:
     """One text. Only `text` is ever scored; `prompt` is the context before it.
 
     `instruction` is the part of `prompt` that is the bare instruction. `group` is where the document comes
-    from (a library, an article): no conditioning group, never read by a model; the study compares clusters.
+    from (a library, an article): no conditioning group; no model reads it, the study compares it to clusters.
     """
 
     id: str
@@ -54,7 +54,7 @@ def ragged(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def by_length(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
-    """Lengths (N,) to document numbers, by length in runs of up to `budget` padded tokens or of one."""
+    """Places in lengths (N,), shortest first, in runs of up to `budget` padded tokens, or of one row."""
     order = np.argsort(lengths, kind="stable")
     first = 0
     for last in range(1, len(order) + 1):
@@ -74,7 +74,7 @@ class TokenTable:
     names: tuple[str, ...]
     groups: tuple[str, ...]
     scored_bytes: np.ndarray  # (N,) int64: UTF-8 bytes of the scored text
-    dropped: dict[str, int] = field(default_factory=dict)  # reason ▶ documents; also how many were truncated
+    dropped: dict[str, int] = field(default_factory=dict)  # reason ▶ documents; truncated ones are kept
     pad_id: int = 0
 
     def __len__(self) -> int:
@@ -92,7 +92,7 @@ class TokenTable:
 
     @property
     def hash(self) -> str:
-        """Hex sha256 of everything that changes a loss or a condition."""
+        """Hex sha256 of token ids, offsets, prefixes, condition spans and names; not of `pad_id`."""
         digest = hashlib.sha256()
         for array in (self.ids, self.offsets, self.prefix, self.condition):
             digest.update(array.tobytes())
@@ -122,7 +122,7 @@ class TokenTable:
         return torch.from_numpy(ids), torch.from_numpy(mask)
 
     def targets(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All S scored tokens: place of the state that predicts each, its id, its document; each (S,) int64.
+        """The study's: of S scored tokens the place of the predicting state, id, document; each (S,) int64.
 
         The prediction is shifted: the state at place t - 1 predicts the token at t.
         """
@@ -141,29 +141,29 @@ def tokenise(
 ) -> TokenTable:
     """Documents to a TokenTable; the tokenizer is called on lists of texts.
 
-    Prompt and response are tokenised apart and joined. A document longer than `max_length` tokens loses the
-    start of its prompt, down to what leaves room for `min_scored` response tokens, then the end of its text.
-    Documents with fewer than `min_scored` scored tokens are dropped and counted. Of a prompt with an instruction
-    the condition reads what `condition_on` says. Raises UserError for contradictions and when nothing remains.
+    Prompt and response are tokenised apart and joined. A prompt keeps its last max_length − min_scored tokens
+    (less a first token); then the end of the text is cut, to `max_length` in all. Documents with fewer than
+    `min_scored` scored tokens are dropped and counted. Of a prompt with an instruction the condition reads
+    what `condition_on` says. Raises UserError for contradictions and when nothing remains.
     """
     _check(max_length, prefix_tokens, min_scored, condition_on)
     documents, begin = list(documents), opening(tokenizer)
     rows, dropped = [], {SHORT: 0, "truncated": 0, "prompt truncated": 0}
     for start in range(0, len(documents), CHUNK):
         for e in _encoded(documents[start : start + CHUNK], tokenizer, condition_on):
-            own = 0 if e.prompt else prefix_tokens  # of the text, that are its prefix
+            text_prefix = 0 if e.prompt else prefix_tokens  # tokens of the text that are not scored
             cut = max(0, len(begin + e.prompt) + min_scored - max_length)  # prompt tokens lost on the left
             prompt = begin + e.prompt[cut:]
             n_text = min(len(e.text), max_length - len(prompt))
-            if n_text - own < min_scored:
+            if n_text - text_prefix < min_scored:
                 dropped[SHORT] += 1
                 continue
             dropped["truncated"] += n_text < len(e.text)
             dropped["prompt truncated"] += cut > 0
-            ids, prefix = np.array(prompt + e.text[:n_text], dtype=np.int32), len(prompt) + own
+            ids, prefix = np.array(prompt + e.text[:n_text], dtype=np.int32), len(prompt) + text_prefix
             span = tuple(min(max(0, place - cut) + len(begin), prefix) for place in e.instruction)
             span = span if span[0] < span[1] else (0, prefix)
-            rows.append((e.document, ids, prefix, span, e.bytes(own, n_text)))
+            rows.append((e.document, ids, prefix, span, e.bytes(text_prefix, n_text)))
     if not rows:
         need = f"{prefix_tokens} prefix (or prompt) + {min_scored} scored tokens"
         raise UserError(f"no document of {len(documents)} has {need}; lower prefix_tokens or min_scored")

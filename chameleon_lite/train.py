@@ -1,15 +1,15 @@
 """Heads trained on hidden states, several at once on the same batches.
 
-    epoch's order ─▶ rows (B,) ─┬▶ source: condition (G, C), group (B,) ─ head.factors ─▶ update ─┐
-                                └▶ data: h (M, C), target (M,) ───────────────────────────────────┴▶ nats (H,)
-    nats / tokens of the step ─▶ backward ─▶ AdamW for each head
+    epoch order ─▶ rows (B,) ─┬▶ source: condition (G, C), group (B,) ─ by_row ─▶ (B, C) ─ factors ─▶ update ┐
+                              └▶ data: h (M, C), target (M,) ────────────────────────────────────────────────┤
+    AdamW per head ◀─ backward ◀─ (sum of nats) / (scored tokens of the step) ◀─ nats (H,) ◀─ head_losses ───┘
 
-A row is a document. `step` needs heads and loss, an epoch batches; `Source` and `States` say what they read. Heads
-that share batches form a cohort: states are read once for all (and the fast form of the loss computes h Wᵀ
-once). With stored states nothing else is shared, so each head ends where it would have ended alone; with live
-states, whose layers are trained too, a cohort is one member. Learning rate, early stop and best state are per
-head. Of several processes each divides its share of a step's nats by the tokens of the whole step, before
-backward; gradients are only added: the result is that of one process.
+By default `by_row` makes every row, a document, a group, G = B; a static head makes one update, G = 1. To
+read `step`, know heads.py and loss.py; for an epoch also batches.py. Heads that share batches form a cohort:
+states are read once for all (and the fast form of the loss computes h Wᵀ once). With stored states nothing
+else is shared, so each head ends where it would have ended alone; with live states, whose layers are trained
+too, a cohort is one member. Learning rate, early stop and best weights are per head. Each process divides the
+nats of its share by the token count of the whole step; adding gradients then equals one process.
 """
 
 import copy
@@ -34,12 +34,12 @@ from .processes import Processes
 from .settings import TrainSettings
 
 Orders = Callable[[int], Arrangement]  # epoch number ─▶ the order of that epoch's documents
-# The condition of G groups, on the head's device, and the group (B,) int64 of each row, 0 … G - 1, on any
-# device; the group is None where all rows share one condition, G = 1, and both are None without a source.
+# What a source gives: the condition of G groups, on the head's device, and each row's group (B,) int64, 0 …
+# G - 1, on any device. It is None where all rows share one condition, G = 1; without a source both are None.
 Conditioned = tuple[Condition | None, Tensor | None]
-# source(arrangement, rows (B,) int64 on the host) gives that from these two alone, never from scored tokens.
-# The paper's, conditions.GroupMean: arrangement.groups(size) holds each document's group, and the condition
-# is the mean vector of all documents of the group, those of neighbouring steps included.
+# source(arrangement, rows (B,) int64 on the host) may depend on nothing of the training but these two, and on
+# what it was built with, never on scored tokens. The paper's is conditions.GroupMean: the mean of the vectors
+# of all documents of a row's group, arrangement.groups(size), those in neighbouring steps included.
 Source = Callable[[Arrangement, Tensor], Conditioned]
 
 
@@ -53,10 +53,10 @@ class States(Protocol):
         """Scored tokens of documents rows (B,), int64 on the host."""
 
     def pieces(self, rows: Tensor) -> list[Tensor]:
-        """Places in rows, on the host, of the documents read at one time: each of 0 … B - 1 in one piece."""
+        """Indices into rows (B,), on the host, of the documents read at one time: each in one piece."""
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """States (M, C), targets (M,); on the host places in rows (M,), ascending where gradients are off."""
+        """States (M, C), targets (M,); on the host indices into rows (M,), ascending without gradients."""
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Member:
 
     name: str  # its own within the cohort
     head: Head
-    source: Source | None  # of the conditions it is trained on
+    source: Source | None  # gives the conditions in training
     validation_source: Source | None
     learning_rate: float
     seed: int = 0  # of the head's dropout, so that it does not depend on the rest of the cohort
@@ -100,18 +100,18 @@ def step(active: list[Member], given: list[Conditioned], rows: Tensor, number: i
         given = by_row(given, len(rows))
     updates = []
     for member, (condition, _) in zip(active, given):
-        # Seeds s and s + 1 drop the same, one step apart: seeds that are compared must lie far apart.
+        # Member seed s at step t + 1 draws the masks of seed s + 1 at step t: use seeds far apart.
         with own_dropout(member.head, member.seed + number, data.device):
             updates.append(member.head.factors(condition))  # down (G, R, C), up (G, V, R)
-    tokens, nats = data.tokens(rows), torch.zeros(len(active), device=data.device)  # tokens of all processes
-    own_places = torch.arange(len(rows))[processes.index :: processes.count]  # in rows: this process's share
+    tokens, nats = data.tokens(rows), torch.zeros(len(active), device=data.device)  # tokens: all processes'
+    own_places = torch.arange(len(rows))[processes.index :: processes.count]  # own share: indices into rows
     pieces = data.pieces(rows[own_places])
     for piece in pieces:
-        piece_places = own_places[piece]  # (b,) in rows
-        h, target, owner = data.batch(rows[piece_places])  # (M, C), (M,), (M,) places in the piece
+        piece_places = own_places[piece]  # (b,) indices into rows; a piece has b documents
+        h, target, owner = data.batch(rows[piece_places])  # (M, C), (M,), (M,) indices into the piece
         groups = groups_of(given, updates, piece_places[owner])  # (M,) each
         nll = head_losses(h, target, weight, updates, groups, settings.scale)  # (H,)
-        # The sum mixes no gradients. Pieces share the updates, whose graph is kept until the last of them.
+        # A head's nats depend on it alone: summing is safe. The updates' graph is kept until the last piece.
         (nll / tokens).sum().backward(retain_graph=piece is not pieces[-1])
         nats = nats + nll.detach()
         del h, nll  # and with them a piece's activations, before the next piece makes its own
@@ -123,7 +123,7 @@ def step(active: list[Member], given: list[Conditioned], rows: Tensor, number: i
 
 
 def groups_of(given: list[Conditioned], updates: Updates, places: Tensor) -> list[Tensor | None]:
-    """For each head the group (M,) of states whose documents lie at `places` (M,) in rows; None: one update.
+    """For each head the group (M,) of states, by their indices `places` (M,) into rows; None: one update.
 
     They stay on the host, where they make no step wait for a GPU; heads with one source share one tensor.
     """
@@ -144,12 +144,12 @@ def train_heads(
     progress: bool = True,
     over: str = "token",
 ) -> None:
-    """Train every member in place and leave each with its best validation state; curves hold nats per token.
+    """Train every member in place, leave each with its best validation weights; curves hold nats per token.
 
-    Each epoch's order is cut into steps of settings.rows_per_step documents, as the validation order is. A
-    member whose loss became NaN or infinite is stopped at the next validation, and its `failure` says when;
-    RunFailed where no member has a usable state left. `over` (the study's) is how reported losses are
-    averaged, and so which state is best. ValueError as in `average`, and for shared names or parameters.
+    settings: settings.TrainSettings; a conditioned member's source: such as conditions.GroupMean. Steps and
+    batches of validation have rows_per_step documents. A member whose loss is not finite stops at the next
+    validation, `failure` says when; RunFailed where none has usable weights. `over` (the study's): how
+    losses are averaged, so which are best. ValueError as in `average`, and for shared names or parameters.
     """
     common = Common(train, weight, settings, processes or Processes(), _optimisers(members, settings))
     for member in members:
@@ -159,7 +159,7 @@ def train_heads(
     mute = None if progress and not common.processes.index else True  # None: if no terminal
     recorded = engine.fast("replayed", worth=train.device.type == "cuda") or nullcontext
     number, times = 0, settings.validations_per_epoch
-    with recorded(step) as take_step:  # plain: take_step is step
+    with recorded(step) as take_step:  # without a recorder take_step is step itself
         for epoch in range(settings.epochs):
             arrangement = orders(epoch)
             batches = arrangement.steps(settings.rows_per_step)
@@ -203,14 +203,14 @@ def _optimisers(members: Sequence[Member], settings: TrainSettings) -> dict[str,
 
 
 def _fall(active: list[Member], optimisers: dict[str, torch.optim.Optimizer], at: float) -> None:
-    """Set the learning rates that fall along a cosine to those `at` a time in epochs."""
+    """Set the learning rates that fall along a cosine to their value at time `at` (in epochs)."""
     for member in (m for m in active if m.cosine):
         rate = member.learning_rate * (1 + math.cos(math.pi * at / member.cosine)) / 2
         optimisers[member.name].param_groups[0]["lr"].fill_(rate)
 
 
 def _validate(members, common: Common, arrangement: Arrangement, over: str, epoch: float, train_nll) -> None:
-    """Evaluate every member and keep its best state; stop it out of patience, or with a loss not finite."""
+    """Evaluate every member and keep its best weights; stop it out of patience, or with a loss not finite."""
     data, weight, settings, processes, _ = common
     heads, size = [(m.head, m.validation_source) for m in members], settings.rows_per_step
     nll = evaluate(heads, data, arrangement, weight, rows=size, scale=settings.scale, processes=processes)
@@ -250,7 +250,7 @@ def evaluate(
 ) -> Tensor:
     """Per-document nll sums (H, N) in float64 nats; a head of None is the frozen model.
 
-    The arrangement is cut into batches of `rows` documents, unless it was given as batches. Heads are read in
+    rows: how many documents each batch has, unless the arrangement was given as batches. Heads are read in
     eval mode and left in the mode they were in. A head that ignores its condition gets the same numbers from
     any batches; documents in no batch stay 0. The study's `watch` gets losses (H, M) and documents (M,).
     """
@@ -264,8 +264,8 @@ def evaluate(
             given = conditions_of([source for _, source in heads], arrangement, batch)
             updates = [head and head.factors(condition) for (head, _), (condition, _) in zip(heads, given)]
             for piece in data.pieces(batch):
-                documents = batch[piece]  # (b,)
-                h, target, owner = data.batch(documents)  # (M, C), (M,), (M,) in documents, ascending
+                documents = batch[piece]  # (b,) documents of a piece
+                h, target, owner = data.batch(documents)  # (M, C), (M,), (M,) indices, ascending
                 groups = groups_of(given, updates, piece[owner])  # (M,) each
                 nll = token_losses(h, target, weight, updates, groups, scale)  # (H, M)
                 if watch is not None:

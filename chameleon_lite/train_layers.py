@@ -70,7 +70,7 @@ class LiveStates:
         return int(self.counts[rows].sum())
 
     def pieces(self, rows: Tensor) -> list[Tensor]:
-        """Places in rows (B,) of the documents that go through the backbone at one time."""
+        """Indices into rows (B,) of the documents that go through the backbone at one time."""
         trains = torch.is_grad_enabled()
         if fast := self.training_pass if trains else self.reading_pass:
             return fast.pieces(rows)
@@ -79,7 +79,7 @@ class LiveStates:
         return [torch.from_numpy(piece) for piece in pieces]
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Documents rows (B,) to their states (M, C), targets (M,), and row numbers (M,) on the host."""
+        """Documents rows (B,) to states (M, C), targets (M,), and indices into rows (M,) on the host."""
         trains = torch.is_grad_enabled()
         if fast := self.training_pass if trains else self.reading_pass:
             return fast.batch(rows)

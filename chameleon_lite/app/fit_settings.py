@@ -16,10 +16,12 @@ class FitSettings(Settings):
     head: Literal["auto", "lora", "hyper", "layers"] = Field(
         "auto", description="a static LoRA, the hyper-network, LoRA in the layers too; auto: the best of them"
     )
-    layers: bool | None = Field(None, description="auto tries LoRA in the layers; none: not on a CPU")
+    layers: bool | None = Field(
+        None, description="auto tries LoRA in the layers; None: yes, but on a CPU only with a lora_rank"
+    )
     rank: Rank = Field(4, description="rank of the head's update")
     lora_rank: int = Field(
-        0, ge=0, le=1 << 14, description="rank of LoRA in the layers; 0: none, or the head's rank; slow"
+        0, ge=0, le=1 << 14, description="LoRA's rank in the layers, slow; 0: none; auto, layers: the head's"
     )
     record_layers: bool = Field(True, description="on a GPU: replay the layers' pass; needs memory")
     dropout: float = Field(0.5, ge=0, lt=1, description="dropout inside the hyper-network, as released")

@@ -26,7 +26,8 @@ from .writing import decided
 class Parts(NamedTuple):
     """For each split N documents, their vectors (N, C) on the host, and their clusters (N,), small ones merged.
 
-    prompts: how all of them were written and cut, as an adapter's configuration keeps it.
+    prompts: for an adapter's configuration, how all were written and the settings they were cut by, before the
+    backbone's own limit.
     """
 
     tables: dict[str, TokenTable]
