@@ -72,7 +72,7 @@ class ClusterSettings(Settings):
     """Groups are cut from K = N // batch_rows clusters, 1 to 4,096; the study's banks route by others."""
 
     batch_rows: Count = Field(32, description="most documents of a conditioning group (random order: about)")
-    minimum: Count = Field(4, description="fewest documents of a cluster; a smaller one's go to the nearest")
+    minimum: Count = Field(4, description="documents below which a cluster's members join their nearest ones")
     routing_clusters: int = Field(33, ge=2, le=4_096, description="clusters that the study routes by")
 
 

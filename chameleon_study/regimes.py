@@ -118,8 +118,8 @@ def _regime(row: dict[str, str]) -> Regime:
     return Regime(**values | {name: row[name] == "yes" for name in ("leak", "searched")})
 
 
-_ROWS = csv.DictReader((files(__package__) / "regimes.csv").read_text(encoding="utf-8").splitlines())
-REGIMES = {row["name"]: _regime(row) for row in _ROWS}
+_TABLE = (files(__package__) / "regimes.csv").read_text(encoding="utf-8")
+REGIMES = {row["name"]: _regime(row) for row in csv.DictReader(_TABLE.splitlines())}
 
 
 @dataclass(frozen=True)

@@ -137,12 +137,12 @@ def agreement(tokens: Tensor, table: TokenTable, rows: Tensor, tokenizer) -> np.
 def agreement_within(texts: Sequence[str], batch: np.ndarray) -> np.ndarray:
     """Mean ROUGE-L F1 (D,) of each text with the others of its batch, batch (D,); nan where there are none."""
     out = np.full(len(texts), np.nan)
-    for places in (np.flatnonzero(batch == number) for number in np.unique(batch)):
+    numbers, counts = np.unique(batch, return_counts=True)
+    for places in (np.flatnonzero(batch == number) for number in numbers[counts > 1]):
         one, other = np.triu_indices(len(places), 1)  # F1 has no direction
         pairs = rouge_l(*([texts[i] for i in places[side]] for side in (one, other)))
-        if len(places) > 1:
-            sums = sum(np.bincount(side, pairs, len(places)) for side in (one, other))
-            out[places] = sums / (len(places) - 1)
+        sums = sum(np.bincount(side, pairs, len(places)) for side in (one, other))
+        out[places] = sums / (len(places) - 1)
     return out
 
 

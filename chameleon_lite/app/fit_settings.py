@@ -21,7 +21,7 @@ class FitSettings(Settings):
     )
     rank: Rank = Field(4, description="rank of the head's update")
     lora_rank: int = Field(
-        0, ge=0, le=1 << 14, description="LoRA's rank in the layers, slow; 0: none; auto, layers: the head's"
+        0, ge=0, le=1 << 14, description="rank of LoRA in the layers; 0: none, for auto and layers the head's"
     )
     record_layers: bool = Field(True, description="on a GPU: replay the layers' pass; needs memory")
     dropout: float = Field(0.5, ge=0, lt=1, description="dropout inside the hyper-network, as released")
