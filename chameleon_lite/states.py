@@ -10,6 +10,7 @@ arithmetic, which positions are stored, and FORMAT. fp16 keeps 11 bits where bf1
 """
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,8 +26,9 @@ from .lora import adapted_layers
 from .text import by_length, cumulative, ragged
 
 FORMAT = 4  # raised whenever a stored value would change
-PIECE_TOKENS = 65_536  # about how many tokens are computed, then written, at a time
-BATCH_TOKENS = {"cpu": 2_048, "cuda": 32_768}  # padded tokens that the backbone reads at once
+# Padded tokens that the backbone reads at once; what it made of them is written while it reads the next.
+BATCH_TOKENS = {"cpu": 2_048, "cuda": 32_768}
+COPIED_ROWS = 65_536  # states that go from a file to the device at a time
 RESIDENT_BYTES = {"cpu": 1 << 30, "cuda": 24 << 30}  # states up to this size lie on the device
 
 
@@ -92,8 +94,8 @@ def _copied(states: np.ndarray | Tensor, device: torch.device) -> Tensor:
     if isinstance(states, Tensor):
         return states.to(device)
     out = torch.empty(states.shape, dtype=torch.float16, device=device)
-    for low in range(0, len(states), PIECE_TOKENS):
-        out[low : low + PIECE_TOKENS] = torch.from_numpy(states[low : low + PIECE_TOKENS].copy())
+    for low in range(0, len(states), COPIED_ROWS):
+        out[low : low + COPIED_ROWS] = torch.from_numpy(states[low : low + COPIED_ROWS].copy())
     return out
 
 
@@ -104,13 +106,15 @@ def hidden_states(
 
     `dtype` is the arithmetic of the pass. Raises RunFailed when a state is not finite, UserError for LoRA.
     """
-    order = np.argsort(table.lengths, kind="stable")
-    lengths = table.lengths[order]
-    piece = (np.cumsum(lengths) - lengths) // PIECE_TOKENS  # (N,) the piece each document starts in
-    pieces = np.split(order, np.flatnonzero(np.diff(piece)) + 1)
+    pieces = list(read_at_once(table.lengths, backbone.head.weight.device))
     how = (lambda rows: hidden_rows(backbone, table, rows), arithmetic(backbone, dtype), progress)
     path = place_of(backbone, table, dtype, "tokens", folder)
     return stored(path, table.offsets, backbone.width, pieces, *how)
+
+
+def read_at_once(lengths: np.ndarray, device: torch.device) -> Iterator[np.ndarray]:
+    """Places in lengths (N,) of the documents of each batch, shortest first."""
+    return by_length(lengths, BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"]))
 
 
 def place_of(backbone, table, dtype: torch.dtype, layout: str, folder: Path | None = None) -> Path:
@@ -135,7 +139,7 @@ def hidden_rows(backbone, table, rows: np.ndarray) -> np.ndarray:
     device, lengths = backbone.head.weight.device, table.lengths[rows]
     states = torch.empty(int(lengths.sum()), backbone.width, dtype=torch.float16, device=device)
     done = 0
-    for part in by_length(lengths, BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])):
+    for part in read_at_once(lengths, device):
         ids, mask = table.padded(rows[part])  # (B, T), (B, T)
         real = mask.flatten().nonzero().squeeze(1)  # (tokens,), on the host: the device is not waited for
         h = backbone.hidden(sent(ids, device), None).flatten(0, 1)  # (B·T, C)

@@ -28,8 +28,8 @@ from ..heads import HeadUpdate, update_logits
 from ..lora import without_lora
 from ..loss import HeadWeight, next_token_pairs, token_losses
 from ..settings import TokenSettings
-from ..states import BATCH_TOKENS
-from ..text import Document, TokenTable, by_length, cumulative, tokenise
+from ..states import read_at_once
+from ..text import Document, TokenTable, cumulative, tokenise
 from .chat import Writer, document_of, tail, whole_characters
 from .rows import Row
 
@@ -129,7 +129,7 @@ class Adapter:
         """Nats (2, N), frozen and adapted, summed over each document's scored tokens; float64, on the host."""
         model, nats = self.model, torch.zeros(2, len(table), dtype=torch.float64)
         update, device = model.update_for(groups.condition), model.device
-        for documents in by_length(table.lengths, BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])):
+        for documents in read_at_once(table.lengths, device):
             ids, mask = (x.to(device) for x in table.padded(documents))
             group = groups.group[torch.from_numpy(documents).to(groups.group.device)]
             prefix = torch.from_numpy(table.prefix[documents].astype(np.int64)).to(device)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from chameleon_lite.backbones.formats import arithmetic
 from chameleon_lite.backbones.stored import stored
 from chameleon_lite.loss import next_token_pairs
-from chameleon_lite.states import BATCH_TOKENS, ScoredStates, fetched, place_of
-from chameleon_lite.text import by_length, cumulative
+from chameleon_lite.states import ScoredStates, fetched, place_of, read_at_once
+from chameleon_lite.text import cumulative
 from chameleon_lite.train_layers import LiveStates
 
 Pick = tuple[Tensor, Tensor, Tensor]  # row (M,), column (M,) of the state, target (M,); rows ascending
@@ -96,8 +96,7 @@ def padded_states(backbone, table, scoring: Scoring, *, dtype, folder: Path | No
     lengths = table.lengths[order]
     if scoring.objective != "next_token":
         lengths = np.full_like(lengths, scoring.length)
-    budget = BATCH_TOKENS.get(backbone.device.type, BATCH_TOKENS["cpu"])
-    pieces = [order[part] for part in by_length(lengths, budget)]
+    pieces = [order[part] for part in read_at_once(lengths, backbone.device)]
     path = place_of(backbone, table, dtype, f"{scoring} padded with {table.pad_id}", folder)
     numbers = arithmetic(backbone, dtype)
     states = stored(path, cumulative(counts), backbone.width, pieces, compute, numbers)

@@ -37,7 +37,7 @@ def slow(backbone, table, rows):
     time.sleep(float(sys.argv[2]))
     return real(backbone, table, rows)
 
-states.hidden_rows, states.PIECE_TOKENS = slow, 300
+states.hidden_rows, states.BATCH_TOKENS["cpu"] = slow, 300
 states.hidden_states(tiny, table, torch.float32, Path(sys.argv[1]), progress=False)
 """
 
@@ -51,7 +51,7 @@ def small_pieces(monkeypatch):
         computed.append(len(rows))
         return real(backbone, table, rows)
 
-    monkeypatch.setattr(states, "PIECE_TOKENS", 300)
+    monkeypatch.setitem(states.BATCH_TOKENS, "cpu", 300)
     monkeypatch.setattr(states, "hidden_rows", counted)
     return computed
 

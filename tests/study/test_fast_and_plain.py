@@ -1,5 +1,6 @@
 """No speed-up moves a recorded loss: the whole line on the fast path and on the readable one, records compared."""
 
+import numpy as np
 import pytest
 
 from chameleon_lite import engine, states
@@ -12,7 +13,7 @@ EXACT, SIXTEEN, BETWEEN = 1e-5, 2e-3, 5e-4  # nats a token: float32, 16 bits, di
 
 def one_document_at_a_time(lengths, budget):
     """The feature pass without any batching, so without any padding."""
-    return ([i] for i in range(len(lengths)))
+    return (np.array([i]) for i in range(len(lengths)))
 
 
 @pytest.fixture

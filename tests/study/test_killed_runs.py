@@ -68,7 +68,7 @@ from chameleon_lite import states
 from chameleon_lite.backbone import load_backbone
 from chameleon_lite.app.own_texts import load_corpus
 from chameleon_lite.text import tokenise
-states.PIECE_TOKENS = 300
+states.BATCH_TOKENS["cpu"] = 300
 backbone = load_backbone("tiny")
 table = tokenise(load_corpus({corpus!r}).splits["train"], backbone.tokenizer, min_scored=4)
 states.hidden_states(backbone, table, torch.float32)
