@@ -27,7 +27,7 @@ from .text import by_length, cumulative, ragged
 
 FORMAT = 4  # raised whenever a stored value would change
 # Padded tokens that the backbone reads at once; what it made of them is written while it reads the next.
-BATCH_TOKENS = {"cpu": 2_048, "cuda": 32_768}
+BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
 COPIED_ROWS = 65_536  # states that go from a file to the device at a time
 RESIDENT_BYTES = {"cpu": 1 << 30, "cuda": 24 << 30}  # states up to this size lie on the device
 
