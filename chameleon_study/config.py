@@ -38,9 +38,10 @@ class SweepSettings(Settings):
     grid: tuple[kinds.Rate, ...] = Field((1e-4, 3e-4, 1e-3, 3e-3), min_length=1, description="AdamW rates")
     seeds: int = Field(2, ge=1, le=1_000, description="sweep seeds, numbered 1000, 1001, …")
     extend: int = Field(2, ge=0, le=20, description="times the grid may grow while its edge is best")
-    unwritten = {"dropouts": (), "trials": 0}
+    unwritten = {"dropouts": (), "trials": 0, "cosine_epochs": 5}
     dropouts: tuple[Dropout, ...] = Field((), description="with every rate, for hyper-networks; none = 0.5")
     trials: int = Field(0, ge=0, le=900, description="random choices, where searched; 0 = the grid")
+    cosine_epochs: kinds.Count = Field(5, description="over which a cosine falls to zero, or over all")
 
 
 class GenerateSettings(Settings):

@@ -25,7 +25,7 @@ from .config import Experiment
 from .prepare import SEEN, Material, PreparedCorpus, SeedClusterings, seed_material
 from .provenance import circumstances, placeless
 from .records import CLEAN, FOREIGN, SCORES, TRANSFER, WITHIN, Record, name_of
-from .regimes import CLUSTERED, COSINE_EPOCHS, REGIMES, Choice, Chosen, Regime, new_head, seen
+from .regimes import CLUSTERED, REGIMES, Choice, Chosen, Regime, new_head, seen
 
 POSITIONS = 16  # scored positions per bin of "nll by position"
 Members = dict[str, Member]  # by regime, also of those that lend their heads
@@ -77,7 +77,7 @@ def new_members(context: Context, seeded: SeedClusterings, trials: Sequence[tupl
             head = new_head(r, choice, backbone, seeded.splits["train"]).to(backbone.device)
         if (key := (r.name, choice.view, choice.transform)) not in sources:  # shared by learning rates
             sources[key] = [source_of(r, seeded, split, choice) for split in ("train", "validation")]
-        cosine = min(COSINE_EPOCHS, epochs) if choice.schedule == "cosine" else 0
+        cosine = min(context.settings.sweep.cosine_epochs, epochs) if choice.schedule == "cosine" else 0
         how = {"seed": seed * 1_000_003, "cosine": cosine, "choice": choice}
         members.append(Chosen(f"{r.name}@{choice.name}", head, *sources[key], choice.rate, **how))
     return members

@@ -31,7 +31,6 @@ EXPERTS = 33  # pairs of factors that the paper's hyper-network stores
 SIZES = (2, 4, 8, 16)  # of groups, besides 1 and GROUP (claim 6)
 BANKS = (*SIZES, EXPERTS)  # experts of a bank (claim 10)
 CLUSTERED = "clustered"
-COSINE_EPOCHS = 5  # over which a cosine falls to zero, or over all there are
 RATES = tuple(float(f"{3e-4 * 10 ** (i / 4):.2g}") for i in range(9))  # 3e-4 … 3e-2
 OPTIONS = {"dropout": (0.0, 0.1, 0.5), "start": ("", "released", "normal"), "view": ("prefix", "states")}
 OPTIONS |= {"transform": ("", "centred", "standardised"), "schedule": ("constant", "cosine")}
@@ -44,7 +43,6 @@ class Regime:
     """One row of the study's table. `order` is how training documents are arranged: "random" or "clustered".
 
     `weights_of`: no training of its own, another regime's head under this one's condition.
-    `rate_of`: takes the learning rate of another regime (the same head and optimiser, another group size).
     `procedure`: a function's name in layers.py, for what cached hidden states cannot serve.
     `leak`: breaks the information rule on purpose and is marked wherever it appears.
     `searched`: takes the best of many random choices (see Choice), as many as every other such regime.
@@ -57,7 +55,6 @@ class Regime:
     title: str
     conditioned_on: str
     weights_of: str | None
-    rate_of: str | None
     procedure: str | None
     leak: bool
     searched: bool

@@ -251,7 +251,7 @@ class SeedJob:
             outcome = outcomes.get(r.name) or PROCEDURES[r.procedure](context, seeded, r, choice)
             metrics, documents = measured(material, outcome)
             record = record_of(context, r.name, self.corpus, self.seed, outcome, metrics)
-            record.learning_rate_trials = self.trials.get(r.rate_of or r.name, {})
+            record.learning_rate_trials = self.trials.get(r.name, {})
             yield record, documents
 
 

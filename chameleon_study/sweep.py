@@ -59,13 +59,11 @@ class SweepJob:
 def choose(settings: Experiment, regimes: list[Regime], measured: Callable) -> tuple[dict, dict]:
     """A choice for each regime, the given rate or the best of the sweep (mean over its seeds), and all losses.
 
-    A regime with `rate_of` takes the other's, which is swept for it where it is not among `regimes`. `measured`
-    returns the losses of some keys.
+    `measured` returns the losses of some keys.
     """
     chosen = {name: Choice(rate) for name, rate in settings.learning_rates.items()}
     seeds = range(SWEEP_SEEDS_FROM, SWEEP_SEEDS_FROM + settings.sweep.seeds)
-    owners = dict.fromkeys(r.rate_of or r.name for r in regimes if r.name not in chosen)
-    tried: dict[str, dict[Choice, dict[str, float]]] = {name: {} for name in owners if name not in chosen}
+    tried: dict[str, dict[Choice, dict[str, float]]] = {r.name: {} for r in regimes if r.name not in chosen}
     pending = {name: first_choices(settings.sweep, REGIMES[name]) for name in tried}
     for _ in range(settings.sweep.extend + 1):
         wanted = [(name, choice, seed) for name, more in pending.items() for choice in more for seed in seeds]
@@ -76,7 +74,6 @@ def choose(settings: Experiment, regimes: list[Regime], measured: Callable) -> t
         grown = [name for name in tried if not (REGIMES[name].searched and settings.sweep.trials)]
         pending = {name: _beyond_edge(tried[name]) for name in grown}
     chosen |= {name: _best(of_name) for name, of_name in tried.items()}
-    chosen |= {r.name: chosen[r.rate_of] for r in regimes if r.name not in chosen}
     in_order = {name: sorted(of_name, key=lambda c: (c.rate, c.name)) for name, of_name in tried.items()}
     return chosen, {name: {c.name: tried[name][c] for c in order} for name, order in in_order.items()}
 
@@ -104,7 +101,9 @@ def loss_file(settings: Experiment, corpus: str, hashes: Iterable[str], key: Key
     """The path below `runs` of one loss, which holds everything that it depends on; `hashes` of corpus and backbone."""
     regime, choice, seed = key
     parts = [part.key() for part in (settings.tokens, settings.data, settings.clusters, settings.train)]
-    parts += [*hashes, order_of(settings, REGIMES[regime])]
+    longer = settings.sweep.model_dump().get("cosine_epochs")  # not written where it is the default
+    cosine = [f"cosine over {longer}"] if longer and choice.schedule == "cosine" else []
+    parts += [*hashes, order_of(settings, REGIMES[regime]), *cosine]
     digits = hashlib.sha256("|".join(parts).encode()).hexdigest()[:12]
     return f"sweeps/{regime}--{file_part(corpus)}--{digits}--{choice.name.replace(' ', ',')}--seed{seed}.json"
 

@@ -18,7 +18,7 @@ from .statistics import CONTRADICTED, EQUIVALENT, MARGIN, SUPPORTED, UNDECIDED, 
 
 # conditioning groups of 1, 2, … 32 rows of a cluster
 SIZES = ("R6", "R4-g2", "R4-g4", "R4-g8", "R4-g16", "R4")
-PLANTED = "planted"  # experiments on texts whose gain is known, and the first of these corpora
+PLANTED = "planted"  # how experiments on texts whose gain is known are named
 GAINED = 0.8  # of the known gain, from which a head can read its condition
 CHANCE = 0.05  # p of the permutation test below which clusters are more homogeneous than chance
 FEW, MANY = 0.01, 0.05  # shares of the rows (claim 18)
@@ -99,17 +99,17 @@ def robustness(evidence: StoredRuns) -> Cells:
     return cells
 
 
-def assay(evidence: StoredRuns) -> Cells:
+def assay(evidence: StoredRuns, signal: str) -> Cells:
     """On planted text R4-best takes 80 % of the known gain; without the signal it is equivalent to a constant."""
     planted, cells = evidence.beside(PLANTED), {}
-    for corpus in planted.corpora:
+    for corpus in sorted({signal, f"{signal}-null"} & set(planted.corpora)):
         runs, loss = planted.runs(corpus, "R4-best"), planted.sum_of([(corpus, "R4-best", "test", 1.0)])
         member = planted.family(corpus).get("R4-best<R3-best")
-        if corpus != PLANTED and member:
+        if corpus != signal and member:
             known = {EQUIVALENT: SUPPORTED, SUPPORTED: CONTRADICTED}
             number = f"R4-best<R3-best {member.contrast.text()}"
             cells[corpus] = Cell(known.get(member.verdict, UNDECIDED), number, member.contrast.detectable())
-        elif corpus == PLANTED and loss and "marginal_nll" in (notes := runs[0].data["notes"]):
+        elif corpus == signal and loss and "marginal_nll" in (notes := runs[0].data["notes"]):
             top, bottom = (notes[f"{kind}_nll"]["test"] for kind in ("marginal", "conditional"))
             value, high, low = ((top - x) / (top - bottom) for x in (loss.difference, loss.low, loss.high))
             verdict = SUPPORTED if low >= GAINED else CONTRADICTED if high < GAINED else UNDECIDED

@@ -2,13 +2,19 @@
 
     group g ─▶ prompt: words of g's theme ─▶ scored: markers drawn independently from p(marker | g)
 
-    planted        p(· | g) differs between the groups: I(marker; group) = INFORMATION nats per marker
-    planted-null   the same prompts, markers of every group from the mean of these distributions: nothing to gain
+    planted            eight markers, I(marker; group) = 1 nat each: p(· | g) differs between the groups
+    planted-few        as many markers as a head of the paper has ranks, half a nat each, and fewer of them scored
+    planted-null, planted-few-null   the same prompts, all groups' markers from the mean p: nothing to gain
+
+Few markers, for a head of rank R can set the output rows of R words to anything: what it then misses is not for want
+of rank. With eight, it cannot undo what the frozen model says about them, and a condition helps it with that also
+where it tells nothing about the markers. Few are scored, because those drawn before give the group away as well.
 
 No predictor has a lower expected loss than p(· | g), and without the group none a lower one than the mean. The
 notes hold the losses of both on the very documents of each split, in nats per marker; a marker is one token.
 """
 
+from dataclasses import dataclass
 from importlib.resources import files
 
 import numpy as np
@@ -17,25 +23,37 @@ import yaml
 from chameleon_lite.app.corpus import Corpus, overlaps
 from chameleon_lite.text import Document
 
-INFORMATION = 1.0  # nats
-DOCUMENTS = {"train": 4_000, "validation": 400, "test": 800}  # equally many of each group
 PROMPT = (16, 24)  # words, from the first to before the second
-SCORED = (16, 25)  # markers
-NULL = "planted-null"
+NULL = "-null"  # how the name of a corpus without the signal ends
 _WORDS = yaml.safe_load((files(__package__) / "planted.yaml").read_text(encoding="utf-8"))
-MARKERS = _WORDS["markers"].split()  # M
 THEMES = {group: text.split() for group, text in _WORDS["themes"].items()}  # G, the words of each
 
 
-def distributions(seed: int = 0) -> np.ndarray:
-    """p(marker | group) (G, M): random tilts of the uniform distribution, as strong as INFORMATION asks for."""
-    tilt = np.random.default_rng(seed).random((len(THEMES), len(MARKERS)))  # (G, M)
+@dataclass(frozen=True)
+class Design:
+    """What is scored: M markers, `information` nats each about the group, from scored[0] to below scored[1]."""
+
+    markers: tuple[str, ...]
+    information: float
+    scored: tuple[int, int]
+    documents: dict[str, int]  # by split, equally many of each group
+
+
+DESIGNS = {
+    name: Design(tuple(d["markers"].split()), d["information"], tuple(d["scored"]), d["documents"])
+    for name, d in _WORDS["designs"].items()
+}
+
+
+def distributions(design: Design, seed: int = 0) -> np.ndarray:
+    """p(marker | group) (G, M): random tilts of the uniform distribution, as strong as the design asks for."""
+    tilt = np.random.default_rng(seed).random((len(THEMES), len(design.markers)))  # (G, M)
     weak, strong = 0.0, 100.0
     for _ in range(60):  # halving: the information grows with the strength
         strength = (weak + strong) / 2
         p = np.exp(strength * (tilt - 1))
         p /= p.sum(1, keepdims=True)
-        weak, strong = (strength, strong) if information(p) < INFORMATION else (weak, strength)
+        weak, strong = (strength, strong) if information(p) < design.information else (weak, strength)
     return p
 
 
@@ -45,20 +63,23 @@ def information(p: np.ndarray) -> float:
 
 
 def build(name: str, *, data_dir=None, seed: int = 0) -> Corpus:
-    """The corpus `planted` or `planted-null`, drawn with the seed; it has no files, so `data_dir` changes nothing."""
-    conditional = distributions(seed)  # (G, M)
+    """A corpus of a design, or its null, drawn with the seed; it has no files, so `data_dir` changes nothing."""
+    design = DESIGNS[name.removesuffix(NULL)]
+    conditional = distributions(design, seed)  # (G, M)
     marginal = np.broadcast_to(conditional.mean(0), conditional.shape)
-    drawn = marginal if name == NULL else conditional
+    drawn = marginal if name.endswith(NULL) else conditional
     prompts, spans = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
     splits, losses = {}, {"marginal_nll": {}, "conditional_nll": {}}
-    for split, count in DOCUMENTS.items():
+    for split, count in design.documents.items():
         documents, of_group, of_marker = [], [], []
         for i in range(count):
             g = i % len(THEMES)
             group, own = list(THEMES.items())[g]
             prompt = [own[int(u * len(own))] for u in _uniform(prompts, PROMPT)]
-            scored = np.searchsorted(drawn[g].cumsum(), _uniform(spans, SCORED)).clip(max=len(MARKERS) - 1)
-            text = "".join(f" {MARKERS[m]}" for m in scored)
+            scored = np.searchsorted(drawn[g].cumsum(), _uniform(spans, design.scored)).clip(
+                max=len(design.markers) - 1
+            )
+            text = "".join(f" {design.markers[m]}" for m in scored)
             documents.append(Document(f"{split}-{i}", text, group, "".join(f" {word}" for word in prompt)))
             of_group.append(np.full(len(scored), g))
             of_marker.append(scored)
@@ -67,7 +88,7 @@ def build(name: str, *, data_dir=None, seed: int = 0) -> Corpus:
         losses["marginal_nll"][split] = float(-np.log(marginal[places]).mean())
         losses["conditional_nll"][split] = float(-np.log(drawn[places]).mean())
     notes = {"split": "drawn apart", "mutual_information": information(drawn), **losses}
-    source = f"made: {len(THEMES)} groups, {len(MARKERS)} markers, seed {seed}"
+    source = f"made: {len(THEMES)} groups, {len(design.markers)} markers, seed {seed}"
     return Corpus(name, splits, source, notes | overlaps(splits))
 
 

@@ -1,6 +1,7 @@
 """What is tuned: choices by name, the heads and vectors they make, what a sweep tries, and the schedule."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ import torch
 from chameleon_lite.backbone import load_backbone
 from chameleon_lite.errors import UserError
 from chameleon_study.config import SweepSettings
+from chameleon_study.evaluate import new_members
 from chameleon_study.regimes import OPTIONS, RATES, REGIMES, Choice, new_head, transformed, trials
 from chameleon_study.run import run_experiment
-from chameleon_study.sweep import choose, first_choices
+from chameleon_study.sweep import choose, first_choices, loss_file
 
 
 def test_a_rate_alone_has_the_name_that_it_always_had():
@@ -56,6 +58,26 @@ def test_transforms_are_fitted_on_train_and_keep_its_mean_length():
             transformed(other, train, how), transformed(torch.cat([other, train]), train, how)[:5]
         )
     assert transformed(train, train, "standardised").std(0).std() < 1e-6
+
+
+def test_a_cosine_falls_over_the_epochs_that_are_set_and_its_losses_have_files_of_their_own(small):
+    def of(**more):
+        return small(["R4-best"], learning_rates={}, sweep={"grid": [1e-3], "seeds": 1, "extend": 0} | more)
+
+    def file(settings, choice):
+        return loss_file(settings, "x", ("a", "b"), ("R4-best", choice, 1000))
+
+    cosine, constant = Choice(1e-3, schedule="cosine"), Choice(1e-3)
+    usual, longer = of(), of(cosine_epochs=7)
+    assert usual.sweep.cosine_epochs == 5 and of(cosine_epochs=5).key() == usual.key() != longer.key()
+    assert file(usual, cosine) != file(longer, cosine) and file(usual, constant) == file(longer, constant)
+    for settings, epochs in ((usual, 9), (usual, 3), (longer, 9)):
+        train = settings.train.model_copy(update={"epochs": epochs})
+        now = settings.model_copy(update={"train": train})
+        context = SimpleNamespace(settings=now, material=SimpleNamespace(backbone=load_backbone("tiny")))
+        seeded = SimpleNamespace(seed=0, splits={"train": None})
+        member, other = new_members(context, seeded, [(REGIMES["R1"], c) for c in (cosine, constant)])
+        assert member.cosine == min(epochs, settings.sweep.cosine_epochs) and other.cosine == 0
 
 
 def test_dropouts_are_tuned_where_there_are_any_and_searched_regimes_take_trials(small):

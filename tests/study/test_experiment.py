@@ -66,7 +66,7 @@ def test_a_sweep_is_kept_and_not_repeated(small, tmp_path, monkeypatch):
     *_, record = run_experiment(settings, runs=tmp_path)
     assert set(record.learning_rate_trials) == {"0.001", "0.01"}
     kept = sorted(p.name for p in (tmp_path / "sweeps").iterdir() if p.suffix == ".json")
-    assert len(kept) == 4  # R5-g4 takes R5's rate
+    assert len(kept) == 6  # each regime has rates of its own
     assert json.loads((tmp_path / "sweeps" / kept[0]).read_text())["trial"].startswith("R1@")
     shutil.rmtree(tmp_path / record.name)
     monkeypatch.setattr(sweep, "train_seed", lambda *_: pytest.fail("the sweep ran again"))

@@ -58,7 +58,7 @@ def test_the_regimes_of_a_contrast_differ_in_what_it_names(name):
 
 def test_every_registered_regime_has_a_row_and_is_run():
     assert all(map(present, ALL)) and len(ALL) == len(CONTRASTS) + len(EXPLORATORY)
-    paths = [*REGISTERED.parent.glob("honest-*.yaml"), REGISTERED.parent / "planted.yaml"]
+    paths = [*REGISTERED.parent.glob("honest-*.yaml"), *REGISTERED.parent.glob("planted*.yaml")]
     run = {name for path in paths for name in load_experiment(path, "paper").regimes}
     assert {plan[side] for plan in CONTRASTS.values() for side in ("first", "second")} <= run
 

@@ -79,17 +79,18 @@ def test_robustness_on_clean_rows(tmp_path, study_of, cost, wrong, word):
         (2.2, ("R4-best",), 3.49, [U, U]),
     ],
 )
-def test_the_assay(tmp_path, study_of, loss, wide, null, words):
+@pytest.mark.parametrize(("part", "corpus"), [("3c", "planted"), ("3d", "planted-few")])
+def test_the_assay(tmp_path, study_of, part, corpus, loss, wide, null, words):
     def change(record):
         record.data["notes"] = {"marginal_nll": {"test": 3.0}, "conditional_nll": {"test": 2.0}}
 
     study_of(tmp_path, "alpaca", {"R4": 3.5})  # planted texts are of another experiment
-    known = {"change": change, "experiment": "planted", "wide": wide}
-    study_of(tmp_path, "planted", {"R4-best": loss, "R3-best": 3.0}, **known)
-    study_of(tmp_path, "planted-null", {"R4-best": null, "R3-best": 3.5}, **known)
-    cells = decided(StoredRuns(tmp_path, draws=400), PARTS["3c"])["cells"]
+    known = {"change": change, "experiment": corpus, "wide": wide}
+    study_of(tmp_path, corpus, {"R4-best": loss, "R3-best": 3.0}, **known)
+    study_of(tmp_path, f"{corpus}-null", {"R4-best": null, "R3-best": 3.5}, **known)
+    cells = decided(StoredRuns(tmp_path, draws=400), PARTS[part])["cells"]
     assert [cell["verdict"] for cell in cells.values()] == words
-    assert cells["planted"]["number"].endswith("R3-best without a condition 0.0%")
+    assert cells[corpus]["number"].endswith("R3-best without a condition 0.0%")
 
 
 @pytest.mark.parametrize(("part", "regime", "base"), [("14a", "R4", "R19-R1"), ("14b", "R18", "R1")])
