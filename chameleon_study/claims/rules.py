@@ -105,10 +105,10 @@ def assay(evidence: StoredRuns, signal: str) -> Cells:
     for corpus in sorted({signal, f"{signal}-null"} & set(planted.corpora)):
         runs, loss = planted.runs(corpus, "R4-best"), planted.sum_of([(corpus, "R4-best", "test", 1.0)])
         member = planted.family(corpus).get("R4-best<R3-best")
+        reads = f"R4-best<R3-best {member.contrast.text()}" if member else ""
         if corpus != signal and member:
             known = {EQUIVALENT: SUPPORTED, SUPPORTED: CONTRADICTED}
-            number = f"R4-best<R3-best {member.contrast.text()}"
-            cells[corpus] = Cell(known.get(member.verdict, UNDECIDED), number, member.contrast.detectable())
+            cells[corpus] = Cell(known.get(member.verdict, UNDECIDED), reads, member.contrast.detectable())
         elif corpus == signal and loss and "marginal_nll" in (notes := runs[0].data["notes"]):
             top, bottom = (notes[f"{kind}_nll"]["test"] for kind in ("marginal", "conditional"))
             value, high, low = ((top - x) / (top - bottom) for x in (loss.difference, loss.low, loss.high))
@@ -117,7 +117,7 @@ def assay(evidence: StoredRuns, signal: str) -> Cells:
             for control in (c for c in ("R3-best", "R2") if planted.runs(corpus, c)):
                 nats = np.mean([r.metrics["test_nll"] for r in planted.runs(corpus, control)])
                 number += f", {control} without a condition {(top - nats) / (top - bottom):.1%}"
-            cells[corpus] = Cell(verdict, number)
+            cells[corpus] = Cell(verdict, f"{number}, {reads}" if reads else number)
     return cells
 
 

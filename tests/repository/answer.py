@@ -69,9 +69,11 @@ def answer(results: Path) -> list[str]:
         f"{_span(over['R19-R1'])}, with the whole interval below zero on {_below(verdicts, '1a')}. A LoRA of equal "
         f"size has a lower mean on every corpus, by {min(over['R19-R2']):.2f} to {max(over['R19-R2']):.2f}.",
         f"- The batch adds little: it minus the same network with a constant input is {_span(over['R3-best'])}, with "
-        f"the whole interval below zero on {_below(verdicts, '3b')}. That holds for this training: on texts with a "
-        "known gain the head took less of it than the goal that was set. Nor is a lower loss than that control's a "
-        f"proof of reading: where there is nothing to read the difference is {_nothing(verdicts)} as well.",
+        f"the whole interval below zero on {_below(verdicts, '3b')}. It can read its batch: on texts with a planted "
+        f"signal that difference is {_read(verdicts, '3d', 'planted-few')}, without the signal "
+        f"{_read(verdicts, '3d', 'planted-few-null')}. But where its rank is too low for the words that are scored, a "
+        "lower loss than the control's is no proof of reading: on such texts without any signal it is "
+        f"{_read(verdicts, '3c', 'planted-null')}.",
         f"- With LoRA in the layers, as the paper describes it, the method is {verdicts['1b']['headline']} where that "
         "was run: to LoRA in the layers and on the head, in the same order of texts, and to itself with a constant "
         f"input. Minus that LoRA in random order, as one would train it, it is {_beside(verdicts, 'R17<R16 ')}.",
@@ -99,9 +101,9 @@ def _stream(results: Path) -> str:
     )
 
 
-def _nothing(verdicts: dict[str, dict]) -> str:
-    """The head minus the constant input on planted text without the signal, with its interval."""
-    number = verdicts["3c"]["cells"]["planted-null"]["number"].removeprefix("R4-best<R3-best ")
+def _read(verdicts: dict[str, dict], part: str, corpus: str) -> str:
+    """The head minus the constant input on planted text, with its interval."""
+    number = verdicts[part]["cells"][corpus]["number"].split("R4-best<R3-best ")[1]
     return re.sub(r"[-+][\d.]+", lambda found: f"{float(found[0]):+.3f}", number).replace("-", "−")
 
 

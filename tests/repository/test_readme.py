@@ -53,9 +53,9 @@ def test_the_sentences_of_the_answer_hold():
         assert abs(loss["R4-best"] - loss["R3-best"]) < 0.01  # "adds little"
         assert {of[regime]["n seeds"] for regime in answer.HEADS} == {5}
         assert max(row["gain"][2] for row in of.values()) < answer.MOST  # inside the panel
-    known = answer.stored_verdicts(RESULTS)["3c"]["cells"]
-    words = {where: cell["verdict"] for where, cell in known.items()}  # "less than the goal", "no proof"
-    assert words == {"planted": "contradicted", "planted-null": "contradicted"}
+    known = answer.stored_verdicts(RESULTS)
+    words = {part: {cell["verdict"] for cell in known[part]["cells"].values()} for part in ("3c", "3d")}
+    assert words == {"3c": {"contradicted"}, "3d": {"supported"}}  # "no proof", "it can read"
     lines = [x for p in RESULTS.glob("*-released*.jsonl") for x in p.read_text(encoding="utf-8").splitlines()]
     backbones = [json.loads(line)["backbone"] for line in lines]
     assert set(backbones) == {"smollm2"}  # GPT-2 was not run
