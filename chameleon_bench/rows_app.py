@@ -121,7 +121,10 @@ def study_bill(bench: Bench, most_minutes: int) -> dict:
     spans = [span for span in load_spans(results) if span.experiment in names]
     bill = device_minutes(spans).set_index("experiment")["device minutes"]
     records = [record for name in names for record in load_records(results / f"{name}.jsonl")]
-    profile = pd.DataFrame([record.seconds for record in records]).sum().to_dict()
+    seconds = pd.DataFrame([record.seconds for record in records])
+    # what a process prepared once stands in each of its records
+    once = {name: seconds[name].drop_duplicates() for name in ("tokens", "features")}
+    profile = seconds.assign(**once).sum().to_dict()
     workload = bill.add_prefix("minutes, ").to_dict() | {"runs": len(records)}
     workload |= {"cards": ", ".join(sorted({span.device_name for span in spans}))}
     samples = {"GPU time": _limited(60 * bill["all of them"], 60 * most_minutes)}

@@ -14,6 +14,8 @@ from chameleon_bench.tables import many_texts_frame
 from chameleon_lite.app import boundary
 from chameleon_lite.app.learn import LearningStream
 from chameleon_lite.errors import RunFailed, UserError
+from chameleon_study.provenance import ROOT
+from chameleon_study.records import load_records
 
 HEAVY = {
     "B3",
@@ -99,6 +101,9 @@ def test_the_studys_bill_is_that_of_its_stored_spans():
         and bill["theirs"]["median"] == 1_200
     )
     assert row["workload"]["runs"] > 1_000 and len(row["workload"]) == 9  # five corpora
+    paths = [p for p in (ROOT / "results").glob("honest-*.jsonl") if p.stem != "honest-layers"]
+    prepared = {record.seconds["tokens"] for path in paths for record in load_records(path)}
+    assert row["profile"]["tokens"] == pytest.approx(sum(prepared))  # each process's once
 
 
 @pytest.mark.slow
