@@ -100,7 +100,10 @@ def robustness(evidence: StoredRuns) -> Cells:
 
 
 def assay(evidence: StoredRuns, signal: str) -> Cells:
-    """On planted text R4-best takes 80 % of the known gain; without the signal it is equivalent to a constant."""
+    """On planted text R4-best takes 80 % of the known gain and is below a constant input; without, equivalent to it.
+
+    The share alone decides nothing: where hidden states give the group away, heads without a condition reach it.
+    """
     planted, cells = evidence.beside(PLANTED), {}
     for corpus in sorted({signal, f"{signal}-null"} & set(planted.corpora)):
         runs, loss = planted.runs(corpus, "R4-best"), planted.sum_of([(corpus, "R4-best", "test", 1.0)])
@@ -113,6 +116,7 @@ def assay(evidence: StoredRuns, signal: str) -> Cells:
             top, bottom = (notes[f"{kind}_nll"]["test"] for kind in ("marginal", "conditional"))
             value, high, low = ((top - x) / (top - bottom) for x in (loss.difference, loss.low, loss.high))
             verdict = SUPPORTED if low >= GAINED else CONTRADICTED if high < GAINED else UNDECIDED
+            verdict = worst([verdict, *([member.verdict] if member else [])])
             number = f"{interval_text(value, low, high, '.1%')} of the known gain"
             for control in (c for c in ("R3-best", "R2") if planted.runs(corpus, c)):
                 nats = np.mean([r.metrics["test_nll"] for r in planted.runs(corpus, control)])

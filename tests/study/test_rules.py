@@ -72,25 +72,27 @@ def test_robustness_on_clean_rows(tmp_path, study_of, cost, wrong, word):
 
 
 @pytest.mark.parametrize(
-    ("loss", "wide", "null", "words"),
+    ("loss", "control", "wide", "null", "words"),
     [
-        (2.0, (), 3.5, [S, S]),  # all of the gain, and equal to a constant without it
-        (2.5, (), 3.4, [C, C]),  # half of it; a gain where there is none
-        (2.2, ("R4-best",), 3.49, [U, U]),
+        (2.0, 3.0, (), 3.5, [S, S]),  # all of the gain, and equal to a constant without it
+        (2.1, 2.1, (), 3.5, [E, S]),  # nine tenths, as the constant does: nothing is read
+        (2.1, 2.0, (), 3.5, [C, S]),  # or less than it
+        (2.5, 3.0, (), 3.4, [C, C]),  # half of it; a gain where there is none
+        (2.2, 3.0, ("R4-best",), 3.49, [U, U]),
     ],
 )
 @pytest.mark.parametrize(("part", "corpus"), [("3c", "planted"), ("3d", "planted-few")])
-def test_the_assay(tmp_path, study_of, part, corpus, loss, wide, null, words):
+def test_the_assay(tmp_path, study_of, part, corpus, loss, control, wide, null, words):
     def change(record):
         record.data["notes"] = {"marginal_nll": {"test": 3.0}, "conditional_nll": {"test": 2.0}}
 
     study_of(tmp_path, "alpaca", {"R4": 3.5})  # planted texts are of another experiment
     known = {"change": change, "experiment": corpus, "wide": wide}
-    study_of(tmp_path, corpus, {"R4-best": loss, "R3-best": 3.0}, **known)
+    study_of(tmp_path, corpus, {"R4-best": loss, "R3-best": control}, **known)
     study_of(tmp_path, f"{corpus}-null", {"R4-best": null, "R3-best": 3.5}, **known)
     cells = decided(StoredRuns(tmp_path, draws=400), PARTS[part])["cells"]
     assert [cell["verdict"] for cell in cells.values()] == words
-    assert "R3-best without a condition 0.0%, R4-best<R3-best -" in cells[corpus]["number"]
+    assert f"R3-best without a condition {3 - control:.1%}, R4-best<R3-best " in cells[corpus]["number"]
 
 
 @pytest.mark.parametrize(("part", "regime", "base"), [("14a", "R4", "R19-R1"), ("14b", "R18", "R1")])
