@@ -11,7 +11,7 @@ from chameleon_lite.errors import DamagedFile
 
 from ..records import Record, load_records
 from ..released.proofs.store import load_proofs
-from ..released.tables import is_released, protocol_label, table_of
+from ..released.tables import ReleasedTable, is_released, released_table
 from ..stored import read, reason
 from .contrasts import StoredRuns
 from .paper import paper, published
@@ -92,19 +92,22 @@ def published_again(evidence: StoredRuns) -> Cells:
 
 def _tables(evidence: StoredRuns) -> dict[str, tuple[int, bool, Table]]:
     """Name of a re-derived table to its number, whether it is the paper's own setting, and its records."""
-    groups: dict[tuple, Table] = {}
+    groups: dict[ReleasedTable, Table] = {}
     for path in sorted(evidence.folder.glob(TABLES)):
         for r in load_records(path):
             if r.status == "done" and is_released(r) and r.regime in TRAINED:
-                # a corpus of the same name may be a part of it: its rows tell the two apart
-                rows = f"{r.data['documents']['train']:,} rows"
-                key = (r.backbone, r.corpus, r.settings["tokens"]["max_length"], protocol_label(r), rows)
-                groups.setdefault((table_of(r), key), {}).setdefault(r.regime, {})[r.seed] = r
+                groups.setdefault(released_table(r), {}).setdefault(r.regime, {})[r.seed] = r
     model, corpora = paper()["source"]["backbone"], {t["table"]: t["corpus"] for t in paper()["tables"]}
     # the tables as the scripts make them before controls and other lengths
-    order = sorted(groups, key=lambda group: (group[1][2:4] != RELEASED[group[0]], *group))
+    order = sorted(groups, key=lambda key: ((key.length, key.protocol) != RELEASED[key.table], *key))
     own = {n: (model, corpora[n], *RELEASED[n]) for n in RELEASED}
-    return {", ".join(map(str, key)): (n, key[:4] == own[n], groups[n, key]) for n, key in order}
+    out = {}
+    for key in order:
+        n, *words = key[:5]
+        alike = [other for other in order if other[:-1] == key[:-1]]  # the experiment alone tells them apart
+        name = [*map(str, words), f"{key.rows:,} rows", *([key.experiment] if len(alike) > 1 else [])]
+        out[", ".join(name)] = (n, tuple(words) == own[n], groups[key])
+    return out
 
 
 def _paired(table: Table) -> np.ndarray:
