@@ -34,7 +34,7 @@ from .regimes import REGIMES, Choice, Regime
 from .released.prepare import prepare_released
 from .released.protocol import mended
 from .released.run import check_released, measure_released
-from .sweep import Key, Losses, choose, lenders, loss_file, split_up, store_loss, stored_losses, sweep_jobs
+from .sweep import Key, Losses, choose, loss_file, split_up, store_loss, stored_losses, sweep_jobs, to_train
 from .write import generated, writing
 
 
@@ -155,9 +155,7 @@ class _Grid:
                     store_loss(paths[key], key, loss)
             return {key: losses[key] for key in wanted}
 
-        chosen, trials = choose(settings, [r for r in missing if r.trained], measured)
-        borrowed = [r for r in lenders(missing) if r.name not in chosen]
-        return chosen | choose(settings, borrowed, measured)[0], trials
+        return choose(settings, to_train(missing), measured)
 
     def results(self, jobs: Iterable) -> Iterator[tuple]:
         """The results of jobs as they come; each job's Span is stored, and logged where work is shared."""
@@ -259,7 +257,7 @@ def _cached_outcomes(context: Context, regimes: list[Regime], chosen: dict, seed
     """Heads on cached hidden states: one cohort per order, one reading of every split."""
     started = time.perf_counter()
     reset_peak(context.material.backbone.device)
-    training = [r for r in regimes if r.trained] + lenders(regimes)
+    training = to_train(regimes)
     trained = train_seed(context, [(r, chosen[r.name]) for r in training], seed)
     members = {r.name: member for r, member in zip(training, trained)}
     read = time.perf_counter()
