@@ -130,9 +130,8 @@ class _Grid:
         for stop, corpus in product(stops(self.settings), self.settings.corpora):
             todo = {s: [r for r in regimes if name_of(stop, r.name, corpus, s) not in done] for s in seeds}
             missing = [r for r in regimes if any(r in of_seed for of_seed in todo.values())]
-            honest, chosen, trials = stop.protocol.honest, {}, {}
-            if missing and honest:
-                chosen, trials = self.chosen(stop, corpus, missing)
+            honest = stop.protocol.honest
+            chosen, trials = self.chosen(stop, corpus, missing) if missing and honest else ({}, {})
             for seed, of_seed in todo.items():
                 apart = [[r] for r in of_seed if r.procedure is not None and honest]
                 together = [r for r in of_seed if [r] not in apart]
@@ -142,10 +141,9 @@ class _Grid:
 
     def chosen(self, settings: Experiment, corpus: str, missing: list[Regime]) -> tuple:
         """The choices of all heads that must be trained, and every loss of their sweep."""
-        name = self.crew.common.corpora[corpus].name
+        name, hashes = self.crew.common.corpora[corpus].name, self.hashes[corpus][:2]
 
         def measured(wanted: list[Key]) -> Losses:
-            hashes = self.hashes[corpus][:2]
             paths = {key: self.runs / loss_file(settings, name, hashes, key) for key in wanted}
             losses = stored_losses(paths, self.say)
             jobs = sweep_jobs(settings, corpus, [key for key in wanted if key not in losses])

@@ -3,16 +3,12 @@
 benchmarks/results/<machine>.json ─ overhead (whole batches), B12 (generation) ─▶ verdict per machine
 """
 
-import json
-
 import numpy as np
-
-from chameleon_lite.errors import DamagedFile
 
 from ..records import Record, load_records
 from ..released.proofs.store import load_proofs
 from ..released.tables import ReleasedTable, is_released, released_table
-from ..stored import read, reason
+from ..stored import content_of
 from .contrasts import StoredRuns
 from .paper import paper, published
 from .rules import Cell, Cells, worst
@@ -103,10 +99,10 @@ def _tables(evidence: StoredRuns) -> dict[str, tuple[int, bool, Table]]:
     own = {n: (model, corpora[n], *RELEASED[n]) for n in RELEASED}
     out = {}
     for key in order:
-        n, *words = key[:5]
-        alike = [other for other in order if other[:-1] == key[:-1]]  # the experiment alone tells them apart
-        name = [*map(str, words), f"{key.rows:,} rows", *([key.experiment] if len(alike) > 1 else [])]
-        out[", ".join(name)] = (n, tuple(words) == own[n], groups[key])
+        n, *words, rows, experiment = key
+        alone = sum(other[:-1] == key[:-1] for other in order) == 1  # else its experiment names it too
+        name = ", ".join([*map(str, words), f"{rows:,} rows", *([] if alone else [experiment])])
+        out[name] = (n, tuple(words) == own[n], groups[key])
     return out
 
 
@@ -137,9 +133,8 @@ def machines(evidence: StoredRuns) -> Cells:
     """
     cells, enough = {}, set()
     for path in sorted(evidence.benchmarks.glob("*.json")):
-        try:
-            rows = json.loads(read(path))["rows"]
-            rows = {name: row for name, row in rows.items() if row.get("status") in SHOWN}
+        with content_of(path, "timings that can be read", "take it away and run bench again") as stored:
+            rows = {name: row for name, row in stored["rows"].items() if row.get("status") in SHOWN}
             entry = rows.get("overhead")
             if not entry or entry.get("conditions", {}).get("quick"):
                 continue
@@ -148,9 +143,6 @@ def machines(evidence: StoredRuns) -> Cells:
             verdict = CONTRADICTED if any(above) else SUPPORTED if all(below) else UNDECIDED
             cells[path.stem] = Cell(verdict, _text(entry, rows))
             enough |= {path.stem} if entry["batches"] >= ENOUGH else set()
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            what = f"holds no timings that can be read, {reason(error)}"
-            raise DamagedFile(f"{path} {what}: restore it, or take it away and run bench again") from error
     for name in cells.keys() - (enough if len(enough) >= MACHINES else set()):
         cells[name] = cells[name]._replace(verdict=UNDECIDED)
     return cells

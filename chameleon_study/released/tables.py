@@ -5,8 +5,8 @@ later (the initialisation on Alpaca) is a step like any other.
 """
 
 import math
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from .protocol import PRESETS
 NOT_MEASURED = "not measured yet"
 # these switches change what is averaged, so the losses before and after are not comparable
 YARDSTICK = ("objective", "ignored", "average", "reads", "split", "reported")
+ReleasedTable = namedtuple("ReleasedTable", "table backbone corpus length protocol rows experiment")
 
 
 def is_released(record: Record) -> bool:
@@ -26,24 +27,12 @@ def is_released(record: Record) -> bool:
     return "protocol" in record.data
 
 
-class ReleasedTable(NamedTuple):
-    """A re-derived table: records that differ in any of these are no seeds of one.
-
-    Training rows tell a corpus from a part of it that has its name; two experiments may differ in what stands in
-    none of the others, such as their validation rows.
-    """
-
-    table: int  # the paper's
-    backbone: str
-    corpus: str
-    length: int
-    protocol: str
-    rows: int
-    experiment: str
-
-
 def released_table(record: Record) -> ReleasedTable:
-    """The table that a released record belongs to."""
+    """The table that a released record belongs to: records that differ in any part of it are no seeds of one.
+
+    Training rows tell a corpus from a part of it that has its name; two experiments may differ in what no other part
+    says, such as their validation rows.
+    """
     length, rows = record.settings["tokens"]["max_length"], record.data["documents"]["train"]
     of = (table_of(record), record.backbone, record.corpus, length, protocol_label(record))
     return ReleasedTable(*of, rows, record.experiment)
