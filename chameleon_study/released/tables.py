@@ -30,8 +30,8 @@ def is_released(record: Record) -> bool:
 def released_table(record: Record) -> ReleasedTable:
     """The table that a released record belongs to: records that differ in any part of it are no seeds of one.
 
-    Training rows tell a corpus from a part of it that has its name; two experiments may differ in what no other part
-    says, such as their validation rows.
+    A corpus and a part of it may have one name, and other training rows; two experiments may differ in what no other
+    part says, such as their validation rows.
     """
     length, rows = record.settings["tokens"]["max_length"], record.data["documents"]["train"]
     of = (table_of(record), record.backbone, record.corpus, length, protocol_label(record))
