@@ -28,7 +28,14 @@ EXPECTED |= {"draw a batch": 0, "feature memory": 0}
 def growth(bench: Bench) -> dict:
     """All curves, each {stage, against, sizes, values, unit, slope, expected}."""
     some = slice(2 if bench.quick else None)
-    curves = _against_rows(bench, (1_000, 10_000, 100_000, 1_000_000)[some])
+    counts, threads = (1_000, 10_000, 100_000, 1_000_000)[some], torch.get_num_threads()
+    backbone = load_backbone("tiny", device=bench.device)
+    torch.set_num_threads(1)  # the tiny model's operations are too small to share: threads would only wait
+    try:
+        found = [measure_rows(bench, backbone, n) for n in counts]
+    finally:
+        torch.set_num_threads(threads)
+    curves = [_curve(stage, "rows", counts, [f[stage] for f in found], e) for stage, e in EXPECTED.items()]
     g, n = torch.Generator().manual_seed(0), 4_000 if bench.quick else 20_000
     x, clusters = torch.randn(n, 64, generator=g).to(bench.device), (16, 64, 256, 1_024, 4_096)[some]
     values = [bench.seconds(lambda k=k: fit_clusters(x, k, seed=0)) for k in clusters]
@@ -52,16 +59,6 @@ def _curve(stage: str, against: str, sizes, values, expected: float) -> dict:
     unit = "bytes" if stage.endswith("memory") else "s"
     points = {"sizes": list(sizes), "values": [float(v) for v in values], "unit": unit}
     return {"stage": stage, "against": against, **points, "slope": slope(sizes, values), "expected": expected}
-
-
-def _against_rows(bench: Bench, sizes: tuple[int, ...]) -> list[dict]:
-    backbone, threads = load_backbone("tiny", device=bench.device), torch.get_num_threads()
-    torch.set_num_threads(1)  # the tiny model's operations are too small to share: threads would only wait
-    try:
-        measured = [measure_rows(bench, backbone, n) for n in sizes]
-    finally:
-        torch.set_num_threads(threads)
-    return [_curve(stage, "rows", sizes, [m[stage] for m in measured], e) for stage, e in EXPECTED.items()]
 
 
 def measure_rows(bench: Bench, backbone, n: int) -> dict[str, float]:

@@ -20,7 +20,7 @@ from chameleon_lite.app.fit_settings import FitSettings
 
 from .own_texts import ALPACA_ROWS
 from .provenance import ROOT, provenance
-from .stored import ANSWERS, storing
+from .stored import ANSWERS, store_text
 
 PROMPTS, NEW_TOKENS = 200, 128
 SHORT = 32  # tokens of a reference that an answer of NEW_TOKENS could easily hold
@@ -77,8 +77,7 @@ def main(data: str, *, backbone: str = "smollm2", results: Path = ROOT / "result
     lines = (Path(data) / "alpaca" / "alpaca.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines[: ALPACA_ROWS + PROMPTS]]
     record = measured(rows, load_backbone(backbone), SETTINGS, PROMPTS, NEW_TOKENS) | facts | {"goals": GOALS}
-    with storing(results / ANSWERS) as part:
-        part.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    store_text(results / ANSWERS, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from chameleon_lite import files
-from chameleon_lite.app.cli import Dask, DataDir, Device, Processes
+from chameleon_lite.app.cli import Dask, DataDir, Device, Processes, option
 from chameleon_lite.app.outputs import claimed
 from chameleon_lite.errors import UserError
 
@@ -19,18 +19,18 @@ from .streams.command import stream
 
 app = typer.Typer()
 app.command()(stream)
-Results = Annotated[Path, typer.Option("--results", help="Folder of packed records.")]
-Into = Annotated[Path | None, typer.Option("--results", help="Also pack the results into this folder.")]
-Csv = Annotated[Path | None, typer.Option("--csv", help="Write the table to this CSV file.")]
-AsJson = Annotated[bool, typer.Option("--json", help="All of it as JSON.")]
-Recompute = Annotated[bool, typer.Option("--recompute", help="From the records, whatever is stored.")]
+Results = Annotated[Path, option("Folder of packed records.", "--results")]
+Into = Annotated[Path | None, option("Also pack the results into this folder.", "--results")]
+Csv = Annotated[Path | None, option("Write the table to this CSV file.", "--csv")]
+AsJson = Annotated[bool, option("All of it as JSON.", "--json")]
+Recompute = Annotated[bool, option("From the records, whatever is stored.", "--recompute")]
 File = Annotated[Path, typer.Argument(help="An experiment's YAML file.")]
-Profile = Annotated[str, typer.Option(help="smoke, colab or paper.")]
-Backbone = Annotated[str | None, typer.Option(help="Use this backbone instead of the file's.")]
+Profile = Annotated[str, option("smoke, colab or paper.")]
+Backbone = Annotated[str | None, option("Use this backbone instead of the file's.")]
 
 
 @app.command()
-def params(backbone: Annotated[str, typer.Option(help="A backbone's name.")] = "random-gpt2") -> None:
+def params(backbone: Annotated[str, option("A backbone's name.")] = "random-gpt2") -> None:
     """Derive the parameter column of Tables 1 and 2 by building each part and counting it.
 
     Example: chameleon-lite params --backbone random-gpt2
@@ -45,12 +45,12 @@ def run(
     experiment: File,
     profile: Profile = "smoke",
     backbone: Backbone = None,
-    corpus: Annotated[list[str] | None, typer.Option(help="Use this corpus (repeatable).")] = None,
+    corpus: Annotated[list[str] | None, option("Use this corpus (repeatable).")] = None,
     data_dir: DataDir = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Number of reported seeds.")] = None,
+    seeds: Annotated[int | None, option("Number of reported seeds.", least=1)] = None,
     device: Device = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder of raw runs.")] = Path("runs"),
-    resume: Annotated[bool, typer.Option("--resume/--again", help="Keep complete runs, or run all.")] = True,
+    out: Annotated[Path, option("Folder of raw runs.", "--out")] = Path("runs"),
+    resume: Annotated[bool, option("Keep complete runs, or run all.", "--resume/--again")] = True,
     results: Into = None,
     workers: Processes = None,
     dask: Dask = None,
@@ -90,7 +90,7 @@ def prove(
     backbone: Backbone = None,
     data_dir: DataDir = None,
     device: Device = None,
-    only: Annotated[list[str] | None, typer.Option(help="Make this proof alone (repeatable).")] = None,
+    only: Annotated[list[str] | None, option("Make this proof alone (repeatable).")] = None,
     results: Into = None,
 ) -> None:
     """Make the proofs of what the released tables measure, on an experiment's corpus and backbone.
@@ -125,10 +125,10 @@ def prove(
 def tables(
     results: Results = Path("results"),
     csv: Csv = None,
-    wide: Annotated[bool, typer.Option("--wide", help="Every column, in as many characters.")] = False,
+    wide: Annotated[bool, option("Every column, in as many characters.", "--wide")] = False,
     as_json: AsJson = False,
     recompute: Recompute = False,
-    write: Annotated[bool, typer.Option("--write", help="Also write tables.json there.")] = False,
+    write: Annotated[bool, option("Also write tables.json there.", "--write")] = False,
 ) -> None:
     """Paper value, our value with its interval, protocol, model, data, seeds and command.
 
@@ -160,14 +160,12 @@ def tables(
 @app.command()
 def claims(
     results: Results = Path("results"),
-    backbone: Annotated[str, typer.Option(help="The backbone whose records decide.")] = "smollm2",
-    benchmarks: Annotated[
-        Path | None, typer.Option(help="Timings; default: benchmarks/results next to them.")
-    ] = None,
+    backbone: Annotated[str, option("The backbone whose records decide.")] = "smollm2",
+    benchmarks: Annotated[Path | None, option("Timings; default: benchmarks/results next to them.")] = None,
     csv: Csv = None,
-    contrasts: Annotated[Path | None, typer.Option(help="Write all contrasts to this CSV file.")] = None,
-    write: Annotated[bool, typer.Option("--write", help="Also write verdicts.json there.")] = False,
-    wide: Annotated[bool, typer.Option("--wide", help="Also the numbers of each corpus.")] = False,
+    contrasts: Annotated[Path | None, option("Write all contrasts to this CSV file.")] = None,
+    write: Annotated[bool, option("Also write verdicts.json there.", "--write")] = False,
+    wide: Annotated[bool, option("Also the numbers of each corpus.", "--wide")] = False,
     as_json: AsJson = False,
     recompute: Recompute = False,
 ) -> None:

@@ -27,7 +27,7 @@ from chameleon_lite.processes import Processes
 
 from .corpora import load_corpus
 from .provenance import ROOT, provenance
-from .stored import OWN_TEXTS, read, storing
+from .stored import OWN_TEXTS, read, store_text
 
 WITHIN = 0.002  # nats per token: how far the kept candidate's test loss may be from the best one's
 ALPACA_ROWS = 1_200
@@ -89,9 +89,8 @@ def main(data: str, *names: str, backbone: str = "smollm2", results: Path = ROOT
             task = measured(path, loaded, SETTINGS[name]) | facts
             print(f"{name}: {task['why']}; test gap {task['test gap to the best']:.4f}", flush=True)
             kept = json.loads(read(results / OWN_TEXTS)) if (results / OWN_TEXTS).is_file() else {}
-            with storing(results / OWN_TEXTS) as part:
-                text = json.dumps(kept | {name: task}, indent=1, allow_nan=False)
-                part.write_text(text + "\n", encoding="utf-8")
+            text = json.dumps(kept | {name: task}, indent=1, allow_nan=False)
+            store_text(results / OWN_TEXTS, text + "\n")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 from chameleon_lite import files
 from chameleon_lite.backbones.adapters import portable
 
-from .stored import read, storing
+from .stored import read, store_text
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("chameleon_lite", "chameleon_study", "chameleon_bench")
@@ -166,13 +166,10 @@ def note(span: Span, runs: Path) -> None:
 
 def pack_spans(experiment: str, runs: Path, results: Path) -> Path:
     """Add an experiment's spans to `results/spans.jsonl`; one that is there already is not doubled."""
-    path = results / FILE
     with files.locked(runs / FILE):  # experiments that end at the same time share the file
         spans = load_spans(results) + [s for s in load_spans(runs) if s.experiment == experiment]
         lines = {(s.experiment, s.device, s.started): s.model_dump_json() + "\n" for s in spans}
-        with storing(path) as part:
-            part.write_text("".join(lines[key] for key in sorted(lines)), encoding="utf-8")
-    return path
+        return store_text(results / FILE, "".join(lines[key] for key in sorted(lines)))
 
 
 def load_spans(results: Path) -> list[Span]:

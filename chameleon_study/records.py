@@ -20,7 +20,7 @@ from chameleon_lite.errors import DamagedFile, UserError
 
 from .config import Experiment
 from .provenance import placeless, without_places
-from .stored import NOT_RECORDS, read_lines, storing
+from .stored import NOT_RECORDS, read_lines, store_text, storing
 
 HONEST = "honest-"  # files of results that the honest study's experiments are packed into
 FOREIGN = "foreign-"  # readings of clean rows among foreign ones, and experiments that supply them
@@ -153,8 +153,7 @@ def pack(experiment: str, names: list[str], runs: Path, results: Path) -> tuple[
         refuse_unfit(r.name, r.profile, r.backbone)
     frames = [pd.read_parquet(runs / name / "documents.parquet").assign(run=name) for name in names]
     jsonl, parquet = results / f"{experiment}.jsonl", results / f"{experiment}.parquet"
-    with storing(jsonl) as part:
-        part.write_text("".join(r.model_dump_json() + "\n" for r in records), encoding="utf-8")
+    store_text(jsonl, "".join(r.model_dump_json() + "\n" for r in records))
     frame = pd.concat(frames, ignore_index=True)
     frame = frame.astype({"run": "category", "document": "category", "nll": np.float32})
     with storing(parquet) as part:

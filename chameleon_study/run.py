@@ -34,7 +34,7 @@ from .regimes import REGIMES, Choice, Regime
 from .released.prepare import prepare_released
 from .released.protocol import mended
 from .released.run import check_released, measure_released
-from .sweep import Key, Losses, choose, lenders, loss_file, split_up, store_loss, stored_losses, sweep_jobs
+from .sweep import Key, Losses, choose, loss_file, split_up, store_loss, stored_losses, sweep_jobs, to_train
 from .write import generated, writing
 
 
@@ -130,9 +130,8 @@ class _Grid:
         for stop, corpus in product(stops(self.settings), self.settings.corpora):
             todo = {s: [r for r in regimes if name_of(stop, r.name, corpus, s) not in done] for s in seeds}
             missing = [r for r in regimes if any(r in of_seed for of_seed in todo.values())]
-            honest, chosen, trials = stop.protocol.honest, {}, {}
-            if missing and honest:
-                chosen, trials = self.chosen(stop, corpus, missing)
+            honest = stop.protocol.honest
+            chosen, trials = self.chosen(stop, corpus, missing) if missing and honest else ({}, {})
             for seed, of_seed in todo.items():
                 apart = [[r] for r in of_seed if r.procedure is not None and honest]
                 together = [r for r in of_seed if [r] not in apart]
@@ -142,10 +141,9 @@ class _Grid:
 
     def chosen(self, settings: Experiment, corpus: str, missing: list[Regime]) -> tuple:
         """The choices of all heads that must be trained, and every loss of their sweep."""
-        name = self.crew.common.corpora[corpus].name
+        name, hashes = self.crew.common.corpora[corpus].name, self.hashes[corpus][:2]
 
         def measured(wanted: list[Key]) -> Losses:
-            hashes = self.hashes[corpus][:2]
             paths = {key: self.runs / loss_file(settings, name, hashes, key) for key in wanted}
             losses = stored_losses(paths, self.say)
             jobs = sweep_jobs(settings, corpus, [key for key in wanted if key not in losses])
@@ -155,9 +153,7 @@ class _Grid:
                     store_loss(paths[key], key, loss)
             return {key: losses[key] for key in wanted}
 
-        chosen, trials = choose(settings, [r for r in missing if r.trained], measured)
-        borrowed = [r for r in lenders(missing) if r.name not in chosen]
-        return chosen | choose(settings, borrowed, measured)[0], trials
+        return choose(settings, to_train(missing), measured)
 
     def results(self, jobs: Iterable) -> Iterator[tuple]:
         """The results of jobs as they come; each job's Span is stored, and logged where work is shared."""
@@ -259,7 +255,7 @@ def _cached_outcomes(context: Context, regimes: list[Regime], chosen: dict, seed
     """Heads on cached hidden states: one cohort per order, one reading of every split."""
     started = time.perf_counter()
     reset_peak(context.material.backbone.device)
-    training = [r for r in regimes if r.trained] + lenders(regimes)
+    training = to_train(regimes)
     trained = train_seed(context, [(r, chosen[r.name]) for r in training], seed)
     members = {r.name: member for r, member in zip(training, trained)}
     read = time.perf_counter()

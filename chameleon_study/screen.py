@@ -10,9 +10,7 @@ import textwrap
 from itertools import groupby
 from pathlib import Path
 
-from chameleon_lite.errors import DamagedFile
-
-from .stored import NOT_RECORDS, TABLES, evidence_of, read, reason, records_and_losses, storing
+from .stored import NOT_RECORDS, TABLES, content_of, evidence_of, records_and_losses, store_text
 
 WIDTH = 80  # columns
 NONE = "–"
@@ -37,21 +35,15 @@ def stored_rows(results: Path) -> list[dict]:
     path = Path(results) / TABLES
     if not path.exists():
         return []
-    try:
-        stored = json.loads(read(path))
+    with content_of(path, "tables") as stored:
         rows = [dict(row) for row in stored["rows"]]
         return rows if stored["evidence"] == _evidence(results) else []
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        what = f"holds no tables, {reason(error)}"
-        raise DamagedFile(f"{path} {what}: restore it, or remove it and write it again") from error
 
 
 def write_rows(rows: list[dict], results: Path) -> Path:
     """Store the rows beside their records."""
     content = {"evidence": _evidence(results), "rows": rows}
-    with storing(results / TABLES) as part:
-        part.write_text(json.dumps(content, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
-    return results / TABLES
+    return store_text(results / TABLES, json.dumps(content, indent=0, ensure_ascii=False) + "\n")
 
 
 def _evidence(results: Path) -> str:

@@ -39,28 +39,22 @@ class Views(dict[str, Tensor]):
         """states (L, C) are those of the table's tokens; `length` is that of a padded row."""
         super().__init__()
         self.table, self.states, self.length = table, states, length
-        self.shared, self.device, self.vocab = backbone.embedding.detach(), backbone.device, backbone.vocab
+        self.embedding, self.device, self.vocab = backbone.embedding.detach(), backbone.device, backbone.vocab
         self.start = table.offsets[:-1] + table.condition[:, 0]  # (N,) of the condition span among all tokens
         self.count = np.diff(table.condition)[:, 0].astype(np.int64)  # (N,) of its tokens
         ids = np.full((len(table), self.count.max(initial=1)), self.vocab)
         ids[np.arange(ids.shape[1]) < self.count[:, None]] = table.ids[ragged(self.start, self.count)]
         self.tokens = torch.from_numpy(ids).to(self.device)  # (N, P) ids of the condition span, padded with V
 
-    @property
-    def embedding(self) -> Tensor:
-        """The input embeddings (V, C) on the host; every call copies them from a GPU, and nothing keeps the copy."""
-        return self.shared.cpu()
-
     def __missing__(self, name: str) -> Tensor:
-        table, weight = self.table, self.embedding
+        table, weight = self.table, self.embedding.cpu()  # a copy of a GPU's, which nothing keeps
         match name:
             case "prefix":
                 x = mean_embeddings(table, weight)
             case "padded":
                 x = span_vectors(table, weight, self.length)
             case "prompt":
-                span = np.stack([np.zeros_like(table.prefix), table.prefix], axis=1)
-                x = mean_embeddings(replace(table, condition=span), weight)
+                x = mean_embeddings(replace(table, condition=from_the_start(table.prefix)), weight)
             case "row":
                 x = mean_embeddings(table, weight, span="row")
             case "length":
@@ -74,6 +68,11 @@ class Views(dict[str, Tensor]):
                 x = normalise(torch.cat(x))
         self[name] = x.to(self.device)
         return self[name]
+
+
+def from_the_start(stop: np.ndarray) -> np.ndarray:
+    """Spans (N, 2) of each document's first stop (N,) tokens."""
+    return np.stack([np.zeros_like(stop), stop], axis=1).astype(np.int32)
 
 
 def span_vectors(table: TokenTable, weight: Tensor, length: int | None) -> Tensor:

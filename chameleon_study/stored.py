@@ -8,6 +8,7 @@ DamagedFile with its name, and no part of it is used.
 
 import hashlib
 import io
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,13 @@ def storing(path: Path) -> Iterator[Path]:
             part.write_text("".join(f"{known[name]}  {name}\n" for name in sorted(known)), encoding="utf-8")
 
 
+def store_text(path: Path, text: str) -> Path:
+    """Store a file of text in UTF-8; returns where it is."""
+    with storing(path) as part:
+        part.write_text(text, encoding="utf-8")
+    return path
+
+
 def checksums(folder: Path) -> dict[str, str]:
     """File name to hex sha256, {} for a folder without checksums."""
     path = folder / SUMS
@@ -68,6 +76,15 @@ def read(path: Path) -> bytes:
         if hashlib.sha256(content).hexdigest() != sums[path.name]:
             raise DamagedFile(f"{path} is damaged: its content is not what {SUMS} promises; {AGAIN}")
     return content
+
+
+@contextmanager
+def content_of(path: Path, kind: str, anew: str = "remove it and write it again") -> Iterator[dict]:
+    """Yield what a JSON file holds; DamagedFile where it cannot be read, or the block finds that it is no `kind`."""
+    try:
+        yield json.loads(read(path))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedFile(f"{path} holds no {kind}, {reason(error)}: restore it, or {anew}") from error
 
 
 def evidence_of(paths: list[Path], *circumstances: str) -> str:

@@ -156,7 +156,7 @@ def split_up(regimes: list[Regime]) -> list[list[Regime]]:
     return parts
 
 
-def lenders(regimes: list[Regime]) -> list[Regime]:
-    """The regimes, not among these, whose trained heads these borrow."""
+def to_train(regimes: list[Regime]) -> list[Regime]:
+    """The regimes of these that train a head, then the others whose heads these borrow."""
     borrowed = {r.weights_of for r in regimes if r.weights_of} - {r.name for r in regimes}
-    return [REGIMES[name] for name in sorted(borrowed)]
+    return [r for r in regimes if r.trained] + [REGIMES[name] for name in sorted(borrowed)]

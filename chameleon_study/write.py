@@ -59,8 +59,7 @@ def generated(context: Context, seeded: SeedClusterings, regimes: list[Regime], 
         tokens = write(model, head, condition, rows, table, settings)
         against = agreement(tokens, table, rows, model.tokenizer)
         others = agreement_within(model.tokenizer.batch_decode(tokens, skip_special_tokens=True), batch)
-        frame = document_scores(tokens.numpy(), against, others, batch)
-        out[r.name] = frame.assign(row=rows.numpy())
+        out[r.name] = document_scores(tokens.numpy(), against, others, batch).assign(row=rows.numpy())
     return out
 
 
@@ -189,7 +188,6 @@ def document_scores(
     tokens: np.ndarray, agreement: np.ndarray, within: np.ndarray, batch: np.ndarray
 ) -> pd.DataFrame:
     """One row per document: both agreements (D,), variety and repetition of tokens (D, M), its batch's variety.
-
 
     n-grams that documents of one cluster batch, batch (D,), share lower the batch's distinct share and leave
     each document's own as it is.

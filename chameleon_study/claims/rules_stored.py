@@ -3,16 +3,12 @@
 benchmarks/results/<machine>.json ─ overhead (whole batches), B12 (generation) ─▶ verdict per machine
 """
 
-import json
-
 import numpy as np
-
-from chameleon_lite.errors import DamagedFile
 
 from ..records import Record, load_records
 from ..released.proofs.store import load_proofs
-from ..released.tables import is_released, protocol_label, table_of
-from ..stored import read, reason
+from ..released.tables import ReleasedTable, is_released, released_table
+from ..stored import content_of
 from .contrasts import StoredRuns
 from .paper import paper, published
 from .rules import Cell, Cells, worst
@@ -92,19 +88,22 @@ def published_again(evidence: StoredRuns) -> Cells:
 
 def _tables(evidence: StoredRuns) -> dict[str, tuple[int, bool, Table]]:
     """Name of a re-derived table to its number, whether it is the paper's own setting, and its records."""
-    groups: dict[tuple, Table] = {}
+    groups: dict[ReleasedTable, Table] = {}
     for path in sorted(evidence.folder.glob(TABLES)):
         for r in load_records(path):
             if r.status == "done" and is_released(r) and r.regime in TRAINED:
-                # a corpus of the same name may be a part of it: its rows tell the two apart
-                rows = f"{r.data['documents']['train']:,} rows"
-                key = (r.backbone, r.corpus, r.settings["tokens"]["max_length"], protocol_label(r), rows)
-                groups.setdefault((table_of(r), key), {}).setdefault(r.regime, {})[r.seed] = r
+                groups.setdefault(released_table(r), {}).setdefault(r.regime, {})[r.seed] = r
     model, corpora = paper()["source"]["backbone"], {t["table"]: t["corpus"] for t in paper()["tables"]}
     # the tables as the scripts make them before controls and other lengths
-    order = sorted(groups, key=lambda group: (group[1][2:4] != RELEASED[group[0]], *group))
+    order = sorted(groups, key=lambda key: ((key.length, key.protocol) != RELEASED[key.table], *key))
     own = {n: (model, corpora[n], *RELEASED[n]) for n in RELEASED}
-    return {", ".join(map(str, key)): (n, key[:4] == own[n], groups[n, key]) for n, key in order}
+    out = {}
+    for key in order:
+        n, *words, rows, experiment = key
+        alone = sum(other[:-1] == key[:-1] for other in order) == 1  # else its experiment names it too
+        name = ", ".join([*map(str, words), f"{rows:,} rows", *([] if alone else [experiment])])
+        out[name] = (n, tuple(words) == own[n], groups[key])
+    return out
 
 
 def _paired(table: Table) -> np.ndarray:
@@ -134,9 +133,8 @@ def machines(evidence: StoredRuns) -> Cells:
     """
     cells, enough = {}, set()
     for path in sorted(evidence.benchmarks.glob("*.json")):
-        try:
-            rows = json.loads(read(path))["rows"]
-            rows = {name: row for name, row in rows.items() if row.get("status") in SHOWN}
+        with content_of(path, "timings that can be read", "take it away and run bench again") as stored:
+            rows = {name: row for name, row in stored["rows"].items() if row.get("status") in SHOWN}
             entry = rows.get("overhead")
             if not entry or entry.get("conditions", {}).get("quick"):
                 continue
@@ -145,9 +143,6 @@ def machines(evidence: StoredRuns) -> Cells:
             verdict = CONTRADICTED if any(above) else SUPPORTED if all(below) else UNDECIDED
             cells[path.stem] = Cell(verdict, _text(entry, rows))
             enough |= {path.stem} if entry["batches"] >= ENOUGH else set()
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            what = f"holds no timings that can be read, {reason(error)}"
-            raise DamagedFile(f"{path} {what}: restore it, or take it away and run bench again") from error
     for name in cells.keys() - (enough if len(enough) >= MACHINES else set()):
         cells[name] = cells[name]._replace(verdict=UNDECIDED)
     return cells

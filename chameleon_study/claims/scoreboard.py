@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from chameleon_lite.errors import DamagedFile, RunFailed
+from chameleon_lite.errors import RunFailed
 
-from ..stored import VERDICTS, evidence_of, read, reason, records_and_losses, storing
+from ..stored import VERDICTS, content_of, evidence_of, records_and_losses, store_text
 from .paper import paper, parts
 
 OPEN = "not measured yet"
@@ -36,9 +36,8 @@ def write_verdicts(rows: dict[str, dict], results: Path, key: str = "") -> None:
     if lost := sorted({part for part, row in before.items() if row["cells"]} - kept):
         what = f"these records test no claim {', '.join(lost)}"
         raise RunFailed(f"{path} is kept: {what}; remove the file to replace it")
-    with storing(path) as part:
-        content = json.dumps({"evidence": key, "parts": [*rows.values()]}, indent=1, ensure_ascii=False)
-        part.write_text(content + "\n", encoding="utf-8")
+    content = json.dumps({"evidence": key, "parts": [*rows.values()]}, indent=1, ensure_ascii=False)
+    store_text(path, content + "\n")
 
 
 def stored_verdicts(results: Path, key: str | None = None) -> dict[str, dict]:
@@ -46,13 +45,9 @@ def stored_verdicts(results: Path, key: str | None = None) -> dict[str, dict]:
     path = Path(results) / VERDICTS
     if not path.exists():
         return {}
-    try:
-        stored = json.loads(read(path))
+    with content_of(path, "verdicts") as stored:
         rows = {row["part"]: {name: row[name] for name in FIELDS} for row in stored["parts"]}
         return rows if key in (None, stored["evidence"]) else {}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        what = f"holds no verdicts, {reason(error)}"
-        raise DamagedFile(f"{path} {what}: restore it, or remove it and write it again") from error
 
 
 def board(rows: dict[str, dict]) -> list[dict]:

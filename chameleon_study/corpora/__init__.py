@@ -88,9 +88,5 @@ NAMES: dict[str, Callable[..., Corpus]] = {
     **{name: partial(hub.wikitext, name) for name in hub.NOTES},
     **{name: partial(hub.alpaca, name) for name in hub.ALPACAS},
     "mixed": _mixed,
-    **{
-        name + end: partial(planted.build, name + end)
-        for name in planted.DESIGNS
-        for end in ("", planted.NULL)
-    },
+    **{name: partial(planted.build, name) for name in planted.NAMES},
 }

@@ -43,6 +43,7 @@ DESIGNS = {
     name: Design(tuple(d["markers"].split()), d["information"], tuple(d["scored"]), d["documents"])
     for name, d in _WORDS["designs"].items()
 }
+NAMES = [name + end for name in DESIGNS for end in ("", NULL)]
 
 
 def distributions(design: Design, seed: int = 0) -> np.ndarray:
@@ -71,19 +72,17 @@ def build(name: str, *, data_dir=None, seed: int = 0) -> Corpus:
     prompts, spans = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
     splits, losses = {}, {"marginal_nll": {}, "conditional_nll": {}}
     for split, count in design.documents.items():
-        documents, of_group, of_marker = [], [], []
+        documents, places = [], []
         for i in range(count):
             g = i % len(THEMES)
             group, own = list(THEMES.items())[g]
             prompt = [own[int(u * len(own))] for u in _uniform(prompts, PROMPT)]
-            scored = np.searchsorted(drawn[g].cumsum(), _uniform(spans, design.scored)).clip(
-                max=len(design.markers) - 1
-            )
+            scored = np.searchsorted(drawn[g].cumsum(), _uniform(spans, design.scored))
+            scored = scored.clip(max=len(design.markers) - 1)  # a sum may end below 1
             text = "".join(f" {design.markers[m]}" for m in scored)
             documents.append(Document(f"{split}-{i}", text, group, "".join(f" {word}" for word in prompt)))
-            of_group.append(np.full(len(scored), g))
-            of_marker.append(scored)
-        places = np.concatenate(of_group), np.concatenate(of_marker)
+            places += [(g, m) for m in scored]
+        places = tuple(np.array(places).T)  # groups and markers
         splits[split] = tuple(documents)
         losses["marginal_nll"][split] = float(-np.log(marginal[places]).mean())
         losses["conditional_nll"][split] = float(-np.log(drawn[places]).mean())

@@ -28,7 +28,7 @@ from chameleon_lite.train_layers import LiveStates
 from ..config import Experiment
 from ..prepare import Material, check_batch, timed
 from ..regimes import RANK
-from ..sources import span_vectors
+from ..sources import from_the_start, span_vectors
 from .protocol import Protocol, protocol_of
 from .states import LivePaddedStates, Scoring, live_dropout, padded_states
 
@@ -145,11 +145,6 @@ def row_vectors(settings: Experiment, protocol: Protocol, backbone, table: Token
         spans = [from_the_start(table.lengths)] * 2
     tables = [replace(table, condition=span) for span in spans]
     return [span_vectors(table, weight, length).to(backbone.device) for table in tables]
-
-
-def from_the_start(stop: np.ndarray) -> np.ndarray:
-    """Spans (N, 2) of each document's first stop (N,) tokens."""
-    return np.stack([np.zeros_like(stop), stop], axis=1).astype(np.int32)
 
 
 def orders_of(material: ReleasedCorpus, seed: int) -> tuple[dict[str, Arrangement], Callable]:

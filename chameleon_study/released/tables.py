@@ -5,6 +5,7 @@ later (the initialisation on Alpaca) is a step like any other.
 """
 
 import math
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from .protocol import PRESETS
 NOT_MEASURED = "not measured yet"
 # these switches change what is averaged, so the losses before and after are not comparable
 YARDSTICK = ("objective", "ignored", "average", "reads", "split", "reported")
+ReleasedTable = namedtuple("ReleasedTable", "table backbone corpus length protocol rows experiment")
 
 
 def is_released(record: Record) -> bool:
@@ -25,24 +27,23 @@ def is_released(record: Record) -> bool:
     return "protocol" in record.data
 
 
-def released_frame(records: list[Record]) -> pd.DataFrame:
-    """One row per protocol, backbone, corpus, length, regime and experiment, the paper's numbers beside ours.
+def released_table(record: Record) -> ReleasedTable:
+    """The table that a released record belongs to: records that differ in any part of it are no seeds of one.
 
-    Two experiments may differ in their rows alone; records of both are no seeds of one table.
+    A corpus and a part of it may have one name, and other training rows; two experiments may differ in what no other
+    part says, such as their validation rows.
     """
+    length, rows = record.settings["tokens"]["max_length"], record.data["documents"]["train"]
+    of = (table_of(record), record.backbone, record.corpus, length, protocol_label(record))
+    return ReleasedTable(*of, rows, record.experiment)
+
+
+def released_frame(records: list[Record]) -> pd.DataFrame:
+    """One row per table (see `released_table`) and regime, the paper's numbers beside ours."""
     groups: dict[tuple, list[Record]] = {}
     for record in filter(is_released, records):
-        length = record.settings["tokens"]["max_length"]
-        key = (
-            protocol_label(record),
-            record.backbone,
-            record.corpus,
-            length,
-            record.regime,
-            record.experiment,
-        )
-        groups.setdefault(key, []).append(record)
-    frame = pd.DataFrame([_row(key, of_key) for key, of_key in groups.items()])
+        groups.setdefault((released_table(record), record.regime), []).append(record)
+    frame = pd.DataFrame([_row(table, of_row) for (table, _), of_row in groups.items()])
     return frame.astype({"published parameters": "Int64"}) if len(frame) else frame
 
 
@@ -59,12 +60,13 @@ def table_of(record: Record) -> int:
     return 2 if "alpaca" in record.corpus or "instructions" in record.corpus else 1
 
 
-def _row(key: tuple, records: list[Record]) -> dict:
-    done, first, table = [r for r in records if r.status == "done"], records[0], table_of(records[0])
-    published = next(t["rows"] for t in paper()["tables"] if t["table"] == table)
+def _row(own: ReleasedTable, records: list[Record]) -> dict:
+    done, first = [r for r in records if r.status == "done"], records[0]
+    published = next(t["rows"] for t in paper()["tables"] if t["table"] == own.table)
     published = {row["regime"]: row for row in published}.get(first.regime, {})
-    names = ("protocol", "backbone", "corpus", "length", "regime")
-    return {"table": table, **dict(zip(names, key))} | {
+    return {
+        **{name: getattr(own, name) for name in ("table", "protocol", "backbone", "corpus", "length")},
+        "regime": first.regime,
         "n seeds": len(done),
         "published parameters": published.get("parameters"),
         "parameters": first.trainable_parameters or first.data["backbone_parameters"],
@@ -76,7 +78,7 @@ def _row(key: tuple, records: list[Record]) -> dict:
         "full rows": int(_values(done, "full_rows").mean()) if done else 0,
         "loss of full rows": _text(done, "full_nll", 2),
         "loss of padded rows": _text(done, "padded_nll"),
-        "training rows": first.data["documents"]["train"],
+        "training rows": own.rows,
         "validation rows": first.data["documents"]["validation"],
         "profile": first.profile,
         "command": first.provenance["command"],

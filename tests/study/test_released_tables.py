@@ -14,6 +14,7 @@ from chameleon_study.released.tables import (
     dropout_frame,
     lengths_frame,
     released_frame,
+    released_table,
     stored_table,
     table_of,
 )
@@ -104,6 +105,18 @@ def test_experiments_that_differ_in_their_rows_are_no_seeds_of_one_table():
     together = released_frame(records)
     assert len(together) == 10 and set(together["n seeds"]) == {5}
     assert together["training rows"].nunique() == 2
+
+
+@pytest.mark.parametrize(
+    "change", [{"experiment": "another"}, {"data": {"documents": {"train": 1, "validation": 2}}}]
+)
+def test_another_experiment_or_other_rows_are_another_table(change):
+    records = load_records(Path(__file__).parents[2] / "results" / "table2-released-lite-512.jsonl")
+    changed = change | {"data": records[0].data | change.get("data", {})}
+    others = [r.model_copy(update=changed) for r in records]
+    assert {released_table(r) for r in records}.isdisjoint(map(released_table, others))
+    frame = released_frame([r for pair in zip(records, others) for r in pair])
+    assert len(frame) == 10 and set(frame["n seeds"]) == {5}
 
 
 def test_the_control_with_dropout_is_compared_with_the_cached_run_of_its_seed(tmp_path):

@@ -1,5 +1,7 @@
 """Parts that the stored proofs decide, and claims 2 and 22, which the re-derived tables do."""
 
+from itertools import product
+
 import pytest
 
 from chameleon_study.claims.contrasts import REGISTERED, StoredRuns
@@ -137,6 +139,17 @@ def test_tables_of_the_same_name_and_other_rows_are_two(tmp_path):
     found = direction(StoredRuns(tmp_path))
     words = {name.rsplit(", ", 1)[1]: cell.verdict for name, cell in found.items()}
     assert words == {"90 rows": "contradicted", "900 rows": "supported"}
+
+
+def test_experiments_that_differ_in_nothing_else_are_two_tables_with_names_of_their_own(tmp_path):
+    path, records = tmp_path / "table1-released-both.jsonl", []
+    for name, gain in (("one", 0.1), ("other", -0.1)):
+        for seed, regime in product(range(3), ("R1", "R4")):
+            record = released(1, regime, seed, 1.0 + seed / 100 - (regime == "R4") * gain)
+            records.append(record.model_copy(update={"experiment": name}))
+    path.write_text("".join(record.model_dump_json() + "\n" for record in records))
+    words = {name.rsplit(", ", 1)[1]: cell.verdict for name, cell in direction(StoredRuns(tmp_path)).items()}
+    assert words == {"one": "supported", "other": "contradicted"}
 
 
 def test_without_tables_nothing_is_tested(tmp_path):

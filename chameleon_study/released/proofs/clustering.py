@@ -13,8 +13,8 @@ from chameleon_lite.cluster import cluster_count
 
 from ...claims.paper import published
 from ...prepare import tables_of
-from ...sources import cluster_quality, main_direction, mean_cosine, span_vectors
-from ..prepare import from_the_start, released_batches, released_clusters, scored_batches
+from ...sources import cluster_quality, from_the_start, main_direction, mean_cosine, span_vectors
+from ..prepare import released_batches, released_clusters, scored_batches
 from .store import CLUSTERINGS, Proof
 from .subject import REGIMES, Shown, Subject
 

@@ -13,7 +13,7 @@ from chameleon_lite.errors import UserError
 
 from ...claims.paper import paper, published
 from ...records import refuse_unfit
-from ...stored import read_lines, storing
+from ...stored import read_lines, store_text
 
 COMMIT = "f163587"  # of the released repository, which every statement about its functions refers to
 CLUSTERINGS = 20  # of the validation rows, over which the metric's spread is taken
@@ -49,11 +49,8 @@ def store_proofs(proofs: list[Proof], results: Path) -> Path:
         if bad := [name for name, value in p.numbers.items() if not math.isfinite(value)]:
             raise UserError(f"proof {p.proof}: {bad[0]} is not finite")
     stored = {p.key: p for p in [*load_proofs(results), *proofs]}
-    path = Path(results) / "proofs.jsonl"
     lines = [stored[key].model_dump_json() + "\n" for key in sorted(stored)]
-    with storing(path) as part:
-        part.write_text("".join(lines), encoding="utf-8")
-    return path
+    return store_text(Path(results) / "proofs.jsonl", "".join(lines))
 
 
 def load_proofs(results: Path) -> list[Proof]:
