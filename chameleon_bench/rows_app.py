@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from chameleon_lite import Backbone, TokenTable, load_backbone, tokenise
+from chameleon_lite import Backbone, ScoredStates, TokenTable, load_backbone, token_losses, tokenise
 from chameleon_lite.app.corpus import SPLITS, Corpus
 from chameleon_lite.app.fit import FitSettings, fit
 from chameleon_lite.app.learn import LearningStream
@@ -36,7 +36,7 @@ from chameleon_lite.app.parts import corpus_of, parts_of
 from chameleon_lite.app.rows import Row, parsed
 from chameleon_lite.app.score import document_of
 from chameleon_lite.app.stream import windows
-from chameleon_lite.app.writing import nats_of
+from chameleon_lite.states import hidden_rows
 from chameleon_lite.text import IGNORED
 from chameleon_study.corpora import load_corpus
 from chameleon_study.provenance import ROOT, device_minutes, load_spans
@@ -212,10 +212,15 @@ def learning(bench: Bench, rows: int, layers: int) -> dict:
     return {"samples": samples, "gates": gates, "workload": workload, "profile": profile}
 
 
-def score(stream: LearningStream, rows: list[Row]) -> np.ndarray:
-    """Nats (N,) of a batch's rows under the frozen head, as short as the package's parts allow."""
+@torch.no_grad()
+def score(stream: LearningStream, rows: list[Row]) -> Tensor:
+    """Nats (M,) of a batch's scored tokens under the frozen head, as short as the package's parts allow."""
     documents = [stream.writer.document(document_of(row, str(row.number))) for row in rows]
-    return nats_of(stream.backbone, tokenise(documents, stream.writer, **stream.prompts), stream.weight)
+    table = tokenise(documents, stream.writer, **stream.prompts)
+    table, backbone = table.take(np.argsort(table.lengths, kind="stable")), stream.backbone
+    data = ScoredStates(table, hidden_rows(backbone, table, np.arange(len(table))), backbone.device)
+    h, target, _ = data.batch(torch.arange(len(table)))
+    return token_losses(h, target, stream.weight, [None])[0]
 
 
 def choosing(bench: Bench, rows: int, epochs: int) -> dict:

@@ -100,14 +100,13 @@ def gains_of(
 
 
 @torch.no_grad()
-def nats_of(backbone: Backbone, table: TokenTable, weight: HeadWeight | None = None) -> np.ndarray:
-    """Nats (N,) of the backbone as it is, summed over each document's scored tokens; weight: its head's."""
+def nats_of(backbone: Backbone, table: TokenTable) -> np.ndarray:
+    """Nats (N,) of the backbone as it is, summed over each document's scored tokens."""
     order = np.argsort(table.lengths, kind="stable")
     table = table.take(order)
     data = ScoredStates(table, hidden_rows(backbone, table, np.arange(len(table))), backbone.device)
     h, target, _ = data.batch(torch.arange(len(table)))
-    weight = weight or HeadWeight(backbone.head.weight, backbone.head.bias)
-    losses = token_losses(h, target, weight, [None], [None])[0]
+    losses = token_losses(h, target, HeadWeight(backbone.head.weight, backbone.head.bias), [None], [None])[0]
     lengths = torch.from_numpy(table.n_scored)
     sums = torch.segment_reduce(losses.double().cpu(), "sum", lengths=lengths, axis=0)
     return sums.numpy()[np.argsort(order)]

@@ -75,8 +75,8 @@ def test_robustness_on_clean_rows(tmp_path, study_of, cost, wrong, word):
     ("loss", "control", "wide", "null", "words"),
     [
         (2.0, 3.0, (), 3.5, [S, S]),  # all of the gain, and equal to a constant without it
-        (2.1, 2.1, (), 3.5, [E, S]),  # nine tenths, as the constant does: nothing is read
-        (2.1, 2.0, (), 3.5, [C, S]),  # or less than it
+        (2.0, 2.0, (), 3.5, [E, S]),  # all of it, as the constant does: nothing is read
+        (2.0, 1.9, (), 3.5, [C, S]),  # or less than it
         (2.5, 3.0, (), 3.4, [C, C]),  # half of it; a gain where there is none
         (2.2, 3.0, ("R4-best",), 3.49, [U, U]),
     ],
