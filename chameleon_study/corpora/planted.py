@@ -7,7 +7,7 @@
     planted-null, planted-few-null   the same prompts, all groups' markers from the mean p: nothing to gain
 
 Few markers, for a head of rank R can set the output rows of R words to anything: what it then misses is not for want
-of rank. With eight, it cannot undo what the frozen model says about them, and a condition helps it with that also
+of rank. With eight, it cannot undo all that the frozen model says about them, and a condition may help it with that
 where it tells nothing about the markers. Few are scored, because those drawn before give the group away as well.
 
 No predictor has a lower expected loss than p(· | g), and without the group none a lower one than the mean. The

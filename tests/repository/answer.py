@@ -72,11 +72,11 @@ def answer(results: Path) -> list[str]:
         f"{_span(over['R19-R1'])}, with the whole interval below zero on {_below(verdicts, '1a')}. A LoRA of equal "
         f"size has a lower mean on every corpus, by {min(over['R19-R2']):.2f} to {max(over['R19-R2']):.2f}.",
         f"- The batch adds little: it minus the same network with a constant input is {_span(over['R3-best'])}, with "
-        f"the whole interval below zero on {_below(verdicts, '3b')}. It can read its batch: on texts with a planted "
-        f"signal that difference is {_read(verdicts, '3d', 'planted-few')}, without the signal "
-        f"{_read(verdicts, '3d', 'planted-few-null')}. But where its rank is too low for the words that are scored, a "
-        "lower loss than the control's is no proof of reading: on such texts without any signal it is "
-        f"{_read(verdicts, '3c', 'planted-null')}.",
+        f"the whole interval below zero on {_below(verdicts, '3b')}. On texts with a planted signal "
+        f"that difference is {_read(verdicts, '3d', 'planted-few')}, without the signal "
+        f"{_read(verdicts, '3d', 'planted-few-null')}: there the head uses its batch, and gains nothing by it over a "
+        f"head without a condition ({_shares(verdicts)}). Nor is a lower loss than the control's a proof of reading: "
+        f"on other such texts without any signal it is {_read(verdicts, '3c', 'planted-null')}.",
         f"- With LoRA in the layers, as the paper describes it, the method is {verdicts['1b']['headline']} where that "
         "was run: to LoRA in the layers and on the head, in the same order of texts, and to itself with a constant "
         f"input. Minus that LoRA in random order, as one would train it, it is {_beside(verdicts, 'R17<R16 ')}.",
@@ -102,6 +102,12 @@ def _stream(results: Path) -> str:
         f"{gain['R16']:.2f}, the best head {gain['S1-R2']:.2f} "
         "([when context helps](notebooks/10_when_context_helps.ipynb))."
     )
+
+
+def _shares(verdicts: dict[str, dict]) -> str:
+    """How much of a known gain the head takes, and a LoRA of equal size in random order."""
+    shares = re.findall(r"([\d.]+)%", verdicts["3d"]["cells"]["planted-few"]["number"])
+    return f"it takes {shares[0]} % of the known gain, a LoRA of equal size in random order {shares[4]} %"
 
 
 def _read(verdicts: dict[str, dict], part: str, corpus: str) -> str:

@@ -55,7 +55,11 @@ def test_the_sentences_of_the_answer_hold():
         assert max(row["gain"][2] for row in of.values()) < answer.MOST  # inside the panel
     known = answer.stored_verdicts(RESULTS)
     words = {part: {cell["verdict"] for cell in known[part]["cells"].values()} for part in ("3c", "3d")}
-    assert words == {"3c": {"contradicted"}, "3d": {"supported"}}  # "no proof", "it can read"
+    assert words == {"3c": {"contradicted"}, "3d": {"not decidable here", "supported"}}
+    reads = known["3d"]["cells"]["planted-few"]["number"].split("R4-best<R3-best ")[1]
+    assert float(re.search(r", ([-+.\d]+)\]", reads)[1]) < 0  # "uses its batch", with the whole interval
+    head, *_, plain = map(float, re.findall(r"([\d.]+)%", known["3d"]["cells"]["planted-few"]["number"]))
+    assert abs(head - plain) < 1  # "gains nothing by it"
     lines = [x for p in RESULTS.glob("*-released*.jsonl") for x in p.read_text(encoding="utf-8").splitlines()]
     released = [json.loads(line) for line in lines]
     assert {run["backbone"] for run in released} == {"smollm2"}  # GPT-2 was not run
