@@ -161,28 +161,6 @@ def test_of_two_processes_one_computes_and_the_other_waits(
     assert np.count_nonzero(found.any(axis=1)) == len(found)
 
 
-def test_a_piece_is_one_batch_and_is_written_before_the_second_one_after_it(
-    tiny, tiny_table, tmp_path, small_pieces, monkeypatch
-):
-    path, counted = place_of(tiny, tiny_table, torch.float32, "tokens", tmp_path), states.hidden_rows
-    batches, written = [], []
-    real = type(tiny).hidden
-
-    def noted(backbone, ids, mask):
-        batches.append(len(ids))
-        return real(backbone, ids, mask)
-
-    def watched(backbone, table, rows):
-        if len(small_pieces) >= 2:  # the last piece may still be being written, the one before it may not
-            written.append(np.count_nonzero(marks_of(path)) >= sum(small_pieces[:-1]))
-        return counted(backbone, table, rows)
-
-    monkeypatch.setattr(states, "hidden_rows", watched)
-    monkeypatch.setattr(type(tiny), "hidden", noted)
-    hidden_states(tiny, tiny_table, torch.float32, tmp_path, progress=False)
-    assert batches == small_pieces and len(batches) > 5 and all(written) and written
-
-
 def test_an_error_keeps_the_pieces_before_it(tiny, tiny_table, tmp_path, small_pieces, monkeypatch):
     whole = hidden_states(tiny, tiny_table, torch.float32, tmp_path / "whole")
     pieces, counted = len(small_pieces), states.hidden_rows

@@ -5,7 +5,9 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import torch
 
+from chameleon_lite import states
 from chameleon_lite.backbones import stored as module
 from chameleon_lite.backbones.stored import stored
 
@@ -66,3 +68,27 @@ def test_a_file_in_a_folder_that_cannot_be_written_is_read(tmp_path, monkeypatch
         assert np.array_equal(stored(path, OFFSETS, 5, PIECES, None, nullcontext(), False), ROWS)
     finally:
         tmp_path.chmod(0o755)
+
+
+def test_a_piece_is_one_batch_and_is_written_before_the_second_one_after_it(
+    tiny, tiny_table, tmp_path, monkeypatch
+):
+    path, real = states.place_of(tiny, tiny_table, torch.float32, "tokens", tmp_path), states.hidden_rows
+    pieces, batches, written, hidden = [], [], [], type(tiny).hidden
+
+    def piece(backbone, table, rows):
+        if len(pieces) > 1:  # the last piece may still be being written, the one before it may not
+            marks = np.load(path.with_suffix(".marks.npy"))
+            written.append(np.count_nonzero(marks) >= sum(pieces[:-1]))
+        pieces.append(len(rows))
+        return real(backbone, table, rows)
+
+    def batch(backbone, ids, mask):
+        batches.append(len(ids))
+        return hidden(backbone, ids, mask)
+
+    monkeypatch.setitem(states.BATCH_TOKENS, "cpu", 300)
+    monkeypatch.setattr(states, "hidden_rows", piece)
+    monkeypatch.setattr(type(tiny), "hidden", batch)
+    states.hidden_states(tiny, tiny_table, torch.float32, tmp_path, progress=False)
+    assert batches == pieces and len(batches) > 5 and written and all(written)
