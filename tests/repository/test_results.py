@@ -17,7 +17,7 @@ def test_the_stored_results_stay_small():
 
 
 def test_the_honest_study_cost_at_most_54_minutes_of_a_gpu_and_with_the_layers_150():
-    # Ten of the 54 are group sizes and banks that were made a second time, with rates of their own.
+    # Nine of them are group sizes and banks that were made a second time, with rates of their own.
     spans = [s for s in load_spans(RESULTS) if s.experiment.startswith("honest-")]
     assert {s.experiment for s in spans} == {path.stem for path in STORED if path.stem.startswith("honest-")}
     for of, most in (([s for s in spans if s.experiment != "honest-layers"], 54), (spans, 150)):
