@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .backbone import BUILT_IN, Backbone, load_backbone
 from .backbones.adapters import check_tensors, placed, portable, read_settings
 from .backbones.card import push_to_hub, write_card
-from .backbones.formats import set_format
+from .backbones.formats import fused_activations, set_format
 from .backbones.hub import adapter_folder
 from .chameleon_config import ChameleonLiteConfig, check_backbone, identity
 from .conditions import Grouped, grouped, prompt_vectors
@@ -235,7 +235,8 @@ class ChameleonLiteForCausalLM(PreTrainedModel, GenerationMixin):
                 prompts = self.conditions(ids, kwargs.get("attention_mask"), condition)
                 condition, group = prompts.condition, prompts.group
             head_update = self.prepare(condition, group, rows=len(ids))
-        return super().generate(inputs, *args, head_update=head_update, **kwargs)
+        with fused_activations(self.lm):
+            return super().generate(inputs, *args, head_update=head_update, **kwargs)
 
     @torch.no_grad()
     def merge_for(self, condition: Condition | Tensor | int) -> PreTrainedModel:

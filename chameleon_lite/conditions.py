@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .backbones.formats import sums_on
+from .backbones.transfer import sent
 from .batches import Arrangement
 from .cluster import nearest_centroid
 from .embed import masked_mean, normalise
@@ -33,7 +34,7 @@ def group_means(vectors: Tensor, group: Tensor) -> Tensor:
     """
     place, lengths = torch.argsort(group, stable=True), torch.bincount(group)
     x, how = vectors.to(sums_on(vectors.device)), {"axis": 0, "unsafe": True}
-    means = torch.segment_reduce(x[place.to(x.device)], "mean", lengths=lengths.to(x.device), **how)
+    means = torch.segment_reduce(x[sent(place, x.device)], "mean", lengths=sent(lengths, x.device), **how)
     return means.to(vectors.device)
 
 
@@ -51,7 +52,7 @@ class GroupMean:
         of, key = arrangement.groups(self.size).of, (self.size, self.vectors)
         means = arrangement.once(key, lambda: group_means(self.vectors, of))  # all groups'
         group, row_group = torch.unique(of[rows], return_inverse=True)  # (G,), (B,)
-        vectors = means[self.read(arrangement, group).to(means.device)]
+        vectors = means[sent(self.read(arrangement, group), means.device)]
         return Condition(vectors), row_group if len(group) > 1 else None
 
     def read(self, arrangement: Arrangement, group: Tensor) -> Tensor:

@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 
 from . import files
-from .backbones.formats import arithmetic
+from .backbones.formats import arithmetic, unmasked
 from .backbones.stored import stored
-from .errors import RunFailed, UserError
+from .backbones.transfer import Fetched, on_device, sent
+from .errors import UserError
 from .lora import adapted_layers
 from .text import by_length, cumulative, ragged
 
 FORMAT = 4  # raised whenever a stored value would change
 # Padded tokens that the backbone reads at once; what it made of them is written while it reads the next.
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
-COPIED_ROWS = 65_536  # states that go from a file to the device at a time
 RESIDENT_BYTES = {"cpu": 1 << 30, "cuda": 24 << 30}  # states up to this size lie on the device
 
 
@@ -45,7 +45,7 @@ class ScoredStates:
         self.next = table.ids[1:]  # the target of the state at place p is next[p]
         if budget is None:
             budget = RESIDENT_BYTES.get(self.device.type, RESIDENT_BYTES["cpu"])
-        self.states = states if states.nbytes > budget else _copied(states, self.device)
+        self.states = states if states.nbytes > budget else on_device(states, self.device)
 
     @classmethod
     def of_pairs(cls, states: np.ndarray | Tensor, target: np.ndarray, counts: np.ndarray, device="cpu"):
@@ -89,16 +89,6 @@ class ScoredStates:
         return sent(torch.from_numpy(self.states[at]), self.device), target, row
 
 
-def _copied(states: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """States (L, C) on the device; piece by piece, so that the host holds little of a file."""
-    if isinstance(states, Tensor):
-        return states.to(device)
-    out = torch.empty(states.shape, dtype=torch.float16, device=device)
-    for low in range(0, len(states), COPIED_ROWS):
-        out[low : low + COPIED_ROWS] = torch.from_numpy(states[low : low + COPIED_ROWS].copy())
-    return out
-
-
 def hidden_states(
     backbone, table, dtype: torch.dtype, folder: Path | None = None, progress=True
 ) -> np.ndarray:
@@ -106,7 +96,7 @@ def hidden_states(
 
     `dtype` is the arithmetic of the pass. Raises RunFailed when a state is not finite, UserError for LoRA.
     """
-    pieces = list(read_at_once(table.lengths, backbone.head.weight.device))
+    pieces = list(read_at_once(table.lengths, backbone.device))
     how = (lambda rows: hidden_rows(backbone, table, rows), arithmetic(backbone, dtype), progress)
     path = place_of(backbone, table, dtype, "tokens", folder)
     return stored(path, table.offsets, backbone.width, pieces, *how)
@@ -134,32 +124,14 @@ def hidden_rows(backbone, table, rows: np.ndarray) -> np.ndarray:
     """Hidden states of documents `rows`, which are in order of length, in that order: (tokens, C) fp16 on the host.
 
     Rows are padded on the right and attention is causal, so padding cannot reach a real token: no mask is
-    needed, and attention without a mask takes its fastest path.
+    needed, and attention without a mask takes its fastest path. RunFailed when a state is not finite.
     """
-    device, lengths = backbone.head.weight.device, table.lengths[rows]
-    states = torch.empty(int(lengths.sum()), backbone.width, dtype=torch.float16, device=device)
-    done = 0
-    for part in read_at_once(lengths, device):
-        ids, mask = table.padded(rows[part])  # (B, T), (B, T)
-        real = mask.flatten().nonzero().squeeze(1)  # (tokens,), on the host: the device is not waited for
-        h = backbone.hidden(sent(ids, device), None).flatten(0, 1)  # (B·T, C)
-        states[done : done + len(real)] = h.index_select(0, sent(real, device))
-        done += len(real)
-    return fetched(states, backbone.name)
-
-
-def fetched(states: Tensor, name: str) -> np.ndarray:
-    """States on the host, through page-locked memory, which a GPU fills several times faster.
-
-    Raises RunFailed when one is not finite.
-    """
-    if not torch.isfinite(states).all():
-        raise RunFailed(f"{name}: hidden states are not finite; try feature_dtype: float32")
-    if not states.is_cuda:
-        return states.numpy()
-    return torch.empty(states.shape, dtype=states.dtype, pin_memory=True).copy_(states).numpy()
-
-
-def sent(x: Tensor, device: torch.device) -> Tensor:
-    """x on the device, copied beside its work: the host does not wait for a GPU."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+    device, lengths = backbone.device, table.lengths[rows]
+    states = Fetched(int(lengths.sum()), backbone.width, device)
+    with unmasked(backbone.lm):
+        for part in read_at_once(lengths, device):
+            ids, mask = table.padded(rows[part])  # (B, T), (B, T)
+            real = mask.flatten().nonzero().squeeze(1)  # (tokens,), on the host: the device is not waited for
+            h = backbone.hidden(sent(ids, device), None).flatten(0, 1)  # (B·T, C)
+            states.add(h.index_select(0, sent(real, device)))
+    return states.rows(backbone.name)

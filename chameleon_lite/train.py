@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from . import engine
 from .backbones.formats import sums_on
+from .backbones.transfer import sent
 from .batches import Arrangement
 from .conditions import conditions_of
 from .errors import RunFailed
@@ -271,10 +272,10 @@ def evaluate(
                 if watch is not None:
                     watch(nll, documents[owner].to(nll.device))
                 # By segment, not by scattered additions: a GPU repeats itself. unsafe: a check would wait.
-                sums = {"lengths": data.counts[documents].to(out.device), "axis": 0, "unsafe": True}
+                sums = {"lengths": sent(data.counts[documents], out.device), "axis": 0, "unsafe": True}
                 nll = nll.to(out.device).double().T.contiguous()  # (M, H)
                 nll = torch.segment_reduce(nll, "sum", **sums)  # (b, H)
-                out[:, documents.to(out.device)] = nll.T
+                out[:, sent(documents, out.device)] = nll.T
     return processes.sum(out)
 
 

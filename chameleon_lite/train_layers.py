@@ -44,12 +44,12 @@ class LiveStates:
     """The scored (state, target) pairs of N documents, computed anew for every batch: `train.States`.
 
     Rows are padded, documents of similar length together, but where the engine's fast pass takes them.
-    `record`: on a GPU that of training may be recorded, which holds its memory until `close`. Without
-    gradients a state is rounded to 16 bits, as one from a file is.
+    `record`: on a GPU that of training may be recorded, which holds its memory until `close`; `tokens`: of
+    its pieces, more than usual. Without gradients a state is rounded to 16 bits, as one from a file is.
     """
 
-    def __init__(self, backbone: Backbone, table: TokenTable, record: bool = True) -> None:
-        self.backbone, self.table, self.record = backbone, table, record
+    def __init__(self, backbone: Backbone, table: TokenTable, record=True, tokens: int | None = None) -> None:
+        self.backbone, self.table, self.record, self.step_tokens = backbone, table, record, tokens
         self.device, self.layers = backbone.device, Layers(backbone)
         self.counts = torch.from_numpy(table.n_scored.astype(np.int64))  # (N,)
 
@@ -57,7 +57,7 @@ class LiveStates:
     def training_pass(self):
         """The fast way through the layers of a training step, or None."""
         fast = engine.fast("layer_pass")
-        return fast and fast(self.backbone, self.table, self.record)
+        return fast and fast(self.backbone, self.table, self.record, tokens=self.step_tokens)
 
     @cached_property
     def reading_pass(self):

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chameleon_lite import Arrangement, Member, engine
+from chameleon_lite import Arrangement, Member
 from chameleon_lite.backbone import copied
 from chameleon_lite.backbones.formats import arithmetic
 from chameleon_lite.errors import RunFailed
 from chameleon_lite.lora import add_lora, lora_parameters
-from chameleon_lite.streams.online import linear_layers, tokens_that_fit
+from chameleon_lite.streams.online import step_tokens
 from chameleon_lite.text import cumulative
 from chameleon_lite.train_layers import LiveStates, WithLayers
 
@@ -28,7 +28,6 @@ from .prepare import Material, SeedClusterings
 from .regimes import CLUSTERED, RANK, Choice, Regime
 
 NEIGHBOURS = 15  # other rows whose prefixes are put in front
-STEP_TOKENS = 4_096  # a step of 32 documents in one piece, where a GPU's memory allows it
 NEIGHBOUR_TOKENS = 32  # of each prefix at most: a plain text's whole prefix, the start of a long prompt
 
 
@@ -86,11 +85,8 @@ def trained_with_layers(context, seeded: SeedClusterings, r: Regime, choice) -> 
         torch.manual_seed(seeded.seed)
         add_lora(adapted, rank=RANK)
     member.head = WithLayers(member.head, lora_parameters(adapted).values())
-    live = {s: LiveStates(adapted, material.tables[s]) for s in ("train", "validation", "test")}
-    if adapted.device.type == "cuda" and (fast := engine.fast("layer_pass")):
-        total = torch.cuda.get_device_properties(adapted.device).total_memory
-        tokens = min(STEP_TOKENS, tokens_that_fit(linear_layers(material.backbone).values(), total))
-        live["train"].training_pass = fast(adapted, material.tables["train"], tokens=tokens)
+    live = partial(LiveStates, adapted, tokens=step_tokens(material.backbone))
+    live = {split: live(material.tables[split]) for split in ("train", "validation", "test")}
     material, orders = replace(material, scored=live), partial(seeded.epoch, order=order_of(settings, r))
     with closing(live["train"]), suppress(RunFailed):  # `failure` holds what went wrong
         material.train([member], orders, settings.train, context.processes, progress=False)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chameleon_lite import Arrangement, Backbone, Clustering, Condition, arrange
+from chameleon_lite.backbones.transfer import sent
 from chameleon_lite.conditions import GroupMean, group_means
 from chameleon_lite.embed import mean_embeddings, normalise
 from chameleon_lite.text import TokenTable, ragged
@@ -131,8 +132,8 @@ class LeaveOneOut(GroupMean):
 
     def __call__(self, arrangement: Arrangement, rows: Tensor) -> tuple[Condition, Tensor]:
         condition, place = super().__call__(arrangement, rows)
-        row = self.vectors[rows.to(self.vectors.device)]
-        mean = condition.vector if place is None else condition.vector[place.to(row.device)]
+        row = self.vectors[sent(rows, self.vectors.device)]
+        mean = condition.vector if place is None else condition.vector[sent(place, row.device)]
         groups = arrangement.groups(self.size)
         size = groups.start.diff()[groups.of[rows]].to(row).unsqueeze(1)  # (B, 1)
         others = (mean * size - row) / (size - 1).clamp_min(1)
@@ -150,7 +151,7 @@ class Own:
     cluster: Tensor | None = None
 
     def __call__(self, arrangement: Arrangement, rows: Tensor) -> tuple[Condition, Tensor]:
-        place = rows.to(self.vectors.device)
+        place = sent(rows, self.vectors.device)
         label = None if self.cluster is None else self.cluster.to(place.device)[place]
         return Condition(self.vectors[place], cluster=label), torch.arange(len(rows))
 
@@ -159,7 +160,7 @@ def counted(views: Views) -> Source:
     """Each row's vector and the counts (B, V) of the tokens in its condition span (R15)."""
 
     def source(arrangement: Arrangement, rows: Tensor) -> tuple[Condition, Tensor]:
-        rows = rows.to(views.device)
+        rows = sent(rows, views.device)
         ids = views.tokens[rows]  # (B, P), padded with V
         counts = torch.zeros(len(rows), views.vocab + 1, device=ids.device)
         counts.scatter_add_(1, ids, torch.ones_like(ids, dtype=counts.dtype))
@@ -180,17 +181,17 @@ def by_cluster(cluster: Tensor, vectors: Callable[[Tensor, Tensor, Tensor], Tens
 
 def stream_mean(vectors: Tensor, cluster: Tensor) -> Source:
     """The mean over the step's rows of the same cluster (N,): nothing is waited for (claim 15)."""
-    return by_cluster(cluster, lambda _, rows, group: group_means(vectors[rows.to(vectors.device)], group))
+    return by_cluster(cluster, lambda _, rows, group: group_means(vectors[sent(rows, vectors.device)], group))
 
 
 def train_centroid(centroids: Tensor, cluster: Tensor) -> Source:
     """The centroid (K, C) of the row's training cluster (N,): its information without its batch (R18)."""
-    return by_cluster(cluster, lambda present, *_: centroids[present.to(centroids.device)])
+    return by_cluster(cluster, lambda present, *_: centroids[sent(present, centroids.device)])
 
 
 def batch_mean(vectors: Tensor) -> Source:
     """The plain mean of vectors (N, C) over the rows of a step: the whole batch is one conditioning group."""
-    return lambda _, rows: (Condition(vectors[rows.to(vectors.device)].mean(0, keepdim=True)), None)
+    return lambda _, rows: (Condition(vectors[sent(rows, vectors.device)].mean(0, keepdim=True)), None)
 
 
 def constant(vector: Tensor) -> Source:

@@ -26,6 +26,7 @@ from ..lora import lora_parameters, without_lora
 from ..loss import HeadWeight
 from ..processes import Processes
 from ..states import ScoredStates, hidden_states
+from ..streams.online import step_tokens
 from ..train import Member, evaluate, train_heads
 from ..train_layers import LiveStates, WithLayers
 from .corpus import SPLITS
@@ -141,7 +142,7 @@ class Cohort:
 def _states(backbone: Backbone, parts: Parts, settings: FitSettings, progress: bool) -> dict:
     """What is trained on and measured with: states of the frozen backbone, kept, or with LoRA those of each step."""
     if settings.lora_rank:
-        live = partial(LiveStates, backbone, record=settings.record_layers)
+        live = partial(LiveStates, backbone, record=settings.record_layers, tokens=step_tokens(backbone))
         return {split: live(table) for split, table in parts.tables.items()}
     dtype = number_format(settings.train.feature_dtype, backbone.device)
     with writing(files.home(), "finished hidden states are kept, and the same command goes on from there"):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 RESAMPLES = 2_000
+SAMPLED = 1 << 17  # numbers of texts that are drawn at one time
 FEW = 10  # held-out texts below which an interval from resampling them says nothing
 
 
@@ -78,7 +79,9 @@ def compared(nll: np.ndarray, counts: np.ndarray, seed: int) -> dict[str, float]
     """From nats (2, N), frozen and adapted, and tokens (N,) of texts: `Fitted`'s before, after, low and high."""
     before, after = (nll.sum(1) / counts.sum()).tolist()
     generator, difference = np.random.default_rng(seed), nll[1] - nll[0]
-    samples = (generator.integers(len(counts), size=len(counts)) for _ in range(RESAMPLES))
-    draws = [difference[texts].sum() / counts[texts].sum() for texts in samples]
-    low, high = np.quantile(draws, [0.025, 0.975]).tolist()
+    at_once, draws = max(1, SAMPLED // len(counts)), []
+    for first in range(0, RESAMPLES, at_once):
+        texts = generator.integers(len(counts), size=(min(at_once, RESAMPLES - first), len(counts)))
+        draws.append(difference[texts].sum(1) / counts[texts].sum(1))
+    low, high = np.quantile(np.concatenate(draws), [0.025, 0.975]).tolist()
     return {"before": before, "after": after, "low": low, "high": high}

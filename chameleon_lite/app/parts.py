@@ -76,7 +76,7 @@ def parts_of(
             most = max(settings.max_train_tokens, table.lengths[order[0]])
             order = order[np.cumsum(table.lengths[order]) <= most]
         parts.tables[split] = table.take(np.sort(order))
-        parts.vectors[split] = mean_embeddings(parts.tables[split], backbone.embedding.detach().cpu())
+        parts.vectors[split] = mean_embeddings(parts.tables[split], backbone.embedding).cpu()
     x, clusters = parts.vectors["train"], settings.clusters
     clustering = fit_clusters(x, cluster_count(len(x), clusters.batch_rows), seed=settings.seed)
     for split, x in parts.vectors.items():

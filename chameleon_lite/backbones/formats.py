@@ -13,6 +13,7 @@ from ..errors import UserError
 
 ALWAYS_EXACT = ("inv_freq",)  # ends of the names of buffers that stay as they are in every number format
 CPU_FLAGS = {"avx512_bf16", "amx_bf16"}  # 16-bit units, as /proc/cpuinfo spells them
+PLAINLY_CAUSAL = ("gpt2", "llama")  # kinds of models whose every token sees all before it
 FP16_CAPABILITY = (7, 0)  # tensor cores for IEEE half precision: V100, T4 and later
 BF16_CAPABILITY = (8, 0)  # tensor cores for brain float: A100 and later
 
@@ -107,6 +108,29 @@ def fused_activations(lm: nn.Module) -> Iterator[None]:
     finally:
         for name, module in slow.items():
             lm.set_submodule(name, module)
+
+
+@contextmanager
+def unmasked(lm: nn.Module) -> Iterator[None]:
+    """Inside, GPT-2 and Llama attend to all tokens before, and no mask is made: only to see that none is needed each
+
+    pass would wait for a GPU. Other kinds may have layers that see less, and stay as they are.
+    """
+    config = lm.config
+    if config.model_type not in PLAINLY_CAUSAL or config._attn_implementation != "sdpa":
+        yield
+        return
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    AttentionInterface.register(
+        "sdpa_unmasked", sdpa_attention_forward
+    )  # under a name without masks of its own
+    config._attn_implementation = "sdpa_unmasked"
+    try:
+        yield
+    finally:
+        config._attn_implementation = "sdpa"
 
 
 def opening(tokenizer: Callable) -> list[int]:

@@ -217,6 +217,7 @@ class RecordedLayers:
         self.plain, self.shape = Layers(backbone), (rows, length)
         self.factors = list(self.plain.parameters())
         self.sums = [torch.zeros_like(p) for p in self.factors]
+        self.modules = list(self.plain.body.modules())  # walking through all of them takes milliseconds
         self.mode = self._mode()
         # The graph adds to gradients on its own stream. Autograd synchronises; this silences its warning.
         if quiet := getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None):
@@ -239,7 +240,7 @@ class RecordedLayers:
 
     def _mode(self) -> list[bool]:
         """Which modules are in training mode: dropout is recorded as it was, on or off."""
-        return [module.training for module in self.plain.body.modules()]
+        return [module.training for module in self.modules]
 
     def _keep_gradients_apart(self) -> None:
         """Give every factor without a gradient zeros of its own to add to.

@@ -13,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..backbones.transfer import arriving
+
 CHUNK_BYTES = 256 << 20  # of the (rows, K) products held at one time
+AHEAD = ("cuda",)  # devices that work while the host waits for a number
 TOLERANCE = 1e-4  # of the mean variance of a column: scikit-learn's criterion of convergence
 
 
@@ -33,24 +36,37 @@ def lloyd(x: Tensor, start: Tensor, steps: int, tolerance: float = TOLERANCE) ->
     centroids, k = start.float(), len(start)
     short = torch.int16 if k < 1 << 15 else torch.int32  # 16-bit numbers are sorted in fewer rounds
     edges = torch.arange(-1, k, dtype=short, device=x.device)  # (K + 1,)
-    for _ in range(steps):
-        labels = closest(x, centroids)[1]
-        before, (centroids, empty) = centroids, _means(x, labels, edges)
-        # Both flags in one transfer: each transfer makes the host wait for a GPU.
-        some_empty, at_rest = torch.stack([empty.any(), _movement(before, centroids) <= limit]).tolist()
+    begun = _step(x, centroids, edges, limit)
+    for left in reversed(range(steps)):
+        labels, after, empty, flags = begun
+        # A GPU goes on while the host reads how this step ended; where it ended otherwise, that work is thrown away.
+        begun = _step(x, after, edges, limit) if left and x.device.type in AHEAD else None
+        some_empty, at_rest = flags()
         if some_empty:
-            centroids = torch.where(empty.unsqueeze(1), _farthest(x, labels, before, empty), centroids)
-            at_rest = bool(_movement(before, centroids) <= limit)
-        if at_rest:
+            after = torch.where(empty.unsqueeze(1), _farthest(x, labels, centroids, empty), after)
+            at_rest, begun = bool(_movement(centroids, after) <= limit), None
+        centroids = after
+        if at_rest or not left:
             break
+        begun = begun or _step(x, centroids, edges, limit)
     return centroids
+
+
+def _step(x: Tensor, centroids: Tensor, edges: Tensor, limit: float) -> tuple:
+    """Labels (N,), new centroids (K, C), which are empty (K,), and a function: is any empty, did they rest."""
+    labels = closest(x, centroids)[1]
+    after, empty = _means(x, labels, edges)
+    # Both flags in one transfer: each transfer makes the host wait for a GPU.
+    flags = torch.stack([empty.any(), _movement(centroids, after) <= limit])
+    return labels, after, empty, arriving(flags)
 
 
 def closest(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     """For each row of x (N, C) the largest x·c − ½‖c‖² over centroids (K, C): value, label (N,) each."""
     half = -0.5 * centroids.square().sum(1)  # (K,)
     rows = max(1, CHUNK_BYTES // (4 * len(centroids)))
-    parts = [torch.addmm(half, part, centroids.T).max(1) for part in x.split(rows)]
+    turned = centroids.T.contiguous() if x.is_cuda else centroids.T  # a GPU is a little faster so
+    parts = [torch.addmm(half, part, turned).max(1) for part in x.split(rows)]
     return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
 
 

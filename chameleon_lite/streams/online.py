@@ -21,6 +21,7 @@ from .memory import Memory, Shapes, pairs_of
 
 CPU_TOKENS = 1_024  # padded, whose activations are kept for the way back
 GPU_SHARE = 0.4  # of all its memory
+STEP_TOKENS = 4_096  # of 32 documents, a step in training layers
 KEPT_BYTES = 12  # per number that a layer reads or writes: a stream of five lanes took 11 in all
 
 
@@ -135,6 +136,14 @@ def tokens_that_fit(layers: Iterable[nn.Module], memory: int) -> int:
     """Padded tokens whose activations in these linear layers take a share of a GPU's `memory` bytes, at least 64."""
     numbers = sum(sum(layer.weight.shape) for layer in layers)  # read and written per token
     return max(64, int(GPU_SHARE * memory / (KEPT_BYTES * numbers)))
+
+
+def step_tokens(backbone: Backbone) -> int | None:
+    """Tokens of a piece in training layers: a step of 32 documents where a GPU's memory allows; None: as usual."""
+    if backbone.device.type != "cuda":
+        return None
+    total = torch.cuda.get_device_properties(backbone.device).total_memory
+    return min(STEP_TOKENS, tokens_that_fit(linear_layers(backbone).values(), total))
 
 
 def layer_shapes(backbone: Backbone, rank: int) -> Shapes:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from chameleon_lite.backbones.formats import arithmetic
 from chameleon_lite.backbones.stored import stored
+from chameleon_lite.backbones.transfer import Fetched
 from chameleon_lite.loss import next_token_pairs
-from chameleon_lite.states import ScoredStates, fetched, place_of, read_at_once
+from chameleon_lite.states import ScoredStates, place_of, read_at_once
 from chameleon_lite.text import cumulative
 from chameleon_lite.train_layers import LiveStates
 
@@ -90,7 +91,10 @@ def padded_states(backbone, table, scoring: Scoring, *, dtype, folder: Path | No
 
     @torch.inference_mode()
     def compute(rows: np.ndarray) -> np.ndarray:
-        return fetched(_passed(backbone, table, scoring, rows)[0].to(torch.float16), backbone.name)
+        states = _passed(backbone, table, scoring, rows)[0]
+        found = Fetched(*states.shape, backbone.device)
+        found.add(states)
+        return found.rows(backbone.name)
 
     order = np.argsort(table.lengths, kind="stable")
     lengths = table.lengths[order]

@@ -176,3 +176,19 @@ def test_backbone_is_needed_and_is_not_copied(small_backbone, adapted):
     assert model.lm is backbone.lm
     with pytest.raises(UserError, match="from_backbone"):
         ChameleonLiteForCausalLM(copy.deepcopy(model.config))
+
+
+def test_generation_fuses_gpt2s_activations_and_gives_them_back(tiny):
+    model = ChameleonLiteForCausalLM.from_backbone(tiny, rank=2)
+    kinds = []
+
+    def activations():
+        return {type(block.mlp.act).__name__ for block in model.lm.transformer.h}
+
+    def update(head, h, scale):
+        kinds.append(activations())
+        return head(h)
+
+    before, ids = activations(), torch.tensor([[5, 6, 7]])
+    model.generate(input_ids=ids, head_update=update, max_new_tokens=2)
+    assert before == {"NewGELUActivation"} == activations() and kinds == [{"GELU"}] * 2

@@ -1,7 +1,9 @@
 import pytest
 import torch
+from transformers import MistralConfig, MistralForCausalLM, masking_utils
 
-from chameleon_lite.backbones.formats import set_format
+from chameleon_lite.backbone import load_backbone
+from chameleon_lite.backbones.formats import set_format, unmasked
 
 
 def test_a_model_is_bit_for_bit_what_it_was(architecture, small_backbone):
@@ -31,3 +33,30 @@ def test_tied_matrices_stay_tied(small_backbone):
     with set_format(lm, torch.bfloat16):
         assert lm.get_output_embeddings().weight is lm.get_input_embeddings().weight
     assert lm.get_output_embeddings().weight is lm.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-llama"])
+def test_without_masks_the_states_are_the_same_bits_and_no_mask_is_made(name, monkeypatch):
+    made, real = [], masking_utils.find_packed_sequence_indices
+    monkeypatch.setattr(
+        masking_utils, "find_packed_sequence_indices", lambda *given: made.append(1) or real(*given)
+    )
+    backbone = load_backbone(name)
+    ids = torch.randint(3, 90, (4, 33), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        usual = backbone.hidden(ids)
+        assert made
+        made.clear()
+        with unmasked(backbone.lm):
+            assert torch.equal(backbone.hidden(ids), usual) and not made
+        assert torch.equal(backbone.hidden(ids), usual) and made
+
+
+def test_a_model_whose_layers_see_less_keeps_its_masks():
+    sizes = {"vocab_size": 96, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "sliding_window": 4}
+    config = MistralConfig(**sizes)
+    lm = MistralForCausalLM(config).eval()
+    before = lm.config._attn_implementation
+    with unmasked(lm):
+        assert lm.config._attn_implementation == before

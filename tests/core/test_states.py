@@ -273,7 +273,7 @@ def test_a_16_bit_pass_gives_the_weights_back(tiny, tiny_table, tmp_path):
 
 def test_states_that_are_not_finite_are_refused(tiny, tiny_table, tmp_path):
     class Broken:
-        name, hash, width, lm, head = "broken", "x", tiny.width, tiny.lm, tiny.head
+        name, hash, width, lm, device = "broken", "x", tiny.width, tiny.lm, tiny.device
 
         @staticmethod
         def hidden(ids, mask):
