@@ -20,11 +20,12 @@ ROOT = Path(__file__).parents[1]
 # after so many changes of the file system and `delay` seconds. Answers with exit codes; with process numbers for jobs
 # that it does not wait for, and with the exit codes of those when it is given their numbers.
 SERVER = """
-import json, os, signal, sys, threading, traceback
+import gc, json, os, signal, sys, threading, traceback
 import chameleon_lite.app.cli, chameleon_lite.app.fit, chameleon_lite.app.learned, chameleon_study.run, pandas
 import chameleon_lite.chameleon, chameleon_study.claims, gguf, pyarrow.parquet, scipy.stats, sklearn.cluster
 from chameleon_lite.backbone import load_backbone
 load_backbone("tiny")
+gc.collect(), gc.freeze()  # so that no job copies the pages of what is loaded to look through it
 WRITES = os.O_WRONLY | os.O_RDWR
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}
 
