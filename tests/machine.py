@@ -94,9 +94,7 @@ class Begun:
     def kill(self) -> int:
         """End it, unless it has ended; its exit code."""
         if self.returncode is None:
-            os.kill(
-                self.pid, signal.SIGKILL
-            )  # of one that has ended the server keeps the number until it is asked
+            os.kill(self.pid, signal.SIGKILL)  # nobody else's number before the server is asked
         return self.wait()
 
 

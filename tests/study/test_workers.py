@@ -45,18 +45,7 @@ def run(machine, folder, made_up, *more, **settings):
     """The records of the command in a process of its own, and what it said."""
     folder.mkdir()
     (folder / "shared.yaml").write_text(yaml.safe_dump({**SMALL, **settings, "corpora": [made_up]}))
-    words = [
-        "run",
-        "shared.yaml",
-        "--profile",
-        "paper",
-        "--backbone",
-        "tiny",
-        "--device",
-        "cpu",
-        "--seeds",
-        "2",
-    ]
+    words = "run shared.yaml --profile paper --backbone tiny --device cpu --seeds 2".split()
     before = len(machine.log.read_bytes()) if machine.log.exists() else 0
     machine.whole(machine.command(*words, "--out", "runs", *more), folder)
     found = {p.parent.name: json.loads(p.read_text()) for p in (folder / "runs").glob("*/record.json")}
