@@ -1,5 +1,7 @@
 """Fixtures of all rooms: a byte tokenizer, the tiny backbone with its states, small models of six architectures."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,12 @@ from chameleon_lite.states import ScoredStates, hidden_states
 from chameleon_lite.text import Document, tokenise
 
 from .machine import job_server, machine  # noqa: F401  (fixtures)
+
+gc.disable()  # what is loaded and collected stays: to look through it again and again finds nothing
+
+
+def pytest_collection_finish():
+    gc.collect(), gc.freeze(), gc.enable()
 
 
 class ByteTokenizer:

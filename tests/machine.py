@@ -7,6 +7,7 @@ it is imported) needs a new interpreter instead.
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,12 +17,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # Each job is a process forked from one that has loaded the libraries: `code` is run in `folder`, and ends by SIGKILL
-# after so many changes of the file system and `delay` seconds. Answers with exit codes and numbers of changes.
+# after so many changes of the file system and `delay` seconds. Answers with exit codes; with process numbers for jobs
+# that it does not wait for, and with the exit codes of those when it is given their numbers.
 SERVER = """
-import json, os, signal, sys, threading, traceback
+import gc, json, os, signal, sys, threading, traceback
 import chameleon_lite.app.cli, chameleon_lite.app.fit, chameleon_lite.app.learned, chameleon_study.run, pandas
+import chameleon_lite.chameleon, chameleon_study.claims, gguf, pyarrow.parquet, scipy.stats, sklearn.cluster
 from chameleon_lite.backbone import load_backbone
 load_backbone("tiny")
+gc.collect(), gc.freeze()  # so that no job copies the pages of what is loaded to look through it
 WRITES = os.O_WRONLY | os.O_RDWR
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}
 
@@ -56,13 +60,14 @@ def child(job):
     os._exit(code)
 
 for line in sys.stdin:
-    jobs, running = json.loads(line), []
+    jobs, answer = json.loads(line), []
     for job in jobs:
-        running.append(os.fork())
-        if not running[-1]:
+        answer.append(job if isinstance(job, int) else os.fork())
+        if not answer[-1]:
             child(job)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in running]
-    print(json.dumps(codes), flush=True)
+    if not isinstance(jobs[0], dict) or jobs[0]["wait"]:
+        answer = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in answer]
+    print(json.dumps(answer), flush=True)
 os._exit(0)  # the interpreter would free its libraries for seconds
 """
 
@@ -70,6 +75,27 @@ os._exit(0)  # the interpreter would free its libraries for seconds
 def command(*words) -> str:
     """The code of a job that is one command of `chameleon-lite`."""
     return f"from chameleon_lite.app.cli import main; main({list(map(str, words))!r})"
+
+
+class Begun:
+    """A job that runs beside the test, which may kill it."""
+
+    returncode = None
+
+    def __init__(self, answered, pid: int) -> None:
+        self.answered, self.pid = answered, pid
+
+    def wait(self) -> int:
+        """Its exit code, when it has ended."""
+        if self.returncode is None:
+            (self.returncode,) = self.answered([self.pid])
+        return self.returncode
+
+    def kill(self) -> int:
+        """End it, unless it has ended; its exit code."""
+        if self.returncode is None:
+            os.kill(self.pid, signal.SIGKILL)  # nobody else's number before the server is asked
+        return self.wait()
 
 
 class Machine:
@@ -80,11 +106,19 @@ class Machine:
     def __init__(self, server: subprocess.Popen, folder: Path) -> None:
         self.server, self.log, self.counted = server, folder / "log", folder / "counted"
 
-    def _codes(self, code: str, folder: Path, variables: list[dict], **kill) -> list[int]:
-        job = {"code": code, "folder": str(folder), "log": str(self.log), "counted": str(self.counted)}
-        self.server.stdin.write(json.dumps([job | kill | {"variables": own} for own in variables]) + "\n")
+    def _answered(self, jobs: list) -> list[int]:
+        self.server.stdin.write(json.dumps(jobs) + "\n")
         self.server.stdin.flush()
         return json.loads(self.server.stdout.readline())
+
+    def _codes(self, code: str, folder: Path, variables: list[dict], **how) -> list[int]:
+        job = {"code": code, "folder": str(folder), "log": str(self.log), "counted": str(self.counted)}
+        job |= {"after": 0, "delay": 0.0, "wait": True} | how
+        return self._answered([job | {"variables": own} for own in variables])
+
+    def begin(self, code: str, folder: Path, log: Path, **variables: str) -> Begun:
+        """Starts a process with environment variables of its own, and does not wait for it."""
+        return Begun(self._answered, *self._codes(code, folder, [variables], log=str(log), wait=False))
 
     def run(
         self, code: str, folder: Path, *, after: int = 0, delay: float = 0.0, times: int = 1
@@ -111,7 +145,7 @@ class Machine:
             {name: str(value) for name, value in (all_of_it | {"RANK": n, "LOCAL_RANK": n}).items()}
             for n in range(count)
         ]
-        codes = self._codes(code, folder, variables, after=0, delay=0.0)
+        codes = self._codes(code, folder, variables)
         assert codes == [0] * count, self.log.read_text()[-3_000:]
         return self.log.read_text()
 

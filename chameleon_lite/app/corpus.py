@@ -86,14 +86,14 @@ def overlaps(splits: dict[str, Sequence[Document]]) -> dict[str, dict[str, float
 
     Documents of fewer than 8 words are not counted. 0 for a split with none to count.
     """
-    train = _texts(splits["train"])
-    shares = {}
+    texts = {name: _texts(splits.get(name, ())) for name in SPLITS}
     for name in SPLITS[1:]:
-        held = [text for text in _texts(splits.get(name, ())) if len(WORD.findall(text)) >= GRAM]
-        grams = _grams(train + held)
-        seen = grams[: len(train)].sum(0) > 0  # (G,)
-        rows = grams[len(train) :]
-        shares[name] = round(float((2 * (rows @ seen) >= rows.sum(1)).mean()), 6) if held else 0.0
+        texts[name] = [text for text in texts[name] if len(WORD.findall(text)) >= GRAM]
+    grams, (first, *ends) = _grams(sum(texts.values(), [])), cumulative([*map(len, texts.values())])[1:]
+    seen, shares = grams[:first].sum(0) > 0, {}  # seen (G,)
+    for name, start, end in zip(SPLITS[1:], (first, *ends), ends):
+        rows = grams[start:end]
+        shares[name] = round(float((2 * (rows @ seen) >= rows.sum(1)).mean()), 6) if end > start else 0.0
     return {"overlap": shares}
 
 

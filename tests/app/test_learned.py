@@ -123,19 +123,7 @@ def test_a_saved_memory_of_another_kind_or_damaged_is_refused(rows, tmp_path):
 
 
 def test_the_command_learns_saves_and_goes_on(command, source):
-    words = [
-        "adapt",
-        source,
-        "--model",
-        "tiny",
-        "--learn",
-        "--memory",
-        "cluster",
-        "--rate",
-        "0.02",
-        "--device",
-        "cpu",
-    ]
+    words = ["adapt", source, *"--model tiny --learn --memory cluster --rate 0.02 --device cpu".split()]
     code, out, _ = command(*words, "--out", "1.jsonl", "--save", "kept")
     assert code == 0 and "nats per token without learning" in out and "written to 1.jsonl" in out
     code, out, _ = command(

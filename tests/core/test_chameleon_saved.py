@@ -1,7 +1,5 @@
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -42,7 +40,7 @@ def test_auto_class_loads_it_too(small_backbone, tmp_path, adapted):
     assert torch.equal(again.head.last.weight, model.head.last.weight)
 
 
-def test_another_process_computes_the_same_bits(small_folder, tmp_path, adapted, batch):
+def test_another_process_computes_the_same_bits(small_folder, machine, tmp_path, adapted, batch):
     backbone = load_backbone(str(small_folder("llama-untied")))
     model = adapted(backbone)
     model.save_pretrained(tmp_path / "adapter")
@@ -57,7 +55,7 @@ b = torch.load({str(tmp_path / "batch.pt")!r})
 found = model.conditions(b["ids"], b["mask"])
 out = model(b["ids"], attention_mask=b["mask"], condition=found.condition, group=found.group)
 torch.save(out.logits.detach(), {str(tmp_path / "logits.pt")!r})"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+    machine.whole(code, tmp_path)
     found = model.conditions(ids, mask)
     here = model(ids, attention_mask=mask, condition=found.condition, group=found.group).logits
     assert torch.equal(torch.load(tmp_path / "logits.pt"), here)

@@ -1,8 +1,7 @@
 """Hidden states in one file: each document's own, whole after any interruption, and never silently damaged."""
 
-import signal
-import subprocess
-import sys
+import time
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -16,9 +15,9 @@ from chameleon_lite.states import ScoredStates, hidden_states, place_of
 from chameleon_lite.text import tokenise
 
 pytestmark = pytest.mark.one_form
-# A pass over the documents of conftest.py that takes its time over every piece and says so; argument: the folder.
+# A pass over the documents of conftest.py that takes its time over every piece and says so.
 SLOW_PASS = """
-import sys, time
+import time
 from pathlib import Path
 import torch
 from chameleon_lite import states
@@ -26,7 +25,7 @@ from chameleon_lite.text import Document
 from chameleon_lite.text import tokenise
 from chameleon_lite.backbone import load_backbone
 
-texts = Path(sys.argv[1], "texts").read_text().split("\\n")
+texts = Path("texts").read_text().split("\\n")
 tiny = load_backbone("tiny")
 documents = [Document(str(i), text) for i, text in enumerate(texts)]
 table = tokenise(documents, tiny.tokenizer, max_length=96, prefix_tokens=8, min_scored=4)
@@ -34,11 +33,11 @@ real = states.hidden_rows
 
 def slow(backbone, table, rows):
     print("piece", flush=True)
-    time.sleep(float(sys.argv[2]))
+    time.sleep(seconds)
     return real(backbone, table, rows)
 
 states.hidden_rows, states.BATCH_TOKENS["cpu"] = slow, 300
-states.hidden_states(tiny, table, torch.float32, Path(sys.argv[1]), progress=False)
+states.hidden_states(tiny, table, torch.float32, Path("."), progress=False)
 """
 
 
@@ -57,21 +56,22 @@ def small_pieces(monkeypatch):
 
 
 @pytest.fixture
-def slow_pass(some_documents, tmp_path):
-    """Starts the slow pass into tmp_path in a process of its own; it is ended after the test."""
+def slow_pass(some_documents, machine, tmp_path):
+    """slow_pass(s, n): starts the slow pass into tmp_path in a process of its own, and waits for n pieces of it."""
     (tmp_path / "texts").write_text("\n".join(d.text for d in some_documents))
-    started = []
+    log = tmp_path / "log"
 
-    def start(seconds: float) -> subprocess.Popen:
-        command = [sys.executable, "-c", SLOW_PASS, str(tmp_path), str(seconds)]
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-        return started[-1]
+    def start(seconds: float, pieces: int):
+        process = machine.begin(f"seconds = {seconds}\n{SLOW_PASS}", tmp_path, log)
+        stack.callback(process.kill)
+        deadline = time.monotonic() + 60
+        while not log.is_file() or log.read_text().count("piece\n") < pieces:
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.01)
+        return process, log
 
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    with ExitStack() as stack:
+        yield start
 
 
 def forgotten(monkeypatch):
@@ -136,11 +136,8 @@ def test_batches_are_the_same_from_the_device_from_the_file_and_as_pairs(
 def test_a_killed_pass_goes_on_where_it_was(tiny, tiny_table, tmp_path, slow_pass, small_pieces):
     whole = hidden_states(tiny, tiny_table, torch.float32, tmp_path / "whole", progress=False)
     pieces, path = len(small_pieces), place_of(tiny, tiny_table, torch.float32, "tokens", tmp_path)
-    process = slow_pass(0.3)
-    for _ in range(4):
-        assert process.stdout.readline() == "piece\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process, _ = slow_pass(0.3, 4)
+    process.kill()
     done = np.count_nonzero(marks_of(path))
     assert 0 < done < len(tiny_table)
     small_pieces.clear()
@@ -154,10 +151,9 @@ def test_a_killed_pass_goes_on_where_it_was(tiny, tiny_table, tmp_path, slow_pas
 def test_of_two_processes_one_computes_and_the_other_waits(
     tiny, tiny_table, tmp_path, slow_pass, small_pieces
 ):
-    process = slow_pass(0.05)
-    assert process.stdout.readline() == "piece\n"
+    process, log = slow_pass(0.05, 1)
     found = hidden_states(tiny, tiny_table, torch.float32, tmp_path, progress=False)
-    assert not small_pieces and process.communicate()[0].count("piece") > 5 and process.returncode == 0
+    assert not small_pieces and process.wait() == 0 and log.read_text().count("piece\n") > 5
     assert np.count_nonzero(found.any(axis=1)) == len(found)
 
 

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,11 @@ def relative(path):
     return str(path.relative_to(ROOT))
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imported(path: Path, tree: ast.AST) -> set[str]:
     """Modules of ours that a file imports, absolute or relative, at the top or inside functions, as dotted names."""
     package = path.relative_to(ROOT).parent.parts
@@ -60,7 +66,7 @@ def room_of(name: str) -> str:
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_packages_import_only_those_before_them(path):
     package = path.relative_to(ROOT).parts[0]
-    tops = {name.split(".")[0] for name in imported(path, ast.parse(path.read_text()))}
+    tops = {name.split(".")[0] for name in imported(path, tree_of(path))}
     assert tops <= PACKAGE_IMPORTS[package]
 
 
@@ -70,7 +76,7 @@ CORE_FILES = [p for p in sorted(CORE.rglob("*.py")) if p != CORE / "__init__.py"
 @pytest.mark.parametrize("path", CORE_FILES, ids=relative)
 def test_the_core_imports_only_what_stands_before(path):
     room = room_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    names = {n for n in imported(path, ast.parse(path.read_text())) if n.startswith("chameleon_lite")}
+    names = {n for n in imported(path, tree_of(path)) if n.startswith("chameleon_lite")}
     others = {room_of(name) for name in names} - {room, ""}
     allowed = set(ORDER) - {"app", "__main__"} if room == "fast" else set(ORDER[: ORDER.index(room)])
     assert others <= allowed, f"{room} must not import {sorted(others - allowed)}"
@@ -78,9 +84,7 @@ def test_the_core_imports_only_what_stands_before(path):
 
 def test_the_study_does_not_reach_behind_the_door():
     for path in (ROOT / "chameleon_study").rglob("*.py"):
-        assert not any(
-            n.startswith("chameleon_lite.fast") for n in imported(path, ast.parse(path.read_text()))
-        ), path
+        assert not any(n.startswith("chameleon_lite.fast") for n in imported(path, tree_of(path))), path
 
 
 def test_the_reader_of_imports_sees_every_form():
@@ -114,7 +118,7 @@ def test_the_package_stays_small(what):
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_heavy_libraries_are_imported_where_they_are_needed(path):
     late = LATE - {"transformers"} if relative(path) in OF_TRANSFORMERS else LATE
-    for node in ast.parse(path.read_text()).body:
+    for node in tree_of(path).body:
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
         assert not {n.split(".")[0] for n in names} & late, (
@@ -126,14 +130,14 @@ def test_heavy_libraries_are_imported_where_they_are_needed(path):
 def test_ceilings(path):
     lines = path.read_text().splitlines()
     assert len(lines) <= FILE_LINES
-    for node in ast.walk(ast.parse("\n".join(lines))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno + 1 <= FUNCTION_LINES, node.name
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_public_functions_say_what_they_do(path):
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     assert path.stat().st_size == 0 or ast.get_docstring(tree), "a file opens with what it is"
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):

@@ -94,7 +94,7 @@ def run_cell(python, place: Path, service: str):
     if service in ("colab", "kaggle"):
         after += "import chameleon_lite\nprint('from', chameleon_lite.__file__)\n"
     (place / "cell.ipy").write_text(before + source + after)
-    rewrite = {"GIT_CONFIG_COUNT": "2", "GIT_CONFIG_KEY_0": f"url.{ROOT.as_uri()}.insteadOf"}
+    rewrite = {"GIT_CONFIG_COUNT": "2", "GIT_CONFIG_KEY_0": f"url.{ROOT}.insteadOf"}
     rewrite |= {"GIT_CONFIG_VALUE_0": URL, "GIT_CONFIG_KEY_1": "safe.directory", "GIT_CONFIG_VALUE_1": "*"}
     cut = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_CONFIG_FILE": os.devnull}
     cut |= {"PIP_FIND_LINKS": "", "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}

@@ -245,21 +245,27 @@ def write_study(
     generator = np.random.default_rng(0)
     tokens = generator.integers(20, 60, DOCUMENTS)
     hard = generator.normal(0, 0.3, DOCUMENTS)
-    documents = {"document": [f"d{i:03d}" for i in range(DOCUMENTS)], "group": "g", "tokens": tokens}
-    records, frames = [], []
+    records, rows = [], []  # of a run and reading: its names and losses
     for regime, loss in regimes.items():
         for seed in range(SEEDS):
             name = f"{regime}--{backbone}--{corpus}--00000000--seed{seed}"
             spread = 0.05 * (seed - SEEDS // 2) if regime in wide else 0.0
             own = spread + generator.normal(0, 0.001) + generator.normal(0, 0.004, DOCUMENTS)
             for reading, more in {"test": {"": 0.0}, **readings}.items():
-                nll = (loss + more.get(regime, more[""]) + hard + own) * tokens
-                frames.append(pd.DataFrame({"split": reading, **documents, "nll": nll, "run": name}))
+                rows.append((reading, name, (loss + more.get(regime, more[""]) + hard + own) * tokens))
             records.append(one_record(name, regime, corpus, backbone, seed, loss + spread))
             change(records[-1])
     lines = "".join(r.model_dump_json() + "\n" for r in records)
     (folder / f"{experiment}-{corpus}-{backbone}.jsonl").write_text(lines)
-    pd.concat(frames).to_parquet(folder / f"{experiment}-{corpus}-{backbone}.parquet", index=False)
+    reading, run, nll = zip(*rows)
+    of_all = {"document": [f"d{i:03d}" for i in range(DOCUMENTS)] * len(rows), "group": "g"}
+    of_all |= {
+        "tokens": np.tile(tokens, len(rows)),
+        "nll": np.concatenate(nll),
+        "run": np.repeat(run, DOCUMENTS),
+    }
+    frame = pd.DataFrame({"split": np.repeat(reading, DOCUMENTS), **of_all})
+    frame.to_parquet(folder / f"{experiment}-{corpus}-{backbone}.parquet", index=False)
 
 
 @pytest.fixture(scope="session")

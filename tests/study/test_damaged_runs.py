@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from chameleon_lite.app.own_texts import read_jsonl, write_jsonl
 from chameleon_lite.backbone import load_backbone
 from chameleon_lite.errors import DamagedFile, UserError
-from chameleon_study.corpora import load_corpus
+from chameleon_study.corpora import docstrings, load_corpus
 from chameleon_study.provenance import placeless
 from chameleon_study.records import file_part, pack, read_run
 from chameleon_study.run import run_experiment
@@ -230,17 +230,22 @@ def test_where_nothing_can_be_written_nothing_is_trained(small, made_up, tmp_pat
         run_experiment(small(["R0"]), runs=tmp_path / "runs", data_dir=tmp_path / "absent")
 
 
-@pytest.mark.parametrize("damage", [*DAMAGE, "another source"])
-def test_a_damaged_corpus_of_the_cache_is_named_and_built_again(damage, tmp_path, monkeypatch, capsys):
-    from chameleon_study.corpora import docstrings
+@pytest.fixture(scope="module")
+def of_one_library():
+    return docstrings.build(libs=("typer",))
 
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "another source"])
+def test_a_damaged_corpus_of_the_cache_is_named_and_built_again(
+    damage, of_one_library, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("CHAMELEON_LITE_HOME", str(tmp_path))
-    build = docstrings.build  # of one small library
-    monkeypatch.setattr(docstrings, "build", lambda form, seed: build(form, libs=("typer",), seed=seed))
+    builds = []
+    monkeypatch.setattr(docstrings, "build", lambda form, seed: builds.append(form) or of_one_library)
     built = load_corpus("docstrings")
     (path,) = (tmp_path / "corpora").glob("docstrings-*.jsonl")
     content = path.read_bytes()
     damaged = DAMAGE.get(damage, lambda content: content.replace(b"docstrings of", b"docstrings or"))
     path.write_bytes(damaged(content))
-    assert load_corpus("docstrings") == built and path.read_bytes() == content
+    assert load_corpus("docstrings") == built and path.read_bytes() == content and len(builds) == 2
     assert path.name in capsys.readouterr().err

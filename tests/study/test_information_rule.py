@@ -61,10 +61,9 @@ def head_of(r, context, seeded):
     return head
 
 
-def first_losses(name, context):
+def first_losses(name, context, seeded):
     """Losses (N, KEPT) of each test document's first scored tokens."""
     r, material = REGIMES[name], context.material
-    seeded = seed_material(context.settings, material, 0)
     member = Member(r.weights_of or name, head_of(r, context, seeded), None, None, 0.0)
     pair = head_and_source(r, {member.name: member}, seeded, "test")
     found = torch.zeros(len(material.tables["test"]), KEPT)
@@ -79,19 +78,18 @@ def first_losses(name, context):
 
 
 def test_what_comes_later_changes_no_loss_but_in_the_declared_leaks(small, two_worlds):
-    here, there = contexts(small, two_worlds)
+    worlds = [(c, seed_material(c.settings, c.material, 0)) for c in contexts(small, two_worlds)]
     for name in CACHED:
-        before, after = first_losses(name, here), first_losses(name, there)
+        before, after = (first_losses(name, *world) for world in worlds)
         if REGIMES[name].leak:
             assert (before - after).abs().max() > 1e-3, f"{name} is declared a leak and reads nothing"
         else:
             assert torch.allclose(before, after, atol=1e-4), f"{name} reads what it must not"
 
 
-def written(name, context):
+def written(name, context, seeded):
     """Tokens (N, 8) that a regime continues every test document's prefix with."""
     r, material, settings = REGIMES[name], context.material, context.settings
-    seeded = seed_material(settings, material, 0)
     member = Member(r.weights_of or name, head_of(r, context, seeded), None, None, 0.0)
     head, source = head_and_source(r, {member.name: member}, seeded, "test")
     order = seeded.epoch("test", r.order, 0)
@@ -103,9 +101,10 @@ def written(name, context):
 
 
 def test_what_is_scored_never_changes_what_is_written_but_in_the_declared_leaks(small, two_worlds):
-    here, there = contexts(small, two_worlds, probes={"generate": {"new_tokens": 8, "rows": 16}})
+    both = contexts(small, two_worlds, probes={"generate": {"new_tokens": 8, "rows": 24}})
+    worlds = [(c, seed_material(c.settings, c.material, 0)) for c in both]
     for name in CACHED:
-        before, after = written(name, here), written(name, there)
+        before, after = (written(name, *world) for world in worlds)
         assert torch.equal(before, after) != REGIMES[name].leak, name
 
 

@@ -100,19 +100,7 @@ def jobs(made_up, tmp_path_factory, machine):
     documents = [json.loads(line) for line in Path(made_up).read_text().splitlines()[1:]]
     texts.write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in documents))
     grid = ["run", folder / "small.yaml", "--profile", "paper", "--backbone", "tiny", "--seeds", 2]
-    fit = [
-        "fit",
-        texts,
-        "--backbone",
-        "tiny",
-        "--epochs",
-        1,
-        "--device",
-        "cpu",
-        "--overwrite",
-        "--max-length",
-        64,
-    ]
+    fit = ["fit", texts, *"--backbone tiny --epochs 1 --device cpu --overwrite --max-length 64".split()]
     machine.whole(machine.command(*fit, "--out", folder / "adapter"), folder / "first")
     adapt = ["adapt", texts, "--model", folder / "adapter", "--window", 16, "--device", "cpu", "--resume"]
     from nbformat.v4 import new_code_cell, new_notebook

@@ -1,10 +1,7 @@
 """Experiments shared out over processes of this machine and over the workers of a real Dask cluster."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -48,18 +45,7 @@ def run(machine, folder, made_up, *more, **settings):
     """The records of the command in a process of its own, and what it said."""
     folder.mkdir()
     (folder / "shared.yaml").write_text(yaml.safe_dump({**SMALL, **settings, "corpora": [made_up]}))
-    words = [
-        "run",
-        "shared.yaml",
-        "--profile",
-        "paper",
-        "--backbone",
-        "tiny",
-        "--device",
-        "cpu",
-        "--seeds",
-        "2",
-    ]
+    words = "run shared.yaml --profile paper --backbone tiny --device cpu --seeds 2".split()
     before = len(machine.log.read_bytes()) if machine.log.exists() else 0
     machine.whole(machine.command(*words, "--out", "runs", *more), folder)
     found = {p.parent.name: json.loads(p.read_text()) for p in (folder / "runs").glob("*/record.json")}
@@ -77,24 +63,13 @@ def test_two_workers_leave_the_records_of_one_process(machine, made_up, tmp_path
     assert len(jobs) == (6 if not settings else 2)  # 2 orders × 2 sweep seeds, and 2 seeds
 
 
-def test_workers_that_refuse_their_settings_leave_wrong_uses_exit_code(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "chameleon_lite",
-        "run",
-        str(EXPERIMENTS / "four-regimes.yaml"),
-        "--backbone",
-        "tiny",
-        "--corpus",
-        str(tmp_path / "absent.jsonl"),
-        "--workers",
-        "2",
-        "--out",
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 2 and "Traceback" not in done.stderr and "absent.jsonl" in done.stderr
+def test_workers_that_refuse_their_settings_leave_wrong_uses_exit_code(machine, tmp_path):
+    words = ["run", EXPERIMENTS / "four-regimes.yaml", "--backbone", "tiny", "--workers", "2"]
+    words += ["--corpus", tmp_path / "absent.jsonl", "--out", tmp_path]
+    machine.log.write_text("")
+    assert machine.run(machine.command(*words), tmp_path) == [2]
+    said = machine.log.read_text()
+    assert "Traceback" not in said and "absent.jsonl" in said
 
 
 class Cluster:
@@ -103,8 +78,9 @@ class Cluster:
     Each worker has a folder, a home and a cache of its own and none of the runs.
     """
 
-    def __init__(self, folder: Path, workers: int, stack: ExitStack) -> None:
-        self.folder, self.stack, self.file = folder, stack, folder / "scheduler.json"
+    def __init__(self, machine, folder: Path, workers: int, stack: ExitStack) -> None:
+        self.machine, self.folder, self.stack = machine, folder, stack
+        self.file = folder / "scheduler.json"
         self._start("scheduler", "--port", "0")
         self.workers = {
             f"worker-{i}": self._start("worker", "--nthreads", "1", name=f"worker-{i}")
@@ -112,48 +88,33 @@ class Cluster:
         }
         deadline = time.monotonic() + 60
         while not (self.file.is_file() and self.file.stat().st_size):
-            assert time.monotonic() < deadline, (folder / "scheduler" / "log").read_text()
+            assert time.monotonic() < deadline, (folder / "scheduler.log").read_text()
             time.sleep(0.05)
         self.address = json.loads(self.file.read_text())["address"]
 
-    def _start(self, kind: str, *more: str, name: str = "scheduler") -> subprocess.Popen:
+    def _start(self, kind: str, *more: str, name: str = "scheduler"):
         own = self.folder / name
-        own.mkdir()
-        environment = os.environ | {
-            "CHAMELEON_LITE_HOME": str(own / "cache"),
-            "HOME": str(own),
-            "OMP_NUM_THREADS": str(torch.get_num_threads()),  # sums in the same order as in this process
-            "PYTHONPATH": str(ROOT),
-        }
         if kind == "worker":
             more = (*more, "--no-nanny", "--name", name, "--local-directory", str(own))
-        command = [
-            sys.executable,
-            "-m",
-            "dask",
-            kind,
-            "--scheduler-file",
-            str(self.file),
-            "--host",
-            "127.0.0.1",
-        ]
-        command += ["--no-dashboard", "--dashboard-address", "127.0.0.1:0", *more]
-        log = self.stack.enter_context(open(own / "log", "w"))
-        process = subprocess.Popen(command, cwd=own, env=environment, stdout=log, stderr=log)
-        self.stack.callback(process.wait)
-        self.stack.callback(process.kill)  # it would free its libraries for seconds
+        words = ["dask", kind, "--scheduler-file", str(self.file), "--host", "127.0.0.1"]
+        words += ["--no-dashboard", "--dashboard-address", "127.0.0.1:0", *more]
+        # as many threads as here: sums in the same order
+        code = f"import sys, torch; from dask.__main__ import main; sys.argv = {words}\n"
+        code += f"torch.set_num_threads({torch.get_num_threads()}); main()"
+        process = self.machine.begin(code, own, own.with_suffix(".log"), HOME=str(own))
+        self.stack.callback(process.kill)
         return process
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster(machine, tmp_path_factory):
     """cluster(n): a Dask cluster of n workers; one that another test used, where all of them are alive."""
     started = []
     with ExitStack() as stack:
 
         def get(workers: int) -> Cluster:
-            if not started or any(w.poll() is not None for w in started[-1].workers.values()):
-                started.append(Cluster(tmp_path_factory.mktemp("cluster"), workers, stack))
+            if not started or any(w.returncode is not None for w in started[-1].workers.values()):
+                started.append(Cluster(machine, tmp_path_factory.mktemp("cluster"), workers, stack))
             return started[-1]
 
         yield get
@@ -180,9 +141,8 @@ def kill_one_at_work(cluster: Cluster, runs: Path, lost: list) -> None:
             busy = {names[a]: keys for a, keys in jobs.items() if keys and a in names}
             if losses(runs) and len(names) == 2 and busy:
                 name, keys = next(iter(busy.items()))
-                cluster.workers[name].send_signal(signal.SIGKILL)
+                cluster.workers[name].kill()
                 lost += [name, *keys]
-        cluster.workers[lost[0]].wait()
         while len(client.scheduler_info()["workers"]) > 1:
             time.sleep(0.01)
         events = client.story(*lost[1:])

@@ -16,7 +16,7 @@ def means(world, skip=0, **how):
 @pytest.mark.slow
 def test_methods_take_most_of_what_is_there_and_no_more():
     world = World(vocab=12, concentration=0.5, purity=1.0, batch=8, prefix=4)
-    pure = means(world, past=40, streams=4, steps=200)
+    pure = means(world, past=40, streams=2, steps=100)
     gain = pure["bayes none"] - pure["bayes batch"]
     assert gain > 0.2
     for method in ("R4", "R6"):
@@ -29,7 +29,7 @@ def test_methods_take_most_of_what_is_there_and_no_more():
 @pytest.mark.slow
 def test_at_chance_purity_what_conditions_on_the_batch_is_its_constant_control():
     world = World(vocab=12, purity=0.25, batch=32, prefix=1, scored=16)
-    chance = means(world, past=10, streams=4, steps=150)
+    chance = means(world, past=10, streams=4, steps=60)
     assert abs(chance["R4"] - chance["R3"]) < MARGIN
     assert abs(chance["S2-random"] - chance["S1"]) < MARGIN
 
