@@ -63,10 +63,9 @@ def print_book(browser, names: list[str]) -> PdfWriter:
     page = browser.new_page(color_scheme="light", viewport=dict(zip(("width", "height"), PAPER)))
     page.route("**/*", answer)
     parts, lines, before, places = [], [], FRONT, {}
-    ready = TEMPLATES.get_template("ready.js").render()
     for name in names:
         page.goto(url := f"{BASE}{name}.html", wait_until="load")
-        lines.append((url, page.evaluate(ready), before + 1))
+        lines.append((url, page.evaluate(TEMPLATES.get_template("ready.js").render()), before + 1))
         part = on_paper(page, before)
         places[url] = before, None
         for anchor, place in part.named_destinations.items():

@@ -56,8 +56,7 @@ def kmeans_by_scikit_learn(x: Tensor, start: Tensor, steps: int) -> Tensor:
 def padded_rows(table: TokenTable, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """A table's ids and labels (N, T) each: the shifted target at each scored position, IGNORED elsewhere."""
     ids, mask = table.padded(range(len(table)), length)
-    place = torch.arange(length)[None]  # (1, T)
-    scored = mask & (place >= torch.from_numpy(table.prefix).long()[:, None])
+    scored = mask & (torch.arange(length) >= torch.from_numpy(table.prefix).long()[:, None])
     labels = torch.where(scored, ids, IGNORED)
     labels = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], dim=1)
     return ids.to(device), labels.to(device)

@@ -70,15 +70,13 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
 
 def outcome(step: Callable[[], Tensor], parameters: Iterable[Tensor], tokens: int) -> tuple[float, Tensor]:
     """The mean loss of a training step, and the gradients that it left where an optimiser reads them, flat."""
-    loss = float(step()) / tokens
-    return loss, torch.cat([p.grad.flatten().float() for p in parameters])
+    return float(step()) / tokens, torch.cat([p.grad.flatten().float() for p in parameters])
 
 
 def agreement(ours: tuple, expected: tuple, limits: tuple[float, float], label: str = "") -> list[dict]:
     """Gates of one step's outcome against another's; limits of the gradient's relative error, of the loss."""
     (loss, gradient), (expected_loss, expected_gradient) = ours, expected
-    error = relative_error(gradient, expected_gradient)
-    of_gradient = gate(f"gradient, relative{label}", error, limits[0])
+    of_gradient = gate(f"gradient, relative{label}", relative_error(gradient, expected_gradient), limits[0])
     return [of_gradient, gate(f"mean loss, nats{label}", abs(loss - expected_loss), limits[1])]
 
 

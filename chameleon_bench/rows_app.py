@@ -90,11 +90,10 @@ def short_texts_adapted(bench: Bench, rows, fitted_tokens, most_megabytes, most_
 
 def short_texts(corpus: Corpus) -> Iterator[str]:
     """A corpus's texts cut to pieces of WORDS words, remainders left out, in the order of the splits."""
-    for split in SPLITS:
-        for document in corpus.splits[split]:
-            words = document.text.split()
-            for start in range(0, len(words) - WORDS + 1, WORDS):
-                yield " ".join(words[start : start + WORDS])
+    for document in (d for split in SPLITS for d in corpus.splits[split]):
+        words = document.text.split()
+        for start in range(0, len(words) - WORDS + 1, WORDS):
+            yield " ".join(words[start : start + WORDS])
 
 
 def _adapted(bench: Bench, folder: Path, texts: list[str]) -> tuple[dict, list[dict]]:
@@ -124,11 +123,10 @@ def study_bill(bench: Bench, most_minutes: int) -> dict:
     seconds = pd.DataFrame([record.seconds for record in records])
     # what a process prepared once stands in each of its records
     once = {name: seconds[name].drop_duplicates() for name in ("tokens", "features")}
-    profile = seconds.assign(**once).sum().to_dict()
     workload = bill.add_prefix("minutes, ").to_dict() | {"runs": len(records)}
     workload |= {"cards": ", ".join(sorted({span.device_name for span in spans}))}
     samples = {"GPU time": _limited(60 * bill["all of them"], 60 * most_minutes)}
-    return {"samples": samples, "workload": workload, "profile": profile}
+    return {"samples": samples, "workload": workload, "profile": seconds.assign(**once).sum().to_dict()}
 
 
 def waiting(bench: Bench, limits: dict[str, float]) -> dict:
@@ -273,9 +271,8 @@ def by_trainer(lm, tables: dict[str, TokenTable], settings: FitSettings, modules
     quiet = {"report_to": [], "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the head is tied, and data loaders pin no memory on a CPU
-        model = get_peft_model(copy.deepcopy(lm), config)
         own = TrainingArguments(folder, remove_unused_columns=False, **how, **quiet)
-        trainer = Trainer(model, own, collate, data["train"])
+        trainer = Trainer(get_peft_model(copy.deepcopy(lm), config), own, collate, data["train"])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         return float(trainer.evaluate(data["validation"])["eval_loss"])

@@ -141,8 +141,7 @@ def head_memory(bench: Bench, tokens: int) -> dict:
 def head_kernels(bench: Bench, tokens: int) -> dict:
     """B7: against fused linear cross-entropies on [h, z] and [W | up], wherever they are installed."""
     work = HeadWork(bench, tokens)
-    matrix = work.matrix.to(bench.fast)
-    joined = partial(baselines.concatenated, work.compact, matrix, work.down, work.up)
+    joined = partial(baselines.concatenated, work.compact, work.matrix.to(bench.fast), work.down, work.up)
 
     def liger() -> Tensor:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss

@@ -72,9 +72,8 @@ class LoraStep:
     def ours(self) -> Tensor:
         """A step's gradients as in training, cutting its pieces included. Sum of nats (1,)."""
         self.both.zero_grad()
-        member = Member("both", self.both, None, None, 0.0)
         common = Common(self.live, self.weight, TrainSettings(), self.processes, {"both": NO_OPTIMISER})
-        return step([member], [(None, None)], self.rows, 1, common)
+        return step([Member("both", self.both, None, None, 0.0)], [(None, None)], self.rows, 1, common)
 
     def plain(self) -> Tensor:
         """The peer's; its padded batch lies on the device already. Sum of nats ()."""

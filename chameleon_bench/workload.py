@@ -26,8 +26,7 @@ def row_lengths(n: int) -> np.ndarray:
     """Lengths (n,) like WikiText-2's rows: 30 % headings, the rest log-normal, about 5 % cut at 256."""
     generator = np.random.default_rng(0)
     body = np.exp(generator.normal(np.log(118), 0.55, n)).astype(np.int64)
-    lengths = np.where(generator.random(n) < 0.3, generator.integers(4, 13, n), body.clip(24))
-    return lengths.clip(4, LENGTH)
+    return np.where(generator.random(n) < 0.3, generator.integers(4, 13, n), body.clip(24)).clip(4, LENGTH)
 
 
 def random_table(lengths: np.ndarray, vocab: int, pad_id: int, *, last: bool = False) -> TokenTable:

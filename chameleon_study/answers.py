@@ -30,10 +30,7 @@ SETTINGS = FitSettings(head="lora", rank=133)
 
 
 def measured(rows: list[dict], backbone: Backbone, settings: FitSettings, prompts: int, limit: int) -> dict:
-    """Fit on all rows but the last `prompts`, and continue those by at most `limit` tokens, trained and frozen.
-
-    rows: instruction, input and output. The adapter trains on at most what `settings` allow of them.
-    """
+    """Fit on all rows but the last `prompts`, and continue those by at most `limit` tokens, trained and frozen."""
     given, held_out = rows[:-prompts], rows[-prompts:]
     fitted = fit(given, backbone=backbone, settings=settings, progress=False)
     written = backbone.tokenizer([row["output"] for row in held_out], add_special_tokens=False)

@@ -138,10 +138,13 @@ def tables(
     """
     import pandas as pd
 
-    from .screen import as_text, table_rows, write_rows
+    from .screen import as_text, stored_rows, write_rows
 
     with _csv(csv, results) as save:
-        rows = table_rows(results, recompute or write)
+        if not (rows := [] if recompute or write else stored_rows(results)):
+            from .tables import all_rows
+
+            rows = all_rows(results)
         if not rows:
             raise UserError(f"no records in {results}/: run an experiment with --results {results}")
         save(pd.DataFrame(rows, dtype=object))

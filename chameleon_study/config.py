@@ -136,10 +136,7 @@ def merged(*layers: dict[str, Any]) -> dict[str, Any]:
 
 
 def experiment_from(raw: dict[str, Any], profile: str = "smoke", **overrides: Any) -> Experiment:
-    """The experiment a parsed YAML means under a profile; `overrides` (None = not given) win over both.
-
-    Raises UserError, with the key, for whatever cannot be used.
-    """
+    """The experiment a parsed YAML means under a profile; `overrides` (None = not given) win over both."""
     _check_values(raw, "settings", (), set())
     raw = dict(raw)
     sections = raw.pop("profiles", {})

@@ -89,8 +89,7 @@ class SvfBank(Head):
 
     def factors(self, condition: Condition) -> HeadUpdate:
         """The fixed factors (1, C, C), (1, V, C) and each group's mix (G, C)."""
-        weights = self.selector(condition.vector).softmax(-1)  # (G, K)
-        mix = weights @ (2 * torch.sigmoid(self.masks) - 1)  # (G, C)
+        mix = self.selector(condition.vector).softmax(-1) @ (2 * torch.sigmoid(self.masks) - 1)  # (G, C)
         return HeadUpdate(self.down.unsqueeze(0), self.up.unsqueeze(0), mix=mix)
 
 
@@ -269,8 +268,7 @@ class PromptHead(Head):
 
     def factors(self, condition: Condition) -> HeadUpdate:
         """A bias (G, V)."""
-        prompt = self.outer(self.inner(condition.vector).relu())  # (G, C)
-        return HeadUpdate(bias=prompt @ self.weight.T)
+        return HeadUpdate(bias=self.outer(self.inner(condition.vector).relu()) @ self.weight.T)
 
 
 class SparseHead(Head):

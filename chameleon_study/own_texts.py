@@ -89,8 +89,7 @@ def main(data: str, *names: str, backbone: str = "smollm2", results: Path = ROOT
             task = measured(path, loaded, SETTINGS[name]) | facts
             print(f"{name}: {task['why']}; test gap {task['test gap to the best']:.4f}", flush=True)
             kept = json.loads(read(results / OWN_TEXTS)) if (results / OWN_TEXTS).is_file() else {}
-            text = json.dumps(kept | {name: task}, indent=1, allow_nan=False)
-            store_text(results / OWN_TEXTS, text + "\n")
+            store_text(results / OWN_TEXTS, json.dumps(kept | {name: task}, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -115,7 +115,6 @@ class PreparedCorpus(Material):
     seeds: dict[int, SeedClusterings] = field(default_factory=dict)
 
     def facts(self, seed: int) -> dict:
-        """A record's `data`."""
         dropped = {s: t.dropped for s, t in self.tables.items()}
         own = {"transfers": self.transfers, "clusters": self.seeds[seed].quality, "dropped": dropped}
         return super().facts(seed) | own
@@ -151,9 +150,8 @@ def prepare(
     views = {s: Views(backbone, table, states[s], settings.tokens.max_length) for s, table in tables.items()}
     weight = HeadWeight(backbone.head.weight, backbone.head.bias, dtype=matmul)
     foreign = torch.cat(foreign).to(device) if foreign and settings.probes.foreign_shares else None
-    transfers = {name: other.hash for name, other in others.items()}
     shared = (backbone, corpus, tables, scored, weight, feature, seconds)
-    return PreparedCorpus(*shared, views, transfers, foreign)
+    return PreparedCorpus(*shared, views, {name: other.hash for name, other in others.items()}, foreign)
 
 
 def tables_of(settings: Experiment, backbone: Backbone, corpus: Corpus) -> dict[str, TokenTable]:

@@ -96,9 +96,8 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     import resource  # not on every system
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    if device.type == "cuda":
-        return {"host": peak, "device": torch.cuda.max_memory_allocated(device)}
-    return {"host": peak}
+    of_device = {"device": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}
+    return {"host": peak} | of_device
 
 
 def default_command() -> str:

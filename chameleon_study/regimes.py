@@ -50,7 +50,7 @@ class Regime:
 
     name: str
     order: str
-    head: NewHead | None
+    head: NewHead | None  # to be trained; None: the frozen one, or another regime's
     source: NewSource | None
     title: str
     conditioned_on: str
@@ -58,16 +58,6 @@ class Regime:
     procedure: str | None
     leak: bool
     searched: bool
-
-    @property
-    def trained(self) -> bool:
-        """Whether a head is trained for this regime."""
-        return self.head is not None
-
-
-def _unigram(backbone: Backbone, train: Split) -> Head:
-    counts = train.views.tokens.flatten().cpu().bincount(minlength=backbone.vocab + 1)
-    return heads.UnigramBias(counts[: backbone.vocab].float())
 
 
 HEADS: dict[str, NewHead] = {
@@ -80,7 +70,9 @@ HEADS: dict[str, NewHead] = {
     "routed": lambda b, train: heads.LibraryHead(b.width, b.vocab, int(train.routing.max()) + 1, RANK),
     "oracle": lambda b, train: heads.LibraryHead(b.width, b.vocab, int(train.domain.max()) + 1, RANK),
     "svf": lambda b, train: heads.SvfBank(b.head.weight, EXPERTS),
-    "unigram": _unigram,
+    "unigram": lambda b, train: heads.UnigramBias(
+        train.views.tokens.flatten().cpu().bincount(minlength=b.vocab + 1)[: b.vocab].float()
+    ),
     "codes": lambda b, train: heads.CodeHead(b.width, b.vocab, int(train.routing.max()) + 1, RANK),
     "weight-made": lambda b, train: heads.WeightMadeHead(b.head.weight, RANK),
     "constrained": lambda b, train: heads.ConstrainedHead(b.width, b.vocab, RANK),

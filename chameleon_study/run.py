@@ -198,14 +198,12 @@ class Common:
             self.processes = self.processes or Processes()
             device = self.device or str(self.processes.device)
             self.backbone = self.backbone or load_backbone(settings.backbone, device=device)
-            texts = self.corpora[corpus]
             if settings.protocol.honest:
                 probes = others(settings, corpus, self.corpora)
-                material = prepare(settings, self.backbone, texts, probes, self.say)
+                material = prepare(settings, self.backbone, self.corpora[corpus], probes, self.say)
             else:
-                material = prepare_released(settings, self.backbone, texts, self.say)
-            context = Context(settings, material, self.processes, self.command)
-            self.prepared = ((settings, corpus), context)
+                material = prepare_released(settings, self.backbone, self.corpora[corpus], self.say)
+            self.prepared = ((settings, corpus), Context(settings, material, self.processes, self.command))
         return self.prepared[1]
 
 
@@ -267,7 +265,7 @@ def _cached_outcomes(context: Context, regimes: list[Regime], chosen: dict, seed
     for r in regimes:
         outcome = outcomes[r.name]
         outcome.member = members.get(r.weights_of or r.name)
-        training_seconds = (read - started) / max(1, len(members)) if r.trained else 0.0
+        training_seconds = (read - started) / max(1, len(members)) if r.head else 0.0
         outcome.seconds = {"training": training_seconds, "evaluation": (end - read) / len(regimes)}
         if r.name in written:
             outcome.generated, outcome.seconds["generation"] = written[r.name], writing

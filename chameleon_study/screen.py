@@ -21,15 +21,6 @@ LINE_RELEASED = "{:<6} {:>2} {:>10} {:>17} {:>12} {:>15} {:>10}"
 LINE_HONEST = "{:<12} {:<27} {:>2} {:>7} {:>26}"
 
 
-def table_rows(results: Path, again: bool = False) -> list[dict]:
-    """The rows of both kinds of table: the stored ones while up to date, else (or `again`) from the records."""
-    if not again and (rows := stored_rows(results)):
-        return rows
-    from .tables import all_rows
-
-    return all_rows(results)
-
-
 def stored_rows(results: Path) -> list[dict]:
     """What `write_rows` left in a folder; [] without it, or where records or losses are others now."""
     path = Path(results) / TABLES

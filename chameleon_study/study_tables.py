@@ -6,8 +6,8 @@ import pandas as pd
 from .claims.contrasts import StoredRuns
 from .claims.rules import SIZES
 from .claims.statistics import mean_and_span, mean_interval
-from .parameters import parameter_table
 from .regimes import REGIMES
+from .tables import parameter_table
 
 ACROSS = "R1 R2 R3 R4 R5 R6 R10 R11 R12 R13 R14 R15 R16 R17 R18 R20".split()
 RARE = 0.005

@@ -42,8 +42,7 @@ class SweepJob:
 
     def __str__(self) -> str:
         name, _, seed = self.keys[0]
-        order = order_of(self.settings, REGIMES[name])
-        return f"choices, seed {seed}, {order} order: {len(self.keys)} heads"
+        return f"choices, seed {seed}, {order_of(self.settings, REGIMES[name])} order: {len(self.keys)} heads"
 
     def run(self, context: Context) -> Iterator[tuple[Key, float]]:
         """Train the heads; yields each one's key and its loss."""
@@ -57,10 +56,7 @@ class SweepJob:
 
 
 def choose(settings: Experiment, regimes: list[Regime], measured: Callable) -> tuple[dict, dict]:
-    """A choice for each regime, the given rate or the best of the sweep (mean over its seeds), and all losses.
-
-    `measured` returns the losses of some keys.
-    """
+    """A choice for each regime, the given rate or the sweep's best, and all losses; `measured` gives those of keys."""
     chosen = {name: Choice(rate) for name, rate in settings.learning_rates.items()}
     seeds = range(SWEEP_SEEDS_FROM, SWEEP_SEEDS_FROM + settings.sweep.seeds)
     tried: dict[str, dict[Choice, dict[str, float]]] = {r.name: {} for r in regimes if r.name not in chosen}
@@ -159,4 +155,4 @@ def split_up(regimes: list[Regime]) -> list[list[Regime]]:
 def to_train(regimes: list[Regime]) -> list[Regime]:
     """The regimes of these that train a head, then the others whose heads these borrow."""
     borrowed = {r.weights_of for r in regimes if r.weights_of} - {r.name for r in regimes}
-    return [r for r in regimes if r.trained] + [REGIMES[name] for name in sorted(borrowed)]
+    return [r for r in regimes if r.head] + [REGIMES[name] for name in sorted(borrowed)]

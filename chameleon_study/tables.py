@@ -1,4 +1,4 @@
-"""Records to tables: every mean with its n and interval, every row with its circumstances."""
+"""Records to tables: every mean with its n and interval, every row with its circumstances; parameters, counted."""
 
 import json
 from contextlib import nullcontext
@@ -6,26 +6,68 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
-from chameleon_lite import files
-from chameleon_lite.errors import DamagedFile, UserError
+from chameleon_lite import HyperHead, LoraHead, files, matched_rank
+from chameleon_lite.backbone import BUILT_IN, SHORT_NAMES
+from chameleon_lite.backbones import tiny
+from chameleon_lite.backbones.hub import load_config, reachable, readable
+from chameleon_lite.errors import DamagedFile, Unreachable, UserError, unknown
+from chameleon_lite.lora import add_lora, lora_parameters
 
 from .claims.contrasts import articles_of, by_unit, shared_seeds
-from .claims.paper import published_parameters
+from .claims.paper import published
 from .claims.statistics import contrast, mean_interval, verdict
-from .parameters import parameter_table
 from .records import Record, load_records, load_results, record_files
-from .regimes import REGIMES
+from .regimes import RANK, REGIMES
 from .released.tables import released_frame
 from .stored import read_losses
 
 
 def parameter_frame(backbone: str) -> pd.DataFrame:
     """The parameter column derived for a backbone, beside the paper's (Tables 1 and 2) where it has one."""
-    paper = published_parameters() if "gpt2" in backbone else {}
-    counts = parameter_table(backbone)
-    rows = [(part, f"{n:,}", f"{paper[part]:,}" if part in paper else "–") for part, n in counts.items()]
+    regimes = {"total": "R0", "lora_head": "R1", "hyper_head": "R4"} if "gpt2" in backbone else {}
+    paper = {part: f"{published(1, regime, 'parameters'):,}" for part, regime in regimes.items()}
+    rows = [(part, f"{n:,}", paper.get(part, "–")) for part, n in parameter_table(backbone).items()]
     return pd.DataFrame(rows, columns=["part", "derived", "paper"])
+
+
+def parameter_table(backbone_name: str) -> dict[str, int]:
+    """Parameter counts for a backbone, without its weights.
+
+    total: the frozen model, a tied matrix once · lora_head, lora_layers, lora_everywhere: LoRA in the head,
+    all layers, both · hyper_head: the hyper-network · matched_rank: the LoRA head's rank that matches it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        with readable(f"the configuration of {backbone_name}"):
+            config = _config(backbone_name)
+            lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        total = sum(p.numel() for p in lm.parameters())
+        vocab, width = lm.get_output_embeddings().weight.shape
+        lora_head = LoraHead(width, vocab, RANK).trainable_parameters()
+        hyper_head = HyperHead(width, vocab, RANK).trainable_parameters()
+        adapted = add_lora(lm, rank=RANK)
+    layers = sum(p.numel() for p in lora_parameters(lm).values())
+    counts = {"total": total, "lora_head": lora_head, "hyper_head": hyper_head, "lora_layers": layers}
+    counts |= {"lora_everywhere": layers + lora_head, "matched_rank": matched_rank(width, vocab, RANK)}
+    return counts | {"width": width, "vocab": vocab, "adapted_layers": len(adapted)}
+
+
+def _config(name: str):
+    if name in (*BUILT_IN, "gpt2"):  # of which random-gpt2 has the geometry
+        return tiny.built_in_config("random-gpt2" if name == "gpt2" else name)
+    folder = Path(name).is_dir()
+    if "/" not in name and name not in SHORT_NAMES and not folder:
+        raise unknown("backbone", name, [*BUILT_IN, *SHORT_NAMES])
+    source = SHORT_NAMES.get(name, name)
+    try:
+        with readable(f"the configuration of {source}") if folder else nullcontext():
+            return load_config(source, local_files_only=folder or not reachable())
+    except (OSError, ValueError) as error:
+        message = f"no configuration of {source!r} is at hand: use random-gpt2, smollm2 or a local folder"
+        raise Unreachable(f"{message}, or check the name, connect and try again") from error
 
 
 def losses_of(records: list[Record], folder: Path) -> dict[str, tuple]:
@@ -66,8 +108,7 @@ def summary_frame(records: list[Record], folder: Path) -> pd.DataFrame:
         mean, first, against = mean_interval(nll, tokens), of_regime[0], "–"
         frozen = runs.get((corpus, backbone, "R0", budget), [])[: len(nll)]
         if frozen and name != "R0":
-            base = np.stack([losses[r.name][0] for r in frozen])
-            against = contrast(nll, base, tokens).text(".4f")
+            against = contrast(nll, np.stack([losses[r.name][0] for r in frozen]), tokens).text(".4f")
         row = {"regime": name, "what": REGIMES[name].title if name in REGIMES else ""}
         row |= {"backbone": backbone, "corpus": corpus, "n seeds": mean.n, "documents": mean.documents}
         row |= {"parameters": first.trainable_parameters, "learning rate": first.learning_rate}
@@ -77,10 +118,7 @@ def summary_frame(records: list[Record], folder: Path) -> pd.DataFrame:
 
 
 def nll_by_size(records: list[Record], folder: Path) -> tuple[dict[int, dict[str, np.ndarray]], np.ndarray]:
-    """A corpus's learning curve: training tokens to each regime's nll sums (S, N), and the scored tokens (N,).
-
-    Of a size only the seeds that all of its regimes finished.
-    """
+    """A corpus's learning curve: training tokens to each regime's nll (S, N) of the seeds all finished; tokens (N,)."""
     runs: dict[int, dict[str, dict[int, str]]] = {}
     done = [r for r in records if r.status == "done"]
     for r in done:
@@ -106,24 +144,18 @@ def sizes_frame(records: list[Record], folder: Path, first="R4-best", second="R3
     return pd.DataFrame(rows)
 
 
-def results_frame(results: Path) -> pd.DataFrame:
-    """The summary of every packed experiment of the honest study, with its command."""
-    frames = []
+def all_rows(results: Path) -> list[dict]:
+    """Rows of the released tables, then of the honest study's experiments, by column; what a row lacks is left out."""
+    frames, rows = [], []
     for path in record_files(results):
         records = load_records(path)
         if "protocol" in records[0].data:
             continue
         frame = summary_frame(records, Path(results))
         frame.insert(0, "experiment", path.stem)
-        frame["command"] = records[0].provenance["command"]
-        frames.append(frame)
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-
-
-def all_rows(results: Path) -> list[dict]:
-    """Rows of the released tables, then of the honest study, by column; what a row lacks is left out."""
-    rows = []
-    for frame in (released_frame(load_results(results)), results_frame(results)):
+        frames.append(frame.assign(command=records[0].provenance["command"]))
+    honest = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    for frame in (released_frame(load_results(results)), honest):
         plain = json.loads(frame.to_json(orient="records", double_precision=15))
         rows += [{name: value for name, value in row.items() if value is not None} for row in plain]
     return rows

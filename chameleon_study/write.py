@@ -29,7 +29,6 @@ from .prepare import PreparedCorpus, SeedClusterings
 from .records import WITHIN
 from .regimes import CLUSTERED, GROUP, REGIMES, Regime
 
-Conditions = tuple[Condition, Tensor] | None  # G conditions, and the number (N,) of each document's
 REPEATED = 4  # tokens of an n-gram that counts as repeated if it occurs earlier in the same text
 
 
@@ -78,7 +77,7 @@ def writer(settings: Experiment, material: PreparedCorpus):
         return ChameleonLiteForCausalLM.from_backbone(material.backbone, **options)
 
 
-def conditions(source: Source | None, arrangement: Arrangement, size: int) -> Conditions:
+def conditions(source: Source | None, arrangement: Arrangement, size: int) -> tuple | None:
     """All conditions (G, …) of a source in evaluation's steps, and each document's number (N,) in them.
 
     Step by step, of `size` rows, as in `train.evaluate`: some sources read the other rows of the step.
@@ -140,8 +139,7 @@ def agreement_within(texts: Sequence[str], batch: np.ndarray) -> np.ndarray:
     for places in (np.flatnonzero(batch == number) for number in numbers[counts > 1]):
         one, other = np.triu_indices(len(places), 1)  # F1 has no direction
         pairs = rouge_l(*([texts[i] for i in places[side]] for side in (one, other)))
-        sums = sum(np.bincount(side, pairs, len(places)) for side in (one, other))
-        out[places] = sums / (len(places) - 1)
+        out[places] = sum(np.bincount(side, pairs, len(places)) for side in (one, other)) / (len(places) - 1)
     return out
 
 

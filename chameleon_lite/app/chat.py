@@ -87,10 +87,7 @@ class Writer:
         return [*ends, *(token for token in learnt if token not in ends)]
 
     def document(self, document: Document, *, end: bool = False) -> Document:
-        """A document as it is tokenised; with `end` an answer is followed by its end.
-
-        Raises UserError, in one line, where the chat template refuses the turns.
-        """
+        """A document as it is tokenised, an answer with its end if `end`; UserError where a template refuses it."""
         prompt, text = self.marked(document.prompt), self.marked(document.text)
         if prompt and self.how.chat:
             said = [{"role": self.marked(r), "content": self.marked(c)} for r, c in turns_of(document)]
@@ -107,9 +104,8 @@ class Writer:
         return f"{MARK}{text}{MARK}" if not self.how.special and self.special.search(text) else text
 
     def _render(self, turns: list[dict[str, str]], prompt: bool) -> str:
-        how = {"tokenize": False, "add_generation_prompt": prompt}
         try:
-            return self.tokenizer.apply_chat_template(turns, **how)
+            return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
         except Exception as error:  # a template is a program of its own, and may raise anything
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(f"the model's chat template refuses it: {reason}") from None

@@ -73,9 +73,8 @@ def choose(
     for candidates in together:
         names = ", ".join(map(name_of, candidates))
         say(f"training {names}" + " side by side" * (len(candidates) > 1))
-        copies = candidates[0].lora_rank and (keep or len(together) > 1)
         try:
-            own = copied(backbone) if copies else backbone
+            own = copied(backbone) if candidates[0].lora_rank and (keep or len(together) > 1) else backbone
             cohort = Cohort(candidates, own, parts, clustering, processes, progress)
             cohort.train()
         except (RunFailed, torch.OutOfMemoryError) as error:

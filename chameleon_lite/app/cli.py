@@ -166,8 +166,7 @@ def export(
     """
     from .export import export as run
 
-    how = {"format": format, "cluster": cluster, "every": every, "overwrite": overwrite}
-    run(model, out, say=say, **how)
+    run(model, out, say=say, format=format, cluster=cluster, every=every, overwrite=overwrite)
     typer.echo(f"written to {out}")
 
 

@@ -39,10 +39,7 @@ class Corpus:
     @cached_property
     def hash(self) -> str:
         """Hex sha256 over the canonical JSON lines of all splits, in order; name, source and notes don't count."""
-        digest = hashlib.sha256()
-        for line in lines(self):
-            digest.update(line.encode() + b"\n")
-        return digest.hexdigest()
+        return hashlib.sha256("".join(line + "\n" for line in lines(self)).encode()).hexdigest()
 
     def counts(self) -> dict[str, dict[str, int]]:
         """For each split the number of documents, of scored characters and of groups."""
@@ -143,9 +140,8 @@ def components(texts: Sequence[str], keys: Sequence[Hashable] | None = None) -> 
 def _sides(component: np.ndarray, digests: Sequence[str]) -> list[str]:
     """The split of each document (N,): components in order of their smallest digest fill test, then validation."""
     sizes = np.bincount(component)
-    target = max(1, round(HELD_OUT * len(component)))
     large = max(1, LARGE * len(component))
-    room = {"test": target, "validation": target}
+    room = dict.fromkeys(("test", "validation"), max(1, round(HELD_OUT * len(component))))
     side = {}
     for c in dict.fromkeys(c for _, c in sorted(zip(digests, component.tolist()))):
         fits = [name for name, left in room.items() if sizes[c] <= min(large, left)]

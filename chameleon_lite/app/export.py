@@ -57,7 +57,10 @@ def export(
         raise UserError("one cluster, all clusters or a condition exclude each other: choose one")
     if every and format == "merged":
         raise UserError("merged writes the whole model for each cluster: use peft, or one cluster at a time")
-    with claimed(out, _inputs(model), folder=True, overwrite=overwrite) as target:
+    folder = [adapter_folder(model)] if isinstance(model, str | os.PathLike) else []
+    name = read_settings(*folder)["backbone_name"] if folder else model.backbone.name
+    inputs = [*folder, name, files.home() / name]  # stay as they are; the cache holds what `fetch` got
+    with claimed(out, inputs, folder=True, overwrite=overwrite) as target:
         model = open_model(model, "cpu").eval()
         with writing(target):
             if every:
@@ -68,13 +71,6 @@ def export(
         for limit in _limits(model) if format == "peft" else ():
             say(limit)
         return target
-
-
-def _inputs(model: Any) -> list:
-    """Folders that must stay as they are: the adapter's and the backbone's."""
-    folder = [adapter_folder(model)] if isinstance(model, str | os.PathLike) else []
-    name = read_settings(*folder)["backbone_name"] if folder else model.backbone.name
-    return [*folder, name, files.home() / name]  # the cache holds what `fetch` got by name
 
 
 def _chosen(model, cluster: int | None, condition: Tensor | None) -> tuple[Tensor | int, str]:
@@ -184,9 +180,8 @@ def _merged(model, target: Path, condition: Tensor | int, what: str) -> None:
 
 def _clear(target: Path) -> None:
     """Take away what another export or model left in `target`, lest both be read as one."""
-    for pattern in STALE:
-        for path in target.glob(pattern):
-            path.unlink()
+    for path in (path for pattern in STALE for path in target.glob(pattern)):
+        path.unlink()
 
 
 def _limits(model) -> list[str]:

@@ -97,8 +97,7 @@ def _opened(path: Path, encoding: str) -> Iterator[IO[bytes]]:
     """
     try:
         with open(path, "rb") as plain:
-            packed = plain.peek(2).startswith(GZIP)
-            with gzip.open(plain) if packed else nullcontext(plain) as file:
+            with gzip.open(plain) if plain.peek(2).startswith(GZIP) else nullcontext(plain) as file:
                 start = file.peek(6)
                 for sign, what in OTHER_KINDS.items() if encoding != "any" else ():
                     if start.startswith(sign) and (encoding == UTF8 or not what.startswith("UTF-16")):
@@ -191,6 +190,5 @@ def _paragraphs(folder: Path, encoding: str) -> Iterator[dict[str, str]]:
     for file in texts_of(folder):
         name = file.relative_to(folder).as_posix()
         text = _text(file, encoding).replace("\r\n", "\n").replace("\r", "\n")
-        paragraphs = (p.strip() for p in re.split(r"\n[ \t]*\n", text))
-        for i, paragraph in enumerate(filter(None, paragraphs)):
+        for i, paragraph in enumerate(filter(None, map(str.strip, re.split(r"\n[ \t]*\n", text)))):
             yield {"id": f"{name}#{i}", "text": paragraph, "group": name}

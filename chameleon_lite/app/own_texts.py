@@ -110,10 +110,7 @@ def is_exported(path: Path | str) -> bool:
 
 
 def read_jsonl(path: Path | str) -> Corpus:
-    """Read back what `write_jsonl` wrote, with the same hash; DamagedFile when the content has another.
-
-    Raises UserError for a name that cannot be part of a file's name.
-    """
+    """Read back what `write_jsonl` wrote, with the same hash; DamagedFile for another, UserError for a bad name."""
     if not Path(path).is_file():
         raise UserError(f"no file at {path}; export one with: chameleon-lite corpus docstrings --out {path}")
     if not is_exported(path):

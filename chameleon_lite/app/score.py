@@ -177,8 +177,7 @@ class Adapter:
         groups = self._grouped(mean_of(prompts, self.model.backbone.embedding))
         update = self.model.update_for(groups.condition)
         end = self.writer.ends(self.model.generation_config.eos_token_id)
-        how = {"batch": self.batch, "end": end}
-        new = continue_mixed(self.model, prompts, groups.group, update, self.new_tokens, **how)
+        new = continue_mixed(self.model, prompts, groups.group, update, self.new_tokens, self.batch, end)
         for (i, p), tokens, facts in zip(ids.items(), new, _facts(groups)):
             results[i] = facts | {
                 "tokens": len(tokens),
@@ -225,8 +224,7 @@ def continue_mixed(
         padded = left_padded([prompts[i] for i in rows], model.backbone.pad_id)
         ids, mask = (x.to(model.device) for x in padded)
         how = {"head_update": update_logits(update, group[rows]), "max_new_tokens": new_tokens}
-        how["eos_token_id"] = end
-        new = model.generate(input_ids=ids, attention_mask=mask, **how)[:, ids.shape[1] :]
+        new = model.generate(input_ids=ids, attention_mask=mask, eos_token_id=end, **how)[:, ids.shape[1] :]
         for i, tokens in zip(rows.tolist(), new.tolist()):
             out[i] = until_end(tokens, end)
     return out

@@ -173,8 +173,7 @@ def _run(crew, rows: Iterator[list[Row]], part: Path, record: Path, made: dict, 
     """Append the results of windows of rows that are not `made` yet, and keep the record of it, window by window."""
     for given, results in crew.share(_results, rows, ordered=True):
         text = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
-        kept = f"{made['rows']:,} finished rows are kept in it, and --resume goes on from there"
-        with writing(part, kept):
+        with writing(part, f"{made['rows']:,} finished rows are kept in it, and --resume goes on from there"):
             with open(part, "ab") as file:
                 file.write(text.encode())
             made |= {"rows": made["rows"] + len(given), "bytes": part.stat().st_size}
@@ -199,10 +198,7 @@ def _record(out: Path) -> Path:
 
 
 def _done(out: Path, part: Path, key: str) -> int | None:
-    """How many rows an unfinished `part` has results for, once it is cut to them; None where `out` is complete.
-
-    Raises UserError where the record, or what lies there, is not of this `key`.
-    """
+    """Rows that an unfinished `part`, cut to them, has results for; None: `out` is whole; UserError: other `key`."""
     if not part.exists() and not out.exists():
         return 0
     found = {}

@@ -102,9 +102,8 @@ class Workers:
 
         self.fatal, self.sent, gpus = (), None, _gpus()
         threads = max(1, torch.get_num_threads() // self.count)
-        begin = {"initializer": _begin, "initargs": (self.common, gpus)}
         env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
-        self.pool = ProcessPoolExecutor(self.count, env=env, **begin)
+        self.pool = ProcessPoolExecutor(self.count, env=env, initializer=_begin, initargs=(self.common, gpus))
         self.open.callback(self.pool.shutdown, wait=True, kill_workers=True)
 
     def _connect(self, address: str) -> None:
@@ -126,12 +125,7 @@ class Workers:
 
 def _but_loky(hook: Callable) -> Callable:
     """The hook for threads that end in an error, but for the thread in which loky gives out work."""
-
-    def report(error: Any) -> None:
-        if error.thread is None or error.thread.name != "ExecutorManagerThread":
-            hook(error)
-
-    return report
+    return lambda error: getattr(error.thread, "name", "") == "ExecutorManagerThread" or hook(error)
 
 
 def check_device(device: str | None) -> None:

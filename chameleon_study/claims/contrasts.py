@@ -69,8 +69,7 @@ def articles_of(folder: Path) -> dict[str, str]:
     out: dict[str, str] = {}
     for path in sorted(folder.glob(f"{HONEST}{ARTICLES}*.parquet")):
         corpus = path.stem.removeprefix(HONEST) + "/"
-        rows = read_losses(path)
-        rows = rows[rows["split"] == "test"].drop_duplicates("document")
+        rows = read_losses(path).loc[lambda frame: frame["split"] == "test"].drop_duplicates("document")
         out |= dict(zip(corpus + rows["document"].astype(str), corpus + rows["group"].astype(str)))
     return out
 
@@ -241,9 +240,8 @@ class StoredRuns:
                     families[family] |= found
                     continue
                 cost = self.foreign_cost(corpus, plan["second"]) if plan["of"] == "foreign" else None
-                margin = cost.difference / 4 if cost else MARGIN
                 for key, c in found.items():
-                    members |= judge({key: c}, margin)
+                    members |= judge({key: c}, cost.difference / 4 if cost else MARGIN)
             for family in families.values():
                 members |= judge(family)
             self._families[corpus] = members

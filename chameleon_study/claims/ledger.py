@@ -46,8 +46,7 @@ def decided(evidence: StoredRuns, part: dict) -> dict:
 
 def _texts(evidence: StoredRuns, corpus: str, name: str) -> list[str]:
     if name in registered()["exploratory"]:  # named after the runs: an interval, no verdict
-        found = evidence.measured(corpus, name)
-        return [f"{key} {c.text()} (exploratory)" for key, c in found.items()]
+        return [f"{key} {c.text()} (exploratory)" for key, c in evidence.measured(corpus, name).items()]
     return [f"{key} {m.contrast.text()}" for key, m in members_of(evidence, corpus, [name]).items()]
 
 

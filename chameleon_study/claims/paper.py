@@ -25,12 +25,6 @@ def published(table: int, regime: str, field: str) -> float:
     return rows[regime][field]
 
 
-def published_parameters() -> dict[str, int]:
-    """The parameter column of both tables, under the names of `parameters.parameter_table`."""
-    parts = {"R0": "total", "R1": "lora_head", "R4": "hyper_head"}
-    return {part: int(published(1, regime, "parameters")) for regime, part in parts.items()}
-
-
 @cache
 def rulebook() -> dict[int, dict]:
     """rules.yaml: claim to its parts by letter, `since` version 1 and `reviewed`: what changed. Read-only."""
@@ -39,10 +33,7 @@ def rulebook() -> dict[int, dict]:
 
 @cache
 def parts() -> list[dict]:
-    """The parts of the claims: `part` ("1a"), `claim`, `asks`, `if` (when supported), `over`, `beside`, `rule`.
-
-    `arguments` are the rule's.
-    """
+    """The claims' parts: `part` ("1a"), `claim`, `asks`, `if` (supported), `over`, `beside`, `rule`, `arguments`."""
     out = []
     for claim, of_claim in rulebook().items():
         for letter, given in of_claim.items():

@@ -44,8 +44,7 @@ def worst(verdicts: Collection[str]) -> str:
 
     So "equivalent" says that no contrast is open, and at least one shows no gain.
     """
-    order = (CONTRADICTED, UNDECIDED, EQUIVALENT, SUPPORTED)
-    return next((v for v in order if v in verdicts), UNTESTED)
+    return next((v for v in (CONTRADICTED, UNDECIDED, EQUIVALENT, SUPPORTED) if v in verdicts), UNTESTED)
 
 
 def conjunction(members: dict[str, FamilyMember]) -> Cell:
@@ -75,11 +74,10 @@ def any_size(evidence: StoredRuns) -> Cells:
     """A group of some size is below the row's own condition, Holm-adjusted over sizes; else R4 < R6 decides."""
     cells = contrasts(evidence, ["R4<R6"])
     for corpus, cell in cells.items():
-        sizes = {f"{n}<R6": c for n in SIZES[1:] if (c := evidence.contrast(corpus, n, "R6"))}
-        judged = judge(sizes)
-        number = conjunction(judged).number
+        judged = judge({f"{n}<R6": c for n in SIZES[1:] if (c := evidence.contrast(corpus, n, "R6"))})
         won = any(member.verdict == SUPPORTED for member in judged.values())
-        cells[corpus] = Cell(SUPPORTED if won else cell.verdict, number, cell.detectable)
+        verdict = SUPPORTED if won else cell.verdict
+        cells[corpus] = cell._replace(verdict=verdict, number=conjunction(judged).number)
     return cells
 
 

@@ -93,8 +93,7 @@ def contrast(nll_a: np.ndarray, nll_b: np.ndarray, tokens: np.ndarray, *, draws=
         intervals["bootstrap"] = (*spans, float(min(1.0, 2 * (beyond + 1) / (len(boot) + 1))))
     wide = max(sorted(intervals), key=lambda name: intervals[name][0][1] - intervals[name][0][0])
     (low, high), (low90, high90), p = intervals[wide]
-    value = float(by_seed.mean())
-    return Contrast(value, low, high, low90, high90, p, len(by_seed), len(tokens), wide)
+    return Contrast(float(by_seed.mean()), low, high, low90, high90, p, len(by_seed), len(tokens), wide)
 
 
 def _paired_t(by_seed: np.ndarray) -> tuple[tuple[float, float], tuple[float, float], float]:

@@ -75,9 +75,8 @@ def _mixed(*, data_dir: Path | None = None, seed: int = 0) -> Corpus:
             count = int((np.cumsum([len(d.text) for d in documents]) <= limit).sum())
             rows += [replace(d, id=f"{name}/{d.id}", group=name) for d in documents[:count]]
         splits[split] = tuple(rows[i] for i in generator.permutation(len(rows)))
-    source = "; ".join(f"{name}: {part.source}" for name, part in parts.items())
     notes = {name: {"hash": part.hash, **part.notes} for name, part in parts.items()}
-    return Corpus("mixed", splits, source, notes)
+    return Corpus("mixed", splits, "; ".join(f"{name}: {part.source}" for name, part in parts.items()), notes)
 
 
 SOURCES = ("docstrings", "wikitext-2-lite", "alpaca")  # of the mixed stream

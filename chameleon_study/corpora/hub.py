@@ -109,8 +109,7 @@ def articles(rows: Sequence[str], split: str) -> tuple[Document, ...]:
             continue
         if ARTICLE.fullmatch(row) and not after.strip():  # a formula that looks like a heading has text below
             article, title = article + 1, row.strip(" =") or title  # two articles may share a title
-        group = f"{split}-{article}: {title}"
-        documents.append(Document(f"{split}-{len(documents)}", row, group=group))
+        documents.append(Document(f"{split}-{len(documents)}", row, group=f"{split}-{article}: {title}"))
     return tuple(documents)
 
 
@@ -143,8 +142,7 @@ def _lines(path: Path) -> list[str]:
 def alpaca(name: str, *, data_dir: Path | None = None, seed: int = 0) -> Corpus:
     """The hub's data set, or the .jsonl, .json or .json.xz file in `data_dir` or `data_dir`/alpaca."""
     if data_dir is None:
-        fetched = fetch(ALPACAS[name], instead=ALPACA_INSTEAD)
-        rows = parsed(row for split in fetched.values() for row in split)
+        rows = parsed(row for split in fetch(ALPACAS[name], instead=ALPACA_INSTEAD).values() for row in split)
         where = f"hub {ALPACAS[name]}"
     else:
         path = _alpaca_file(data_dir, name)

@@ -43,9 +43,8 @@ def plain(text: str) -> str:
 class Section:
     """Where in a docstring one is: numpydoc sections last until the next underline, Google's while indented."""
 
-    def __init__(self) -> None:
-        self.listing = False  # inside a section that lists names
-        self.google = False
+    listing = False  # inside a section that lists names
+    google = False
 
     def enter(self, lines: list[str]) -> list[str]:
         """Follow one block's heading, if it has one, and return the lines below it."""

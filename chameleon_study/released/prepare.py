@@ -52,7 +52,6 @@ class ReleasedCorpus(Material):
         return torch.from_numpy(self.tables[split].lengths >= self.settings.tokens.max_length)
 
     def facts(self, seed: int) -> dict:
-        """A record's `data`."""
         T = self.settings.tokens.max_length  # of a padded row
         return super().facts(seed) | {
             "full_rows": {s: int(self.full(s).sum()) for s in self.tables},
@@ -97,9 +96,8 @@ def prepare_released(settings, backbone: Backbone, corpus: Corpus, say=lambda te
 
 def documents_by_split(settings: Experiment, protocol: Protocol, corpus: Corpus) -> dict[str, tuple]:
     """The documents of each split that is not empty, as the protocol's `split` switch deals them."""
-    prompts = any(d.prompt for part in corpus.splits.values() for d in part)
     splits = {split: corpus.splits[split] for split in SPLITS if corpus.splits.get(split)}
-    if prompts and protocol.split == "script":
+    if protocol.split == "script" and any(d.prompt for part in corpus.splits.values() for d in part):
         rows = tuple(d for part in corpus.splits.values() for d in part)
         held = np.random.RandomState(SCRIPT_SEED).permutation(len(rows))
         held = np.sort(held[: max(1, round(settings.protocol.held_out * len(rows)))])
@@ -113,10 +111,7 @@ def documents_by_split(settings: Experiment, protocol: Protocol, corpus: Corpus)
 
 
 def row_tables(settings: Experiment, protocol: Protocol, tokenizer, documents) -> dict[str, TokenTable]:
-    """Tokens of each split, cut after a random order where the settings limit it.
-
-    With reads: row every row stays, otherwise those long enough to have a prefix.
-    """
+    """Tokens of each split, cut at random where limited; with reads: row also of rows too short for a prefix."""
     options = settings.tokens.model_dump()
     if protocol.reads == "row":
         options |= {"prefix_tokens": 1, "min_scored": 0}

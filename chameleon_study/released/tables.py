@@ -190,8 +190,7 @@ def walk_frame(records: list[Record]) -> pd.DataFrame:
     for record in records:
         if switches := record.data.get("protocol"):
             # every step gives one more switch its honest value, so their number is a stop's place in the walk
-            place = sum(switches[name] == honest[name] for name in switches)
-            stops.setdefault(place, []).append(record)
+            stops.setdefault(sum(switches[name] == honest[name] for name in switches), []).append(record)
     rows, before = [], {}
     for step, (_, of_stop) in enumerate(sorted(stops.items())):
         now = of_stop[0].data["protocol"]

@@ -191,7 +191,7 @@ def test_constant_input_is_a_static_adapter(small, tmp_path):
 def test_every_regime_on_cached_states_is_measured(small, tmp_path):
     names = [n for n, r in REGIMES.items() if r.procedure is None]
     context = _context(small(names))
-    trained = [r for r in REGIMES.values() if r.trained and not r.procedure]
+    trained = [r for r in REGIMES.values() if r.head and not r.procedure]
     members = train_seed(context, [(r, Choice(1e-2)) for r in trained], 0)
     members = {r.name: member for r, member in zip(trained, members)}
     seeded = seed_material(context.settings, context.material, 0)

@@ -60,7 +60,7 @@ def test_a_regime_and_its_control_are_tuned_on_one_budget():
 
 def test_a_borrowed_head_is_one_that_is_trained():
     for r in REGIMES.values():
-        assert r.weights_of is None or REGIMES[r.weights_of].trained
+        assert r.weights_of is None or REGIMES[r.weights_of].head
 
 
 TABLES = sorted(path for path in FOLDER.glob("*.yaml") if path.stem.startswith(("table", "waterfall")))

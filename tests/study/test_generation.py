@@ -43,7 +43,7 @@ def trained(small):
             Processes(),
             "",
         )
-        trained = [REGIMES[n] for n in names if REGIMES[n].trained]
+        trained = [REGIMES[n] for n in names if REGIMES[n].head]
         members = train_seed(context, [(r, Choice(1e-2)) for r in trained], 0)
         return (
             context,

@@ -4,7 +4,7 @@ import pytest
 
 from chameleon_lite import errors
 from chameleon_lite.backbone import load_backbone
-from chameleon_study.parameters import parameter_table
+from chameleon_study.tables import parameter_table
 
 
 def test_gpt2_small():

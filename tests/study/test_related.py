@@ -222,4 +222,4 @@ def test_every_cited_system_is_a_regime_and_conditioned_ones_differ_from_their_c
     assert (one.head, one.order) == (other.head, other.order) and one.source is not other.source
     for name in ("R21", "R27"):
         r, lender = REGIMES[name], REGIMES["R12"]
-        assert r.weights_of == "R12" and not r.trained and r.order == lender.order
+        assert r.weights_of == "R12" and r.head is None and r.order == lender.order

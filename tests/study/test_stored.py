@@ -96,7 +96,7 @@ def test_the_honest_study_is_whole():
         # A trained regime's rate was swept, and the reported seeds are not the sweep's; in the first study those with
         # LoRA in the layers took the better of two rates on the reported seeds.
         for r in records:
-            if REGIMES[r.regime].trained and (r.learning_rate_trials or r.regime not in uncached):
+            if REGIMES[r.regime].head and (r.learning_rate_trials or r.regime not in uncached):
                 swept = r.learning_rate_trials
                 name = Choice(r.learning_rate, **r.choice).name
                 assert name in swept and str(r.seed) not in swept[name]

@@ -4,10 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from chameleon_lite import Arrangement, Backbone
+from chameleon_lite import Backbone
 from chameleon_lite.app.corpus import Corpus
 from chameleon_lite.errors import UserError
 
@@ -15,7 +12,7 @@ from ...config import Experiment
 from ...corpora import load_corpus
 from ...prepare import Say
 from ..prepare import ReleasedCorpus, prepare_released
-from ..run import measure, row_losses, train_released
+from ..run import measure, train_released
 
 REGIMES = ("R0", "R1", "R4")
 Shown = tuple[dict[str, float], dict]  # a proof's numbers by name, and what else its sentence says
@@ -34,7 +31,6 @@ class Subject:
 
     @cached_property
     def texts(self) -> Corpus:
-        """The corpus's documents."""
         return load_corpus(self.corpus, data_dir=self.data_dir)
 
     @cached_property
@@ -69,10 +65,3 @@ class Subject:
     def table(self) -> int:
         """The number of the paper's table for this kind of corpus."""
         return 2 if self.prompts else 1
-
-    def validation_losses(self, regime: str, batches: list[Tensor]) -> Tensor:
-        """nll (N,) of the validation rows; those of heads without a condition are the same under any batches."""
-        member, _, _, rows = self.trained[regime]
-        if regime == "R4":
-            return row_losses(self.material, regime, member, "validation", Arrangement.of(batches))
-        return torch.tensor(rows.loc[rows["split"] == "validation", "nll"].to_numpy())

@@ -11,7 +11,7 @@ from chameleon_lite.backbone import copied
 from chameleon_lite.backbones.tiny import byte_tokenizer
 
 from ...claims.paper import published
-from ...parameters import parameter_table
+from ...tables import parameter_table
 from ..prepare import documents_by_split
 from ..protocol import preset
 from ..states import LivePaddedStates, live_dropout
