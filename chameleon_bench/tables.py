@@ -3,12 +3,13 @@
 benchmarks/results/<machine>.json ─ load ─▶ {machine: file} ─ goals_frame, tried_frame, … ─▶ data frames
 """
 
+import json
 from pathlib import Path
 
 import pandas as pd
 
+from chameleon_lite.errors import RunFailed
 from chameleon_study.claims.statistics import interval_text
-from chameleon_study.stored import content_of
 
 from .measure import ROWS, USUAL
 
@@ -24,11 +25,18 @@ def load(folder: Path) -> dict[str, dict]:
 
 
 def stored_file(path: Path) -> dict:
-    """The content of a results file, {machine, rows}; DamagedFile, with the path, for anything else."""
-    with content_of(path, "results of `chameleon-lite bench`", "move it away or name another") as stored:
-        if not all("status" in row for row in stored["rows"].values()) or "device" not in stored["machine"]:
-            raise ValueError("a row has no status, or the machine no device")
-        return stored
+    """The content of a results file, {machine, rows}; RunFailed, with the path, for anything else."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if all("status" in row for row in stored["rows"].values()) and "device" in stored["machine"]:
+            return stored
+        reason = "its rows have no status"
+    except (ValueError, RecursionError):
+        reason = "it is no JSON, or cut short"
+    except (TypeError, KeyError, AttributeError):
+        reason = "it has no machine and rows"
+    what = f"{path} is no file of `chameleon-lite bench`: {reason}"
+    raise RunFailed(f"{what}; move it away or name another") from None
 
 
 def with_goals(results: dict[str, dict]) -> dict[str, dict]:
@@ -39,7 +47,8 @@ def with_goals(results: dict[str, dict]) -> dict[str, dict]:
 def entry(results: dict[str, dict], name: str, prefer: str = "") -> tuple[str, dict] | None:
     """(machine, entry) of a row, if possible from a machine whose name contains `prefer`; None if nowhere."""
     pairs = [(machine, stored["rows"].get(name)) for machine, stored in results.items()]
-    return min((p for p in pairs if usable(p[1])), key=lambda pair: prefer not in pair[0], default=None)
+    pairs = sorted((p for p in pairs if usable(p[1])), key=lambda pair: prefer not in pair[0])
+    return pairs[0] if pairs else None
 
 
 def usable(row: dict | None) -> bool:

@@ -229,7 +229,7 @@ def test_a_device_that_is_not_there_is_named(device, tmp_path):
 def test_a_file_that_holds_no_results_is_named_and_kept(content, tmp_path):
     path = tmp_path / "x.json"
     path.write_text(content)
-    with pytest.raises(RunFailed, match="x.json holds no results of `chameleon-lite bench`") as raised:
+    with pytest.raises(RunFailed, match="x.json is no file of `chameleon-lite bench`") as raised:
         run_rows(["B14"], device="cpu", quick=True, out=path)
     assert "\n" not in str(raised.value) and path.read_text() == content
 
