@@ -39,7 +39,10 @@ class Corpus:
     @cached_property
     def hash(self) -> str:
         """Hex sha256 over the canonical JSON lines of all splits, in order; name, source and notes don't count."""
-        return hashlib.sha256("".join(line + "\n" for line in lines(self)).encode()).hexdigest()
+        digest = hashlib.sha256()
+        for line in lines(self):
+            digest.update(line.encode() + b"\n")
+        return digest.hexdigest()
 
     def counts(self) -> dict[str, dict[str, int]]:
         """For each split the number of documents, of scored characters and of groups."""

@@ -79,7 +79,7 @@ def compared(nll: np.ndarray, counts: np.ndarray, seed: int) -> dict[str, float]
     """From nats (2, N), frozen and adapted, and tokens (N,) of texts: `Fitted`'s before, after, low and high."""
     before, after = (nll.sum(1) / counts.sum()).tolist()
     generator, difference = np.random.default_rng(seed), nll[1] - nll[0]
-    at_once, draws = max(1, SAMPLED // len(counts)), []
+    at_once, draws = max(1, SAMPLED // max(1, len(counts))), []
     for first in range(0, RESAMPLES, at_once):
         texts = generator.integers(len(counts), size=(min(at_once, RESAMPLES - first), len(counts)))
         draws.append(difference[texts].sum(1) / counts[texts].sum(1))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..backbone import Backbone
+from ..backbones.formats import sums_on
 from ..batches import Arrangement, arrange
 from ..cluster import Clustering, cluster_count, fit_clusters, merge_small
 from ..embed import mean_embeddings
@@ -61,6 +62,7 @@ def parts_of(
     generator = np.random.default_rng(settings.seed)
     parts = Parts({}, {}, {}, limits | writer.facts)
     limits = limits | {"max_length": min(limits["max_length"], backbone.max_length)}
+    embedding = backbone.embedding.detach().to(sums_on(backbone.device))
     for split in SPLITS:
         documents = []
         for document in corpus.splits[split]:
@@ -76,7 +78,7 @@ def parts_of(
             most = max(settings.max_train_tokens, table.lengths[order[0]])
             order = order[np.cumsum(table.lengths[order]) <= most]
         parts.tables[split] = table.take(np.sort(order))
-        parts.vectors[split] = mean_embeddings(parts.tables[split], backbone.embedding).cpu()
+        parts.vectors[split] = mean_embeddings(parts.tables[split], embedding).cpu()
     x, clusters = parts.vectors["train"], settings.clusters
     clustering = fit_clusters(x, cluster_count(len(x), clusters.batch_rows), seed=settings.seed)
     for split, x in parts.vectors.items():

@@ -112,9 +112,9 @@ def fused_activations(lm: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unmasked(lm: nn.Module) -> Iterator[None]:
-    """Inside, GPT-2 and Llama attend to all tokens before, and no mask is made: only to see that none is needed each
+    """Inside, GPT-2 and Llama make no mask: only to see that none is needed each pass would wait for a GPU.
 
-    pass would wait for a GPU. Other kinds may have layers that see less, and stay as they are.
+    Other kinds may have layers that see less, and stay as they are. A mask given meanwhile is not read.
     """
     config = lm.config
     if config.model_type not in PLAINLY_CAUSAL or config._attn_implementation != "sdpa":
@@ -123,9 +123,8 @@ def unmasked(lm: nn.Module) -> Iterator[None]:
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    AttentionInterface.register(
-        "sdpa_unmasked", sdpa_attention_forward
-    )  # under a name without masks of its own
+    # Under a name for which no kind of mask is registered.
+    AttentionInterface.register("sdpa_unmasked", sdpa_attention_forward)
     config._attn_implementation = "sdpa_unmasked"
     try:
         yield

@@ -1,14 +1,8 @@
-"""Numbers between host and GPU, through page-locked memory: a GPU copies it by itself, several times faster.
-
-    small inputs ─ sent ─▶ device            states of a batch ─ Fetched.add ─▶ host
-    states of a file ─ on_device, read by several threads ─▶ device
-
-Nothing here makes the host wait for the device's work but `Fetched.rows` and what `arriving` returns.
-"""
+"""Numbers between host and GPU through page-locked memory, which a GPU copies by itself, several times faster."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from functools import cache
 
 import numpy as np
 import torch
@@ -43,6 +37,12 @@ def arriving(x: Tensor) -> Callable[[], list]:
     return numbers
 
 
+@cache
+def _aside(device: torch.device) -> "torch.cuda.Stream":
+    """The one stream that copies: memory freed on a stream is used again on that stream alone."""
+    return torch.cuda.Stream(device)
+
+
 class Fetched:
     """States (L, C) fp16 on their way to the host, batch after batch, while the device goes on computing."""
 
@@ -50,25 +50,27 @@ class Fetched:
         gpu, self.count = device.type == "cuda", 0
         self.host = torch.empty(count, width, dtype=torch.float16, pin_memory=gpu)
         self.finite: list[Tensor] = []
-        self.aside = torch.cuda.Stream(device) if gpu else None
+        self.aside = _aside(device) if gpu else None
 
     def add(self, states: Tensor) -> None:
         """States (m, C), which come to lie behind those before."""
         states, place = states.half(), self.host[self.count : self.count + len(states)]
         self.count += len(states)
-        if self.aside is not None:
-            self.aside.wait_stream(torch.cuda.current_stream(states.device))
-            states.record_stream(self.aside)
-        with torch.cuda.stream(self.aside) if self.aside else nullcontext():
+        self.finite.append(torch.isfinite(states).all())
+        if self.aside is None:
+            place.copy_(states)
+            return
+        self.aside.wait_stream(torch.cuda.current_stream(states.device))
+        with torch.cuda.stream(self.aside):
             place.copy_(states, non_blocking=True)
-            self.finite.append(torch.isfinite(states).all())
+        states.record_stream(self.aside)
 
     def rows(self, name: str) -> np.ndarray:
         """All of them, waited for; RunFailed with the backbone's name when one is not finite."""
-        with torch.cuda.stream(self.aside) if self.aside else nullcontext():
-            finite = bool(torch.stack(self.finite).all())
-        if not finite:
+        if not all(finite.item() for finite in self.finite):
             raise RunFailed(f"{name}: hidden states are not finite; try feature_dtype: float32")
+        if self.aside is not None:
+            self.aside.synchronize()
         return self.host.numpy()
 
 
@@ -80,8 +82,10 @@ def on_device(states: np.ndarray | Tensor, device: torch.device) -> Tensor:
     with ThreadPoolExecutor(THREADS) as threads:
         for low in range(0, len(states), COPIED_ROWS):
             part, place = states[low : low + COPIED_ROWS], out[low : low + COPIED_ROWS]
-            host = torch.empty(place.shape, dtype=out.dtype, pin_memory=True) if gpu else place
+            on_host = device.type == "cpu"
+            host = place if on_host else torch.empty(place.shape, dtype=out.dtype, pin_memory=gpu)
             shares = (np.array_split(x, THREADS) for x in (host.numpy(), part))
             list(threads.map(np.copyto, *shares))
-            place.copy_(host, non_blocking=True)
+            if not on_host:
+                place.copy_(host, non_blocking=gpu)
     return out

@@ -16,12 +16,12 @@ from ..cluster import nearest_centroid
 from ..heads import HeadUpdate
 from ..loss import HeadWeight
 from ..text import TokenTable, by_length
-from ..train_layers import LiveStates, states_at
+from ..train_layers import STEP_TOKENS, LiveStates, states_at
 from .memory import Memory, Shapes, pairs_of
 
 CPU_TOKENS = 1_024  # padded, whose activations are kept for the way back
 GPU_SHARE = 0.4  # of all its memory
-STEP_TOKENS = 4_096  # of 32 documents, a step in training layers
+FULL_STEP = 4_096  # of 32 documents, a step in training layers
 KEPT_BYTES = 12  # per number that a layer reads or writes: a stream of five lanes took 11 in all
 
 
@@ -126,10 +126,11 @@ class LayerStates(LiveStates):
 
 
 def linear_layers(backbone: Backbone) -> dict[str, nn.Module]:
-    """The linear layers of the body by name: those that `add_lora` adapts."""
+    """The linear layers of the body by name: those that `add_lora` adapts, without its own."""
     from transformers.pytorch_utils import Conv1D
 
-    return {n: m for n, m in backbone.body.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    every = {n: m for n, m in backbone.body.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    return {n: m for n, m in every.items() if ".lora_" not in n}
 
 
 def tokens_that_fit(layers: Iterable[nn.Module], memory: int) -> int:
@@ -139,11 +140,12 @@ def tokens_that_fit(layers: Iterable[nn.Module], memory: int) -> int:
 
 
 def step_tokens(backbone: Backbone) -> int | None:
-    """Tokens of a piece in training layers: a step of 32 documents where a GPU's memory allows; None: as usual."""
+    """Tokens of a piece in training layers: of a whole step, where a GPU's memory allows; None: as usual."""
     if backbone.device.type != "cuda":
         return None
     total = torch.cuda.get_device_properties(backbone.device).total_memory
-    return min(STEP_TOKENS, tokens_that_fit(linear_layers(backbone).values(), total))
+    tokens = min(FULL_STEP, tokens_that_fit(linear_layers(backbone).values(), total))
+    return tokens if tokens > STEP_TOKENS["cuda"] else None
 
 
 def layer_shapes(backbone: Backbone, rank: int) -> Shapes:

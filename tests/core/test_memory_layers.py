@@ -1,6 +1,7 @@
 """Layers with factors of each row's own, and a memory of them."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,14 @@ from chameleon_lite.lora import add_lora, lora_parameters
 from chameleon_lite.loss import HeadWeight
 from chameleon_lite.streams import online
 from chameleon_lite.streams.memory import HEAD, LearnSettings, Memory, fresh_start
-from chameleon_lite.streams.online import LayerStates, layer_shapes, learn, tokens_that_fit
+from chameleon_lite.streams.online import (
+    LayerStates,
+    layer_shapes,
+    learn,
+    linear_layers,
+    step_tokens,
+    tokens_that_fit,
+)
 
 
 def fresh(shapes, slots, rate):
@@ -94,3 +102,16 @@ def test_tokens_that_fit_keep_no_more_than_the_share_of_the_memory(model, tiny_t
     assert 64 < tokens_that_fit(live.linear.values(), memory) <= tokens
     assert tokens_that_fit(live.linear.values(), 1) == 64
     assert live.piece_tokens == online.CPU_TOKENS
+
+
+@pytest.mark.parametrize("memory, tokens", [(80e9, 4_096), (1e5, None)])
+def test_a_piece_of_a_step_is_larger_than_usual_where_memory_allows_and_never_smaller(
+    monkeypatch, memory, tokens
+):
+    backbone, device = load_backbone("tiny-llama"), torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d: SimpleNamespace(total_memory=memory))
+    assert step_tokens(backbone) is None  # on a CPU
+    alone = set(linear_layers(backbone))
+    add_lora(backbone, rank=4)
+    assert {n.removesuffix(".base_layer") for n in linear_layers(backbone)} == alone
+    assert step_tokens(SimpleNamespace(device=device, body=backbone.body)) == tokens
