@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import cache
 
 import numpy as np
@@ -39,7 +40,7 @@ def arriving(x: Tensor) -> Callable[[], list]:
 
 @cache
 def _aside(device: torch.device) -> "torch.cuda.Stream":
-    """The one stream that copies: memory freed on a stream is used again on that stream alone."""
+    """The one stream that copies: what is freed on a stream is used again on that stream alone."""
     return torch.cuda.Stream(device)
 
 
@@ -56,21 +57,19 @@ class Fetched:
         """States (m, C), which come to lie behind those before."""
         states, place = states.half(), self.host[self.count : self.count + len(states)]
         self.count += len(states)
-        self.finite.append(torch.isfinite(states).all())
-        if self.aside is None:
-            place.copy_(states)
-            return
-        self.aside.wait_stream(torch.cuda.current_stream(states.device))
-        with torch.cuda.stream(self.aside):
-            place.copy_(states, non_blocking=True)
-        states.record_stream(self.aside)
+        if self.aside is not None:
+            self.aside.wait_stream(torch.cuda.current_stream(states.device))
+            states.record_stream(self.aside)
+        with torch.cuda.stream(self.aside) if self.aside else nullcontext():
+            place.copy_(states, non_blocking=self.aside is not None)
+            self.finite.append(torch.isfinite(states).all())
 
     def rows(self, name: str) -> np.ndarray:
         """All of them, waited for; RunFailed with the backbone's name when one is not finite."""
-        if not all(finite.item() for finite in self.finite):
+        with torch.cuda.stream(self.aside) if self.aside else nullcontext():
+            finite = all(x.item() for x in self.finite)
+        if not finite:
             raise RunFailed(f"{name}: hidden states are not finite; try feature_dtype: float32")
-        if self.aside is not None:
-            self.aside.synchronize()
         return self.host.numpy()
 
 
