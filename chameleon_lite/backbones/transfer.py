@@ -25,10 +25,8 @@ def arriving(x: Tensor) -> Callable[[], list]:
     """Begin to copy x to the host; the function waits for that, and for no later work, and gives its numbers."""
     if not x.is_cuda:
         return x.tolist
-    host, there = (
-        torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True),
-        torch.cuda.Event(),
-    )
+    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
+    there = torch.cuda.Event()
     there.record(torch.cuda.current_stream(x.device))
 
     def numbers() -> list:
